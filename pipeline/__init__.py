@@ -1,0 +1,1 @@
+"""The library: everything that computes. It imports nothing from `stages`."""

@@ -1,0 +1,116 @@
+"""The exceptions that users meet.
+
+LtdPipeError
+├── ParamsError      (ValueError)         params.yaml or an option says something impossible
+├── MissingError     (FileNotFoundError)  a file or folder that was named is not there
+├── DataError        (ValueError)         images or a beton that cannot be used as they are
+├── StoreError       (ValueError)         a soft-label store that is damaged or not to be trusted
+│   └── JoinError                         a sound store that belongs to other images
+├── CheckpointError  (ValueError)         weights that are unsafe or do not fit the network
+├── ModelError       (ValueError)         a model that computes something it must not
+├── BusyError        (RuntimeError)       another run is writing to the same place
+├── WriteError       (OSError)            the result could not be written; nothing was published
+└── MachineError     (RuntimeError)       this machine lacks something, and how to get it
+
+Each is one line: `<where>: <what>: expected <x>, found <y>. <What to do.>`
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BusyError",
+    "CheckpointError",
+    "DataError",
+    "JoinError",
+    "LtdPipeError",
+    "MachineError",
+    "MissingError",
+    "ModelError",
+    "ParamsError",
+    "StoreError",
+    "WriteError",
+]
+
+
+class LtdPipeError(Exception):
+    """Base of all errors that are the input's fault, not ours; commands end with exit code 1.
+
+    Parameters
+    ----------
+    where : object
+        The file, parameter or place that is wrong, as the user knows it.
+    what : str
+        What is wrong there.
+    expected, found : object, optional
+        What should have been there, and what was; both or only `found`.
+    remedy : str, optional
+        What to do about it: a whole sentence.
+    """
+
+    def __init__(
+        self,
+        where: object,
+        what: str,
+        *,
+        expected: object = None,
+        found: object = None,
+        remedy: str = "",
+    ) -> None:
+        self.where, self.what = str(where), what
+        self.expected, self.found, self.remedy = expected, found, remedy
+        super().__init__(self._sentence())
+
+    def _sentence(self) -> str:
+        line = f"{self.where}: {self.what}"
+        if self.expected is not None and self.found is not None:
+            line += f": expected {self.expected}, found {self.found}"
+        elif self.found is not None:
+            line += f": found {self.found}"
+        elif self.expected is not None:
+            line += f": expected {self.expected}"
+        line = line if line.endswith((".", "!", "?")) else line + "."
+        return f"{line} {self.remedy}".rstrip()
+
+    def __str__(self) -> str:
+        # OSError subclasses would otherwise print their errno form.
+        return self._sentence()
+
+
+class ParamsError(LtdPipeError, ValueError):
+    """A parameter is unknown, missing, or out of its range."""
+
+
+class MissingError(LtdPipeError, FileNotFoundError):
+    """A file or folder that was named does not exist."""
+
+
+class DataError(LtdPipeError, ValueError):
+    """Images, a folder of images or a beton cannot be used as they are."""
+
+
+class StoreError(LtdPipeError, ValueError):
+    """A soft-label store is damaged, incomplete, or of a format we do not read."""
+
+
+class JoinError(StoreError):
+    """A soft-label store and a data set do not belong together."""
+
+
+class CheckpointError(LtdPipeError, ValueError):
+    """A checkpoint is unsafe to load or does not fit the network."""
+
+
+class ModelError(LtdPipeError, ValueError):
+    """A model computes something it must not: NaN logits, random outputs, training mode."""
+
+
+class BusyError(LtdPipeError, RuntimeError):
+    """Another process holds the place that this one wants to write to."""
+
+
+class WriteError(LtdPipeError, OSError):
+    """A result could not be written; whatever stood under its name is untouched."""
+
+
+class MachineError(LtdPipeError, RuntimeError):
+    """The machine lacks something that is needed."""

@@ -1,0 +1,191 @@
+"""Write beside, then rename: nothing is ever found half-written under its own name."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import BusyError, WriteError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["exclusive", "replace_tree", "require_free", "staged", "write_json", "write_text"]
+
+
+@contextlib.contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """Give a path to write to, which becomes `target` by one rename when the block succeeds.
+
+    Parameters
+    ----------
+    target : Path
+        The file to publish; its folder is made.
+
+    Yields
+    ------
+    Path
+        A name in the same folder. It is removed when the block fails, `target` untouched.
+
+    Raises
+    ------
+    WriteError
+        When the disk is full, read-only or otherwise refuses.
+    """
+    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        _flush(beside)
+        os.replace(beside, target)
+        _flush(target.parent)
+    except OSError as error:
+        if isinstance(error, WriteError) or error.errno is None:
+            raise
+        raise _refused(target, error) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    # Without fsync of the file and of its folder a power cut can leave an empty file
+    # under the final name.
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _refused(target: Path, error: OSError) -> WriteError:
+    remedies = {
+        errno.ENOSPC: "Free disk space and run it again; nothing was published.",
+        errno.EDQUOT: "Free disk quota and run it again; nothing was published.",
+        errno.EROFS: "The file system is read-only: choose another output folder.",
+        errno.EACCES: "Make the folder writable or choose another one.",
+        errno.EPERM: "Make the folder writable or choose another one.",
+    }
+    remedy = remedies.get(error.errno or 0, "Nothing was published.")
+    return WriteError(target, f"cannot be written: {error.strerror}", remedy=remedy)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Publish a text file (UTF-8) atomically."""
+    with staged(target) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_json(target: Path, content: Any) -> None:
+    """Publish JSON atomically: two-space indents, keys in the order given, no NaN."""
+    write_text(target, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def replace_tree(built: Path, target: Path) -> None:
+    """Publish a folder that was built beside `target`, replacing what stood there.
+
+    Parameters
+    ----------
+    built : Path
+        A complete folder on the same file system.
+    target : Path
+        Its final name. An older folder of that name is moved away first and then removed,
+        so that at every moment `target` is either whole or absent.
+
+    Raises
+    ------
+    WriteError
+        When the rename is refused; the older folder is put back.
+    """
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            os.replace(target, old)
+        os.replace(built, target)
+        _flush(target.parent)
+    except OSError as error:
+        if old.exists() and not target.exists():
+            os.replace(old, target)
+        raise _refused(target, error) from error
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def require_free(folder: Path, size: int) -> None:
+    """Refuse before the work starts when the disk cannot hold its result.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the result will be; it need not exist yet.
+    size : int
+        Bytes that will be written.
+
+    Raises
+    ------
+    WriteError
+        When fewer than `size` bytes are free.
+    """
+    existing = folder.resolve()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < size:
+        raise WriteError(
+            folder,
+            "not enough disk space",
+            expected=f"{size / 2**20:,.0f} MiB free",
+            found=f"{free / 2**20:,.0f} MiB",
+            remedy="Free disk space or choose another output folder.",
+        )
+
+
+@contextlib.contextmanager
+def exclusive(target: Path) -> Iterator[None]:
+    """Hold the right to write `target` while the block runs.
+
+    Parameters
+    ----------
+    target : Path
+        The output; the lock is a file beside it that the kernel releases when the process
+        dies, however it dies.
+
+    Raises
+    ------
+    BusyError
+        When another process holds it.
+    """
+    lock = target.with_name(f".{target.name}.lock")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        handle = lock.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise _refused(target, error) from error
+    with handle:
+        _acquire(handle, target)
+        try:
+            yield
+        finally:
+            # Removed while still held: whoever waits for it finds a new file.
+            lock.unlink(missing_ok=True)
+
+
+def _acquire(handle: Any, target: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        handle.seek(0)
+        holder = handle.read().strip() or "unknown"
+        raise BusyError(
+            target,
+            f"process {holder} is writing to it",
+            remedy="Wait for it to end, or give this run another --out.",
+        ) from error
+    handle.truncate(0)
+    handle.write(str(os.getpid()))
+    handle.flush()

@@ -1,0 +1,175 @@
+"""Counter-based random numbers: a pure function of (seed, stream, epoch, sample index).
+
+A run must not depend on the loader's batch size, the number of workers or ranks, or on where
+it was interrupted. So nothing here has a state: every number is the SplitMix64 finaliser
+(Steele, Lea and Flood, OOPSLA 2014, the variant of Stafford) applied to a key, a sample index
+and a counter. numpy, torch (any device) and numba give the same integers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["bits", "bits_torch", "integers", "normal", "permutation", "stream_key", "uniform"]
+
+# 2^64 / golden ratio, and the two multipliers of SplitMix64.
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+_MASK = 0xFFFFFFFFFFFFFFFF
+
+
+def stream_key(seed: int, stream: str, epoch: int = 0) -> int:
+    """Derive the 64-bit key of one stream of random numbers.
+
+    Parameters
+    ----------
+    seed : int
+        The run's seed.
+    stream : str
+        What the numbers are for, such as "crop" or "attack-start"; streams are independent.
+    epoch : int
+        Epoch, view or restart within the stream.
+
+    Returns
+    -------
+    int
+        In [0, 2^64).
+    """
+    text = f"{seed}/{stream}/{epoch}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+def bits(key: int, index: NDArray[np.int64], counter: int = 0) -> NDArray[np.uint64]:
+    """Random 64-bit integers, one per sample.
+
+    Parameters
+    ----------
+    key : int
+        From `stream_key`.
+    index : ndarray, dtype int64
+        Sample indices, any shape.
+    counter : int
+        Which draw of the sample this is.
+
+    Returns
+    -------
+    ndarray of the same shape, dtype uint64
+    """
+    sample = _mix(index.astype(np.uint64) * np.uint64(_GOLDEN) + np.uint64(key))
+    return _mix(sample + np.uint64((counter + 1) * _GOLDEN & _MASK))
+
+
+def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(_MIX_1)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(_MIX_2)
+    mixed: NDArray[np.uint64] = z ^ (z >> np.uint64(31))
+    return mixed
+
+
+def bits_torch(key: int, index: torch.Tensor, draws: int) -> torch.Tensor:
+    """`bits` for counters 0 to draws - 1 on the index's device.
+
+    Parameters
+    ----------
+    key : int
+        From `stream_key`.
+    index : Tensor of shape (B,), dtype int64
+        Sample indices.
+    draws : int
+        Numbers per sample.
+
+    Returns
+    -------
+    Tensor of shape (B, draws), dtype int64
+        The bit patterns of the unsigned integers that `bits` returns.
+    """
+    sample = _mix_torch(index * _signed(_GOLDEN) + _signed(key))
+    counter = torch.arange(1, draws + 1, device=index.device) * _signed(_GOLDEN)
+    return _mix_torch(sample[:, None] + counter)
+
+
+def _mix_torch(z: torch.Tensor) -> torch.Tensor:
+    z = (z ^ _shift_right(z, 30)) * _signed(_MIX_1)
+    z = (z ^ _shift_right(z, 27)) * _signed(_MIX_2)
+    return z ^ _shift_right(z, 31)
+
+
+def _shift_right(z: torch.Tensor, by: int) -> torch.Tensor:
+    # torch has no uint64 arithmetic, and >> on int64 copies the sign bit: mask it away.
+    return (z >> by) & ((1 << (64 - by)) - 1)
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+def uniform(key: int, index: torch.Tensor, shape: tuple[int, ...] = ()) -> torch.Tensor:
+    """Uniform numbers in [0, 1), multiples of 2^-24, so exact in float32.
+
+    Parameters
+    ----------
+    key : int
+        From `stream_key`.
+    index : Tensor of shape (B,), dtype int64
+        Sample indices.
+    shape : tuple of int
+        Shape of one sample's numbers.
+
+    Returns
+    -------
+    Tensor of shape (B, *shape), dtype float32
+    """
+    raw = bits_torch(key, index, math.prod(shape))
+    return (_shift_right(raw, 40).to(torch.float32) * 2.0**-24).reshape(len(index), *shape)
+
+
+def integers(key: int, index: torch.Tensor, high: int, counter: int = 0) -> torch.Tensor:
+    """Integers in [0, high), one per sample.
+
+    Returns
+    -------
+    Tensor of shape (B,), dtype int64
+        The bias of the modulo is below high / 2^63.
+    """
+    raw = bits_torch(key, index, counter + 1)[:, counter]
+    return _shift_right(raw, 1) % high
+
+
+def normal(key: int, index: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Standard normal numbers by Box and Muller's transform of two uniform draws.
+
+    Returns
+    -------
+    Tensor of shape (B, *shape), dtype float32
+    """
+    pair = uniform(key, index, (2, *shape))
+    # 1 - u lies in (0, 1], so the logarithm is finite.
+    radius = torch.sqrt(-2.0 * torch.log(1.0 - pair[:, 0]))
+    return radius * torch.cos(2.0 * math.pi * pair[:, 1])
+
+
+def permutation(key: int, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Samples in random order: sorted by their own random number.
+
+    Parameters
+    ----------
+    key : int
+        From `stream_key`; one per epoch.
+    samples : ndarray of shape (N,), dtype int64
+        Sample indices.
+
+    Returns
+    -------
+    ndarray of shape (N,), dtype int64
+        Where a sample lands relative to another does not depend on which others there are.
+    """
+    return samples[np.argsort(bits(key, samples), kind="stable")]

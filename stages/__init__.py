@@ -1,0 +1,1 @@
+"""One file per DVC stage; each reads parameters, calls `pipeline`, and writes outputs."""

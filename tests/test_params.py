@@ -1,0 +1,119 @@
+"""Parameters are validated once, with the key's path in the error."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.errors import MissingError, ParamsError
+from pipeline.params import load_params, parse_params
+
+MINIMAL = """
+prepare: {dataset: digits}
+teacher: {architecture: small-cnn, epochs: 1}
+label: {temperature: 2.0}
+train: {architecture: small-cnn, epochs: 1, eps: 8/255, step_size: 2/255}
+evaluate: {eps: 8/255}
+"""
+
+
+def minimal(**overrides):
+    return parse_params(yaml.safe_load(MINIMAL), overrides, where="params.yaml")
+
+
+def test_fractions_are_numbers():
+    """`8/255` is accepted where a number is, and is that number."""
+    assert minimal().train.eps == 8 / 255
+    assert minimal(**{"evaluate.eps_grid": "[0, 4/255]"}).evaluate.eps_grid == (0, 4 / 255)
+
+
+def test_auto_temperature_gives_its_target():
+    """`auto:0.9` asks for a mean top probability of 0.9; a number asks for none."""
+    assert minimal(**{"label.temperature": "auto:0.9"}).label.target_top_probability() == 0.9
+    assert minimal().label.target_top_probability() is None
+
+
+ACCEPTED = [
+    ("seed", "3"),
+    ("train.learning_rate", "1e-2"),
+    ("train.milestones", "[1/2, 0.75]"),
+    ("evaluate.images", "null"),
+    ("label.temperature", "0.5"),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), ACCEPTED, ids=[key for key, _ in ACCEPTED])
+def test_accepted(key, value):
+    """Sound overrides are taken."""
+    minimal(**{key: value})
+
+
+REFUSED = [
+    ("train.eps", "1.5", r"params.yaml: train.eps: input should be less than or equal to 1"),
+    ("train.eps", "8", r"train.eps: input should be less than or equal to 1: found 8"),
+    ("train.eps", "0", "train.eps: input should be greater than 0"),
+    ("train.eps", "8/0", "train.eps: '8/0' is not a number or a fraction"),
+    ("train.eps", "null", "train.eps: input should be a valid number"),
+    ("train.epoch", "3", "train.epoch: unknown key. Did you mean 'epochs'?"),
+    ("trian.eps", "3", "trian: unknown key. Did you mean 'train'?"),
+    ("train.zzz", "3", "train.zzz: unknown key. Remove it."),
+    ("label.temperature", "0", "label: temperature must be above 0, found 0"),
+    ("label.temperature", "-1", "label: temperature must be above 0"),
+    ("label.temperature", ".nan", "label.temperature"),
+    ("label.temperature", "auto:1.5", r"auto:P with P in \(0, 1\), found 'auto:1.5'"),
+    ("label.temperature", "warm", r"auto:P with P in \(0, 1\), found 'warm'"),
+    ("train.temperature", "0", "train.temperature: input should be greater than 0"),
+    ("prepare.dataset", "folder", "dataset 'folder' needs prepare.path"),
+    ("prepare.validation_fraction", "1", "prepare.validation_fraction"),
+    ("seed", "-1", "seed: input should be greater than or equal to 0"),
+    ("train.objective", "tardes", "input should be 'at' or 'trades': found 'tardes'"),
+    ("seed.deep", "1", "'seed' is a value, not a section"),
+    ("train.eps", "[", "is not readable as YAML"),
+]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"), REFUSED, ids=[f"{key}={value}" for key, value, _ in REFUSED]
+)
+def test_refused(key, value, message):
+    """Each error names the key's path, what is wrong, and what was found."""
+    content = yaml.safe_load(MINIMAL) | {"seed": 0}
+    with pytest.raises(ParamsError, match=message):
+        parse_params(content, {key: value}, where="params.yaml")
+
+
+def test_a_missing_eps_is_refused():
+    """There is no default radius: leaving it out is an error that names it."""
+    content = yaml.safe_load(MINIMAL)
+    del content["evaluate"]["eps"]
+    with pytest.raises(ParamsError, match=r"p.yaml: evaluate.eps: is missing. Add it."):
+        parse_params(content, where="p.yaml")
+
+
+def test_parameters_cannot_be_changed_afterwards():
+    """A run's parameters are frozen."""
+    with pytest.raises(ValueError, match="frozen"):
+        minimal().train.eps = 0.5
+
+
+FILES = [
+    ("", "expected sections"),
+    ("[1, 2]", "expected sections"),
+    ("a: [", "is not readable as YAML"),
+    ("\xff", "expected sections|not readable"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), FILES, ids=["empty", "list", "broken", "latin1"])
+def test_a_file_that_holds_no_parameters_is_refused(tmp_path, text, message):
+    """What is not a YAML mapping is refused with its name."""
+    path = tmp_path / "params.yaml"
+    path.write_bytes(text.encode("latin1"))
+    with pytest.raises(ParamsError, match=message):
+        load_params(path)
+
+
+def test_a_file_that_is_not_there_is_named():
+    """A missing file is a MissingError, which is a FileNotFoundError."""
+    with pytest.raises(MissingError, match="nowhere.yaml: no such parameter file"):
+        load_params(Path("nowhere.yaml"))

@@ -1,0 +1,82 @@
+"""Nothing is found half-written under its own name."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import BusyError, WriteError
+from pipeline.publish import exclusive, replace_tree, require_free, staged, write_json, write_text
+
+
+def test_a_failing_block_leaves_the_old_file_and_nothing_else(tmp_path):
+    """An exception inside the block keeps what stood there and removes the part file."""
+    target = tmp_path / "a.txt"
+    write_text(target, "old")
+    with pytest.raises(KeyboardInterrupt), staged(target) as beside:
+        beside.write_text("half")
+        raise KeyboardInterrupt
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_full_disk_is_one_clear_line(tmp_path):
+    """ENOSPC becomes a WriteError that names the file and says what to do."""
+    with pytest.raises(WriteError, match="Free disk space"), staged(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_really_full_disk_is_refused(tmp_path):
+    """Writing to the kernel's always-full device gives the same line."""
+    with pytest.raises(WriteError, match="No space left"), staged(tmp_path / "a"):
+        Path("/dev/full").write_text("x")
+
+
+def test_not_enough_space_is_refused_before_the_work(tmp_path):
+    """A result larger than the disk is refused at once, for a folder that is not there yet."""
+    with pytest.raises(WriteError, match="not enough disk space: expected .* MiB free"):
+        require_free(tmp_path / "new" / "folder", 2**62)
+
+
+def test_json_refuses_nan(tmp_path):
+    """NaN is not JSON, so it is refused rather than written."""
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    """The old folder's files are gone, the new one's are there."""
+    for name in ("new", "old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    replace_tree(tmp_path / "new", tmp_path / "old")
+    assert [path.name for path in (tmp_path / "old").iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from pipeline.publish import exclusive
+with exclusive(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_is_refused_and_a_killed_one_lets_go(tmp_path):
+    """The lock names its holder, and the kernel releases it when the holder is killed."""
+    target = tmp_path / "out"
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(target)], stdout=subprocess.PIPE)
+    with holder:
+        holder.stdout.readline()
+        with pytest.raises(BusyError, match=f"process {holder.pid} is writing"), exclusive(target):
+            pass
+        holder.send_signal(signal.SIGKILL)
+    with exclusive(target):
+        pass
