@@ -8,6 +8,7 @@ LtdPipeError
 │   └── JoinError                         a sound store that belongs to other images
 ├── CheckpointError  (ValueError)         weights that are unsafe or do not fit the network
 ├── ModelError       (ValueError)         a model that computes something it must not
+├── StateError       (ValueError)         a snapshot of an interrupted run that cannot be continued
 ├── BusyError        (RuntimeError)       another run is writing to the same place
 ├── WriteError       (OSError)            the result could not be written; nothing was published
 └── MachineError     (RuntimeError)       this machine lacks something, and how to get it
@@ -27,6 +28,7 @@ __all__ = [
     "MissingError",
     "ModelError",
     "ParamsError",
+    "StateError",
     "StoreError",
     "WriteError",
 ]
@@ -102,6 +104,10 @@ class CheckpointError(LtdPipeError, ValueError):
 
 class ModelError(LtdPipeError, ValueError):
     """A model computes something it must not: NaN logits, random outputs, training mode."""
+
+
+class StateError(LtdPipeError, ValueError):
+    """A snapshot of an interrupted run cannot be continued."""
 
 
 class BusyError(LtdPipeError, RuntimeError):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 __all__ = [
+    "Common",
     "EvaluateParams",
     "FitParams",
     "LabelParams",
@@ -33,6 +34,7 @@ __all__ = [
     "TrainParams",
     "load_params",
     "parse_params",
+    "parse_standalone",
 ]
 
 
@@ -134,9 +136,17 @@ class FitParams(Section):
     )
     crop_padding: int = Field(0, ge=0, description="random crop after padding by these pixels")
     flip: bool = Field(False, description="random horizontal flip")
+    mean: tuple[Number, ...] | None = Field(
+        None,
+        description="per channel, subtracted from pixels in [0, 1] inside the model; null: 0",
+    )
+    std: tuple[Number, ...] | None = Field(
+        None, description="per channel, divides them likewise; null: 1"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where a short measurement finds it faster"
     )
+    channels_last: bool = Field(True, description="memory format of images and weights")
     snapshot_minutes: float = Field(
         5.0, ge=0, description="minutes between snapshots to resume from; also at each epoch's end"
     )
@@ -250,12 +260,17 @@ class ReportParams(Section):
     examples: int = Field(8, ge=0, le=64, description="pictures of clean and attacked images")
 
 
-class Params(Section):
-    """All of params.yaml."""
+class Common(Section):
+    """What all stages share."""
 
     launch: str = Field("python", description="what starts a stage: python, or torchrun ...")
     seed: int = Field(0, ge=0, lt=2**31, description="of every random number")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where it is")
+
+
+class Params(Common):
+    """All of params.yaml."""
+
     prepare: PrepareParams
     teacher: TeacherParams
     label: LabelParams
@@ -309,6 +324,23 @@ def parse_params(
         return Params.model_validate(content)
     except ValidationError as error:
         raise _explain(error, where) from error
+
+
+def parse_standalone(section: str, overrides: Mapping[str, str]) -> Params:
+    """Parameters of one stage alone, where there is no file: its defaults and the overrides.
+
+    Only `seed`, `device` and the section itself may be read from the result.
+    """
+    content: dict[str, Any] = {section: {}}
+    for key, value in overrides.items():
+        _override(content, key, value)
+    model = Params.model_fields[section].annotation
+    try:
+        checked = model.model_validate(content.pop(section))  # type: ignore[union-attr]
+        common = Common.model_validate(content)
+    except ValidationError as error:
+        raise _explain(error, f"options: {section}") from error
+    return Params.model_construct(**common.model_dump(), **{section: checked})
 
 
 def _override(content: dict[str, Any], key: str, value: str) -> None:

@@ -1,0 +1,12 @@
+"""Stored pixels and the unit that models and attacks see."""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["to_unit"]
+
+
+def to_unit(images: torch.Tensor) -> torch.Tensor:
+    """Pixels in [0, 1]: uint8 images divided by 255, as float32 of the same shape."""
+    return images.to(torch.float32).div_(255.0)

@@ -1,0 +1,1 @@
+"""Training: the loop, its targets, schedule, moving average and resumable state."""
