@@ -1,0 +1,1 @@
+"""Networks, the classifier that wraps them, and checkpoints."""

@@ -1,0 +1,169 @@
+"""Classifiers on disk: safetensors with the whole description in the metadata.
+
+The tensors are the network's own state dict, under the names of RobustBench's model zoo where
+it has that network; `header` lists what stands beside them. No pickle's code is ever run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+import torch
+
+from pipeline.errors import CheckpointError, ModelError
+from pipeline.models.classifier import Classifier
+from pipeline.models.foreign import load_foreign
+from pipeline.models.header import KEY, Header, describe, parse_header
+from pipeline.models.registry import build
+from pipeline.models.weights import (
+    fit,
+    is_pickle,
+    read_metadata,
+    read_tensors,
+    require_file,
+    require_finite,
+)
+from pipeline.publish import staged
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+__all__ = [
+    "load_classifier",
+    "load_foreign",
+    "open_classifier",
+    "read_facts",
+    "save_classifier",
+]
+
+
+def save_classifier(model: Classifier, path: Path, **facts: Any) -> None:
+    """Publish a classifier; equal weights and facts give equal bytes.
+
+    Parameters
+    ----------
+    model : Classifier
+        On any device.
+    path : Path
+        Replaced in one step if it exists.
+    **facts
+        Plain values (JSON) on how the model came to be; `read_facts` gives them back.
+
+    Raises
+    ------
+    CheckpointError
+        When a weight is NaN or infinite.
+    ModelError
+        When a fact contradicts the model.
+    WriteError
+        When the disk refuses; nothing is published.
+    """
+    # Copies, because safetensors refuses tensors that share memory or are not contiguous.
+    state = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in model.network.state_dict().items()
+    }
+    require_finite(state, path)
+    metadata = {KEY: describe(model, facts)}
+    with staged(path) as beside:
+        safetensors.torch.save_file(state, beside, metadata)
+
+
+def load_classifier(path: Path) -> Classifier:
+    """Load what `save_classifier` wrote, on the CPU and in evaluation mode.
+
+    Raises
+    ------
+    MissingError
+        When there is no such file.
+    CheckpointError
+        When it is of another kind or version, damaged, or does not fit its own description.
+    """
+    header = _read_header(path)
+    try:
+        model = _described(header)
+    except ModelError as error:
+        raise CheckpointError(path, f"describes no model of ours ({error})") from error
+    fit(model.network, read_tensors(path), path)
+    return model.eval()
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The checkpoint's description: the model's constants and the facts saved with it.
+
+    Raises
+    ------
+    MissingError, CheckpointError
+        As `load_classifier`, but the weights are not looked at.
+    """
+    return _read_header(path).model_dump(mode="json")
+
+
+def open_classifier(
+    path: Path,
+    *,
+    architecture: str,
+    class_names: Sequence[str],
+    shape: tuple[int, int, int],
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Classifier:
+    """Load a checkpoint of either kind for a data set.
+
+    Parameters
+    ----------
+    path : Path
+        Of `save_classifier`, which describes itself, or of another project.
+    architecture : str
+        Of the other project's network; a checkpoint of ours brings its own.
+    class_names, shape
+        The data set's; a checkpoint of ours must have been made for them.
+    mean, std : sequence of float, optional
+        As for `load_foreign`; a checkpoint of ours brings its own.
+
+    Raises
+    ------
+    MissingError, CheckpointError, ModelError
+        See `load_classifier` and `load_foreign`.
+    """
+    require_file(path)
+    if is_pickle(path) or KEY not in read_metadata(path):
+        return load_foreign(path, architecture, len(class_names), shape, class_names, mean, std)
+    model = load_classifier(path)
+    model.require_data(class_names, shape, f"the data for {path}")
+    return model
+
+
+def _read_header(path: Path) -> Header:
+    require_file(path)
+    if is_pickle(path):
+        raise CheckpointError(
+            path,
+            "is a pickle, which can hold code and is never loaded as it is",
+            remedy="Pass --arch NAME to take only the tensors out of it.",
+        )
+    metadata = read_metadata(path)
+    if KEY not in metadata:
+        raise CheckpointError(
+            path,
+            "holds weights without a description of their network",
+            remedy="Pass --arch NAME to say which network they belong to.",
+        )
+    return parse_header(metadata[KEY], path)
+
+
+def _described(header: Header) -> Classifier:
+    # The new weights are overwritten: the caller's random numbers must not be used up.
+    with torch.random.fork_rng(devices=[]):
+        network = build(header.architecture, header.num_classes, header.shape)
+    return Classifier(
+        network,
+        architecture=header.architecture,
+        class_names=header.class_names,
+        shape=header.shape,
+        mean=header.mean,
+        std=header.std,
+        temperature=header.temperature,
+    )

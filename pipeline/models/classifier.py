@@ -1,0 +1,192 @@
+"""The classifier: a network with its normalisation, temperature and class names inside.
+
+Whatever trains, attacks, evaluates or exports it passes images in [0, 1] and gets the logits
+that the classifier is judged by, so these steps cannot come to use different constants.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from pipeline.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Classifier"]
+
+
+class Classifier(nn.Module):
+    """A network that takes images in [0, 1] and divides its logits by its own temperature.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Maps normalised images of shape (B, C, H, W) to logits of shape (B, K).
+    architecture : str
+        The network's name in the registry.
+    class_names : sequence of str
+        K names, all different.
+    shape : tuple of int
+        (C, H, W) of the images.
+    mean, std : sequence of float, optional
+        C values each, subtracted from and dividing the images; None: 0 and 1. They are no
+        parameters: training leaves them as they are.
+    temperature : float, default 1.0
+        Divides the logits, in training and inference alike. Fixed for the model's life.
+
+    Raises
+    ------
+    ModelError
+        When one of these contradicts another or is out of its range.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        architecture: str,
+        class_names: Sequence[str],
+        shape: tuple[int, int, int],
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__()
+        channels, _, _ = shape
+        mean = [0.0] * channels if mean is None else list(mean)
+        std = [1.0] * channels if std is None else list(std)
+        _require_constants(architecture, channels, mean, std, temperature)
+        _require_names(architecture, class_names)
+        self.network = network
+        self.architecture = architecture
+        self.class_names = tuple(class_names)
+        self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
+        self._temperature = float(temperature)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+
+    @property
+    def temperature(self) -> float:
+        """The model's own temperature; it cannot be set."""
+        return self._temperature
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of classes."""
+        return len(self.class_names)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits divided by the model's temperature.
+
+        Parameters
+        ----------
+        images : Tensor of shape (B, C, H, W), dtype float32, in [0, 1]
+
+        Returns
+        -------
+        Tensor of shape (B, K)
+
+        Raises
+        ------
+        ModelError
+            When shape or dtype are others. The range is not checked: on a GPU that would wait
+            for the device at every call.
+        """
+        return self.raw_logits(images) / self._temperature
+
+    def raw_logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits before the model's temperature; a teacher's labels are softened from these.
+
+        Parameters and errors are those of `forward`.
+        """
+        self._require_images(images)
+        normalised = (images - self.mean[:, None, None]) / self.std[:, None, None]
+        logits: torch.Tensor = self.network(normalised)
+        return logits
+
+    def require_data(
+        self, class_names: Sequence[str], shape: tuple[int, int, int], data: str
+    ) -> None:
+        """Refuse a data set that the model was not made for.
+
+        Parameters
+        ----------
+        class_names : sequence of str
+            The data set's classes, in order.
+        shape : tuple of int
+            (C, H, W) of its images.
+        data : str
+            The data set as the user knows it.
+
+        Raises
+        ------
+        ModelError
+            Naming the first difference.
+        """
+        if tuple(shape) != self.shape:
+            raise ModelError(
+                data, "image shape", expected=f"{self.shape} by the model", found=shape
+            )
+        if len(class_names) != self.num_classes:
+            raise ModelError(
+                data,
+                "number of classes",
+                expected=f"{self.num_classes} by the model",
+                found=len(class_names),
+            )
+        for number, (ours, theirs) in enumerate(zip(self.class_names, class_names, strict=True)):
+            if ours != theirs:
+                raise ModelError(
+                    data,
+                    f"class {number}",
+                    expected=f"'{ours}' by the model",
+                    found=f"'{theirs}'",
+                    remedy="Give the data set the model's classes in the model's order.",
+                )
+
+    def _require_images(self, images: torch.Tensor) -> None:
+        if images.dtype != self.mean.dtype:
+            raise ModelError(
+                self.architecture,
+                "dtype of the images",
+                expected=self.mean.dtype,
+                found=images.dtype,
+                remedy="Divide uint8 images by 255." if images.dtype == torch.uint8 else "",
+            )
+        if images.ndim != 4 or tuple(images.shape[1:]) != self.shape:
+            raise ModelError(
+                self.architecture,
+                "shape of the images",
+                expected=f"(B, {', '.join(map(str, self.shape))})",
+                found=tuple(images.shape),
+            )
+
+
+def _require_constants(
+    where: str, channels: int, mean: list[float], std: list[float], temperature: float
+) -> None:
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ModelError(where, "temperature", expected="a number above 0", found=temperature)
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != channels or not all(map(math.isfinite, values)):
+            raise ModelError(where, name, expected=f"{channels} numbers", found=values)
+    if min(std) <= 0:
+        raise ModelError(where, "std", expected="numbers above 0", found=std)
+
+
+def _require_names(where: str, class_names: Sequence[str]) -> None:
+    if len(class_names) < 2 or len(set(class_names)) != len(class_names):
+        raise ModelError(
+            where,
+            "class names",
+            expected="two or more, all different",
+            found=", ".join(class_names) or "none",
+        )

@@ -1,0 +1,177 @@
+"""Other projects' weights: what they are wrapped in, and what they call things."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipeline.errors import CheckpointError, ModelError
+from pipeline.models.classifier import Classifier
+from pipeline.models.registry import build
+from pipeline.models.weights import fit, is_pickle, read_pickle, read_tensors, require_file
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+__all__ = ["load_foreign"]
+
+# Where training scripts keep their state dict. The moving average comes first: it is what
+# those scripts evaluate.
+_WRAPPERS = ("model_ema", "state_dict_ema", "state_dict", "model_state_dict", "model", "net")
+# A hostile file can hold a dict that holds itself.
+_DEEPEST = 3
+# DataParallel, torch.compile, and wrapping modules.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "network.")
+# A second first stage in the networks of TRADES, AWP and their kin: saved, but never run.
+_NEVER_RUN = ("sub_block1.",)
+# Input normalisation that RobustBench and others keep among the weights.
+_CONSTANTS = (("mean", "std"), ("mu", "sigma"), ("normalize.mean", "normalize.std"))
+_SAME_CONSTANT = 1e-4
+
+
+def load_foreign(
+    path: Path,
+    architecture: str,
+    num_classes: int,
+    shape: tuple[int, int, int],
+    class_names: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    temperature: float = 1.0,
+) -> Classifier:
+    """Load another project's weights, on the CPU and in evaluation mode.
+
+    Parameters
+    ----------
+    path : Path
+        A state dict as safetensors or of torch.save, bare or under one of the usual keys
+        (a moving average is preferred), with or without the usual prefixes.
+    architecture : str
+        The registry's name of the network that the weights belong to.
+    num_classes : int
+    shape : tuple of int
+        (C, H, W) of the images that it was trained on.
+    class_names : sequence of str, optional
+        None: the numbers from 0.
+    mean, std : sequence of float, optional
+        The network's input normalisation. None: what the file holds, else 0 and 1.
+    temperature : float, default 1.0
+        Divides the logits.
+
+    Raises
+    ------
+    MissingError
+        When there is no such file.
+    CheckpointError
+        When it is damaged, holds code, or does not fit the network.
+    ModelError
+        When there is no such architecture, or the constants make no sense.
+    """
+    names = _names(path, num_classes, class_names)
+    content = _read(path)
+    # The new weights are overwritten: the caller's random numbers must not be used up.
+    with torch.random.fork_rng(devices=[]):
+        network = build(architecture, num_classes, shape)
+    state = _renamed(_unwrapped(content, path), network.state_dict(), path)
+    held_mean, held_std = _take_constants(state, network.state_dict())
+    model = Classifier(
+        network,
+        architecture=architecture,
+        class_names=names,
+        shape=shape,
+        mean=_agreed(mean, held_mean, f"{path}: mean"),
+        std=_agreed(std, held_std, f"{path}: std"),
+        temperature=temperature,
+    )
+    fit(network, state, path)
+    return model.eval()
+
+
+def _names(path: Path, num_classes: int, given: Sequence[str] | None) -> list[str]:
+    if given is None:
+        return [str(number) for number in range(num_classes)]
+    if len(given) != num_classes:
+        raise ModelError(path, "class names", expected=num_classes, found=len(given))
+    return list(given)
+
+
+def _read(path: Path) -> Any:
+    require_file(path)
+    return read_pickle(path) if is_pickle(path) else read_tensors(path)
+
+
+def _unwrapped(content: Any, path: Path) -> dict[str, torch.Tensor]:
+    for _ in range(_DEEPEST):
+        if isinstance(content, dict):
+            inside = (content[key] for key in _WRAPPERS if isinstance(content.get(key), dict))
+            content = next(inside, content)
+    if not isinstance(content, dict) or not content:
+        raise CheckpointError(path, "holds no state dict", found=type(content).__name__)
+    for name, tensor in content.items():
+        if not (isinstance(name, str) and isinstance(tensor, torch.Tensor)):
+            raise CheckpointError(
+                path,
+                "holds no state dict",
+                found=f"{type(tensor).__name__} under {name!r:.60}",
+                remedy=f"Save the state dict alone, or under '{_WRAPPERS[2]}'.",
+            )
+    return content
+
+
+def _renamed(
+    state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], path: Path
+) -> dict[str, torch.Tensor]:
+    renamed: dict[str, torch.Tensor] = {}
+    for given, tensor in state.items():
+        name = _without_prefixes(given, expected)
+        if name.startswith(_NEVER_RUN) and name not in expected:
+            continue
+        if name in renamed:
+            raise CheckpointError(path, f"holds '{name}' twice, under different prefixes")
+        renamed[name] = tensor
+    for name, tensor in expected.items():
+        # torch before 0.4.1 did not count batches; the count only matters to training.
+        if name.endswith("num_batches_tracked"):
+            renamed.setdefault(name, tensor)
+    return renamed
+
+
+def _without_prefixes(name: str, expected: Mapping[str, torch.Tensor]) -> str:
+    while name not in expected:
+        prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None)
+        if prefix is None:
+            break
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _take_constants(
+    state: dict[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
+) -> tuple[list[float] | None, list[float] | None]:
+    """Remove the input normalisation from the weights, and return it."""
+    for mean, std in _CONSTANTS:
+        if mean in state and std in state and mean not in expected:
+            return state.pop(mean).flatten().tolist(), state.pop(std).flatten().tolist()
+    return None, None
+
+
+def _agreed(
+    given: Sequence[float] | None, held: list[float] | None, where: str
+) -> Sequence[float] | None:
+    """What was given, or what the file holds; refuse when they differ."""
+    if given is None or held is None:
+        return held if given is None else given
+    same = len(given) == len(held) and all(
+        abs(ours - theirs) < _SAME_CONSTANT for ours, theirs in zip(given, held, strict=True)
+    )
+    if not same:
+        raise CheckpointError(
+            where,
+            "other input normalisation",
+            expected=list(given),
+            found=[round(value, 4) for value in held],
+            remedy="Leave it out: the checkpoint brings its own.",
+        )
+    return given

@@ -1,0 +1,113 @@
+"""Networks by name.
+
+==================== ====================================================================
+small-cnn[-wN]       three convolutions, N = 32 channels in the first; 8×8 to 32×32 images
+resnet18[-wN]        N = 64 channels in the first stage
+preactresnet18[-wN]  N = 64 channels in the first stage
+wrn-D-W              wide ResNet of depth D and widening factor W, such as wrn-34-10
+timm:NAME            any network of timm
+torchvision:NAME     any classification network of torchvision
+==================== ====================================================================
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import TYPE_CHECKING
+
+from pipeline.errors import ModelError
+from pipeline.models.external import build_timm, build_torchvision
+from pipeline.models.resnet import PreActResNet18, ResNet18
+from pipeline.models.small_cnn import SmallCNN
+from pipeline.models.wide_resnet import WideResNet
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["build", "known"]
+
+_KNOWN = ("small-cnn", "resnet18", "preactresnet18", "wrn-28-10", "wrn-34-10", "wrn-34-20")
+_WITH_WIDTH = re.compile(r"(small-cnn|resnet18|preactresnet18)(?:-w(\d{1,3}))?")
+_WIDE = re.compile(r"wrn-(\d{1,3})-(\d{1,2})")
+# A checkpoint names its architecture: without bounds a hostile name would take all memory.
+_LARGEST_WIDTH, _LARGEST_DEPTH, _LARGEST_WIDEN = 512, 118, 32
+
+
+def known() -> list[str]:
+    """The names that the documentation uses; widths, depths and packages give more."""
+    return list(_KNOWN)
+
+
+def build(architecture: str, num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    """Build a network with new weights, drawn from torch's global generator.
+
+    Parameters
+    ----------
+    architecture : str
+        See the table above.
+    num_classes : int
+        2 or more.
+    shape : tuple of int
+        (C, H, W) of the images; C is 1 or 3.
+
+    Returns
+    -------
+    nn.Module
+        Gives logits of shape (B, num_classes), in training mode.
+
+    Raises
+    ------
+    ModelError
+        When there is no such network, or it cannot take such images.
+    """
+    _require_sizes(architecture, num_classes, shape)
+    package, colon, name = architecture.partition(":")
+    if colon and package == "timm":
+        return build_timm(name, num_classes, shape)
+    if colon and package == "torchvision":
+        return build_torchvision(name, num_classes, shape)
+    return _own(architecture, num_classes, shape)
+
+
+def _own(architecture: str, num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    if wide := _WIDE.fullmatch(architecture):
+        depth, widen = int(wide[1]), int(wide[2])
+        _require_within(architecture, "depth", depth, _LARGEST_DEPTH)
+        _require_within(architecture, "widening factor", widen, _LARGEST_WIDEN)
+        return WideResNet(num_classes, depth, widen, shape[0])
+    plain = _WITH_WIDTH.fullmatch(architecture)
+    if plain is None:
+        raise _unknown(architecture)
+    family, width = plain[1], plain[2]
+    if family == "small-cnn":
+        return SmallCNN(num_classes, shape, _width(architecture, width, 32))
+    network = ResNet18 if family == "resnet18" else PreActResNet18
+    return network(num_classes, shape[0], _width(architecture, width, 64))
+
+
+def _width(architecture: str, given: str | None, default: int) -> int:
+    width = default if given is None else int(given)
+    _require_within(architecture, "width", width, _LARGEST_WIDTH)
+    return width
+
+
+def _require_within(architecture: str, what: str, found: int, largest: int) -> None:
+    if not 1 <= found <= largest:
+        raise ModelError(architecture, what, expected=f"1 to {largest}", found=found)
+
+
+def _require_sizes(architecture: str, num_classes: int, shape: tuple[int, int, int]) -> None:
+    if num_classes < 2:
+        raise ModelError(architecture, "num_classes", expected="2 or more", found=num_classes)
+    if len(shape) != 3 or shape[0] not in (1, 3) or min(shape) < 1:
+        raise ModelError(
+            architecture, "shape", expected="(1 or 3, height, width)", found=tuple(shape)
+        )
+
+
+def _unknown(architecture: str) -> ModelError:
+    close = difflib.get_close_matches(architecture, _KNOWN, n=3)
+    names = f"Did you mean {', '.join(close)}?" if close else f"There are {', '.join(_KNOWN)}."
+    remedy = f"{names} Other packages' networks are timm:NAME and torchvision:NAME."
+    return ModelError(architecture, "no such architecture", remedy=remedy)
