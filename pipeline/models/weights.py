@@ -105,10 +105,11 @@ def read_pickle(path: Path) -> Any:
     require_file(path)
     _require_honest_archive(path)
     try:
-        with warnings.catch_warnings():
+        # Given a path, torch goes by the name's ending instead of by the content.
+        with path.open("rb") as handle, warnings.catch_warnings():
             # torch wonders about protocols that it then reads or refuses.
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(handle, map_location="cpu", weights_only=True)
     except _DAMAGE as error:
         raise _unreadable(path, error) from error
 

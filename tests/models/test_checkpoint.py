@@ -1,0 +1,143 @@
+"""Checkpoints give back the same classifier, byte for byte, and stay whole."""
+
+import json
+
+import pytest
+import safetensors
+import torch
+from safetensors.torch import load_file
+
+from pipeline.errors import CheckpointError, ModelError, WriteError
+from pipeline.models.checkpoint import (
+    load_classifier,
+    open_classifier,
+    read_facts,
+    save_classifier,
+)
+from pipeline.models.classifier import Classifier
+from pipeline.models.registry import build
+
+_IMAGES = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_loaded_classifier_gives_the_same_bits(classifier, checkpoint):
+    """Weights, normalisation, temperature, names and shape all come back."""
+    loaded = load_classifier(checkpoint)
+    assert torch.equal(loaded(_IMAGES), classifier(_IMAGES))
+    for name in ("architecture", "class_names", "num_classes", "shape", "temperature"):
+        assert getattr(loaded, name) == getattr(classifier, name)
+
+
+def test_a_trained_models_running_statistics_come_back(classifier, tmp_path):
+    """Batch normalisation's buffers are part of the checkpoint."""
+    classifier.train()(_IMAGES)
+    save_classifier(classifier, tmp_path / "a.safetensors")
+    loaded = load_classifier(tmp_path / "a.safetensors")
+    assert not loaded.training
+    assert torch.equal(loaded(_IMAGES), classifier.eval()(_IMAGES))
+
+
+def test_equal_models_and_facts_give_equal_bytes(classifier, tmp_path):
+    """Whatever the order of the facts, the memory format, and the time."""
+    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    save_classifier(classifier, one, seed=1, kind="student")
+    save_classifier(classifier.to(memory_format=torch.channels_last), two, kind="student", seed=1)
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_facts_come_back_beside_the_models_constants(checkpoint):
+    """read_facts is what reports are made from."""
+    facts = read_facts(checkpoint)
+    assert facts["kind"] == "teacher"
+    assert facts["seed"] == 3
+    assert facts["architecture"] == "small-cnn-w4"
+    assert facts["class_names"] == ["ant", "bee", "cat"]
+    assert facts["shape"] == [1, 8, 8]
+    assert facts["temperature"] == 1.5
+    assert facts["mean"] == [pytest.approx(0.3, abs=1e-7)]
+
+
+def test_other_programs_read_it_with_the_safetensors_package_alone(checkpoint, classifier):
+    """The tensors are the network's state dict under its own names."""
+    state = load_file(checkpoint)
+    assert state.keys() == classifier.network.state_dict().keys()
+    with safetensors.safe_open(checkpoint, "pt") as file:
+        assert json.loads(file.metadata()["ltd_pipe"])["format"] == "ltd-classifier"
+
+
+def test_a_fact_must_not_contradict_the_model(classifier, tmp_path):
+    """A temperature in the facts that the model does not have would be believed."""
+    save_classifier(classifier, tmp_path / "a", temperature=1.5, shape=(1, 8, 8))
+    with pytest.raises(ModelError, match="fact 'temperature': contradicts the model: expected 1.5"):
+        save_classifier(classifier, tmp_path / "a", temperature=1.0)
+
+
+def test_weights_that_diverged_are_not_published(classifier, checkpoint):
+    """The file that stood there stays, and the tensor is named."""
+    before = checkpoint.read_bytes()
+    with torch.no_grad():
+        classifier.network.linear.bias[1] = float("nan")
+    with pytest.raises(CheckpointError, match=r"linear.bias: NaN or infinite .*found 1 of 3"):
+        save_classifier(classifier, checkpoint)
+    assert checkpoint.read_bytes() == before
+    assert list(checkpoint.parent.iterdir()) == [checkpoint]
+
+
+def test_a_place_that_cannot_be_written_is_one_line(classifier):
+    """Not even by root: /proc holds no files of ours."""
+    from pathlib import Path
+
+    with pytest.raises(WriteError, match="cannot be written"):
+        save_classifier(classifier, Path("/proc/nothing/model.safetensors"))
+
+
+def test_loading_leaves_the_callers_random_numbers_alone(checkpoint):
+    """The network is built with weights that are thrown away."""
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    load_classifier(checkpoint)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_shared_weights_can_be_saved(tmp_path):
+    """Safetensors refuses tensors that share memory; two names for one weight are no error."""
+    network = build("small-cnn-w4", 3, (1, 16, 16))
+    network.features[4].weight = network.features[7].weight
+    model = Classifier(
+        network, architecture="small-cnn-w4", class_names=("a", "b", "c"), shape=(1, 16, 16)
+    )
+    save_classifier(model, tmp_path / "a")
+    state = load_file(tmp_path / "a")
+    assert torch.equal(state["features.4.weight"], state["features.7.weight"])
+
+
+def test_opening_takes_our_own_checkpoint_at_its_word(checkpoint):
+    """Architecture and normalisation are in the file; the arguments are for other projects."""
+    model = open_classifier(
+        checkpoint, architecture="resnet18", class_names=("ant", "bee", "cat"), shape=(1, 8, 8)
+    )
+    assert (model.architecture, model.temperature) == ("small-cnn-w4", 1.5)
+
+
+def test_opening_for_other_data_is_refused(checkpoint):
+    """A teacher of other classes cannot label these images."""
+    with pytest.raises(ModelError, match="class 2: expected 'cat' by the model, found 'dog'"):
+        open_classifier(
+            checkpoint, architecture="-", class_names=("ant", "bee", "dog"), shape=(1, 8, 8)
+        )
+
+
+def test_opening_takes_another_projects_weights(classifier, tmp_path):
+    """A bare state dict, by the architecture's name."""
+    torch.save(classifier.network.state_dict(), tmp_path / "a.pt")
+    model = open_classifier(
+        tmp_path / "a.pt",
+        architecture="small-cnn-w4",
+        class_names=("x", "y", "z"),
+        shape=(1, 8, 8),
+        mean=[0.3],
+        std=[0.2],
+    )
+    assert model.class_names == ("x", "y", "z")
+    assert torch.equal(model(_IMAGES), classifier.raw_logits(_IMAGES))

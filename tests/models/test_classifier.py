@@ -1,0 +1,125 @@
+"""The classifier applies its own constants, keeps them, and refuses other images."""
+
+import copy
+
+import pytest
+import torch
+
+from pipeline.errors import ModelError
+from pipeline.models.classifier import Classifier
+from pipeline.models.registry import build
+
+_IMAGES = torch.linspace(0, 1, 2 * 64).reshape(2, 1, 8, 8)
+
+
+def _make(**changed):
+    facts = {
+        "architecture": "small-cnn-w4",
+        "class_names": ("ant", "bee"),
+        "shape": (3, 8, 8),
+    } | changed
+    return Classifier(build("small-cnn-w4", 2, (3, 8, 8)), **facts)
+
+
+def test_logits_are_the_networks_on_normalised_images_over_the_temperature(classifier):
+    """network((x − mean) / std) / temperature, and raw_logits without the last division."""
+    expected = classifier.network((_IMAGES - 0.3) / 0.2)
+    torch.testing.assert_close(classifier.raw_logits(_IMAGES), expected)
+    torch.testing.assert_close(classifier(_IMAGES), expected / 1.5)
+
+
+def test_each_channel_has_its_own_constants():
+    """Mean and std belong to the channel axis, not to a row or a column."""
+    model = _make(mean=[0.1, 0.2, 0.3], std=[1.0, 2.0, 4.0]).eval()
+    images = torch.rand(2, 3, 8, 8)
+    by_hand = torch.stack(
+        [(images[:, c] - 0.1 * (c + 1)) / 2**c for c in range(3)],
+        dim=1,
+    )
+    torch.testing.assert_close(model(images), model.network(by_hand))
+
+
+def test_without_constants_images_are_passed_as_they_are():
+    """Mean 0, standard deviation 1 and temperature 1 change no bit."""
+    model = _make().eval()
+    images = torch.rand(2, 3, 8, 8)
+    assert torch.equal(model(images), model.network(images))
+
+
+def test_the_constants_cannot_be_trained_or_set(classifier):
+    """No parameter but the network's, and assigning a temperature is an error."""
+    names = {name for name, _ in classifier.named_parameters()}
+    assert names == {f"network.{name}" for name, _ in classifier.network.named_parameters()}
+    with pytest.raises(AttributeError):
+        classifier.temperature = 2.0
+    assert classifier.temperature == 1.5
+
+
+def test_a_copy_computes_the_same(classifier):
+    """Moving averages are kept in deep copies."""
+    twin = copy.deepcopy(classifier)
+    assert torch.equal(twin(_IMAGES), classifier(_IMAGES))
+    assert (twin.temperature, twin.class_names) == (1.5, ("ant", "bee", "cat"))
+
+
+def test_the_constants_move_with_the_model(classifier):
+    """`.to()` takes mean and std along: they are buffers."""
+    assert classifier.to(torch.float64)(_IMAGES.double()).dtype == torch.float64
+    assert classifier.to("meta").mean.is_meta
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "found torch.uint8. Divide uint8 images by"),
+        (torch.zeros(2, 1, 8, 8, dtype=torch.float64), "expected torch.float32, found torch.float"),
+        (torch.zeros(2, 3, 8, 8), "expected \\(B, 1, 8, 8\\), found \\(2, 3, 8, 8\\)"),
+        (torch.zeros(2, 8, 8, 1), "found \\(2, 8, 8, 1\\)"),
+        (torch.zeros(1, 8, 8), "found \\(1, 8, 8\\)"),
+    ],
+    ids=["bytes", "double", "colour", "channels last", "no batch"],
+)
+def test_other_images_are_refused(classifier, images, message):
+    """By forward and raw_logits alike, before the network sees them."""
+    for call in (classifier, classifier.raw_logits):
+        with pytest.raises(ModelError, match=message):
+            call(images)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"temperature": 0.0}, "temperature: expected a number above 0, found 0.0"),
+        ({"temperature": float("nan")}, "temperature: expected a number above 0, found nan"),
+        ({"mean": [0.5]}, "mean: expected 3 numbers"),
+        ({"std": [1.0, 1.0, float("inf")]}, "std: expected 3 numbers"),
+        ({"std": [1.0, 0.0, 1.0]}, "std: expected numbers above 0"),
+        ({"class_names": ("ant", "ant")}, "class names: expected two or more, all different"),
+        ({"class_names": ()}, "found none"),
+    ],
+    ids=str,
+)
+def test_impossible_constants_are_refused(changed, message):
+    """At construction, so that no such model exists."""
+    with pytest.raises(ModelError, match=message):
+        _make(**changed)
+
+
+@pytest.mark.parametrize(
+    ("names", "shape", "message"),
+    [
+        (("ant", "bee", "cat"), (3, 8, 8), "expected \\(1, 8, 8\\) by the model, found \\(3, 8, 8"),
+        (("ant", "bee"), (1, 8, 8), "number of classes: expected 3 by the model, found 2"),
+        (("ant", "cat", "bee"), (1, 8, 8), "class 1: expected 'bee' by the model, found 'cat'"),
+    ],
+    ids=["channels", "number", "order"],
+)
+def test_data_of_other_classes_or_shape_are_refused(classifier, names, shape, message):
+    """Classes in another order would count right answers as wrong ones."""
+    with pytest.raises(ModelError, match=f"test.beton: .*{message}"):
+        classifier.require_data(names, shape, "test.beton")
+
+
+def test_its_own_data_are_accepted(classifier):
+    """Whether classes come as a tuple or a list."""
+    classifier.require_data(["ant", "bee", "cat"], (1, 8, 8), "test.beton")

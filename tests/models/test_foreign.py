@@ -1,0 +1,142 @@
+"""Other projects' weights are taken under whatever names and wrappers they use."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pipeline.errors import CheckpointError, MissingError, ModelError
+from pipeline.models.checkpoint import load_foreign
+from pipeline.models.registry import build
+
+_NETWORK = ("wrn-10-1", 3, (3, 8, 8))
+_IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def network():
+    """A wide ResNet in evaluation mode."""
+    return build(*_NETWORK).eval()
+
+
+def _prefixed(prefix):
+    return lambda state: {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+def _with_dead_block(state):
+    dead = {k.replace("block1.", "sub_block1."): v for k, v in state.items() if "block1." in k}
+    return _prefixed("module.")(state | dead)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        dict,
+        lambda state: {"state_dict": state, "epoch": 200},
+        lambda state: {"model": state, "optimizer": {"lr": 0.1}},
+        lambda state: {"net": {"state_dict": state}},
+        _prefixed("module."),
+        _prefixed("module.model."),
+        _prefixed("_orig_mod.network."),
+        _with_dead_block,
+        lambda state: {k: v for k, v in state.items() if "num_batches" not in k},
+        lambda state: {k: v.half().float() if v.ndim else v for k, v in state.items()},
+    ],
+    ids=[
+        "bare", "state_dict", "model", "nested", "DataParallel", "two prefixes", "compiled",
+        "TRADES sub_block1", "torch 0.4", "same values",
+    ],
+)  # fmt: skip
+def test_usual_wrappers_and_prefixes_are_taken_off(network, tmp_path, wrap):
+    """The loaded model gives the network's own logits, in evaluation mode."""
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            tensor.copy_(tensor.half())
+    torch.save(wrap(network.state_dict()), tmp_path / "a.pt")
+    model = load_foreign(tmp_path / "a.pt", *_NETWORK)
+    assert torch.equal(model(_IMAGES), network(_IMAGES))
+    assert model.class_names == ("0", "1", "2")
+
+
+def test_safetensors_of_other_projects_are_taken(network, tmp_path):
+    """With no metadata of ours."""
+    save_file(_prefixed("module.")(network.state_dict()), tmp_path / "a.safetensors")
+    model = load_foreign(tmp_path / "a.safetensors", *_NETWORK, class_names=["x", "y", "z"])
+    assert torch.equal(model(_IMAGES), network(_IMAGES))
+    assert model.class_names == ("x", "y", "z")
+
+
+def test_a_moving_average_is_preferred(network, tmp_path):
+    """It is the model that such training scripts evaluate."""
+    other = build(*_NETWORK).state_dict()
+    torch.save({"model": other, "model_ema": network.state_dict()}, tmp_path / "a.pt")
+    model = load_foreign(tmp_path / "a.pt", *_NETWORK)
+    assert torch.equal(model(_IMAGES), network(_IMAGES))
+
+
+def test_half_precision_weights_become_float32(network, tmp_path):
+    """Attacks run in float32."""
+    state = {k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()}
+    torch.save(state, tmp_path / "a.pt")
+    assert load_foreign(tmp_path / "a.pt", *_NETWORK)(_IMAGES).dtype == torch.float32
+
+
+@pytest.mark.parametrize("names", [("mean", "std"), ("mu", "sigma")])
+def test_normalisation_in_the_file_is_used(network, tmp_path, names):
+    """Left out, the model would see images it was not trained on."""
+    mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3])
+    constants = {names[0]: mean.view(1, 3, 1, 1), names[1]: std.view(1, 3, 1, 1)}
+    torch.save(_prefixed("module.")(network.state_dict() | constants), tmp_path / "a.pt")
+    model = load_foreign(tmp_path / "a.pt", *_NETWORK)
+    normalised = (_IMAGES - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    assert torch.equal(model(_IMAGES), network(normalised))
+    with pytest.raises(CheckpointError, match=r"mean: other input normalisation: expected \[0, 0"):
+        load_foreign(tmp_path / "a.pt", *_NETWORK, mean=[0, 0, 0], std=[1, 1, 1])
+    load_foreign(tmp_path / "a.pt", *_NETWORK, mean=mean.tolist(), std=std.tolist())
+
+
+def test_normalisation_and_temperature_can_be_given(network, tmp_path):
+    """Most files leave them to the code that trained them."""
+    torch.save(network.state_dict(), tmp_path / "a.pt")
+    constants = {"mean": [0.5] * 3, "std": [0.25] * 3, "temperature": 2.0}
+    model = load_foreign(tmp_path / "a.pt", *_NETWORK, **constants)
+    assert torch.equal(model(_IMAGES), network((_IMAGES - 0.5) / 0.25) / 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "holds no state dict: found dict"),
+        (torch.zeros(3), "holds no state dict: found Tensor"),
+        ({"epoch": 3}, "holds no state dict: found int under 'epoch'. Save the state dict alone"),
+        ({"state_dict": {"state_dict": {"state_dict": {"a": {}}}}}, "found dict under 'a'"),
+        ({"conv1.weight": torch.zeros(1)}, r"57 missing \(|missing"),
+        ({"module.x": torch.zeros(1), "x": torch.zeros(1)}, "holds 'x' twice"),
+    ],
+    ids=["empty", "tensor", "no tensors", "deep", "another network", "twice"],
+)
+def test_other_contents_are_refused(tmp_path, content, message):
+    """The line says what was found in place of weights."""
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=message):
+        load_foreign(tmp_path / "a.pt", *_NETWORK)
+
+
+def test_a_dict_that_holds_itself_is_refused(tmp_path):
+    """Looking for the innermost wrapper ends."""
+    content = {}
+    content["model"] = content
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="found dict under 'model'"):
+        load_foreign(tmp_path / "a.pt", *_NETWORK)
+
+
+def test_class_names_must_be_as_many_as_classes(tmp_path):
+    """Checked before the file is read."""
+    with pytest.raises(ModelError, match="class names: expected 3, found 2"):
+        load_foreign(tmp_path / "absent.pt", *_NETWORK, class_names=["a", "b"])
+
+
+def test_an_absent_file_is_missing(tmp_path):
+    """And not a damaged checkpoint."""
+    with pytest.raises(MissingError, match="absent.pt: no such file"):
+        load_foreign(tmp_path / "absent.pt", *_NETWORK)

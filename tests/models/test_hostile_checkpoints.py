@@ -1,0 +1,230 @@
+"""Damaged, foreign and hostile files are refused in one clear line, and nothing of them runs."""
+
+import json
+import os
+import pickle
+import struct
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline.errors import CheckpointError, MissingError
+from pipeline.models.checkpoint import load_classifier, load_foreign, open_classifier, read_facts
+
+_NETWORK = ("small-cnn-w4", 3, (1, 8, 8))
+
+
+class _Code:
+    """Pickled as a call of os.system that writes a marker file."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+def _rewrite(path, header=None, **changed):
+    """Write the checkpoint again with other tensors (None removes) or another header."""
+    state = {k: v for k, v in (load_file(path) | changed).items() if v is not None}
+    text = json.dumps(read_facts(path) | header) if isinstance(header, dict) else header
+    save_file(state, path, {"ltd_pipe": text or json.dumps(read_facts(path))})
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def _append(path):
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+def _header_size(size):
+    return lambda path: path.write_bytes(struct.pack("<Q", size) + path.read_bytes()[8:])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_truncate, "not a whole safetensors file .* Copy it again"),
+        (_append, "not a whole safetensors file"),
+        (_header_size(1 << 62), "header too large"),
+        (_header_size(99_000_000), "invalid header length"),
+        (lambda path: path.write_bytes(b""), "header too small"),
+        (lambda path: path.write_text("<html>not found</html>" * 9), "not a whole safetensors"),
+    ],
+    ids=["truncated", "too long", "header of 4 EiB", "header of 99 MB", "empty", "a web page"],
+)
+def test_damaged_files_are_refused(checkpoint, damage, message):
+    """Sizes are bounded by the file before memory is taken."""
+    damage(checkpoint)
+    for load in (load_classifier, read_facts):
+        with pytest.raises(CheckpointError, match=message):
+            load(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("{", "metadata 'ltd_pipe' is not JSON"),
+        ("[" * 100_000, "metadata 'ltd_pipe'"),
+        ("[1]", "metadata 'ltd_pipe': header"),
+        ({"version": 2}, "written by a newer ltd-pipe: expected version 1, found version 2. Upgr"),
+        ({"format": "other"}, "format: Input should be 'ltd-classifier'"),
+        ({"num_classes": 10**12}, "1000000000000 classes but 3 names"),
+        ({"shape": [1, 8, 10**9]}, "shape.2: Input should be less than or equal to"),
+        ({"temperature": 0}, "temperature: Input should be greater than 0"),
+        ({"std": [0.0]}, "describes no model of ours .*std: expected numbers above 0"),
+        ({"mean": [0.1, 0.2]}, "describes no model of ours .*mean: expected 1 numbers"),
+        ({"architecture": "resnet99"}, "describes no model of ours .*no such architecture"),
+        ({"architecture": "wrn-994-99"}, "describes no model of ours"),
+        ({"architecture": "timm:hf-hub:x/y"}, "describes no model of ours .*no such network"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_descriptions_that_make_no_sense_are_refused(checkpoint, header, message):
+    """Each names what is wrong; none takes memory by naming something huge."""
+    _rewrite(checkpoint, header)
+    with pytest.raises(CheckpointError, match=message):
+        load_classifier(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("header", "changed", "message"),
+    [
+        ({}, {"linear.bias": None}, r"1 missing \(linear.bias\), none unexpected"),
+        ({}, {"extra": torch.zeros(1)}, r"none missing, 1 unexpected \(extra\)"),
+        (
+            {"architecture": "resnet18-w4"},
+            {},
+            r"120 missing \(conv1.weight, bn1.weight, bn1.bias, ...\), 18 unexpected \(",
+        ),
+        (
+            {"num_classes": 4, "class_names": ["a", "b", "c", "d"]},
+            {},
+            r"linear.weight: shape: expected \(4, 128\), found \(3, 128\). Check",
+        ),
+        ({"shape": [1, 10, 10]}, {}, r"linear.weight: shape: expected \(3, 200\), found \(3, 128"),
+        (
+            {"shape": [3, 8, 8], "mean": [0, 0, 0], "std": [1, 1, 1]},
+            {},
+            r"features.0.weight: shape: expected \(4, 3, 3, 3\), found \(4, 1, 3, 3\)",
+        ),
+        ({}, {"linear.bias": torch.tensor([0.0, float("nan"), 0.0])}, "linear.bias: NaN or inf"),
+        ({}, {"linear.bias": torch.tensor([0, 1, 2])}, "linear.bias: dtype: expected torch.float"),
+    ],
+    ids=["missing", "unexpected", "network", "classes", "size", "channels", "NaN", "integers"],
+)
+def test_weights_that_do_not_fit_the_description_are_refused(checkpoint, header, changed, message):
+    """By name, shape, kind and value."""
+    _rewrite(checkpoint, header, **changed)
+    with pytest.raises(CheckpointError, match=message):
+        load_classifier(checkpoint)
+
+
+def test_absent_files_and_folders_are_told_apart(tmp_path):
+    """A folder is there, but is no checkpoint."""
+    with pytest.raises(MissingError, match="no such file"):
+        load_classifier(tmp_path / "absent.safetensors")
+    with pytest.raises(CheckpointError, match="is a folder. Name the checkpoint inside it"):
+        load_foreign(tmp_path, *_NETWORK)
+
+
+def test_weights_without_a_description_need_the_architecture(tmp_path):
+    """Such a file is another project's; the message says how to pass it."""
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match="without a description .* Pass --arch NAME"):
+        load_classifier(tmp_path / "a.safetensors")
+
+
+def _torch_zip(content, path):
+    torch.save(content, path)
+
+
+def _torch_legacy(content, path):
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+def _bare(content, path):
+    path.write_bytes(pickle.dumps(content, protocol=2))
+
+
+@pytest.mark.parametrize("write", [_torch_zip, _torch_legacy, _bare])
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
+def test_code_in_a_pickle_is_never_run(tmp_path, write, name):
+    """Under any name and by any loader: the marker is not written, and the line says why."""
+    marker, path = tmp_path / "marker", tmp_path / name
+    write({"x": _Code(marker), "linear.bias": torch.zeros(3)}, path)
+    names, shape = ("a", "b", "c"), (1, 8, 8)
+    with pytest.raises(CheckpointError, match=r"holds code \(posix.system\), which is never load"):
+        load_foreign(path, *_NETWORK)
+    with pytest.raises(CheckpointError, match="holds code"):
+        open_classifier(path, architecture="small-cnn-w4", class_names=names, shape=shape)
+    with pytest.raises(CheckpointError, match="is a pickle, which can hold code and is never"):
+        load_classifier(path)
+    assert not marker.exists()
+
+
+def test_the_marker_of_that_attack_works(tmp_path):
+    """Loaded as pickles usually are, the same bytes do write it: the test above means something."""
+    marker = tmp_path / "marker"
+    pickle.loads(pickle.dumps(_Code(marker)))  # noqa: S301 - the attack itself
+    assert marker.exists()
+
+
+def test_a_pickled_module_is_code_too(classifier, tmp_path):
+    """Saving the whole model is the commonest mistake; the remedy says what to save."""
+    torch.save(classifier.network, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"SmallCNN\), which is never .*model.state_dict\(\)"):
+        load_foreign(tmp_path / "a.pt", *_NETWORK)
+
+
+def test_a_zip_bomb_is_refused_unopened(classifier, tmp_path):
+    """torch.save never compresses, so an archive that unpacks to more than itself is no such."""
+    plain, bomb = tmp_path / "a.pt", tmp_path / "b.pt"
+    torch.save(classifier.network.state_dict(), plain)
+    with zipfile.ZipFile(plain) as given, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as made:
+        for entry in given.infolist():
+            made.writestr(entry.filename, given.read(entry))
+        made.writestr("archive/data/99", bytes(10_000_000))
+    assert bomb.stat().st_size < 200_000
+    with pytest.raises(CheckpointError, match="compressed or overlapping entries"):
+        load_foreign(bomb, *_NETWORK)
+
+
+def test_a_tensor_of_huge_shape_over_few_bytes_is_not_looked_through(classifier, tmp_path):
+    """Strides of zero make 4 bytes look like terabytes; shapes are compared before values."""
+    state = dict(classifier.network.state_dict())
+    state["linear.bias"] = torch.zeros(1).expand(10**6, 10**6)
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="linear.bias: shape: expected"):
+        load_foreign(tmp_path / "a.pt", *_NETWORK)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"PK\x03\x04" + bytes(100), "no readable file of torch.save"),
+        (b"\x80", "no readable file of torch.save"),
+        (b"\x80\x02.", "no readable file of torch.save|holds more than tensors"),
+        (b"hello", "not a whole safetensors file"),
+    ],
+)
+def test_broken_pickles_are_refused(tmp_path, content, message):
+    """Torch raises a dozen kinds of exception for these; users meet one."""
+    (tmp_path / "a.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        load_foreign(tmp_path / "a.pt", *_NETWORK)
+
+
+@pytest.mark.parametrize("place", [0.02, 0.3, 0.6, 0.9])
+def test_a_truncated_torch_file_is_refused(classifier, tmp_path, place):
+    """An interrupted download is one line."""
+    path = tmp_path / "a.pt"
+    torch.save(classifier.network.state_dict(), path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(place * len(content))])
+    with pytest.raises(CheckpointError, match="no readable file of torch.save"):
+        load_foreign(path, *_NETWORK)
