@@ -23,6 +23,7 @@ from pipeline.models.weights import (
     read_tensors,
     require_file,
     require_finite,
+    weights_digest,
 )
 from pipeline.publish import staged
 
@@ -66,7 +67,7 @@ def save_classifier(model: Classifier, path: Path, **facts: Any) -> None:
         for name, tensor in model.network.state_dict().items()
     }
     require_finite(state, path)
-    metadata = {KEY: describe(model, facts)}
+    metadata = {KEY: describe(model, weights_digest(state), facts)}
     with staged(path) as beside:
         safetensors.torch.save_file(state, beside, metadata)
 
@@ -86,7 +87,17 @@ def load_classifier(path: Path) -> Classifier:
         model = _described(header)
     except ModelError as error:
         raise CheckpointError(path, f"describes no model of ours ({error})") from error
-    fit(model.network, read_tensors(path), path)
+    state = read_tensors(path)
+    fit(model.network, state, path)
+    found = weights_digest(state)
+    if found != header.weights_sha256:
+        raise CheckpointError(
+            path,
+            "weights were changed after they were saved",
+            expected=f"SHA-256 {header.weights_sha256[:12]}",
+            found=found[:12],
+            remedy="Copy it again from where it came from.",
+        )
     return model.eval()
 
 

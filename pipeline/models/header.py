@@ -37,6 +37,8 @@ class Header(BaseModel):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     temperature: float = Field(gt=0)
+    # safetensors has no checksum: without this a flipped byte would load as another weight.
+    weights_sha256: str
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Header:
@@ -45,7 +47,7 @@ class Header(BaseModel):
         return self
 
 
-def describe(model: Classifier, facts: Mapping[str, Any]) -> str:
+def describe(model: Classifier, weights_sha256: str, facts: Mapping[str, Any]) -> str:
     """The header's JSON: equal models and facts give equal text.
 
     Raises
@@ -64,6 +66,7 @@ def describe(model: Classifier, facts: Mapping[str, Any]) -> str:
         "mean": model.mean.tolist(),
         "std": model.std.tolist(),
         "temperature": model.temperature,
+        "weights_sha256": weights_sha256,
     }
     given = json.loads(json.dumps(dict(facts), allow_nan=False))
     for name in own.keys() & given.keys():

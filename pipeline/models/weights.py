@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import pickle
 import re
+import struct
 import warnings
 import zipfile
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,7 @@ __all__ = [
     "read_tensors",
     "require_file",
     "require_finite",
+    "weights_digest",
 ]
 
 # A zip archive, as torch.save writes them, and a bare pickle (protocol 2 or later).
@@ -35,7 +38,7 @@ _PICKLES = (b"PK", b"\x80")
 # What torch raises for files that are damaged; a few come from its unpickler's own slips.
 _DAMAGE = (
     pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError,
-    AttributeError, MemoryError, AssertionError, OSError,
+    AttributeError, MemoryError, AssertionError, OSError, struct.error,
 )  # fmt: skip
 _CODE = re.compile(r"(?:unsupported GLOBAL|Unsupported global: GLOBAL) (\S+)")
 
@@ -116,9 +119,10 @@ def read_pickle(path: Path) -> Any:
 
 def _require_honest_archive(path: Path) -> None:
     """Refuse zip bombs: torch.save never compresses, so entries cannot exceed the file."""
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        # is_zipfile raises too, on some damaged directories.
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
@@ -222,6 +226,15 @@ def require_finite(state: Mapping[str, torch.Tensor], where: object) -> None:
                 found=f"{bad:,} of {tensor.numel():,}",
                 remedy="The training that wrote it diverged: take an earlier checkpoint.",
             )
+
+
+def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and values of tensors on the CPU, in any order."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 def _one_line(error: BaseException) -> str:

@@ -57,6 +57,17 @@ def test_facts_come_back_beside_the_models_constants(checkpoint):
     assert facts["mean"] == [pytest.approx(0.3, abs=1e-7)]
 
 
+def test_the_digest_of_the_weights_is_of_the_weights_alone(classifier, checkpoint, tmp_path):
+    """Other facts leave it, other weights change it."""
+    again, other = tmp_path / "again", tmp_path / "other"
+    save_classifier(classifier, again, kind="student")
+    with torch.no_grad():
+        classifier.network.linear.bias += 1
+    save_classifier(classifier, other, kind="teacher", seed=3)
+    digests = [read_facts(path)["weights_sha256"] for path in (checkpoint, again, other)]
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_other_programs_read_it_with_the_safetensors_package_alone(checkpoint, classifier):
     """The tensors are the network's state dict under its own names."""
     state = load_file(checkpoint)

@@ -140,3 +140,13 @@ def test_an_absent_file_is_missing(tmp_path):
     """And not a damaged checkpoint."""
     with pytest.raises(MissingError, match="absent.pt: no such file"):
         load_foreign(tmp_path / "absent.pt", *_NETWORK)
+
+
+def test_loading_leaves_the_callers_random_numbers_alone(network, tmp_path):
+    """The network is built with weights that are thrown away."""
+    torch.save(network.state_dict(), tmp_path / "a.pt")
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    load_foreign(tmp_path / "a.pt", *_NETWORK)
+    assert torch.equal(torch.rand(3), expected)

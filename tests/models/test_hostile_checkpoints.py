@@ -124,6 +124,16 @@ def test_weights_that_do_not_fit_the_description_are_refused(checkpoint, header,
         load_classifier(checkpoint)
 
 
+@pytest.mark.parametrize("from_end", [1, 2, 500, 4000])
+def test_a_flipped_bit_in_a_weight_is_noticed(checkpoint, from_end):
+    """It would load as a slightly different model, which nobody would ever notice."""
+    content = bytearray(checkpoint.read_bytes())
+    content[-from_end] ^= 1
+    checkpoint.write_bytes(content)
+    with pytest.raises(CheckpointError, match="weights were changed after they were saved"):
+        load_classifier(checkpoint)
+
+
 def test_absent_files_and_folders_are_told_apart(tmp_path):
     """A folder is there, but is no checkpoint."""
     with pytest.raises(MissingError, match="no such file"):
@@ -194,6 +204,17 @@ def test_a_zip_bomb_is_refused_unopened(classifier, tmp_path):
         load_foreign(bomb, *_NETWORK)
 
 
+def test_a_damaged_archive_directory_is_refused(classifier, tmp_path):
+    """One that claims to span many disks makes Python's own check of zip files raise."""
+    path = tmp_path / "a.pt"
+    torch.save(classifier.network.state_dict(), path)
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"PK\x06\x07") + 16] = 9
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="is a damaged archive .*multiple disks"):
+        load_foreign(path, *_NETWORK)
+
+
 def test_a_tensor_of_huge_shape_over_few_bytes_is_not_looked_through(classifier, tmp_path):
     """Strides of zero make 4 bytes look like terabytes; shapes are compared before values."""
     state = dict(classifier.network.state_dict())
@@ -209,6 +230,7 @@ def test_a_tensor_of_huge_shape_over_few_bytes_is_not_looked_through(classifier,
         (b"PK\x03\x04" + bytes(100), "no readable file of torch.save"),
         (b"\x80", "no readable file of torch.save"),
         (b"\x80\x02.", "no readable file of torch.save|holds more than tensors"),
+        (b"\x80\x02J\x01.", "no readable file of torch.save .*unpack requires a buffer"),
         (b"hello", "not a whole safetensors file"),
     ],
 )
