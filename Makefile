@@ -1,0 +1,43 @@
+# `make repro` runs the whole pipeline, `make test` all checks; both set up what they need first.
+#
+# PYTHON=python3.12     the interpreter of a new .venv (default: python3, or what .venv has)
+# TORCH_BACKEND=cpu     another build of torch: cpu, cu130, auto, … (default: PyPI's, for CUDA)
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# In each recipe rather than exported: set-up has to find the system's python3, not .venv's.
+VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
+
+.PHONY: help set-up repro test lint format lock clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+set-up: ## install everything into .venv, system packages included
+	@./setup.sh
+
+repro: set-up ## run the pipeline of dvc.yaml: prepare, teacher, label, train, evaluate, report
+	@$(VENV) dvc repro
+
+test: lint ## lint, types, spelling and all tests
+	@$(VENV) pytest
+
+lint: set-up ## lint, format, types and spelling
+	@$(VENV) ruff check .
+	@$(VENV) ruff format --check .
+	@$(VENV) mypy
+	@$(VENV) codespell
+
+format: set-up ## rewrite the code as ruff wants it
+	@$(VENV) ruff check --fix .
+	@$(VENV) ruff format .
+
+lock: set-up ## choose the newest versions again and write requirements.lock
+	@$(VENV) uv pip compile --universal --python-version 3.11 --extra dev --generate-hashes \
+	    --no-annotate --custom-compile-command 'make lock' --upgrade --quiet \
+	    --output-file requirements.lock setup.cfg
+
+clean: ## remove .venv and caches; results in data/ stay
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

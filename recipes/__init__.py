@@ -1,0 +1,1 @@
+"""Complete parameter files, one per experiment; a package so that they are installed with it."""
