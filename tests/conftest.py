@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
-import os
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 
-# Two cores run the suite beside others: one thread keeps the sums in one order.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+from pipeline.images.beton import open_beton, write_beton
+from pipeline.images.sources import open_source
+from pipeline.params import PrepareParams
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture(autouse=True)
 def _one_answer():
-    """Deterministic kernels and a fixed thread count, so that equal inputs give equal bits."""
+    """Fix the seed and the thread count, so that equal inputs give equal bits."""
     torch.manual_seed(0)
     torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> Path:
+    """A folder with train.beton (240 digits) and test.beton (60 digits)."""
+    folder = tmp_path_factory.mktemp("digits")
+    params = PrepareParams(dataset="digits", channels=1, validation_fraction=0.2)
+    for split, count in (("train", 240), ("test", 60)):
+        source = open_source(params, split).take(np.arange(count))
+        write_beton(source, folder / f"{split}.beton", params, split)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def train_beton(digits):
+    """The opened training beton."""
+    return open_beton(digits / "train.beton")
+
+
+@pytest.fixture(scope="session")
+def test_beton(digits):
+    """The opened test beton."""
+    return open_beton(digits / "test.beton")

@@ -1,0 +1,1 @@
+"""Measuring: accuracy, calibration and robustness, always in evaluation mode."""

@@ -1,0 +1,121 @@
+"""Accuracy, its confidence interval, and calibration."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from pipeline.errors import ModelError
+from pipeline.images.pixels import to_unit
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pipeline.images.stream import ImageStream
+    from pipeline.models.classifier import Classifier
+
+__all__ = ["expected_calibration_error", "predict", "require_sound_logits", "wilson_interval"]
+
+
+def wilson_interval(hits: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Wilson's score interval for a proportion (Wilson 1927).
+
+    Parameters
+    ----------
+    hits, n : int
+        Successes and trials.
+    z : float
+        Normal quantile; the default gives 95 %.
+
+    Returns
+    -------
+    tuple of float
+        Lower and upper bound, in [0, 1].
+    """
+    if n == 0:
+        return 0.0, 1.0
+    share = hits / n
+    centre = share + z * z / (2 * n)
+    spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def expected_calibration_error(
+    probabilities: NDArray[np.float32], labels: NDArray[np.int64], bins: int = 15
+) -> float:
+    """Mean gap between confidence and accuracy over equal bins of confidence.
+
+    Guo et al. 2017, eq. 3.
+
+    Parameters
+    ----------
+    probabilities : ndarray of shape (N, K), dtype float32
+        Rows are distributions.
+    labels : ndarray of shape (N,), dtype int64
+    bins : int
+        Equal parts of (0, 1].
+
+    Returns
+    -------
+    float
+        In [0, 1]; lower is better.
+    """
+    confidence = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == labels
+    which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gaps = [
+        abs(confidence[which == b].mean(dtype=np.float64) - correct[which == b].mean())
+        * np.count_nonzero(which == b)
+        for b in np.unique(which)
+    ]
+    return float(sum(gaps) / len(labels))
+
+
+def require_sound_logits(model: Classifier, images: torch.Tensor) -> None:
+    """Prove, before an attack relies on it, that the model is in a state to be measured.
+
+    Parameters
+    ----------
+    model : Classifier
+    images : Tensor of shape (B, C, H, W), dtype float32, in [0, 1]
+
+    Raises
+    ------
+    ModelError
+        When it is in training mode, gives two answers to one question, or NaN or infinity.
+    """
+    if any(module.training for module in model.modules()):
+        raise ModelError("model", "is in training mode", remedy="Call model.eval() first.")
+    with torch.no_grad():
+        first, second = model(images), model(images)
+    if not torch.isfinite(first).all():
+        raise ModelError("model", "gives logits that are NaN or infinite")
+    if not torch.equal(first, second):
+        raise ModelError(
+            "model",
+            "gives different logits for the same images",
+            remedy="Remove what is random in it: its robustness needs another attack.",
+        )
+
+
+@torch.no_grad()
+def predict(
+    model: Classifier, stream: ImageStream, samples: NDArray[np.int64], batch_size: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Probabilities of all classes, and the true labels, of some samples.
+
+    Returns
+    -------
+    tuple of ndarray
+        Shape (N, K), float32, and (N,), int64, in the order of `samples`.
+    """
+    probabilities, labels = [], []
+    for batch in stream.batches(samples, batch_size):
+        logits = model(to_unit(batch.images)).float()
+        probabilities.append(logits.softmax(dim=1).cpu().numpy())
+        labels.append(batch.labels.cpu().numpy())
+    return np.concatenate(probabilities), np.concatenate(labels)

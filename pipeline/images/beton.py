@@ -1,0 +1,262 @@
+"""Betons: FFCV's files of images, written reproducibly and opened with suspicion.
+
+A beton has the fields image, label, index and sample_hash; the hash's 64 bits are stored as
+a signed integer, since FFCV has no unsigned one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from pipeline.errors import DataError, MissingError
+from pipeline.images.decode import resize
+from pipeline.images.ffcv import ffcv_threads, require_ffcv
+from pipeline.images.fingerprint import fingerprint
+from pipeline.images.manifest import Manifest, manifest_path
+from pipeline.images.survey import common_size, survey, without_bad
+from pipeline.provenance import sha256_file
+from pipeline.publish import require_free, staged, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from pipeline.images.sources import Source
+    from pipeline.images.survey import Survey
+    from pipeline.params import PrepareParams
+
+__all__ = ["FIELDS", "Beton", "open_beton", "write_beton"]
+
+FIELDS = ("image", "label", "index", "sample_hash")
+_TYPES = {"image": "RGBImageField", "label": "IntField", "index": "IntField"}
+_TYPES["sample_hash"] = "IntField"
+
+
+@dataclass(frozen=True)
+class Beton:
+    """A beton whose bytes are those that its manifest tells of.
+
+    Attributes
+    ----------
+    path : Path
+    manifest : Manifest
+    labels : ndarray of shape (N,), dtype int32
+    sample_hash : ndarray of shape (N,), dtype uint64
+    """
+
+    path: Path
+    manifest: Manifest
+    labels: NDArray[np.int32]
+    sample_hash: NDArray[np.uint64]
+
+
+def write_beton(
+    source: Source,
+    path: Path,
+    params: PrepareParams,
+    split: Literal["train", "test"],
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Manifest, list[str]]:
+    """Write a beton and its manifest.
+
+    Parameters
+    ----------
+    source : Source
+    path : Path
+        Of the beton; both files appear by rename, the manifest last.
+    params : PrepareParams
+    split : str
+    progress : callable, optional
+        Called with the number of images just done, twice for each: read, then written.
+
+    Returns
+    -------
+    tuple of Manifest and list of str
+        The second names the bad images that were left out.
+
+    Raises
+    ------
+    DataError
+        When images are unreadable (without `skip_bad`), or differ in size without
+        `image_size`.
+    WriteError
+        When the disk refuses; nothing is left behind.
+    """
+    require_ffcv()
+    found = survey(source, progress)
+    source, found, skipped = without_bad(source, found, skip=params.skip_bad)
+    height, width = common_size(source, found, params.image_size)
+    require_free(path.parent, _estimate(len(source), height, width, params))
+    with staged(path) as beside:
+        _encode(source, found, beside, params, progress)
+        manifest = Manifest(
+            dataset=source.name,
+            split=split,
+            num_samples=len(source),
+            class_names=source.class_names,
+            shape=(params.channels, height, width),
+            encoding=params.encoding,
+            validation_fraction=params.validation_fraction,
+            fingerprint=fingerprint(source.class_names, source.labels, found.sample_hash),
+            sha256=sha256_file(beside),
+            size=beside.stat().st_size,
+        )
+    write_json(manifest_path(path), manifest.to_json())
+    return manifest, skipped
+
+
+def _estimate(count: int, height: int, width: int, params: PrepareParams) -> int:
+    # A JPEG of quality 90 takes about a sixth of the raw pixels: a quarter is on the safe side.
+    pixels = 3 * count * height * width
+    return (pixels if params.encoding == "raw" else pixels // 4) + 100 * count + 2**22
+
+
+class _Samples:
+    """What FFCV's writer asks for: a tuple of fields by number."""
+
+    def __init__(
+        self,
+        source: Source,
+        found: Survey,
+        size: int | None,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self._source, self._size, self._progress = source, size, progress
+        self._labels = source.labels
+        self._hashes = found.sample_hash.view(np.int64)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, i: int) -> tuple[NDArray[np.uint8], int, int, int]:
+        image = resize(self._source.decode(i), self._size)
+        if self._progress:
+            self._progress(1)
+        return np.ascontiguousarray(image), int(self._labels[i]), int(i), int(self._hashes[i])
+
+
+def _encode(
+    source: Source,
+    found: Survey,
+    path: Path,
+    params: PrepareParams,
+    progress: Callable[[int], None] | None,
+) -> None:
+    with ffcv_threads():
+        from ffcv.fields import IntField, RGBImageField
+
+        from pipeline.images.writer import BetonWriter
+
+        mode = {"raw": "raw", "jpeg": "jpg"}[params.encoding]
+        image = RGBImageField(write_mode=mode, jpeg_quality=params.jpeg_quality)
+        fields = {"image": image} | {name: IntField() for name in FIELDS[1:]}
+        writer = BetonWriter(str(path), fields, num_workers=params.workers)
+        writer.from_indexed_dataset(_Samples(source, found, params.image_size, progress))
+
+
+def open_beton(path: Path) -> Beton:
+    """Open a beton after checking all of it against its manifest.
+
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    Beton
+
+    Raises
+    ------
+    MissingError, DataError
+        When it is not there, is no beton, is truncated or altered, has other fields, or its
+        manifest is another one's.
+    """
+    if not path.exists():
+        raise MissingError(path, "no such file", remedy="Run 'ltd-pipe prepare' first.")
+    if not path.is_file():
+        raise DataError(path, "is not a beton", expected="a file")
+    manifest = Manifest.beside(path)
+    _require_whole(path, manifest)
+    require_ffcv()
+    metadata = _read_metadata(path, manifest)
+    labels = metadata["f1"].astype(np.int32)
+    hashes = metadata["f3"].astype(np.int64).view(np.uint64)
+    if not np.array_equal(metadata["f2"], np.arange(len(labels))):
+        raise DataError(path, "its indices are not 0, 1, 2, …", remedy=_REMEDY)
+    expected = fingerprint(manifest.class_names, labels, hashes)
+    if expected != manifest.fingerprint:
+        raise DataError(
+            path,
+            "its manifest is another beton's: fingerprint",
+            expected=manifest.fingerprint[:16],
+            found=expected[:16],
+            remedy=_REMEDY,
+        )
+    return Beton(path, manifest, labels, hashes)
+
+
+_REMEDY = "Run 'ltd-pipe prepare' again, or copy beton and manifest together."
+
+
+def _require_whole(path: Path, manifest: Manifest) -> None:
+    size = path.stat().st_size
+    if size != manifest.size:
+        raise DataError(
+            path,
+            "is truncated" if size < manifest.size else "has another size",
+            expected=f"{manifest.size:,} bytes",
+            found=f"{size:,}",
+            remedy=_REMEDY,
+        )
+    found = sha256_file(path)
+    if found != manifest.sha256:
+        raise DataError(
+            path,
+            "its bytes are not those that were written: SHA-256",
+            expected=manifest.sha256[:16],
+            found=found[:16],
+            remedy=_REMEDY,
+        )
+
+
+def _read_metadata(path: Path, manifest: Manifest) -> Any:
+    """The beton's table of samples, after its header's numbers were held against its size."""
+    with ffcv_threads():
+        from ffcv.reader import Reader
+        from ffcv.types import CURRENT_VERSION, FieldDescType, HeaderType
+
+    start = HeaderType.itemsize + len(FIELDS) * FieldDescType.itemsize
+    with path.open("rb") as handle:
+        head = handle.read(start)
+    if len(head) < start:
+        raise DataError(path, "is not a beton", expected="FFCV's header", remedy=_REMEDY)
+    header = np.frombuffer(head, HeaderType, 1)[0]
+    told = (int(header["version"]), int(header["num_fields"]), int(header["num_samples"]))
+    if told != (CURRENT_VERSION, len(FIELDS), manifest.num_samples):
+        raise DataError(
+            path,
+            "is not a beton of ours: version, fields and samples",
+            expected=(CURRENT_VERSION, len(FIELDS), manifest.num_samples),
+            found=told,
+            remedy=_REMEDY,
+        )
+    _require_fields(path, np.frombuffer(head, FieldDescType, len(FIELDS), HeaderType.itemsize))
+    return Reader(str(path)).metadata
+
+
+def _require_fields(path: Path, descriptions: Any) -> None:
+    from ffcv.types import TYPE_ID_HANDLER
+
+    found = {
+        bytes(row["name"]).rstrip(b"\0").decode(errors="replace"): getattr(
+            TYPE_ID_HANDLER.get(int(row["type_id"])), "__name__", "unknown"
+        )
+        for row in descriptions
+    }
+    if found != _TYPES:
+        raise DataError(path, "has other fields", expected=_TYPES, found=found, remedy=_REMEDY)

@@ -1,0 +1,51 @@
+"""FFCV, kept from changing this process's threads, and its absence explained."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import torch
+
+from pipeline.errors import MachineError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["SYSTEM_PACKAGES", "ffcv_threads", "require_ffcv"]
+
+SYSTEM_PACKAGES = {
+    "apt": "sudo apt-get install -y libopencv-dev libturbojpeg0-dev pkg-config",
+    "dnf": "sudo dnf install -y opencv-devel turbojpeg-devel pkgconf-pkg-config gcc-c++",
+    "conda": "conda install -y -c conda-forge opencv libjpeg-turbo pkg-config compilers",
+}
+
+
+@contextlib.contextmanager
+def ffcv_threads() -> Iterator[None]:
+    """Put torch's thread count back: importing FFCV and building a Loader set it."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def require_ffcv() -> None:
+    """Import FFCV.
+
+    Raises
+    ------
+    MachineError
+        When it cannot be imported, with what to run.
+    """
+    with ffcv_threads():
+        try:
+            import ffcv  # noqa: F401
+        except Exception as error:  # a missing shared library is an ImportError or an OSError
+            commands = "; ".join(f"{name}: {run}" for name, run in SYSTEM_PACKAGES.items())
+            raise MachineError(
+                "ffcv",
+                f"cannot be imported ({str(error).splitlines()[0]})",
+                remedy=f"Install its libraries and run set-up again. {commands}.",
+            ) from error

@@ -1,0 +1,129 @@
+"""What a beton holds, as JSON beside it: `train.beton` has `train.beton.json`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from pipeline.errors import DataError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["FORMAT", "VERSION", "ImageFacts", "Manifest", "manifest_path"]
+
+FORMAT: Final = "ltd-images"
+VERSION: Final = 1
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+# FFCV keeps width and height in 16 bits.
+Side = Annotated[int, Field(ge=1, lt=2**16)]
+
+
+def manifest_path(beton: Path) -> Path:
+    """Where the manifest of a beton stands."""
+    return beton.with_name(beton.name + ".json")
+
+
+class ImageFacts(BaseModel):
+    """What is known of a set of images, wherever they are kept."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    dataset: str = Field(description="digits, cifar10, cifar100, or the folder's name")
+    split: Literal["train", "test"] = Field(description="which part of the data set")
+    num_samples: int = Field(ge=1, description="number of images, N")
+    class_names: tuple[str, ...] = Field(min_length=1, description="names of the K classes")
+    shape: tuple[Literal[1, 3], Side, Side] = Field(description="channels, height, width")
+    fingerprint: Sha256 = Field(description="see pipeline.images.fingerprint")
+
+    @field_validator("class_names")
+    @classmethod
+    def _names_are_distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError("two classes have the same name")
+        return names
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, K."""
+        return len(self.class_names)
+
+
+class Manifest(ImageFacts):
+    """What a beton holds, and the hash that tells whether it still does."""
+
+    format: Literal["ltd-images"] = Field(FORMAT, description="names this kind of file")
+    version: Literal[1] = Field(VERSION, description="a newer one is refused")
+    encoding: Literal["raw", "jpeg"] = Field(description="how the beton stores pixels")
+    validation_fraction: float = Field(
+        ge=0, lt=1, description="share of the training images held out; see pipeline.images.split"
+    )
+    sha256: Sha256 = Field(description="of the beton's bytes")
+    size: int = Field(ge=1, description="of the beton, in bytes")
+
+    @classmethod
+    def beside(cls, beton: Path) -> Manifest:
+        """Read the manifest of a beton.
+
+        Parameters
+        ----------
+        beton : Path
+            The beton; its manifest is the file of that name with `.json` added.
+
+        Raises
+        ------
+        DataError
+            When the manifest is missing, is no manifest, or is of a newer version.
+        """
+        where = manifest_path(beton)
+        try:
+            text = where.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise DataError(
+                beton, f"has no manifest ({where.name})", remedy=_REMEDY_MISSING
+            ) from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(where, f"cannot be read ({error})", remedy=_REMEDY) from error
+        return cls._parse(text, where)
+
+    @classmethod
+    def _parse(cls, text: str, where: Path) -> Manifest:
+        _require_known_version(text, where)
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"]) or "content"
+            found = repr(first["input"])[:80]
+            raise DataError(where, f"{key}: {first['msg']}", found=found, remedy=_REMEDY) from error
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, what names the format first."""
+        content = self.model_dump(mode="json")
+        return {key: content.pop(key) for key in ("format", "version")} | content
+
+
+_REMEDY = "Run 'ltd-pipe prepare' again."
+_REMEDY_MISSING = "Copy the two files together, or run 'ltd-pipe prepare' again."
+
+
+def _require_known_version(text: str, where: Path) -> None:
+    # Before the other keys: a newer version may have keys that this one does not know.
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(where, f"is not JSON ({error})", remedy=_REMEDY) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise DataError(where, f"is not a manifest of format '{FORMAT}'", remedy=_REMEDY)
+    version = content.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise DataError(
+            where,
+            "was written by a newer ltd-pipe",
+            expected=f"version {VERSION}",
+            found=version,
+            remedy="Update ltd-pipe.",
+        )

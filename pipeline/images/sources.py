@@ -1,0 +1,276 @@
+"""Where images come from: scikit-learn's digits, CIFAR, or a folder of images."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+from pipeline import rng
+from pipeline.errors import DataError, MissingError
+from pipeline.images.decode import decode_image
+from pipeline.images.fingerprint import sample_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from pipeline.params import PrepareParams
+
+__all__ = ["ArraySource", "FolderSource", "Source", "Split", "open_source"]
+
+Split = Literal["train", "test"]
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm"})
+_TEST_FOLDERS = ("test", "val", "validation")
+
+
+class Source(Protocol):
+    """Labelled images in a fixed order."""
+
+    @property
+    def name(self) -> str:
+        """The data set's name."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the K classes."""
+
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        """Class of each image, shape (N,); -1 where unknown."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def where(self, i: int) -> str:
+        """Image i as the user knows it."""
+
+    def raw(self, i: int) -> bytes | NDArray[np.uint8]:
+        """What image i's hash is taken over: its file's bytes, or its pixels."""
+
+    def decode(self, i: int) -> NDArray[np.uint8]:
+        """Image i as RGB of shape (H, W, 3); raises DataError when it is unreadable."""
+
+    def take(self, keep: NDArray[np.int64]) -> Source:
+        """The same images without those that are not in `keep`."""
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Images that are in memory as pixels.
+
+    Attributes
+    ----------
+    name : str
+    class_names : tuple of str
+    images : ndarray of shape (N, H, W) or (N, H, W, 3), dtype uint8
+    labels : ndarray of shape (N,), dtype int32
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def where(self, i: int) -> str:
+        """Name and number."""
+        return f"{self.name} image {i}"
+
+    def raw(self, i: int) -> NDArray[np.uint8]:
+        """The pixels as they came."""
+        image: NDArray[np.uint8] = self.images[i]
+        return image
+
+    def decode(self, i: int) -> NDArray[np.uint8]:
+        """Grey becomes three equal channels."""
+        image = self.images[i]
+        return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
+
+    def take(self, keep: NDArray[np.int64]) -> ArraySource:
+        """See `Source.take`."""
+        return ArraySource(self.name, self.class_names, self.images[keep], self.labels[keep])
+
+
+class FolderSource:
+    """One folder per class, as in torchvision's ImageFolder; the order is the sorted paths.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds a folder per class, each holding images at any depth.
+    class_names : sequence of str, optional
+        The classes that must be there; by default the sub-folders' names, sorted.
+
+    Raises
+    ------
+    MissingError
+        When there is no such folder.
+    DataError
+        When there are no images, fewer than two classes, a class without images, or other
+        classes than expected.
+    """
+
+    def __init__(self, folder: Path, class_names: Sequence[str] | None = None) -> None:
+        _require_folder(folder)
+        found = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+        if not found and class_names is not None and any(_images_below(folder)):
+            # No class folders: the classes are the caller's, the ground truth is unknown.
+            paths, labels = list(_images_below(folder)), None
+        else:
+            _require_classes(folder, found, class_names)
+            per_class = [list(_images_below(folder / name)) for name in found]
+            _require_images(folder, found, per_class)
+            paths = [path for group in per_class for path in group]
+            labels = np.repeat(np.arange(len(found)), [len(group) for group in per_class])
+        self.folder = folder
+        self.name = folder.resolve().name
+        self.class_names = tuple(class_names) if class_names is not None else found
+        self.paths = paths
+        self.labels = (np.full(len(paths), -1) if labels is None else labels).astype(np.int32)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def where(self, i: int) -> str:
+        """The file's path."""
+        return str(self.paths[i])
+
+    def raw(self, i: int) -> bytes:
+        """The file's bytes."""
+        content: bytes = self.paths[i].read_bytes()
+        return content
+
+    def decode(self, i: int) -> NDArray[np.uint8]:
+        """See `pipeline.images.decode`."""
+        return decode_image(self.raw(i), self.where(i))
+
+    def take(self, keep: NDArray[np.int64]) -> FolderSource:
+        """See `Source.take`."""
+        part = object.__new__(FolderSource)
+        part.folder, part.name, part.class_names = self.folder, self.name, self.class_names
+        part.paths = [self.paths[i] for i in keep]
+        part.labels = self.labels[keep]
+        return part
+
+
+def _images_below(folder: Path) -> Any:
+    # Sorted at each level; links to folders are not followed, as they can form loops.
+    for root, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted(files):
+            if Path(name).suffix.lower() in EXTENSIONS:
+                yield Path(root) / name
+
+
+def _require_folder(folder: Path) -> None:
+    if not folder.exists():
+        raise MissingError(folder, "no such folder")
+    if not folder.is_dir():
+        raise DataError(folder, "is a file", expected="a folder with one folder per class")
+
+
+def _require_classes(folder: Path, found: tuple[str, ...], expected: Sequence[str] | None) -> None:
+    layout = f"Put images into {folder}/CLASS/, one folder per class."
+    if not found:
+        raise DataError(folder, "has no class folders", remedy=layout)
+    if expected is None and len(found) == 1:
+        raise DataError(folder, f"has one class only, '{found[0]}'", remedy=layout)
+    if expected is not None and tuple(expected) != found:
+        differing = sorted(set(expected) ^ set(found))
+        raise DataError(
+            folder,
+            "classes differ from the training images'",
+            expected=f"{len(expected)} classes",
+            found=f"{len(found)}; in one of them only: {', '.join(differing[:5])}",
+        )
+
+
+def _require_images(folder: Path, names: tuple[str, ...], groups: list[list[Path]]) -> None:
+    kinds = ", ".join(sorted(EXTENSIONS))
+    if not any(groups):
+        raise DataError(folder, "has no images", expected=f"files ending in {kinds}")
+    empty = [name for name, group in zip(names, groups, strict=True) if not group]
+    if empty:
+        raise DataError(
+            folder / empty[0],
+            f"class without images ({len(empty)} such)",
+            expected=f"files ending in {kinds}",
+            remedy="Add images or remove the folder.",
+        )
+
+
+def open_source(params: PrepareParams, split: Split) -> Source:
+    """Open one split of the data set that the parameters name.
+
+    Parameters
+    ----------
+    params : PrepareParams
+    split : str
+        `train` or `test`.
+
+    Raises
+    ------
+    MissingError, DataError
+        When it is not there or not usable.
+    """
+    if params.dataset == "digits":
+        return _digits(split)
+    if params.dataset == "folder":
+        return _folder(Path(str(params.path)), split)
+    return _cifar(params, split)
+
+
+def _folder(root: Path, split: Split) -> FolderSource:
+    _require_folder(root)
+    _require_folder(root / "train")
+    train = FolderSource(root / "train")
+    if split == "train":
+        part = train
+    else:
+        names = [name for name in _TEST_FOLDERS if (root / name).is_dir()]
+        if not names:
+            raise MissingError(root, "has no test images", expected="test/ or val/ beside train/")
+        part = FolderSource(root / names[0], train.class_names)
+    part.name = root.resolve().name
+    return part
+
+
+def _digits(split: Split) -> ArraySource:
+    from sklearn.datasets import load_digits
+
+    content = load_digits()
+    # Sixteen grey levels to 0..255.
+    images = np.round(content.images * 255 / 16).astype(np.uint8)
+    hashes = np.array([sample_hash(image) for image in images], dtype=np.uint64)
+    # A third is for testing, chosen by each image's hash. The split is random, so that both
+    # parts hold digits of every writer, as in most work that uses this set.
+    draw = rng.bits(rng.stream_key(0, "digits-test"), hashes.view(np.int64))
+    chosen = (draw < np.uint64(2**64 // 3)) == (split == "test")
+    names = tuple(str(name) for name in content.target_names)
+    return ArraySource("digits", names, images[chosen], content.target[chosen].astype(np.int32))
+
+
+def _cifar(params: PrepareParams, split: Split) -> ArraySource:
+    from torchvision import datasets
+
+    root = Path(params.path or "data/raw")
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[params.dataset]
+    try:
+        # torchvision unpickles the archive only after its MD5 sum was found right.
+        content = kind(str(root), train=split == "train", download=params.download)
+    except Exception as error:  # a download fails in many ways, a corrupt archive in another
+        raise MissingError(
+            root,
+            f"{params.dataset} is not there or is damaged ({str(error).splitlines()[0]})",
+            remedy="Put torchvision's archive there, or set prepare.download: true.",
+        ) from error
+    labels = np.asarray(content.targets, dtype=np.int32)
+    return ArraySource(params.dataset, tuple(content.classes), content.data, labels)

@@ -1,0 +1,133 @@
+"""One pass over all images before anything is done with them."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.errors import DataError
+from pipeline.images.fingerprint import sample_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from pipeline.images.sources import Source
+
+__all__ = ["Survey", "common_size", "survey", "without_bad"]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one pass over all images found.
+
+    Attributes
+    ----------
+    sample_hash : ndarray of shape (N,), dtype uint64
+        Meaningless where the image is bad.
+    sizes : ndarray of shape (N, 2), dtype int64
+        Height and width.
+    bad : list of tuple of int and str
+        Unreadable images and why.
+    """
+
+    sample_hash: NDArray[np.uint64]
+    sizes: NDArray[np.int64]
+    bad: list[tuple[int, str]]
+
+
+def survey(source: Source, progress: Callable[[int], None] | None = None) -> Survey:
+    """Read, hash and decode every image once, before anything is written.
+
+    Parameters
+    ----------
+    source : Source
+    progress : callable, optional
+        Called with the number of images just done.
+    """
+    hashes = np.zeros(len(source), dtype=np.uint64)
+    sizes = np.zeros((len(source), 2), dtype=np.int64)
+    bad: list[tuple[int, str]] = []
+
+    def look(i: int) -> None:
+        try:
+            hashes[i] = sample_hash(source.raw(i))
+            sizes[i] = source.decode(i).shape[:2]
+        except (DataError, OSError) as error:
+            bad.append((i, str(error)))
+
+    # Reading, hashing and decoding release the interpreter's lock.
+    with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
+        for done, _ in enumerate(pool.map(look, range(len(source)), chunksize=64), 1):
+            if progress and (done % 256 == 0 or done == len(source)):
+                progress(256 if done % 256 == 0 else done % 256)
+    return Survey(hashes, sizes, sorted(bad))
+
+
+def without_bad(source: Source, found: Survey, *, skip: bool) -> tuple[Source, Survey, list[str]]:
+    """Leave unreadable images out, or refuse them.
+
+    Parameters
+    ----------
+    source : Source
+    found : Survey
+        Of that source.
+    skip : bool
+        Leave them out.
+
+    Returns
+    -------
+    tuple
+        What is usable, its survey, and a line for each image that was left out.
+
+    Raises
+    ------
+    DataError
+        Naming the first bad image, or a class of which none is left.
+    """
+    if not found.bad:
+        return source, found, []
+    reasons = [reason for _, reason in found.bad]
+    if not skip:
+        more = f" And {len(reasons) - 1} more." if len(reasons) > 1 else ""
+        raise DataError(
+            source.where(found.bad[0][0]),
+            f"is not usable: {reasons[0].split(': ', 1)[-1].rstrip('.')}",
+            remedy=f"Remove or mend it, or pass --skip-bad.{more}",
+        )
+    keep = np.setdiff1d(np.arange(len(source)), [i for i, _ in found.bad])
+    part = source.take(keep)
+    lost = set(range(len(source.class_names))) - set(part.labels.tolist())
+    if lost and -1 not in lost:
+        name = source.class_names[min(lost)]
+        raise DataError(source.name, f"class '{name}' has no readable image")
+    return part, Survey(found.sample_hash[keep], found.sizes[keep], []), reasons
+
+
+def common_size(source: Source, found: Survey, image_size: int | None) -> tuple[int, int]:
+    """Height and width that all images have, or will have.
+
+    Raises
+    ------
+    DataError
+        When they differ and are not to be resized, naming two that do.
+    """
+    if image_size is not None:
+        return image_size, image_size
+    different = np.flatnonzero((found.sizes != found.sizes[0]).any(axis=1))
+    height, width = (int(side) for side in found.sizes[0])
+    if len(different):
+        i = int(different[0])
+        raise DataError(
+            source.where(i),
+            "images differ in size",
+            expected=f"{width}×{height} like {source.where(0)}",
+            found=f"{found.sizes[i][1]}×{found.sizes[i][0]}",
+            remedy="Pass --image-size to resize them all.",
+        )
+    return height, width

@@ -1,0 +1,95 @@
+"""FFCV's writer, made to fail when it fails.
+
+FFCV 1.0.2 waits for a counter that its worker processes raise: when one of them dies, on a
+full disk for example, it waits for ever. With one worker its job runs in this process, so that
+errors arrive and the file's bytes are always the same; with several, they are watched.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from ctypes import c_uint64
+from multiprocessing import Process, Queue, Value
+from typing import Any
+
+from ffcv.memory_allocator import MemoryAllocator
+from ffcv.writer import DatasetWriter, worker_job_indexed_dataset
+
+from pipeline.errors import WriteError
+
+__all__ = ["BetonWriter"]
+
+# FFCV's smallest page, 2 MiB: a larger one pads small data sets with megabytes of zeros.
+_PAGE = 1 << 21
+
+
+class BetonWriter(DatasetWriter):  # type: ignore[misc]
+    """Writes an indexable data set; see `ffcv.writer.DatasetWriter`."""
+
+    def __init__(self, fname: str, fields: dict[str, Any], num_workers: int) -> None:
+        super().__init__(fname, fields, page_size=_PAGE, num_workers=num_workers)
+
+    def _write_common(
+        self, num_samples: int, queue_content: Any, work_fn: Any, extra_worker_args: Any
+    ) -> None:
+        del work_fn  # from_indexed_dataset has only one
+        self.num_samples = num_samples
+        self.prepare()
+        try:
+            run = self._alone if self.num_workers == 1 else self._together
+            allocations = run(list(queue_content), extra_worker_args)
+            self.finalize(allocations)
+        finally:
+            self.metadata_sm.close()
+            self.metadata_sm.unlink()
+
+    def _job(self, work: Any, done: Any, allocations: Any, extra: Any) -> tuple[Any, ...]:
+        allocator = MemoryAllocator(self.fname, self.data_region_start, self.page_size)
+        fields = (work, self.metadata_sm, self.metadata_type, self.fields, allocator)
+        return (*fields, done, allocations, *extra)
+
+    def _alone(self, chunks: list[Any], extra: Any) -> list[Any]:
+        work: queue.Queue[Any] = queue.Queue()
+        for chunk in [*chunks, None]:
+            work.put(chunk)
+        allocations: queue.Queue[Any] = queue.Queue()
+        worker_job_indexed_dataset(*self._job(work, Value(c_uint64, 0), allocations, extra))
+        return list(allocations.get())
+
+    def _together(self, chunks: list[Any], extra: Any) -> list[Any]:
+        work: Any = Queue()
+        for chunk in [*chunks, *[None] * self.num_workers]:
+            work.put(chunk)
+        allocations: Any = Queue()
+        job = self._job(work, Value(c_uint64, 0), allocations, extra)
+        workers = [
+            Process(target=worker_job_indexed_dataset, args=job, daemon=True)
+            for _ in range(self.num_workers)
+        ]
+        for worker in workers:
+            worker.start()
+        try:
+            return self._collect(workers, allocations)
+        finally:
+            for worker in workers:
+                worker.terminate()
+
+    def _collect(self, workers: list[Process], allocations: Any) -> list[Any]:
+        parts: list[Any] = []
+        while len(parts) < len(workers):
+            try:
+                parts.append(allocations.get(timeout=0.2))
+            except queue.Empty:
+                self._require_alive(workers)
+        return [entry for part in parts for entry in part]
+
+    def _require_alive(self, workers: list[Process]) -> None:
+        dead = [worker.exitcode for worker in workers if worker.exitcode not in {None, 0}]
+        if dead:
+            time.sleep(0.1)
+            raise WriteError(
+                self.fname,
+                f"a writing process died (exit code {dead[0]})",
+                remedy="Its message is above; run it again with workers: 1.",
+            )

@@ -1,0 +1,44 @@
+"""Ctrl-C and SIGTERM end a run between two steps, after a snapshot."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+__all__ = ["Interrupted", "StopRequest", "listen"]
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop; its state is saved."""
+
+
+class StopRequest:
+    """Whether the user asked the run to stop."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Remember the first signal; the second one stops at once."""
+        del number, frame
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = True
+
+
+@contextlib.contextmanager
+def listen() -> Iterator[StopRequest]:
+    """Turn SIGINT and SIGTERM into a request that the block looks at when it is ready."""
+    request = StopRequest()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, request) for number in numbers]
+    try:
+        yield request
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

@@ -1,0 +1,323 @@
+"""The one training loop: the teacher's and the student's, whatever the labels and objective."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipeline import rng
+from pipeline.attacks import evaluation_mode, normal_start, pgd, uniform_start
+from pipeline.device import autocast
+from pipeline.errors import ModelError
+from pipeline.images.augment import augment
+from pipeline.images.pixels import to_unit
+from pipeline.training.ema import MovingAverage
+from pipeline.training.interrupt import Interrupted, listen
+from pipeline.training.schedule import learning_rate
+from pipeline.training.state import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pipeline.attacks import LossOfLogits
+    from pipeline.device import Precision
+    from pipeline.images.stream import Batch, ImageStream
+    from pipeline.models.classifier import Classifier
+    from pipeline.objectives import Loss, Objective
+    from pipeline.params import FitParams
+    from pipeline.training.state import Snapshots
+
+__all__ = ["Adversary", "Fit", "Watcher"]
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """The attack of the training steps.
+
+    Attributes
+    ----------
+    eps, step_size : float
+        Pixel units.
+    steps : int
+    start : str
+        `uniform` in the ball, or `normal`: close to the image.
+    """
+
+    eps: float
+    step_size: float
+    steps: int
+    start: str = "uniform"
+
+    def begin(self, images: torch.Tensor, index: torch.Tensor, key: int) -> torch.Tensor:
+        """Where the attack starts for each image; see `pipeline.attacks`."""
+        if self.start == "normal":
+            return normal_start(images, index, key)
+        return uniform_start(images, index, self.eps, key)
+
+
+class Watcher:
+    """What the loop tells while it runs; a stage overrides what it shows."""
+
+    def step(self, done: int, total: int, loss: float, accuracy: float, rate: float) -> None:
+        """After a step: steps done and in all, mean loss and accuracy so far, images/s."""
+
+    def epoch(self, history: list[dict[str, float]]) -> None:
+        """After an epoch: one row per epoch so far."""
+
+
+class Fit:
+    """One training run: from an initial model to its best and its last weights.
+
+    Parameters
+    ----------
+    model : Classifier
+        On its device.
+    stream : ImageStream
+        The training images.
+    samples : ndarray of shape (N,), dtype int64
+        Which of them are trained on; the validation split is not among them.
+    params : FitParams
+    objective : Objective
+    target_of : callable
+        Maps a Batch to its target distributions, Tensor of shape (B, K), float32.
+    adversary : Adversary or None
+        None for clean training.
+    validate : callable
+        Maps a Classifier in evaluation mode to a dict of measures; the largest
+        (`select` of them) is the best checkpoint.
+    select : callable
+        Maps a row of measures to what is compared.
+    snapshots : Snapshots
+    seed : int
+    precision : str
+        `float32` or `bfloat16`, for the passes of training and attack.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Classifier,
+        stream: ImageStream,
+        samples: NDArray[np.int64],
+        params: FitParams,
+        objective: Objective,
+        target_of: Callable[[Batch], torch.Tensor],
+        adversary: Adversary | None,
+        validate: Callable[[Classifier], dict[str, float]],
+        select: Callable[[dict[str, float]], tuple[float, ...]],
+        snapshots: Snapshots,
+        seed: int,
+        precision: Precision = "float32",
+        validate_every: int = 1,
+    ) -> None:
+        self.model, self._stream, self._samples, self._params = model, stream, samples, params
+        self._objective, self._target_of, self._adversary = objective, target_of, adversary
+        self._validate, self._select, self._snapshots = validate, select, snapshots
+        self._seed, self._precision, self._validate_every = seed, precision, validate_every
+        self._device = next(model.parameters()).device
+        self._optimiser = torch.optim.SGD(
+            model.parameters(),
+            lr=params.learning_rate,
+            momentum=params.momentum,
+            weight_decay=params.weight_decay,
+            nesterov=params.nesterov,
+        )
+        self.average = MovingAverage(model, params.ema_decay)
+        self.best = MovingAverage(model, 0.0)
+        self.progress = Progress()
+        self._clock = _Clock(params.snapshot_minutes)
+        self.steps_per_epoch = -(-len(samples) // params.batch_size)
+        self.total_steps = self.steps_per_epoch * params.epochs
+
+    def run(self, watcher: Watcher) -> list[dict[str, float]]:
+        """Train to the end, from the last snapshot where there is one.
+
+        Returns
+        -------
+        list of dict
+            One row per epoch. The best weights are in `self.best.model`, the last (averaged)
+            ones in `self.average.model`.
+
+        Raises
+        ------
+        Interrupted
+            On SIGINT or SIGTERM, after the step under way and a snapshot.
+        """
+        self._restore()
+        self._clock.restart()
+        with listen() as stop:
+            while len(self.progress.history) < self._params.epochs:
+                self._epoch(watcher, stop)
+        return self.progress.history
+
+    @property
+    def images_per_second(self) -> float:
+        """Training images per second of this process, steps alone."""
+        return self._clock.rate()
+
+    def _epoch(self, watcher: Watcher, stop: Any) -> None:
+        # The epoch is the one without a row: a run that was stopped between an epoch's last
+        # step and its validation finishes that epoch first.
+        epoch = len(self.progress.history)
+        done = self.progress.step - epoch * self.steps_per_epoch
+        order = rng.permutation(rng.stream_key(self._seed, "order", epoch), self._samples)
+        self.model.train()
+        self._clock.skip()
+        for batch in self._stream.batches(order, self._params.batch_size, start=done):
+            self._step(batch, epoch)
+            self._clock.count(len(batch.labels))
+            self._tell(watcher)
+            if stop.received:
+                self._save()
+                raise Interrupted
+            if self._clock.is_due():
+                self._save()
+        self._finish_epoch(epoch)
+        watcher.epoch(self.progress.history)
+        self._save()
+
+    def _step(self, batch: Batch, epoch: int) -> None:
+        rate = learning_rate(self._params, self.progress.step, self.total_steps)
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        loss = self._loss(batch, epoch)
+        self._refuse_divergence(loss.value)
+        self._optimiser.zero_grad(set_to_none=True)
+        loss.value.backward()  # type: ignore[no-untyped-call]
+        self._optimiser.step()
+        self.progress.step += 1
+        self.average.update(self.model, self.progress.step)
+        hits = (loss.logits.argmax(dim=1) == batch.labels).sum()
+        self._add(images=len(batch.labels), loss=loss.value * len(batch.labels), hits=hits)
+
+    def _refuse_divergence(self, loss: torch.Tensor) -> None:
+        if not torch.isfinite(loss):
+            raise ModelError(
+                f"training step {self.progress.step}",
+                "the loss is not finite",
+                found=loss.item(),
+                remedy="Lower learning_rate, or set precision: float32.",
+            )
+
+    def _loss(self, batch: Batch, epoch: int) -> Loss:
+        images = to_unit(
+            augment(
+                batch.images,
+                batch.index,
+                seed=self._seed,
+                epoch=epoch,
+                crop_padding=self._params.crop_padding,
+                flip=self._params.flip,
+            )
+        )
+        target = self._target_of(batch)
+        with autocast(self._device, self._precision):
+            return self._objective(
+                self.model, images, target, lambda loss: self._attack(batch, images, loss, epoch)
+            )
+
+    def _attack(
+        self, batch: Batch, images: torch.Tensor, loss: LossOfLogits, epoch: int
+    ) -> torch.Tensor:
+        adversary = self._adversary
+        if adversary is None:
+            return images
+        key = rng.stream_key(self._seed, "attack-start", epoch)
+        with evaluation_mode(self.model):
+            return pgd(
+                self.model,
+                images,
+                loss,
+                start=adversary.begin(images, batch.index, key),
+                eps=adversary.eps,
+                step_size=adversary.step_size,
+                steps=adversary.steps,
+            )
+
+    def _add(self, **amounts: torch.Tensor | float) -> None:
+        for name, amount in amounts.items():
+            value = amount.item() if isinstance(amount, torch.Tensor) else amount
+            self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
+
+    def _tell(self, watcher: Watcher) -> None:
+        sums = self.progress.sums
+        loss, accuracy = sums["loss"] / sums["images"], sums["hits"] / sums["images"]
+        watcher.step(self.progress.step, self.total_steps, loss, accuracy, self._clock.rate())
+
+    def _finish_epoch(self, epoch: int) -> None:
+        sums = self.progress.sums
+        row = {
+            "epoch": epoch,
+            "learning_rate": self._optimiser.param_groups[0]["lr"],
+            "train/loss": sums["loss"] / sums["images"],
+            self._accuracy_name(): sums["hits"] / sums["images"],
+        }
+        last = epoch + 1 == self._params.epochs
+        if last or (epoch + 1) % self._validate_every == 0:
+            row |= self._validate(self.average.model)
+            self._keep_best(row)
+        self.progress.history.append(row)
+        self.progress.sums = {}
+
+    def _accuracy_name(self) -> str:
+        return "train/accuracy" if self._adversary is None else "train/robust_accuracy"
+
+    def _keep_best(self, row: dict[str, float]) -> None:
+        best = self.progress.best
+        # Of equal ones the later is kept: it has seen more.
+        if not best or self._select(row) >= self._select(best):
+            self.progress.best = row
+            self.best.update(self.average.model, self.progress.step)
+
+    def _save(self) -> None:
+        tensors = {
+            "model": self.model.state_dict(),
+            "average": self.average.model.state_dict(),
+            "best": self.best.model.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+        }
+        self._snapshots.save(self.progress, tensors)
+        self._clock.restart()
+
+    def _restore(self) -> None:
+        found = self._snapshots.load()
+        if found is None:
+            return
+        self.progress, tensors = found
+        self.model.load_state_dict(tensors["model"])
+        self.average.model.load_state_dict(tensors["average"])
+        self.best.model.load_state_dict(tensors["best"])
+        self._optimiser.load_state_dict(tensors["optimiser"])
+
+
+class _Clock:
+    """Images per second of the training steps, and whether a snapshot is due."""
+
+    def __init__(self, minutes: float) -> None:
+        self._minutes, self._images, self._seconds = minutes, 0, 0.0
+        self._mark = self._last = time.monotonic()
+
+    def count(self, images: int) -> None:
+        now = time.monotonic()
+        self._images += images
+        self._seconds += now - self._mark
+        self._mark = now
+
+    def rate(self) -> float:
+        return self._images / max(self._seconds, 1e-9)
+
+    def skip(self) -> None:
+        """Leave what came since the last step (validation, a snapshot) out of the rate."""
+        self._mark = time.monotonic()
+
+    def is_due(self) -> bool:
+        return self._minutes > 0 and time.monotonic() - self._last > 60 * self._minutes
+
+    def restart(self) -> None:
+        self._last = time.monotonic()

@@ -1,0 +1,193 @@
+"""A run of training from the outside: its samples, its model, its key, its results."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pipeline import provenance, rng
+from pipeline.errors import DataError
+from pipeline.images.split import validation_mask
+from pipeline.models.checkpoint import save_classifier
+from pipeline.models.classifier import Classifier
+from pipeline.models.registry import build
+from pipeline.publish import write_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from pipeline.images.beton import Beton
+    from pipeline.images.manifest import Manifest
+    from pipeline.params import FitParams
+    from pipeline.training.loop import Fit, Watcher
+
+__all__ = [
+    "common_facts",
+    "new_classifier",
+    "run_fit",
+    "run_key",
+    "save_results",
+    "split_samples",
+]
+
+
+def split_samples(beton: Beton) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices that are trained on, and those held out to choose checkpoints.
+
+    Raises
+    ------
+    DataError
+        When the validation split takes every sample.
+    """
+    held_out = validation_mask(beton.sample_hash, beton.manifest.validation_fraction)
+    training, validation = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    if not len(training):
+        raise DataError(
+            beton.path,
+            "the validation split leaves nothing to train on",
+            remedy="Lower prepare.validation_fraction.",
+        )
+    return training, validation
+
+
+def new_classifier(
+    params: FitParams,
+    manifest: Manifest,
+    *,
+    seed: int,
+    role: str,
+    device: torch.device,
+    temperature: float = 1.0,
+) -> Classifier:
+    """Build a freshly initialised model that depends on the seed and its role alone.
+
+    Parameters
+    ----------
+    params : FitParams
+    manifest : Manifest
+        Of the training images: classes and shape.
+    seed : int
+    role : str
+        `teacher` or `student`: they start from different weights.
+    device : torch.device
+    temperature : float
+        Part of the model.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng.stream_key(seed, f"{role}-weights") >> 1)
+        network = build(params.architecture, manifest.num_classes, manifest.shape)
+    model = Classifier(
+        network,
+        architecture=params.architecture,
+        class_names=manifest.class_names,
+        shape=manifest.shape,
+        mean=params.mean,
+        std=params.std,
+        temperature=temperature,
+    )
+    layout = torch.channels_last if params.channels_last else torch.contiguous_format
+    return model.to(device).to(memory_format=layout)
+
+
+def run_key(kind: str, params: FitParams, manifest: Manifest, **decides: Any) -> str:
+    """Hash of everything that decides a run's result: only an equal key resumes it.
+
+    Parameters
+    ----------
+    kind : str
+        `teacher` or `student`.
+    params : FitParams
+    manifest : Manifest
+    **decides
+        What else does: seed, store identity, precision.
+    """
+    content = {
+        "kind": kind,
+        # How often snapshots are taken does not change what is computed.
+        "params": params.model_dump(mode="json", exclude={"snapshot_minutes"}),
+        "data": manifest.fingerprint,
+        "encoding": manifest.sha256,
+        "code": provenance.code_digest(),
+        "software": provenance.software(),
+        "hardware": provenance.hardware(),
+        **decides,
+    }
+    return f"{kind}-{provenance.digest(content)[:16]}"
+
+
+def run_fit(fit: Fit, watcher: Watcher) -> dict[str, float]:
+    """Run to the end; the seconds that this process took, and its training images per second."""
+    begin = time.monotonic()
+    fit.run(watcher)
+    return {
+        "seconds": round(time.monotonic() - begin, 3),
+        "images_per_second": round(fit.images_per_second, 1),
+    }
+
+
+def save_results(
+    fit: Fit, out: Path, facts: dict[str, Any], timing: dict[str, float], *, last: bool
+) -> None:
+    """Write the best weights, the last ones if wanted, and the times.
+
+    The best come last: their file is what tells that the run is complete.
+
+    Parameters
+    ----------
+    fit : Fit
+        Finished.
+    out : Path
+        Folder.
+    facts : dict
+        For the checkpoints' metadata.
+    timing : dict
+    last : bool
+        Keep the last weights too.
+    """
+    write_json(out / "timing.json", timing)
+    if last:
+        row = fit.progress.history[-1]
+        save_classifier(fit.average.model, out / "last.safetensors", **facts | _chosen(row))
+    row = fit.progress.best or fit.progress.history[-1]
+    save_classifier(fit.best.model, out / "model.safetensors", **facts | _chosen(row))
+
+
+def _chosen(row: dict[str, float]) -> dict[str, Any]:
+    measures = {
+        name.removeprefix("validation/"): value
+        for name, value in row.items()
+        if name.startswith("validation/")
+    }
+    return {"epoch": row["epoch"], "validation": measures}
+
+
+def common_facts(
+    kind: str, params: FitParams, manifest: Manifest, seed: int, **more: Any
+) -> dict[str, Any]:
+    """What a checkpoint says of how it was made.
+
+    Parameters
+    ----------
+    kind : str
+        `teacher` or `student`.
+    params : FitParams
+    manifest : Manifest
+        Of the training images.
+    seed : int
+    **more
+        What only this kind has, such as the labels of a student.
+    """
+    return {
+        "kind": kind,
+        "seed": seed,
+        "params": params.model_dump(mode="json"),
+        "data": {"dataset": manifest.dataset, "fingerprint": manifest.fingerprint},
+        "software": provenance.software(),
+        "hardware": provenance.hardware(),
+        **more,
+    }

@@ -1,0 +1,5 @@
+"""`python -m stages NAME`: what dvc.yaml runs."""
+
+from stages.cli import main
+
+main()

@@ -1,0 +1,74 @@
+"""`ltd-pipe`: groups the stages' commands, and turns refusals into one line and exit code 1."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from pipeline.errors import LtdPipeError
+
+__all__ = ["cli", "main"]
+
+# Imported when run, so that --help answers at once: torch and ffcv take seconds.
+_COMMANDS = {
+    "prepare": "Turn images into train.beton and test.beton.",
+    "teacher": "Train the teacher on clean images, or take a checkpoint.",
+    "label": "Write a teacher's low-temperature soft labels into a store.",
+    "train": "Train the student adversarially on soft or one-hot labels.",
+    "evaluate": "Measure clean and robust accuracy.",
+    "report": "Write report.html.",
+    "store": "Look into a soft-label store, or verify it.",
+    "recipe": "List, show or use the recipes.",
+    "doctor": "Check this machine for what users trip over.",
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"stages.{cmd_name}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ltd-pipe", prog_name="ltd-pipe")
+def cli() -> None:
+    """Robust image classifiers by low-temperature distillation.
+
+    \b
+    The whole pipeline:      dvc repro
+    A store from a teacher:  ltd-pipe label --teacher ckpt.pt --arch resnet18 --data images/
+    """
+
+
+def main() -> None:
+    """Run the command line: exit code 0 done, 1 refused, 2 usage, 130 interrupted."""
+    try:
+        cli.main(prog_name="ltd-pipe", standalone_mode=False)
+    except LtdPipeError as error:
+        _end(str(error), 1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort) as error:
+        _end(str(error) or "Interrupted. Nothing half-written was published.", 130)
+
+
+def _end(message: str, code: int) -> None:
+    click.secho("ltd-pipe: ", fg="red", bold=True, err=True, nl=False)
+    click.echo(message, err=True)
+    sys.exit(code)

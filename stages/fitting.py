@@ -1,0 +1,85 @@
+"""What the teacher's and the student's commands share: the watcher on screen and in dvclive."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.training.interrupt import Interrupted
+from pipeline.training.loop import Watcher
+from pipeline.training.run import run_fit
+from stages.progress import bar
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+    from pipeline.training.loop import Fit
+
+__all__ = ["fit_on_screen"]
+
+
+class _Screen(Watcher):
+    """A progress bar for the steps; dvclive's plots for the epochs."""
+
+    def __init__(self, description: str, total: int, live: Path) -> None:
+        self._progress, self._live = bar(), live
+        self._task = self._progress.add_task(description, total=total, note="")
+
+    def __enter__(self) -> _Screen:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def step(self, done: int, total: int, loss: float, accuracy: float, rate: float) -> None:
+        note = f"loss {loss:.3f}  accuracy {accuracy:.1%}  {rate:,.0f} images/s"
+        self._progress.update(self._task, completed=done, total=total, note=note)
+
+    def epoch(self, history: list[dict[str, float]]) -> None:
+        _write_plots(history, self._live)
+        row = history[-1]
+        measures = "  ".join(
+            f"{name.rpartition('/')[2].replace('_', ' ')} {value:.1%}"
+            for name, value in row.items()
+            if name.startswith("validation/")
+        )
+        self._progress.console.print(
+            f"epoch {row['epoch'] + 1}  loss {row['train/loss']:.3f}  {measures}", highlight=False
+        )
+
+
+def _write_plots(history: list[dict[str, float]], live: Path) -> None:
+    """Write all epochs anew, so that a resumed run has the same files as an uninterrupted one."""
+    from dvclive.live import Live
+
+    with Live(str(live), dvcyaml=None, save_dvc_exp=False, monitor_system=False) as logger:
+        for row in history:
+            logger.step = int(row["epoch"])
+            for name, value in row.items():
+                if name != "epoch":
+                    logger.log_metric(name, value)
+            logger.make_summary()
+
+
+def fit_on_screen(fit: Fit, description: str, out: Path) -> dict[str, float]:
+    """Run a fit with progress shown; its times.
+
+    Raises
+    ------
+    Interrupted
+        With a line that says how to go on.
+    """
+    with _Screen(description, fit.total_steps, out / "live") as screen:
+        try:
+            return run_fit(fit, screen)
+        except Interrupted as error:
+            raise Interrupted(
+                f"Interrupted after step {fit.progress.step} of {fit.total_steps}; "
+                "run the same command again to go on."
+            ) from error

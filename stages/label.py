@@ -1,0 +1,282 @@
+"""Stage 3: the teacher's low-temperature soft labels of all images → the store."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stages.outputs import refuse_existing
+from stages.parameters import params_options
+from stages.progress import counter
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.images.manifest import ImageFacts
+    from pipeline.labels.format import TeacherFacts
+    from pipeline.labels.labelling import Stream
+    from pipeline.labels.write import StoreWriter
+    from pipeline.models.classifier import Classifier
+    from pipeline.params import LabelParams, Params
+
+__all__ = ["label"]
+
+
+@dataclass(frozen=True)
+class _Foreign:
+    """What a checkpoint of another project does not say of itself."""
+
+    architecture: str | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    image_size: int | None
+
+
+class _Numbers(click.ParamType[tuple[float, ...]]):
+    name = "numbers"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        try:
+            return tuple(float(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"'{value}' is not a list such as 0.5,0.5,0.5", param, ctx)
+
+
+@click.command()
+@click.option(
+    "--teacher",
+    "teachers",
+    type=click.Path(path_type=Path, dir_okay=False),
+    multiple=True,
+    required=True,
+    help="Checkpoint; several are averaged in probability.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    default=Path("data/train.beton"),
+    show_default=True,
+    help="A beton, or a folder with one folder of images per class.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("data/labels.zarr"),
+    show_default=True,
+    help="The store.",
+)
+@click.option(
+    "--arch", help="Network of a .pt or .pth file: our name, timm:NAME or torchvision:NAME."
+)
+@click.option("--mean", type=_Numbers(), help="Its input normalisation, as 0.5,0.5,0.5.")
+@click.option("--std", type=_Numbers(), help="Likewise.")
+@click.option("--image-size", type=click.IntRange(4), help="Folder: resize and crop to this.")
+@click.option("--skip-bad", is_flag=True, help="Folder: leave out unreadable images.")
+@params_options("label", standalone=True)
+@click.option("--force", is_flag=True, help="Replace an existing store.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def label(
+    params: Params,
+    teachers: tuple[Path, ...],
+    data: Path,
+    out: Path,
+    arch: str | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    image_size: int | None,
+    skip_bad: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Write a teacher's low-temperature soft labels into a store.
+
+    Interrupted, it goes on where it was when run again. No params.yaml is needed.
+
+    \b
+    Examples:
+      ltd-pipe label --teacher teacher.safetensors --data train.beton --temperature auto:0.9
+      ltd-pipe label --teacher resnet.pt --arch torchvision:resnet18 --data photos/train
+    """
+    from pipeline.device import choose_device, deterministic
+    from pipeline.publish import exclusive
+
+    refuse_existing(out, force=force)
+    device = choose_device(params.device)
+    foreign = _Foreign(arch, mean, std, image_size)
+    with exclusive(out), deterministic():
+        facts, stream = _open_images(data, teachers[0], foreign, device, skip_bad=skip_bad)
+        models = [_load(path, facts, foreign).to(device) for path in teachers]
+        known = [_teacher_facts(path, model) for path, model in zip(teachers, models, strict=True)]
+        writer = _writer(out, facts, known, params.label, device)
+        _answer(models, stream, writer, params.label)
+        summary = _publish(writer, out, params.label, force=force)
+    _show(summary, as_json=as_json)
+
+
+def _open_images(
+    data: Path, teacher: Path, foreign: _Foreign, device: torch.device, *, skip_bad: bool
+) -> tuple[ImageFacts, Stream]:
+    from pipeline.images.beton import open_beton
+    from pipeline.images.stream import ImageStream
+
+    if not data.is_dir():
+        beton = open_beton(data)
+        return beton.manifest, ImageStream(beton, device)
+    return _open_folder(data, teacher, foreign, device, skip_bad=skip_bad)
+
+
+def _open_folder(
+    data: Path, teacher: Path, foreign: _Foreign, device: torch.device, *, skip_bad: bool
+) -> tuple[ImageFacts, Stream]:
+    from pipeline.images.folder import open_folder
+    from pipeline.images.sources import FolderSource
+    from pipeline.models.checkpoint import read_facts
+
+    if foreign.architecture is None:
+        # A checkpoint of ours knows its classes and the size of its images.
+        own = read_facts(teacher)
+        channels, size, _ = own["shape"]
+        source = FolderSource(data, own["class_names"])
+    else:
+        channels, size = 3, foreign.image_size
+        source = FolderSource(data)
+    with counter("look at the images", len(source)) as progress:
+        stream, skipped = open_folder(
+            source,
+            image_size=foreign.image_size or size,
+            channels=channels,
+            device=device,
+            skip_bad=skip_bad,
+            progress=progress,
+        )
+    for line in skipped:
+        click.echo(f"skipped: {line}", err=True)
+    return stream.facts, stream
+
+
+def _load(path: Path, facts: ImageFacts, foreign: _Foreign) -> Classifier:
+    from pipeline.models.checkpoint import load_classifier, open_classifier
+
+    if foreign.architecture is not None:
+        return open_classifier(
+            path,
+            architecture=foreign.architecture,
+            class_names=facts.class_names,
+            shape=facts.shape,
+            mean=foreign.mean,
+            std=foreign.std,
+        )
+    model = load_classifier(path)
+    model.require_data(facts.class_names, facts.shape, f"the images for {path}")
+    return model
+
+
+def _teacher_facts(path: Path, model: Classifier) -> TeacherFacts:
+    from pipeline.errors import CheckpointError
+    from pipeline.labels.format import TeacherFacts
+    from pipeline.models.checkpoint import read_facts
+    from pipeline.provenance import sha256_file
+
+    try:
+        accuracy = read_facts(path).get("clean_accuracy")
+    except CheckpointError:
+        accuracy = None  # another project's weights say nothing of themselves
+    return TeacherFacts(
+        sha256=sha256_file(path), architecture=model.architecture, clean_accuracy=accuracy
+    )
+
+
+def _writer(
+    out: Path,
+    facts: ImageFacts,
+    teachers: list[TeacherFacts],
+    params: LabelParams,
+    device: torch.device,
+) -> StoreWriter:
+    from pipeline import provenance
+    from pipeline.labels.format import DatasetFacts, StoreFacts
+    from pipeline.labels.labelling import aligned_rows
+    from pipeline.labels.write import StoreWriter
+
+    store = StoreFacts(
+        num_samples=facts.num_samples,
+        num_classes=facts.num_classes,
+        class_names=facts.class_names,
+        dataset=DatasetFacts(name=facts.dataset, split=facts.split, fingerprint=facts.fingerprint),
+        teachers=tuple(teachers),
+        software=provenance.software(),
+    )
+    key = provenance.digest(
+        {
+            "facts": store.model_dump(mode="json"),
+            "shape": facts.shape,
+            # The temperature is applied at the end: an interrupted run may change its mind.
+            "params": params.model_dump(mode="json", exclude={"temperature"}),
+            "code": provenance.code_digest(),
+            "hardware": provenance.hardware(),
+            "device": str(device),
+        }
+    )
+    return StoreWriter(
+        out.parent / "state" / f"label-{key[:16]}",
+        store,
+        keep_logits=params.logits and len(teachers) == 1,
+        rows=aligned_rows(store.num_classes, params.batch_size),
+    )
+
+
+def _answer(
+    models: list[Classifier], stream: Stream, writer: StoreWriter, params: LabelParams
+) -> None:
+    from pipeline.device import choose_precision
+    from pipeline.labels.labelling import label_images
+
+    precision = choose_precision(params.precision, models[0], params.batch_size)
+    with counter("label", writer.facts.num_samples) as progress:
+        progress(writer.rows_done)
+        label_images(
+            models,
+            stream,
+            writer,
+            batch_size=params.batch_size,
+            precision=precision,
+            progress=progress,
+        )
+
+
+def _publish(writer: StoreWriter, out: Path, params: LabelParams, *, force: bool) -> dict[str, Any]:
+    from pipeline.labels.read import SoftLabels
+
+    target = params.target_top_probability()
+    temperature = float(params.temperature) if target is None else writer.solve_temperature(target)
+    identity = writer.publish(out, temperature, replace=force)
+    store = SoftLabels.open(out)
+    return {
+        "store": str(out),
+        "identity": identity,
+        "num_samples": store.num_samples,
+        "num_classes": store.num_classes,
+        "temperature": temperature,
+        **vars(store.summary()),
+    }
+
+
+def _show(summary: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(summary, indent=2))
+        return
+    click.echo(
+        f"{summary['store']}: {summary['num_samples']:,} soft labels over "
+        f"{summary['num_classes']:,} classes, identity {summary['identity'][:12]}"
+    )
+    click.echo(f"  temperature           {summary['temperature']:.6g}")
+    click.echo(f"  mean top probability  {summary['mean_top_probability']:.4f}")
+    click.echo(f"  mean entropy          {summary['mean_entropy']:.4f} nats")
+    if summary["disagreement"] is not None:
+        click.echo(f"  teacher contradicts the ground truth for {summary['disagreement']:.2%}")
+    for warning in summary["warnings"]:
+        click.echo(f"  warning: {warning}", err=True)

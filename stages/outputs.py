@@ -1,0 +1,27 @@
+"""What a stage may write over: nothing, without --force."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.errors import WriteError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["refuse_existing"]
+
+
+def refuse_existing(*targets: Path, force: bool) -> None:
+    """Refuse, before any work, to replace a result.
+
+    Raises
+    ------
+    WriteError
+        When one of the targets exists and force is false.
+    """
+    for target in targets:
+        if target.exists() and not force:
+            raise WriteError(
+                target, "exists already", remedy="Pass --force to replace it, or another --out."
+            )

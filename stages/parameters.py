@@ -1,0 +1,97 @@
+"""Command-line options made of the parameter classes: one per field, in one place."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.errors import ParamsError
+from pipeline.params import Params, load_params, parse_standalone
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pydantic.fields import FieldInfo
+
+    Command = Callable[..., Any]
+
+__all__ = ["PARAMS_FILE", "params_options"]
+
+PARAMS_FILE = Path("params.yaml")
+
+
+def params_options(section: str, *, standalone: bool = False) -> Callable[[Command], Command]:
+    """Add `--params`, `--set` and one option for each field of a section to a command.
+
+    The command receives one argument `params`, validated, in their place.
+
+    Parameters
+    ----------
+    section : str
+        A section of params.yaml, such as `train`.
+    standalone : bool
+        The command also works where there is no params.yaml, with the section's defaults.
+    """
+    fields = Params.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
+
+    def decorate(command: Command) -> Command:
+        for name, info in reversed(fields.items()):
+            command = _option(name, info)(command)
+        command = click.option(
+            "-S",
+            "--set",
+            "settings",
+            multiple=True,
+            metavar="SECTION.KEY=VALUE",
+            help="Set any parameter; may be given several times.",
+        )(command)
+        return click.option(
+            "--params",
+            "params_file",
+            type=click.Path(path_type=Path),
+            default=PARAMS_FILE,
+            show_default=True,
+            help="Parameter file.",
+        )(_receiving(command, section, tuple(fields), standalone))
+
+    return decorate
+
+
+def _option(name: str, info: FieldInfo) -> Callable[[Command], Command]:
+    flag, text = name.replace("_", "-"), info.description or ""
+    text = f"{text[:1].upper()}{text[1:]}."
+    if info.annotation is bool:
+        return click.option(f"--{flag}/--no-{flag}", _private(name), default=None, help=text)
+    return click.option(f"--{flag}", _private(name), metavar="VALUE", help=text)
+
+
+def _private(name: str) -> str:
+    # Field options never collide with a command's own arguments of the same name.
+    return f"field_{name}"
+
+
+def _receiving(command: Command, section: str, names: tuple[str, ...], standalone: bool) -> Command:
+    @functools.wraps(command)
+    def wrapper(*args: Any, params_file: Path, settings: tuple[str, ...], **given: Any) -> Any:
+        overrides = dict(_split(setting) for setting in settings)
+        for name in names:
+            value = given.pop(_private(name))
+            if value is not None:
+                overrides[f"{section}.{name}"] = str(value)
+        if standalone and params_file == PARAMS_FILE and not params_file.exists():
+            params = parse_standalone(section, overrides)
+        else:
+            params = load_params(params_file, overrides)
+        return command(*args, params=params, **given)
+
+    return wrapper
+
+
+def _split(setting: str) -> tuple[str, str]:
+    key, equals, value = setting.partition("=")
+    if not equals:
+        raise ParamsError("--set", "expected SECTION.KEY=VALUE", found=repr(setting))
+    return key, value

@@ -1,0 +1,51 @@
+"""Progress on stderr: results go to stdout."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["bar", "console", "counter"]
+
+
+def console() -> Console:
+    """The console for all that is not a result."""
+    return Console(stderr=True)
+
+
+def bar() -> Progress:
+    """A progress bar with time left; where stderr is no terminal it stays silent."""
+    screen = console()
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=screen,
+        disable=not screen.is_terminal,
+        transient=True,
+    )
+
+
+@contextlib.contextmanager
+def counter(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar that counts items: the block calls what it gets with the number just done."""
+    with bar() as progress:
+        task = progress.add_task(description, total=total, note="")
+        yield lambda done: progress.advance(task, done)

@@ -1,0 +1,136 @@
+"""Stage 2: clean images → the teacher, by training or from a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stages.outputs import refuse_existing
+from stages.parameters import params_options
+
+if TYPE_CHECKING:
+    from pipeline.images.beton import Beton
+    from pipeline.models.classifier import Classifier
+    from pipeline.params import Params
+
+__all__ = ["teacher"]
+
+
+@click.command()
+@params_options("teacher")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    default=Path("data"),
+    show_default=True,
+    help="Folder of train.beton and test.beton.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("data/teacher"),
+    show_default=True,
+    help="Folder of model.safetensors.",
+)
+@click.option("--fresh", is_flag=True, help="Forget an interrupted run and start over.")
+@click.option("--force", is_flag=True, help="Replace an existing teacher.")
+def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> None:
+    """Train the teacher on clean images, or take a checkpoint.
+
+    \b
+    Examples:
+      ltd-pipe teacher --epochs 40
+      ltd-pipe teacher --checkpoint resnet.pt --architecture torchvision:resnet18
+    """
+    from pipeline.images.beton import open_beton
+    from pipeline.publish import exclusive
+
+    refuse_existing(out / "model.safetensors", force=force or fresh)
+    with exclusive(out):
+        train, test = open_beton(data / "train.beton"), open_beton(data / "test.beton")
+        if params.teacher.checkpoint is None:
+            facts = _train(params, train, test, out, fresh=fresh)
+        else:
+            facts = _take(params, train, test, out)
+    click.echo(
+        f"{out / 'model.safetensors'}: clean accuracy {facts['clean_accuracy']:.2%} "
+        f"of {facts['n']:,} test images, calibration error "
+        f"{facts['expected_calibration_error']:.2%}"
+    )
+
+
+def _train(params: Params, train: Beton, test: Beton, out: Path, *, fresh: bool) -> dict[str, Any]:
+    from pipeline.device import choose_device, choose_precision, deterministic
+    from pipeline.images.stream import ImageStream
+    from pipeline.training.run import new_classifier, run_key, save_results, split_samples
+    from pipeline.training.state import Snapshots
+    from pipeline.training.teacher import teacher_fit
+    from stages.fitting import fit_on_screen
+
+    device = choose_device(params.device)
+    section = params.teacher
+    model = new_classifier(section, train.manifest, seed=params.seed, role="teacher", device=device)
+    precision = choose_precision(section.precision, model, section.batch_size)
+    key = run_key("teacher", section, train.manifest, seed=params.seed, precision=precision)
+    snapshots = Snapshots(out.parent / "state" / key)
+    if fresh:
+        snapshots.clear()
+    training, validation = split_samples(train)
+    with deterministic():
+        fit = teacher_fit(
+            model,
+            ImageStream(train, device),
+            training,
+            validation,
+            section,
+            snapshots=snapshots,
+            seed=params.seed,
+            precision=precision,
+        )
+        timing = fit_on_screen(fit, "teacher", out)
+        facts = _facts(params, train) | _measure(fit.best.model, test)
+    save_results(fit, out, facts, timing, last=False)
+    snapshots.clear()
+    return facts
+
+
+def _take(params: Params, train: Beton, test: Beton, out: Path) -> dict[str, Any]:
+    from pipeline.device import choose_device
+    from pipeline.models.checkpoint import open_classifier, save_classifier
+
+    section, manifest = params.teacher, train.manifest
+    model = open_classifier(
+        Path(str(section.checkpoint)),
+        architecture=section.architecture,
+        class_names=manifest.class_names,
+        shape=manifest.shape,
+        mean=section.mean,
+        std=section.std,
+    )
+    model.to(choose_device(params.device))
+    facts = _facts(params, train) | _measure(model, test)
+    save_classifier(model, out / "model.safetensors", **facts)
+    return facts
+
+
+def _facts(params: Params, train: Beton) -> dict[str, Any]:
+    from pipeline.training.run import common_facts
+
+    return common_facts("teacher", params.teacher, train.manifest, params.seed)
+
+
+def _measure(model: Classifier, test: Beton) -> dict[str, Any]:
+    import numpy as np
+
+    from pipeline.evaluation.accuracy import expected_calibration_error, predict
+    from pipeline.images.stream import ImageStream
+
+    stream = ImageStream(test, next(model.parameters()).device)
+    probabilities, labels = predict(model, stream, np.arange(test.manifest.num_samples), 256)
+    return {
+        "n": len(labels),
+        "clean_accuracy": float((probabilities.argmax(axis=1) == labels).mean()),
+        "expected_calibration_error": expected_calibration_error(probabilities, labels),
+    }

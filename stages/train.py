@@ -1,0 +1,149 @@
+"""Stage 4: images and labels → the adversarially trained student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stages.outputs import refuse_existing
+from stages.parameters import params_options
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.images.beton import Beton
+    from pipeline.labels.read import SoftLabels
+    from pipeline.params import Params
+    from pipeline.training.loop import Fit
+
+__all__ = ["train"]
+
+
+@click.command()
+@params_options("train")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    default=Path("data/train.beton"),
+    show_default=True,
+    help="Training images.",
+)
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    default=Path("data/labels.zarr"),
+    show_default=True,
+    help="Soft-label store; opened for label kind ltd only.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("data/student"),
+    show_default=True,
+    help="Folder of model.safetensors (best) and last.safetensors.",
+)
+@click.option("--fresh", is_flag=True, help="Forget an interrupted or finished run; start over.")
+@click.option("--force", is_flag=True, help="Replace an existing student.")
+def train(params: Params, data: Path, labels: Path, out: Path, fresh: bool, force: bool) -> None:
+    """Train the student adversarially on soft or one-hot labels.
+
+    Interrupted, it goes on where it was when run again with the same parameters.
+
+    \b
+    Examples:
+      ltd-pipe train --labels labels.zarr --out student --epochs 30
+      ltd-pipe train --label-kind onehot --objective trades --out baseline
+    """
+    from pipeline.device import choose_device, deterministic
+    from pipeline.images.beton import open_beton
+    from pipeline.publish import exclusive
+    from pipeline.training.run import save_results
+    from stages.fitting import fit_on_screen
+
+    refuse_existing(out / "model.safetensors", force=force or fresh)
+    device = choose_device(params.device)
+    with exclusive(out), deterministic():
+        beton = open_beton(data)
+        store = _open_store(params, labels, beton)
+        fit, snapshots = _fit(params, beton, store, device, out, fresh=fresh)
+        timing = fit_on_screen(fit, out.name, out)
+        save_results(fit, out, _facts(params, beton, store), timing, last=True)
+        snapshots.clear()
+    best = fit.progress.best
+    measures = ", ".join(
+        f"{name.removeprefix('validation/').replace('_', ' ')} {value:.2%}"
+        for name, value in best.items()
+        if name.startswith("validation/")
+    )
+    click.echo(
+        f"{out / 'model.safetensors'}: epoch {best['epoch'] + 1} of {params.train.epochs}; "
+        f"on the validation split: {measures or 'not measured'}"
+    )
+
+
+def _open_store(params: Params, labels: Path, beton: Beton) -> SoftLabels | None:
+    from pipeline.labels.read import SoftLabels
+
+    if params.train.label_kind != "ltd":
+        return None
+    store = SoftLabels.open(labels)
+    store.require_data(beton.manifest, str(beton.path))
+    return store
+
+
+def _fit(
+    params: Params,
+    beton: Beton,
+    store: SoftLabels | None,
+    device: torch.device,
+    out: Path,
+    *,
+    fresh: bool,
+) -> tuple[Fit, Any]:
+    from pipeline.device import choose_precision
+    from pipeline.images.stream import ImageStream
+    from pipeline.training.run import new_classifier, run_key, split_samples
+    from pipeline.training.state import Snapshots
+    from pipeline.training.student import student_fit, target_function
+
+    section, manifest = params.train, beton.manifest
+    model = new_classifier(
+        section,
+        manifest,
+        seed=params.seed,
+        role="student",
+        device=device,
+        temperature=section.temperature,
+    )
+    precision = choose_precision(section.precision, model, section.batch_size)
+    identity = store.identity if store else None
+    key = run_key(
+        "student", section, manifest, seed=params.seed, labels=identity, precision=precision
+    )
+    snapshots = Snapshots(out.parent / "state" / key)
+    if fresh:
+        snapshots.clear()
+    training, validation = split_samples(beton)
+    fit = student_fit(
+        model,
+        ImageStream(beton, device),
+        training,
+        validation,
+        section,
+        target_of=target_function(section, model.num_classes, store, str(beton.path)),
+        snapshots=snapshots,
+        seed=params.seed,
+        precision=precision,
+    )
+    return fit, snapshots
+
+
+def _facts(params: Params, beton: Beton, store: SoftLabels | None) -> dict[str, Any]:
+    from pipeline.training.run import common_facts
+
+    labels = None
+    if store is not None:
+        labels = {"identity": store.identity, "temperature": store.attributes.temperature}
+    return common_facts("student", params.train, beton.manifest, params.seed, labels=labels)

@@ -1,0 +1,59 @@
+"""Short runs of the real training loop on real digits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.images.stream import ImageStream
+from pipeline.params import TeacherParams, TrainParams
+from pipeline.training.run import new_classifier, split_samples
+from pipeline.training.state import Snapshots
+from pipeline.training.student import student_fit, target_function
+from pipeline.training.teacher import teacher_fit
+
+CPU = torch.device("cpu")
+SHORT = {"architecture": "small-cnn-w8", "epochs": 2, "batch_size": 32, "crop_padding": 1}
+ATTACK = {"eps": 0.1, "step_size": 0.05, "attack_steps": 2, "validation_attack_steps": 2}
+
+
+@pytest.fixture
+def make_student(train_beton, tmp_path):
+    """A function that puts a student's run together; changes go to its parameters."""
+
+    def make(*, store=None, seed=0, state=None, stream=None, **changes):
+        content = {**SHORT, **ATTACK, "label_kind": "onehot", "ema_decay": 0.9} | changes
+        params = TrainParams(**content)
+        model = new_classifier(params, train_beton.manifest, seed=seed, role="student", device=CPU)
+        return student_fit(
+            model,
+            stream or ImageStream(train_beton, CPU),
+            *split_samples(train_beton),
+            params,
+            target_of=target_function(params, 10, store, "train.beton"),
+            snapshots=Snapshots(state or tmp_path / "state"),
+            seed=seed,
+            precision="float32",
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_teacher(train_beton, tmp_path):
+    """A function that puts a teacher's run together."""
+
+    def make(**changes):
+        params = TeacherParams(**SHORT | changes)
+        model = new_classifier(params, train_beton.manifest, seed=0, role="teacher", device=CPU)
+        return teacher_fit(
+            model,
+            ImageStream(train_beton, CPU),
+            *split_samples(train_beton),
+            params,
+            snapshots=Snapshots(tmp_path / "state"),
+            seed=0,
+            precision="float32",
+        )
+
+    return make

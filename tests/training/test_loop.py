@@ -1,0 +1,218 @@
+"""The loop learns, and what it computes depends on nothing but its inputs."""
+
+import copy
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import ModelError, StateError
+from pipeline.images.stream import ImageStream
+from pipeline.training.interrupt import Interrupted
+from pipeline.training.loop import Watcher
+from pipeline.training.state import Snapshots
+
+
+def weights(model):
+    return torch.cat([value.flatten().float() for value in model.state_dict().values()])
+
+
+def result(fit):
+    fit.run(Watcher())
+    return weights(fit.best.model), weights(fit.average.model), fit.progress.history
+
+
+def assert_same(one, two):
+    assert torch.equal(one[0], two[0])
+    assert torch.equal(one[1], two[1])
+    assert one[2] == two[2]
+
+
+class StopAt(Watcher):
+    """Sends this process a signal after some steps, as a user's Ctrl-C would."""
+
+    def __init__(self, step, number=signal.SIGINT):
+        self._step, self._number = step, number
+
+    def step(self, done, *_):
+        if done == self._step:
+            signal.raise_signal(self._number)
+
+
+def test_a_teacher_learns(make_teacher):
+    """A few epochs of clean training are far above chance, and the loss falls."""
+    fit = make_teacher(epochs=6, learning_rate=0.2)
+    history = fit.run(Watcher())
+    assert history[-1]["validation/clean_accuracy"] > 0.8
+    assert history[-1]["train/loss"] < history[0]["train/loss"] / 2
+
+
+def test_a_student_learns_to_resist(make_student):
+    """Robust accuracy rises far above chance under an attack that it was trained on."""
+    history = make_student(epochs=12, crop_padding=0).run(Watcher())
+    assert history[-1]["validation/robust_accuracy"] > 0.5
+    assert history[-1]["validation/clean_accuracy"] >= history[-1]["validation/robust_accuracy"]
+
+
+@pytest.mark.parametrize("objective", ["at", "trades"])
+def test_two_runs_are_equal_to_the_bit(make_student, tmp_path, objective):
+    """Same parameters, same bits: weights and history."""
+    runs = [result(make_student(objective=objective, state=tmp_path / name)) for name in ("a", "b")]
+    assert_same(*runs)
+
+
+def test_another_seed_is_another_run(make_student, tmp_path):
+    """The seed reaches weights, order, crops and attacks."""
+    one = result(make_student(state=tmp_path / "a"))
+    two = result(make_student(seed=1, state=tmp_path / "b"))
+    assert not torch.equal(one[0], two[0])
+
+
+def test_streaming_changes_nothing(make_student, train_beton, tmp_path):
+    """Resident or streamed by two workers, the run is the same to the bit."""
+    streamed = ImageStream(train_beton, torch.device("cpu"), resident=False, workers=2)
+    one = result(make_student(state=tmp_path / "a"))
+    two = result(make_student(state=tmp_path / "b", stream=streamed))
+    assert_same(one, two)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("step", [1, 5, 6, 7, 11])
+def test_an_interrupted_run_ends_with_the_same_bits(make_student, tmp_path, step, number):
+    """Stopped within, at the end of, or after an epoch, and continued: nothing differs."""
+    whole = result(make_student(state=tmp_path / "whole"))
+    with pytest.raises(Interrupted):
+        make_student().run(StopAt(step, number))
+    fit = make_student()
+    continued = result(fit)
+    assert_same(whole, continued)
+
+
+def test_the_handlers_are_put_back(make_student):
+    """After a run, Ctrl-C does what it did before."""
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        make_student().run(StopAt(1))
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_second_signal_stops_at_once(make_student):
+    """An impatient user is not made to wait for the step's end."""
+
+    class Twice(Watcher):
+        def step(self, *_):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        make_student().run(Twice())
+    assert not isinstance(caught.value, Interrupted)
+
+
+def test_a_damaged_snapshot_is_refused(make_student, tmp_path):
+    """A truncated snapshot is named, with the way out."""
+    with pytest.raises(Interrupted):
+        make_student().run(StopAt(1))
+    (snapshot,) = (tmp_path / "state").iterdir()
+    snapshot.write_bytes(snapshot.read_bytes()[:1000])
+    with pytest.raises(StateError, match=r"snapshot.pt: the snapshot cannot be read.*--fresh"):
+        make_student().run(Watcher())
+
+
+def test_a_diverging_run_is_stopped(make_student):
+    """A loss that is not finite ends the run and names the step."""
+    with pytest.raises(ModelError, match=r"training step \d+: the loss is not finite"):
+        make_student(learning_rate=1e20, epochs=3).run(Watcher())
+
+
+def test_validation_samples_are_never_trained_on(make_student, train_beton):
+    """The samples of all batches and the validation split are disjoint."""
+    fit, seen = make_student(epochs=1), []
+    target_of = fit._target_of
+    fit._target_of = lambda batch: (seen.append(batch.rows), target_of(batch))[1]
+    fit.run(Watcher())
+    from pipeline.training.run import split_samples
+
+    training, validation = split_samples(train_beton)
+    assert len(validation) > 20
+    np.testing.assert_array_equal(np.sort(np.concatenate(seen)), training)
+    assert not set(validation) & set(np.concatenate(seen))
+
+
+def test_the_best_checkpoint_is_the_best_row(make_student):
+    """`best` is the row of highest robust accuracy, the later of equal ones."""
+    fit = make_student(epochs=5)
+    history = fit.run(Watcher())
+    values = [
+        (row["validation/robust_accuracy"], row["validation/clean_accuracy"], row["epoch"])
+        for row in history
+    ]
+    assert fit.progress.best["epoch"] == max(values)[2]
+
+
+def test_validating_every_other_epoch(make_student):
+    """Rows between have no measures, the last one always has."""
+    history = make_student(epochs=3, validation_every=2).run(Watcher())
+    assert ["validation/clean_accuracy" in row for row in history] == [False, True, True]
+
+
+def test_weights_are_not_averaged_without_decay(make_student):
+    """ema_decay 0: the average is the model itself."""
+    fit = make_student(ema_decay=0.0)
+    fit.run(Watcher())
+    assert torch.equal(weights(fit.average.model), weights(fit.model))
+
+
+def test_the_models_temperature_is_trained_with(make_student, train_beton):
+    """Parameters with another student temperature give another run."""
+    fit = make_student()
+    other = copy.deepcopy(fit.model)
+    other._temperature = 2.0
+    image = torch.rand(1, 1, 8, 8)
+    torch.testing.assert_close(fit.model.eval()(image), 2 * other.eval()(image))
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np, torch
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+torch.set_num_threads(2)
+from conftest import ATTACK, SHORT
+from pipeline.images.beton import open_beton
+from pipeline.images.stream import ImageStream
+from pipeline.params import TrainParams
+from pipeline.training.loop import Watcher
+from pipeline.training.run import new_classifier, split_samples
+from pipeline.training.state import Snapshots
+from pipeline.training.student import student_fit, target_function
+
+class Kill(Watcher):
+    def step(self, done, *_):
+        if done == 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+beton = open_beton(Path(sys.argv[1]))
+params = TrainParams(**{**SHORT, **ATTACK, "label_kind": "onehot", "ema_decay": 0.9})
+cpu = torch.device("cpu")
+model = new_classifier(params, beton.manifest, seed=0, role="student", device=cpu)
+student_fit(
+    model, ImageStream(beton, cpu), *split_samples(beton), params,
+    target_of=target_function(params, 10, None, ""), snapshots=Snapshots(Path(sys.argv[2])),
+    seed=0, precision="float32",
+).run(Kill())
+"""
+
+
+def test_a_killed_run_goes_on_from_the_last_epoch(make_student, train_beton, tmp_path):
+    """SIGKILL in the second epoch: the first one's snapshot is there, and the end is the same."""
+    state = tmp_path / "state"
+    here = str(__file__).rpartition("/")[0]
+    command = [sys.executable, "-c", KILLED, str(train_beton.path), str(state), here]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    progress, _ = Snapshots(state).load()
+    assert 0 < progress.step < 8
+    assert_same(result(make_student(state=tmp_path / "whole")), result(make_student()))
