@@ -72,6 +72,8 @@ choose_python() {
         "Install one, and name it if it is not python3: PYTHON=/path/to/python3.12 make …"
 }
 
+python_version() { "$1" -c 'import platform; print(platform.python_version())'; }
+
 choose_torch_backend() {
     local remembered=
     [[ -f $BACKEND_FILE ]] && remembered=$(<"$BACKEND_FILE")
@@ -84,7 +86,7 @@ choose_torch_backend() {
 
 # What the environment was made from: when one of these changes, it is made anew.
 key() {
-    echo "python $("$PYTHON" -c 'import platform; print(platform.python_version())')"
+    echo "Python $(python_version "$PYTHON")"
     echo "in $PWD, torch backend ${TORCH_BACKEND:-default}"
     sha256sum requirements.lock setup.cfg pyproject.toml setup.sh
 }
@@ -152,9 +154,7 @@ uv_pip() {
 }
 
 make_venv() {
-    local version='import platform; print(platform.python_version())'
-    if "$VENV/bin/python" -m uv --version &>/dev/null &&
-        [[ $("$VENV/bin/python" -c "$version") == "$("$PYTHON" -c "$version")" ]]; then
+    if "$VENV/bin/python" -m uv --version &>/dev/null && is_in_place; then
         return
     fi
     say "making $VENV with $("$PYTHON" --version)"
@@ -163,6 +163,12 @@ make_venv() {
     run "$PYTHON" -m venv --clear "$VENV"
     [[ -n $DRY_RUN ]] || uv_pin >"$VENV/uv.txt"
     run "$VENV/bin/python" -m pip install --quiet --require-hashes --requirement "$VENV/uv.txt"
+}
+
+# Of the wanted Python, and not moved: the commands in it name their interpreter by its path.
+is_in_place() {
+    [[ $(python_version "$VENV/bin/python") == "$(python_version "$PYTHON")" ]] &&
+        grep -qF " $PWD/$VENV" "$VENV/pyvenv.cfg"
 }
 
 # uv's version and hashes stand in the lock like everybody's.
@@ -185,7 +191,9 @@ resolve_for_torch_backend() {
     say "choosing packages for torch backend $TORCH_BACKEND"
     [[ -n $DRY_RUN ]] || sed -nE '/^[a-z0-9].*==/ s/ *\\$//p' requirements.lock >"$PINS"
     run "$VENV/bin/uv" pip compile --python "$VENV/bin/python" "${OPTIONS[@]}" --extra dev \
-        --quiet --output-file "$PINS" setup.cfg
+        --quiet --output-file "$PINS" setup.cfg ||
+        stop "no packages were found for TORCH_BACKEND=$TORCH_BACKEND." \
+            "Another one may do; TORCH_BACKEND= (empty) takes the default build."
 }
 
 main
