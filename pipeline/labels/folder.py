@@ -1,0 +1,101 @@
+"""Files of a store, opened with suspicion: bounded, regular, and truly inside its folder."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.errors import MissingError, StoreError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["StoreFolder"]
+
+
+class StoreFolder:
+    """A folder that may come from anyone.
+
+    Parameters
+    ----------
+    path : Path
+        The folder; it may itself be a symbolic link, what is in it may not.
+
+    Raises
+    ------
+    MissingError
+        When there is nothing of that name.
+    StoreError
+        When it is no folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise MissingError(
+                path, "no such soft-label store", remedy="Make one with 'ltd-pipe label'."
+            )
+        if not path.is_dir():
+            raise StoreError(path, "is a file, and a soft-label store is a folder")
+        self.path = path
+        self._root = os.path.realpath(path)
+
+    def size(self, name: str) -> int:
+        """Size in bytes of a regular file that is no link and lies behind none.
+
+        Parameters
+        ----------
+        name : str
+            Relative to the store, with `/`; derived from the format or checked by
+            `pipeline.labels.manifest`.
+        """
+        full = f"{self._root}/{name}"
+        try:
+            status = os.lstat(full)
+        except OSError as error:
+            raise StoreError(
+                self.path,
+                f"{name} is missing or unreadable ({error.strerror})",
+                remedy="Fetch or make the store again.",
+            ) from error
+        if os.path.realpath(full) != full:
+            raise StoreError(
+                self.path,
+                f"{name} is a symbolic link or lies behind one",
+                remedy="Copy the store with its links resolved (cp -rL); for DVC, set "
+                "cache.type to reflink,hardlink,copy.",
+            )
+        if not stat.S_ISREG(status.st_mode):
+            raise StoreError(self.path, f"{name} is not a regular file")
+        return status.st_size
+
+    def require_size(self, name: str, expected: int) -> None:
+        """Refuse a file that is missing or longer or shorter than `expected` bytes."""
+        size = self.size(name)
+        if size != expected:
+            raise StoreError(
+                self.path,
+                f"{name} is damaged",
+                expected=f"{expected} bytes",
+                found=size,
+                remedy="Fetch or make the store again.",
+            )
+
+    def read(self, name: str, limit: int) -> bytes:
+        """All bytes of a small file; one of more than `limit` bytes is refused unread."""
+        size = self.size(name)
+        if size > limit:
+            raise StoreError(
+                self.path, f"{name} is too large", expected=f"at most {limit} bytes", found=size
+            )
+        return Path(self._root, name).read_bytes()
+
+    def map(self, name: str, size: int) -> NDArray[np.uint8]:
+        """The bytes of a file of exactly `size` bytes, mapped read-only, not read."""
+        self.require_size(name, size)
+        mapped = np.memmap(Path(self._root, name), dtype=np.uint8, mode="r", shape=(size,))
+        # A plain view: each slice of a memmap costs microseconds of bookkeeping.
+        return mapped.view(np.ndarray)

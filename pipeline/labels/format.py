@@ -1,0 +1,191 @@
+"""What a soft-label store says about itself: the group attribute `ltd_pipe`.
+
+docs/soft-label-store.md is the specification.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pipeline.errors import StoreError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+__all__ = [
+    "ATTRIBUTE",
+    "FORMAT",
+    "MAX_TEMPERATURE",
+    "MIN_TEMPERATURE",
+    "VERSION",
+    "DatasetFacts",
+    "StoreAttributes",
+    "StoreFacts",
+    "TeacherFacts",
+    "ViewFacts",
+    "parse_attributes",
+    "row_sum_tolerance",
+    "rows_per_chunk",
+]
+
+FORMAT = "ltd-soft-labels"
+VERSION = "1.0"
+ATTRIBUTE = "ltd_pipe"
+# Beyond these, differences of float16 logits over the temperature are all zero or infinite.
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
+
+_CHUNK_BYTES = 8 * 2**20
+# So that an interrupted run loses at most so many images, however few classes there are.
+_CHUNK_ROWS = 8192
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class DatasetFacts(_Facts):
+    """The images that the labels belong to."""
+
+    name: str = Field(description="as the images' manifest has it")
+    split: str = Field(description="train or test")
+    fingerprint: Sha256 = Field(description="see pipeline.images.fingerprint")
+
+
+class TeacherFacts(_Facts):
+    """One network that gave the labels."""
+
+    sha256: Sha256 = Field(description="of the checkpoint's bytes")
+    architecture: str = Field(description="a name of pipeline.models.registry")
+    clean_accuracy: float | None = Field(None, ge=0, le=1, description="a fraction; null: unknown")
+
+
+class ViewFacts(_Facts):
+    """Which augmented views of each image were labelled."""
+
+    count: Literal[1] = Field(1, description="version 1.0 has one view")
+    seed: int | None = Field(None, description="of the augmentation")
+    augmentation: str | None = Field(None, description="null: the image as it is")
+
+
+class StoreFacts(_Facts):
+    """What is known of a store before its first label is written."""
+
+    num_samples: int = Field(ge=1, le=2**40, description="N")
+    num_classes: int = Field(ge=1, le=2**24, description="K")
+    class_names: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        description="of the K classes, in the order of the columns"
+    )
+    dataset: DatasetFacts = Field(description="the images")
+    teachers: Annotated[tuple[TeacherFacts, ...], Field(strict=False)] = Field(
+        description="one, or several whose probabilities were averaged"
+    )
+    views: ViewFacts = Field(ViewFacts(), description="the views of each image")
+    software: dict[str, str] = Field({}, description="package to version")
+
+    @field_validator("class_names")
+    @classmethod
+    def _names_are_distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError("two classes have the same name")
+        return names
+
+    @model_validator(mode="after")
+    def _each_class_has_a_name(self) -> StoreFacts:
+        if len(self.class_names) != self.num_classes:
+            raise ValueError(f"{self.num_classes} classes have {len(self.class_names)} class_names")
+        return self
+
+
+class StoreAttributes(StoreFacts):
+    """All of the attribute `ltd_pipe`, less `format` and `version`."""
+
+    temperature: float = Field(
+        ge=MIN_TEMPERATURE,
+        le=MAX_TEMPERATURE,
+        description="the teachers' logits were divided by it",
+    )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values in a fixed order, what names the format first."""
+        content = self.model_dump(mode="json")
+        first = {"format": FORMAT, "version": VERSION, "temperature": content.pop("temperature")}
+        content["software"] = dict(sorted(self.software.items()))
+        return first | content
+
+
+def parse_attributes(raw: Any, where: object) -> StoreAttributes:
+    """Validate the attribute `ltd_pipe` of a store.
+
+    Parameters
+    ----------
+    raw : Any
+        Parsed JSON. Keys that version 1.0 does not know are refused in a store of version 1.0
+        and ignored in one of 1.y.
+    where : object
+        The store, for the error.
+
+    Raises
+    ------
+    StoreError
+        When it is no store, of another major version, or a key has an impossible value.
+    """
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise StoreError(
+            where,
+            f"is no soft-label store: attribute '{ATTRIBUTE}' is not of format '{FORMAT}'",
+            remedy="Make one with 'ltd-pipe label'.",
+        )
+    minor = _minor_version(raw.get("version"), where)
+    content = {key: value for key, value in raw.items() if key not in ("format", "version")}
+    try:
+        return StoreAttributes.model_validate(content, extra="ignore" if minor else "forbid")
+    except ValidationError as error:
+        raise _refused(error.errors()[0], where) from error
+
+
+def _minor_version(version: Any, where: object) -> int:
+    match = (
+        re.fullmatch(r"([0-9]{1,9})\.([0-9]{1,9})", version) if isinstance(version, str) else None
+    )
+    if match is None or match[1] != VERSION.partition(".")[0]:
+        raise StoreError(
+            where,
+            "is of a version that this ltd-pipe does not read",
+            expected="1.x",
+            found=repr(version)[:40],
+            remedy="Update ltd-pipe.",
+        )
+    return int(match[2])
+
+
+def _refused(first: ErrorDetails, where: object) -> StoreError:
+    key = ".".join(str(part) for part in (ATTRIBUTE, *first["loc"]))
+    return StoreError(where, f"{key}: {first['msg']}", found=repr(first["input"])[:80])
+
+
+def rows_per_chunk(row_bytes: int) -> int:
+    """Whole rows in a chunk: about 8 MiB of the widest array, at most 8192 rows.
+
+    All arrays of a store have the same, so that one part of the samples is one file of each.
+
+    Parameters
+    ----------
+    row_bytes : int
+        Size of a row of `soft_labels`.
+    """
+    return min(max(_CHUNK_BYTES // row_bytes, 1), _CHUNK_ROWS)
+
+
+def row_sum_tolerance(num_classes: int) -> float:
+    """How far from one the sum of a stored row may be.
+
+    Rounding p to float16 moves it by at most 2^-11 p, or 2^-25 where p is below float16's
+    normal numbers; summed over a row, 2^-11 + 2^-25 K. 2^-18 is left for the float32
+    arithmetic of whoever computed the row.
+    """
+    return float(2.0**-11 + num_classes * 2.0**-25 + 2.0**-18)

@@ -1,0 +1,78 @@
+"""What a teacher gives, checked and rounded before it is stored."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.errors import StoreError
+from pipeline.labels.format import row_sum_tolerance
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+__all__ = ["round_logits", "round_soft_labels"]
+
+
+def round_logits(
+    logits: NDArray[np.floating[Any]], first_sample: int, where: Path
+) -> NDArray[np.float16]:
+    """Logits as float16.
+
+    Parameters
+    ----------
+    logits : ndarray of shape (n, K)
+    first_sample : int
+        Index of the first row, for the error.
+    where : Path
+        The draft, for the error.
+
+    Raises
+    ------
+    StoreError
+        When one is NaN, infinite, or beyond float16's 65504, naming the sample.
+    """
+    with np.errstate(over="ignore"):
+        rounded = logits.astype(np.float16)
+    finite = np.isfinite(rounded)
+    if not finite.all():
+        row = int(np.argmin(finite.all(axis=1)))
+        raise StoreError(
+            where,
+            f"sample {first_sample + row}: the teacher's logits",
+            expected="finite numbers below 65504, float16's largest",
+            found=logits[row][~finite[row]][0],
+            remedy="Look at that image, and at the teacher's normalisation.",
+        )
+    return rounded
+
+
+def round_soft_labels(
+    soft_labels: NDArray[np.floating[Any]], first_sample: int, where: Path
+) -> NDArray[np.float16]:
+    """Probabilities as float16, with arguments as in `round_logits`.
+
+    Raises
+    ------
+    StoreError
+        When a row is not a distribution, naming the sample.
+    """
+    # Adding zero turns -0.0 into 0.0: readers take the sign bit for an error.
+    rounded = soft_labels.astype(np.float16) + np.float16(0.0)
+    tolerance = row_sum_tolerance(soft_labels.shape[1])
+    # Written so that NaN fails.
+    right = (rounded >= 0).all(axis=1)
+    right &= abs(rounded.sum(axis=1, dtype=np.float64) - 1.0) <= tolerance
+    if not right.all():
+        row = int(np.argmin(right))
+        total = rounded[row].sum(dtype=np.float64)
+        raise StoreError(
+            where,
+            f"sample {first_sample + row}: the soft label is no distribution",
+            expected=f"probabilities whose sum is 1 ± {tolerance:.1g}",
+            found=f"lowest {rounded[row].min()}, sum {total:.6f}",
+        )
+    return rounded

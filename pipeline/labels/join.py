@@ -1,0 +1,210 @@
+"""Whether labels belong to images: position alone is never trusted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NoReturn, Protocol
+
+import numpy as np
+
+from pipeline.errors import JoinError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from pipeline.labels.format import StoreAttributes
+
+__all__ = [
+    "ImagesLike",
+    "ManifestLike",
+    "find_rows",
+    "require_classes",
+    "require_same_data",
+    "require_same_images",
+]
+
+
+class ManifestLike(Protocol):
+    """What a manifest of images tells; `pipeline.images.manifest.Manifest` does."""
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set."""
+
+    @property
+    def split(self) -> str:
+        """Which part of it."""
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the K classes."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over classes, labels and sample hashes in their order."""
+
+
+class ImagesLike(Protocol):
+    """A set of images; `pipeline.images.beton.Beton` is one."""
+
+    @property
+    def manifest(self) -> ManifestLike:
+        """What the set is."""
+
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        """Class of each image, shape (N,)."""
+
+    @property
+    def sample_hash(self) -> NDArray[np.uint64]:
+        """Hash of each image's source, shape (N,)."""
+
+
+def _remedy(store: object) -> str:
+    return (
+        f"Re-run 'ltd-pipe label', or pass the data set that 'ltd-pipe store info {store}' names."
+    )
+
+
+def require_same_images(
+    store: object,
+    rows: NDArray[np.int64],
+    expected: NDArray[np.uint64],
+    found: NDArray[np.uint64],
+    data: str,
+) -> None:
+    """Refuse the first row whose image is another one.
+
+    Parameters
+    ----------
+    store : object
+        The store's path, for the error.
+    rows : ndarray of shape (B,), dtype int64
+        Rows of the store.
+    expected, found : ndarray of shape (B,), dtype uint64
+        Hashes of the store's and of the data's images.
+    data : str
+        How the user knows the data.
+    """
+    different = expected != found
+    if not different.any():
+        return
+    first = int(np.argmax(different))
+    raise JoinError(
+        store,
+        f"sample {rows[first]}",
+        expected=f"sample_hash {expected[first]:016x}",
+        found=f"{found[first]:016x} in {data}: these labels belong to other images",
+        remedy=_remedy(store),
+    )
+
+
+def require_classes(
+    store: object, attributes: StoreAttributes, class_names: Sequence[str], data: str
+) -> None:
+    """Refuse data whose classes are others, or in another order, than the labels' columns."""
+    if len(class_names) != attributes.num_classes:
+        raise JoinError(
+            store,
+            "number of classes",
+            expected=attributes.num_classes,
+            found=f"{len(class_names)} in {data}",
+            remedy=_remedy(store),
+        )
+    pairs = zip(attributes.class_names, class_names, strict=True)
+    for number, (expected, found) in enumerate(pairs):
+        if expected != found:
+            raise JoinError(
+                store,
+                f"class {number}",
+                expected=f"'{expected}'",
+                found=f"'{found}' in {data}",
+                remedy=_remedy(store),
+            )
+
+
+def require_same_data(
+    store: object, attributes: StoreAttributes, manifest: ManifestLike, data: str
+) -> None:
+    """Refuse a data set other than the labelled one, before any image is read."""
+    require_classes(store, attributes, manifest.class_names, data)
+    if manifest.num_samples != attributes.num_samples:
+        raise JoinError(
+            store,
+            "number of samples",
+            expected=attributes.num_samples,
+            found=f"{manifest.num_samples} in {data}",
+            remedy=_remedy(store),
+        )
+    labelled = attributes.dataset
+    if manifest.fingerprint != labelled.fingerprint:
+        raise JoinError(
+            store,
+            "fingerprint of the images",
+            expected=f"{labelled.fingerprint[:12]}… ({labelled.name}, {labelled.split})",
+            found=f"{manifest.fingerprint[:12]}… ({manifest.dataset}, {manifest.split}) in {data}",
+            remedy=_remedy(store),
+        )
+
+
+def find_rows(
+    store: object,
+    stored: tuple[NDArray[np.uint64], NDArray[np.int32]],
+    wanted: tuple[NDArray[np.uint64], NDArray[np.int32] | None],
+    data: str,
+) -> NDArray[np.int64]:
+    """Find each image's row by its hash; see `SoftLabels.rows_of`."""
+    hashes, labels = stored
+    wanted_hash, wanted_labels = wanted
+    order = np.argsort(hashes, kind="stable")
+    ordered = hashes[order]
+    place = np.searchsorted(ordered, wanted_hash)
+    found = ordered[np.minimum(place, len(ordered) - 1)] == wanted_hash
+    if not found.all():
+        _refuse_unknown(store, int(np.argmin(found)), wanted_hash, data)
+    rows = order[place].astype(np.int64)
+    if wanted_labels is not None:
+        # One image may be in the data set twice, under two classes.
+        for sample in np.flatnonzero(labels[rows] != wanted_labels).tolist():
+            rows[sample] = _row_of_class(store, sample, (ordered, order, labels), wanted, data)
+    return rows
+
+
+def _row_of_class(
+    store: object,
+    sample: int,
+    stored: tuple[NDArray[np.uint64], NDArray[np.intp], NDArray[np.int32]],
+    wanted: tuple[NDArray[np.uint64], NDArray[np.int32] | None],
+    data: str,
+) -> int:
+    ordered, order, labels = stored
+    assert wanted[1] is not None  # noqa: S101
+    sought = wanted[0][sample]
+    first, last = (int(np.searchsorted(ordered, sought, side)) for side in ("left", "right"))
+    same = order[first:last]
+    fitting = same[labels[same] == wanted[1][sample]]
+    if not len(fitting):
+        raise JoinError(
+            store,
+            f"row {same[0]}",
+            expected=f"class {labels[same[0]]}",
+            found=f"class {wanted[1][sample]} for the same image, sample {sample} of {data}",
+            remedy=_remedy(store),
+        )
+    return int(fitting[0])
+
+
+def _refuse_unknown(
+    store: object, sample: int, wanted_hash: NDArray[np.uint64], data: str
+) -> NoReturn:
+    raise JoinError(
+        store,
+        f"has no label for sample {sample} of {data}",
+        found=f"sample_hash {wanted_hash[sample]:016x}",
+        remedy=_remedy(store),
+    )

@@ -1,0 +1,95 @@
+"""MANIFEST.sha256: every other file of a store with its hash, as `sha256sum` writes it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import TYPE_CHECKING
+
+from pipeline.errors import StoreError
+from pipeline.provenance import sha256_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from pipeline.labels.folder import StoreFolder
+
+__all__ = ["MANIFEST", "FileHashes", "format_manifest"]
+
+MANIFEST = "MANIFEST.sha256"
+# A million chunk files; also what a hostile store can make us read.
+_MAX_BYTES = 2**27
+# Names with other characters would be escaped by sha256sum, and could mislead a reader.
+_LINE = re.compile(
+    r"([0-9a-f]{64})  ([A-Za-z0-9_][A-Za-z0-9._-]*(?:/[A-Za-z0-9_][A-Za-z0-9._-]*)*)"
+)
+
+
+def format_manifest(hashes: Mapping[str, str]) -> str:
+    """One line per file, sorted by the bytes of the name."""
+    return "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes))
+
+
+class FileHashes(dict[str, str]):
+    """Name to SHA-256 of every file of a store but the manifest itself.
+
+    Attributes
+    ----------
+    identity : str
+        SHA-256 of the manifest: what the store is, wherever it lies.
+    """
+
+    def __init__(self, folder: StoreFolder) -> None:
+        text = folder.read(MANIFEST, _MAX_BYTES)
+        super().__init__(_parse_lines(text, folder))
+        self.identity = hashlib.sha256(text).hexdigest()
+        self._folder = folder
+
+    def require_listed(self, names: Iterable[str]) -> None:
+        """Refuse a store whose manifest does not cover a file that will be used."""
+        for name in names:
+            if name not in self:
+                raise StoreError(self._folder.path, f"{name} is not listed in {MANIFEST}")
+
+    def read(self, name: str, limit: int) -> bytes:
+        """A small listed file's bytes, which are those that were hashed."""
+        self.require_listed([name])
+        content = self._folder.read(name, limit)
+        self._require_hash(name, hashlib.sha256(content).hexdigest())
+        return content
+
+    def verify(self, name: str) -> None:
+        """Refuse a file of any size whose bytes are not those that were hashed."""
+        self._folder.size(name)
+        self._require_hash(name, sha256_file(self._folder.path / name))
+
+    def _require_hash(self, name: str, found: str) -> None:
+        if found != self[name]:
+            raise StoreError(
+                self._folder.path,
+                f"{name} is damaged",
+                expected=f"SHA-256 {self[name][:12]}…",
+                found=f"{found[:12]}…",
+                remedy="Fetch or make the store again.",
+            )
+
+
+def _parse_lines(text: bytes, folder: StoreFolder) -> dict[str, str]:
+    hashes: dict[str, str] = {}
+    last = ""
+    lines = text.decode("ascii", errors="replace").split("\n")
+    # A file that was cut short would lack its last line feed.
+    if lines.pop() != "":
+        raise StoreError(folder.path, f"{MANIFEST} does not end with a line feed")
+    for number, line in enumerate(lines, 1):
+        match = _LINE.fullmatch(line)
+        if match is None or match[2] <= last or match[2] == MANIFEST:
+            raise StoreError(
+                folder.path,
+                f"{MANIFEST}: line {number}",
+                expected="a hash, two spaces and a plain relative name, sorted",
+                found=repr(line)[:120],
+            )
+        last = match[2]
+        hashes[last] = match[1]
+    return hashes

@@ -1,0 +1,266 @@
+"""Reading a soft-label store: checked when opened, gathered at the speed of memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import StoreError
+from pipeline.labels.arrays import ArrayLayout, parse_layout
+from pipeline.labels.folder import StoreFolder
+from pipeline.labels.format import ATTRIBUTE, StoreAttributes, parse_attributes
+from pipeline.labels.join import (
+    ManifestLike,
+    find_rows,
+    require_classes,
+    require_same_data,
+    require_same_images,
+)
+from pipeline.labels.manifest import FileHashes
+from pipeline.labels.softmax import LabelSummary, summarise_blocks
+from pipeline.labels.stored import StoredArray
+from pipeline.labels.strict_json import parse_object
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["SoftLabels"]
+
+# Twenty thousand class names fit many times over.
+_MAX_METADATA_BYTES = 2**24
+_REQUIRED = ("soft_labels", "labels", "sample_hash")
+
+
+class SoftLabels:
+    """An opened soft-label store; make one with `SoftLabels.open`.
+
+    Attributes
+    ----------
+    path : Path
+        As it was given.
+    identity : str
+        SHA-256 of the store's manifest.
+    attributes : StoreAttributes
+        What the store says about itself.
+    labels : ndarray of shape (N,), dtype int32
+        Ground truth, -1 where unknown.
+    sample_hash : ndarray of shape (N,), dtype uint64
+        Which image each row belongs to.
+    arrays : dict of str to StoredArray
+        By name; `logits` is there when the store has them.
+    hashes : FileHashes
+        The manifest.
+    """
+
+    def __init__(self, folder: StoreFolder) -> None:
+        self.path = folder.path
+        self.hashes = FileHashes(folder)
+        self.identity = self.hashes.identity
+        self.attributes, layouts = _parse_metadata(folder, self.hashes)
+        self.arrays = {name: StoredArray(folder, layout) for name, layout in layouts.items()}
+        for layout in layouts.values():
+            self.hashes.require_listed(map(layout.chunk_name, range(layout.num_chunks)))
+        self.labels: NDArray[np.int32] = self.arrays["labels"].read()
+        self.sample_hash: NDArray[np.uint64] = self.arrays["sample_hash"].read()
+
+    @classmethod
+    def open(cls, path: Path) -> SoftLabels:
+        """Open a store.
+
+        Its metadata must be that of the format and have the hashes that its manifest lists,
+        and all chunk files must be there in their size; the chunks' own checksums are checked
+        when they are first touched. `pipeline.labels.verify.verify_store` checks everything.
+
+        Raises
+        ------
+        MissingError
+            When there is nothing of that name.
+        StoreError
+            When it is no store, damaged, or of a version that we do not read.
+        """
+        return cls(StoreFolder(path))
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return self.attributes.num_samples
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.attributes.num_classes
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether the teacher's logits are stored too."""
+        return "logits" in self.arrays
+
+    def gather(
+        self, index: NDArray[np.integer[Any]], out: NDArray[np.float16] | None = None
+    ) -> NDArray[np.float16]:
+        """Soft labels of some samples, as they are stored.
+
+        Parameters
+        ----------
+        index : ndarray of shape (B,), any integers
+            Rows of the store, in any order, repeats allowed. That they belong to the images at
+            hand is what `join` checks.
+        out : ndarray of shape (B, K), dtype float16, optional
+            Written to and returned; may be the memory of a pinned tensor.
+
+        Returns
+        -------
+        ndarray of shape (B, K), dtype float16
+            Rows sum to one within float16 rounding: renormalise in float32.
+
+        Raises
+        ------
+        StoreError
+            When a row does not exist, or is in a chunk that is damaged.
+        """
+        return self.arrays["soft_labels"].gather(index, out)
+
+    def gather_logits(
+        self, index: NDArray[np.integer[Any]], out: NDArray[np.float16] | None = None
+    ) -> NDArray[np.float16]:
+        """The teacher's logits of some samples, as `gather`; for another temperature.
+
+        Raises
+        ------
+        StoreError
+            Also when the store has no logits.
+        """
+        if not self.has_logits:
+            raise StoreError(
+                self.path,
+                "has no logits",
+                remedy="Label with label.logits true and one teacher.",
+            )
+        return self.arrays["logits"].gather(index, out)
+
+    def summary(self) -> LabelSummary:
+        """Entropy, confidence and disagreement of all soft labels, chunk by chunk."""
+        soft = self.arrays["soft_labels"]
+        rows = soft.layout.rows
+        return summarise_blocks(
+            (soft.chunk(chunk), self.labels[chunk * rows : (chunk + 1) * rows])
+            for chunk in range(soft.layout.num_chunks)
+        )
+
+    def join(self, rows: NDArray[np.int64], sample_hash: NDArray[np.uint64], data: str) -> None:
+        """Refuse to go on unless each row belongs to the image at hand.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (B,), dtype int64
+            Rows that were or will be gathered.
+        sample_hash : ndarray of shape (B,), dtype uint64
+            Of the images, read from the data themselves.
+        data : str
+            How the user knows the data, such as the beton's path.
+
+        Raises
+        ------
+        JoinError
+            Naming the first sample that is another image.
+        """
+        rows = self.arrays["sample_hash"].require_rows(rows)
+        if rows.shape != sample_hash.shape:
+            raise ValueError(f"{len(rows)} rows and {len(sample_hash)} sample hashes")
+        expected = self.sample_hash[rows]
+        require_same_images(self.path, rows, expected, sample_hash, data)
+
+    def require_data(self, manifest: ManifestLike, data: str) -> None:
+        """Refuse a data set other than the labelled one in the same order, before the work.
+
+        Parameters
+        ----------
+        manifest : Manifest
+            Of the images.
+        data : str
+            How the user knows the data.
+
+        Raises
+        ------
+        JoinError
+            When classes, number of samples, or fingerprint differ.
+        """
+        require_same_data(self.path, self.attributes, manifest, data)
+
+    def require_classes(self, class_names: Sequence[str], data: str) -> None:
+        """Refuse data whose classes are not the columns; needed beside `rows_of`."""
+        require_classes(self.path, self.attributes, class_names, data)
+
+    def rows_of(
+        self,
+        sample_hash: NDArray[np.uint64],
+        labels: NDArray[np.int32] | None = None,
+        data: str = "the data",
+    ) -> NDArray[np.int64]:
+        """Find the rows of images that come in another order, or are only some of them.
+
+        Parameters
+        ----------
+        sample_hash : ndarray of shape (n,), dtype uint64
+            Of the images.
+        labels : ndarray of shape (n,), dtype int32, optional
+            Their classes, which must then be the store's.
+        data : str
+            How the user knows the data.
+
+        Returns
+        -------
+        ndarray of shape (n,), dtype int64
+            Of equal images any one's row.
+
+        Raises
+        ------
+        JoinError
+            Naming the first sample that has no row, or one of another class.
+        """
+        stored = (self.sample_hash, self.labels)
+        return find_rows(self.path, stored, (sample_hash, labels), data)
+
+
+def _parse_metadata(
+    folder: StoreFolder, hashes: FileHashes
+) -> tuple[StoreAttributes, dict[str, ArrayLayout]]:
+    root = parse_object(hashes.read("zarr.json", _MAX_METADATA_BYTES), f"{folder.path}/zarr.json")
+    attributes = parse_attributes(_nested(root, "attributes", ATTRIBUTE), folder.path)
+    if root.get("zarr_format") != 3 or root.get("node_type") != "group":
+        raise StoreError(folder.path, "zarr.json is not that of a Zarr v3 group")
+    members = _nested(root, "consolidated_metadata", "metadata")
+    if not isinstance(members, dict):
+        raise StoreError(folder.path, "zarr.json has no consolidated metadata")
+    layouts = {}
+    for name in [*_REQUIRED, "logits"] if "logits" in members else _REQUIRED:
+        if name not in members:
+            raise StoreError(
+                folder.path, f"has no array '{name}'", remedy="A newer ltd-pipe may read it."
+            )
+        content = hashes.read(f"{name}/zarr.json", _MAX_METADATA_BYTES)
+        metadata = parse_object(content, f"{folder.path}/{name}/zarr.json")
+        if metadata != members[name]:
+            raise StoreError(
+                folder.path, f"{name}/zarr.json differs from the consolidated metadata"
+            )
+        size = attributes.num_samples, attributes.num_classes
+        layouts[name] = parse_layout(metadata, name, *size, folder.path)
+    _require_equal_rows(layouts, folder)
+    return attributes, layouts
+
+
+def _nested(content: dict[str, Any], first: str, second: str) -> Any:
+    inner = content.get(first)
+    return inner.get(second) if isinstance(inner, dict) else None
+
+
+def _require_equal_rows(layouts: dict[str, ArrayLayout], folder: StoreFolder) -> None:
+    rows = {name: layout.rows for name, layout in layouts.items()}
+    if len(set(rows.values())) > 1:
+        raise StoreError(
+            folder.path, "arrays differ in the rows of a chunk", expected="equal", found=rows
+        )

@@ -1,0 +1,52 @@
+"""JSON from people we do not know: no duplicate keys, no NaN, no surprises."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pipeline.errors import StoreError
+
+__all__ = ["parse_object"]
+
+
+def parse_object(text: bytes, where: object) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Two parsers may take different ones of two equal keys, so that a checker and a reader
+    would see different files; NaN and Infinity are no JSON.
+
+    Parameters
+    ----------
+    text : bytes
+        UTF-8, of a size that the caller has bounded.
+    where : object
+        The file, for the error.
+
+    Raises
+    ------
+    StoreError
+        When it is anything but one JSON object.
+    """
+    try:
+        content = json.loads(
+            text.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=_no_constant
+        )
+    except (ValueError, RecursionError) as error:
+        raise StoreError(where, f"is not JSON that a store may hold ({error})") from error
+    if not isinstance(content, dict):
+        raise StoreError(where, "is not a JSON object")
+    return content
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"key '{key[:80]}' occurs twice")
+        found[key] = value
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")

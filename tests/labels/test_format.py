@@ -1,0 +1,84 @@
+"""What a store may say about itself."""
+
+import pytest
+
+from pipeline.errors import StoreError
+from pipeline.labels.format import parse_attributes, row_sum_tolerance, rows_per_chunk
+
+
+def test_attributes_survive_a_round_trip(answers):
+    """What is written is read back equal."""
+    assert parse_attributes(answers.attributes.to_json(), "x") == answers.attributes
+
+
+def test_software_is_sorted(answers):
+    """The order in which packages were named leaves no trace in the bytes."""
+    assert list(answers.attributes.to_json()["software"]) == ["numpy", "torch"]
+
+
+def test_a_newer_minor_version_may_have_more_keys(answers):
+    """A 1.x reader ignores what 1.y added, at every level."""
+    raw = answers.attributes.to_json() | {"version": "1.7", "licence": "CC0"}
+    raw["dataset"]["url"] = "x"
+    assert parse_attributes(raw, "x") == answers.attributes
+
+
+REFUSED = {
+    "no dict": (["ltd_pipe"], "is no soft-label store"),
+    "other format": ({"format": "ltd-images"}, "is no soft-label store"),
+    "no version": ({"version": None}, "version that this ltd-pipe does not read.*Update"),
+    "newer major": ({"version": "2.0"}, "expected 1.x, found '2.0'. Update ltd-pipe"),
+    "older major": ({"version": "0.9"}, "expected 1.x"),
+    "number for version": ({"version": 1.0}, "expected 1.x, found 1.0"),
+    "version with more": ({"version": "1.0\n"}, "expected 1.x"),
+    "unknown key in 1.0": ({"temprature": 2.0}, "ltd_pipe.temprature: Extra inputs"),
+    "no temperature": ({"temperature": None}, "ltd_pipe.temperature"),
+    "temperature zero": ({"temperature": 0.0}, "ltd_pipe.temperature: .*greater"),
+    "temperature as text": ({"temperature": "2"}, "ltd_pipe.temperature"),
+    "temperature true": ({"temperature": True}, "ltd_pipe.temperature"),
+    "infinite temperature": ({"temperature": float("inf")}, "ltd_pipe.temperature"),
+    "no samples": ({"num_samples": 0}, "ltd_pipe.num_samples"),
+    "negative samples": ({"num_samples": -1}, "ltd_pipe.num_samples"),
+    "astronomic samples": ({"num_samples": 10**30}, "ltd_pipe.num_samples"),
+    "classes without names": ({"num_classes": 4}, "4 classes have 3 class_names"),
+    "names that repeat": ({"class_names": ["a", "a", "b"]}, "same name"),
+    "a name that is a number": ({"class_names": ["a", "b", 3]}, "ltd_pipe.class_names.2"),
+    "bad fingerprint": (
+        {"dataset": {"name": "a", "split": "train", "fingerprint": "xyz"}},
+        "ltd_pipe.dataset.fingerprint",
+    ),
+    "several views": ({"views": {"count": 4}}, "ltd_pipe.views.count"),
+    "accuracy in percent": (
+        {"teachers": [{"sha256": "0" * 64, "architecture": "a", "clean_accuracy": 95.0}]},
+        "ltd_pipe.teachers.0.clean_accuracy",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_impossible_attributes_are_refused(answers, change, message):
+    """Each is one StoreError that names the key."""
+    raw = answers.attributes.to_json() | change if isinstance(change, dict) else change
+    with pytest.raises(StoreError, match=f"labels.zarr: .*{message}"):
+        parse_attributes(raw, "labels.zarr")
+
+
+@pytest.mark.parametrize(
+    ("row_bytes", "rows"), [(2, 8192), (20, 8192), (2000, 4194), (2**23, 1), (2**30, 1)]
+)
+def test_chunks_are_whole_rows_of_about_8_mib(row_bytes, rows):
+    """Never more than 8192 rows, never none."""
+    assert rows_per_chunk(row_bytes) == rows
+
+
+@pytest.mark.parametrize("num_classes", [1, 10, 1000, 21841])
+def test_float16_rounding_of_any_distribution_is_within_the_tolerance(num_classes):
+    """The bound holds for distributions that are even, peaked, and random."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    rows = rng.dirichlet(np.full(num_classes, 0.3), 200)
+    rows = np.concatenate([rows, np.full((1, num_classes), 1 / num_classes)])
+    sums = rows.astype(np.float16).sum(axis=1, dtype=np.float64)
+    assert abs(sums - 1).max() <= row_sum_tolerance(num_classes)
+    assert row_sum_tolerance(num_classes) < 0.0012

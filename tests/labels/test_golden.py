@@ -1,0 +1,32 @@
+"""The store that is checked in: what format 1.0 is, to the byte."""
+
+import numpy as np
+from golden_store import HASHES, LABELS, LOGITS, NAMES, SOFT, write_golden
+from test_write import tree
+
+from pipeline.labels import SoftLabels
+from pipeline.labels.verify import verify_store
+
+IDENTITY = "9cd09c9ff3ac62120c830050d06efaf024846aa617ee230e1e9c5cdddbbd1fab"
+
+
+def test_the_golden_store_can_be_read(golden):
+    """A store of version 1.0 stays readable, with the values and the identity that it had."""
+    store = SoftLabels.open(golden)
+    assert store.identity == IDENTITY
+    assert store.attributes.class_names == NAMES
+    np.testing.assert_array_equal(store.labels, LABELS)
+    np.testing.assert_array_equal(store.sample_hash, HASHES)
+    np.testing.assert_array_equal(store.gather_logits(np.arange(5)), LOGITS)
+    np.testing.assert_allclose(store.gather(np.arange(5)), SOFT, rtol=2**-10, atol=1e-6)
+
+
+def test_the_golden_store_is_sound(golden):
+    """All checks pass on it."""
+    assert {check.name for check in verify_store(golden) if check.done} >= {"manifest", "softmax"}
+
+
+def test_writing_it_again_gives_the_same_bytes(golden, tmp_path):
+    """The writer's output changes only on purpose."""
+    assert write_golden(tmp_path / "again.zarr") == IDENTITY
+    assert tree(tmp_path / "again.zarr") == tree(golden)

@@ -1,0 +1,113 @@
+"""Softmax at a temperature, the temperature for a confidence, and what labels are like."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from pipeline.errors import ParamsError
+from pipeline.labels.softmax import soften, solve_temperature, summarise
+
+LOGITS = np.array([[2.0, 0.0, -2.0], [0.0, 0.0, 0.0]], np.float32)
+
+
+def test_soften_is_softmax_of_logits_over_temperature():
+    """By hand: exp(1), exp(0), exp(-1) over their sum, at temperature 2."""
+    total = math.e + 1 + 1 / math.e
+    expected = [[math.e / total, 1 / total, 1 / math.e / total], [1 / 3] * 3]
+    np.testing.assert_allclose(soften(LOGITS, 2.0), expected, rtol=1e-6)
+
+
+def test_soften_leaves_its_input_alone():
+    """Float32 logits are not overwritten."""
+    before = LOGITS.copy()
+    soften(LOGITS, 2.0)
+    np.testing.assert_array_equal(LOGITS, before)
+
+
+@given(
+    hnp.arrays(np.float32, (4, 5), elements=st.floats(-65504, 65504, width=32)),
+    st.floats(-6, 6).map(lambda exponent: min(max(10.0**exponent, 1e-6), 1e6)),
+)
+def test_no_temperature_overflows(logits, temperature):
+    """Rows are distributions for any float16 logits and any temperature, without a warning."""
+    soft = soften(logits, temperature)
+    assert np.isfinite(soft).all()
+    assert (soft >= 0).all()
+    np.testing.assert_allclose(soft.sum(axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, 1e-7, 1e7, float("nan"), float("inf")])
+def test_temperatures_without_meaning_are_refused(temperature):
+    """Zero, negative, not a number, and beyond float32's use."""
+    with pytest.raises(ParamsError, match="temperature: is out of range: expected 1e-06 to"):
+        soften(LOGITS, temperature)
+
+
+@pytest.mark.parametrize("target", [0.2, 0.5, 0.9, 0.99, 0.9999])
+def test_the_solved_temperature_gives_the_target(target):
+    """The mean top probability at the solution is the target to five digits."""
+    logits = np.random.default_rng(0).standard_normal((500, 10)).astype(np.float32) * 4
+    temperature = solve_temperature(logits, target)
+    assert soften(logits, temperature).max(axis=1).mean() == pytest.approx(target, abs=1e-5)
+
+
+def test_a_margin_of_twelve_gives_the_known_temperatures():
+    """Ten classes, margin 12: temperature 3 gives .858, so .858 gives about 3 (METHOD's table)."""
+    logits = np.zeros((1, 10), np.float32)
+    logits[0, 0] = 12
+    assert solve_temperature(logits, 0.858) == pytest.approx(3, abs=0.01)
+
+
+def test_several_teachers_are_averaged_after_the_softmax():
+    """Two teachers that contradict each other can never be sure together."""
+    logits = np.array([[[5, 0]], [[0, 5]]], np.float32)
+    with pytest.raises(ParamsError, match="no temperature gives this mean top probability"):
+        solve_temperature(logits, 0.9)
+
+
+@pytest.mark.parametrize("target", [0.05, 0.1, 1.0])
+def test_an_unreachable_target_is_refused(target):
+    """Below 1/K and at 1 the error says what can be reached."""
+    logits = np.random.default_rng(0).standard_normal((50, 10)).astype(np.float32)
+    with pytest.raises(ParamsError, match="expected above 0.1.* and below 1 for these logits"):
+        solve_temperature(logits, target)
+
+
+def test_the_result_does_not_depend_on_how_rows_are_blocked(monkeypatch):
+    """Blocks of three rows give the same temperature as one block."""
+    logits = np.random.default_rng(0).standard_normal((50, 10)).astype(np.float32)
+    whole = solve_temperature(logits, 0.5)
+    monkeypatch.setattr("pipeline.labels.softmax._BLOCK_ELEMENTS", 30)
+    assert solve_temperature(logits, 0.5) == whole
+
+
+def test_a_summary_by_hand():
+    """Entropy, top probability and disagreement of two rows; unknown classes do not count."""
+    soft = np.array([[0.5, 0.5], [0.25, 0.75], [1.0, 0.0]])
+    found = summarise(soft, np.array([-1, 0, 0]))
+    entropy = (math.log(2) - 0.25 * math.log(0.25) - 0.75 * math.log(0.75)) / 3
+    assert found.mean_entropy == pytest.approx(entropy, rel=1e-6)
+    assert found.mean_top_probability == pytest.approx(0.75)
+    assert found.disagreement == 0.5
+    assert found.warnings == ()
+
+
+def test_no_known_class_is_no_disagreement_of_zero():
+    """Without ground truth the share is None, not a number that looks good."""
+    assert summarise(np.array([[0.5, 0.5]]), np.array([-1])).disagreement is None
+
+
+@pytest.mark.parametrize(
+    ("top", "warning"), [(0.9995, "as good as one-hot"), (0.3, "as good as uniform")]
+)
+def test_labels_that_teach_nothing_are_warned_of(top, warning):
+    """One-hot and uniform labels each have their warning, with the remedy."""
+    soft = np.full((3, 4), (1 - top) / 3)
+    soft[:, 0] = top
+    (found,) = summarise(soft, np.zeros(3, np.int32)).warnings
+    assert warning in found
+    assert "auto:0.95" in found

@@ -1,0 +1,297 @@
+"""Writing: the same bytes however the rows came, and nothing published that is not whole."""
+
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import JoinError, ParamsError, StateError, StoreError, WriteError
+from pipeline.labels import SoftLabels
+from pipeline.labels.softmax import soften
+from pipeline.labels.write import StoreWriter, write_store
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """All files of a folder by name."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def append(writer, answers, first, last):
+    """Append the samples from `first` to `last`."""
+    part = slice(first, last)
+    writer.append(answers.logits[..., part, :], answers.labels[part], answers.sample_hash[part])
+
+
+def open_writer(state, answers, **options):
+    """A writer with chunks of four rows."""
+    options = {"keep_logits": True, "rows": 4} | options
+    return StoreWriter(state, answers.attributes, **options)
+
+
+def test_a_store_holds_what_was_written(answers, store):
+    """Logits, labels, hashes and attributes come back; soft labels are their softmax."""
+    found = SoftLabels.open(store)
+    everything = np.arange(11)
+    logits = answers.logits.astype(np.float16)
+    np.testing.assert_array_equal(found.gather_logits(everything), logits)
+    np.testing.assert_array_equal(found.gather(everything), soften(logits, 2).astype(np.float16))
+    np.testing.assert_array_equal(found.labels, answers.labels)
+    np.testing.assert_array_equal(found.sample_hash, answers.sample_hash)
+    assert found.attributes == answers.attributes
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 5, 11])
+def test_the_bytes_do_not_depend_on_the_batch_size(answers, store, tmp_path, step):
+    """Rows that come in batches of any size give the same files."""
+    writer = open_writer(tmp_path / "state", answers)
+    for first in range(0, 11, step):
+        append(writer, answers, first, first + step)
+    writer.publish(tmp_path / "again.zarr", 2.0)
+    assert tree(tmp_path / "again.zarr") == tree(store)
+
+
+@pytest.mark.parametrize("reached", [0, 3, 4, 7, 8, 11])
+def test_an_interrupted_run_goes_on_after_its_last_whole_chunk(answers, store, tmp_path, reached):
+    """A new writer continues on the same state, and the store is the same to the byte."""
+    append(open_writer(tmp_path / "state", answers), answers, 0, reached)
+    writer = open_writer(tmp_path / "state", answers)
+    assert writer.rows_done == (11 if reached == 11 else reached // 4 * 4)
+    append(writer, answers, writer.rows_done, 11)
+    writer.publish(tmp_path / "again.zarr", 2.0)
+    assert tree(tmp_path / "again.zarr") == tree(store)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from conftest import make_answers
+from test_write import append, open_writer
+answers = make_answers()
+writer = open_writer(Path(sys.argv[1]), answers)
+append(writer, answers, 0, 9)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_process_is_continued(answers, store, tmp_path):
+    """SIGKILL in the middle of a chunk loses that chunk and nothing else."""
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "state")],
+        env={"PYTHONPATH": f"{Path(__file__).parent}:{Path.cwd()}"},
+        check=False,
+    )
+    assert killed.returncode == -9
+    writer = open_writer(tmp_path / "state", answers)
+    assert writer.rows_done == 8
+    append(writer, answers, 8, 11)
+    writer.publish(tmp_path / "again.zarr", 2.0)
+    assert tree(tmp_path / "again.zarr") == tree(store)
+
+
+@pytest.mark.parametrize("column", ["logits-0/logits/c/1/0", "labels/labels/c/1"])
+def test_a_damaged_chunk_of_a_draft_is_made_again(answers, tmp_path, column):
+    """What a power cut left behind is not counted as done."""
+    append(open_writer(tmp_path / "state", answers), answers, 0, 11)
+    chunk = tmp_path / "state" / column
+    chunk.write_bytes(bytes(chunk.stat().st_size))
+    assert open_writer(tmp_path / "state", answers).rows_done == 4
+
+
+def test_a_draft_of_other_labels_is_refused(answers, making, tmp_path):
+    """State of another data set is never continued."""
+    append(open_writer(tmp_path / "state", answers), answers, 0, 11)
+    with pytest.raises(StateError, match="holds the draft of other labels .differs in facts.*Rem"):
+        open_writer(tmp_path / "state", making(seed=1))
+    with pytest.raises(StateError, match="differs in rows"):
+        open_writer(tmp_path / "state", answers, rows=5)
+
+
+def test_a_damaged_draft_is_refused(answers, tmp_path):
+    """A draft whose key cannot be read is not guessed at."""
+    open_writer(tmp_path / "state", answers)
+    (tmp_path / "state" / "draft.json").write_text("{")
+    with pytest.raises(StateError, match="draft.json is damaged. Remove the folder"):
+        open_writer(tmp_path / "state", answers)
+
+
+def test_the_temperature_can_be_solved_at_the_end(answers, tmp_path):
+    """auto:P: the published labels have the mean top probability that was asked for."""
+    writer = open_writer(tmp_path / "state", answers)
+    append(writer, answers, 0, 11)
+    temperature = writer.solve_temperature(0.7)
+    writer.publish(tmp_path / "a.zarr", temperature)
+    found = SoftLabels.open(tmp_path / "a.zarr")
+    assert found.attributes.temperature == temperature
+    assert found.summary().mean_top_probability == pytest.approx(0.7, abs=1e-3)
+
+
+def test_several_teachers_are_averaged_as_probabilities(making, tmp_path):
+    """The mean of each teacher's softmax at the temperature, and no logits."""
+    answers = making(teachers=3)
+    answers.write(tmp_path / "a.zarr", keep_logits=False)
+    found = SoftLabels.open(tmp_path / "a.zarr")
+    expected = soften(answers.logits.astype(np.float16), 2.0).mean(axis=0).astype(np.float16)
+    np.testing.assert_array_equal(found.gather(np.arange(11)), expected)
+    assert not found.has_logits
+    assert len(found.attributes.teachers) == 3
+
+
+def test_logits_of_several_teachers_are_refused(making, tmp_path):
+    """There is no one row of logits that would give the average."""
+    with pytest.raises(ParamsError, match="only the labels of one teacher have logits"):
+        open_writer(tmp_path / "state", making(teachers=2))
+
+
+def test_leaving_out_logits_does_not_change_the_soft_labels(answers, store, tmp_path):
+    """Whether logits are kept decides only whether they are there."""
+    answers.write(tmp_path / "b.zarr", keep_logits=False)
+    without, kept = tree(tmp_path / "b.zarr"), tree(store)
+    assert not any(name.startswith("logits") for name in without)
+    chunks = {name for name in kept if "/c/" in name and not name.startswith("logits")}
+    assert {name: kept[name] for name in chunks} == {name: without[name] for name in chunks}
+
+
+def test_soft_labels_can_be_given_directly(answers, tmp_path):
+    """A store of labels made elsewhere."""
+    soft = soften(answers.logits, 2.0)
+    soft[0] = [-0.0, 1.0, 0.0]
+    given = replace(answers, logits=soft)
+    given.write(tmp_path / "a.zarr", source="soft_labels", keep_logits=False)
+    found = SoftLabels.open(tmp_path / "a.zarr").gather(np.arange(11))
+    np.testing.assert_array_equal(found, soft.astype(np.float16))
+
+
+WRONG_LOGITS = {
+    "NaN": (np.nan, "found nan"),
+    "infinity": (-np.inf, "found -inf"),
+    "beyond float16": (70000.0, "65504, float16's largest, found 70000.0"),
+}
+
+
+@pytest.mark.parametrize(("value", "message"), WRONG_LOGITS.values(), ids=WRONG_LOGITS.keys())
+def test_logits_that_cannot_be_stored_are_refused(answers, tmp_path, value, message):
+    """The error names the sample, counted over all batches; the chunks before are kept."""
+    answers.logits[9, 1] = value
+    writer = open_writer(tmp_path / "state", answers)
+    append(writer, answers, 0, 6)
+    with pytest.raises(StoreError, match=f"sample 9: the teacher's logits: .*{message}"):
+        append(writer, answers, 6, 11)
+    assert open_writer(tmp_path / "state", answers).rows_done == 4
+
+
+WRONG_ROWS = {
+    "negative": [1.1, -0.1, 0.0],
+    "not one": [0.5, 0.4, 0.0],
+    "NaN": [np.nan, 1.0, 0.0],
+    "infinite": [np.inf, 0.0, 0.0],
+}
+
+
+@pytest.mark.parametrize("row", WRONG_ROWS.values(), ids=WRONG_ROWS.keys())
+def test_a_row_that_is_no_distribution_is_refused(answers, tmp_path, row):
+    """Soft labels from elsewhere are checked before they are stored."""
+    soft = soften(answers.logits, 2.0)
+    soft[7] = row
+    with pytest.raises(StoreError, match="sample 7: the soft label is no distribution"):
+        replace(answers, logits=soft).write(
+            tmp_path / "a.zarr", source="soft_labels", keep_logits=False
+        )
+    assert not (tmp_path / "a.zarr").exists()
+
+
+def test_an_existing_store_is_replaced_only_when_told(answers, making, store):
+    """Without `replace` it stays; with it no file of the old one is left."""
+    other = making(num_samples=3, seed=5)
+    before = tree(store)
+    with pytest.raises(WriteError, match="labels.zarr: exists already. Pass --force"):
+        other.write(store)
+    assert tree(store) == before
+    other.write(store, replace=True)
+    assert SoftLabels.open(store).num_samples == 3
+    assert "labels/c/1" not in tree(store)
+
+
+def test_an_incomplete_store_is_not_published(answers, tmp_path):
+    """Missing samples are refused and the draft is kept."""
+    writer = open_writer(tmp_path / "state", answers)
+    append(writer, answers, 0, 10)
+    with pytest.raises(StoreError, match="samples are missing: expected 11, found 8"):
+        writer.publish(tmp_path / "a.zarr", 2.0)
+    assert not (tmp_path / "a.zarr").exists()
+
+
+def test_samples_in_another_order_than_the_data_set_are_refused(answers, tmp_path):
+    """The fingerprint of what was appended must be the data set's."""
+    writer = open_writer(tmp_path / "state", answers)
+    order = np.arange(11)[::-1]
+    writer.append(answers.logits[order], answers.labels[order], answers.sample_hash[order])
+    with pytest.raises(JoinError, match="fingerprint of the samples that were labelled"):
+        writer.publish(tmp_path / "a.zarr", 2.0)
+
+
+def test_too_many_samples_and_wrong_shapes_are_our_own_bugs(answers, tmp_path):
+    """They raise ValueError at once rather than broadcast."""
+    writer = open_writer(tmp_path / "state", answers)
+    with pytest.raises(ValueError, match="expected answers of shape"):
+        writer.append(answers.logits[:, :1], answers.labels, answers.sample_hash)
+    with pytest.raises(ValueError, match="expected answers of shape"):
+        writer.append(answers.logits, answers.labels, answers.sample_hash[:1])
+    append(writer, answers, 0, 11)
+    with pytest.raises(ValueError, match="more than 11 samples"):
+        append(writer, answers, 0, 1)
+
+
+def test_an_interrupted_publication_is_done_again(answers, store, tmp_path):
+    """Remains of a publication that died do not get into the store."""
+    writer = open_writer(tmp_path / "state", answers)
+    append(writer, answers, 0, 11)
+    remains = tmp_path / ".again.zarr.part" / "labels" / "c"
+    remains.mkdir(parents=True)
+    (remains / "77").touch()
+    writer.publish(tmp_path / "again.zarr", 2.0)
+    assert tree(tmp_path / "again.zarr") == tree(store)
+    assert {path.name for path in tmp_path.iterdir()} == {"again.zarr", "labels.zarr"}
+
+
+def test_a_state_folder_on_another_file_system_is_copied(answers, store, tmp_path):
+    """Hard links are a saving, not a need."""
+    shared = Path("/dev/shm")  # noqa: S108
+    if shared.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is only one file system here")
+    state = shared / f"ltd-{tmp_path.parent.name}-{tmp_path.name}"
+    try:
+        writer = open_writer(state, answers)
+        append(writer, answers, 0, 11)
+        writer.publish(tmp_path / "again.zarr", 2.0)
+    finally:
+        shutil.rmtree(state, ignore_errors=True)
+    assert tree(tmp_path / "again.zarr") == tree(store)
+
+
+def test_publication_reports_each_sample_once(answers, tmp_path):
+    """The progress adds up to N."""
+    writer = open_writer(tmp_path / "state", answers)
+    append(writer, answers, 0, 11)
+    steps: list[int] = []
+    writer.publish(tmp_path / "a.zarr", 2.0, progress=steps.append)
+    assert steps == [4, 4, 3]
+
+
+def test_the_identity_is_returned(answers, tmp_path):
+    """What publication returns is what readers see."""
+    identity = write_store(
+        tmp_path / "a.zarr",
+        answers.attributes,
+        answers.logits,
+        answers.labels,
+        answers.sample_hash,
+    )
+    assert SoftLabels.open(tmp_path / "a.zarr").identity == identity
