@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 
     Precision = Literal["float32", "bfloat16"]
 
-__all__ = ["autocast", "choose_device", "choose_precision", "deterministic"]
+__all__ = [
+    "autocast",
+    "choose_device",
+    "choose_precision",
+    "deterministic",
+    "seconds_per_pass",
+]
 
 # bfloat16 must be clearly faster to be worth its rounding.
 _WORTHWHILE = 1.2
@@ -84,15 +90,18 @@ def choose_precision(
     """
     if wanted != "auto":
         return wanted
-    single, half = (_time_pass(model, batch_size, precision) for precision in _CANDIDATES)
+    single, half = (seconds_per_pass(model, batch_size, precision) for precision in _CANDIDATES)
     return "bfloat16" if single > _WORTHWHILE * half else "float32"
 
 
 _CANDIDATES: tuple[Precision, Precision] = ("float32", "bfloat16")
 
 
-def _time_pass(model: Classifier, batch_size: int, precision: Precision) -> float:
-    """Best of three, in seconds; the first pass, which sets kernels up, is not counted."""
+def seconds_per_pass(model: Classifier, batch_size: int, precision: Precision) -> float:
+    """Time an attack's forward and backward pass on the model's device, best of three.
+
+    The first pass, which sets kernels up, is not counted.
+    """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()

@@ -1,0 +1,236 @@
+"""What users trip over on a new machine, looked at before it costs them an evening."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pipeline.errors import LtdPipeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["CHECKS", "Finding", "examine"]
+
+Status = Literal["ok", "warn", "fail"]
+
+_GIB = 2**30
+# A digits run leaves 20 MB, CIFAR-10 with its states about 1 GB, ImageNet over 100 GB.
+_LITTLE_DISK, _AMPLE_DISK = 1 * _GIB, 10 * _GIB
+# Where Linux tells of a container's share of the processor, and of NVIDIA's driver.
+_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+_DRIVER = Path("/proc/driver/nvidia/version")
+_SET_UP = "Run 'make set-up' again."
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found.
+
+    Parameters
+    ----------
+    status : str
+        ok; warn: works, but not as well or not everywhere; fail: something will not work.
+    found : str
+        What is there.
+    remedy : str
+        What to do about it, a sentence; empty when it is ok.
+    """
+
+    status: Status
+    found: str
+    remedy: str = ""
+
+
+def examine(data: Path = Path("data")) -> Iterator[tuple[str, Finding]]:
+    """Look at everything; a check that breaks down is a finding too.
+
+    Parameters
+    ----------
+    data : Path
+        Where results are going to be written.
+
+    Yields
+    ------
+    tuple of str and Finding
+        The topic of each check, and what it found, as soon as it is known.
+    """
+    for topic, check in CHECKS.items():
+        try:
+            yield topic, check(data)
+        except LtdPipeError as error:
+            yield topic, Finding("fail", f"{error.where}: {error.what}", error.remedy)
+        except Exception as error:  # whatever is broken, the other checks still help
+            first = str(error).partition("\n")[0]
+            yield topic, Finding("fail", f"{type(error).__name__}: {first}", _SET_UP)
+
+
+def _python(_data: Path) -> Finding:
+    found = f"{platform.python_version()} in {sys.prefix}"
+    if (3, 11) <= sys.version_info < (3, 14):
+        return Finding("ok", found)
+    remedy = "Python 3.11 to 3.13 is supported: PYTHON=python3.12 make set-up."
+    return Finding("fail", found, remedy)
+
+
+def _ffcv(_data: Path) -> Finding:
+    from pipeline.images.ffcv import require_ffcv
+
+    require_ffcv()
+    return Finding("ok", f"{_version('ffcv')} imports, with OpenCV and libjpeg-turbo")
+
+
+def _torch(_data: Path) -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        return _cuda_device()
+    found = f"{torch.__version__} on the CPU"
+    driver = _nvidia_driver()
+    if driver is None:
+        return Finding("ok", f"{found}; no NVIDIA driver here")
+    if torch.version.cuda is None:
+        remedy = "For the GPU: TORCH_BACKEND=auto make set-up."
+        return Finding("warn", f"{found} only: a build without CUDA", remedy)
+    return Finding(
+        "warn",
+        f"{found}: it is built for CUDA {torch.version.cuda}, which NVIDIA driver {driver} "
+        "does not serve",
+        "Update the driver, or take an older CUDA: TORCH_BACKEND=auto make set-up.",
+    )
+
+
+def _cuda_device() -> Finding:
+    import torch
+
+    device = torch.cuda.get_device_properties(0)
+    memory = f"{device.total_memory / _GIB:.0f} GiB"
+    more = f", and {torch.cuda.device_count() - 1} more" if torch.cuda.device_count() > 1 else ""
+    found = f"{torch.__version__} on {device.name}, {memory}{more}"
+    try:
+        # Only a kernel that runs shows that this build has code for this device.
+        torch.ones(1, device="cuda").add_(1).item()
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        remedy = "Try another build, TORCH_BACKEND=cu126 make set-up, or set device: cpu."
+        return Finding("fail", f"{found}: {reason}", remedy)
+    return Finding("ok", found)
+
+
+def _nvidia_driver() -> str | None:
+    """The loaded driver's version; None where there is none."""
+    try:
+        first = _DRIVER.read_text(encoding="utf-8").splitlines()[0]
+    except (OSError, IndexError):
+        return None
+    numbers = [word for word in first.split() if word[:1].isdigit()]
+    return numbers[0] if numbers else "unknown"
+
+
+def _precision(_data: Path) -> Finding:
+    from pipeline.device import choose_device, seconds_per_pass
+    from pipeline.models.classifier import Classifier
+    from pipeline.models.registry import build
+
+    names, shape = tuple("0123456789"), (3, 32, 32)
+    network = build("resnet18-w16", len(names), shape)
+    model = Classifier(network, architecture="resnet18-w16", class_names=names, shape=shape)
+    model = model.to(choose_device("auto"))
+    ratio = seconds_per_pass(model, 64, "float32") / seconds_per_pass(model, 64, "bfloat16")
+    found = f"bfloat16 runs {ratio:.1f} times as fast as float32 (narrow ResNet-18, 64 images)"
+    return Finding("ok", found)
+
+
+def _threads(_data: Path) -> Finding:
+    import torch
+
+    cores, threads = _cores(), torch.get_num_threads()
+    found = f"{threads} for {cores} cores"
+    if threads > cores:
+        remedy = f"More threads than cores slow each other down: set OMP_NUM_THREADS={cores}."
+        return Finding("warn", found, remedy)
+    if cores > 1 and threads == 1:
+        remedy = f"Unset OMP_NUM_THREADS, or set it to {cores}, to use all cores."
+        return Finding("warn", found, remedy)
+    return Finding("ok", found)
+
+
+def _cores() -> int:
+    """Cores that this process may use; a container's limit hides behind the machine's count."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = _CPU_LIMIT.read_text(encoding="utf-8").split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, round(int(quota) / int(period))))
+
+
+def _zarr(_data: Path) -> Finding:
+    import zarr
+
+    # Format 3 came with zarr 3; consolidated metadata as we write it with 3.1.
+    major, minor = map(int, zarr.__version__.split(".")[:2])
+    if (major, minor) < (3, 1):
+        remedy = f"Soft-label stores need zarr 3.1 or newer. {_SET_UP}"
+        return Finding("fail", zarr.__version__, remedy)
+    return Finding("ok", zarr.__version__)
+
+
+def _dvc(_data: Path) -> Finding:
+    found = _version("dvc")
+    folder = Path.cwd()
+    root = next((place for place in (folder, *folder.parents) if (place / ".dvc").is_dir()), None)
+    if root is None:
+        remedy = "'dvc repro' works in a clone of the project; single commands work anywhere."
+        return Finding("warn", f"{found}; {folder} is in no DVC project", remedy)
+    return Finding("ok", f"{found} in {root}")
+
+
+def _path(_data: Path) -> Finding:
+    # dvc.yaml says `python -m stages …`: it runs whatever python is first on PATH.
+    python = shutil.which("python")
+    found = f"python is {python or 'not found'}"
+    if python and Path(python).parent == Path(sys.executable).parent:
+        return Finding("ok", found)
+    activate = Path(sys.prefix, "bin", "activate")
+    remedy = f"'dvc repro' would run that one: use 'make repro', or first 'source {activate}'."
+    return Finding("warn", found, remedy)
+
+
+def _disk(data: Path) -> Finding:
+    place = data.resolve()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    found = f"{free / _GIB:,.1f} GiB free in {place}"
+    if not os.access(place, os.W_OK | os.X_OK):
+        return Finding("fail", f"{place} is not writable", "Change its owner or its mode.")
+    if free < _LITTLE_DISK:
+        return Finding("fail", found, "Free some: a CIFAR-10 run leaves about 1 GiB.")
+    if free < _AMPLE_DISK:
+        remedy = "Enough for digits and CIFAR-10; ImageNet takes more than 100 GiB."
+        return Finding("warn", found, remedy)
+    return Finding("ok", found)
+
+
+def _version(package: str) -> str:
+    return importlib.metadata.version(package)
+
+
+CHECKS: dict[str, Callable[[Path], Finding]] = {
+    "Python": _python,
+    "PATH": _path,
+    "ffcv": _ffcv,
+    "torch": _torch,
+    "precision": _precision,
+    "threads": _threads,
+    "zarr": _zarr,
+    "DVC": _dvc,
+    "disk": _disk,
+}

@@ -1,0 +1,103 @@
+"""The recipes: each complete, each what it says it is."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.errors import MissingError
+from pipeline.models.registry import build
+from pipeline.params import Params, load_params, parse_params
+from pipeline.recipes import recipe_names, recipe_summary, recipe_text
+
+ROOT = Path(__file__).parents[2]
+NAMES = [
+    "cifar10-resnet18",
+    "cifar10-wrn34-10",
+    "cifar100-wrn34-10",
+    "digits",
+    "imagenet-resnet50",
+    "imagenet-wrn50-2",
+]
+
+
+def recipe(name):
+    return parse_params(yaml.safe_load(recipe_text(name)), where=name)
+
+
+def test_all_recipes_are_there():
+    """The documentation names these six."""
+    assert recipe_names() == NAMES
+
+
+def test_the_default_is_the_digits_recipe():
+    """params.yaml, which users edit first, and recipes/digits.yaml cannot drift apart."""
+    assert (ROOT / "params.yaml").read_bytes() == (ROOT / "recipes/digits.yaml").read_bytes()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_is_valid(name):
+    """Each file passes the validation that every stage applies."""
+    load_params(ROOT / "recipes" / f"{name}.yaml")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_is_complete(name):
+    """No section is left out, and the numbers that decide robustness are spelt out."""
+    content = yaml.safe_load(recipe_text(name))
+    assert content.keys() == Params.model_fields.keys()
+    spelt = {"architecture", "epochs", "batch_size", "learning_rate", "objective", "label_kind"}
+    assert spelt | {"temperature", "eps", "step_size", "attack_steps"} <= content["train"].keys()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_student_is_judged_by_the_radius_it_was_trained_for(name):
+    """The evaluation's eps is training's, lies on the curve, and PGD can cross the ball."""
+    params = recipe(name)
+    assert params.evaluate.eps == params.train.eps
+    assert params.evaluate.eps in params.evaluate.eps_grid
+    assert params.train.step_size * params.train.attack_steps >= params.train.eps
+
+
+SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipes_networks_exist_and_take_its_images(name):
+    """Teacher and student can be built for the data set's shape."""
+    params = recipe(name)
+    shape = SHAPES.get(params.prepare.dataset, (3, 224, 224))
+    assert shape[0] == params.prepare.channels
+    for architecture in {params.teacher.architecture, params.train.architecture}:
+        build(architecture, 10, shape)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_says_what_it_is_for(name):
+    """The first line is `# NAME: purpose`, short enough for a list."""
+    assert recipe_text(name).startswith(f"# {name}: ")
+    assert 20 < len(recipe_summary(name)) < 80
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "digits"])
+def test_what_is_not_known_is_said(name):
+    """A recipe after a paper marks what is ours and what nobody could look up."""
+    text = recipe_text(name)
+    assert "ours" in text.lower()
+    assert "not known" in text
+
+
+UNKNOWN = [
+    ("digit", "digit: no such recipe. Did you mean 'digits'?"),
+    ("zzz", "zzz: no such recipe. There are cifar10-resnet18, "),
+    ("../params", "no such recipe"),
+    ("", "no such recipe"),
+]
+
+
+@pytest.mark.parametrize(("name", "message"), UNKNOWN, ids=[name for name, _ in UNKNOWN])
+def test_an_unknown_recipe_is_refused_with_the_names(name, message):
+    """Only listed names are looked up: a path is not one."""
+    with pytest.raises(MissingError, match="no such recipe") as refusal:
+        recipe_text(name)
+    assert message in str(refusal.value)
