@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["ArrayLayout", "pack_chunk", "parse_layout", "write_chunk"]
+__all__ = ["ArrayLayout", "parse_layout", "write_chunk"]
 
 _MAX_CHUNK_BYTES = 2**28
 _CRC_BYTES = 4
@@ -206,14 +206,6 @@ def _text(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def pack_chunk(layout: ArrayLayout, content: NDArray[Any]) -> bytes:
-    """A chunk file's bytes: rows, padding, and their CRC-32C, little-endian."""
-    chunk = layout.empty_chunk()
-    chunk[: len(content)] = content
-    payload = chunk.tobytes()
-    return payload + int(google_crc32c.value(payload)).to_bytes(_CRC_BYTES, "little")
-
-
 def write_chunk(folder: Path, layout: ArrayLayout, chunk: int, content: NDArray[Any]) -> None:
     """Write one chunk file so that it is either whole or absent.
 
@@ -225,6 +217,11 @@ def write_chunk(folder: Path, layout: ArrayLayout, chunk: int, content: NDArray[
     chunk : int
     content : ndarray of shape (rows_in(chunk), K) or (rows_in(chunk),)
     """
-    packed = pack_chunk(layout, content)
-    with staged(folder / layout.chunk_name(chunk)) as beside:
-        beside.write_bytes(packed)
+    rows = np.ascontiguousarray(content, layout.dtype)
+    if len(rows) < layout.rows:
+        rows = np.concatenate([rows, layout.empty_chunk()[len(rows) :]])
+    payload = rows.reshape(-1).view(np.uint8)
+    checksum = google_crc32c.value(payload)
+    with staged(folder / layout.chunk_name(chunk)) as beside, beside.open("wb") as handle:
+        handle.write(payload.data)
+        handle.write(int(checksum).to_bytes(_CRC_BYTES, "little"))

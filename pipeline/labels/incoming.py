@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.errors import StoreError
 from pipeline.labels.format import row_sum_tolerance
+from pipeline.labels.half import to_float16, to_float32
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,10 +36,11 @@ def round_logits(
     StoreError
         When one is NaN, infinite, or beyond float16's 65504, naming the sample.
     """
-    with np.errstate(over="ignore"):
-        rounded = logits.astype(np.float16)
-    finite = np.isfinite(rounded)
-    if not finite.all():
+    rounded = to_float16(logits)
+    # The sum of a row with NaN or infinity is one of them; float32 holds K times 65504.
+    sums = to_float32(rounded).sum(axis=1)
+    if not np.isfinite(sums).all():
+        finite = np.isfinite(rounded)
         row = int(np.argmin(finite.all(axis=1)))
         raise StoreError(
             where,
@@ -60,19 +62,20 @@ def round_soft_labels(
     StoreError
         When a row is not a distribution, naming the sample.
     """
-    # Adding zero turns -0.0 into 0.0: readers take the sign bit for an error.
-    rounded = soft_labels.astype(np.float16) + np.float16(0.0)
+    rounded = to_float16(soft_labels)
+    stored = to_float32(rounded)
     tolerance = row_sum_tolerance(soft_labels.shape[1])
     # Written so that NaN fails.
-    right = (rounded >= 0).all(axis=1)
-    right &= abs(rounded.sum(axis=1, dtype=np.float64) - 1.0) <= tolerance
+    right = (stored >= 0).all(axis=1)
+    right &= abs(stored.sum(axis=1, dtype=np.float64) - 1.0) <= tolerance
     if not right.all():
         row = int(np.argmin(right))
-        total = rounded[row].sum(dtype=np.float64)
+        total = stored[row].sum(dtype=np.float64)
         raise StoreError(
             where,
             f"sample {first_sample + row}: the soft label is no distribution",
             expected=f"probabilities whose sum is 1 ± {tolerance:.1g}",
-            found=f"lowest {rounded[row].min()}, sum {total:.6f}",
+            found=f"lowest {stored[row].min()}, sum {total:.6f}",
         )
-    return rounded
+    # Without the sign of -0.0, which readers take for a negative number.
+    return np.abs(rounded)

@@ -10,15 +10,17 @@ import numpy as np
 
 from pipeline.errors import ParamsError
 from pipeline.labels.format import MAX_TEMPERATURE, MIN_TEMPERATURE
+from pipeline.labels.half import to_float32
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
 __all__ = [
     "LabelSummary",
     "bisect_temperature",
+    "mean_softened",
     "require_temperature",
     "soften",
     "solve_temperature",
@@ -59,7 +61,7 @@ def soften(logits: NDArray[np.floating[Any]], temperature: float) -> NDArray[np.
         Rows sum to one within float32 rounding.
     """
     require_temperature(temperature)
-    soft = logits.astype(np.float32)
+    soft = to_float32(logits)
     # The maximum is subtracted before the division: exponents are never positive, so nothing
     # overflows, and the rounding of large logits over small temperatures is not amplified.
     soft -= soft.max(axis=-1, keepdims=True)
@@ -70,18 +72,39 @@ def soften(logits: NDArray[np.floating[Any]], temperature: float) -> NDArray[np.
     return soft
 
 
-def top_probability(logits: NDArray[np.floating[Any]], temperature: float) -> float:
+def top_probability(logits: Sequence[NDArray[np.floating[Any]]], temperature: float) -> float:
     """Sum over samples of the largest probability.
 
     Parameters
     ----------
-    logits : ndarray of shape (n, K), or (M, n, K) for the average of M teachers
+    logits : sequence of ndarray of shape (n, K)
+        Of each teacher.
     temperature : float
     """
-    soft = soften(logits, temperature)
-    if soft.ndim == 3:
-        soft = soft.mean(axis=0)
-    return float(soft.max(axis=-1).sum(dtype=np.float64))
+    return float(mean_softened(logits, temperature).max(axis=1).sum(dtype=np.float64))
+
+
+def mean_softened(
+    logits: Sequence[NDArray[np.floating[Any]]], temperature: float
+) -> NDArray[np.float32]:
+    """The average of several teachers' probabilities, each softened as `soften` does.
+
+    Parameters
+    ----------
+    logits : sequence of ndarray of shape (n, K)
+        Of each teacher.
+    temperature : float
+
+    Returns
+    -------
+    ndarray of shape (n, K), dtype float32
+    """
+    total = soften(logits[0], temperature)
+    if len(logits) > 1:
+        for teacher in logits[1:]:
+            total += soften(teacher, temperature)
+        total /= np.float32(len(logits))
+    return total
 
 
 def solve_temperature(logits: NDArray[np.floating[Any]], target_top_probability: float) -> float:
@@ -98,12 +121,13 @@ def solve_temperature(logits: NDArray[np.floating[Any]], target_top_probability:
     ParamsError
         When no temperature gives it.
     """
-    num_samples, num_classes = logits.shape[-2:]
+    stacked = logits[None] if logits.ndim == 2 else logits
+    num_samples, num_classes = stacked.shape[1:]
     step = max(_BLOCK_ELEMENTS // num_classes, 1)
 
     def mean_top(temperature: float) -> float:
-        blocks = (logits[..., at : at + step, :] for at in range(0, num_samples, step))
-        total = sum(top_probability(block, temperature) for block in blocks)
+        blocks = (stacked[:, at : at + step] for at in range(0, num_samples, step))
+        total = sum(top_probability([*block], temperature) for block in blocks)
         return float(total / num_samples)
 
     return bisect_temperature(mean_top, target_top_probability)
@@ -188,7 +212,7 @@ def summarise_blocks(blocks: Iterable[Block]) -> LabelSummary:
     entropy = top = 0.0
     samples = known = wrong = num_classes = 0
     for soft, labels in blocks:
-        rows = soft.astype(np.float32)
+        rows = to_float32(soft)
         rows /= rows.sum(axis=1, keepdims=True)
         # p log p tends to 0 with p; the clip keeps log(0) out of the product.
         entropy -= float((rows * np.log(np.maximum(rows, 1e-30))).sum(dtype=np.float64))

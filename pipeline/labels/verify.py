@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.errors import JoinError, StoreError
 from pipeline.images.fingerprint import fingerprint
 from pipeline.labels.format import row_sum_tolerance
+from pipeline.labels.half import to_float32
 from pipeline.labels.manifest import MANIFEST
 from pipeline.labels.read import SoftLabels
 from pipeline.labels.softmax import soften
@@ -113,7 +114,7 @@ def _verify_chunk(store: SoftLabels, chunk: int) -> None:
         store.hashes.verify(array.layout.chunk_name(chunk))
         array.chunk(chunk)
     first = chunk * store.arrays["soft_labels"].layout.rows
-    soft = store.arrays["soft_labels"].chunk(chunk).astype(np.float32)
+    soft = to_float32(store.arrays["soft_labels"].chunk(chunk))
     _require_distributions(store, soft, first)
     if store.has_logits:
         _require_softmax(store, soft, store.arrays["logits"].chunk(chunk), first)

@@ -6,19 +6,18 @@ import shutil
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from pipeline.errors import JoinError, ParamsError, StoreError, WriteError
 from pipeline.images.fingerprint import fingerprint
 from pipeline.labels.arrays import ArrayLayout
 from pipeline.labels.build import build_store
 from pipeline.labels.draft import Draft
 from pipeline.labels.format import StoreAttributes, StoreFacts, rows_per_chunk
+from pipeline.labels.half import to_float16
 from pipeline.labels.incoming import round_logits, round_soft_labels
 from pipeline.labels.softmax import (
     bisect_temperature,
+    mean_softened,
     require_temperature,
-    soften,
     top_probability,
 )
 from pipeline.publish import replace_tree
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
 
 __all__ = ["StoreWriter", "write_store"]
@@ -147,7 +147,7 @@ class StoreWriter:
         def mean_top(temperature: float) -> float:
             chunks = range(columns[0].layout.num_chunks)
             total = sum(
-                top_probability(np.stack([c.chunk(chunk) for c in columns]), temperature)
+                top_probability([column.chunk(chunk) for column in columns], temperature)
                 for chunk in chunks
             )
             return total / self.facts.num_samples
@@ -217,8 +217,8 @@ class StoreWriter:
         if self._source == "logits":
             teachers = [self._draft.column(name) for name in self._teachers]
             # From the logits as they are stored, so that one can be checked against the other.
-            sources[self._layout("soft_labels")] = lambda chunk: np.mean(
-                [soften(teacher.chunk(chunk), temperature) for teacher in teachers], axis=0
+            sources[self._layout("soft_labels")] = lambda chunk: to_float16(
+                mean_softened([teacher.chunk(chunk) for teacher in teachers], temperature)
             )
         return sources
 

@@ -1,98 +1,10 @@
 """Small stores of several chunks, the same bytes each time."""
 
-from dataclasses import dataclass, replace
+import hashlib
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-
-from pipeline.images.fingerprint import fingerprint
-from pipeline.labels.format import DatasetFacts, StoreAttributes, TeacherFacts
-from pipeline.labels.write import write_store
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a teacher said of a data set; also passes for the data set's beton."""
-
-    attributes: StoreAttributes
-    logits: np.ndarray
-    labels: np.ndarray
-    sample_hash: np.ndarray
-
-    @property
-    def manifest(self):
-        """As `pipeline.images.manifest.Manifest`."""
-        return Manifest(self)
-
-    def write(self, target: Path, **options: Any) -> Path:
-        """Write a store of four rows per chunk, with logits."""
-        options = {"rows": 4, "keep_logits": True} | options
-        write_store(target, self.attributes, self.logits, self.labels, self.sample_hash, **options)
-        return target
-
-    def permuted(self, order) -> "Answers":
-        """The same samples in another order, with the fingerprint of that order."""
-        labels, hashes = self.labels[order], self.sample_hash[order]
-        return replace(
-            self,
-            attributes=attributes(labels, hashes, self.attributes.class_names),
-            logits=self.logits[order],
-            labels=labels,
-            sample_hash=hashes,
-        )
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The part of an images' manifest that a store is compared with."""
-
-    answers: Answers
-
-    dataset = "digits"
-    split = "train"
-
-    @property
-    def num_samples(self):
-        return len(self.answers.labels)
-
-    @property
-    def class_names(self):
-        return self.answers.attributes.class_names
-
-    @property
-    def fingerprint(self):
-        return self.answers.attributes.dataset.fingerprint
-
-
-def attributes(labels, sample_hash, class_names, temperature=2.0, teachers=1):
-    """Attributes of a store for these samples."""
-    return StoreAttributes(
-        temperature=temperature,
-        num_samples=len(labels),
-        num_classes=len(class_names),
-        class_names=class_names,
-        dataset=DatasetFacts(
-            name="digits",
-            split="train",
-            fingerprint=fingerprint(class_names, labels, sample_hash),
-        ),
-        teachers=(TeacherFacts(sha256="ab" * 32, architecture="small-cnn", clean_accuracy=0.5),)
-        * teachers,
-        software={"torch": "2", "numpy": "2"},
-    )
-
-
-def make_answers(num_samples=11, num_classes=3, seed=0, temperature=2.0, teachers=1) -> Answers:
-    """Random answers; the same for the same arguments."""
-    rng = np.random.default_rng(seed)
-    names = tuple(f"class {number}" for number in range(num_classes))
-    labels = rng.integers(-1, num_classes, num_samples).astype(np.int32)
-    hashes = rng.integers(0, 2**64, num_samples, dtype=np.uint64)
-    shape = (teachers, num_samples, num_classes) if teachers > 1 else (num_samples, num_classes)
-    logits = (rng.standard_normal(shape) * 3).astype(np.float32)
-    return Answers(attributes(labels, hashes, names, temperature, teachers), logits, labels, hashes)
+from made_answers import Answers, make_answers
 
 
 @pytest.fixture
@@ -120,3 +32,21 @@ GOLDEN = Path(__file__).parent / "golden.zarr"
 def golden() -> Path:
     """A store that is checked in; never write to it."""
     return GOLDEN
+
+
+@pytest.fixture
+def resign():
+    """A function that makes the manifest fit whatever a store now holds."""
+
+    def write_manifest(store: Path) -> None:
+        manifest = store / "MANIFEST.sha256"
+        manifest.unlink(missing_ok=True)
+        files = sorted(
+            path.relative_to(store).as_posix() for path in store.rglob("*") if path.is_file()
+        )
+        lines = [
+            f"{hashlib.sha256((store / name).read_bytes()).hexdigest()}  {name}\n" for name in files
+        ]
+        manifest.write_text("".join(lines))
+
+    return write_manifest

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -28,6 +28,7 @@ def test_soften_leaves_its_input_alone():
     np.testing.assert_array_equal(LOGITS, before)
 
 
+@settings(deadline=None)
 @given(
     hnp.arrays(np.float32, (4, 5), elements=st.floats(-65504, 65504, width=32)),
     st.floats(-6, 6).map(lambda exponent: min(max(10.0**exponent, 1e-6), 1e6)),

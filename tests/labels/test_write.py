@@ -72,7 +72,7 @@ def test_an_interrupted_run_goes_on_after_its_last_whole_chunk(answers, store, t
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from conftest import make_answers
+from made_answers import make_answers
 from test_write import append, open_writer
 answers = make_answers()
 writer = open_writer(Path(sys.argv[1]), answers)
