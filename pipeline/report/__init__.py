@@ -1,0 +1,1 @@
+"""The report: what a run gave, on one self-contained page."""

@@ -1,0 +1,256 @@
+"""Figures as SVG that takes its colours from the page, so that one file suits light and dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.report.scores import CURVE_ATTACK
+from pipeline.report.wording import eps_text, number_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from pipeline.report.runs import Curve
+    from pipeline.report.scores import EpsPoint, Score
+
+__all__ = ["EpsSeries", "Series", "draw_curves", "draw_eps", "draw_histogram"]
+
+# Stand-ins that no default of matplotlib uses; each becomes the CSS variable of its name.
+_COLOURS = {
+    "ink": "#010203",
+    "muted": "#010204",
+    "rule": "#010205",
+    "student": "#010206",
+    "baseline": "#010207",
+    "teacher": "#010208",
+}
+# Not by colour alone: each model has a line style and a marker of its own.
+_STYLES: dict[str, dict[str, Any]] = {
+    "student": {"linestyle": "-", "marker": "o"},
+    "baseline": {"linestyle": (0, (5, 2)), "marker": "s"},
+    "teacher": {"linestyle": (0, (1, 1.5)), "marker": "^"},
+}
+_SIZE = (5.2, 3.4)
+_SETTINGS: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "font.size": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _COLOURS["rule"],
+    "axes.labelcolor": _COLOURS["muted"],
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.labelsize": 12,
+    "grid.color": _COLOURS["rule"],
+    "grid.linewidth": 0.6,
+    "xtick.color": _COLOURS["rule"],
+    "ytick.color": _COLOURS["rule"],
+    "xtick.labelcolor": _COLOURS["muted"],
+    "ytick.labelcolor": _COLOURS["muted"],
+    "text.color": _COLOURS["ink"],
+    "legend.frameon": False,
+    "legend.fontsize": 11,
+    "lines.linewidth": 2,
+    "lines.markersize": 4,
+}
+
+
+@dataclass(frozen=True)
+class Series:
+    """One model's line.
+
+    Attributes
+    ----------
+    run : str
+        `student`, `baseline` or `teacher`: decides colour and line.
+    curve : Curve
+    chosen : int or None
+        Epoch of the checkpoint that was kept.
+    """
+
+    run: str
+    curve: Curve
+    chosen: int | None = None
+
+
+@dataclass(frozen=True)
+class EpsSeries:
+    """One model's robust accuracy by eps.
+
+    Attributes
+    ----------
+    run : str
+    points : sequence of EpsPoint
+    eps : float
+        Where the strongest attack was run.
+    strongest : Score or None
+        What AutoAttack left there.
+    """
+
+    run: str
+    points: Sequence[EpsPoint]
+    eps: float
+    strongest: Score | None
+
+
+def draw_curves(name: str, series: Sequence[Series], *, label: str, percent: bool) -> str:
+    """A measure by epoch.
+
+    Parameters
+    ----------
+    name : str
+        Of the figure, unique on the page.
+    series : sequence of Series
+    label : str
+        Of the vertical axis.
+    percent : bool
+        The values are fractions, shown as percentages.
+
+    Returns
+    -------
+    str
+        An `<svg>` element; the same arguments give the same text.
+    """
+
+    def paint(axes: Any) -> None:
+        scale = 100 if percent else 1
+        for one in series:
+            colour, style = _COLOURS[one.run], _STYLES[one.run]
+            x, y = one.curve.epochs, scale * one.curve.values
+            # A marker at each of many epochs hides the line.
+            every = max(1, len(x) // 8)
+            axes.plot(x, y, color=colour, label=one.run, markevery=every, **style)
+            if one.chosen is not None and one.chosen in x:
+                at = y[x == one.chosen]
+                axes.plot([one.chosen], at, "o", ms=10, mfc="none", mec=colour, mew=1.6)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(loc="best")
+
+    return _draw(name, paint)
+
+
+def draw_eps(name: str, series: Sequence[EpsSeries]) -> str:
+    """Robust accuracy by eps with the band of its 95 % interval; see `draw_curves`."""
+
+    def paint(axes: Any) -> None:
+        for one in series:
+            colour, style = _COLOURS[one.run], _STYLES[one.run]
+            x = [point.eps for point in one.points]
+            low, high = ([100 * getattr(p, side) for p in one.points] for side in ("low", "high"))
+            axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+            y = [100 * point.robust_accuracy for point in one.points]
+            axes.plot(x, y, color=colour, label=f"{one.run}, {CURVE_ATTACK}", **style)
+        _mark_strongest(axes, series)
+        _eps_axis(axes, series)
+        axes.set_ylim(0, 100)
+        axes.set_ylabel("robust accuracy, %")
+        axes.legend(loc="best")
+
+    return _draw(name, paint)
+
+
+def _mark_strongest(axes: Any, series: Sequence[EpsSeries]) -> None:
+    measured = [one for one in series if one.strongest is not None]
+    width = max((point.eps for one in series for point in one.points), default=1.0)
+    for number, one in enumerate(measured):
+        score = one.strongest
+        if score is None:
+            continue
+        # Side by side, since they often coincide.
+        x = one.eps + 0.012 * width * (number - (len(measured) - 1) / 2)
+        y = 100 * score.value
+        bars = [[y - 100 * score.low], [100 * score.high - y]]
+        colour = _COLOURS[one.run]
+        label = f"{one.run}, AutoAttack"
+        axes.errorbar([x], [y], bars, fmt="D", color=colour, ms=6, capsize=3, lw=1.4, label=label)
+
+
+def _eps_axis(axes: Any, series: Sequence[EpsSeries]) -> None:
+    found = sorted({point.eps for one in series for point in one.points})
+    # Labels of neighbours that are too close would overlap: about seven fit.
+    apart = (found[-1] - found[0]) / 6
+    ticks: list[float] = []
+    for eps in found:
+        if not ticks or eps - ticks[-1] > 0.99 * apart:
+            ticks.append(eps)
+    axes.set_xticks(ticks, [eps_text(eps) if eps else "0" for eps in ticks])
+    axes.set_xlabel("ε, radius of the attack in pixel units")
+
+
+def draw_histogram(name: str, counts: NDArray[np.int64], mean: float) -> str:
+    """Share of the images by the top probability of their soft label; see `draw_curves`.
+
+    Parameters
+    ----------
+    name : str
+    counts : ndarray of shape (B,), dtype int64
+        Images in B equal parts of [0, 1].
+    mean : float
+        Mean top probability.
+    """
+
+    def paint(axes: Any) -> None:
+        width = 1 / len(counts)
+        left = np.arange(len(counts)) * width
+        share = 100 * counts / max(int(counts.sum()), 1)
+        axes.bar(left, share, width=0.86 * width, align="edge", color=_COLOURS["teacher"])
+        axes.axvline(mean, color=_COLOURS["ink"], linewidth=1.4, linestyle=(0, (4, 2)))
+        side = {"ha": "right", "x": -6} if mean > 0.5 else {"ha": "left", "x": 6}
+        axes.annotate(
+            f"mean {number_text(round(mean, 3))}",
+            (mean, 0.96),
+            xycoords=("data", "axes fraction"),
+            xytext=(side["x"], 0),
+            textcoords="offset points",
+            ha=side["ha"],
+            va="top",
+        )
+        axes.set_xlim(0, 1)
+        axes.grid(visible=False, axis="x")
+        axes.set_xlabel("largest probability of a soft label")
+        axes.set_ylabel("images, %")
+
+    return _draw(name, paint)
+
+
+def _draw(name: str, paint: Callable[[Any], None]) -> str:
+    # Here and not at the top: importing matplotlib makes a folder in the user's home.
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    text = io.StringIO()
+    settings: Any = _SETTINGS | {"svg.hashsalt": name}
+    with mpl.rc_context():
+        # The user's own settings would give other bytes.
+        mpl.rcdefaults()
+        mpl.rcParams.update(settings)
+        figure = Figure(figsize=_SIZE, layout="constrained")
+        FigureCanvasSVG(figure)
+        paint(figure.add_subplot())
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(text.getvalue(), name)
+
+
+def _inline(svg: str, name: str) -> str:
+    """An SVG file as an element of the page: no prolog, ids of its own, colours by variable."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'href="#', f'href="#{name}-', svg)
+    svg = svg.replace("url(#", f"url(#{name}-")
+    for colour, stand_in in _COLOURS.items():
+        svg = svg.replace(stand_in, f"var(--{colour})")
+    # What it shows is said in the figure's caption.
+    return svg.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1).strip()

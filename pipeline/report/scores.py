@@ -1,0 +1,176 @@
+"""What an evaluation gave: metrics.json, and the files of its folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ConfigDict, Field
+
+from pipeline.evaluation.accuracy import wilson_interval
+from pipeline.report.results import Document, ResultError, Share, read_result
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = [
+    "CURVE_ATTACK",
+    "AttackSettings",
+    "EpsPoint",
+    "Metrics",
+    "Score",
+    "Scores",
+    "Settings",
+    "read_scores",
+]
+
+_COMMAND = "ltd-pipe evaluate"
+# Behind by_eps.json and examples.npz, whatever evaluate.pgd_steps is.
+CURVE_ATTACK = "PGD-20"
+
+
+@dataclass(frozen=True)
+class Score:
+    """An accuracy with its 95 % interval; fractions."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, value: float, n: int) -> Score:
+        """The score of a fraction of n images, with Wilson's interval."""
+        return cls(value, *wilson_interval(round(value * n), n), n)
+
+    def compared_with(self, other: Score) -> int:
+        """1 or -1 where this is higher or lower beyond both intervals, 0 where they overlap."""
+        return int(self.low > other.high) - int(self.high < other.low)
+
+
+class Metrics(Document):
+    """metrics.json: accuracies and intervals are fractions, eps is in pixel units."""
+
+    n: int = Field(ge=1)
+    eps: float = Field(gt=0, le=1)
+    clean_accuracy: Share
+    pgd_accuracy: Share
+    autoattack_accuracy: Share | None = None
+    expected_calibration_error: Share
+    autoattack: dict[str, Share] = Field({})
+    intervals: dict[str, tuple[Share, Share]] = Field({})
+
+
+class EpsPoint(Document):
+    """One radius of by_eps.json."""
+
+    eps: float = Field(ge=0, le=1)
+    robust_accuracy: Share
+    low: Share
+    high: Share
+
+
+class AttackSettings(Document):
+    """One attack of settings.json."""
+
+    name: str
+    steps: int | None = None
+    restarts: int | None = None
+    step_size: float | None = None
+
+
+class Settings(Document):
+    """settings.json: how it was measured; what else it holds is shown as it is."""
+
+    model_config = ConfigDict(extra="allow")
+
+    attacks: tuple[AttackSettings, ...] = ()
+    autoattack_version: str | None = None
+    flags: tuple[str, ...] = ()
+    checkpoint_sha256: str | None = None
+    data_fingerprint: str | None = None
+    seed: int | None = None
+    software: dict[str, str] = Field({})
+    hardware: dict[str, Any] = Field({})
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All that was measured of one model.
+
+    Attributes
+    ----------
+    metrics : Metrics
+    by_eps : tuple of EpsPoint
+        Rising in eps; empty where it was not measured.
+    settings : Settings
+    """
+
+    metrics: Metrics
+    by_eps: tuple[EpsPoint, ...]
+    settings: Settings
+
+    def score(self, name: str) -> Score | None:
+        """An accuracy of metrics.json with its interval, or None where it was not measured.
+
+        Parameters
+        ----------
+        name : str
+            `clean_accuracy`, `pgd_accuracy` or `autoattack_accuracy`.
+        """
+        value = getattr(self.metrics, name)
+        if value is None:
+            return None
+        bounds = self.metrics.intervals.get(name)
+        return Score(value, *bounds, self.metrics.n) if bounds else Score.of(value, self.metrics.n)
+
+    @property
+    def pgd_name(self) -> str:
+        """PGD as people call it: steps and restarts included."""
+        for attack in self.settings.attacks:
+            if attack.name.upper().startswith("PGD") and attack.steps:
+                restarts = f", {attack.restarts} restarts" if (attack.restarts or 1) > 1 else ""
+                return f"PGD-{attack.steps}{restarts}"
+        return "PGD"
+
+
+def read_scores(metrics: Path, folder: Path | None) -> Scores:
+    """Read an evaluation.
+
+    Parameters
+    ----------
+    metrics : Path
+        metrics.json.
+    folder : Path or None
+        Holds settings.json and by_eps.json; either may be missing.
+
+    Raises
+    ------
+    MissingError
+        When there is no metrics.json.
+    ResultError
+        When a file is damaged, or an accuracy is outside its interval.
+    """
+    found = read_result(metrics, Metrics, _COMMAND)
+    _require_intervals(found, metrics)
+    by_eps: list[EpsPoint] = []
+    settings = Settings()
+    if folder is not None and (folder / "by_eps.json").exists():
+        by_eps = read_result(folder / "by_eps.json", list[EpsPoint], _COMMAND)
+    if folder is not None and (folder / "settings.json").exists():
+        settings = read_result(folder / "settings.json", Settings, _COMMAND)
+    return Scores(found, tuple(sorted(by_eps, key=lambda point: point.eps)), settings)
+
+
+def _require_intervals(found: Metrics, path: Path) -> None:
+    for name, (low, high) in found.intervals.items():
+        value = getattr(found, name, None)
+        # Half a millionth: the bounds may have been rounded when they were written.
+        if value is not None and not low - 5e-7 <= value <= high + 5e-7:
+            raise ResultError(
+                path,
+                f"intervals.{name}",
+                expected=f"bounds around {value}",
+                found=[low, high],
+                remedy=f"Run '{_COMMAND}' again.",
+            )

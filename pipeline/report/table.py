@@ -1,0 +1,132 @@
+"""The table of results: measures down, models across."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.report.scores import Score
+from pipeline.report.wording import eps_text, interval_text, percent_text
+
+if TYPE_CHECKING:
+    from pipeline.report.facts import Facts
+    from pipeline.report.runs import Run
+    from pipeline.report.scores import Scores
+
+__all__ = ["Cell", "Row", "results_table"]
+
+_ATTACKS = {"apgd-ce": "APGD-CE", "apgd-t": "APGD-T", "fab-t": "FAB-T", "square": "Square"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number and its interval; both empty where it was not measured."""
+
+    number: str = ""
+    interval: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measure.
+
+    Attributes
+    ----------
+    title, note : str
+    cells : tuple of Cell
+        One per model.
+    kind : str
+        `main`, or `part` for a step of the attack above it.
+    """
+
+    title: str
+    note: str
+    cells: tuple[Cell, ...]
+    kind: str = "main"
+
+
+@dataclass(frozen=True)
+class _Column:
+    run: Run
+    scores: Scores | None
+
+
+def results_table(facts: Facts) -> tuple[tuple[str, ...], tuple[Row, ...]]:
+    """The table's columns and rows.
+
+    Returns
+    -------
+    tuple
+        Names of the models, and the rows; a measure that no model has is left out.
+    """
+    columns = [_Column(facts.student, facts.scores)]
+    if facts.baseline is not None:
+        columns.append(_Column(facts.baseline, facts.baseline_scores))
+    if facts.teacher is not None:
+        columns.append(_Column(facts.teacher, None))
+    rows = [
+        Row("Clean", "no attack", tuple(_clean(column) for column in columns)),
+        *_attacked(facts, columns),
+        Row(
+            "Calibration error",
+            "expected, on clean images; lower is better",
+            tuple(_calibration(column) for column in columns),
+        ),
+        Row("Test images", "", tuple(Cell(f"{n:,}" if (n := _n(c)) else "") for c in columns)),
+    ]
+    found = [row for row in rows if any(cell.number for cell in row.cells)]
+    return tuple(column.run.name for column in columns), tuple(found)
+
+
+def _n(column: _Column) -> int | None:
+    return column.scores.metrics.n if column.scores is not None else column.run.facts.n
+
+
+def _cell(score: Score | None) -> Cell:
+    if score is None:
+        return Cell()
+    return Cell(percent_text(score.value, score.n), interval_text(score.low, score.high, score.n))
+
+
+def _clean(column: _Column) -> Cell:
+    facts = column.run.facts
+    if column.scores is not None:
+        return _cell(column.scores.score("clean_accuracy"))
+    if facts.clean_accuracy is None or facts.n is None:
+        return Cell()
+    return _cell(Score.of(facts.clean_accuracy, facts.n))
+
+
+def _calibration(column: _Column) -> Cell:
+    scores, n = column.scores, _n(column)
+    error = (
+        scores.metrics.expected_calibration_error
+        if scores is not None
+        else column.run.facts.expected_calibration_error
+    )
+    return Cell(percent_text(error, n)) if error is not None and n is not None else Cell()
+
+
+def _attacked(facts: Facts, columns: list[_Column]) -> list[Row]:
+    def cells(name: str) -> tuple[Cell, ...]:
+        return tuple(_cell(c.scores.score(name) if c.scores else None) for c in columns)
+
+    eps = {eps_text(c.scores.metrics.eps) for c in columns if c.scores is not None}
+    at = f"ε = {' / '.join(sorted(eps))}"
+    rows = [
+        Row(facts.scores.pgd_name, at, cells("pgd_accuracy")),
+        Row("AutoAttack", at, cells("autoattack_accuracy")),
+    ]
+    names = [name for c in columns if c.scores is not None for name in c.scores.metrics.autoattack]
+    # A dict keeps the order in which the attacks ran.
+    for name in dict.fromkeys(names):
+        title = f"after {_ATTACKS.get(name, name)}"
+        rows.append(Row(title, "", tuple(_after(c, name) for c in columns), kind="part"))
+    return rows
+
+
+def _after(column: _Column, attack: str) -> Cell:
+    metrics = column.scores.metrics if column.scores is not None else None
+    if metrics is None or attack not in metrics.autoattack:
+        return Cell()
+    return _cell(Score.of(metrics.autoattack[attack], metrics.n))
