@@ -2,7 +2,7 @@
 # Installs everything that ltd-pipe needs into .venv. `make` runs it; it is safe to repeat.
 #
 #   ./setup.sh             install what is missing
-#   ./setup.sh --dry-run   print the commands instead
+#   ./setup.sh --dry-run   print the commands that it would run
 #
 # PYTHON         interpreter of a new .venv; default: what .venv has, or the first of
 #                python3, python3.13, python3.12 and python3.11 that is new enough
@@ -25,7 +25,7 @@ main() {
     flock 9
     choose_python
     choose_torch_backend
-    if [[ -z $DRY_RUN ]] && is_up_to_date; then
+    if is_up_to_date; then
         return
     fi
     install_system_packages
@@ -94,7 +94,8 @@ key() {
 is_up_to_date() {
     [[ -f $STAMP && -x $VENV/bin/ltd-pipe && $(<"$STAMP") == "$(key)" ]] || return 1
     # The stamp tells what was installed, this what still is: it takes 0.1 s.
-    [[ $(uv_pip install --dry-run --offline "${OPTIONS[@]}" -r "$PINS" 2>&1) == *"no changes"* ]]
+    local changes=("$VENV/bin/uv" pip install --python "$VENV/bin/python" --dry-run --offline)
+    [[ $("${changes[@]}" "${OPTIONS[@]}" -r "$PINS" 2>&1) == *"no changes"* ]]
 }
 
 # ---------------------------------------------------------------- system packages
@@ -147,12 +148,6 @@ EOF
 
 # ---------------------------------------------------------------- Python packages
 
-uv_pip() {
-    local verb=$1
-    shift
-    run "$VENV/bin/uv" pip "$verb" --python "$VENV/bin/python" "$@"
-}
-
 make_venv() {
     if "$VENV/bin/python" -m uv --version &>/dev/null && is_in_place; then
         return
@@ -175,14 +170,16 @@ is_in_place() {
 uv_pin() { sed -n '/^uv==/,/[^\\]$/p' requirements.lock; }
 
 install_python_packages() {
-    local quiet=()
-    [[ -t 2 ]] || quiet=(--quiet)
+    local target=(--python "$VENV/bin/python")
+    # Progress bars are for people; logs need the errors only.
+    [[ -t 2 ]] || target+=(--quiet)
     [[ -n $TORCH_BACKEND ]] && resolve_for_torch_backend
     say "installing the packages of $PINS"
-    uv_pip sync "${quiet[@]}" "${OPTIONS[@]}" "$PINS" || stop "some packages did not install." \
-        "If it was ffcv: it needs a C++ compiler, OpenCV and libjpeg-turbo with their headers;" \
-        "on Debian and Ubuntu: sudo apt-get install libopencv-dev libturbojpeg0-dev pkg-config g++"
-    uv_pip install --quiet --no-deps --editable .
+    run "$VENV/bin/uv" pip sync "${target[@]}" "${OPTIONS[@]}" "$PINS" ||
+        stop "some packages did not install." \
+            "If it was ffcv: it needs a C++ compiler, OpenCV and libjpeg-turbo with headers;" \
+            "on Debian and Ubuntu: sudo apt-get install libopencv-dev libturbojpeg0-dev pkg-config g++"
+    run "$VENV/bin/uv" pip install "${target[@]}" --no-deps --editable .
 }
 
 # Other builds of torch have other files, so other hashes, and other libraries beside them.

@@ -1,0 +1,104 @@
+"""`pip install .`: what the wheel holds, and that it works where there is no source tree."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A copy of what git tracks or would track: building must not write into the tree."""
+    folder = tmp_path_factory.mktemp("source")
+    listed = subprocess.check_output(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT
+    )
+    for name in filter(None, listed.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes((ROOT / name).read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory):
+    """The wheel that pip builds; its dependencies are those of this environment."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
+    subprocess.run([*pip, "--wheel-dir", folder, source], check=True)
+    (built,) = folder.glob("ltd_pipe-*-py3-none-any.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """A folder that the wheel was unpacked into, as pip does it."""
+    folder = tmp_path_factory.mktemp("site")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    subprocess.run([*pip, "--target", folder, wheel], check=True)
+    return folder
+
+
+def run(installed, *words):
+    """A command of the installed package, run far from the source tree."""
+    # Paths of PYTHONPATH come before those of the editable installation.
+    paths = f"{installed}{os.pathsep}{sysconfig.get_path('purelib')}"
+    return subprocess.run(
+        [installed / "bin" / "ltd-pipe", *words],
+        env=os.environ | {"PYTHONPATH": paths},
+        cwd=installed,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_wheel_holds_all_code_and_data(source, wheel):
+    """Every module and data file of the three packages, the licence, and nothing else."""
+    with zipfile.ZipFile(wheel) as archive:
+        found = {name for name in archive.namelist() if ".dist-info/" not in name}
+        licences = [name for name in archive.namelist() if name.endswith("licenses/LICENSE")]
+    expected = {
+        path.relative_to(source).as_posix()
+        for package in ("pipeline", "recipes", "stages")
+        for path in (source / package).rglob("*")
+        if path.is_file()
+    }
+    assert found == expected
+    assert licences
+
+
+def test_the_installed_command_runs(installed):
+    """`ltd-pipe --help` lists the commands, `--version` tells the wheel's."""
+    ended = run(installed, "--help")
+    assert ended.returncode == 0, ended.stderr
+    assert "prepare" in ended.stdout
+    assert run(installed, "--version").stdout.startswith("ltd-pipe, version 0.")
+
+
+def test_recipes_are_installed_with_it(installed):
+    """They are read from the package, not from the working directory."""
+    ended = run(installed, "recipe", "show", "digits")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == (ROOT / "recipes" / "digits.yaml").read_text()
+
+
+def test_a_store_is_read_by_the_installed_library(installed):
+    """`from pipeline.labels import SoftLabels` is what other projects write."""
+    code = "import pipeline.labels; print(pipeline.labels.SoftLabels, pipeline.labels.__file__)"
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(installed)},
+        cwd=installed,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert str(installed) in ended.stdout
