@@ -53,7 +53,7 @@ class StoreWriter:
     source : {"logits", "soft_labels"}
         What `append` is given.
     rows : int, optional
-        Rows per chunk; see `rows_per_chunk`.
+        Rows per chunk; see `rows_per_chunk`. Never more than there are samples.
 
     Raises
     ------
@@ -78,7 +78,8 @@ class StoreWriter:
             )
         self.state, self.facts = state, facts
         self._keep_logits, self._source = keep_logits, source
-        self._rows = rows or rows_per_chunk(2 * facts.num_classes)
+        # One chunk of few samples needs no padding.
+        self._rows = min(rows or rows_per_chunk(2 * facts.num_classes), facts.num_samples)
         self._teachers = [f"logits-{number}" for number in range(max(len(facts.teachers), 1))]
         # Without the temperature: labels at another one are derived from the same draft.
         known = facts.model_dump(mode="json", include=set(StoreFacts.model_fields))

@@ -282,7 +282,7 @@ ROWS = {
     "NaN": (
         "soft_labels",
         rows(np.nan, 0.5, 0.5),
-        "sample 0: soft_labels: .*probabilities, fo.*nan",
+        "sample 0: soft_labels: .*probabilities.*nan",
     ),
     "infinity": ("soft_labels", rows(np.inf, 0, 0), "sample 0: soft_labels: .* found inf"),
     "negative": ("soft_labels", rows(1.5, -0.5, 0), "sample 0: soft_labels: .* found -0.5"),

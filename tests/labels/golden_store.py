@@ -15,7 +15,7 @@ from pipeline.labels.write import write_store
 LABELS = np.array([0, 1, 2, 0, -1], np.int32)
 HASHES = np.array([1, 2**63, 2**64 - 1, 0x0123456789ABCDEF, 5], np.uint64)
 LOGITS = np.array([[4, 0, -2], [0, 6, 1], [-1.5, 0.25, 3], [0.5, 0.5, 0.5], [9, -9, 0]], np.float32)
-NAMES = ("cat", "dog", "café")
+NAMES = ("cat", "dog", "ñandu")
 # softmax(LOGITS / 2) in float64.
 SOFT = np.array(
     [

@@ -31,7 +31,7 @@ REFUSED = {
     "older major": ({"version": "0.9"}, "expected 1.x"),
     "number for version": ({"version": 1.0}, "expected 1.x, found 1.0"),
     "version with more": ({"version": "1.0\n"}, "expected 1.x"),
-    "unknown key in 1.0": ({"temprature": 2.0}, "ltd_pipe.temprature: Extra inputs"),
+    "unknown key in 1.0": ({"temperatures": 2.0}, "ltd_pipe.temperatures: Extra inputs"),
     "no temperature": ({"temperature": None}, "ltd_pipe.temperature"),
     "temperature zero": ({"temperature": 0.0}, "ltd_pipe.temperature: .*greater"),
     "temperature as text": ({"temperature": "2"}, "ltd_pipe.temperature"),

@@ -7,7 +7,7 @@ from test_write import tree
 from pipeline.labels import SoftLabels
 from pipeline.labels.verify import verify_store
 
-IDENTITY = "9cd09c9ff3ac62120c830050d06efaf024846aa617ee230e1e9c5cdddbbd1fab"
+IDENTITY = "55f216154780962c2ad246231cf914aff03bd4479d17b11484021fcb23c25193"
 
 
 def test_the_golden_store_can_be_read(golden):

@@ -295,3 +295,10 @@ def test_the_identity_is_returned(answers, tmp_path):
         answers.sample_hash,
     )
     assert SoftLabels.open(tmp_path / "a.zarr").identity == identity
+
+
+def test_a_small_store_is_one_chunk_without_padding(answers, tmp_path):
+    """Eleven rows take the room of eleven rows, whatever the default."""
+    store = answers.write(tmp_path / "a.zarr", rows=None)
+    assert (store / "soft_labels" / "c" / "0" / "0").stat().st_size == 11 * 3 * 2 + 4
+    assert (store / "labels" / "c" / "0").stat().st_size == 11 * 4 + 4
