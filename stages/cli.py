@@ -65,7 +65,9 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort) as error:
-        _end(str(error) or "Interrupted. Nothing half-written was published.", 130)
+        # Click raises Abort from the KeyboardInterrupt, which may say how to go on.
+        reason = str(error.__cause__ or error)
+        _end(reason or "Interrupted. Nothing half-written was published.", 130)
 
 
 def _end(message: str, code: int) -> None:

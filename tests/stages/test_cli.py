@@ -1,0 +1,122 @@
+"""What all commands promise: help with an example, one line of refusal, and exit codes."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from stages.cli import cli
+
+COMMANDS = ["prepare", "teacher", "label", "train", "evaluate", "report", "recipe", "doctor"]
+COMMANDS += ["store", "store info", "store verify"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(ltd_pipe, command):
+    """`--help` of every command shows a line that can be copied."""
+    outcome = ltd_pipe(*command.split(), "--help")
+    assert outcome.code == 0
+    assert "Example" in outcome.out
+    assert "ltd-pipe " in outcome.out.split("Example", 1)[1]
+
+
+def test_every_command_is_listed(ltd_pipe):
+    """The first help page names them all."""
+    listed = ltd_pipe("--help").out
+    assert all(f"\n  {name}" in listed for name in cli.list_commands(None))
+
+
+USAGE = [
+    (["trian"], "No such command 'trian'"),
+    (["label"], "Missing option '--teacher'"),
+    (["train", "--nonsense"], "No such option"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), USAGE, ids=[" ".join(words) for words, _ in USAGE])
+def test_wrong_usage_ends_with_2(ltd_pipe, words, message):
+    """Click's own errors, on stderr."""
+    outcome = ltd_pipe(*words)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert message in outcome.err
+
+
+def test_a_refusal_is_one_line_and_ends_with_1(ltd_pipe, tmp_path, monkeypatch):
+    """No traceback: what, where, and what to do."""
+    monkeypatch.chdir(tmp_path)
+    outcome = ltd_pipe("train")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err.startswith("ltd-pipe: params.yaml: no such parameter file.")
+    assert outcome.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_does_not_import_torch():
+    """The first answer comes at once: nothing heavy is loaded for it."""
+    code = "import sys; sys.argv = ['ltd-pipe', '--help']\n"
+    code += "import stages.cli, atexit\n"
+    code += "atexit.register(lambda: print('torch' in sys.modules))\nstages.cli.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("False\n")
+
+
+OPTIONS = [
+    (["train", "--eps", "2"], "train.eps: input should be less than or equal to 1"),
+    (["train", "-S", "train.eps=0"], "train.eps: input should be greater than 0"),
+    (["train", "-S", "nonsense"], "expected SECTION.KEY=VALUE"),
+    (["train", "--epochs", "many"], "train.epochs: input should be a valid integer"),
+    (["label", "--teacher", "x.pt", "--temperature", "-1"], "temperature must be above 0"),
+    (["evaluate", "--eps", "8"], "evaluate.eps: input should be less than or equal to 1"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), OPTIONS, ids=[" ".join(w) for w, _ in OPTIONS])
+def test_options_are_validated_like_the_file(ltd_pipe, project, words, message):
+    """An option of a stage is the parameter of that name, with the same checks."""
+    outcome = ltd_pipe(*words)
+    assert outcome.code == 1
+    assert message in outcome.err
+
+
+def test_it_runs_as_a_module():
+    """`python -m stages` is what dvc.yaml calls."""
+    done = subprocess.run(
+        [sys.executable, "-m", "stages", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("ltd-pipe, version 0.1.0")
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_nothing_half_written(project, tmp_path):
+    """SIGINT in the middle of training: exit code 130, a snapshot, and no model."""
+    import signal
+
+    command = [sys.executable, "-m", "stages", "train", "--out", "new/student", "--epochs", "400"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        _wait_for(project / "new/student/live")
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate()
+    assert running.returncode == 130
+    assert "run the same command again to go on" in err.splitlines()[-1]
+    assert not (project / "new/student/model.safetensors").exists()
+    assert list((project / "new/state").glob("student-*/snapshot.pt"))
+
+
+@pytest.mark.slow
+def test_a_second_run_is_refused_while_one_is_running(ltd_pipe, project):
+    """The first goes on; the second is told which process it is."""
+    command = [sys.executable, "-m", "stages", "train", "--out", "new/student", "--epochs", "400"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as running:
+        _wait_for(project / "new/student/live")
+        outcome = ltd_pipe("train", "--out", "new/student")
+        running.kill()
+    assert outcome.code == 1
+    assert f"new/student: process {running.pid} is writing to it" in outcome.err
+
+
+def _wait_for(path):
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.05)

@@ -1,0 +1,285 @@
+"""Each stage does what it says, twice the same, and refuses what would spoil the science."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from pipeline.labels import SoftLabels
+from pipeline.models.checkpoint import load_classifier, read_facts
+
+TEACHER = "data/teacher/model.safetensors"
+
+
+def digest(path):
+    path = Path(path)
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    total = hashlib.sha256()
+    for file in files:
+        if file.is_file():
+            total.update(str(file.relative_to(path)).encode() + file.read_bytes())
+    return total.hexdigest()
+
+
+def test_prepare_writes_both_betons(ltd_pipe, project):
+    """All 1,797 digits are in one of them, and the summary says how many."""
+    outcome = ltd_pipe("prepare", "--out", "all")
+    assert outcome.code == 0, outcome.err
+    train, test = (json.loads(Path(f"all/{s}.beton.json").read_text()) for s in ("train", "test"))
+    assert train["num_samples"] + test["num_samples"] == 1797
+    assert f"all/train.beton: {train['num_samples']:,} images of 1×8×8, 10 classes" in outcome.out
+
+
+def test_teacher_facts_tell_how_it_was_made(project):
+    """Accuracy, calibration, data and parameters are in the checkpoint itself."""
+    facts = read_facts(Path(TEACHER))
+    assert facts["kind"] == "teacher"
+    assert 0 <= facts["clean_accuracy"] <= 1
+    assert 0 <= facts["expected_calibration_error"] <= 1
+    assert facts["params"]["epochs"] == 2
+    assert facts["data"]["dataset"] == "digits"
+
+
+def test_a_given_checkpoint_is_taken_as_the_teacher(ltd_pipe, project):
+    """No training: weights in, the same weights out, measured."""
+    outcome = ltd_pipe("teacher", "--checkpoint", TEACHER, "--out", "taken")
+    assert outcome.code == 0, outcome.err
+    one, two = (load_classifier(Path(p)) for p in (TEACHER, "taken/model.safetensors"))
+    assert all(torch.equal(v, two.state_dict()[k]) for k, v in one.state_dict().items())
+    accuracy = read_facts(Path(TEACHER))["clean_accuracy"]
+    assert f"clean accuracy {accuracy:.2%}" in outcome.out
+
+
+def test_label_writes_the_teachers_answers(project, train_beton):
+    """The stored labels are the softmax of the teacher's logits at the recorded temperature."""
+    from pipeline.images.pixels import to_unit
+    from pipeline.images.stream import ImageStream
+
+    store, model = SoftLabels.open(Path("data/labels.zarr")), load_classifier(Path(TEACHER))
+    stream = ImageStream(train_beton, torch.device("cpu"))
+    (batch,) = stream.batches(np.arange(240), 240)
+    with torch.no_grad():
+        logits = model.raw_logits(to_unit(batch.images))
+    expected = (logits / store.attributes.temperature).softmax(dim=1).numpy()
+    np.testing.assert_allclose(store.gather(np.arange(240)), expected, atol=2e-3)
+    assert store.summary().mean_top_probability == pytest.approx(0.9, abs=1e-3)
+
+
+def test_label_is_quiet_where_it_should_be_and_speaks_json(ltd_pipe, project):
+    """`--json` gives what a script would read, on stdout alone."""
+    outcome = ltd_pipe("label", "--teacher", TEACHER, "--out", "again.zarr", "--json")
+    summary = json.loads(outcome.out)
+    assert summary["num_samples"] == 240
+    assert summary["identity"] == SoftLabels.open(Path("data/labels.zarr")).identity
+
+
+@pytest.mark.parametrize(
+    ("temperature", "warning"), [("0.0001", "as good as one-hot"), ("1000", "as good as uniform")]
+)
+def test_label_warns_of_labels_that_teach_nothing(ltd_pipe, project, temperature, warning):
+    """Labels as good as one-hot or as uniform are written, with a warning."""
+    words = ["label", "--teacher", TEACHER, "--out", "new.zarr", "--temperature", temperature]
+    outcome = ltd_pipe(*words)
+    assert outcome.code == 0
+    assert warning in outcome.err
+
+
+def test_several_teachers_are_averaged_in_probability(ltd_pipe, project):
+    """The label is the mean of the teachers' softened answers; there are no common logits."""
+    ltd_pipe("teacher", "-S", "seed=1", "--out", "second")
+    words = ["label", "--temperature", "2.0"]
+    for number, teachers in enumerate(([TEACHER], ["second/model.safetensors"])):
+        ltd_pipe(*words, "--teacher", teachers[0], "--out", f"{number}.zarr")
+    both = ["--teacher", TEACHER, "--teacher", "second/model.safetensors"]
+    assert ltd_pipe(*words, *both, "--out", "both.zarr").code == 0
+    one, two, mean = (
+        SoftLabels.open(Path(f"{name}.zarr")).gather(np.arange(240)).astype(np.float32)
+        for name in ("0", "1", "both")
+    )
+    np.testing.assert_allclose(mean, (one + two) / 2, atol=1e-3)
+    assert not SoftLabels.open(Path("both.zarr")).has_logits
+
+
+def test_the_models_temperature_is_not_applied_twice(ltd_pipe, project):
+    """A student trained at temperature 2 gives the labels of its own logits, softened once."""
+    ltd_pipe("train", "--label-kind", "onehot", "--temperature", "2.0", "--out", "warm")
+    words = ["label", "--teacher", "warm/model.safetensors", "--out", "warm.zarr"]
+    assert ltd_pipe(*words, "--temperature", "3.0").code == 0
+    store = SoftLabels.open(Path("warm.zarr"))
+    logits = store.gather_logits(np.arange(5)).astype(np.float32)
+    expected = torch.from_numpy(logits / 3.0).softmax(dim=1).numpy()
+    np.testing.assert_allclose(store.gather(np.arange(5)), expected, atol=1e-3)
+    assert load_classifier(Path("warm/model.safetensors")).temperature == 2.0
+
+
+def test_label_needs_no_params_file(ltd_pipe, project):
+    """`ltd-pipe label --teacher …` works in any folder."""
+    Path("params.yaml").unlink()
+    outcome = ltd_pipe("label", "--teacher", TEACHER, "--out", "new.zarr")
+    assert outcome.code == 0, outcome.err
+    assert SoftLabels.open(Path("new.zarr")).attributes.temperature == 2.0
+
+
+def test_label_takes_foreign_weights(ltd_pipe, project):
+    """A plain state dict as `.pt` with `--arch` gives the same labels as our own checkpoint."""
+    torch.save({"state_dict": safetensors.torch.load_file(TEACHER)}, "teacher.pt")
+    words = ["label", "--teacher", "teacher.pt", "--arch", "small-cnn-w8", "--out", "new.zarr"]
+    assert ltd_pipe(*words).code == 0
+    rows = np.arange(240)
+    ours, theirs = (SoftLabels.open(Path(p)) for p in ("data/labels.zarr", "new.zarr"))
+    np.testing.assert_array_equal(ours.gather(rows), theirs.gather(rows))
+
+
+def test_all_stages_twice_give_the_same_bytes(ltd_pipe, project):
+    """Teacher, store, both checkpoints and the metrics are equal to the bit."""
+    paths = [TEACHER, "data/labels.zarr", "data/student/model.safetensors"]
+    paths += ["data/student/last.safetensors", "data/metrics.json", "data/evaluation/by_eps.json"]
+    before = {path: digest(path) for path in paths}
+    for path in ("data/teacher", "data/labels.zarr", "data/student", "data/evaluation"):
+        shutil.rmtree(path)
+    Path("data/metrics.json").unlink()
+    words = (["teacher"], ["label", "--teacher", TEACHER], ["train"], ["evaluate"])
+    assert [ltd_pipe(*command).code for command in words] == [0, 0, 0, 0]
+    assert {path: digest(path) for path in paths} == before
+
+
+def test_student_facts_name_its_labels(project):
+    """The checkpoint says which store taught it."""
+    facts = read_facts(Path("data/student/model.safetensors"))
+    assert facts["labels"]["identity"] == SoftLabels.open(Path("data/labels.zarr")).identity
+    assert facts["kind"] == "student"
+    assert "robust_accuracy" in facts["validation"]
+
+
+def test_training_is_plotted(project):
+    """Dvclive's files hold one row per epoch."""
+    rows = Path("data/student/live/plots/metrics/validation/robust_accuracy.tsv").read_text()
+    assert len(rows.splitlines()) == 3
+
+
+def test_evaluate_prints_intervals_and_says_what_was_left_out(ltd_pipe, project):
+    """Without AutoAttack the output says that this is no claim of robustness."""
+    outcome = ltd_pipe("evaluate", "data/student/model.safetensors", "--force")
+    assert outcome.code == 0, outcome.err
+    assert "95 % interval" in outcome.out
+    assert "AutoAttack was left out" in outcome.out
+
+
+def test_evaluate_speaks_json(ltd_pipe, project):
+    """`--json` prints metrics.json."""
+    outcome = ltd_pipe("evaluate", "--force", "--json")
+    assert json.loads(outcome.out) == json.loads(Path("data/metrics.json").read_text())
+
+
+def test_by_default_nothing_is_overwritten(ltd_pipe, project):
+    """Every stage refuses to replace a result, names it, and leaves it as it is."""
+    before = digest("data")
+    commands = [
+        (["prepare"], "data/train.beton"),
+        (["teacher"], "data/teacher/model.safetensors"),
+        (["label", "--teacher", TEACHER], "data/labels.zarr"),
+        (["train"], "data/student/model.safetensors"),
+        (["evaluate"], "data/metrics.json"),
+    ]
+    for words, path in commands:
+        outcome = ltd_pipe(*words)
+        assert outcome.code == 1
+        assert f"{path}: exists already. Pass --force" in outcome.err
+    assert digest("data") == before
+
+
+def permute_two_rows(path):
+    from pipeline.labels.write import write_store
+
+    store = SoftLabels.open(path)
+    order = np.arange(store.num_samples)
+    order[[3, 77]] = order[[77, 3]]
+    attributes = store.attributes
+    from pipeline.images.fingerprint import fingerprint
+
+    labels, hashes = store.labels[order], store.sample_hash[order]
+    found = fingerprint(attributes.class_names, labels, hashes)
+    attributes = attributes.model_copy(
+        update={"dataset": attributes.dataset.model_copy(update={"fingerprint": found})}
+    )
+    write_store(Path("permuted.zarr"), attributes, store.gather_logits(order), labels, hashes)
+
+
+def test_labels_permuted_by_two_rows_stop_training(ltd_pipe, project):
+    """The order is part of the fingerprint: the run stops before the first step."""
+    permute_two_rows(Path("data/labels.zarr"))
+    outcome = ltd_pipe("train", "--labels", "permuted.zarr", "--out", "new")
+    assert outcome.code == 1
+    assert "permuted.zarr: fingerprint of the images: expected" in outcome.err
+    assert not Path("new/model.safetensors").exists()
+
+
+def test_a_wrong_join_names_the_sample(project, train_beton):
+    """Past the fingerprint, each batch is still checked: the first wrong sample is named."""
+    from pipeline.errors import JoinError
+    from pipeline.images.stream import ImageStream
+    from pipeline.params import TrainParams
+    from pipeline.training.student import target_function
+
+    permute_two_rows(Path("data/labels.zarr"))
+    store = SoftLabels.open(Path("permuted.zarr"))
+    params = TrainParams(architecture="x", epochs=1, eps=0.1, step_size=0.1, label_kind="ltd")
+    target_of = target_function(params, 10, store, "train.beton")
+    stream = ImageStream(train_beton, torch.device("cpu"))
+    (batch,) = stream.batches(np.arange(240), 240)
+    with pytest.raises(JoinError, match=r"sample 3: expected sample_hash .* in train.beton"):
+        target_of(batch)
+
+
+def test_a_store_of_other_images_stops_training(ltd_pipe, project):
+    """Labels of the test split are refused for the training images."""
+    words = ["label", "--teacher", TEACHER, "--data", "data/test.beton", "--out", "test.zarr"]
+    assert ltd_pipe(*words).code == 0
+    outcome = ltd_pipe("train", "--labels", "test.zarr", "--out", "new")
+    assert outcome.code == 1
+    assert "test.zarr: number of samples: expected 60, found 240" in outcome.err
+
+
+def test_a_flipped_byte_in_the_store_stops_training(ltd_pipe, project):
+    """A chunk's checksum is checked before its rows are used."""
+    chunk = Path("data/labels.zarr/soft_labels/c/0/0")
+    content = bytearray(chunk.read_bytes())
+    content[100] ^= 1
+    chunk.write_bytes(content)
+    outcome = ltd_pipe("train", "--out", "new")
+    assert outcome.code == 1
+    assert "soft_labels/c/0/0" in outcome.err
+    assert not Path("new/model.safetensors").exists()
+
+
+def test_a_damaged_beton_stops_every_stage_that_reads_it(ltd_pipe, project):
+    """A flipped byte in the pixels is found before anything is computed."""
+    beton = Path("data/train.beton")
+    content = bytearray(beton.read_bytes())
+    content[-5000] ^= 1
+    beton.write_bytes(content)
+    for words in (["teacher", "--out", "new"], ["label", "--teacher", TEACHER, "--out", "n.zarr"]):
+        outcome = ltd_pipe(*words)
+        assert outcome.code == 1
+        assert "data/train.beton: its bytes are not those that were written" in outcome.err
+
+
+def test_a_model_of_other_classes_is_not_evaluated(ltd_pipe, project):
+    """Another number of classes or another shape is refused by name."""
+    from pipeline.models.checkpoint import save_classifier
+    from pipeline.models.classifier import Classifier
+    from pipeline.models.registry import build
+
+    names, shape = ("a", "b"), (1, 8, 8)
+    network = build("small-cnn-w8", 2, shape)
+    model = Classifier(network, architecture="small-cnn-w8", class_names=names, shape=shape)
+    save_classifier(model, Path("two.safetensors"))
+    outcome = ltd_pipe("evaluate", "two.safetensors", "--metrics", "new.json")
+    assert outcome.code == 1
+    assert "number of classes: expected 2 by the model, found 10" in outcome.err
+    assert not Path("new.json").exists()
