@@ -7,13 +7,17 @@ errors arrive and the file's bytes are always the same; with several, they are w
 
 from __future__ import annotations
 
+import errno
+import os
 import queue
-import time
+import traceback
 from ctypes import c_uint64
 from multiprocessing import Process, Queue, Value
+from pathlib import Path
 from typing import Any
 
 from ffcv.memory_allocator import MemoryAllocator
+from ffcv.utils import align_to_page
 from ffcv.writer import DatasetWriter, worker_job_indexed_dataset
 
 from pipeline.errors import WriteError
@@ -39,10 +43,26 @@ class BetonWriter(DatasetWriter):  # type: ignore[misc]
         try:
             run = self._alone if self.num_workers == 1 else self._together
             allocations = run(list(queue_content), extra_worker_args)
+            self._require_pages(allocations)
             self.finalize(allocations)
+        except BaseException as error:
+            # The frames of the failed job still hold views of the shared memory, which could
+            # then not be closed.
+            traceback.clear_frames(error.__traceback__)
+            raise
         finally:
             self.metadata_sm.close()
             self.metadata_sm.unlink()
+
+    def _require_pages(self, allocations: list[Any]) -> None:
+        # FFCV writes without a buffer and does not look at how much was written: on a disk
+        # that fills up the last page can be cut short in silence.
+        begin = align_to_page(self.data_region_start, self.page_size)
+        last = max(place for _, place, _ in allocations)
+        expected = begin + ((last - begin) // self.page_size + 1) * self.page_size
+        found = Path(self.fname).stat().st_size
+        if found != expected:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _job(self, work: Any, done: Any, allocations: Any, extra: Any) -> tuple[Any, ...]:
         allocator = MemoryAllocator(self.fname, self.data_region_start, self.page_size)
@@ -87,7 +107,6 @@ class BetonWriter(DatasetWriter):  # type: ignore[misc]
     def _require_alive(self, workers: list[Process]) -> None:
         dead = [worker.exitcode for worker in workers if worker.exitcode not in {None, 0}]
         if dead:
-            time.sleep(0.1)
             raise WriteError(
                 self.fname,
                 f"a writing process died (exit code {dead[0]})",

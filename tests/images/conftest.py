@@ -1,0 +1,39 @@
+"""Small folders of real image files."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.params import PrepareParams
+
+
+def picture(seed, size=(12, 12), mode="RGB", kind="PNG"):
+    """A file's bytes: random pixels in a given mode and format."""
+    generator = np.random.default_rng(seed)
+    pixels = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(content, kind)
+    return content.getvalue()
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """`photos/{train,test}/{cat,dog}/N.png`, six images of 12×12 in each class."""
+    root = tmp_path / "photos"
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(6):
+                (folder / f"{i}.png").write_bytes(picture(hash((split, name, i)) % 2**32))
+    return root
+
+
+@pytest.fixture
+def params(photos):
+    """Parameters for that folder."""
+    return PrepareParams(dataset="folder", path=str(photos))

@@ -1,0 +1,264 @@
+"""Betons are reproducible, hold what the source holds, and are refused when they do not."""
+
+import json
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import DataError, MissingError
+from pipeline.images.beton import open_beton, write_beton
+from pipeline.images.decode import resize
+from pipeline.images.manifest import Manifest
+from pipeline.images.sources import open_source
+from pipeline.images.stream import ImageStream
+
+from .conftest import picture
+
+CPU = torch.device("cpu")
+
+
+def write(params, path, split="train", **changes):
+    params = params.model_copy(update=changes)
+    return write_beton(open_source(params, split), path, params, split)
+
+
+@pytest.fixture
+def beton(params, tmp_path):
+    """A beton of the twelve photos."""
+    path = tmp_path / "train.beton"
+    write(params, path)
+    return path
+
+
+def test_what_goes_in_comes_out(params, beton):
+    """Pixels, labels, indices and hashes are those of the source."""
+    source, opened = open_source(params, "train"), open_beton(beton)
+    (batch,) = ImageStream(opened, CPU).batches(np.arange(12), 12)
+    for i in range(12):
+        np.testing.assert_array_equal(batch.images[i].numpy().transpose(1, 2, 0), source.decode(i))
+    assert batch.labels.tolist() == source.labels.tolist() == opened.labels.tolist()
+    np.testing.assert_array_equal(batch.sample_hash, opened.sample_hash)
+
+
+def test_the_same_images_give_the_same_bytes(params, beton, tmp_path):
+    """Beton and manifest, written twice."""
+    write(params, tmp_path / "again" / "train.beton")
+    again = tmp_path / "again/train.beton"
+    assert again.read_bytes() == beton.read_bytes()
+    assert open_beton(again).manifest == open_beton(beton).manifest
+
+
+@pytest.mark.parametrize("encoding", ["raw", "jpeg"])
+def test_several_writers_give_the_same_images(params, tmp_path, encoding):
+    """With two processes the layout may differ, what is read does not."""
+    for workers in (1, 2):
+        write(params, tmp_path / f"{workers}.beton", workers=workers, encoding=encoding)
+    one, two = (
+        next(ImageStream(open_beton(tmp_path / f"{n}.beton"), CPU).batches(np.arange(12), 12))
+        for n in (1, 2)
+    )
+    assert torch.equal(one.images, two.images)
+
+
+def test_resizing_does_not_change_the_fingerprint(params, beton, tmp_path):
+    """It is taken over the source's files, so that labels stay valid at another size."""
+    small, _ = write(params, tmp_path / "small.beton", image_size=8, encoding="jpeg")
+    assert small.shape == (3, 8, 8)
+    assert small.fingerprint == open_beton(beton).manifest.fingerprint
+
+
+def test_grey_takes_one_channel(params, tmp_path):
+    """channels: 1 gives batches of one channel."""
+    manifest, _ = write(params, tmp_path / "grey.beton", channels=1)
+    assert manifest.shape == (1, 12, 12)
+    stream = ImageStream(open_beton(tmp_path / "grey.beton"), CPU)
+    assert next(stream.batches(np.arange(3), 3)).images.shape == (3, 1, 12, 12)
+
+
+def test_threads_are_left_alone(beton):
+    """FFCV sets torch's thread count; after us it is what it was."""
+    torch.set_num_threads(2)
+    list(ImageStream(open_beton(beton), CPU, resident=False).batches(np.arange(12), 5))
+    assert torch.get_num_threads() == 2
+
+
+BAD_IMAGES = {
+    "zero bytes": (b"", "2.png: is not usable: is empty"),
+    "text": (b"no image", "2.png: is not usable: is not a readable image"),
+    "truncated": (picture(0, (12, 12))[:-100], "2.png: is not usable: is not a readable image"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), BAD_IMAGES.values(), ids=BAD_IMAGES)
+def test_a_bad_image_among_good_ones_is_named(params, photos, tmp_path, content, message):
+    """Nothing is written, and the way on is said."""
+    (photos / "train/cat/2.png").write_bytes(content)
+    with pytest.raises(DataError, match=message + ".*--skip-bad"):
+        write(params, tmp_path / "out/train.beton")
+    assert not (tmp_path / "out").exists()
+
+
+def test_skip_bad_goes_on_and_says_what_is_missing(params, photos, tmp_path):
+    """The others are written, in order."""
+    (photos / "train/cat/2.png").write_bytes(b"")
+    manifest, skipped = write(params, tmp_path / "train.beton", skip_bad=True)
+    assert manifest.num_samples == 11
+    assert len(skipped) == 1
+    assert "cat/2.png" in skipped[0]
+    assert open_beton(tmp_path / "train.beton").labels.tolist() == [0] * 5 + [1] * 6
+
+
+def test_a_class_of_bad_images_only_is_refused(params, photos, tmp_path):
+    """Skipping must not lose a class."""
+    for path in (photos / "train/cat").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="class 'cat' has no readable image"):
+        write(params, tmp_path / "train.beton", skip_bad=True)
+
+
+def test_mixed_sizes_need_a_size(params, photos, tmp_path):
+    """Two images that differ are named; with a size they are all resized."""
+    (photos / "train/dog/3.png").write_bytes(picture(0, (20, 30)))
+    with pytest.raises(DataError, match=r"dog/3.png: .*expected 12×12 like .*found 30×20"):
+        write(params, tmp_path / "train.beton")
+    write(params, tmp_path / "train.beton", image_size=10)
+    stream = ImageStream(open_beton(tmp_path / "train.beton"), CPU)
+    batch = next(stream.batches(np.array([9]), 1))
+    expected = resize(open_source(params, "train").decode(9), 10)
+    np.testing.assert_array_equal(batch.images[0].numpy().transpose(1, 2, 0), expected)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def text(path):
+    path.write_text("not a beton")
+
+
+def nothing(path):
+    path.write_bytes(b"")
+
+
+def no_manifest(path):
+    path.with_name("train.beton.json").unlink()
+
+
+def change(**changes):
+    def damage(path):
+        where = path.with_name("train.beton.json")
+        where.write_text(json.dumps(json.loads(where.read_text()) | changes))
+
+    return damage
+
+
+def rehash(path):
+    """Make the manifest agree with whatever the beton's bytes are now."""
+    from pipeline.provenance import sha256_file
+
+    change(sha256=sha256_file(path), size=path.stat().st_size)(path)
+
+
+def other_file(path):
+    path.write_bytes(b"hello" * 3000)
+    rehash(path)
+
+
+def huge(path):
+    content = bytearray(path.read_bytes())
+    content[8:16] = (2**60).to_bytes(8, "little")
+    path.write_bytes(content)
+    rehash(path)
+
+
+def swapped_labels(path):
+    content = path.read_bytes()
+    where = content.rindex(b"sample_hash") + 2000
+    path.write_bytes(content[:where] + bytes(content[where + 1 :]) + b"\0")
+    rehash(path)
+
+
+DAMAGES = {
+    "truncated": (truncate, "train.beton: is truncated: expected .* bytes, found"),
+    "flipped byte": (flip, "its bytes are not those that were written"),
+    "text file": (text, "is truncated"),
+    "empty file": (nothing, "is truncated"),
+    "no manifest": (no_manifest, r"has no manifest \(train.beton.json\)"),
+    "not a beton": (other_file, "is not a beton of ours"),
+    "huge header": (huge, "is not a beton of ours: version, fields and samples"),
+    "other fingerprint": (change(fingerprint="0" * 64), "its manifest is another beton's"),
+    "other classes": (change(class_names=["dog", "cat"]), "its manifest is another beton's"),
+    "newer version": (change(version=2), "was written by a newer ltd-pipe"),
+    "unknown key": (change(mood="good"), "train.beton.json: mood"),
+    "garbage": (lambda p: p.with_name("train.beton.json").write_text("{"), "is not JSON"),
+    "other sample count": (change(num_samples=11), "is not a beton of ours"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_beton_is_refused(beton, damage, message):
+    """Whatever was done to it, one clear line, and no array is allocated by its word."""
+    damage(beton)
+    with pytest.raises(DataError, match=message):
+        open_beton(beton)
+
+
+def test_a_beton_that_is_not_there_is_named(tmp_path):
+    """With what makes one."""
+    with pytest.raises(MissingError, match=r"x.beton: no such file. Run 'ltd-pipe prepare'"):
+        open_beton(tmp_path / "x.beton")
+
+
+def test_a_folder_is_no_beton(tmp_path):
+    """Nor is anything else that is no file."""
+    with pytest.raises(DataError, match="is not a beton: expected a file"):
+        open_beton(tmp_path)
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from pipeline.errors import WriteError
+from pipeline.images.beton import write_beton
+from pipeline.images.sources import open_source
+from pipeline.params import PrepareParams
+params = PrepareParams(dataset="folder", path=sys.argv[1], workers=int(sys.argv[3]))
+source = open_source(params, "train")
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    write_beton(source, Path(sys.argv[2]) / "train.beton", params, "train")
+except WriteError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_disk_that_fills_up_leaves_nothing(photos, tmp_path, workers):
+    """The write fails in the middle: a clear line, no file, and no process that hangs."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", FULL, str(photos), str(out), workers]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    assert "train.beton" in done.stdout
+    assert "cannot be written" in done.stdout or "a writing process died" in done.stdout
+    assert list(out.iterdir()) == []
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+def test_the_manifest_says_what_is_in_it(beton):
+    """Count, classes, shape, fingerprint and file hash."""
+    manifest = Manifest.beside(beton)
+    assert (manifest.num_samples, manifest.class_names) == (12, ("cat", "dog"))
+    assert (manifest.shape, manifest.split, manifest.dataset) == ((3, 12, 12), "train", "photos")
+    assert manifest.size == beton.stat().st_size
