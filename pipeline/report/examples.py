@@ -51,7 +51,8 @@ def read_examples(path: Path, num_classes: int, count: int) -> Examples:
         When the file is damaged, or its arrays do not fit each other or the classes.
     """
     try:
-        with np.load(path, allow_pickle=False) as content:
+        # Opened here: given a path, numpy leaves the file open when it is damaged.
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as content:
             arrays = {name: content[name] for name in Examples.__dataclass_fields__}
     except KeyError as error:
         raise ResultError(path, str(error.args[0]), remedy=_REMEDY) from error

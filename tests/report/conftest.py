@@ -1,219 +1,15 @@
-"""Folders such as the stages leave, in small: real betons, stores, checkpoints and curves."""
+"""A whole run's folders, built once, and what the report makes of them."""
 
 from __future__ import annotations
 
-import json
 import shutil
 
-import numpy as np
 import pytest
-import sklearn.datasets
+from run_folders import places_in, write_runs
 
-from pipeline.images.beton import open_beton, write_beton
-from pipeline.images.sources import ArraySource
-from pipeline.labels.format import DatasetFacts, StoreAttributes, TeacherFacts
-from pipeline.labels.read import SoftLabels
-from pipeline.labels.write import write_store
-from pipeline.models.checkpoint import save_classifier
-from pipeline.models.classifier import Classifier
-from pipeline.models.registry import build
-from pipeline.params import PrepareParams, ReportParams
-from pipeline.provenance import sha256_file
-from pipeline.report.facts import Places, gather_facts
-from pipeline.report.scores import Score
-
-EPS = 0.15
-N = 599
-CLASSES = ("zero", "one", "two", "<script>alert(3)</script>", "four & more", *"56789")
-SOFTWARE = {"python": "3.11.9", "torch": "2.15.0"}
-HARDWARE = {"cpu": "A & B processor", "threads": 2}
-PARAMS = {
-    "architecture": "small-cnn-w4",
-    "epochs": 30,
-    "eps": EPS,
-    "label_kind": "ltd",
-    "learning_rate": 0.1,
-    "milestones": [0.5, 0.75],
-    "nesterov": False,
-    "mean": None,
-}
-
-
-def write_json(path, content):
-    """Write JSON as a stage would."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2), encoding="utf-8")
-
-
-def edit_json(path, **changes):
-    """Change some keys of a JSON file; None removes one."""
-    content = json.loads(path.read_text(encoding="utf-8")) | changes
-    write_json(path, {key: value for key, value in content.items() if value is not None})
-
-
-def save_model(folder, **facts):
-    """A checkpoint with facts, and the times of its run."""
-    model = Classifier(
-        build("small-cnn-w4", len(CLASSES), (1, 8, 8)),
-        architecture="small-cnn-w4",
-        class_names=CLASSES,
-        shape=(1, 8, 8),
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    facts = {"seed": 0, "software": SOFTWARE, "hardware": HARDWARE} | facts
-    save_classifier(model, folder / "model.safetensors", **facts)
-    write_json(folder / "timing.json", {"seconds": 71.4, "images_per_second": 4321.0})
-
-
-def write_curve(folder, name, values):
-    """A curve as dvclive writes it: the value's column has the last part of its name."""
-    path = folder / "live" / "plots" / "metrics" / f"{name}.tsv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [f"step\t{name.rpartition('/')[2]}", *(f"{i}\t{v}" for i, v in enumerate(values))]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def write_curves(folder, top, seed):
-    """Loss falls, accuracies rise to `top` and 0.98, with noise."""
-    noise = np.random.default_rng(seed).normal(0, 0.012, (3, 30))
-    rise = 1 - np.exp(-np.arange(30) / 6)
-    write_curve(folder, "train/loss", 2.3 - 1.4 * rise + 3 * noise[0])
-    write_curve(folder, "validation/robust_accuracy", np.clip(top * rise + noise[1], 0, 1))
-    write_curve(folder, "validation/clean_accuracy", np.clip(0.3 + 0.68 * rise + noise[2], 0, 1))
-
-
-def write_scores(metrics, folder, checkpoint, clean, pgd, auto, ece):
-    """metrics.json, by_eps.json and settings.json of one model."""
-    hits = {"clean_accuracy": clean, "pgd_accuracy": pgd, "autoattack_accuracy": auto}
-    scores = {name: Score.of(count / N, N) for name, count in hits.items()}
-    write_json(
-        metrics,
-        {
-            "n": N,
-            "eps": EPS,
-            **{name: score.value for name, score in scores.items()},
-            "intervals": {name: [score.low, score.high] for name, score in scores.items()},
-            "expected_calibration_error": ece,
-            "autoattack": {
-                "apgd-ce": (auto + 9) / N,
-                "apgd-t": (auto + 1) / N,
-                "fab-t": (auto + 1) / N,
-                "square": auto / N,
-            },
-        },
-    )
-    write_json(folder / "by_eps.json", [_point(eps, clean, pgd) for eps in np.linspace(0, 0.4, 9)])
-    write_json(
-        folder / "settings.json",
-        {
-            "attacks": [{"name": "PGD", "steps": 50, "restarts": 5, "step_size": 0.0075}],
-            "autoattack_version": "standard",
-            "flags": [],
-            "checkpoint_sha256": sha256_file(checkpoint),
-            "data_fingerprint": "e" * 64,
-            "seed": 0,
-            "software": SOFTWARE,
-            "hardware": HARDWARE,
-        },
-    )
-
-
-def _point(eps, clean, pgd):
-    share = clean / N * np.exp(-((eps / EPS) ** 2) * np.log(clean / pgd))
-    score = Score.of(round(share * N) / N, N)
-    ends = {"low": score.low, "high": score.high}
-    return {"eps": float(eps), "robust_accuracy": score.value, **ends}
-
-
-def digits():
-    """The first images of scikit-learn's digits, as `prepare` has them."""
-    content = sklearn.datasets.load_digits()
-    images = np.rint(content.images * 255 / 16).astype(np.uint8)
-    return images, content.target.astype(np.int32)
-
-
-def distances(images):
-    """A teacher that cannot fail to be plausible: minus the distance to each class's mean."""
-    every, labels = digits()
-    means = np.stack([every[labels == k].mean(axis=0) for k in range(10)])
-    gaps = images[:, None].astype(np.float32) / 255 - means[None] / 255
-    return -6 * np.sqrt((gaps**2).sum(axis=(2, 3)))
-
-
-def write_labels(folder, images, labels):
-    """Train beton, and the store of the teacher's labels."""
-    source = ArraySource("digits", CLASSES, images, labels)
-    params = PrepareParams(dataset="digits", channels=1)
-    write_beton(source, folder / "train.beton", params, "train")
-    beton = open_beton(folder / "train.beton")
-    teacher = sha256_file(folder / "teacher" / "model.safetensors")
-    attributes = StoreAttributes(
-        num_samples=len(images),
-        num_classes=10,
-        class_names=CLASSES,
-        dataset=DatasetFacts(name="digits", split="train", fingerprint=beton.manifest.fingerprint),
-        teachers=(TeacherFacts(sha256=teacher, architecture="small-cnn-w4", clean_accuracy=0.985),),
-        temperature=0.8,
-        software=SOFTWARE,
-    )
-    logits = distances(images).astype(np.float32)
-    write_store(folder / "labels.zarr", attributes, logits, labels, beton.sample_hash)
-
-
-def write_examples(path, images, labels, count=8):
-    """Attacked images: noise of radius eps, and the answers of a model that errs on some."""
-    clean = images[:count, None]
-    noise = np.random.default_rng(5).choice([-EPS, EPS], clean.shape)
-    wrong = np.arange(count) % 3 == 2
-    label = labels[:count].astype(np.int64)
-    np.savez(
-        path,
-        clean=clean,
-        adversarial=np.clip(clean / 255 + noise, 0, 1).astype(np.float32),
-        label=label,
-        clean_prediction=np.where(np.arange(count) == 5, (label + 1) % 10, label),
-        adversarial_prediction=np.where(wrong, (label + 5) % 10, label),
-        index=np.arange(count) * 7,
-    )
-
-
-def write_runs(folder):
-    """All that `dvc repro` leaves before the stage report."""
-    images, labels = digits()
-    score = {"clean_accuracy": 590 / N, "expected_calibration_error": 0.0071, "n": N}
-    save_model(folder / "teacher", kind="teacher", params={"epochs": 40}, **score)
-    write_labels(folder, images[:400], labels[:400])
-    data = {"dataset": "digits", "fingerprint": SoftLabels.open(folder / "labels.zarr").attributes}
-    data["fingerprint"] = data["fingerprint"].dataset.fingerprint
-    used = {"identity": SoftLabels.open(folder / "labels.zarr").identity, "temperature": 0.8}
-    common = {"kind": "student", "data": data, "epoch": 26}
-    save_model(folder / "student", params=PARAMS, labels=used, **common)
-    onehot = PARAMS | {"label_kind": "onehot"}
-    save_model(folder / "baseline", params=onehot, labels=None, **common)
-    write_curves(folder / "student", 0.76, 1)
-    write_curves(folder / "baseline", 0.73, 2)
-    for name, prefix, hits in (
-        ("student", "", (585, 461, 449, 0.0412)),
-        ("baseline", "baseline-", (582, 447, 431, 0.0975)),
-    ):
-        evaluation, metrics = folder / f"{prefix}evaluation", folder / f"{prefix}metrics.json"
-        write_scores(metrics, evaluation, folder / name / "model.safetensors", *hits)
-    write_examples(folder / "evaluation" / "examples.npz", images[900:], labels[900:])
-
-
-def places_in(folder):
-    """Where `write_runs` put everything."""
-    return Places(
-        student=folder / "student",
-        metrics=folder / "metrics.json",
-        evaluation=folder / "evaluation",
-        baseline=folder / "baseline",
-        baseline_metrics=folder / "baseline-metrics.json",
-        baseline_evaluation=folder / "baseline-evaluation",
-        teacher=folder / "teacher",
-        labels=folder / "labels.zarr",
-        data=folder / "train.beton",
-    )
+from pipeline.params import ReportParams
+from pipeline.report.facts import gather_facts
+from pipeline.report.page import render_page
 
 
 @pytest.fixture(scope="session")
@@ -244,3 +40,9 @@ def gather():
 def facts(whole_runs):
     """What there is to say about the whole run."""
     return gather_facts(places_in(whole_runs), ReportParams(title="Digits <b>&</b> soft labels"))
+
+
+@pytest.fixture(scope="session")
+def page(facts):
+    """The whole run's page."""
+    return render_page(facts)

@@ -1,0 +1,122 @@
+"""Figures: deterministic, self-contained, coloured by the page."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+
+from pipeline.report.figures import EpsSeries, Series, draw_curves, draw_eps, draw_histogram
+from pipeline.report.runs import Curve
+from pipeline.report.scores import EpsPoint, Score
+
+CURVE = Curve(np.arange(1, 6), np.linspace(0.1, 0.8, 5))
+POINTS = [
+    EpsPoint(eps=k / 255, robust_accuracy=1 - k / 16, low=0.9 - k / 20, high=1 - k / 20)
+    for k in range(0, 17, 2)
+]
+
+
+def curves():
+    """Two lines, one with a ring."""
+    series = [Series("student", CURVE, 4), Series("baseline", CURVE)]
+    return draw_curves("some-curve", series, label="robust accuracy, %", percent=True)
+
+
+def by_eps():
+    """One line, its band, and AutoAttack's diamond."""
+    score = Score(0.5, 0.45, 0.55, 400)
+    return draw_eps("some-eps", [EpsSeries("student", POINTS, 8 / 255, score)])
+
+
+def histogram():
+    """Twenty bars."""
+    return draw_histogram("some-bars", np.arange(20), 0.7)
+
+
+every = pytest.mark.parametrize("draw", [curves, by_eps, histogram])
+
+
+@every
+def test_equal_numbers_give_equal_bytes(draw):
+    """No dates, no random identifiers."""
+    assert draw() == draw()
+    assert not re.search(r"20\d\d-\d\d-\d\d", draw())
+
+
+@every
+def test_a_figure_is_well_formed_and_refers_to_nothing_outside(draw):
+    """An address would be a request; the namespace's names are none."""
+    svg = draw()
+    ET.fromstring(svg)  # noqa: S314
+    assert not re.findall(r'(?:href|src)="(?!#)', svg)
+    assert "<metadata" not in svg
+
+
+@every
+def test_a_figure_takes_all_colours_from_the_page(draw):
+    """A fixed colour would vanish on one of the two backgrounds."""
+    svg = draw()
+    assert "var(--muted)" in svg
+    assert set(re.findall(r"#[0-9a-f]{6}\b", svg)) == set()
+
+
+@every
+def test_identifiers_are_the_figures_own(draw):
+    """Two figures on a page must not take each other's clip paths."""
+    svg = draw()
+    name = re.search(r'id="(some-\w+)', svg)[1]
+    ids = re.findall(r'\bid="([^"]+)"', svg)
+    assert ids
+    assert all(one.startswith(name) for one in ids)
+    assert set(re.findall(r"url\(#([^)]+)\)", svg)) <= set(ids)
+    assert set(re.findall(r'href="#([^"]+)"', svg)) <= set(ids)
+
+
+@every
+def test_text_stays_text(draw):
+    """So that it can be read aloud, searched, and takes the page's font."""
+    assert "<text" in draw()
+
+
+def test_the_axis_of_eps_is_in_grey_levels():
+    """Zero, then fractions of 255; at most seven, or they would overlap."""
+    texts = re.findall(r">(\d+/255)<", by_eps())
+    assert texts
+    assert len(texts) <= 7
+
+
+def test_models_differ_in_more_than_colour():
+    """The baseline's line is dashed."""
+    assert "stroke-dasharray" in curves()
+
+
+def test_a_curve_of_one_epoch_is_drawn():
+    """The shortest run there is."""
+    one = Curve(np.array([1]), np.array([0.5]))
+    assert "<svg" in draw_curves("one", [Series("student", one, 1)], label="x", percent=True)
+
+
+def test_a_grid_of_one_eps_is_drawn():
+    """No division by a range of zero."""
+    assert "<svg" in draw_eps("one", [EpsSeries("student", POINTS[4:5], 8 / 255, None)])
+
+
+def test_settings_of_the_user_do_not_reach_the_figures():
+    """A matplotlibrc would change bytes from one home to the next."""
+    import matplotlib as mpl
+
+    before = curves()
+    with mpl.rc_context({"font.size": 30, "lines.linewidth": 9}):
+        assert curves() == before
+        assert mpl.rcParams["font.size"] == 30
+
+
+def test_importing_the_report_does_not_import_matplotlib():
+    """Its import writes a cache into the user's home."""
+    code = "import sys, pipeline.report.page; sys.exit('matplotlib' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

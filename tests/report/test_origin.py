@@ -1,0 +1,90 @@
+"""Provenance."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from run_folders import SOFTWARE
+
+from pipeline.report.origin import parameter_table, sources, version_table
+
+
+def entries(facts, title):
+    """One source's terms and values."""
+    return dict(next(source for source in sources(facts) if source.title == title).entries)
+
+
+def test_every_source_is_named(facts):
+    """In the order of the pipeline."""
+    assert [source.title for source in sources(facts)] == [
+        "Data",
+        "Soft labels",
+        "Teacher",
+        "Student",
+        "Baseline",
+        "Evaluation of the student",
+        "Evaluation of the baseline",
+    ]
+
+
+def test_hashes_are_in_full(facts):
+    """A prefix proves nothing."""
+    assert entries(facts, "Soft labels")["identity of the store"] == facts.labels.identity
+    assert entries(facts, "Teacher")["SHA-256 of model.safetensors"] == facts.teacher.sha256
+    assert entries(facts, "Soft labels")["teacher small-cnn-w4"] == facts.teacher.sha256
+    data = entries(facts, "Data")
+    assert data["fingerprint of the training images"] == facts.manifest.fingerprint
+    assert data["fingerprint of the test images"] == "e" * 64
+
+
+def test_seed_hardware_and_times_are_there(facts):
+    """What someone needs who wants the same numbers."""
+    student = entries(facts, "Student")
+    assert student["seed"] == "0"
+    assert student["hardware"] == "A & B processor, 2 threads"
+    assert student["time of training"].replace("\u00a0", " ") == "1 min 11 s"
+    assert student["epoch of the checkpoint"] == "27 of 30"
+
+
+def test_what_was_not_recorded_is_said(facts):
+    """Silence would look like an oversight of the reader."""
+    bare = facts.student.facts.model_copy(update={"seed": None, "data": None, "hardware": {}})
+    alone = replace(facts, student=replace(facts.student, facts=bare), labels=None)
+    assert entries(alone, "Student")["seed"] == "not recorded"
+    assert entries(alone, "Student")["hardware"] == "not recorded"
+    assert entries(alone, "Data")["data set"] == "not recorded"
+    assert "Soft labels" not in [source.title for source in sources(alone)]
+
+
+def test_parameters_that_differ_are_marked(facts):
+    """Only the labels do; a parameter that a model does not have is no difference."""
+    names, rows = parameter_table(facts)
+    assert names == ("student", "baseline", "teacher")
+    marked = [row.name for row in rows if row.differs]
+    assert marked == ["epochs", "label_kind"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("eps", "0.15"), ("nesterov", "no"), ("mean", "none"), ("milestones", "0.5, 0.75")],
+)
+def test_parameters_are_written_for_people(facts, name, text):
+    """Not as Python would."""
+    row = next(row for row in parameter_table(facts)[1] if row.name == name)
+    assert row.values == (text, text, "")
+
+
+def test_equal_versions_are_one_column(facts):
+    """One machine ran everything."""
+    names, rows = version_table(facts)
+    assert names == ("teacher, labels, student, baseline, evaluation",)
+    assert {row.name: row.values[0] for row in rows} == SOFTWARE
+
+
+def test_unequal_versions_are_told_apart(facts):
+    """A column for each, and the difference marked."""
+    other = facts.baseline.facts.model_copy(update={"software": SOFTWARE | {"torch": "2.6.0"}})
+    names, rows = version_table(replace(facts, baseline=replace(facts.baseline, facts=other)))
+    assert len(names) == 5
+    assert [row.name for row in rows if row.differs] == ["torch"]

@@ -1,0 +1,137 @@
+"""The page as text: self-contained, escaped, deterministic, whole."""
+
+from __future__ import annotations
+
+import html.parser
+import re
+import shutil
+
+import pytest
+
+from pipeline.report.page import render_page
+
+_VOID = {"meta", "link", "img", "br", "path", "use"}
+
+
+class Reader(html.parser.HTMLParser):
+    """Collects tags, and notices one that is not closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.ids, self.text = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag not in _VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def read(page):
+    """Parse a page; all tags are closed in the end."""
+    reader = Reader()
+    reader.feed(page)
+    assert reader.open == []
+    return reader
+
+
+def test_the_page_is_well_formed_and_names_are_unique(page):
+    """Two elements of one id break links and labels."""
+    ids = read(page).ids
+    assert len(ids) == len(set(ids))
+
+
+def test_equal_facts_give_equal_bytes(facts, page):
+    """DVC compares outputs by hash."""
+    assert render_page(facts) == page
+
+
+def test_equal_files_give_equal_bytes(whole_runs, gather, tmp_path):
+    """Wherever they are: no path is on the page of a whole run."""
+    copy = shutil.copytree(whole_runs, tmp_path / "elsewhere")
+    assert render_page(gather(copy)) == render_page(gather(whole_runs))
+
+
+def test_nothing_is_loaded_from_anywhere(page):
+    """All addresses are fragments or data; nothing runs."""
+    for tag, attributes in read(page).tags:
+        assert tag not in ("script", "iframe", "object", "embed")
+        for name in ("src", "href", "xlink:href"):
+            assert re.match(r"#|data:", attributes.get(name) or "#")
+    assert "@import" not in page
+    assert re.findall(r"url\((?!#)", page) == []
+
+
+def test_text_of_the_user_is_escaped(page):
+    """A class named <script> and a title with tags are shown as they are written."""
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(3)&lt;/script&gt;" in page
+    assert "Digits &lt;b&gt;&amp;&lt;/b&gt; soft labels" in page
+    assert "four &amp; more" in page
+
+
+def test_every_picture_has_a_text(page):
+    """For those who cannot see it."""
+    pictures = [attributes for tag, attributes in read(page).tags if tag == "img"]
+    assert len(pictures) == 6 + 3 * 8
+    assert all(attributes["alt"] for attributes in pictures)
+    drawings = [a for _, a in read(page).tags if a.get("role") == "img"]
+    assert len(drawings) == 5
+    assert all(len(attributes["aria-label"]) > 40 for attributes in drawings)
+
+
+def test_right_and_wrong_are_told_by_words_too(page):
+    """Not by colour alone."""
+    text = " ".join(read(page).text)
+    # Eight clean and eight attacked answers, of which 1 and 2 or 3 are wrong.
+    assert text.count("✓ right:") + text.count("✗ wrong:") == 16
+    assert text.count("✗ wrong:") >= 3
+
+
+def test_the_verdict_comes_first(page):
+    """Before any table or figure."""
+    assert page.index('id="verdict"') < page.index('id="results"') < page.index('id="provenance"')
+
+
+def test_the_page_is_small_enough_to_send(page):
+    """3 MB at most; digits take far less."""
+    assert len(page.encode()) < 500_000
+
+
+@pytest.mark.parametrize(
+    "name", ["baseline", "teacher", "labels.zarr", "evaluation", "student/live"]
+)
+def test_a_page_without_a_piece_says_so(runs, gather, name):
+    """And is a page all the same."""
+    shutil.rmtree(runs / name)
+    page = render_page(gather(runs))
+    read(page)
+    assert "Not in this report" in page
+
+
+def test_a_student_alone_is_a_page(runs, gather):
+    """The least there can be: a checkpoint and its metrics."""
+    for name in ("baseline", "teacher", "labels.zarr", "evaluation", "student/live"):
+        shutil.rmtree(runs / name)
+    (runs / "student" / "timing.json").unlink()
+    (runs / "train.beton.json").unlink()
+    page = render_page(gather(runs))
+    read(page)
+    assert "nothing to compare it to" in page
+    assert "<img" not in page
+
+
+def test_a_whole_page_lacks_nothing(page):
+    """No box that speaks of missing pieces."""
+    assert "Not in this report" not in page
+    assert "None" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL)

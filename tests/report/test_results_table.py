@@ -1,0 +1,57 @@
+"""The table of results."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from run_folders import scores_of
+
+from pipeline.report.table import results_table
+
+
+def cells(facts, title):
+    """One row's numbers as text."""
+    row = next(row for row in results_table(facts)[1] if row.title == title)
+    return [cell.number.replace("\u00a0", " ") for cell in row.cells]
+
+
+def test_every_number_stands_under_its_model(facts):
+    """Student, baseline, teacher."""
+    assert results_table(facts)[0] == ("student", "baseline", "teacher")
+    assert cells(facts, "Clean") == ["97.7 %", "97.2 %", "98.5 %"]
+    assert cells(facts, "PGD-50, 5 restarts") == ["77.0 %", "74.6 %", ""]
+    assert cells(facts, "AutoAttack") == ["75.0 %", "72.0 %", ""]
+    assert cells(facts, "Calibration error") == ["4.1 %", "9.8 %", "0.7 %"]
+    assert cells(facts, "Test images") == ["599", "599", "599"]
+
+
+def test_attacks_stand_in_the_order_they_ran(facts):
+    """Accuracy left after each, under AutoAttack."""
+    parts = [row.title for row in results_table(facts)[1] if row.kind == "part"]
+    assert parts == ["after APGD-CE", "after APGD-T", "after FAB-T", "after Square"]
+    assert cells(facts, "after APGD-CE") == ["76.5 %", "73.5 %", ""]
+
+
+def test_every_accuracy_has_an_interval(facts):
+    """Also those after each attack, and the teacher's."""
+    for row in results_table(facts)[1]:
+        if row.title not in ("Calibration error", "Test images"):
+            assert all(bool(cell.interval) == bool(cell.number) for cell in row.cells)
+
+
+def test_what_no_model_has_is_left_out(facts):
+    """AutoAttack that was not run is no row of dashes."""
+    alone = replace(facts, scores=scores_of(900, None), baseline=None, teacher=None)
+    assert [row.title for row in results_table(alone)[1]] == [
+        "Clean",
+        "PGD",
+        "Calibration error",
+        "Test images",
+    ]
+    assert results_table(alone)[0] == ("student",)
+
+
+def test_eps_is_shown_as_people_write_it(facts):
+    """8/255, not 0.03137."""
+    rows = results_table(replace(facts, scores=scores_of(900, 500), baseline=None))[1]
+    assert rows[1].note == "ε = 8/255"

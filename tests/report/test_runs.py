@@ -1,0 +1,128 @@
+"""Training runs: checkpoint, curves, times."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from run_folders import PARAMS, save_model, write_curve, write_json
+
+from pipeline.errors import CheckpointError, MissingError
+from pipeline.provenance import sha256_file
+from pipeline.report.results import ResultError
+from pipeline.report.runs import read_run
+
+
+def read(folder):
+    """As the page reads a student."""
+    return read_run(folder, "student", "ltd-pipe train")
+
+
+def test_a_run_is_read_as_it_was_written(whole_runs):
+    """Facts, hash, curves and times."""
+    run = read(whole_runs / "student")
+    assert run.facts.params == PARAMS
+    assert run.sha256 == sha256_file(whole_runs / "student" / "model.safetensors")
+    assert run.timing.seconds == 71.4
+    assert sorted(run.curves) == [
+        "train/loss",
+        "validation/clean_accuracy",
+        "validation/robust_accuracy",
+    ]
+    assert run.curves["train/loss"].epochs.tolist() == list(range(1, 31))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("ltd", "soft labels"),
+        ("onehot", "one-hot labels"),
+        ("smooth", "smoothed labels"),
+        (None, "labels"),
+    ],
+)
+def test_a_student_is_called_by_its_labels(tmp_path, kind, words):
+    """A page about a one-hot student must not speak of soft labels."""
+    save_model(tmp_path, params={} if kind is None else {"label_kind": kind})
+    assert read(tmp_path).label_name == words
+
+
+def test_a_checkpoint_without_facts_is_enough(tmp_path):
+    """Whoever made weights elsewhere gets a page too."""
+    save_model(tmp_path)
+    (tmp_path / "timing.json").unlink()
+    run = read(tmp_path)
+    assert (run.curves, run.timing, run.facts.labels, run.facts.epoch) == ({}, None, None, None)
+
+
+def test_a_missing_checkpoint_says_what_writes_it(tmp_path):
+    """The remedy is a command."""
+    with pytest.raises(MissingError, match="model.safetensors.*Run 'ltd-pipe train' first"):
+        read(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_refused(runs):
+    """The checkpoint's own reader says so."""
+    path = runs / "student" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(CheckpointError, match="model.safetensors"):
+        read(path.parent)
+
+
+def test_facts_of_another_form_are_refused(tmp_path):
+    """The key is named."""
+    save_model(tmp_path, epoch="last")
+    with pytest.raises(ResultError, match="model.safetensors: epoch: .*found 'last'"):
+        read(tmp_path)
+
+
+def test_times_of_another_form_are_refused(runs):
+    """The file and the key are named."""
+    write_json(runs / "student" / "timing.json", {"seconds": -1, "images_per_second": 1})
+    with pytest.raises(ResultError, match="timing.json: seconds"):
+        read(runs / "student")
+
+
+def test_an_epoch_that_was_logged_twice_counts_once(tmp_path):
+    """A resumed run may write an epoch anew: the last word holds."""
+    save_model(tmp_path)
+    write_curve(tmp_path, "train/loss", [3.0, 2.0])
+    path = tmp_path / "live" / "plots" / "metrics" / "train" / "loss.tsv"
+    with path.open("a") as handle:
+        handle.write("1\t1.5\n")
+    curve = read(tmp_path).curves["train/loss"]
+    np.testing.assert_array_equal(curve.epochs, [1, 2])
+    np.testing.assert_array_equal(curve.values, [3.0, 1.5])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is no curve"),
+        ("a\tb\n1\t2\n", "is no curve"),
+        ("step\tloss\n0\n", "line 2 is damaged"),
+        ("step\tloss\n0\t1.0\nx\t2\n", "line 3 is damaged"),
+        ("step\tloss\n0\tnan\n", "line 2 is damaged"),
+    ],
+    ids=["empty", "no step", "short row", "no number", "nan"],
+)
+def test_a_damaged_curve_is_refused(runs, content, message):
+    """The file and the line are named."""
+    path = runs / "student" / "live" / "plots" / "metrics" / "train" / "loss.tsv"
+    path.write_text(content)
+    with pytest.raises(ResultError, match=f"loss.tsv: {message}"):
+        read(runs / "student")
+
+
+def test_curves_are_read_as_dvclive_writes_them(tmp_path):
+    """The real writer: names with a slash become folders."""
+    live = pytest.importorskip("dvclive.live")
+    save_model(tmp_path)
+    with live.Live(
+        str(tmp_path / "live"), dvcyaml=None, save_dvc_exp=False, monitor_system=False
+    ) as logger:
+        for step in range(3):
+            logger.step = step
+            logger.log_metric("validation/robust_accuracy", step / 4)
+    curve = read(tmp_path).curves["validation/robust_accuracy"]
+    np.testing.assert_array_equal(curve.epochs, [1, 2, 3])
+    np.testing.assert_array_equal(curve.values, [0, 0.25, 0.5])

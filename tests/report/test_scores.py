@@ -1,0 +1,113 @@
+"""metrics.json and its folder."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from run_folders import EPS, N, edit_json, scores_of
+
+from pipeline.errors import MissingError
+from pipeline.evaluation import robustness
+from pipeline.evaluation.accuracy import wilson_interval
+from pipeline.report.results import ResultError
+from pipeline.report.scores import CURVE_ATTACK, Score, read_scores
+
+
+def test_an_evaluation_is_read_as_it_was_written(runs):
+    """Numbers, intervals, curve and settings."""
+    scores = read_scores(runs / "metrics.json", runs / "evaluation")
+    auto = scores.score("autoattack_accuracy")
+    assert (auto.value, auto.n) == (449 / N, N)
+    assert (auto.low, auto.high) == pytest.approx(wilson_interval(449, N))
+    assert [point.eps for point in scores.by_eps][:2] == [0, pytest.approx(0.05)]
+    assert scores.metrics.eps == EPS
+    assert scores.pgd_name == "PGD-50, 5 restarts"
+
+
+def test_an_interval_that_is_not_written_is_computed(runs):
+    """Wilson's, as everywhere."""
+    edit_json(runs / "metrics.json", intervals=None)
+    score = read_scores(runs / "metrics.json", None).score("clean_accuracy")
+    assert (score.low, score.high) == wilson_interval(585, N)
+
+
+def test_autoattack_may_be_left_out(runs):
+    """Then it has no score, rather than a score of zero."""
+    edit_json(runs / "metrics.json", autoattack_accuracy=None)
+    assert read_scores(runs / "metrics.json", None).score("autoattack_accuracy") is None
+
+
+def test_the_folder_of_an_evaluation_may_be_missing(runs, tmp_path):
+    """metrics.json alone is enough for a verdict."""
+    scores = read_scores(runs / "metrics.json", tmp_path / "none")
+    assert (scores.by_eps, scores.pgd_name) == ((), "PGD")
+
+
+def test_missing_metrics_say_what_writes_them(tmp_path):
+    """The remedy is a command."""
+    with pytest.raises(MissingError, match="no such file.*Run 'ltd-pipe evaluate' first"):
+        read_scores(tmp_path / "metrics.json", None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clean_accuracy": 97.7}, "clean_accuracy: Input should be less than or equal to 1"),
+        ({"clean_accuracy": None}, "clean_accuracy: Field required"),
+        ({"n": 0}, "n: Input should be greater"),
+        ({"eps": 8}, "eps: Input should be less"),
+        ({"pgd_accuracy": float("nan")}, "pgd_accuracy"),
+        (
+            {"intervals": {"clean_accuracy": [0.1, 0.2]}},
+            "intervals.clean_accuracy: expected bounds",
+        ),
+        ({"autoattack": {"square": -1}}, "autoattack.square"),
+    ],
+    ids=["percent", "missing", "no images", "grey levels", "nan", "interval", "negative"],
+)
+def test_impossible_metrics_are_refused(runs, change, message):
+    """The file and the key are named."""
+    edit_json(runs / "metrics.json", **change)
+    with pytest.raises(ResultError, match=f"metrics.json: {message}"):
+        read_scores(runs / "metrics.json", None)
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.json", "evaluation/by_eps.json", "evaluation/settings.json"]
+)
+@pytest.mark.parametrize("content", ["", "{", "[1, 2]", "\x00\xff"])
+def test_a_damaged_file_is_named(runs, name, content):
+    """Never a traceback of the parser."""
+    (runs / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ResultError, match=name.rpartition("/")[2]):
+        read_scores(runs / "metrics.json", runs / "evaluation")
+
+
+def test_the_curve_is_sorted_by_eps(runs):
+    """A line that goes back and forth would show nothing."""
+    path = runs / "evaluation" / "by_eps.json"
+    points = json.loads(path.read_text())
+    path.write_text(json.dumps(points[::-1]))
+    found = [point.eps for point in read_scores(runs / "metrics.json", path.parent).by_eps]
+    assert found == sorted(found)
+
+
+@pytest.mark.parametrize(
+    ("mine", "other", "outcome"),
+    [((0.7, 0.8), (0.5, 0.6), 1), ((0.5, 0.6), (0.7, 0.8), -1), ((0.5, 0.7), (0.7, 0.8), 0)],
+    ids=["higher", "lower", "touching"],
+)
+def test_scores_differ_only_beyond_their_intervals(mine, other, outcome):
+    """Intervals that touch overlap."""
+    assert Score(0.6, *mine, 10).compared_with(Score(0.6, *other, 10)) == outcome
+
+
+def test_the_curve_is_called_by_the_attack_that_made_it():
+    """The evaluation's constant and the page's word for it are in two modules."""
+    assert f"PGD-{robustness._CURVE_STEPS}" == CURVE_ATTACK
+
+
+def test_pgd_without_settings_is_plain_pgd():
+    """Steps are not invented."""
+    assert scores_of(900, 500).pgd_name == "PGD"

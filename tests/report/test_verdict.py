@@ -1,0 +1,132 @@
+"""The verdict claims no more than the intervals support."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from run_folders import scores_of
+
+from pipeline.report.verdict import differences, judge
+
+
+def verdict_of(facts, student, baseline):
+    """The verdict on two models with so many right answers of 1,000: (clean, AutoAttack)."""
+    return judge(replace(facts, scores=scores_of(*student), baseline_scores=scores_of(*baseline)))
+
+
+@pytest.mark.parametrize(
+    ("student", "baseline", "headline"),
+    [
+        ((900, 600), (800, 500), "Soft labels are ahead: more robust, and more accurate"),
+        ((900, 600), (900, 500), "Soft labels are ahead on robustness; no difference"),
+        ((800, 600), (900, 500), "A trade-off: soft labels are more robust, but less accurate"),
+        ((900, 500), (800, 500), "Soft labels are ahead on clean images; no difference"),
+        ((900, 510), (895, 500), "No difference is shown between soft labels and the baseline"),
+        ((800, 500), (900, 500), "The baseline is ahead on clean images; no difference"),
+        ((900, 500), (800, 600), "A trade-off: the baseline is more robust, but less accurate"),
+        ((900, 500), (900, 600), "The baseline is ahead on robustness; no difference"),
+        ((800, 500), (900, 600), "The baseline is ahead: more robust, and more accurate"),
+    ],
+)
+def test_the_headline_says_who_is_ahead_whoever_it_is(facts, student, baseline, headline):
+    """All nine outcomes."""
+    assert verdict_of(facts, student, baseline).headline.startswith(headline)
+
+
+def test_a_difference_within_the_intervals_is_not_claimed(facts):
+    """Three points of 1,000 images are not enough, and the sentence says so."""
+    verdict = verdict_of(facts, (900, 530), (900, 500))
+    assert "neither is shown to be better" in verdict.sentence
+    assert "ahead" not in verdict.headline
+    assert verdict.robust.outcome == 0
+
+
+def test_the_sentence_has_both_accuracies_with_n_and_intervals(facts):
+    """All that a reader needs to judge for himself."""
+    sentence = judge(facts).sentence.replace("\u00a0", " ")
+    for text in (
+        "599 test images",
+        "97.7 % (95 % interval 96.1 to 98.6 %)",
+        "75.0 % (71.3 to 78.3 %)",
+    ):
+        assert text in sentence
+    assert "trained on soft labels" in sentence
+    assert "the baseline on one-hot labels gets 97.2 % (95.5 to 98.2 %) and 72.0 %" in sentence
+    assert "under AutoAttack at ε = 0.15" in sentence
+    assert sentence.count(". ") == 0
+
+
+def test_a_mixed_outcome_names_which_is_which(facts):
+    """The conclusion splits by measure."""
+    sentence = verdict_of(facts, (800, 600), (900, 500)).sentence
+    assert "the student is better in robust accuracy" in sentence
+    assert "the baseline is better in clean accuracy" in sentence
+
+
+def test_without_a_baseline_nothing_is_compared(facts):
+    """The number stands alone and says so."""
+    verdict = judge(replace(facts, baseline=None, baseline_scores=None))
+    assert "nothing to compare it to" in verdict.headline
+    assert "no baseline" in verdict.sentence
+    assert verdict.robust.outcome is None
+    assert verdict.scope == ""
+
+
+def test_without_autoattack_pgd_is_compared_and_said_to_be_weaker(facts):
+    """One model without it is enough: unequal attacks have no order."""
+    verdict = verdict_of(facts, (900, None), (900, 480))
+    assert "PGD" in verdict.robust.title
+    assert "AutoAttack" not in verdict.sentence
+    assert any("no claim of robustness" in caveat for caveat in verdict.caveats)
+
+
+def test_models_attacked_at_different_eps_are_not_compared(facts):
+    """A weaker attack would win."""
+    other = scores_of(900, 900, eps=4 / 255)
+    verdict = judge(replace(facts, scores=scores_of(900, 500), baseline_scores=other))
+    assert verdict.robust.baseline is None
+    assert any("another ε (4/255)" in caveat for caveat in verdict.caveats)
+
+
+def test_warnings_of_autoattack_are_passed_on(facts):
+    """They say that its verdict may be too kind."""
+    flagged = scores_of(900, 500, flags=("zero gradients",))
+    verdict = judge(replace(facts, scores=flagged, baseline_scores=scores_of(900, 500)))
+    assert "AutoAttack warns of the student: zero gradients" in verdict.caveats
+
+
+def test_a_baseline_that_was_trained_otherwise_is_a_caveat(facts):
+    """Then the labels are not the only difference."""
+    params = facts.baseline.facts.params | {"epochs": 60}
+    unlike = replace(
+        facts.baseline, facts=facts.baseline.facts.model_copy(update={"params": params})
+    )
+    assert differences(facts.student, facts.baseline) == []
+    assert differences(facts.student, unlike) == ["epochs"]
+    assert any(
+        "differ in how they were trained: epochs" in c
+        for c in judge(replace(facts, baseline=unlike)).caveats
+    )
+
+
+def test_different_test_sets_are_a_caveat(facts):
+    """Intervals may still be compared, but it must be known."""
+    mine, other = (scores_of(900, 500, data_fingerprint=c * 64) for c in "ab")
+    verdict = judge(replace(facts, scores=mine, baseline_scores=other))
+    assert "The two were measured on different test sets." in verdict.caveats
+
+
+def test_what_the_intervals_leave_out_is_said(facts):
+    """One seed is one seed."""
+    assert "another seed" in judge(facts).scope
+
+
+def test_the_axis_holds_all_intervals(facts):
+    """In whole steps of 5 %, never beyond 0 and 1."""
+    contest = verdict_of(facts, (999, 3), (990, 0)).clean
+    low, high = contest.axis
+    assert low <= contest.baseline.low
+    assert high == 1
+    assert low * 20 == pytest.approx(round(low * 20))
+    assert verdict_of(facts, (999, 3), (990, 0)).robust.axis[0] == 0
