@@ -6,14 +6,15 @@ With q the target of a clean image x, x′ its adversarial image and S(·) the s
     at       CE(q, S(x′))                                     Madry et al. 2018, eq. 2.1
     trades   CE(q, S(x)) + beta · KL(S(x) ‖ S(x′))            Zhang et al. 2019, eq. 5
 
-x′ maximises the same term within the ball: CE(q, S(·)) for `at`, the KL for `trades`. Where
-the soft label enters `at` and `trades` is our reading of LTD, not the paper's text.
+x′ maximises a loss within the ball: for `trades` the KL term; for `at` the cross entropy, either
+of the ground truth y, CE(y, S(·)), or of the target itself, CE(q, S(·)). Where the soft label
+enters is our reading of LTD, not the paper's text; docs/robustness.md has what was measured.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch.nn import functional
@@ -46,12 +47,29 @@ class Loss:
 
 
 class Objective(Protocol):
-    """Computes the loss of one batch; `attack` maximises a loss of logits around the images."""
+    """Computes the loss of one batch."""
 
     def __call__(
-        self, model: torch.nn.Module, images: torch.Tensor, target: torch.Tensor, attack: Attack
+        self,
+        model: torch.nn.Module,
+        images: torch.Tensor,
+        *,
+        target: torch.Tensor,
+        truth: torch.Tensor,
+        attack: Attack,
     ) -> Loss:
-        """Compute the loss."""
+        """Compute the loss.
+
+        Parameters
+        ----------
+        model : Module
+            In training mode.
+        images : Tensor of shape (B, C, H, W), dtype float32, in [0, 1]
+        target, truth : Tensor of shape (B, K), dtype float32
+            The distribution to train towards, and the ground truth as one-hot.
+        attack : callable
+            Maps a loss of logits to the images around these that maximise it.
+        """
 
 
 def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -85,28 +103,51 @@ def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
 
 
 def clean(
-    model: torch.nn.Module, images: torch.Tensor, target: torch.Tensor, attack: Attack
+    model: torch.nn.Module,
+    images: torch.Tensor,
+    *,
+    target: torch.Tensor,
+    truth: torch.Tensor,
+    attack: Attack,
 ) -> Loss:
     """Cross entropy on the images as they are; the attack is not called."""
-    del attack
+    del truth, attack
     logits = model(images)
     return Loss(cross_entropy(logits, target).mean(), logits)
 
 
-def at(model: torch.nn.Module, images: torch.Tensor, target: torch.Tensor, attack: Attack) -> Loss:
-    """Adversarial training: cross entropy on the images that maximise it."""
-    del images  # the attack holds them
-    adversarial = attack(lambda logits: cross_entropy(logits, target))
-    logits = model(adversarial)
-    return Loss(cross_entropy(logits, target).mean(), logits)
+def at(attack_label: Literal["truth", "target"]) -> Objective:
+    """Adversarial training on the images that maximise the loss of the truth or the target."""
+
+    def objective(
+        model: torch.nn.Module,
+        images: torch.Tensor,
+        *,
+        target: torch.Tensor,
+        truth: torch.Tensor,
+        attack: Attack,
+    ) -> Loss:
+        del images  # the attack holds them
+        opposed = truth if attack_label == "truth" else target
+        adversarial = attack(lambda logits: cross_entropy(logits, opposed))
+        logits = model(adversarial)
+        return Loss(cross_entropy(logits, target).mean(), logits)
+
+    return objective
 
 
 def trades(beta: float) -> Objective:
     """TRADES with trade-off `beta` (1/λ in Zhang et al. 2019)."""
 
     def objective(
-        model: torch.nn.Module, images: torch.Tensor, target: torch.Tensor, attack: Attack
+        model: torch.nn.Module,
+        images: torch.Tensor,
+        *,
+        target: torch.Tensor,
+        truth: torch.Tensor,
+        attack: Attack,
     ) -> Loss:
+        del truth  # the attack opposes the model's own clean answer
         with evaluation_mode(model), torch.no_grad():
             log_clean = functional.log_softmax(model(images), dim=1)
         adversarial = attack(

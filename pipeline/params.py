@@ -114,6 +114,9 @@ class FitParams(Section):
         description="a name of 'ltd-pipe doctor --models', timm:NAME or torchvision:NAME"
     )
     epochs: int = Field(ge=1, description="passes over the training images")
+    images: int | None = Field(
+        None, ge=1, description="train on so many of them, chosen at random; null: all"
+    )
     batch_size: int = Field(128, ge=1, description="images per step")
     learning_rate: Number = Field(0.1, gt=0, description="peak learning rate of SGD")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
@@ -206,6 +209,10 @@ class TrainParams(FitParams):
         "at", description="at: Madry et al. 2018; trades: Zhang et al. 2019"
     )
     beta: Number = Field(6.0, ge=0, description="trades: weight of the KL term")
+    attack_label: Literal["truth", "target"] = Field(
+        "truth",
+        description="at: the attack maximises the loss of the ground truth, or of the target",
+    )
     label_kind: Literal["onehot", "smooth", "ltd"] = Field(
         "ltd", description="onehot, smooth (see smoothing), ltd (from the store)"
     )

@@ -77,7 +77,7 @@ def _train(params: Params, train: Beton, test: Beton, out: Path, *, fresh: bool)
     snapshots = Snapshots(out.parent / "state" / key)
     if fresh:
         snapshots.clear()
-    training, validation = split_samples(train)
+    training, validation = split_samples(train, section.images, params.seed)
     with deterministic():
         fit = teacher_fit(
             model,

@@ -125,7 +125,7 @@ def _fit(
     snapshots = Snapshots(out.parent / "state" / key)
     if fresh:
         snapshots.clear()
-    training, validation = split_samples(beton)
+    training, validation = split_samples(beton, section.images, params.seed)
     fit = student_fit(
         model,
         ImageStream(beton, device),

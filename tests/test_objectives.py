@@ -12,6 +12,7 @@ from pipeline import objectives
 # softmax(LOGITS) = (1/2, 1/4, 1/4), and TARGET is soft.
 LOGITS = torch.tensor([[math.log(2.0), 0.0, 0.0]])
 TARGET = torch.tensor([[0.6, 0.3, 0.1]])
+TRUTH = torch.tensor([[0.0, 1.0, 0.0]])
 
 
 class Shift(nn.Module):
@@ -23,6 +24,10 @@ class Shift(nn.Module):
 
 def no_attack(_loss):
     raise AssertionError("clean training must not attack")
+
+
+def to_uniform(_loss):
+    return torch.zeros(1, 3)
 
 
 def test_cross_entropy_by_hand():
@@ -50,29 +55,34 @@ def test_clean_is_the_mean_cross_entropy_and_does_not_attack():
     """The attack is never called."""
     model = Shift().eval()
     images, target = LOGITS.repeat(3, 1), TARGET.repeat(3, 1)
-    loss = objectives.clean(model, images, target, no_attack)
+    loss = objectives.clean(model, images, target=target, truth=TRUTH, attack=no_attack)
     assert loss.value.item() == pytest.approx(1.4 * math.log(2.0))
     assert torch.equal(loss.logits, images)
 
 
-def test_at_trains_on_the_attacked_images_with_the_soft_target():
-    """AT = CE(q, S(x')), and x' maximises that same loss."""
+OPPOSED = [("truth", 2 * math.log(2.0)), ("target", 1.4 * math.log(2.0))]
+
+
+@pytest.mark.parametrize(("attack_label", "opposed"), OPPOSED, ids=[name for name, _ in OPPOSED])
+def test_at_trains_on_the_attacked_images_with_the_soft_target(attack_label, opposed):
+    """AT = CE(q, S(x')); x' maximises CE(y, S(·)) = ln 4 here, or CE(q, S(·))."""
     seen = []
 
     def attack(loss_of_logits):
         seen.append(loss_of_logits(LOGITS))
         return LOGITS
 
-    loss = objectives.at(Shift().eval(), torch.zeros(1, 3), TARGET, attack)
+    objective, images = objectives.at(attack_label), torch.zeros(1, 3)
+    loss = objective(Shift().eval(), images, target=TARGET, truth=TRUTH, attack=attack)
     assert loss.value.item() == pytest.approx(1.4 * math.log(2.0))
-    assert seen[0].item() == pytest.approx(1.4 * math.log(2.0))
+    assert seen[0].item() == pytest.approx(opposed)
 
 
 def test_trades_by_hand():
     """TRADES = CE(q, S(x)) + beta · KL(S(x) ‖ S(x')) with x' uniform here."""
     kl = math.log(3.0) - 1.5 * math.log(2.0)
     objective = objectives.trades(beta=6.0)
-    loss = objective(Shift().eval(), LOGITS, TARGET, lambda _: torch.zeros(1, 3))
+    loss = objective(Shift().eval(), LOGITS, target=TARGET, truth=TRUTH, attack=to_uniform)
     assert loss.value.item() == pytest.approx(1.4 * math.log(2.0) + 6.0 * kl)
 
 
@@ -84,7 +94,8 @@ def test_trades_attacks_the_divergence_in_evaluation_mode():
         seen.append(loss_of_logits(torch.zeros(1, 3)))
         return torch.zeros(1, 3)
 
-    objectives.trades(beta=6.0)(model, LOGITS.clone().requires_grad_(), TARGET, attack)
+    images = LOGITS.clone().requires_grad_()
+    objectives.trades(beta=6.0)(model, images, target=TARGET, truth=TRUTH, attack=attack)
     assert seen[0].item() == pytest.approx(math.log(3.0) - 1.5 * math.log(2.0))
     assert not seen[0].requires_grad
     assert model.training
@@ -94,6 +105,7 @@ def test_trades_differentiates_both_terms():
     """The gradient reaches the clean logits through the KL term as well (as in the paper)."""
     images = LOGITS.clone().requires_grad_()
     own = functional.softmax(LOGITS, dim=1)  # CE's gradient vanishes at this target
-    loss = objectives.trades(beta=1.0)(Shift().eval(), images, own, lambda _: torch.zeros(1, 3))
+    objective = objectives.trades(beta=1.0)
+    loss = objective(Shift().eval(), images, target=own, truth=TRUTH, attack=to_uniform)
     loss.value.backward()
     assert images.grad.abs().max() > 0.05

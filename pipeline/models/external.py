@@ -37,7 +37,7 @@ def build_timm(name: str, num_classes: int, shape: tuple[int, int, int]) -> nn.M
     ModelError
         When timm has no such network, or it cannot take such images.
     """
-    import timm  # noqa: PLC0415 - takes seconds, and most runs use our own networks
+    import timm
 
     where = f"timm:{name}"
     if ":" in name or not timm.is_model(name):
@@ -70,7 +70,7 @@ def build_torchvision(name: str, num_classes: int, shape: tuple[int, int, int]) 
     ModelError
         When torchvision has no such network, or it cannot take such images.
     """
-    from torchvision import models  # noqa: PLC0415 - as above
+    from torchvision import models
 
     where, names = f"torchvision:{name}", models.list_models(module=models)
     if name not in names:

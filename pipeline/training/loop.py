@@ -18,6 +18,7 @@ from pipeline.training.ema import MovingAverage
 from pipeline.training.interrupt import Interrupted, listen
 from pipeline.training.schedule import learning_rate
 from pipeline.training.state import Progress
+from pipeline.training.targets import onehot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -217,9 +218,14 @@ class Fit:
             )
         )
         target = self._target_of(batch)
+        truth = onehot(batch.labels, self.model.num_classes)
         with autocast(self._device, self._precision):
             return self._objective(
-                self.model, images, target, lambda loss: self._attack(batch, images, loss, epoch)
+                self.model,
+                images,
+                target=target,
+                truth=truth,
+                attack=lambda loss: self._attack(batch, images, loss, epoch),
             )
 
     def _attack(

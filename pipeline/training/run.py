@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pipeline import provenance, rng
-from pipeline.errors import DataError
+from pipeline.errors import DataError, ParamsError
 from pipeline.images.split import validation_mask
 from pipeline.models.checkpoint import save_classifier
 from pipeline.models.classifier import Classifier
@@ -36,16 +36,39 @@ __all__ = [
 ]
 
 
-def split_samples(beton: Beton) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def split_samples(
+    beton: Beton, images: int | None = None, seed: int = 0
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Indices that are trained on, and those held out to choose checkpoints.
+
+    Parameters
+    ----------
+    beton : Beton
+    images : int, optional
+        Train on so many, chosen by the seed; the validation split stays whole.
+    seed : int
+
+    Returns
+    -------
+    tuple of ndarray
+        Ascending; of shape (n,) and (m,), dtype int64.
 
     Raises
     ------
     DataError
         When the validation split takes every sample.
+    ParamsError
+        When there are fewer than `images`.
     """
     held_out = validation_mask(beton.sample_hash, beton.manifest.validation_fraction)
     training, validation = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    if images is not None:
+        if images > len(training):
+            raise ParamsError(
+                "images", "more than there are to train on", expected=len(training), found=images
+            )
+        order = rng.permutation(rng.stream_key(seed, "training-images"), training)
+        training = np.sort(order[:images])
     if not len(training):
         raise DataError(
             beton.path,

@@ -117,7 +117,7 @@ def validate_robustness(
 def _objective(params: TrainParams) -> tuple[Objective, str]:
     if params.objective == "trades":
         return objectives.trades(params.beta), "normal"
-    return objectives.at, "uniform"
+    return objectives.at(params.attack_label), "uniform"
 
 
 def student_fit(

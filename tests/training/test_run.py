@@ -1,0 +1,93 @@
+"""What surrounds a run: samples, initial weights and keys."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import DataError, ParamsError
+from pipeline.images.split import validation_mask
+from pipeline.params import TrainParams
+from pipeline.training.run import new_classifier, run_key, split_samples
+
+PARAMS = TrainParams(architecture="small-cnn-w8", epochs=1, eps=0.1, step_size=0.1)
+
+
+def model(beton, seed=0, role="student", **changes):
+    params = PARAMS.model_copy(update=changes)
+    return new_classifier(params, beton.manifest, seed=seed, role=role, device=torch.device("cpu"))
+
+
+def first_weight(classifier):
+    return next(classifier.parameters()).flatten()[0].item()
+
+
+def test_both_parts_together_are_everything(train_beton):
+    """Training and validation are disjoint and complete, as the hashes say."""
+    training, validation = split_samples(train_beton)
+    both = np.sort(np.concatenate([training, validation]))
+    np.testing.assert_array_equal(both, np.arange(240))
+    assert validation_mask(train_beton.sample_hash, 0.2)[validation].all()
+
+
+def test_a_part_of_the_images_leaves_the_validation_whole(train_beton):
+    """The same seed chooses the same ones, never from the validation split."""
+    whole, validation = split_samples(train_beton)
+    some, same = split_samples(train_beton, 50, seed=3)
+    assert len(some) == 50
+    assert set(some) < set(whole)
+    np.testing.assert_array_equal(same, validation)
+    np.testing.assert_array_equal(some, split_samples(train_beton, 50, seed=3)[0])
+    assert set(some) != set(split_samples(train_beton, 50, seed=4)[0])
+
+
+def test_more_images_than_there_are_is_refused(train_beton):
+    """With how many there are."""
+    with pytest.raises(ParamsError, match="more than there are to train on: expected 1"):
+        split_samples(train_beton, 10_000)
+
+
+def test_nothing_left_to_train_on_is_refused(train_beton, monkeypatch):
+    """A validation fraction close to one."""
+    manifest = train_beton.manifest.model_copy(update={"validation_fraction": 0.999999})
+    object.__setattr__(train_beton, "manifest", manifest)
+    try:
+        with pytest.raises(DataError, match="leaves nothing to train on"):
+            split_samples(train_beton)
+    finally:
+        restored = manifest.model_copy(update={"validation_fraction": 0.2})
+        object.__setattr__(train_beton, "manifest", restored)
+
+
+def test_initial_weights_depend_on_seed_and_role_alone(train_beton):
+    """Not on what was drawn before; student and baseline start from the same weights."""
+    one = first_weight(model(train_beton))
+    torch.rand(10)
+    assert first_weight(model(train_beton, label_kind="onehot")) == one
+    assert first_weight(model(train_beton, seed=1)) != one
+    assert first_weight(model(train_beton, role="teacher")) != one
+
+
+def test_building_a_model_leaves_the_generator_alone(train_beton):
+    """Torch's global generator is where it was."""
+    before = torch.get_rng_state()
+    model(train_beton)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def key(beton, kind="student", labels=None, seed=0, **changes):
+    params = PARAMS.model_copy(update=changes)
+    return run_key(kind, params, beton.manifest, seed=seed, labels=labels)
+
+
+CHANGES = [{"kind": "teacher"}, {"labels": "abc"}, {"seed": 1}, {"epochs": 2}, {"eps": 0.2}]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_what_decides_the_result_changes_the_key(train_beton, change):
+    """Another kind, store, seed or parameter never continues a run."""
+    assert key(train_beton, **change) != key(train_beton)
+
+
+def test_how_often_snapshots_are_taken_does_not(train_beton):
+    """It does not change the result."""
+    assert key(train_beton, snapshot_minutes=1.0) == key(train_beton)
