@@ -23,6 +23,8 @@ main() {
     # Two makes at once: the second waits, and then finds everything done.
     exec 9<.
     flock 9
+    exec 3>/dev/null
+    [[ -n $DRY_RUN ]] && exec 3>&1
     choose_python
     choose_torch_backend
     if is_up_to_date; then
@@ -113,8 +115,10 @@ install_system_packages() {
         sudo -n true 2>/dev/null || advise "${packages[@]}"
         apt=(sudo -n "${apt[@]}")
     fi
-    run "${apt[@]}" update -qq
-    run "${apt[@]}" install -qq --yes --no-install-recommends "${packages[@]}"
+    say "installing them with apt-get, a minute or two"
+    # dpkg's line per package would bury ours; errors still come.
+    run "${apt[@]}" update -qq >&3
+    run "${apt[@]}" install -qq --yes --no-install-recommends "${packages[@]}" >&3
 }
 
 missing_packages() {
