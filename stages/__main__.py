@@ -1,5 +1,15 @@
 """`python -m stages NAME`: what dvc.yaml runs."""
 
+import importlib.util
+import sys
+
+# DVC runs whatever `python` comes first in PATH: when that is the system's, say so at once.
+if importlib.util.find_spec("torch") is None or importlib.util.find_spec("ffcv") is None:
+    sys.exit(
+        f"ltd-pipe: {sys.executable}: this Python lacks ltd-pipe's packages. "
+        "Run 'source .venv/bin/activate' first, or use 'make repro'."
+    )
+
 from stages.cli import main
 
 main()

@@ -1,0 +1,197 @@
+"""dvc.yaml lists just what each stage reads, and DVC does with it what users rely on."""
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.params import Params
+
+ROOT = Path(__file__).parents[1]
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+STAGES = PIPELINE["stages"]
+# What a result cannot depend on: the screen, the command line, and the plumbing below all.
+PLUMBING = {
+    "pipeline/__init__.py",
+    "pipeline/device.py",
+    "pipeline/errors.py",
+    "pipeline/params.py",
+    "pipeline/provenance.py",
+    "pipeline/publish.py",
+    "stages/__init__.py",
+    "stages/fitting.py",
+    "stages/outputs.py",
+    "stages/parameters.py",
+    "stages/progress.py",
+}
+
+
+def code_of(stage):
+    """Files and folders of code that a stage depends on."""
+    return {dep for dep in STAGES[stage]["deps"] if dep.startswith(("pipeline", "stages"))}
+
+
+def module_file(name):
+    """The file of a module of ours, or None."""
+    path = ROOT / name.replace(".", "/")
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if candidate.exists():
+            return candidate
+    return None
+
+
+def imports_of(path):
+    """Modules of ours that a file imports anywhere but for type checking."""
+    tree, names = ast.parse(path.read_text()), set()
+    skipped = {
+        id(child)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for child in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and id(node) not in skipped and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {found for name in names if (found := module_file(name)) and ROOT in found.parents}
+
+
+def closure(path):
+    """All files of ours that a file comes to import, itself included."""
+    seen, waiting = set(), [path]
+    while waiting:
+        current = waiting.pop()
+        if current not in seen:
+            seen.add(current)
+            waiting += imports_of(current)
+    return {file.relative_to(ROOT).as_posix() for file in seen}
+
+
+def command_file(stage):
+    return ROOT / "stages" / f"{STAGES[stage]['cmd'].split('-m stages ')[1].split()[0]}.py"
+
+
+def covered(file, deps):
+    return file in deps or any(file.startswith(f"{dep}/") for dep in deps)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_the_code_that_it_imports(stage):
+    """Every module in its imports is covered by a dependency, or is plumbing."""
+    used = closure(command_file(stage)) - PLUMBING
+    if stage == "report":
+        used.discard("pipeline/rng.py")  # pictures are read in order
+    missing = {file for file in used if not covered(file, code_of(stage))}
+    # The baseline has no store, so that its labels' code cannot reach its result.
+    if stage == "baseline":
+        missing = {file for file in missing if not file.startswith("pipeline/labels/")}
+    assert not missing
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_no_other_code(stage):
+    """Every dependency on code holds something that is imported."""
+    used = closure(command_file(stage))
+    assert [d for d in code_of(stage) if not any(covered(file, {d}) for file in used)] == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_parameters_exist(stage):
+    """Each listed parameter is one of ours."""
+    for name in STAGES[stage]["params"]:
+        section, _, key = name.partition(".")
+        field = Params.model_fields[section]
+        assert not key or key in field.annotation.model_fields
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_code_and_data_that_are_read_are_there(stage):
+    """A dependency is a file of ours or an output of an earlier stage."""
+    outputs = [out for other in STAGES.values() for out in other["outs"] + other.get("metrics", [])]
+    for dep in STAGES[stage]["deps"]:
+        assert (ROOT / dep).exists() or any(
+            dep == out or dep.startswith(f"{out}/") for out in outputs
+        )
+
+
+SMALL = {
+    "teacher": {"epochs": 1, "architecture": "small-cnn-w8"},
+    "train": {"epochs": 1, "architecture": "small-cnn-w8", "attack_steps": 1},
+    "evaluate": {"images": 20, "autoattack": "none", "pgd_steps": 2, "pgd_restarts": 1},
+}
+SMALL["train"]["validation_attack_steps"] = 1
+SMALL["evaluate"]["eps_grid"] = [0, 0.1]
+
+
+def dvc(folder, *words):
+    # DVC starts `python`: the one that runs the tests has to come first.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command, environment = [sys.executable, "-m", "dvc", *words], os.environ | {"PATH": path}
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A fresh copy of the tracked files, small parameters, in a repository of its own."""
+    folder = tmp_path_factory.mktemp("clone")
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file() and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    content = yaml.safe_load((folder / "params.yaml").read_text())
+    for section, changes in SMALL.items():
+        content[section] |= changes
+    (folder / "params.yaml").write_text(yaml.safe_dump(content))
+    for words in (["init"], ["add", "."], ["commit", "-m", "x"]):
+        identity = ["-c", "user.name=x", "-c", "user.email=x@example.com"]
+        subprocess.run(["git", *identity, *words], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+@pytest.mark.slow
+def test_repro_runs_everything_and_then_nothing(clone):
+    """From nothing to the report; the second time, nothing has changed."""
+    dvc(clone, "repro")
+    for name in ("student/model.safetensors", "student/last.safetensors", "labels.zarr"):
+        assert (clone / "data" / name).exists()
+    metrics = json.loads((clone / "data/metrics.json").read_text())
+    assert metrics["n"] == 20
+    assert "<html" in (clone / "data/report.html").read_text()
+    assert "Data and pipelines are up to date." in dvc(clone, "repro")
+
+
+@pytest.mark.slow
+def test_another_label_temperature_leaves_the_teacher_alone(clone):
+    """`dvc exp run -S label.temperature=1.5` re-runs label and what follows, nothing else."""
+    out = dvc(clone, "exp", "run", "-S", "label.temperature=1.5")
+    ran = {name for name in STAGES if f"Running stage '{name}'" in out}
+    assert ran == {"label", "train", "evaluate", "report"}
+
+
+@pytest.mark.slow
+def test_another_objective_is_one_option(clone):
+    """`dvc exp run -S train.objective=trades` works, and metrics can be compared."""
+    out = dvc(clone, "exp", "run", "-S", "train.objective=trades", "train")
+    assert "Running stage 'train'" in out
+    assert "Running stage 'label'" not in out.replace("label.temperature", "")
+    assert "clean_accuracy" in dvc(clone, "metrics", "show")
+
+
+@pytest.mark.slow
+def test_artifacts_plots_and_metrics_are_declared(clone):
+    """What DVC's tools list: three artifacts, plots that draw, metrics that show."""
+    assert set(PIPELINE["artifacts"]) == {"teacher", "soft-labels", "student"}
+    dvc(clone, "plots", "show", "-o", "plots")
+    assert (clone / "plots/index.html").exists()
