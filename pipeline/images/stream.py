@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pipeline.images.ffcv import ffcv_threads, require_ffcv
+from pipeline.errors import DataError
+from pipeline.images.reader import BetonReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +25,7 @@ __all__ = ["Batch", "ImageStream"]
 
 # A data set is kept on the device when it takes at most this share of the free memory.
 _RESIDENT_SHARE = 0.25
+_LOAD_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,12 @@ class ImageStream:
     def __init__(
         self, beton: Beton, device: torch.device, *, resident: bool | None = None, workers: int = 1
     ) -> None:
-        require_ffcv()
         self.device = device
         self._beton, self._workers = beton, workers
+        self._reader: BetonReader | None = None
         self._channels = beton.manifest.shape[0]
         if resident is None:
-            resident = self._size() < _RESIDENT_SHARE * _free_memory(device)
+            resident = _decoded_size(beton) < _RESIDENT_SHARE * _free_memory(device)
         self._resident = self._load() if resident else None
 
     def batches(self, order: NDArray[np.int64], batch_size: int, start: int = 0) -> Iterator[Batch]:
@@ -79,15 +83,25 @@ class ImageStream:
 
         Parameters
         ----------
-        order : ndarray of shape (N,), dtype int64
+        order : ndarray of shape (M,), dtype int64
             Sample indices.
         batch_size : int
         start : int
             Batches to leave out at the beginning.
+
+        Raises
+        ------
+        IndexError
+            When an index is outside the data set.
+        DataError
+            When the beton is no longer the one that was opened.
         """
         order = order[start * batch_size :]
         if not len(order):
             return
+        if order.min() < 0 or order.max() >= self._beton.manifest.num_samples:
+            # FFCV would read whatever memory is there.
+            raise IndexError(f"sample index outside 0…{self._beton.manifest.num_samples - 1}")
         if self._resident is None:
             yield from self._streamed(order, batch_size)
             return
@@ -97,71 +111,56 @@ class ImageStream:
             index = torch.from_numpy(rows).to(self.device)
             yield Batch(images[index], labels[index], index, rows, self._beton.sample_hash[rows])
 
-    def _size(self) -> int:
-        count, (channels, height, width) = (
-            self._beton.manifest.num_samples,
-            (self._beton.manifest.shape),
-        )
-        return count * channels * height * width
-
     def _load(self) -> tuple[torch.Tensor, torch.Tensor]:
-        parts = list(self._streamed(np.arange(self._beton.manifest.num_samples), 1024))
-        images = torch.cat([batch.images for batch in parts])
-        return images, torch.cat([batch.labels for batch in parts])
+        count, shape = self._beton.manifest.num_samples, self._beton.manifest.shape
+        images = torch.empty((count, *shape), dtype=torch.uint8, device=self.device)
+        # FFCV holds five batches in memory.
+        batch_size = max(1, min(1024, _LOAD_BYTES // (3 * shape[1] * shape[2])))
+        for batch in self._streamed(np.arange(count), batch_size):
+            images[batch.index] = batch.images
+        return images, torch.from_numpy(self._beton.labels.astype(np.int64)).to(self.device)
 
     def _streamed(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
-        with ffcv_threads():
-            loader = self._loader(batch_size)
-            loader.traversal_order = _Order(order)
-            loader.first_traversal_order = order
-            epoch = iter(loader)
-        try:
-            for fields in epoch:
-                yield self._batch(fields)
-        finally:
-            epoch.close()
+        if self._reader is None:
+            self._reader = BetonReader(self._beton.path, self._workers)
+        # Closed by hand: a caller that stops early must not wait for garbage collection.
+        with contextlib.closing(self._reader.read(order, batch_size)) as parts:
+            for begin, fields in zip(range(0, len(order), batch_size), parts, strict=True):
+                yield self._batch(fields, order[begin : begin + batch_size])
 
-    def _batch(self, fields: tuple[Any, ...]) -> Batch:
-        image, label, index, hashes = (field.numpy() for field in fields)
+    def _batch(self, fields: tuple[Any, ...], asked: NDArray[np.int64]) -> Batch:
+        image, label, index, hashes = fields
+        self._require_asked(asked, index[:, 0], hashes[:, 0].view(np.uint64))
         # FFCV uses its buffers again: everything is copied before it goes on.
-        pixels = np.ascontiguousarray(image.transpose(0, 3, 1, 2)[:, : self._channels])
-        rows = index[:, 0].astype(np.int64)
+        pixels = np.array(image.transpose(0, 3, 1, 2)[:, : self._channels], order="C")
+        rows = np.array(asked)
         return Batch(
             torch.from_numpy(pixels).to(self.device),
-            torch.from_numpy(label[:, 0].astype(np.int64)).to(self.device),
+            torch.from_numpy(label[:, 0].copy()).to(self.device),
             torch.from_numpy(rows).to(self.device),
             rows,
-            hashes[:, 0].astype(np.int64).view(np.uint64),
+            self._beton.sample_hash[rows],
         )
 
-    def _loader(self, batch_size: int) -> Any:
-        from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
-        from ffcv.loader import Loader, OrderOption
-        from ffcv.transforms import ToTensor
-
-        pipelines = {"image": [SimpleRGBImageDecoder(), ToTensor()]} | {
-            name: [IntDecoder(), ToTensor()] for name in ("label", "index", "sample_hash")
-        }
-        # `order=` with a class of one's own is broken in FFCV 1.0.2: it is set afterwards.
-        return Loader(
-            str(self._beton.path),
-            batch_size=batch_size,
-            num_workers=self._workers,
-            order=OrderOption.SEQUENTIAL,
-            pipelines=pipelines,
-            drop_last=False,
-        )
+    def _require_asked(
+        self,
+        asked: NDArray[np.int64],
+        index: NDArray[np.int64],
+        hashes: NDArray[np.uint64],
+    ) -> None:
+        wrong = (index != asked) | (hashes != self._beton.sample_hash[asked])
+        if wrong.any():
+            row = int(asked[wrong.argmax()])
+            raise DataError(
+                self._beton.path,
+                f"sample {row}: is not the one that was there when the file was opened",
+                remedy="Do not replace a data set while it is read; run it again.",
+            )
 
 
-class _Order:
-    """A traversal order that FFCV asks for at each epoch."""
-
-    def __init__(self, order: NDArray[np.int64]) -> None:
-        self._order = order.astype(np.uint64)
-
-    def sample_order(self, epoch: int) -> NDArray[np.uint64]:
-        del epoch
-        return self._order
+def _decoded_size(beton: Beton) -> int:
+    """Bytes that all images take when decoded."""
+    return beton.manifest.num_samples * math.prod(beton.manifest.shape)
 
 
 def _free_memory(device: torch.device) -> int:
