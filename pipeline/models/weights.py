@@ -59,7 +59,10 @@ def require_file(path: Path) -> None:
 def is_pickle(path: Path) -> bool:
     """Whether the file looks like one of torch.save's or Python's pickles."""
     with path.open("rb") as handle:
-        return handle.read(2).startswith(_PICKLES)
+        head = handle.read(9)
+    # safetensors begins with the length of its JSON, whose bytes may be those of a pickle.
+    is_safetensors = head[4:] == b"\0\0\0\0{"
+    return head.startswith(_PICKLES) and not is_safetensors
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -152,3 +152,19 @@ def test_opening_takes_another_projects_weights(classifier, tmp_path):
     )
     assert model.class_names == ("x", "y", "z")
     assert torch.equal(model(_IMAGES), classifier.raw_logits(_IMAGES))
+
+
+@pytest.mark.parametrize(
+    ("start", "period"), [(b"\x80", 0x100), (b"PK", 0x10000)], ids=["pickle", "zip"]
+)
+def test_a_description_of_any_length_can_be_read(classifier, tmp_path, start, period):
+    """A file begins with its header's length, which must not pass for a pickle's first bytes."""
+    path = tmp_path / "model.safetensors"
+    save_classifier(classifier, path, note="")
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    # Headers are padded to eight bytes, and so are both of these lengths.
+    padding = (int.from_bytes(start, "little") - length) % period
+    save_classifier(classifier, path, note="x" * padding)
+    assert path.read_bytes().startswith(start)
+    assert read_facts(path)["note"] == "x" * padding
+    assert torch.equal(load_classifier(path)(_IMAGES), classifier(_IMAGES))
