@@ -22,7 +22,14 @@ from pipeline.report.scores import Metrics, Score, Scores, Settings
 
 EPS = 0.15
 N = 599
-CLASSES = ("zero", "one", "two", "<script>alert(3)</script>", "four & more", *"56789")
+CLASSES = (
+    "zero",
+    "one",
+    "two, which has a name as long as ImageNet's",
+    "<script>alert(3)</script>",
+    "four & more",
+    *"56789",
+)
 SOFTWARE = {"python": "3.11.9", "torch": "2.15.0"}
 HARDWARE = {"cpu": "A & B processor", "threads": 2}
 PARAMS = {
