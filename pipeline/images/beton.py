@@ -7,7 +7,7 @@ a signed integer, since FFCV has no unsigned one.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from pipeline.errors import DataError, MissingError
 from pipeline.images.decode import resize
 from pipeline.images.ffcv import ffcv_threads, require_ffcv
 from pipeline.images.fingerprint import fingerprint
+from pipeline.images.header import FIELDS, read_samples
 from pipeline.images.manifest import Manifest, manifest_path
 from pipeline.images.survey import common_size, survey, without_bad
 from pipeline.provenance import sha256_file
@@ -30,11 +31,7 @@ if TYPE_CHECKING:
     from pipeline.images.survey import Survey
     from pipeline.params import PrepareParams
 
-__all__ = ["FIELDS", "Beton", "open_beton", "write_beton"]
-
-FIELDS = ("image", "label", "index", "sample_hash")
-_TYPES = {"image": "RGBImageField", "label": "IntField", "index": "IntField"}
-_TYPES["sample_hash"] = "IntField"
+__all__ = ["Beton", "open_beton", "write_beton"]
 
 
 @dataclass(frozen=True)
@@ -182,12 +179,19 @@ def open_beton(path: Path) -> Beton:
         raise DataError(path, "is not a beton", expected="a file")
     manifest = Manifest.beside(path)
     _require_whole(path, manifest)
-    require_ffcv()
-    metadata = _read_metadata(path, manifest)
-    labels = metadata["f1"].astype(np.int32)
-    hashes = metadata["f3"].astype(np.int64).view(np.uint64)
-    if not np.array_equal(metadata["f2"], np.arange(len(labels))):
+    samples = read_samples(path, manifest)
+    labels = samples["f1"].astype(np.int32)
+    hashes = samples["f3"].astype(np.int64).view(np.uint64)
+    if not np.array_equal(samples["f2"], np.arange(len(labels))):
         raise DataError(path, "its indices are not 0, 1, 2, …", remedy=_REMEDY)
+    if samples["f1"].min() < -1 or samples["f1"].max() >= manifest.num_classes:
+        raise DataError(
+            path,
+            "a label names no class",
+            expected=f"-1…{manifest.num_classes - 1}",
+            found=f"{samples['f1'].min()}…{samples['f1'].max()}",
+            remedy=_REMEDY,
+        )
     expected = fingerprint(manifest.class_names, labels, hashes)
     if expected != manifest.fingerprint:
         raise DataError(
@@ -222,41 +226,3 @@ def _require_whole(path: Path, manifest: Manifest) -> None:
             found=found[:16],
             remedy=_REMEDY,
         )
-
-
-def _read_metadata(path: Path, manifest: Manifest) -> Any:
-    """The beton's table of samples, after its header's numbers were held against its size."""
-    with ffcv_threads():
-        from ffcv.reader import Reader
-        from ffcv.types import CURRENT_VERSION, FieldDescType, HeaderType
-
-    start = HeaderType.itemsize + len(FIELDS) * FieldDescType.itemsize
-    with path.open("rb") as handle:
-        head = handle.read(start)
-    if len(head) < start:
-        raise DataError(path, "is not a beton", expected="FFCV's header", remedy=_REMEDY)
-    header = np.frombuffer(head, HeaderType, 1)[0]
-    told = (int(header["version"]), int(header["num_fields"]), int(header["num_samples"]))
-    if told != (CURRENT_VERSION, len(FIELDS), manifest.num_samples):
-        raise DataError(
-            path,
-            "is not a beton of ours: version, fields and samples",
-            expected=(CURRENT_VERSION, len(FIELDS), manifest.num_samples),
-            found=told,
-            remedy=_REMEDY,
-        )
-    _require_fields(path, np.frombuffer(head, FieldDescType, len(FIELDS), HeaderType.itemsize))
-    return Reader(str(path)).metadata
-
-
-def _require_fields(path: Path, descriptions: Any) -> None:
-    from ffcv.types import TYPE_ID_HANDLER
-
-    found = {
-        bytes(row["name"]).rstrip(b"\0").decode(errors="replace"): getattr(
-            TYPE_ID_HANDLER.get(int(row["type_id"])), "__name__", "unknown"
-        )
-        for row in descriptions
-    }
-    if found != _TYPES:
-        raise DataError(path, "has other fields", expected=_TYPES, found=found, remedy=_REMEDY)

@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline.errors import DataError
 from pipeline.images.ffcv import ffcv_threads, require_ffcv
+from pipeline.images.header import FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["BetonReader"]
-
-_FIELDS = ("image", "label", "index", "sample_hash")
 
 
 class BetonReader:
@@ -120,7 +119,7 @@ def _build_loader(path: Path, workers: int) -> Any:
     from ffcv.transforms import ToTensor
     from numba import config as numba_config
 
-    pipelines = {name: [IntDecoder(), ToTensor()] for name in _FIELDS}
+    pipelines = {name: [IntDecoder(), ToTensor()] for name in FIELDS}
     pipelines["image"] = [SimpleRGBImageDecoder(), ToTensor()]
     return Loader(
         str(path),
