@@ -204,15 +204,15 @@ def draw_histogram(name: str, counts: NDArray[np.int64], mean: float) -> str:
         share = 100 * counts / max(int(counts.sum()), 1)
         axes.bar(left, share, width=0.86 * width, align="edge", color=_COLOURS["teacher"])
         axes.axvline(mean, color=_COLOURS["ink"], linewidth=1.4, linestyle=(0, (4, 2)))
-        side = {"ha": "right", "x": -6} if mean > 0.5 else {"ha": "left", "x": 6}
         axes.annotate(
             f"mean {number_text(round(mean, 3))}",
-            (mean, 0.96),
+            (mean, 1),
             xycoords=("data", "axes fraction"),
-            xytext=(side["x"], 0),
+            # Above the axes, where no bar can be behind it.
+            xytext=(0, 4),
             textcoords="offset points",
-            ha=side["ha"],
-            va="top",
+            ha="right" if mean > 0.85 else "left" if mean < 0.15 else "center",
+            va="bottom",
         )
         axes.set_xlim(0, 1)
         axes.grid(visible=False, axis="x")

@@ -35,6 +35,7 @@ __all__ = [
 _PICTURE_BYTES = 1_500_000
 _LARGEST_SIDE = 128
 _BARS = 4
+_SHOWN = 0.0005
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,8 @@ def soft_pictures(
     def picture(image: AmbiguousImage) -> SoftPicture:
         # A stable sort: equal probabilities come in the order of the classes.
         order = np.argsort(-image.soft, kind="stable")[:_BARS]
+        # The first always, then those that are more than 0.0 % when printed.
+        order = order[: max(1, int((image.soft[order] >= _SHOWN).sum()))]
         shares = [float(image.soft[k]) for k in order]
         pixels = image.pixels
         return SoftPicture(

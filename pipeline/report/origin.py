@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from pipeline.report.facts import Facts
     from pipeline.report.runs import Run
-    from pipeline.report.scores import Scores
+    from pipeline.report.scores import AttackSettings, Scores
 
 __all__ = ["Parameter", "Source", "parameter_table", "sources", "version_table"]
 
@@ -35,15 +35,20 @@ class Source:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter, and its value for each model; empty where a model has none such."""
+    """A parameter of several models.
+
+    Attributes
+    ----------
+    name : str
+    values : tuple of str
+        One per model; empty where it has none such.
+    differs : bool
+        Models that should have been made alike differ in it.
+    """
 
     name: str
     values: tuple[str, ...]
-
-    @property
-    def differs(self) -> bool:
-        """Whether the models that have it differ in it."""
-        return len({value for value in self.values if value}) > 1
+    differs: bool
 
 
 def sources(facts: Facts) -> tuple[Source, ...]:
@@ -133,9 +138,7 @@ def _evaluation(title: str, scores: Scores) -> Source:
     entries = [("test images", f"{metrics.n:,}"), ("ε", f"{eps_text(metrics.eps)}, L∞")]
     for attack in settings.attacks:
         step = "" if attack.step_size is None else f", step {eps_text(attack.step_size)}"
-        entries.append(
-            (attack.name, f"{attack.steps} steps, {attack.restarts or 1} restarts{step}")
-        )
+        entries.append((attack.name, f"{_steps(attack)}{step}"))
     if settings.autoattack_version is not None:
         entries.append(("AutoAttack", settings.autoattack_version))
     if settings.seed is not None:
@@ -145,15 +148,25 @@ def _evaluation(title: str, scores: Scores) -> Source:
     return Source(title, tuple(entries))
 
 
+def _steps(attack: AttackSettings) -> str:
+    counts = {"step": attack.steps, "restart": attack.restarts}
+    return ", ".join(
+        f"{count} {what}{'s' if count > 1 else ''}" for what, count in counts.items() if count
+    )
+
+
 def parameter_table(facts: Facts) -> tuple[tuple[str, ...], tuple[Parameter, ...]]:
     """Names of the models, and every parameter that they were trained with."""
     runs = [run for run in (facts.student, facts.baseline, facts.teacher) if run is not None]
     runs = [run for run in runs if run.facts.params]
     names = sorted({name for run in runs for name in run.facts.params})
-    rows = tuple(
-        Parameter(name, tuple(_value(run.facts.params, name) for run in runs)) for name in names
-    )
-    return tuple(run.name for run in runs), rows
+    rows = []
+    for name in names:
+        values = tuple(_value(run.facts.params, name) for run in runs)
+        # The teacher is trained otherwise: only student and baseline are to be alike.
+        pair = {v for v, run in zip(values, runs, strict=True) if run is not facts.teacher}
+        rows.append(Parameter(name, values, differs=len(pair) > 1))
+    return tuple(run.name for run in runs), tuple(rows)
 
 
 def _value(params: Mapping[str, Any], name: str) -> str:
@@ -184,11 +197,11 @@ def version_table(facts: Facts) -> tuple[tuple[str, ...], tuple[Parameter, ...]]
     used["evaluation"] = facts.scores.settings.software
     used = {name: software for name, software in used.items() if software}
     packages = dict.fromkeys(name for software in used.values() for name in software)
-    rows = tuple(
-        Parameter(package, tuple(software.get(package, "") for software in used.values()))
-        for package in packages
-    )
-    return _merged(tuple(used), rows)
+    rows = []
+    for package in packages:
+        versions = tuple(software.get(package, "") for software in used.values())
+        rows.append(Parameter(package, versions, differs=len(set(versions) - {""}) > 1))
+    return _merged(tuple(used), tuple(rows))
 
 
 def _merged(
@@ -198,4 +211,6 @@ def _merged(
     columns = list(zip(*(row.values for row in rows), strict=True))
     if len(set(columns)) != 1 or len(columns) < 2:
         return names, rows
-    return (", ".join(names),), tuple(Parameter(row.name, row.values[:1]) for row in rows)
+    return (", ".join(names),), tuple(
+        Parameter(row.name, row.values[:1], differs=False) for row in rows
+    )

@@ -55,7 +55,7 @@ def duration_text(seconds: float) -> str:
     """Seconds as `48 s`, `3 min 5 s` or `2 h 14 min`."""
     whole = round(seconds)
     if whole < 60:
-        return f"{number_text(seconds) if seconds < 10 else whole}{_NBSP}s"
+        return f"{seconds:.1f}{_NBSP}s" if seconds < 10 else f"{whole}{_NBSP}s"
     if whole < 3600:
         return f"{whole // 60}{_NBSP}min {whole % 60}{_NBSP}s"
     minutes = round(seconds / 60)

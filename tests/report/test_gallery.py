@@ -84,6 +84,12 @@ def test_bars_are_the_largest_classes_and_the_rest_is_kept():
     assert picture.picture == ""
 
 
+def test_a_class_of_no_weight_has_no_bar():
+    """A sure label is one bar, not four of which three say 0.0 %."""
+    soft = np.array([0.99985, 0.0001, 0.00005], dtype=np.float32)
+    assert len(soft_pictures([AmbiguousImage(0, 0, soft)], "abc")[0].bars) == 1
+
+
 def test_an_unlabelled_image_has_no_truth():
     """-1 is not the last class."""
     picture = soft_pictures([AmbiguousImage(0, -1, np.array([0.5, 0.5]))], "ab")[0]

@@ -8,6 +8,7 @@ import pytest
 from run_folders import SOFTWARE
 
 from pipeline.report.origin import parameter_table, sources, version_table
+from pipeline.report.scores import AttackSettings
 
 
 def entries(facts, title):
@@ -58,11 +59,29 @@ def test_what_was_not_recorded_is_said(facts):
 
 
 def test_parameters_that_differ_are_marked(facts):
-    """Only the labels do; a parameter that a model does not have is no difference."""
+    """Only the labels do: the teacher's epochs are its own affair."""
     names, rows = parameter_table(facts)
     assert names == ("student", "baseline", "teacher")
     marked = [row.name for row in rows if row.differs]
-    assert marked == ["epochs", "label_kind"]
+    assert marked == ["label_kind"]
+
+
+@pytest.mark.parametrize(
+    ("attack", "text"),
+    [
+        (
+            AttackSettings(name="PGD", steps=50, restarts=5, step_size=0.01),
+            "50 steps, 5 restarts, step 0.01",
+        ),
+        (AttackSettings(name="PGD", steps=1, restarts=1), "1 step, 1 restart"),
+        (AttackSettings(name="PGD", steps=20), "20 steps"),
+    ],
+)
+def test_an_attack_is_described_as_far_as_it_is_known(facts, attack, text):
+    """Steps, restarts and step size."""
+    settings = facts.scores.settings.model_copy(update={"attacks": (attack,)})
+    measured = replace(facts, scores=replace(facts.scores, settings=settings))
+    assert entries(measured, "Evaluation of the student")["PGD"] == text
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_an_interval_names_its_unit_once():
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0.123, "0.123 s"),
+        (8.139, "8.1 s"),
         (48.4, "48 s"),
         (185, "3 min 5 s"),
         (8040, "2 h 14 min"),
