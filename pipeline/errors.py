@@ -9,6 +9,7 @@ LtdPipeError
 ├── CheckpointError  (ValueError)         weights that are unsafe or do not fit the network
 ├── ModelError       (ValueError)         a model that computes something it must not
 ├── StateError       (ValueError)         a snapshot of an interrupted run that cannot be continued
+├── ResultError      (ValueError)         a result of an earlier stage that is damaged or another run's
 ├── BusyError        (RuntimeError)       another run is writing to the same place
 ├── WriteError       (OSError)            the result could not be written; nothing was published
 └── MachineError     (RuntimeError)       this machine lacks something, and how to get it
@@ -28,6 +29,7 @@ __all__ = [
     "MissingError",
     "ModelError",
     "ParamsError",
+    "ResultError",
     "StateError",
     "StoreError",
     "WriteError",
@@ -108,6 +110,10 @@ class ModelError(LtdPipeError, ValueError):
 
 class StateError(LtdPipeError, ValueError):
     """A snapshot of an interrupted run cannot be continued."""
+
+
+class ResultError(LtdPipeError, ValueError):
+    """A result of an earlier stage is damaged, or belongs to another run."""
 
 
 class BusyError(LtdPipeError, RuntimeError):

@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["exclusive", "replace_tree", "require_free", "staged", "write_json", "write_text"]
+__all__ = [
+    "exclusive",
+    "replace_tree",
+    "require_free",
+    "staged",
+    "unwritable",
+    "write_json",
+    "write_text",
+]
 
 
 @contextlib.contextmanager
@@ -73,6 +81,28 @@ def _refused(target: Path, error: OSError) -> WriteError:
     }
     remedy = remedies.get(error.errno or 0, "Nothing was published.")
     return WriteError(target, f"cannot be written: {error.strerror}", remedy=remedy)
+
+
+def unwritable(target: Path, error: Exception) -> WriteError:
+    """What to raise when a package's own writer failed without saying why.
+
+    Parameters
+    ----------
+    target : Path
+        The file that was to be published.
+    error : Exception
+        The package's.
+
+    Returns
+    -------
+    WriteError
+    """
+    free = shutil.disk_usage(target.parent).free / 2**20
+    return WriteError(
+        target,
+        f"cannot be written ({str(error).splitlines()[0][:120]})",
+        remedy=f"{free:,.0f} MiB are free on that disk. Nothing was published.",
+    )
 
 
 def write_text(target: Path, text: str) -> None:

@@ -80,3 +80,39 @@ def test_a_second_process_is_refused_and_a_killed_one_lets_go(tmp_path):
         holder.send_signal(signal.SIGKILL)
     with exclusive(target):
         pass
+
+
+FULL = """
+import resource, signal, sys, torch
+from pathlib import Path
+from pipeline.errors import WriteError
+from pipeline.models.checkpoint import save_classifier
+from pipeline.models.classifier import Classifier
+from pipeline.models.registry import build
+from pipeline.training.state import Progress, Snapshots
+shape, out = (1, 8, 8), Path(sys.argv[1])
+model = Classifier(
+    build("small-cnn", 2, shape), architecture="small-cnn", class_names=("a", "b"), shape=shape
+)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+for write in (
+    lambda: save_classifier(model, out / "model.safetensors"),
+    lambda: Snapshots(out).save(Progress(), {"weights": torch.zeros(1000, 1000)}),
+):
+    try:
+        write()
+    except WriteError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+def test_checkpoints_and_snapshots_on_a_disk_that_fills_up(tmp_path):
+    """Packages' own writers do not raise OSError: it is a WriteError all the same."""
+    command = [sys.executable, "-c", FULL, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    model, snapshot = done.stdout.splitlines()
+    assert "model.safetensors: cannot be written" in model
+    assert "snapshot.pt: cannot be written" in snapshot
+    assert list(tmp_path.iterdir()) == []

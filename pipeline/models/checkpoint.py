@@ -25,7 +25,7 @@ from pipeline.models.weights import (
     require_finite,
     weights_digest,
 )
-from pipeline.publish import staged
+from pipeline.publish import staged, unwritable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,7 +69,10 @@ def save_classifier(model: Classifier, path: Path, **facts: Any) -> None:
     require_finite(state, path)
     metadata = {KEY: describe(model, weights_digest(state), facts)}
     with staged(path) as beside:
-        safetensors.torch.save_file(state, beside, metadata)
+        try:
+            safetensors.torch.save_file(state, beside, metadata)
+        except safetensors.SafetensorError as error:  # its writer does not say OSError
+            raise unwritable(path, error) from error
 
 
 def load_classifier(path: Path) -> Classifier:

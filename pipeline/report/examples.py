@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.report.results import ResultError
+from pipeline.errors import ResultError
 
 if TYPE_CHECKING:
     from pathlib import Path

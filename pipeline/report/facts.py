@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline.errors import ResultError
 from pipeline.images.manifest import Manifest, manifest_path
 from pipeline.report.examples import Examples, read_examples
-from pipeline.report.results import ResultError
 from pipeline.report.runs import Run, read_run
 from pipeline.report.scores import Scores, read_scores
 from pipeline.report.softness import LabelFacts, read_labels

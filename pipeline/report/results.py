@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from pipeline.errors import LtdPipeError, MissingError
+from pipeline.errors import MissingError, ResultError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,10 +15,6 @@ __all__ = ["Document", "ResultError", "Share", "parse_result", "read_bytes", "re
 
 Result = TypeVar("Result")
 Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class ResultError(LtdPipeError, ValueError):
-    """A result of an earlier stage is damaged, or belongs to another run."""
 
 
 class Document(BaseModel):

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, Field
 
+from pipeline.errors import ResultError
 from pipeline.evaluation.accuracy import wilson_interval
-from pipeline.report.results import Document, ResultError, Share, read_result
+from pipeline.report.results import Document, Share, read_result
 
 if TYPE_CHECKING:
     from pathlib import Path

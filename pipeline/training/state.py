@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.errors import StateError
-from pipeline.publish import staged
+from pipeline.publish import staged, unwritable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,7 +59,10 @@ class Snapshots:
     def save(self, progress: Progress, tensors: dict[str, Any]) -> None:
         """Write the state beside the last one, then rename."""
         with staged(self._file) as beside:
-            torch.save({"progress": asdict(progress), "tensors": tensors}, beside)
+            try:
+                torch.save({"progress": asdict(progress), "tensors": tensors}, beside)
+            except RuntimeError as error:  # torch's writer does not say OSError
+                raise unwritable(self._file, error) from error
 
     def load(self) -> tuple[Progress, dict[str, Any]] | None:
         """The last state, or None when there is none.

@@ -8,8 +8,7 @@ import pytest
 from click.testing import CliRunner
 from run_folders import edit_json
 
-from pipeline.errors import MissingError, WriteError
-from pipeline.report.results import ResultError
+from pipeline.errors import MissingError, ResultError, WriteError
 from stages.report import report
 
 

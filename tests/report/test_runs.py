@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from run_folders import PARAMS, save_model, write_curve, write_json
 
-from pipeline.errors import CheckpointError, MissingError
+from pipeline.errors import CheckpointError, MissingError, ResultError
 from pipeline.provenance import sha256_file
-from pipeline.report.results import ResultError
 from pipeline.report.runs import read_run
 
 

@@ -7,10 +7,9 @@ import json
 import pytest
 from run_folders import EPS, N, edit_json, scores_of
 
-from pipeline.errors import MissingError
+from pipeline.errors import MissingError, ResultError
 from pipeline.evaluation import robustness
 from pipeline.evaluation.accuracy import wilson_interval
-from pipeline.report.results import ResultError
 from pipeline.report.scores import CURVE_ATTACK, Score, read_scores
 
 
