@@ -9,7 +9,7 @@ LtdPipeError
 ├── CheckpointError  (ValueError)         weights that are unsafe or do not fit the network
 ├── ModelError       (ValueError)         a model that computes something it must not
 ├── StateError       (ValueError)         a snapshot of an interrupted run that cannot be continued
-├── ResultError      (ValueError)         a result of an earlier stage that is damaged or another run's
+├── ResultError      (ValueError)         a damaged result of an earlier stage, or another run's
 ├── BusyError        (RuntimeError)       another run is writing to the same place
 ├── WriteError       (OSError)            the result could not be written; nothing was published
 └── MachineError     (RuntimeError)       this machine lacks something, and how to get it

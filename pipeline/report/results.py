@@ -11,7 +11,7 @@ from pipeline.errors import MissingError, ResultError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Document", "ResultError", "Share", "parse_result", "read_bytes", "read_result"]
+__all__ = ["Document", "Share", "parse_result", "read_bytes", "read_result"]
 
 Result = TypeVar("Result")
 Share = Annotated[float, Field(ge=0, le=1)]
