@@ -17,7 +17,7 @@ from pipeline.images.ffcv import ffcv_threads, require_ffcv
 from pipeline.images.fingerprint import fingerprint
 from pipeline.images.header import FIELDS, read_samples
 from pipeline.images.manifest import Manifest, manifest_path
-from pipeline.images.survey import common_size, survey, without_bad
+from pipeline.images.survey import common_size, require_unchanged, survey, without_bad
 from pipeline.provenance import sha256_file
 from pipeline.publish import require_free, staged, write_json
 
@@ -90,7 +90,7 @@ def write_beton(
     height, width = common_size(source, found, params.image_size)
     require_free(path.parent, _estimate(len(source), height, width, params))
     with staged(path) as beside:
-        _encode(source, found, beside, params, progress)
+        _encode(source, found, (height, width), beside, params, progress)
         manifest = Manifest(
             dataset=source.name,
             split=split,
@@ -107,10 +107,23 @@ def write_beton(
     return manifest, skipped
 
 
+# FFCV's bounds of a page, which holds whole images: 2 MiB, and below 4 GiB.
+_MIN_PAGE, _MAX_PAGE = 2**21, 2**31
+
+
+def _page_size(height: int, width: int) -> int:
+    """The smallest page that wastes at most an eighth: larger ones pad small data sets."""
+    return min(_MAX_PAGE, max(_MIN_PAGE, 1 << (8 * 3 * height * width - 1).bit_length()))
+
+
 def _estimate(count: int, height: int, width: int, params: PrepareParams) -> int:
+    """Bytes that the beton will take, or a little more."""
+    image, page = 3 * height * width, _page_size(height, width)
+    pages = -(-count // (page // image))
     # A JPEG of quality 90 takes about a sixth of the raw pixels: a quarter is on the safe side.
-    pixels = 3 * count * height * width
-    return (pixels if params.encoding == "raw" else pixels // 4) + 100 * count + 2**22
+    data = pages * page if params.encoding == "raw" else count * image // 4 + page
+    # Per image, 40 bytes in the table of samples and 24 in that of places.
+    return data + 64 * count + page + 2**13
 
 
 class _Samples:
@@ -124,22 +137,25 @@ class _Samples:
         progress: Callable[[int], None] | None,
     ) -> None:
         self._source, self._size, self._progress = source, size, progress
-        self._labels = source.labels
-        self._hashes = found.sample_hash.view(np.int64)
+        self._labels, self._hashes = source.labels, found.sample_hash
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, i: int) -> tuple[NDArray[np.uint8], int, int, int]:
         image = resize(self._source.decode(i), self._size)
+        # After it was decoded: this hash is what ties the teacher's labels to these pixels.
+        require_unchanged(self._source, i, int(self._hashes[i]))
         if self._progress:
             self._progress(1)
-        return np.ascontiguousarray(image), int(self._labels[i]), int(i), int(self._hashes[i])
+        signed = int(self._hashes.view(np.int64)[i])
+        return np.ascontiguousarray(image), int(self._labels[i]), int(i), signed
 
 
 def _encode(
     source: Source,
     found: Survey,
+    size: tuple[int, int],
     path: Path,
     params: PrepareParams,
     progress: Callable[[int], None] | None,
@@ -152,8 +168,17 @@ def _encode(
         mode = {"raw": "raw", "jpeg": "jpg"}[params.encoding]
         image = RGBImageField(write_mode=mode, jpeg_quality=params.jpeg_quality)
         fields = {"image": image} | {name: IntField() for name in FIELDS[1:]}
-        writer = BetonWriter(str(path), fields, num_workers=params.workers)
-        writer.from_indexed_dataset(_Samples(source, found, params.image_size, progress))
+        # A count that is kept in another process would not be seen in this one.
+        alone = params.workers == 1
+        samples = _Samples(source, found, params.image_size, progress if alone else None)
+        writer = BetonWriter(
+            str(path),
+            fields,
+            num_workers=params.workers,
+            page_size=_page_size(*size),
+            progress=progress,
+        )
+        writer.from_indexed_dataset(samples)
 
 
 def open_beton(path: Path) -> Beton:

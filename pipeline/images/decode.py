@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,15 +40,20 @@ def decode_image(content: bytes, where: str) -> NDArray[np.uint8]:
     if not content:
         raise DataError(where, "is empty (0 bytes)")
     try:
-        with warnings.catch_warnings():
-            # A decompression bomb is refused, not warned of.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.simplefilter("ignore", UserWarning)
-            with Image.open(io.BytesIO(content)) as image:
-                return _to_rgb(image)
+        # Warnings are not caught here: that changes the whole process, and threads call this.
+        with Image.open(io.BytesIO(content)) as image:
+            _require_sane_size(image)
+            return _to_rgb(image)
     except Exception as error:  # Pillow's decoders raise whatever comes to their mind
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(where, f"is not a readable image ({reason[:120]})") from error
+
+
+def _require_sane_size(image: Image.Image) -> None:
+    # Up to twice this limit Pillow only warns of a decompression bomb.
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise ValueError(f"{image.width}×{image.height} are more than {limit:,} pixels")
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:

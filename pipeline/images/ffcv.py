@@ -43,9 +43,10 @@ def require_ffcv() -> None:
         try:
             import ffcv  # noqa: F401
         except Exception as error:  # a missing shared library is an ImportError or an OSError
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             commands = "; ".join(f"{name}: {run}" for name, run in SYSTEM_PACKAGES.items())
             raise MachineError(
                 "ffcv",
-                f"cannot be imported ({str(error).splitlines()[0]})",
+                f"cannot be imported ({reason})",
                 remedy=f"Install its libraries and run set-up again. {commands}.",
             ) from error

@@ -13,7 +13,7 @@ from pipeline.images.decode import resize
 from pipeline.images.fingerprint import fingerprint
 from pipeline.images.manifest import ImageFacts
 from pipeline.images.stream import Batch
-from pipeline.images.survey import common_size, survey, without_bad
+from pipeline.images.survey import common_size, require_unchanged, survey, without_bad
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,6 +59,7 @@ class FolderStream:
         channels, height, width = self.facts.shape
         # Images that are not square are all of one size, and stay as they are.
         image = resize(self._source.decode(int(row)), height if height == width else None)
+        require_unchanged(self._source, int(row), int(self.sample_hash[row]))
         return np.ascontiguousarray(image.transpose(2, 0, 1)[:channels])
 
     def _batch(self, rows: NDArray[np.int64], pixels: NDArray[np.uint8]) -> Batch:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
@@ -100,14 +102,19 @@ class ArraySource:
 
 
 class FolderSource:
-    """One folder per class, as in torchvision's ImageFolder; the order is the sorted paths.
+    """One folder per class, as in torchvision's ImageFolder; by class, then by sorted paths.
+
+    Files and folders whose names begin with a dot are left alone: other programs keep
+    thumbnails and check-points there.
 
     Parameters
     ----------
     folder : Path
-        Holds a folder per class, each holding images at any depth.
+        Holds a folder per class, each holding images at any depth; or, where `class_names` are
+        given, images without class folders, whose labels are then -1.
     class_names : sequence of str, optional
-        The classes that must be there; by default the sub-folders' names, sorted.
+        The classes that must be there, in the order of their labels; by default the
+        sub-folders' names, sorted.
 
     Raises
     ------
@@ -120,21 +127,23 @@ class FolderSource:
 
     def __init__(self, folder: Path, class_names: Sequence[str] | None = None) -> None:
         _require_folder(folder)
-        found = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
-        if not found and class_names is not None and any(_images_below(folder)):
+        found = _class_folders(folder)
+        names = found if class_names is None else tuple(class_names)
+        if not found and class_names is not None:
             # No class folders: the classes are the caller's, the ground truth is unknown.
-            paths, labels = list(_images_below(folder)), None
+            groups, numbers = [_images_below(folder)], np.array([-1])
         else:
             _require_classes(folder, found, class_names)
-            per_class = [list(_images_below(folder / name)) for name in found]
-            _require_images(folder, found, per_class)
-            paths = [path for group in per_class for path in group]
-            labels = np.repeat(np.arange(len(found)), [len(group) for group in per_class])
+            groups, numbers = (
+                [_images_below(folder / name) for name in names],
+                np.arange(len(names)),
+            )
+        _require_images(folder, names, groups)
         self.folder = folder
         self.name = folder.resolve().name
-        self.class_names = tuple(class_names) if class_names is not None else found
-        self.paths = paths
-        self.labels = (np.full(len(paths), -1) if labels is None else labels).astype(np.int32)
+        self.class_names = names
+        self.paths = [path for group in groups for path in group]
+        self.labels = np.repeat(numbers, [len(group) for group in groups]).astype(np.int32)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -161,13 +170,32 @@ class FolderSource:
         return part
 
 
-def _images_below(folder: Path) -> Any:
-    # Sorted at each level; links to folders are not followed, as they can form loops.
-    for root, folders, files in os.walk(folder):
-        folders.sort()
-        for name in sorted(files):
-            if Path(name).suffix.lower() in EXTENSIONS:
-                yield Path(root) / name
+def _class_folders(folder: Path) -> tuple[str, ...]:
+    names = (entry.name for entry in folder.iterdir() if entry.is_dir())
+    found = tuple(sorted(name for name in names if not name.startswith(".")))
+    for name in found:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                folder, "a class folder's name is not UTF-8", found=ascii(name), remedy="Rename it."
+            ) from error
+    return found
+
+
+def _images_below(folder: Path) -> list[Path]:
+    """All images at any depth, sorted by path; links to folders may form loops: not followed."""
+    found = []
+    for root, folders, files in os.walk(folder, onerror=_refuse_unreadable):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        names = (name for name in files if not name.startswith("."))
+        found += [Path(root) / name for name in names if Path(name).suffix.lower() in EXTENSIONS]
+    return sorted(found)
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    # os.walk would pass over such a folder in silence, and its images be missing.
+    raise DataError(error.filename, f"cannot be read: {error.strerror}") from error
 
 
 def _require_folder(folder: Path) -> None:
@@ -183,7 +211,7 @@ def _require_classes(folder: Path, found: tuple[str, ...], expected: Sequence[st
         raise DataError(folder, "has no class folders", remedy=layout)
     if expected is None and len(found) == 1:
         raise DataError(folder, f"has one class only, '{found[0]}'", remedy=layout)
-    if expected is not None and tuple(expected) != found:
+    if expected is not None and set(expected) != set(found):
         differing = sorted(set(expected) ^ set(found))
         raise DataError(
             folder,
@@ -197,7 +225,7 @@ def _require_images(folder: Path, names: tuple[str, ...], groups: list[list[Path
     kinds = ", ".join(sorted(EXTENSIONS))
     if not any(groups):
         raise DataError(folder, "has no images", expected=f"files ending in {kinds}")
-    empty = [name for name, group in zip(names, groups, strict=True) if not group]
+    empty = [name for name, group in zip(names, groups, strict=False) if not group]
     if empty:
         raise DataError(
             folder / empty[0],
@@ -263,14 +291,34 @@ def _cifar(params: PrepareParams, split: Split) -> ArraySource:
 
     root = Path(params.path or "data/raw")
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[params.dataset]
+    there = (root / kind.base_folder).exists()
     try:
-        # torchvision unpickles the archive only after its MD5 sum was found right.
-        content = kind(str(root), train=split == "train", download=params.download)
+        # torchvision unpickles the archive only after its MD5 sum was found right. Its words on
+        # the way are not ours.
+        with contextlib.redirect_stdout(io.StringIO()):
+            content = kind(str(root), train=split == "train", download=params.download)
     except Exception as error:  # a download fails in many ways, a corrupt archive in another
-        raise MissingError(
-            root,
-            f"{params.dataset} is not there or is damaged ({str(error).splitlines()[0]})",
-            remedy="Put torchvision's archive there, or set prepare.download: true.",
-        ) from error
+        raise _cifar_refused(params, root, there, error) from error
     labels = np.asarray(content.targets, dtype=np.int32)
     return ArraySource(params.dataset, tuple(content.classes), content.data, labels)
+
+
+def _cifar_refused(params: PrepareParams, root: Path, there: bool, error: Exception) -> Exception:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    if there:
+        return DataError(
+            root,
+            f"{params.dataset} is damaged or incomplete ({reason})",
+            remedy="Remove it and put torchvision's archive there again.",
+        )
+    if params.download:
+        return MissingError(
+            root,
+            f"{params.dataset} is not there and cannot be downloaded ({reason})",
+            remedy="Put torchvision's archive there, or try again when there is a connection.",
+        )
+    return MissingError(
+        root,
+        f"{params.dataset} is not there",
+        remedy="Put torchvision's archive there, or set prepare.download: true.",
+    )

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
     from pipeline.images.sources import Source
 
-__all__ = ["Survey", "common_size", "survey", "without_bad"]
+__all__ = ["Survey", "common_size", "require_unchanged", "survey", "without_bad"]
+
+# An image of this size takes 192 MiB; FFCV, which holds five batches, needs far smaller ones.
+_MAX_SIDE = 8192
 
 
 @dataclass(frozen=True)
@@ -94,19 +97,53 @@ def without_bad(source: Source, found: Survey, *, skip: bool) -> tuple[Source, S
         return source, found, []
     reasons = [reason for _, reason in found.bad]
     if not skip:
-        more = f" And {len(reasons) - 1} more." if len(reasons) > 1 else ""
         raise DataError(
             source.where(found.bad[0][0]),
             f"is not usable: {reasons[0].split(': ', 1)[-1].rstrip('.')}",
-            remedy=f"Remove or mend it, or pass --skip-bad.{more}",
+            remedy="Remove or mend it, or pass --skip-bad." + _others(source, found),
         )
     keep = np.setdiff1d(np.arange(len(source)), [i for i, _ in found.bad])
     part = source.take(keep)
-    lost = set(range(len(source.class_names))) - set(part.labels.tolist())
-    if lost and -1 not in lost:
+    if not len(part):
+        raise DataError(source.name, "has no readable image")
+    lost = set(source.labels.tolist()) - set(part.labels.tolist())
+    if lost:
         name = source.class_names[min(lost)]
         raise DataError(source.name, f"class '{name}' has no readable image")
     return part, Survey(found.sample_hash[keep], found.sizes[keep], []), reasons
+
+
+def _others(source: Source, found: Survey) -> str:
+    """A sentence on the bad images after the first, the next two by name."""
+    others = [source.where(i) for i, _ in found.bad[1:]]
+    if not others:
+        return ""
+    rest = f" and {len(others) - 2} more" if len(others) > 2 else ""
+    return f" The same is true of {', '.join(others[:2])}{rest}."
+
+
+def require_unchanged(source: Source, i: int, expected: int) -> None:
+    """Refuse an image that is not the one that was surveyed.
+
+    Parameters
+    ----------
+    source : Source
+    i : int
+        Which image.
+    expected : int
+        Its hash in the survey.
+
+    Raises
+    ------
+    DataError
+        When its file was changed since.
+    """
+    if sample_hash(source.raw(i)) != expected:
+        raise DataError(
+            source.where(i),
+            "was changed while the images were read",
+            remedy="Run it again when nothing else writes there.",
+        )
 
 
 def common_size(source: Source, found: Survey, image_size: int | None) -> tuple[int, int]:
@@ -115,10 +152,19 @@ def common_size(source: Source, found: Survey, image_size: int | None) -> tuple[
     Raises
     ------
     DataError
-        When they differ and are not to be resized, naming two that do.
+        When they differ and are not to be resized, naming two that do; or are too large.
     """
     if image_size is not None:
         return image_size, image_size
+    if found.sizes.max() > _MAX_SIDE:
+        i = int(found.sizes.max(axis=1).argmax())
+        raise DataError(
+            source.where(i),
+            "is too large",
+            expected=f"at most {_MAX_SIDE:,} pixels a side",
+            found=f"{found.sizes[i][1]}×{found.sizes[i][0]}",
+            remedy="Pass --image-size to resize them all.",
+        )
     different = np.flatnonzero((found.sizes != found.sizes[0]).any(axis=1))
     height, width = (int(side) for side in found.sizes[0])
     if len(different):

@@ -14,7 +14,7 @@ import traceback
 from ctypes import c_uint64
 from multiprocessing import Process, Queue, Value
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ffcv.memory_allocator import MemoryAllocator
 from ffcv.utils import align_to_page
@@ -22,17 +22,39 @@ from ffcv.writer import DatasetWriter, worker_job_indexed_dataset
 
 from pipeline.errors import WriteError
 
-__all__ = ["BetonWriter"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-# FFCV's smallest page, 2 MiB: a larger one pads small data sets with megabytes of zeros.
-_PAGE = 1 << 21
+__all__ = ["BetonWriter"]
 
 
 class BetonWriter(DatasetWriter):  # type: ignore[misc]
-    """Writes an indexable data set; see `ffcv.writer.DatasetWriter`."""
+    """Writes an indexable data set; see `ffcv.writer.DatasetWriter`.
 
-    def __init__(self, fname: str, fields: dict[str, Any], num_workers: int) -> None:
-        super().__init__(fname, fields, page_size=_PAGE, num_workers=num_workers)
+    Parameters
+    ----------
+    fname : str
+    fields : dict of str to ffcv.fields.Field
+    num_workers : int
+        With 1 this process does the work.
+    page_size : int
+        Bytes, a power of two; no image may be longer.
+    progress : callable, optional
+        Called with the number of images just written; with 1 worker it is the data set's
+        matter to count.
+    """
+
+    def __init__(
+        self,
+        fname: str,
+        fields: dict[str, Any],
+        *,
+        num_workers: int,
+        page_size: int,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        super().__init__(fname, fields, page_size=page_size, num_workers=num_workers)
+        self._progress = progress
 
     def _write_common(
         self, num_samples: int, queue_content: Any, work_fn: Any, extra_worker_args: Any
@@ -82,7 +104,8 @@ class BetonWriter(DatasetWriter):  # type: ignore[misc]
         for chunk in [*chunks, *[None] * self.num_workers]:
             work.put(chunk)
         allocations: Any = Queue()
-        job = self._job(work, Value(c_uint64, 0), allocations, extra)
+        done = Value(c_uint64, 0)
+        job = self._job(work, done, allocations, extra)
         workers = [
             Process(target=worker_job_indexed_dataset, args=job, daemon=True)
             for _ in range(self.num_workers)
@@ -90,18 +113,23 @@ class BetonWriter(DatasetWriter):  # type: ignore[misc]
         for worker in workers:
             worker.start()
         try:
-            return self._collect(workers, allocations)
+            return self._collect(workers, allocations, done)
         finally:
             for worker in workers:
                 worker.terminate()
 
-    def _collect(self, workers: list[Process], allocations: Any) -> list[Any]:
+    def _collect(self, workers: list[Process], allocations: Any, done: Any) -> list[Any]:
         parts: list[Any] = []
+        told = 0
         while len(parts) < len(workers):
             try:
                 parts.append(allocations.get(timeout=0.2))
             except queue.Empty:
                 self._require_alive(workers)
+            now = int(done.value)
+            if self._progress and now > told:
+                self._progress(now - told)
+            told = now
         return [entry for part in parts for entry in part]
 
     def _require_alive(self, workers: list[Process]) -> None:

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from pipeline.errors import DataError, MissingError
-from pipeline.images.beton import open_beton, write_beton
+from pipeline.images.beton import _estimate, open_beton, write_beton
 from pipeline.images.decode import resize
 from pipeline.images.manifest import Manifest
-from pipeline.images.sources import open_source
+from pipeline.images.sources import ArraySource, open_source
 from pipeline.images.stream import ImageStream
+from pipeline.params import PrepareParams
 
 from .conftest import picture
 
@@ -230,7 +231,7 @@ import resource, signal, sys
 from pathlib import Path
 from pipeline.errors import WriteError
 from pipeline.images.beton import write_beton
-from pipeline.images.sources import open_source
+from pipeline.images.sources import ArraySource, open_source
 from pipeline.params import PrepareParams
 params = PrepareParams(dataset="folder", path=sys.argv[1], workers=int(sys.argv[3]))
 source = open_source(params, "train")
@@ -262,3 +263,65 @@ def test_the_manifest_says_what_is_in_it(beton):
     assert (manifest.num_samples, manifest.class_names) == (12, ("cat", "dog"))
     assert (manifest.shape, manifest.split, manifest.dataset) == ((3, 12, 12), "train", "photos")
     assert manifest.size == beton.stat().st_size
+
+
+@pytest.mark.parametrize("size", [(840, 900), (5, 2000)], ids=["2.2 MB", "long"])
+@pytest.mark.parametrize("encoding", ["raw", "jpeg"])
+def test_large_images_fit_into_a_page(tmp_path, size, encoding):
+    """FFCV refuses an image that is longer than its page."""
+    params = PrepareParams(dataset="digits", encoding=encoding)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, *size, 3), dtype=np.uint8)
+    source = ArraySource("noise", ("a", "b"), pixels, np.array([0, 1, 0], dtype=np.int32))
+    write_beton(source, tmp_path / "x.beton", params, "train")
+    stream = ImageStream(open_beton(tmp_path / "x.beton"), CPU, resident=False)
+    images = next(stream.batches(np.arange(3), 3)).images.permute(0, 2, 3, 1).numpy()
+    assert images.shape == pixels.shape
+    if encoding == "raw":
+        np.testing.assert_array_equal(images, pixels)
+
+
+def test_the_estimate_of_the_size_is_close(beton, params):
+    """Free space is asked for by it: never too little, and no more than 5 MiB too much."""
+    estimate = _estimate(12, 12, 12, params)
+    assert 0 <= estimate - beton.stat().st_size < 5 * 2**20
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_progress_counts_each_image_twice(params, tmp_path, workers):
+    """Read, then written, in this process or in others."""
+    counts = []
+    params = params.model_copy(update={"workers": workers})
+    source = open_source(params, "train")
+    write_beton(source, tmp_path / "train.beton", params, "train", counts.append)
+    assert sum(counts) == 2 * 12
+
+
+def test_an_image_that_changes_meanwhile_is_refused(params, photos, tmp_path):
+    """Its hash would otherwise vouch for pixels that the teacher never saw."""
+
+    def change_after_the_survey(count):
+        (photos / "train/dog/5.png").write_bytes(picture(77))
+
+    source = open_source(params, "train")
+    with pytest.raises(DataError, match=r"dog/5.png: was changed while the images were read"):
+        write_beton(source, tmp_path / "out/x.beton", params, "train", change_after_the_survey)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_three_bad_images_are_named_and_all_are_counted(params, photos, tmp_path):
+    """Who has to mend them can start."""
+    for i in range(5):
+        (photos / f"train/cat/{i}.png").write_bytes(b"")
+    message = (
+        r"cat/0.png: is not usable.* The same is true of \S+cat/1.png, \S+cat/2.png and 2 more"
+    )
+    with pytest.raises(DataError, match=message):
+        write(params, tmp_path / "train.beton")
+
+
+def test_a_side_beyond_what_ffcv_can_read_is_refused(tmp_path):
+    """FFCV keeps sides in 16 bits, and five batches in memory."""
+    pixels = np.zeros((1, 1, 9000, 3), dtype=np.uint8)
+    source = ArraySource("strip", ("a", "b"), pixels, np.zeros(1, dtype=np.int32))
+    with pytest.raises(DataError, match="strip image 0: is too large: expected at most 8,192"):
+        write_beton(source, tmp_path / "x.beton", PrepareParams(dataset="digits"), "train")

@@ -1,6 +1,8 @@
 """Image files of all kinds become RGB pixels, or a clear refusal."""
 
 import io
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -76,3 +78,20 @@ def test_no_size_leaves_the_image_alone():
     image = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
     assert resize(image, None) is image
     assert resize(image, 9) is image
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("limit", [50, 100], ids=["Pillow refuses", "Pillow only warns"])
+def test_a_decompression_bomb_is_refused(monkeypatch, limit):
+    """A small file can hold more pixels than there is memory: these are 144."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(DataError, match="x: is not a readable image .*144|12×12"):
+        decode_image(picture(0), "x")
+
+
+def test_decoding_in_threads_leaves_the_warning_filters_alone():
+    """They belong to the process: changed in two threads at once, they stay changed."""
+    before, content = list(warnings.filters), picture(0, (64, 64))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: decode_image(content, "x"), range(2000)))
+    assert list(warnings.filters) == before

@@ -1,6 +1,7 @@
 """Sources: what they accept, in which order, and what they refuse."""
 
 import hashlib
+import os
 import pickle
 
 import numpy as np
@@ -9,6 +10,7 @@ from torchvision import datasets
 
 from pipeline.errors import DataError, MissingError
 from pipeline.images.sources import FolderSource, open_source
+from pipeline.images.survey import survey, without_bad
 from pipeline.params import PrepareParams
 
 from .conftest import picture
@@ -25,13 +27,15 @@ def test_digits_are_split_without_overlap():
 
 
 def test_a_folder_is_read_in_sorted_order(photos):
-    """Classes by name, images by path, labels accordingly."""
+    """Classes by name, images by path at any depth, labels accordingly."""
+    (photos / "train/cat/0.png").rename(photos / "train/cat/z.png")
+    (photos / "train/cat/a").mkdir()
+    (photos / "train/cat/a/9.png").write_bytes(picture(1))
     source = FolderSource(photos / "train")
-    names = [path.relative_to(photos / "train").as_posix() for path in source.paths]
-    assert names == sorted(names)
+    assert source.paths == sorted(source.paths)
     assert source.class_names == ("cat", "dog")
-    assert source.labels.tolist() == [0] * 6 + [1] * 6
-    assert source.where(0).endswith("train/cat/0.png")
+    assert source.labels.tolist() == [0] * 7 + [1] * 6
+    assert source.where(6).endswith("train/cat/z.png")
 
 
 def test_what_is_no_image_by_its_name_is_left_alone(photos):
@@ -57,6 +61,50 @@ def test_images_without_class_folders_have_unknown_labels(photos):
     """With class names given, a flat folder is read with label -1."""
     source = FolderSource(photos / "train/cat", ("cat", "dog"))
     assert source.labels.tolist() == [-1] * 6
+
+
+def test_a_flat_folder_with_a_bad_image_can_be_used(photos):
+    """Without ground truth no class can be lost; without any image nothing is left."""
+    folder = photos / "train/cat"
+    (folder / "0.png").write_bytes(b"")
+    source = FolderSource(folder, ("cat", "dog"))
+    part, found, skipped = without_bad(source, survey(source), skip=True)
+    assert (len(part), len(found.sample_hash), len(skipped)) == (5, 5, 1)
+    for path in folder.iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="cat: has no readable image"):
+        without_bad(source, survey(source), skip=True)
+
+
+def test_class_names_give_the_labels(photos):
+    """A teacher's classes in its own order: the labels are its outputs' numbers."""
+    source = FolderSource(photos / "train", ("dog", "cat"))
+    assert source.class_names == ("dog", "cat")
+    assert {
+        path.parent.name: label for path, label in zip(source.paths, source.labels, strict=True)
+    } == {
+        "dog": 0,
+        "cat": 1,
+    }
+
+
+def test_hidden_files_and_folders_are_left_alone(photos):
+    """Neither a notebook's check-points nor a file manager's shadows are images or classes."""
+    for folder in (photos / "train/.ipynb_checkpoints", photos / "train/cat/.thumbnails"):
+        folder.mkdir()
+        (folder / "x.png").write_bytes(picture(1))
+    (photos / "train/cat/._0.png").write_bytes(b"\0\5\x16\7")
+    source = FolderSource(photos / "train")
+    assert (len(source), source.class_names) == (12, ("cat", "dog"))
+
+
+def test_a_link_that_leads_nowhere_is_a_bad_image(photos):
+    """It is not passed over in silence: somebody thinks that there is an image."""
+    (photos / "train/cat/7.png").symlink_to(photos / "nowhere.png")
+    (photos / "train/cat/8.png").symlink_to(photos / "train/cat/8.png")
+    source = FolderSource(photos / "train")
+    assert len(source) == 14
+    assert [i for i, _ in survey(source).bad] == [6, 7]
 
 
 def empty(root):
@@ -87,7 +135,23 @@ def no_classes(root):
         (root / "train" / name).rename(root / name)
 
 
+def not_utf8(root):
+    (root / "train" / os.fsdecode(b"caf\xe9")).mkdir()
+
+
+def flat_without_images(root):
+    empty(root)
+    no_classes(root)
+
+
 REFUSED = [
+    (
+        not_utf8,
+        "train",
+        DataError,
+        r"train: a class folder's name is not UTF-8: found 'caf\\udce9'",
+    ),
+    (flat_without_images, "train", DataError, "train: has no class folders"),
     (empty, "train", DataError, "train: has no images: expected files ending in .bmp, .jpeg"),
     (one_class, "train", DataError, "has one class only, 'cat'"),
     (empty_class, "train", DataError, "train/elk: class without images"),
@@ -150,5 +214,25 @@ def test_a_damaged_cifar_is_refused_before_it_is_unpickled(cifar, tmp_path):
     """A changed archive fails torchvision's MD5 check; its pickle is never loaded."""
     path = tmp_path / "cifar-10-batches-py/data_batch_1"
     path.write_bytes(path.read_bytes() + b"x")
-    with pytest.raises(MissingError, match="cifar10 is not there or is damaged"):
+    with pytest.raises(DataError, match="cifar10 is damaged or incomplete"):
         open_source(cifar, "train")
+
+
+def test_a_cifar_that_is_not_there_is_named(tmp_path):
+    """With what to do."""
+    params = PrepareParams(dataset="cifar100", path=str(tmp_path / "raw"), download=False)
+    with pytest.raises(MissingError, match=r"raw: cifar100 is not there. Put .*download: true"):
+        open_source(params, "test")
+
+
+@pytest.mark.parametrize("reason", ["no route to host", ""])
+def test_a_download_that_fails_is_one_line(tmp_path, monkeypatch, reason):
+    """Even when the error has no words."""
+
+    def refuse(*_arguments, **_options):
+        raise OSError(reason)
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", refuse)
+    params = PrepareParams(dataset="cifar10", path=str(tmp_path))
+    with pytest.raises(MissingError, match=f"cannot be downloaded .{reason or 'OSError'}.. Put"):
+        open_source(params, "train")
