@@ -150,6 +150,7 @@ def _open_folder(
             image_size=foreign.image_size or size,
             channels=channels,
             device=device,
+            split=source.split,
             skip_bad=skip_bad,
             progress=progress,
         )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pipeline.images.sources import Source
+    from pipeline.images.sources import Source, Split
 
 __all__ = ["FolderStream", "open_folder"]
 
@@ -79,6 +79,7 @@ def open_folder(
     image_size: int | None,
     channels: Literal[1, 3],
     device: torch.device,
+    split: Split = "train",
     skip_bad: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[FolderStream, list[str]]:
@@ -92,6 +93,8 @@ def open_folder(
     channels : int
         1 or 3.
     device : torch.device
+    split : str
+        Which part of the data set they are.
     skip_bad : bool
         Leave unreadable images out.
     progress : callable, optional
@@ -111,7 +114,7 @@ def open_folder(
     height, width = common_size(source, found, image_size)
     facts = ImageFacts(
         dataset=source.name,
-        split="train",
+        split=split,
         num_samples=len(source),
         class_names=source.class_names,
         shape=(channels, height, width),

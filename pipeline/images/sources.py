@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import os
 from dataclasses import dataclass
@@ -140,7 +141,7 @@ class FolderSource:
             )
         _require_images(folder, names, groups)
         self.folder = folder
-        self.name = folder.resolve().name
+        self.name, self.split = _name_and_split(folder.resolve())
         self.class_names = names
         self.paths = [path for group in groups for path in group]
         self.labels = np.repeat(numbers, [len(group) for group in groups]).astype(np.int32)
@@ -163,8 +164,7 @@ class FolderSource:
 
     def take(self, keep: NDArray[np.int64]) -> FolderSource:
         """See `Source.take`."""
-        part = object.__new__(FolderSource)
-        part.folder, part.name, part.class_names = self.folder, self.name, self.class_names
+        part = copy.copy(self)
         part.paths = [self.paths[i] for i in keep]
         part.labels = self.labels[keep]
         return part
@@ -233,6 +233,12 @@ def _require_images(folder: Path, names: tuple[str, ...], groups: list[list[Path
             expected=f"files ending in {kinds}",
             remedy="Add images or remove the folder.",
         )
+
+
+def _name_and_split(folder: Path) -> tuple[str, Split]:
+    # photos/train is the data set photos, so that its labels are those of photos' beton.
+    split: Split = "test" if folder.name in _TEST_FOLDERS else "train"
+    return (folder.parent.name if folder.name in {"train", *_TEST_FOLDERS} else folder.name), split
 
 
 def open_source(params: PrepareParams, split: Split) -> Source:

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field
 
-from pipeline.errors import MissingError
+from pipeline.errors import MissingError, ResultError
 from pipeline.models.checkpoint import read_facts
 from pipeline.provenance import sha256_file
 from pipeline.report.results import (
     Document,
-    ResultError,
     Share,
     parse_result,
     read_bytes,

@@ -9,7 +9,10 @@ import sys
 from dataclasses import dataclass
 
 import pytest
+from PIL import Image
 
+from pipeline.images.sources import open_source
+from pipeline.params import PrepareParams
 from stages.cli import main
 
 PARAMS = """
@@ -79,5 +82,22 @@ def project(finished, tmp_path, monkeypatch):
     """A copy of the finished pipeline, as the working directory."""
     folder = tmp_path / "project"
     shutil.copytree(finished, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """Digits as PNG files in class folders, with parameters for them, as working directory."""
+    folder = tmp_path / "pictures"
+    for split in ("train", "test"):
+        source = open_source(PrepareParams(dataset="digits", channels=1), split)
+        for i in range(60):
+            place = folder / "photos" / split / f"digit-{source.labels[i]}" / f"{i}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(source.images[i]).save(place)
+    (folder / "params.yaml").write_text(
+        PARAMS.replace("dataset: digits", "dataset: folder, path: photos")
+    )
     monkeypatch.chdir(folder)
     return folder

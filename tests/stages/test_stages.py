@@ -283,3 +283,36 @@ def test_a_model_of_other_classes_is_not_evaluated(ltd_pipe, project):
     assert outcome.code == 1
     assert "number of classes: expected 2 by the model, found 10" in outcome.err
     assert not Path("new.json").exists()
+
+
+def test_a_folder_is_labelled_as_its_beton_is(ltd_pipe, pictures):
+    """Straight from the files or through a beton: the same store, to the byte."""
+    assert ltd_pipe("prepare").code == 0
+    assert ltd_pipe("teacher", "--epochs", "1").code == 0
+    assert ltd_pipe("label", "--teacher", TEACHER).code == 0
+    words = ["label", "--teacher", TEACHER, "--data", "photos/train", "--out", "folder.zarr"]
+    outcome = ltd_pipe(*words)
+    assert outcome.code == 0, outcome.err
+    assert digest("folder.zarr") == digest("data/labels.zarr")
+
+
+def test_a_bad_image_stops_prepare_and_label(ltd_pipe, pictures):
+    """It is named, nothing is written, and --skip-bad goes on."""
+    bad = next(Path("photos/train/digit-3").iterdir())
+    bad.write_bytes(b"")
+    outcome = ltd_pipe("prepare")
+    assert outcome.code == 1
+    assert f"{bad}: is not usable: is empty (0 bytes)" in outcome.err
+    assert not Path("data/train.beton").exists()
+    outcome = ltd_pipe("prepare", "--skip-bad")
+    assert outcome.code == 0
+    assert "59 images" in outcome.out
+    assert str(bad) in outcome.err
+
+
+def test_a_folder_that_is_not_there_is_named(ltd_pipe, pictures):
+    """One line, and no data folder is left behind."""
+    outcome = ltd_pipe("prepare", "--path", "nowhere", "--out", "new")
+    assert outcome.code == 1
+    assert "nowhere: no such folder" in outcome.err
+    assert not list(Path("new").glob("*.beton*"))
