@@ -179,7 +179,8 @@ install_python_packages() {
     [[ -t 2 ]] || target+=(--quiet)
     [[ -n $TORCH_BACKEND ]] && resolve_for_torch_backend
     say "installing the packages of $PINS"
-    run "$VENV/bin/uv" pip sync "${target[@]}" "${OPTIONS[@]}" "$PINS" ||
+    # Without byte code every process would start 5 s later where Python may not write its own.
+    run "$VENV/bin/uv" pip sync "${target[@]}" --compile-bytecode "${OPTIONS[@]}" "$PINS" ||
         stop "some packages did not install." \
             "If it was ffcv: it needs a C++ compiler, OpenCV and libjpeg-turbo with headers;" \
             "on Debian and Ubuntu: sudo apt-get install libopencv-dev libturbojpeg0-dev pkg-config g++"
