@@ -22,7 +22,7 @@ class _Screen(Watcher):
     """A progress bar for the steps; dvclive's plots for the epochs."""
 
     def __init__(self, description: str, total: int, live: Path) -> None:
-        self._progress, self._live = bar(), live
+        self._progress, self._live, self._validated = bar(), live, ""
         self._task = self._progress.add_task(description, total=total, note="")
 
     def __enter__(self) -> _Screen:
@@ -38,20 +38,25 @@ class _Screen(Watcher):
         self._progress.stop()
 
     def step(self, done: int, total: int, loss: float, accuracy: float, rate: float) -> None:
-        note = f"loss {loss:.3f}  accuracy {accuracy:.1%}  {rate:,.0f} images/s"
+        note = f"loss {loss:.3f}  accuracy {accuracy:.1%}  {self._validated}{rate:,.0f} images/s"
         self._progress.update(self._task, completed=done, total=total, note=note)
 
     def epoch(self, history: list[dict[str, float]]) -> None:
         _write_plots(history, self._live)
         row = history[-1]
-        measures = "  ".join(
-            f"{name.rpartition('/')[2].replace('_', ' ')} {value:.1%}"
-            for name, value in row.items()
-            if name.startswith("validation/")
-        )
+        measures = _measures(row)
+        self._validated = f"validation: {measures}  " if measures else self._validated
         self._progress.console.print(
             f"epoch {row['epoch'] + 1}  loss {row['train/loss']:.3f}  {measures}", highlight=False
         )
+
+
+def _measures(row: dict[str, float]) -> str:
+    return "  ".join(
+        f"{name.rpartition('/')[2].replace('_', ' ')} {value:.1%}"
+        for name, value in row.items()
+        if name.startswith("validation/")
+    )
 
 
 def _write_plots(history: list[dict[str, float]], live: Path) -> None:

@@ -316,3 +316,54 @@ def test_a_folder_that_is_not_there_is_named(ltd_pipe, pictures):
     assert outcome.code == 1
     assert "nowhere: no such folder" in outcome.err
     assert not list(Path("new").glob("*.beton*"))
+
+
+def test_fresh_starts_over_and_replaces(ltd_pipe, project):
+    """--fresh trains anew, to the same bits, where a finished run would be refused."""
+    before = digest("data/student/model.safetensors")
+    assert ltd_pipe("train").code == 1
+    outcome = ltd_pipe("train", "--fresh")
+    assert outcome.code == 0, outcome.err
+    assert digest("data/student/model.safetensors") == before
+
+
+def test_a_baseline_needs_no_store(ltd_pipe, project):
+    """One-hot training does not open the labels, and says in its facts that it had none."""
+    shutil.rmtree("data/labels.zarr")
+    outcome = ltd_pipe("train", "--label-kind", "onehot", "--out", "data/baseline")
+    assert outcome.code == 0, outcome.err
+    assert read_facts(Path("data/baseline/model.safetensors"))["labels"] is None
+
+
+def test_the_store_is_looked_into(ltd_pipe, project):
+    """`store info` names identity, teacher and softness; `verify` what was checked."""
+    store = SoftLabels.open(Path("data/labels.zarr"))
+    assert store.identity in ltd_pipe("store", "info", "data/labels.zarr", "--json").out
+    outcome = ltd_pipe("store", "info", "data/labels.zarr")
+    assert "small-cnn-w8" in outcome.out
+    outcome = ltd_pipe("store", "verify", "data/labels.zarr", "--data", "data/train.beton")
+    assert outcome.code == 0, outcome.err
+    assert "ok      join" in outcome.out
+
+
+def test_a_damaged_store_does_not_verify(ltd_pipe, project):
+    """Exit code 1 and the file's name."""
+    path = Path("data/labels.zarr/logits/c/0/0")
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    outcome = ltd_pipe("store", "verify", "data/labels.zarr")
+    assert outcome.code == 1
+    assert "logits/c/0/0" in outcome.err
+
+
+def test_a_teacher_that_yields_nan_leaves_no_store(ltd_pipe, project):
+    """The sample is named, and nothing is published."""
+    state = safetensors.torch.load_file(TEACHER)
+    # Finite weights whose answer overflows: what NaN weights would do is refused earlier.
+    state["linear.bias"][3] = 3e38
+    state["linear.weight"][3] = 3e38
+    torch.save(state, "wild.pt")
+    words = ["label", "--teacher", "wild.pt", "--arch", "small-cnn-w8", "--out", "wild.zarr"]
+    outcome = ltd_pipe(*words)
+    assert outcome.code == 1
+    assert "sample 0: the teacher's logits: expected finite numbers" in outcome.err
+    assert not Path("wild.zarr").exists()

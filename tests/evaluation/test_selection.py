@@ -1,0 +1,83 @@
+"""Which test images are attacked: all, or a number of them that the seed alone chooses."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import ParamsError
+from pipeline.evaluation.accuracy import predict
+from pipeline.evaluation.selection import select_images
+from pipeline.images.stream import ImageStream
+from pipeline.models.classifier import Classifier
+from pipeline.models.registry import build
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def stream(test_beton):
+    """The test images."""
+    return ImageStream(test_beton, CPU)
+
+
+def test_all_are_taken_in_order(stream, test_beton):
+    """N None: each once, ascending."""
+    test = select_images(stream, 60, None, seed=0)
+    assert test.index.tolist() == list(range(60))
+    assert test.labels.tolist() == test_beton.labels.tolist()
+
+
+def test_some_are_chosen_by_the_seed(stream):
+    """The same seed chooses the same ones; a larger number only adds to them."""
+    ten = set(select_images(stream, 60, 10, seed=1).index.tolist())
+    assert len(ten) == 10
+    assert ten == set(select_images(stream, 60, 10, seed=1).index.tolist())
+    assert ten != set(select_images(stream, 60, 10, seed=2).index.tolist())
+    assert ten < set(select_images(stream, 60, 20, seed=1).index.tolist())
+
+
+def test_images_and_labels_stay_together(stream, test_beton):
+    """A chosen image is the one of its index."""
+    test = select_images(stream, 60, 7, seed=3)
+    (batch,) = stream.batches(test.index.numpy(), 60)
+    assert torch.equal(batch.images, test.images)
+    assert test_beton.labels[test.index.numpy()].tolist() == test.labels.tolist()
+
+
+def test_more_than_there_are_is_refused(stream):
+    """With how many there are."""
+    with pytest.raises(ParamsError, match="evaluate.images: .*expected at most 60, found 61"):
+        select_images(stream, 60, 61, seed=0)
+
+
+def test_taken_images_are_in_unit_range(stream):
+    """float32 in [0, 1], the stored pixels over 255."""
+    test = select_images(stream, 60, 5, seed=0)
+    images, labels, index = test.take(torch.tensor([4, 0]))
+    assert images.dtype == torch.float32
+    torch.testing.assert_close(images * 255, test.images[[4, 0]].float())
+    assert labels.tolist() == test.labels[[4, 0]].tolist()
+    assert index.tolist() == test.index[[4, 0]].tolist()
+
+
+def test_batches_hold_every_row_once():
+    """The last may be short; none comes of nothing."""
+    from pipeline.evaluation.selection import TestImages
+
+    rows, empty = torch.arange(7), torch.zeros(0, dtype=torch.int64)
+    test = TestImages(torch.zeros(7, 1, 2, 2, dtype=torch.uint8), rows, rows, CPU)
+    assert [part.tolist() for part in test.batches(rows, 3)] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert list(test.batches(empty, 3)) == []
+
+
+def test_predictions_are_the_models_in_the_order_asked_for(stream, test_beton):
+    """Rows are distributions; sample i's row is the model's answer to image i."""
+    names, shape = test_beton.manifest.class_names, test_beton.manifest.shape
+    network = build("small-cnn-w8", 10, shape)
+    model = Classifier(network, architecture="small-cnn-w8", class_names=names, shape=shape).eval()
+    samples = np.array([5, 59, 0, 17])
+    probabilities, labels = predict(model, stream, samples, batch_size=3)
+    assert labels.tolist() == test_beton.labels[samples].tolist()
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+    whole, _ = predict(model, stream, np.arange(60), batch_size=60)
+    np.testing.assert_allclose(probabilities, whole[samples], atol=1e-5)

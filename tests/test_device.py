@@ -1,0 +1,74 @@
+"""The device and its precision: what is asked for, or a clear line."""
+
+import pytest
+import torch
+
+from pipeline.device import autocast, choose_device, choose_precision, deterministic
+from pipeline.errors import MachineError
+from pipeline.models.classifier import Classifier
+from pipeline.models.registry import build
+
+SHAPE = (1, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A small classifier."""
+    network = build("small-cnn-w8", 2, SHAPE)
+    return Classifier(network, architecture="small-cnn-w8", class_names=("a", "b"), shape=SHAPE)
+
+
+def test_auto_takes_cuda_where_there_is_one():
+    """And the processor where not."""
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert choose_device("auto").type == expected
+    assert choose_device("cpu").type == "cpu"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_cuda_is_refused_where_there_is_none():
+    """With what to do."""
+    with pytest.raises(MachineError, match=r"torch finds no CUDA device. Run 'ltd-pipe doctor'"):
+        choose_device("cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_a_model_runs_on_the_gpu(model):
+    """The same logits as on the processor, within float32 rounding."""
+    images = torch.rand(4, *SHAPE)
+    with torch.no_grad():
+        here, there = model.eval()(images), model.cuda()(images.cuda()).cpu()
+    model.cpu()
+    torch.testing.assert_close(here, there, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("wanted", ["float32", "bfloat16"])
+def test_a_precision_that_is_named_is_taken(model, wanted):
+    """Without measuring."""
+    assert choose_precision(wanted, model, 8) == wanted
+
+
+def test_auto_measures_and_leaves_the_model_as_it_was(model):
+    """One of the two; mode and gradients untouched."""
+    model.train()
+    assert choose_precision("auto", model, 8) in {"float32", "bfloat16"}
+    assert model.training
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_autocast_changes_the_precision(model):
+    """bfloat16 logits inside, float32 without it."""
+    images, cpu = torch.rand(2, *SHAPE), torch.device("cpu")
+    with torch.no_grad(), autocast(cpu, "bfloat16"):
+        assert model.eval()(images).dtype == torch.bfloat16
+    with torch.no_grad(), autocast(cpu, "float32"):
+        assert model(images).dtype == torch.float32
+
+
+def test_deterministic_is_put_back():
+    """Also after an error."""
+    with pytest.raises(ValueError, match="x"), deterministic():
+        assert torch.are_deterministic_algorithms_enabled()
+        raise ValueError("x")
+    assert not torch.are_deterministic_algorithms_enabled()
