@@ -191,18 +191,24 @@ def exclusive(target: Path) -> Iterator[None]:
         When another process holds it.
     """
     lock = target.with_name(f".{target.name}.lock")
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        handle = lock.open("a+", encoding="utf-8")
-    except OSError as error:
-        raise _refused(target, error) from error
-    with handle:
+    with _open_lock(lock, target) as handle:
         _acquire(handle, target)
         try:
+            if not lock.exists() or not os.path.samestat(lock.stat(), os.fstat(handle.fileno())):
+                # The last holder removed the file between our opening and locking it: what we
+                # hold is a file without a name, which keeps nobody out.
+                raise BusyError(target, "was just released by another process", remedy="Try again.")
             yield
         finally:
-            # Removed while still held: whoever waits for it finds a new file.
             lock.unlink(missing_ok=True)
+
+
+def _open_lock(lock: Path, target: Path) -> Any:
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        return lock.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise _refused(target, error) from error
 
 
 def _acquire(handle: Any, target: Path) -> None:
