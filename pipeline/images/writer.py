@@ -117,6 +117,9 @@ class BetonWriter(DatasetWriter):  # type: ignore[misc]
         finally:
             for worker in workers:
                 worker.terminate()
+            for worker in workers:
+                # Otherwise a process that has ended stays in the system's table.
+                worker.join()
 
     def _collect(self, workers: list[Process], allocations: Any, done: Any) -> list[Any]:
         parts: list[Any] = []

@@ -1,6 +1,7 @@
 """Betons are reproducible, hold what the source holds, and are refused when they do not."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -294,6 +295,18 @@ def test_progress_counts_each_image_twice(params, tmp_path, workers):
     source = open_source(params, "train")
     write_beton(source, tmp_path / "train.beton", params, "train", counts.append)
     assert sum(counts) == 2 * 12
+
+
+def test_several_writers_leave_no_process(params, tmp_path):
+    """Not even one that has ended and was not waited for."""
+    write(params, tmp_path / "train.beton", workers=2)
+    listed = subprocess.run(
+        ["ps", "-o", "stat=", "--ppid", str(os.getpid())],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "Z" not in listed.stdout
 
 
 def test_an_image_that_changes_meanwhile_is_refused(params, photos, tmp_path):
