@@ -90,10 +90,13 @@ def choose_precision(
     """
     if wanted != "auto":
         return wanted
+    # Beyond that the ratio no longer changes, only the time that the measurement takes.
+    batch_size = min(batch_size, _LARGEST_PROBE)
     single, half = (seconds_per_pass(model, batch_size, precision) for precision in _CANDIDATES)
     return "bfloat16" if single > _WORTHWHILE * half else "float32"
 
 
+_LARGEST_PROBE = 128
 _CANDIDATES: tuple[Precision, Precision] = ("float32", "bfloat16")
 
 

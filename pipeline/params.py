@@ -270,7 +270,10 @@ class ReportParams(Section):
 class Common(Section):
     """What all stages share."""
 
-    launch: str = Field("python", description="what starts each stage: the interpreter, or a wrapper such as srun python")
+    launch: str = Field(
+        "python",
+        description="what starts each stage: the interpreter, or a wrapper such as srun python",
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="of every random number")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where it is")
 
@@ -330,7 +333,7 @@ def parse_params(
     try:
         return Params.model_validate(content)
     except ValidationError as error:
-        raise _explain(error, where) from error
+        raise _explain(error, where, overrides) from error
 
 
 def parse_standalone(section: str, overrides: Mapping[str, str]) -> Params:
@@ -346,7 +349,7 @@ def parse_standalone(section: str, overrides: Mapping[str, str]) -> Params:
         checked = model.model_validate(content.pop(section))  # type: ignore[union-attr]
         common = Common.model_validate(content)
     except ValidationError as error:
-        raise _explain(error, f"options: {section}") from error
+        raise _explain(error, "options", overrides) from error
     return Params.model_construct(**common.model_dump(), **{section: checked})
 
 
@@ -363,10 +366,14 @@ def _override(content: dict[str, Any], key: str, value: str) -> None:
         raise ParamsError(key, "is not readable as YAML", found=repr(value)) from error
 
 
-def _explain(error: ValidationError, where: str) -> ParamsError:
+def _explain(
+    error: ValidationError, where: str, overrides: Mapping[str, str] | None
+) -> ParamsError:
     problems = error.errors()
     first = problems[0]
     key = ".".join(str(part) for part in first["loc"])
+    if any(given == key or given.startswith(f"{key}.") for given in overrides or ()):
+        where = "option"  # the file is not to blame
     more = f"{len(problems) - 1} more problem(s) after this one." if len(problems) > 1 else ""
     place = f"{where}: {key}" if key else where
     if first["type"] == "missing":

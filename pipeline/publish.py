@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "exclusive",
+    "remove_state",
     "replace_tree",
     "require_free",
     "staged",
@@ -144,6 +145,13 @@ def replace_tree(built: Path, target: Path) -> None:
             os.replace(old, target)
         raise _refused(target, error) from error
     shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_state(folder: Path) -> None:
+    """Remove the state of a finished run, and the folder of states when it was the last."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # not empty: another run's state is there
+        folder.parent.rmdir()
 
 
 def require_free(folder: Path, size: int) -> None:

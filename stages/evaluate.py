@@ -135,9 +135,8 @@ def _state_of(metrics: Path, settings: dict[str, Any], device: torch.device) -> 
 
 
 def _measure(model: Classifier, test: TestImages, params: Params, state: Path) -> Evaluation:
-    import shutil
-
     from pipeline.evaluation.robustness import evaluate as measure
+    from pipeline.publish import remove_state
 
     with bar() as progress:
         result = measure(
@@ -148,7 +147,7 @@ def _measure(model: Classifier, test: TestImages, params: Params, state: Path) -
             state=state,
             tick=_ticker(progress),
         )
-    shutil.rmtree(state, ignore_errors=True)
+    remove_state(state)
     return result
 
 
@@ -157,6 +156,9 @@ def _ticker(progress: Progress) -> Callable[[str, int], None]:
 
     def tick(name: str, done: int) -> None:
         if name not in tasks:
+            # Where there is no bar, a line per attack tells that something is happening.
+            if progress.disable:
+                click.echo(f"{name} …", err=True)
             tasks[name] = progress.add_task(name, total=None, note="")
         progress.advance(tasks[name], done)
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stages.outputs import refuse_existing
 from stages.parameters import params_options
 from stages.progress import counter
 
@@ -102,9 +101,11 @@ def label(
       ltd-pipe label --teacher resnet.pt --arch torchvision:resnet18 --data photos/train
     """
     from pipeline.device import choose_device, deterministic
+    from pipeline.labels.write import require_replaceable
     from pipeline.publish import exclusive
 
-    refuse_existing(out, force=force)
+    require_replaceable(out, replace=force)
+    _refuse_overlap(out, data, *teachers)
     device = choose_device(params.device)
     foreign = _Foreign(arch, mean, std, image_size)
     with exclusive(out), deterministic():
@@ -115,6 +116,18 @@ def label(
         _answer(models, stream, writer, params.label)
         summary = _publish(writer, out, params.label, force=force)
     _show(summary, as_json=as_json)
+
+
+def _refuse_overlap(out: Path, *inputs: Path) -> None:
+    from pipeline.errors import WriteError
+
+    target = out.resolve()
+    for path in inputs:
+        source = path.resolve()
+        if target == source or target in source.parents or source in target.parents:
+            raise WriteError(
+                out, f"lies in, or holds, the input {path}", remedy="Choose another --out."
+            )
 
 
 def _open_images(

@@ -20,7 +20,7 @@ _PATH = click.argument("path", type=click.Path(path_type=Path))
 
 @click.group()
 def store() -> None:
-    r"""Look into a soft-label store, or verify it.
+    """Look into a soft-label store, or verify it.
 
     \b
     Examples:
@@ -33,7 +33,7 @@ def store() -> None:
 @_PATH
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def info(path: Path, as_json: bool) -> None:
-    r"""Say what a store holds, who made it, and what its labels are like.
+    """Say what a store holds, who made it, and what its labels are like.
 
     \b
     Example:
@@ -93,7 +93,7 @@ def _print_table(opened: SoftLabels) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def verify(path: Path, data: Path | None, as_json: bool) -> None:
-    r"""Check a store's manifest, checksums, schema, rows, and that it belongs to the images.
+    """Check a store's manifest, checksums, schema, rows, and that it belongs to the images.
 
     Exits with 1 at the first thing that is wrong.
 

@@ -72,6 +72,8 @@ def train(params: Params, data: Path, labels: Path, out: Path, fresh: bool, forc
         save_results(fit, out, _facts(params, beton, store), timing, last=True)
         snapshots.clear()
     best = fit.progress.best
+    if not any(name.startswith("validation/") for name in best):
+        click.echo("warning: no validation images: model.safetensors is the last epoch.", err=True)
     measures = ", ".join(
         f"{name.removeprefix('validation/').replace('_', ' ')} {value:.2%}"
         for name, value in best.items()

@@ -46,6 +46,8 @@ def decode_image(content: bytes, where: str) -> NDArray[np.uint8]:
             return _to_rgb(image)
     except Exception as error:  # Pillow's decoders raise whatever comes to their mind
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # Pillow names the object in memory, whose address differs from run to run.
+        reason = reason.partition(" <_io.BytesIO")[0]
         raise DataError(where, f"is not a readable image ({reason[:120]})") from error
 
 

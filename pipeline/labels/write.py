@@ -14,13 +14,14 @@ from pipeline.labels.draft import Draft
 from pipeline.labels.format import StoreAttributes, StoreFacts, rows_per_chunk
 from pipeline.labels.half import to_float16
 from pipeline.labels.incoming import round_logits, round_soft_labels
+from pipeline.labels.manifest import MANIFEST
 from pipeline.labels.softmax import (
     bisect_temperature,
     mean_softened,
     require_temperature,
     top_probability,
 )
-from pipeline.publish import replace_tree
+from pipeline.publish import remove_state, replace_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["StoreWriter", "write_store"]
+__all__ = ["StoreWriter", "require_replaceable", "write_store"]
+
+_STORE_FILES = ("zarr.json", MANIFEST)
 
 
 class StoreWriter:
@@ -190,10 +193,7 @@ class StoreWriter:
         JoinError
             When the samples are not those of the data set that the facts name.
         """
-        if target.exists() and not replace:
-            raise WriteError(
-                target, "exists already", remedy="Pass --force to replace it, or another --out."
-            )
+        require_replaceable(target, replace=replace)
         require_temperature(temperature)
         self._require_complete()
         self._require_fingerprint()
@@ -202,7 +202,7 @@ class StoreWriter:
         attributes = StoreAttributes(**(_only_facts(self.facts) | {"temperature": temperature}))
         identity = build_store(beside, attributes, self._sources(temperature), progress)
         replace_tree(beside, target)
-        shutil.rmtree(self.state, ignore_errors=True)
+        remove_state(self.state)
         return identity
 
     def _sources(
@@ -244,6 +244,29 @@ class StoreWriter:
                 found=f"{found[:12]}…: they are not those of {self.facts.dataset.name}",
                 remedy="Run 'ltd-pipe prepare' again, then 'ltd-pipe label'.",
             )
+
+
+def require_replaceable(target: Path, *, replace: bool) -> None:
+    """Refuse to publish over what is there, unless it is a store and may be replaced.
+
+    Raises
+    ------
+    WriteError
+        When the target exists and `replace` is false, or it is no soft-label store: a folder
+        of something else must never be lost to a slip of the keyboard.
+    """
+    if not target.exists() and not target.is_symlink():
+        return
+    if not replace:
+        raise WriteError(
+            target, "exists already", remedy="Pass --force to replace it, or another --out."
+        )
+    if target.is_symlink() or not all((target / name).is_file() for name in _STORE_FILES):
+        raise WriteError(
+            target,
+            "is no soft-label store, and --force replaces stores only",
+            remedy="Choose another --out.",
+        )
 
 
 def _only_facts(facts: StoreFacts) -> dict[str, Any]:

@@ -6,14 +6,13 @@ weights, their average, the optimiser and the number of steps done; there is no 
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pipeline.errors import StateError
-from pipeline.publish import staged, unwritable
+from pipeline.publish import remove_state, staged, unwritable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,4 +85,4 @@ class Snapshots:
 
     def clear(self) -> None:
         """Forget the run."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_state(self.folder)

@@ -367,3 +367,44 @@ def test_a_teacher_that_yields_nan_leaves_no_store(ltd_pipe, project):
     assert outcome.code == 1
     assert "sample 0: the teacher's logits: expected finite numbers" in outcome.err
     assert not Path("wild.zarr").exists()
+
+
+INSIDE = ["photos/train", "photos/train/labels.zarr", "photos"]
+
+
+@pytest.mark.parametrize("out", INSIDE)
+def test_a_store_is_never_written_into_or_over_the_images(ltd_pipe, pictures, out):
+    """Not even with --force: every photograph is still there."""
+    assert ltd_pipe("prepare").code == 0
+    assert ltd_pipe("teacher", "--epochs", "1").code == 0
+    before = digest("photos")
+    words = ["label", "--teacher", TEACHER, "--data", "photos/train", "--out", out, "--force"]
+    outcome = ltd_pipe(*words)
+    assert outcome.code == 1
+    assert "Choose another --out" in outcome.err
+    assert digest("photos") == before
+
+
+def test_force_replaces_stores_only(ltd_pipe, project):
+    """A folder or a file of something else is refused and kept; a store is replaced."""
+    Path("keep").mkdir()
+    Path("keep/thesis.txt").write_text("years of work")
+    words = ["label", "--teacher", TEACHER, "--force", "--out"]
+    for out in ("keep", "keep/thesis.txt"):
+        outcome = ltd_pipe(*words, out)
+        assert outcome.code == 1
+        assert "is no soft-label store, and --force replaces stores only" in outcome.err
+    assert Path("keep/thesis.txt").read_text() == "years of work"
+    assert ltd_pipe(*words, "data/labels.zarr").code == 0
+
+
+def test_no_empty_state_is_left_beside_the_result(ltd_pipe, project):
+    """What a finished run needed to resume is gone, folder and all."""
+    assert ltd_pipe("label", "--teacher", TEACHER, "--out", "new/labels.zarr").code == 0
+    assert [path.name for path in Path("new").iterdir()] == ["labels.zarr"]
+
+
+def test_a_wrong_option_is_not_blamed_on_the_file(ltd_pipe, project):
+    """The message names the option, not params.yaml."""
+    outcome = ltd_pipe("evaluate", "--eps", "8/254x")
+    assert "option: evaluate.eps: '8/254x' is not a number or a fraction" in outcome.err
