@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 
 import click
 
 from pipeline.errors import LtdPipeError
+from stages.lazy import LazyGroup
 
 __all__ = ["cli", "main"]
 
-# Imported when run, so that --help answers at once: torch and ffcv take seconds.
 _COMMANDS = {
     "prepare": "Turn images into train.beton and test.beton.",
     "teacher": "Train the teacher on clean images, or take a checkpoint.",
@@ -19,32 +18,18 @@ _COMMANDS = {
     "train": "Train the student adversarially on soft or one-hot labels.",
     "evaluate": "Measure clean and robust accuracy.",
     "report": "Write report.html.",
-    "store": "Look into a soft-label store, or verify it.",
+    "store": "Look into soft-label stores, prove, combine and share them.",
     "recipe": "List, show or use the recipes.",
     "doctor": "Check this machine for what users trip over.",
 }
 
 
-class _LazyGroup(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        del ctx
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        del ctx
-        if cmd_name not in _COMMANDS:
-            return None
-        module = importlib.import_module(f"stages.{cmd_name}")
-        command: click.Command = getattr(module, cmd_name)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        del ctx
-        with formatter.section("Commands"):
-            formatter.write_dl(list(_COMMANDS.items()))
-
-
-@click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    package="stages",
+    summaries=_COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="ltd-pipe", prog_name="ltd-pipe")
 def cli() -> None:
     """Robust image classifiers by low-temperature distillation.

@@ -1,4 +1,4 @@
-"""Looking into a soft-label store, and proving it."""
+"""What a store holds, who made it, and what its labels are like."""
 
 from __future__ import annotations
 
@@ -8,29 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stages.progress import counter
-
 if TYPE_CHECKING:
     from pipeline.labels.read import SoftLabels
 
-__all__ = ["store"]
-
-_PATH = click.argument("path", type=click.Path(path_type=Path))
+__all__ = ["info"]
 
 
-@click.group()
-def store() -> None:
-    """Look into a soft-label store, or verify it.
-
-    \b
-    Examples:
-      ltd-pipe store info labels.zarr
-      ltd-pipe store verify labels.zarr --data train.beton
-    """
-
-
-@store.command()
-@_PATH
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def info(path: Path, as_json: bool) -> None:
     """Say what a store holds, who made it, and what its labels are like.
@@ -84,31 +69,3 @@ def _print_table(opened: SoftLabels) -> None:
     Console(highlight=False).print(table)
     for warning in summary.warnings:
         click.echo(f"warning: {warning}", err=True)
-
-
-@store.command()
-@_PATH
-@click.option(
-    "--data", type=click.Path(path_type=Path), help="Beton that the labels should belong to."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def verify(path: Path, data: Path | None, as_json: bool) -> None:
-    """Check a store's manifest, checksums, schema, rows, and that it belongs to the images.
-
-    Exits with 1 at the first thing that is wrong.
-
-    \b
-    Example:
-      ltd-pipe store verify labels.zarr --data train.beton
-    """
-    from pipeline.images.beton import open_beton
-    from pipeline.labels.verify import verify_store
-
-    images = open_beton(data) if data is not None else None
-    with counter("verify", None) as progress:
-        checks = verify_store(path, images, progress)
-    if as_json:
-        click.echo(json.dumps([vars(check) for check in checks], indent=2))
-        return
-    for check in checks:
-        click.echo(f"{'ok     ' if check.done else 'not    '} {check.name}: {check.detail}")

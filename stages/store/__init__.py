@@ -1,0 +1,27 @@
+"""`ltd-pipe store`: looking into soft-label stores, proving, combining and sharing them."""
+
+from __future__ import annotations
+
+import click
+
+from stages.lazy import LazyGroup
+
+__all__ = ["store"]
+
+
+@click.group(
+    cls=LazyGroup,
+    package="stages.store",
+    summaries={
+        "info": "Say what a store holds, who made it, and what its labels are like.",
+        "verify": "Check a store, and that it belongs to the images.",
+    },
+)
+def store() -> None:
+    """Look into a soft-label store, or verify it.
+
+    \b
+    Examples:
+      ltd-pipe store info labels.zarr
+      ltd-pipe store verify labels.zarr --data train.beton
+    """
