@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -23,6 +24,7 @@ __all__ = [
     "choose_device",
     "choose_precision",
     "deterministic",
+    "free_memory",
     "seconds_per_pass",
 ]
 
@@ -120,3 +122,12 @@ def seconds_per_pass(model: Classifier, batch_size: int, precision: Precision) -
         seconds.append(time.perf_counter() - begin)
     model.train(was_training)
     return min(seconds[1:])
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a GPU, or that this machine can give without swapping."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    found = dict(line.split(":", 1) for line in lines)
+    return int(found["MemAvailable"].split()[0]) * 1024

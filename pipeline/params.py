@@ -227,6 +227,12 @@ class TrainParams(FitParams):
         description="ltd: lower soft_weight per sample by max q - q[true], where the teacher "
         "contradicts the ground truth (ADR)",
     )
+    label_temperature: Number | None = Field(
+        None,
+        gt=0,
+        description="ltd: read the store's logits at this temperature; null: the soft labels as "
+        "they are stored",
+    )
     temperature: Number = Field(
         1.0, gt=0, description="the student's own, part of the model, in training and inference"
     )

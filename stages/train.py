@@ -134,7 +134,7 @@ def _fit(
         training,
         validation,
         section,
-        target_of=target_function(section, model.num_classes, store, str(beton.path)),
+        target_of=target_function(section, model.num_classes, store, str(beton.path), device),
         snapshots=snapshots,
         seed=params.seed,
         precision=precision,

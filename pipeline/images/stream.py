@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from pipeline.device import free_memory
 from pipeline.errors import DataError
 from pipeline.images.reader import BetonReader
 
@@ -75,7 +75,7 @@ class ImageStream:
         self._reader: BetonReader | None = None
         self._channels = beton.manifest.shape[0]
         if resident is None:
-            resident = _decoded_size(beton) < _RESIDENT_SHARE * _free_memory(device)
+            resident = _decoded_size(beton) < _RESIDENT_SHARE * free_memory(device)
         self._resident = self._load() if resident else None
 
     def batches(self, order: NDArray[np.int64], batch_size: int, start: int = 0) -> Iterator[Batch]:
@@ -163,11 +163,3 @@ class ImageStream:
 def _decoded_size(beton: Beton) -> int:
     """Bytes that all images take when decoded."""
     return beton.manifest.num_samples * math.prod(beton.manifest.shape)
-
-
-def _free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    found = dict(line.split(":", 1) for line in lines)
-    return int(found["MemAvailable"].split()[0]) * 1024

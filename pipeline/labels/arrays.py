@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import google_crc32c
@@ -31,11 +31,17 @@ class _Kind:
 
 
 _KINDS = {
-    "soft_labels": _Kind("float16", ("sample", "class"), "NaN"),
-    "logits": _Kind("float16", ("sample", "class"), "NaN"),
+    "soft_labels": _Kind("float16", ("sample", "view", "class"), "NaN"),
+    "logits": _Kind("float16", ("sample", "view", "class"), "NaN"),
+    "topk_indices": _Kind("uint16", ("sample", "view", "rank"), 0),
+    "topk_probs": _Kind("float16", ("sample", "view", "rank"), "NaN"),
     "labels": _Kind("int32", ("sample",), -1),
     "sample_hash": _Kind("uint64", ("sample",), 0),
+    # Never published: how far each top-k row is from the dense one.
+    "topk_distance": _Kind("float32", ("sample", "view"), "NaN"),
 }
+# The largest class number is one less.
+_UINT16_CLASSES = 2**16
 
 
 @dataclass(frozen=True)
@@ -45,35 +51,56 @@ class ArrayLayout:
     Attributes
     ----------
     name : str
-        `soft_labels`, `logits`, `labels` or `sample_hash`.
+        `soft_labels`, `logits`, `topk_indices`, `topk_probs`, `labels` or `sample_hash`.
     num_samples, num_classes : int
         N and K.
     rows : int
-        Rows in a chunk. The last chunk is as long as the others, padded with the fill value.
+        Samples in a chunk. The last chunk is as long as the others, padded with the fill value.
+    num_views : int
+        V; a single view has no axis.
+    top_k : int
+        k, of the arrays with ranks.
     """
 
     name: str
     num_samples: int
     num_classes: int
     rows: int
+    num_views: int = 1
+    top_k: int = 0
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of an element, little-endian."""
-        return np.dtype(_KINDS[self.name].dtype).newbyteorder("<")
+        return np.dtype(self._type).newbyteorder("<")
+
+    @property
+    def _type(self) -> str:
+        if self.name == "topk_indices" and self.num_classes > _UINT16_CLASSES:
+            return "uint32"
+        return _KINDS[self.name].dtype
+
+    @property
+    def dimensions(self) -> tuple[str, ...]:
+        """Names of the axes."""
+        names = _KINDS[self.name].dimensions
+        return names if self.num_views > 1 else tuple(name for name in names if name != "view")
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one sample's part: (K,), (V, K), (k,), (V, k) or ()."""
+        lengths = {"view": self.num_views, "class": self.num_classes, "rank": self.top_k}
+        return tuple(lengths[name] for name in self.dimensions[1:])
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(N, K), or (N,)."""
-        return self._with_rows(self.num_samples)
+        """(N, *row_shape)."""
+        return (self.num_samples, *self.row_shape)
 
     @property
     def chunk_shape(self) -> tuple[int, ...]:
-        """(rows, K), or (rows,)."""
-        return self._with_rows(self.rows)
-
-    def _with_rows(self, rows: int) -> tuple[int, ...]:
-        return (rows, self.num_classes)[: len(_KINDS[self.name].dimensions)]
+        """(rows, *row_shape)."""
+        return (self.rows, *self.row_shape)
 
     @property
     def num_chunks(self) -> int:
@@ -110,7 +137,7 @@ class ArrayLayout:
         kind = _KINDS[self.name]
         return {
             "shape": list(self.shape),
-            "data_type": kind.dtype,
+            "data_type": self._type,
             "chunk_grid": {
                 "name": "regular",
                 "configuration": {"chunk_shape": list(self.chunk_shape)},
@@ -122,26 +149,22 @@ class ArrayLayout:
                 {"name": "crc32c"},
             ],
             "attributes": {},
-            "dimension_names": list(kind.dimensions),
+            "dimension_names": list(self.dimensions),
             "zarr_format": 3,
             "node_type": "array",
             "storage_transformers": [],
         }
 
 
-def parse_layout(
-    metadata: Any, name: str, num_samples: int, num_classes: int, where: object
-) -> ArrayLayout:
+def parse_layout(metadata: Any, wanted: ArrayLayout, where: object) -> ArrayLayout:
     """Read one array's zarr.json, in which only the rows per chunk are free.
 
     Parameters
     ----------
     metadata : Any
         Parsed JSON.
-    name : str
-        The array.
-    num_samples, num_classes : int
-        From the attributes.
+    wanted : ArrayLayout
+        What the attributes imply; its rows are not looked at.
     where : object
         The store, for the error.
 
@@ -150,7 +173,8 @@ def parse_layout(
     StoreError
         When any key differs from what the format says: types, codecs, names, sizes.
     """
-    layout = ArrayLayout(name, num_samples, num_classes, _parse_rows(metadata, name, where))
+    name = wanted.name
+    layout = replace(wanted, rows=_parse_rows(metadata, name, where))
     found, expected = _without_optional(metadata), _without_optional(layout.to_json())
     for key in sorted(found.keys() | expected.keys()):
         if _text(found.get(key)) != _text(expected.get(key)):
@@ -215,7 +239,7 @@ def write_chunk(folder: Path, layout: ArrayLayout, chunk: int, content: NDArray[
         Of the store.
     layout : ArrayLayout
     chunk : int
-    content : ndarray of shape (rows_in(chunk), K) or (rows_in(chunk),)
+    content : ndarray of shape (rows_in(chunk), *row_shape)
     """
     rows = np.ascontiguousarray(content, layout.dtype)
     if len(rows) < layout.rows:

@@ -27,7 +27,7 @@ __all__ = ["build_store"]
 
 def build_store(
     folder: Path,
-    attributes: StoreAttributes,
+    attributes: Callable[[], StoreAttributes],
     sources: Mapping[ArrayLayout, Callable[[int], Path | NDArray[Any]]],
     progress: Callable[[int], None] | None = None,
 ) -> str:
@@ -37,7 +37,8 @@ def build_store(
     ----------
     folder : Path
         An absent or empty folder.
-    attributes : StoreAttributes
+    attributes : callable
+        Gives the StoreAttributes; called when all chunks are there.
     sources : dict of ArrayLayout to callable
         Gives the content of chunk number i: its rows, or a finished chunk file.
     progress : callable, optional
@@ -48,7 +49,6 @@ def build_store(
     str
         The store's identity.
     """
-    _write_metadata(folder, attributes, list(sources))
     layout = next(iter(sources))
     for chunk in range(layout.num_chunks):
         for array, source in sources.items():
@@ -59,6 +59,7 @@ def build_store(
                 write_chunk(folder, array, chunk, content)
         if progress is not None:
             progress(layout.rows_in(chunk))
+    _write_metadata(folder, attributes(), list(sources))
     return _write_manifest(folder)
 
 

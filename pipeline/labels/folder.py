@@ -72,6 +72,10 @@ class StoreFolder:
             raise StoreError(self.path, f"{name} is not a regular file")
         return status.st_size
 
+    def locate(self, name: str) -> Path:
+        """The file of that name, wherever the process stands by now."""
+        return Path(self._root, name)
+
     def require_size(self, name: str, expected: int) -> None:
         """Refuse a file that is missing or longer or shorter than `expected` bytes."""
         size = self.size(name)
@@ -91,11 +95,11 @@ class StoreFolder:
             raise StoreError(
                 self.path, f"{name} is too large", expected=f"at most {limit} bytes", found=size
             )
-        return Path(self._root, name).read_bytes()
+        return self.locate(name).read_bytes()
 
     def map(self, name: str, size: int) -> NDArray[np.uint8]:
         """The bytes of a file of exactly `size` bytes, mapped read-only, not read."""
         self.require_size(name, size)
-        mapped = np.memmap(Path(self._root, name), dtype=np.uint8, mode="r", shape=(size,))
+        mapped = np.memmap(self.locate(name), dtype=np.uint8, mode="r", shape=(size,))
         # A plain view: each slice of a memmap costs microseconds of bookkeeping.
         return mapped.view(np.ndarray)

@@ -6,11 +6,12 @@ docs/soft-label-store.md is the specification.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import StoreError
+from pipeline.labels.arrays import ArrayLayout
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -22,11 +23,15 @@ __all__ = [
     "MIN_TEMPERATURE",
     "VERSION",
     "DatasetFacts",
+    "DerivationFacts",
+    "DistanceFacts",
     "StoreAttributes",
     "StoreFacts",
     "TeacherFacts",
+    "TopKFacts",
     "ViewFacts",
     "parse_attributes",
+    "row_bytes",
     "row_sum_tolerance",
     "rows_per_chunk",
 ]
@@ -40,6 +45,9 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
 _CHUNK_BYTES = 8 * 2**20
 # So that an interrupted run loses at most so many images, however few classes there are.
 _CHUNK_ROWS = 8192
+
+# Left out where there is nothing to say.
+_OPTIONAL = ("licence", "citation", "derived_from", "top_k")
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -67,9 +75,43 @@ class TeacherFacts(_Facts):
 class ViewFacts(_Facts):
     """Which augmented views of each image were labelled."""
 
-    count: Literal[1] = Field(1, description="version 1.0 has one view")
+    count: int = Field(1, ge=1, le=2**16, description="V")
     seed: int | None = Field(None, description="of the augmentation")
-    augmentation: str | None = Field(None, description="null: the image as it is")
+    augmentation: str | None = Field(
+        None, max_length=200, description="such as crop:4,flip; null: the image as it is"
+    )
+
+    @model_validator(mode="after")
+    def _views_differ(self) -> ViewFacts:
+        if self.augmentation is None and self.count > 1:
+            raise ValueError("several views without an augmentation would all be the same")
+        if (self.augmentation is None) != (self.seed is None):
+            raise ValueError("an augmentation has a seed, and a seed is an augmentation's")
+        return self
+
+
+class DistanceFacts(_Facts):
+    """Total variation between sparse rows and the dense ones that they stand for."""
+
+    mean: float = Field(ge=0, le=1, description="over rows")
+    worst: float = Field(ge=0, le=1, description="of all rows")
+    samples: int = Field(ge=1, description="on how many samples it was measured")
+
+
+class TopKFacts(_Facts):
+    """Labels of which only the k largest probabilities are stored."""
+
+    k: int = Field(ge=1, description="probabilities per row")
+    total_variation: DistanceFacts | None = Field(None, description="null: never measured")
+
+
+class DerivationFacts(_Facts):
+    """How a store was made from others."""
+
+    operation: str = Field(min_length=1, max_length=40, description="such as subset or merge")
+    sources: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        description="identities of the stores, or what other files are called"
+    )
 
 
 class StoreFacts(_Facts):
@@ -86,6 +128,11 @@ class StoreFacts(_Facts):
     )
     views: ViewFacts = Field(ViewFacts(), description="the views of each image")
     software: dict[str, str] = Field({}, description="package to version")
+    licence: str | None = Field(None, max_length=10_000, description="an SPDX name, or a text")
+    citation: str | None = Field(None, max_length=10_000, description="how to cite the labels")
+    derived_from: DerivationFacts | None = Field(
+        None, description="null: these are the teachers' own answers"
+    )
 
     @field_validator("class_names")
     @classmethod
@@ -100,6 +147,11 @@ class StoreFacts(_Facts):
             raise ValueError(f"{self.num_classes} classes have {len(self.class_names)} class_names")
         return self
 
+    def layout(self, name: str, rows: int = 1, top_k: int | None = None) -> ArrayLayout:
+        """Where the rows of one array are; see `ArrayLayout`."""
+        views = self.views.count
+        return ArrayLayout(name, self.num_samples, self.num_classes, rows, views, top_k or 0)
+
 
 class StoreAttributes(StoreFacts):
     """All of the attribute `ltd_pipe`, less `format` and `version`."""
@@ -109,12 +161,22 @@ class StoreAttributes(StoreFacts):
         le=MAX_TEMPERATURE,
         description="the teachers' logits were divided by it",
     )
+    top_k: TopKFacts | None = Field(None, description="null: each row has all K probabilities")
+
+    @model_validator(mode="after")
+    def _ranks_are_classes(self) -> StoreAttributes:
+        if self.top_k and self.top_k.k > self.num_classes:
+            raise ValueError(f"top_k.k is {self.top_k.k}, and there are {self.num_classes} classes")
+        return self
 
     def to_json(self) -> dict[str, Any]:
         """Plain values in a fixed order, what names the format first."""
         content = self.model_dump(mode="json")
         first = {"format": FORMAT, "version": VERSION, "temperature": content.pop("temperature")}
         content["software"] = dict(sorted(self.software.items()))
+        for name in _OPTIONAL:
+            if content[name] is None:
+                del content[name]
         return first | content
 
 
@@ -176,9 +238,16 @@ def rows_per_chunk(row_bytes: int) -> int:
     Parameters
     ----------
     row_bytes : int
-        Size of a row of `soft_labels`.
+        Size of one sample's part of the widest array.
     """
     return min(max(_CHUNK_BYTES // row_bytes, 1), _CHUNK_ROWS)
+
+
+def row_bytes(facts: StoreFacts, top_k: int | None = None) -> int:
+    """Size of one sample's part of the widest array of a store, for `rows_per_chunk`."""
+    names = ("topk_indices", "topk_probs") if top_k else ("soft_labels",)
+    layouts = [facts.layout(name, 1, top_k) for name in names]
+    return max(layout.payload_bytes for layout in layouts)
 
 
 def row_sum_tolerance(num_classes: int) -> float:

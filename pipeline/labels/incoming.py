@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["round_logits", "round_soft_labels"]
+__all__ = ["round_logits", "round_soft_labels", "round_topk"]
 
 
 def round_logits(
@@ -25,7 +25,7 @@ def round_logits(
 
     Parameters
     ----------
-    logits : ndarray of shape (n, K)
+    logits : ndarray of shape (n, K) or (n, V, K)
     first_sample : int
         Index of the first row, for the error.
     where : Path
@@ -38,10 +38,10 @@ def round_logits(
     """
     rounded = to_float16(logits)
     # The sum of a row with NaN or infinity is one of them; float32 holds K times 65504.
-    sums = to_float32(rounded).sum(axis=1)
+    sums = to_float32(rounded).sum(axis=-1)
     if not np.isfinite(sums).all():
         finite = np.isfinite(rounded)
-        row = int(np.argmin(finite.all(axis=1)))
+        row = int(np.argmin(finite.reshape(len(finite), -1).all(axis=1)))
         raise StoreError(
             where,
             f"sample {first_sample + row}: the teacher's logits",
@@ -64,18 +64,57 @@ def round_soft_labels(
     """
     rounded = to_float16(soft_labels)
     stored = to_float32(rounded)
-    tolerance = row_sum_tolerance(soft_labels.shape[1])
+    totals = stored.sum(axis=-1, dtype=np.float64)
+    tolerance = row_sum_tolerance(soft_labels.shape[-1])
     # Written so that NaN fails.
-    right = (stored >= 0).all(axis=1)
-    right &= abs(stored.sum(axis=1, dtype=np.float64) - 1.0) <= tolerance
+    right = (stored >= 0).all(axis=-1) & (abs(totals - 1.0) <= tolerance)
     if not right.all():
-        row = int(np.argmin(right))
-        total = stored[row].sum(dtype=np.float64)
+        row = _first_wrong(right)
         raise StoreError(
             where,
-            f"sample {first_sample + row}: the soft label is no distribution",
+            f"sample {first_sample + row[0]}: the soft label is no distribution",
             expected=f"probabilities whose sum is 1 ± {tolerance:.1g}",
-            found=f"lowest {stored[row].min()}, sum {total:.6f}",
+            found=f"lowest {stored[row].min()}, sum {totals[row]:.6f}",
         )
     # Without the sign of -0.0, which readers take for a negative number.
     return np.abs(rounded)
+
+
+def round_topk(
+    indices: NDArray[np.integer[Any]],
+    probs: NDArray[np.floating[Any]],
+    num_classes: int,
+    first_sample: int,
+    where: Path,
+) -> tuple[NDArray[np.integer[Any]], NDArray[np.float16]]:
+    """Classes and probabilities of shape (n, k) or (n, V, k), by falling probability.
+
+    Raises
+    ------
+    StoreError
+        When a class does not exist or comes twice in a row, a probability is negative or not
+        finite, or their sum is above one, naming the sample.
+    """
+    rounded = to_float16(probs)
+    order = np.argsort(-to_float32(rounded), axis=-1, kind="stable")
+    indices = np.take_along_axis(indices, order, axis=-1)
+    rounded = np.abs(np.take_along_axis(rounded, order, axis=-1))
+    classes = np.sort(indices, axis=-1)
+    totals = to_float32(rounded).sum(axis=-1, dtype=np.float64)
+    right = (classes[..., 0] >= 0) & (classes[..., -1] < num_classes)
+    right &= (np.diff(classes.astype(np.int64), axis=-1) > 0).all(axis=-1)
+    right &= (probs >= 0).all(axis=-1) & (totals <= 1.0 + row_sum_tolerance(num_classes))
+    if not right.all():
+        row = _first_wrong(right)
+        raise StoreError(
+            where,
+            f"sample {first_sample + row[0]}: the soft label is no distribution",
+            expected=f"different classes below {num_classes}, probabilities of sum at most 1",
+            found=f"classes {classes[row][0]} to {classes[row][-1]}, sum {totals[row]:.6f}",
+        )
+    return indices, rounded
+
+
+def _first_wrong(right: NDArray[np.bool_]) -> tuple[int, ...]:
+    # Sample, and view where there are several.
+    return tuple(int(axis[0]) for axis in np.nonzero(~right))

@@ -8,6 +8,7 @@ from pipeline.errors import StoreError
 from pipeline.labels.arrays import ArrayLayout, parse_layout
 from pipeline.labels.folder import StoreFolder
 from pipeline.labels.format import ATTRIBUTE, StoreAttributes, parse_attributes
+from pipeline.labels.half import to_float16
 from pipeline.labels.join import (
     ManifestLike,
     find_rows,
@@ -16,12 +17,13 @@ from pipeline.labels.join import (
     require_same_images,
 )
 from pipeline.labels.manifest import FileHashes
-from pipeline.labels.softmax import LabelSummary, summarise_blocks
+from pipeline.labels.softness import LabelSummary, Softness
 from pipeline.labels.stored import StoredArray
 from pipeline.labels.strict_json import parse_object
+from pipeline.labels.topk import expand
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -31,7 +33,7 @@ __all__ = ["SoftLabels"]
 
 # Twenty thousand class names fit many times over.
 _MAX_METADATA_BYTES = 2**24
-_REQUIRED = ("soft_labels", "labels", "sample_hash")
+_SPARSE = ("topk_indices", "topk_probs")
 
 
 class SoftLabels:
@@ -50,7 +52,8 @@ class SoftLabels:
     sample_hash : ndarray of shape (N,), dtype uint64
         Which image each row belongs to.
     arrays : dict of str to StoredArray
-        By name; `logits` is there when the store has them.
+        By name: `soft_labels`, and `logits` when the store has them, or `topk_indices` and
+        `topk_probs`; `labels` and `sample_hash`.
     hashes : FileHashes
         The manifest.
     """
@@ -83,6 +86,10 @@ class SoftLabels:
         """
         return cls(StoreFolder(path))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Memory maps do not travel: another process opens the store itself.
+        return SoftLabels.open, (self.path.absolute(),)
+
     @property
     def num_samples(self) -> int:
         """N."""
@@ -94,12 +101,26 @@ class SoftLabels:
         return self.attributes.num_classes
 
     @property
+    def num_views(self) -> int:
+        """V: how many views of each image were labelled."""
+        return self.attributes.views.count
+
+    @property
+    def top_k(self) -> int | None:
+        """K of a store that has only each row's k largest probabilities; None: all of them."""
+        return self.attributes.top_k.k if self.attributes.top_k else None
+
+    @property
     def has_logits(self) -> bool:
         """Whether the teacher's logits are stored too."""
         return "logits" in self.arrays
 
     def gather(
-        self, index: NDArray[np.integer[Any]], out: NDArray[np.float16] | None = None
+        self,
+        index: NDArray[np.integer[Any]],
+        out: NDArray[np.float16] | None = None,
+        *,
+        view: int | None = None,
     ) -> NDArray[np.float16]:
         """Soft labels of some samples, as they are stored.
 
@@ -108,23 +129,59 @@ class SoftLabels:
         index : ndarray of shape (B,), any integers
             Rows of the store, in any order, repeats allowed. That they belong to the images at
             hand is what `join` checks.
-        out : ndarray of shape (B, K), dtype float16, optional
+        out : ndarray of shape (B, K) or (B, V, K), dtype float16, optional
             Written to and returned; may be the memory of a pinned tensor.
+        view : int, optional
+            Of which view; needed to get (B, K) of a store of several.
 
         Returns
         -------
         ndarray of shape (B, K), dtype float16
-            Rows sum to one within float16 rounding: renormalise in float32.
+            (B, V, K) from a store of several views when none is named. Rows sum to one within
+            float16 rounding: renormalise in float32. Of a top-k store, the rows with the rest
+            spread; `gather_topk` is exact and smaller.
 
         Raises
         ------
         StoreError
-            When a row does not exist, or is in a chunk that is damaged.
+            When a row or view does not exist, or is in a chunk that is damaged.
         """
-        return self.arrays["soft_labels"].gather(index, out)
+        if self.top_k is None:
+            return self.arrays["soft_labels"].gather(index, out, view)
+        rows = to_float16(expand(*self.gather_topk(index, view=view), self.num_classes))
+        if out is None:
+            return rows
+        if out.shape != rows.shape or out.dtype != rows.dtype:
+            raise ValueError(f"out: expected {rows.shape} float16, found {out.shape} {out.dtype}")
+        out[...] = rows
+        return out
+
+    def gather_topk(
+        self, index: NDArray[np.integer[Any]], *, view: int | None = None
+    ) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.float16]]:
+        """The largest probabilities of some samples and their classes; otherwise as `gather`.
+
+        Returns
+        -------
+        tuple of ndarray of shape (B, k), dtype uint16 or uint32, and of float16
+            (B, V, k) of several views. See `pipeline.labels.topk.spread`.
+
+        Raises
+        ------
+        StoreError
+            Also when the store has all probabilities.
+        """
+        if self.top_k is None:
+            raise StoreError(self.path, "is no top-k store", remedy="Use gather.")
+        indices, probs = (self.arrays[name].gather(index, None, view) for name in _SPARSE)
+        return indices, probs
 
     def gather_logits(
-        self, index: NDArray[np.integer[Any]], out: NDArray[np.float16] | None = None
+        self,
+        index: NDArray[np.integer[Any]],
+        out: NDArray[np.float16] | None = None,
+        *,
+        view: int | None = None,
     ) -> NDArray[np.float16]:
         """The teacher's logits of some samples, as `gather`; for another temperature.
 
@@ -133,22 +190,37 @@ class SoftLabels:
         StoreError
             Also when the store has no logits.
         """
+        self.require_logits()
+        return self.arrays["logits"].gather(index, out, view)
+
+    def require_logits(self) -> None:
+        """Refuse a store that does not have them."""
         if not self.has_logits:
             raise StoreError(
                 self.path,
                 "has no logits",
-                remedy="Label with label.logits true and one teacher.",
+                remedy="Label with label.logits true, one teacher and no top-k.",
             )
-        return self.arrays["logits"].gather(index, out)
+
+    def require_view(self, view: int) -> None:
+        """Refuse a view that the store does not have."""
+        if not 0 <= view < self.num_views:
+            raise StoreError(
+                self.path, "no such view", expected=f"0 to {self.num_views - 1}", found=view
+            )
 
     def summary(self) -> LabelSummary:
         """Entropy, confidence and disagreement of all soft labels, chunk by chunk."""
-        soft = self.arrays["soft_labels"]
-        rows = soft.layout.rows
-        return summarise_blocks(
-            (soft.chunk(chunk), self.labels[chunk * rows : (chunk + 1) * rows])
-            for chunk in range(soft.layout.num_chunks)
-        )
+        counts = Softness(self.num_classes)
+        layout = self.arrays["labels"].layout
+        for chunk in range(layout.num_chunks):
+            counts.add(self.arrays["labels"].chunk(chunk), *self._stored(chunk))
+        return counts.summary()
+
+    def _stored(self, chunk: int) -> list[NDArray[Any]]:
+        # The soft labels of one chunk: dense, or classes and probabilities.
+        names = ("soft_labels",) if self.top_k is None else _SPARSE
+        return [self.arrays[name].chunk(chunk) for name in names]
 
     def join(self, rows: NDArray[np.int64], sample_hash: NDArray[np.uint64], data: str) -> None:
         """Refuse to go on unless each row belongs to the image at hand.
@@ -236,7 +308,8 @@ def _parse_metadata(
     if not isinstance(members, dict):
         raise StoreError(folder.path, "zarr.json has no consolidated metadata")
     layouts = {}
-    for name in [*_REQUIRED, "logits"] if "logits" in members else _REQUIRED:
+    top_k = attributes.top_k.k if attributes.top_k else None
+    for name in _names(attributes, members, folder.path):
         if name not in members:
             raise StoreError(
                 folder.path, f"has no array '{name}'", remedy="A newer ltd-pipe may read it."
@@ -247,10 +320,21 @@ def _parse_metadata(
             raise StoreError(
                 folder.path, f"{name}/zarr.json differs from the consolidated metadata"
             )
-        size = attributes.num_samples, attributes.num_classes
-        layouts[name] = parse_layout(metadata, name, *size, folder.path)
+        layouts[name] = parse_layout(metadata, attributes.layout(name, top_k=top_k), folder.path)
     _require_equal_rows(layouts, folder)
     return attributes, layouts
+
+
+def _names(attributes: StoreAttributes, members: Mapping[str, Any], where: Path) -> list[str]:
+    # Also what should not be there at all is refused: a reader might take it for the labels.
+    sparse = attributes.top_k is not None
+    for name in ("soft_labels", "logits") if sparse else _SPARSE:
+        if name in members:
+            kind = "a top-k store" if sparse else "a store without top_k"
+            raise StoreError(where, f"{kind} has the array '{name}'")
+    logits = ["logits"] if "logits" in members else []
+    soft = list(_SPARSE) if sparse else ["soft_labels"]
+    return [*soft, "labels", "sample_hash", *logits]
 
 
 def _nested(content: dict[str, Any], first: str, second: str) -> Any:

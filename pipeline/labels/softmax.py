@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,19 +12,16 @@ from pipeline.labels.format import MAX_TEMPERATURE, MIN_TEMPERATURE
 from pipeline.labels.half import to_float32
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
 __all__ = [
-    "LabelSummary",
     "bisect_temperature",
     "mean_softened",
     "require_temperature",
     "soften",
     "solve_temperature",
-    "summarise",
-    "summarise_blocks",
     "top_probability",
 ]
 
@@ -73,15 +69,15 @@ def soften(logits: NDArray[np.floating[Any]], temperature: float) -> NDArray[np.
 
 
 def top_probability(logits: Sequence[NDArray[np.floating[Any]]], temperature: float) -> float:
-    """Sum over samples of the largest probability.
+    """Sum over samples and views of the largest probability.
 
     Parameters
     ----------
-    logits : sequence of ndarray of shape (n, K)
+    logits : sequence of ndarray of shape (..., K)
         Of each teacher.
     temperature : float
     """
-    return float(mean_softened(logits, temperature).max(axis=1).sum(dtype=np.float64))
+    return float(mean_softened(logits, temperature).max(axis=-1).sum(dtype=np.float64))
 
 
 def mean_softened(
@@ -91,13 +87,13 @@ def mean_softened(
 
     Parameters
     ----------
-    logits : sequence of ndarray of shape (n, K)
+    logits : sequence of ndarray of shape (..., K)
         Of each teacher.
     temperature : float
 
     Returns
     -------
-    ndarray of shape (n, K), dtype float32
+    ndarray of shape (..., K), dtype float32
     """
     total = soften(logits[0], temperature)
     if len(logits) > 1:
@@ -160,82 +156,3 @@ def bisect_temperature(mean_top: Callable[[float], float], target: float) -> flo
         else:
             high = middle
     return float(f"{math.exp(low):.6g}")
-
-
-@dataclass(frozen=True)
-class LabelSummary:
-    """What soft labels are like.
-
-    Attributes
-    ----------
-    mean_entropy : float
-        In nats; between 0 and ln K.
-    mean_top_probability : float
-        Between 1/K and 1.
-    disagreement : float or None
-        Share of samples of known class whose largest probability is on another class; None
-        when no class is known.
-    warnings : tuple of str
-        Whether the labels are as good as one-hot or as uniform ones.
-    """
-
-    mean_entropy: float
-    mean_top_probability: float
-    disagreement: float | None
-    warnings: tuple[str, ...]
-
-
-def summarise(soft: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]) -> LabelSummary:
-    """Summarise soft labels.
-
-    Parameters
-    ----------
-    soft : ndarray of shape (N, K)
-        Rows are distributions.
-    labels : ndarray of shape (N,)
-        Classes; -1 where unknown.
-    """
-    return summarise_blocks(_blocks(soft, labels))
-
-
-Block = tuple["NDArray[np.floating[Any]]", "NDArray[np.integer[Any]]"]
-
-
-def _blocks(soft: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]) -> Iterator[Block]:
-    step = max(_BLOCK_ELEMENTS // soft.shape[1], 1)
-    for at in range(0, len(soft), step):
-        yield soft[at : at + step], labels[at : at + step]
-
-
-def summarise_blocks(blocks: Iterable[Block]) -> LabelSummary:
-    """Summarise soft labels that come in blocks of rows, each as in `summarise`."""
-    entropy = top = 0.0
-    samples = known = wrong = num_classes = 0
-    for soft, labels in blocks:
-        rows = to_float32(soft)
-        rows /= rows.sum(axis=1, keepdims=True)
-        # p log p tends to 0 with p; the clip keeps log(0) out of the product.
-        entropy -= float((rows * np.log(np.maximum(rows, 1e-30))).sum(dtype=np.float64))
-        top += float(rows.max(axis=1).sum(dtype=np.float64))
-        wrong += int(((rows.argmax(axis=1) != labels) & (labels >= 0)).sum())
-        known += int((labels >= 0).sum())
-        samples, num_classes = samples + len(rows), rows.shape[1]
-    if not samples:
-        raise ValueError("no soft labels to summarise")
-    return LabelSummary(
-        mean_entropy=entropy / samples,
-        mean_top_probability=top / samples,
-        disagreement=wrong / known if known else None,
-        warnings=_warnings(top / samples, num_classes),
-    )
-
-
-def _warnings(mean_top: float, num_classes: int) -> tuple[str, ...]:
-    # Either way the student learns nothing from the teacher that it could not have without.
-    cure = "label.temperature, or set it to auto:0.95."
-    found = f"mean top probability {mean_top:.5f} of {num_classes} classes"
-    if mean_top > 0.999:
-        return (f"The soft labels are as good as one-hot ({found}): raise {cure}",)
-    if mean_top < 1.5 / num_classes:
-        return (f"The soft labels are as good as uniform ({found}): lower {cure}",)
-    return ()

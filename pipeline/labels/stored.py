@@ -8,6 +8,7 @@ import google_crc32c
 import numpy as np
 
 from pipeline.errors import StoreError
+from pipeline.labels.mapping import Mapping
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,7 +27,7 @@ def map_chunk(folder: StoreFolder, layout: ArrayLayout, chunk: int) -> NDArray[A
 
     Returns
     -------
-    ndarray of shape (rows_in(chunk), K) or (rows_in(chunk),)
+    ndarray of shape (rows_in(chunk), *row_shape)
         Read-only, without the padding.
 
     Raises
@@ -34,20 +35,48 @@ def map_chunk(folder: StoreFolder, layout: ArrayLayout, chunk: int) -> NDArray[A
     StoreError
         When its size or checksum is wrong, or a value is one that the format excludes.
     """
-    name = layout.chunk_name(chunk)
-    content = folder.map(name, layout.file_bytes)
+    content = folder.map(layout.chunk_name(chunk), layout.file_bytes)
+    payload = content[: layout.payload_bytes]
+    whole: NDArray[Any] = payload.view(layout.dtype).reshape(layout.chunk_shape)
+    rows = whole[: layout.rows_in(chunk)]
+    _require_sound(folder, layout, chunk, content, rows)
+    return rows
+
+
+def _require_sound(
+    folder: StoreFolder,
+    layout: ArrayLayout,
+    chunk: int,
+    content: NDArray[np.uint8],
+    rows: NDArray[Any],
+) -> None:
     payload, stored = content[: layout.payload_bytes], content[layout.payload_bytes :]
     if google_crc32c.value(payload) != int.from_bytes(stored.tobytes(), "little"):
         raise StoreError(
             folder.path,
-            f"{name} is damaged: its CRC-32C is wrong",
+            f"{layout.chunk_name(chunk)} is damaged: its CRC-32C is wrong",
             remedy="Fetch or make the store again.",
         )
-    whole: NDArray[Any] = payload.view(layout.dtype).reshape(layout.chunk_shape)
-    rows = whole[: layout.rows_in(chunk)]
     if layout.dtype == np.float16:
         _require_numbers(folder, layout, chunk, rows)
-    return rows
+    elif layout.name == "topk_indices":
+        _require_classes(folder, layout, chunk, rows)
+
+
+def _require_classes(
+    folder: StoreFolder, layout: ArrayLayout, chunk: int, rows: NDArray[Any]
+) -> None:
+    # One that is no class would be written outside the row that it is spread into.
+    if rows.max() < layout.num_classes:
+        return
+    wrong = (rows >= layout.num_classes).reshape(len(rows), -1).any(axis=1)
+    raise StoreError(
+        folder.path,
+        f"sample {chunk * layout.rows + int(np.argmax(wrong))}: {layout.name}",
+        expected=f"classes below {layout.num_classes}",
+        found=rows.max(),
+        remedy="The store was made wrongly: run 'ltd-pipe label' again.",
+    )
 
 
 def _require_numbers(
@@ -60,8 +89,9 @@ def _require_numbers(
     magnitude = bits & _FLOAT16_MAGNITUDE if logits else bits
     if magnitude.max() < _FLOAT16_INFINITY:
         return
-    row = int(np.argmax((magnitude >= _FLOAT16_INFINITY).any(axis=1)))
-    wrong = rows[row][magnitude[row] >= _FLOAT16_INFINITY][0]
+    outside = magnitude >= _FLOAT16_INFINITY
+    row = int(np.argmax(outside.reshape(len(rows), -1).any(axis=1)))
+    wrong = rows[row][outside[row]][0]
     raise StoreError(
         folder.path,
         f"sample {chunk * layout.rows + row}: {layout.name}",
@@ -85,41 +115,64 @@ class StoredArray:
         for chunk in range(layout.num_chunks):
             folder.require_size(layout.chunk_name(chunk), layout.file_bytes)
         self.folder, self.layout = folder, layout
-        self._chunks: dict[int, NDArray[Any]] = {}
+        self._mapping = Mapping(layout.num_chunks, layout.file_bytes, folder.path)
+        # Shape (chunks, rows, *row_shape). A row may be touched once its chunk is checked.
+        self._rows = self._mapping.rows(layout.chunk_shape, layout.dtype)
+        self._checked = np.zeros(layout.num_chunks, bool)
 
     def chunk(self, chunk: int) -> NDArray[Any]:
-        """Rows of one chunk, as `map_chunk`, which checks it the first time."""
-        if chunk not in self._chunks:
-            self._chunks[chunk] = map_chunk(self.folder, self.layout, chunk)
-        return self._chunks[chunk]
+        """Rows of one chunk, as `map_chunk`, which are checked the first time."""
+        rows: NDArray[Any] = self._rows[chunk, : self.layout.rows_in(chunk)]
+        if not self._checked[chunk]:
+            name = self.layout.chunk_name(chunk)
+            self.folder.require_size(name, self.layout.file_bytes)
+            self._mapping.map(chunk, self.folder.locate(name))
+            content = self._mapping.content(chunk)
+            _require_sound(self.folder, self.layout, chunk, content, rows)
+            self._checked[chunk] = True
+        return rows
 
     def read(self) -> NDArray[Any]:
         """The whole array, in memory."""
         return np.concatenate([self.chunk(chunk) for chunk in range(self.layout.num_chunks)])
 
     def gather(
-        self, index: NDArray[np.integer[Any]], out: NDArray[Any] | None = None
+        self,
+        index: NDArray[np.integer[Any]],
+        out: NDArray[Any] | None = None,
+        view: int | None = None,
     ) -> NDArray[Any]:
         """Rows in any order; see `SoftLabels.gather`."""
         index = self.require_rows(index)
-        shape = (len(index), *self.layout.shape[1:])
-        if out is None:
-            out = np.empty(shape, self.layout.dtype)
-        elif out.shape != shape or out.dtype != self.layout.dtype:
-            raise ValueError(f"out: expected {shape} float16, found {out.shape} {out.dtype}")
         chunks, rows = np.divmod(index, self.layout.rows)
-        # Grouped by chunk, so that the cost in Python is one step per chunk, not per row.
-        order = np.argsort(chunks, kind="stable")
-        chunks, rows = chunks[order], rows[order]
-        starts = np.flatnonzero(np.diff(chunks, prepend=-1))
-        ends = np.append(starts[1:], len(index))
-        grouped = np.empty(shape, self.layout.dtype)
-        for start, end in zip(starts.tolist(), ends.tolist(), strict=False):
-            # Clipping changes nothing, since rows were checked; it spares NumPy a buffer.
-            source = self.chunk(int(chunks[start]))
-            source.take(rows[start:end], axis=0, out=grouped[start:end], mode="clip")
-        out[order] = grouped
+        if not self._checked[chunks].all():
+            for chunk in np.unique(chunks).tolist():
+                self.chunk(chunk)
+        place: tuple[Any, ...] = (chunks, rows)
+        if view is not None and self.layout.num_views > 1:
+            place = (chunks, rows, self._require_view(view))
+        elif view:
+            self._require_view(view)
+        found: NDArray[Any] = self._rows[place]
+        if out is None:
+            return found
+        # Not left to NumPy, which would spread one row over all, or convert.
+        if out.shape != found.shape or out.dtype != found.dtype:
+            raise ValueError(
+                f"out: expected {found.shape} {found.dtype}, found {out.shape} {out.dtype}"
+            )
+        out[...] = found
         return out
+
+    def _require_view(self, view: int) -> int:
+        if not 0 <= view < self.layout.num_views:
+            raise StoreError(
+                self.folder.path,
+                "no such view",
+                expected=f"0 to {self.layout.num_views - 1}",
+                found=view,
+            )
+        return view
 
     def require_rows(self, index: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         """Refuse indices that are no rows: negative ones too, which NumPy would wrap around."""

@@ -113,26 +113,60 @@ def _verify_chunk(store: SoftLabels, chunk: int) -> None:
     for array in store.arrays.values():
         store.hashes.verify(array.layout.chunk_name(chunk))
         array.chunk(chunk)
-    first = chunk * store.arrays["soft_labels"].layout.rows
+    first = chunk * store.arrays["labels"].layout.rows
+    if store.top_k is not None:
+        _require_ranks(store, chunk, first)
+        return
     soft = to_float32(store.arrays["soft_labels"].chunk(chunk))
     _require_distributions(store, soft, first)
     if store.has_logits:
         _require_softmax(store, soft, store.arrays["logits"].chunk(chunk), first)
 
 
+def _sample(wrong: NDArray[np.bool_], first: int) -> tuple[str, tuple[int, ...]]:
+    # The first wrong row: how the user knows it, and its place in the chunk.
+    place = tuple(int(axis[0]) for axis in np.nonzero(wrong))
+    view = f", view {place[1]}" if len(place) > 1 else ""
+    return f"sample {first + place[0]}{view}", place
+
+
 def _require_distributions(store: SoftLabels, soft: NDArray[np.float32], first: int) -> None:
     # That they are finite and not negative was checked when the chunk was mapped.
-    sums = soft.sum(axis=1, dtype=np.float64)
+    sums = soft.sum(axis=-1, dtype=np.float64)
     tolerance = row_sum_tolerance(store.num_classes)
-    wrong = abs(sums - 1.0) > tolerance
+    wrong = np.asarray(abs(sums - 1.0) > tolerance)
     if wrong.any():
-        row = int(np.argmax(wrong))
+        sample, place = _sample(wrong, first)
         raise StoreError(
             store.path,
-            f"sample {first + row}: the soft label is no distribution",
+            f"{sample}: the soft label is no distribution",
             expected=f"sum 1 ± {tolerance:.2g}",
-            found=f"{sums[row]:.6f}",
+            found=f"{sums[place]:.6f}",
         )
+
+
+def _require_ranks(store: SoftLabels, chunk: int, first: int) -> None:
+    indices = store.arrays["topk_indices"].chunk(chunk).astype(np.int64)
+    probs = to_float32(store.arrays["topk_probs"].chunk(chunk))
+    sums = probs.sum(axis=-1, dtype=np.float64)
+    tolerance = row_sum_tolerance(store.num_classes)
+    # With all K classes stored there is no rest.
+    least = 1.0 - tolerance if probs.shape[-1] == store.num_classes else 0.0
+    wrong: NDArray[np.bool_] = np.asarray((sums > 1.0 + tolerance) | (sums < least))
+    if wrong.any():
+        sample, place = _sample(wrong, first)
+        raise StoreError(
+            store.path,
+            f"{sample}: the soft label is no distribution",
+            expected=f"sum at most 1 + {tolerance:.2g}",
+            found=f"{sums[place]:.6f}",
+        )
+    again = np.diff(np.sort(indices, axis=-1), axis=-1) == 0
+    faults = {"probabilities rise with rank": np.diff(probs, axis=-1) > 0, "a class twice": again}
+    for what, where in faults.items():
+        if where.any():
+            sample, _ = _sample(np.asarray(where.any(axis=-1)), first)
+            raise StoreError(store.path, f"{sample}: {what}")
 
 
 def _require_softmax(
@@ -140,15 +174,16 @@ def _require_softmax(
 ) -> None:
     expected = soften(logits, store.attributes.temperature)
     # One step of float16: half of one is its rounding, the rest is for another machine's exp.
-    wrong = (abs(soft - expected) > expected * 2.0**-10 + 2.0**-24).any(axis=1)
+    outside = abs(soft - expected) > expected * 2.0**-10 + 2.0**-24
+    wrong = np.asarray(outside.any(axis=-1))
     if wrong.any():
-        row = int(np.argmax(wrong))
-        worst = int(np.argmax(abs(soft[row] - expected[row])))
+        sample, place = _sample(wrong, first)
+        worst = int(np.argmax(abs(soft[place] - expected[place])))
         raise StoreError(
             store.path,
-            f"sample {first + row}: soft_labels are not softmax(logits / temperature)",
-            expected=f"{expected[row, worst]:.6f} for class {worst}",
-            found=f"{soft[row, worst]:.6f}",
+            f"{sample}: soft_labels are not softmax(logits / temperature)",
+            expected=f"{expected[place][worst]:.6f} for class {worst}",
+            found=f"{soft[place][worst]:.6f}",
         )
 
 
@@ -189,16 +224,27 @@ def _verify_join(store: SoftLabels, images: ImagesLike) -> None:
         )
 
 
-def _done(store: SoftLabels, chunk_files: int) -> list[Check]:
+def _distributions(store: SoftLabels) -> Check:
     tolerance = row_sum_tolerance(store.num_classes)
+    rows = f"{store.num_samples} rows"
+    if store.num_views > 1:
+        rows += f" of {store.num_views} views"
+    if store.top_k is None:
+        detail = f"{rows}: finite, not negative, sum 1 ± {tolerance:.2g}"
+    else:
+        detail = (
+            f"{rows} of {store.top_k} probabilities: finite, not negative, falling, "
+            f"of different classes, sum at most 1 + {tolerance:.2g}"
+        )
+    return Check("distributions", detail)
+
+
+def _done(store: SoftLabels, chunk_files: int) -> list[Check]:
     checks = [
         Check("manifest", f"SHA-256 of {len(store.hashes)} files; no file is unlisted"),
         Check("checksums", f"CRC-32C of {chunk_files} chunks"),
         Check("schema", "metadata of the group and of each array, as format 1.0 says"),
-        Check(
-            "distributions",
-            f"{store.num_samples} rows: finite, not negative, sum 1 ± {tolerance:.2g}",
-        ),
+        _distributions(store),
         Check("labels", "in range; with the hashes they give the data set's fingerprint"),
     ]
     if store.has_logits:
@@ -211,6 +257,9 @@ def _not_done(store: SoftLabels, *, joined: bool) -> list[Check]:
     checks = [Check("teacher", "that this teacher gave these answers: ask it again", done=False)]
     if not store.has_logits:
         checks.append(Check("softmax", "no logits are stored", done=False))
+    if store.top_k is not None:
+        detail = "how far the rows are from all K probabilities: these are not stored"
+        checks.append(Check("total variation", detail, done=False))
     if not joined:
         checks.append(Check("join", "no images were given", done=False))
     return checks

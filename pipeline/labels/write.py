@@ -6,14 +6,22 @@ import shutil
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from pipeline.errors import JoinError, ParamsError, StoreError, WriteError
 from pipeline.images.fingerprint import fingerprint
-from pipeline.labels.arrays import ArrayLayout
 from pipeline.labels.build import build_store
 from pipeline.labels.draft import Draft
-from pipeline.labels.format import StoreAttributes, StoreFacts, rows_per_chunk
-from pipeline.labels.half import to_float16
-from pipeline.labels.incoming import round_logits, round_soft_labels
+from pipeline.labels.format import (
+    DistanceFacts,
+    StoreAttributes,
+    StoreFacts,
+    TopKFacts,
+    row_bytes,
+    rows_per_chunk,
+)
+from pipeline.labels.half import to_float16, to_float32
+from pipeline.labels.incoming import round_logits, round_soft_labels, round_topk
 from pipeline.labels.manifest import MANIFEST
 from pipeline.labels.softmax import (
     bisect_temperature,
@@ -21,17 +29,20 @@ from pipeline.labels.softmax import (
     require_temperature,
     top_probability,
 )
+from pipeline.labels.topk import largest, total_variation
 from pipeline.publish import remove_state, replace_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
+
+    from pipeline.labels.arrays import ArrayLayout
 
 __all__ = ["StoreWriter", "require_replaceable", "write_store"]
 
+_SPARSE = ("topk_indices", "topk_probs")
 _STORE_FILES = ("zarr.json", MANIFEST)
 
 
@@ -42,6 +53,9 @@ class StoreWriter:
     store is published: the temperature need not be known before, and a run that was
     interrupted goes on after its last whole chunk. Two processes on one state folder are kept
     apart by the caller, with `pipeline.publish.exclusive`.
+
+    Of a top-k store only the largest probabilities are ever written, so there the temperature
+    has to be known from the beginning.
 
     Parameters
     ----------
@@ -57,6 +71,10 @@ class StoreWriter:
         What `append` is given.
     rows : int, optional
         Rows per chunk; see `rows_per_chunk`. Never more than there are samples.
+    top_k : int, optional
+        Store so many probabilities per row.
+    temperature : float, optional
+        Of a top-k store from logits.
 
     Raises
     ------
@@ -74,29 +92,48 @@ class StoreWriter:
         keep_logits: bool,
         source: Literal["logits", "soft_labels"] = "logits",
         rows: int | None = None,
+        top_k: int | None = None,
+        temperature: float | None = None,
     ) -> None:
-        if keep_logits and (source != "logits" or len(facts.teachers) > 1):
+        if keep_logits and (source != "logits" or len(facts.teachers) > 1 or top_k):
             raise ParamsError(
-                "label.logits", "only the labels of one teacher have logits", remedy="Set it false."
+                "label.logits",
+                "only the dense labels of one teacher have logits",
+                remedy="Set it false.",
             )
+        if top_k is not None and not 1 <= top_k <= facts.num_classes:
+            raise ParamsError(
+                "label.top_k",
+                "is out of range",
+                expected=f"1 to {facts.num_classes}, the number of classes",
+                found=top_k,
+            )
+        if top_k and source == "logits" and temperature is None:
+            raise ValueError("a top-k store from logits needs its temperature")
         self.state, self.facts = state, facts
         self._keep_logits, self._source = keep_logits, source
-        # One chunk of few samples needs no padding.
-        self._rows = min(rows or rows_per_chunk(2 * facts.num_classes), facts.num_samples)
+        self._top_k, self._temperature = top_k, temperature
+        self._row_shape = facts.layout("logits").row_shape
         self._teachers = [f"logits-{number}" for number in range(max(len(facts.teachers), 1))]
+        # One chunk of few samples needs no padding.
+        self._rows = min(rows or rows_per_chunk(row_bytes(facts, top_k)), facts.num_samples)
         # Without the temperature: labels at another one are derived from the same draft.
         known = facts.model_dump(mode="json", include=set(StoreFacts.model_fields))
-        key = {"facts": known, "source": source, "rows": self._rows}
+        key: dict[str, Any] = {"facts": known, "source": source, "rows": self._rows}
+        if top_k:
+            key |= {"top_k": top_k, "temperature": temperature}
         self._draft = Draft(state, key, self._columns())
 
     def _columns(self) -> dict[str, ArrayLayout]:
         columns = {name: self._layout(name) for name in ("labels", "sample_hash")}
+        if self._top_k:
+            return columns | {name: self._layout(name) for name in (*_SPARSE, "topk_distance")}
         if self._source == "soft_labels":
             return columns | {"soft_labels": self._layout("soft_labels")}
         return columns | {name: self._layout("logits") for name in self._teachers}
 
     def _layout(self, name: str) -> ArrayLayout:
-        return ArrayLayout(name, self.facts.num_samples, self.facts.num_classes, self._rows)
+        return self.facts.layout(name, self._rows, self._top_k)
 
     @property
     def rows_done(self) -> int:
@@ -113,8 +150,9 @@ class StoreWriter:
 
         Parameters
         ----------
-        answers : ndarray of shape (n, K), or (M, n, K) for M teachers
-            Logits or soft labels, as `source` says; float16 or float32.
+        answers : ndarray of shape (n, K), or (n, V, K) of several views
+            Logits or soft labels, as `source` says; float16 or float32. Of M teachers, M of
+            them: an axis before the others.
         labels : ndarray of shape (n,)
             Classes, -1 where unknown.
         sample_hash : ndarray of shape (n,), dtype uint64
@@ -129,19 +167,67 @@ class StoreWriter:
             When the disk refuses; what was written before is kept.
         """
         first = self._draft.rows_taken
-        shape = (len(labels), self.facts.num_classes)
-        stacked = answers[None] if answers.ndim == 2 else answers
-        if stacked.shape != (len(self._teachers), *shape) or sample_hash.shape != labels.shape:
+        shape = (len(labels), *self._row_shape)
+        stacked = answers[None] if answers.shape == shape else answers
+        if stacked.shape != (len(self._teachers), *shape):
             raise ValueError(f"expected answers of shape {shape}, found {answers.shape}")
-        if first + len(labels) > self.facts.num_samples:
-            raise ValueError(f"more than {self.facts.num_samples} samples")
-        rows: dict[str, NDArray[Any]] = {"labels": labels, "sample_hash": sample_hash}
         if self._source == "soft_labels":
-            rows["soft_labels"] = round_soft_labels(stacked[0], first, self.state)
+            rows = {"soft_labels": round_soft_labels(stacked[0], first, self.state)}
         else:
-            for name, logits in zip(self._teachers, stacked, strict=True):
-                rows[name] = round_logits(logits, first, self.state)
-        self._draft.append(rows)
+            rows = {
+                name: round_logits(logits, first, self.state)
+                for name, logits in zip(self._teachers, stacked, strict=True)
+            }
+        if self._top_k:
+            rows = self._largest(stacked)
+        self._append(rows, labels, sample_hash)
+
+    def append_topk(
+        self,
+        indices: NDArray[np.integer[Any]],
+        probs: NDArray[np.floating[Any]],
+        labels: NDArray[np.integer[Any]],
+        sample_hash: NDArray[np.uint64],
+    ) -> None:
+        """Take the next n samples of a top-k store, of which no more is known.
+
+        Parameters
+        ----------
+        indices, probs : ndarray of shape (n, k), or (n, V, k) of several views
+            Classes, in any order, and their probabilities.
+        labels, sample_hash : ndarray of shape (n,)
+            As in `append`.
+        """
+        shape = (len(labels), *self._layout("topk_probs").row_shape)
+        if not self._top_k or indices.shape != shape or probs.shape != shape:
+            raise ValueError(f"expected {shape}, found {indices.shape} and {probs.shape}")
+        first = self._draft.rows_taken
+        classes, rounded = round_topk(indices, probs, self.facts.num_classes, first, self.state)
+        unknown = np.full(shape[:-1], np.nan, np.float32)
+        rows = {"topk_indices": classes, "topk_probs": rounded, "topk_distance": unknown}
+        self._append(rows, labels, sample_hash)
+
+    def _largest(self, stacked: NDArray[np.floating[Any]]) -> dict[str, NDArray[Any]]:
+        assert self._top_k is not None  # noqa: S101
+        soft = to_float32(stacked[0])
+        if self._source == "logits":
+            assert self._temperature is not None  # noqa: S101
+            soft = mean_softened([*stacked], self._temperature)
+        indices, probs = largest(soft, self._top_k)
+        distance = total_variation(soft, indices, probs)
+        return {"topk_indices": indices, "topk_probs": probs, "topk_distance": distance}
+
+    def _append(
+        self,
+        rows: dict[str, NDArray[Any]],
+        labels: NDArray[np.integer[Any]],
+        sample_hash: NDArray[np.uint64],
+    ) -> None:
+        if sample_hash.shape != labels.shape:
+            raise ValueError(f"{len(labels)} labels and {len(sample_hash)} sample hashes")
+        if self._draft.rows_taken + len(labels) > self.facts.num_samples:
+            raise ValueError(f"more than {self.facts.num_samples} samples")
+        self._draft.append({"labels": labels, "sample_hash": sample_hash, **rows})
 
     def solve_temperature(self, target_top_probability: float) -> float:
         """The temperature for `publish`, from all samples; see `softmax.solve_temperature`."""
@@ -154,7 +240,7 @@ class StoreWriter:
                 top_probability([column.chunk(chunk) for column in columns], temperature)
                 for chunk in chunks
             )
-            return total / self.facts.num_samples
+            return total / (self.facts.num_samples * self.facts.views.count)
 
         return bisect_temperature(mean_top, target_top_probability)
 
@@ -195,12 +281,18 @@ class StoreWriter:
         """
         require_replaceable(target, replace=replace)
         require_temperature(temperature)
+        if self._temperature not in (None, temperature):
+            raise ValueError(f"written at temperature {self._temperature}, not {temperature}")
         self._require_complete()
         self._require_fingerprint()
         beside = target.with_name(f".{target.name}.part")
         shutil.rmtree(beside, ignore_errors=True)
-        attributes = StoreAttributes(**(_only_facts(self.facts) | {"temperature": temperature}))
-        identity = build_store(beside, attributes, self._sources(temperature), progress)
+        identity = build_store(
+            beside,
+            lambda: self._attributes(temperature),
+            self._sources(temperature),
+            progress,
+        )
         replace_tree(beside, target)
         remove_state(self.state)
         return identity
@@ -208,20 +300,36 @@ class StoreWriter:
     def _sources(
         self, temperature: float
     ) -> dict[ArrayLayout, Callable[[int], Path | NDArray[Any]]]:
-        names = {"labels": "labels", "sample_hash": "sample_hash", "soft_labels": "soft_labels"}
+        names = {"labels": "labels", "sample_hash": "sample_hash"}
+        names |= {name: name for name in (_SPARSE if self._top_k else ("soft_labels",))}
         if self._keep_logits:
             names["logits"] = self._teachers[0]
         sources: dict[ArrayLayout, Callable[[int], Path | NDArray[Any]]] = {
             self._layout(name): partial(self._draft.chunk_path, column)
             for name, column in names.items()
         }
-        if self._source == "logits":
+        if self._source == "logits" and not self._top_k:
             teachers = [self._draft.column(name) for name in self._teachers]
             # From the logits as they are stored, so that one can be checked against the other.
             sources[self._layout("soft_labels")] = lambda chunk: to_float16(
                 mean_softened([teacher.chunk(chunk) for teacher in teachers], temperature)
             )
         return sources
+
+    def _attributes(self, temperature: float) -> StoreAttributes:
+        facts = {name: getattr(self.facts, name) for name in StoreFacts.model_fields}
+        return StoreAttributes(**facts, temperature=temperature, top_k=self._topk_facts())
+
+    def _topk_facts(self) -> TopKFacts | None:
+        if self._top_k is None:
+            return None
+        distances = self._draft.column("topk_distance").read()
+        if np.isnan(distances).any():
+            return TopKFacts(k=self._top_k)
+        # Six digits, so that the order of a sum cannot show.
+        mean, worst = (float(f"{x:.6g}") for x in (distances.mean(dtype=float), distances.max()))
+        known = DistanceFacts(mean=mean, worst=worst, samples=len(distances))
+        return TopKFacts(k=self._top_k, total_variation=known)
 
     def _require_complete(self) -> None:
         if self.rows_done < self.facts.num_samples:
@@ -269,10 +377,6 @@ def require_replaceable(target: Path, *, replace: bool) -> None:
         )
 
 
-def _only_facts(facts: StoreFacts) -> dict[str, Any]:
-    return {name: getattr(facts, name) for name in StoreFacts.model_fields}
-
-
 def write_store(
     target: Path,
     attributes: StoreAttributes,
@@ -283,6 +387,7 @@ def write_store(
     source: Literal["logits", "soft_labels"] = "logits",
     keep_logits: bool = False,
     rows: int | None = None,
+    top_k: int | None = None,
     replace: bool = False,
 ) -> str:
     """Write a store whose rows are all in memory; the arguments are those of `StoreWriter`.
@@ -294,6 +399,14 @@ def write_store(
     """
     state = target.with_name(f".{target.name}.draft")
     shutil.rmtree(state, ignore_errors=True)
-    writer = StoreWriter(state, attributes, keep_logits=keep_logits, source=source, rows=rows)
+    writer = StoreWriter(
+        state,
+        attributes,
+        keep_logits=keep_logits,
+        source=source,
+        rows=rows,
+        top_k=top_k,
+        temperature=attributes.temperature if top_k else None,
+    )
     writer.append(answers, labels, sample_hash)
     return writer.publish(target, attributes.temperature, replace=replace)

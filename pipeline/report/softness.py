@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.labels.format import StoreAttributes
-    from pipeline.labels.softmax import LabelSummary
+    from pipeline.labels.softness import LabelSummary
 
 __all__ = ["AmbiguousImage", "LabelFacts", "read_labels"]
 

@@ -8,7 +8,9 @@ import torch
 
 from pipeline import objectives, rng
 from pipeline.attacks import pgd, uniform_start
+from pipeline.errors import JoinError
 from pipeline.images.pixels import to_unit
+from pipeline.labels.resident import LabelsOnDevice
 from pipeline.objectives import cross_entropy
 from pipeline.training import targets
 from pipeline.training.loop import Adversary, Fit
@@ -33,7 +35,11 @@ __all__ = ["student_fit", "target_function", "validate_robustness"]
 
 
 def target_function(
-    params: TrainParams, num_classes: int, store: SoftLabels | None, data: str
+    params: TrainParams,
+    num_classes: int,
+    store: SoftLabels | None,
+    data: str,
+    device: torch.device,
 ) -> TargetOf:
     """What maps a batch to its target distributions.
 
@@ -48,6 +54,8 @@ def target_function(
         before its rows are used.
     data : str
         How the user knows the images, for the error.
+    device : torch.device
+        Where batches are.
 
     Returns
     -------
@@ -61,14 +69,26 @@ def target_function(
         return lambda batch: targets.smoothed(batch.labels, num_classes, params.smoothing)
     if store is None:
         raise ValueError("label_kind 'ltd' needs a store")
-    return lambda batch: _joined(batch, store, params, data)
+    _require_plain_images(store)
+    labels = LabelsOnDevice(store, device, temperature=params.label_temperature)
+
+    def joined(batch: Batch) -> torch.Tensor:
+        store.join(batch.rows, batch.sample_hash, data)
+        soft = labels.rows(batch.rows)
+        return targets.mixed(soft, batch.labels, params.soft_weight, rectify=params.rectify)
+
+    return joined
 
 
-def _joined(batch: Batch, store: SoftLabels, params: TrainParams, data: str) -> torch.Tensor:
-    store.join(batch.rows, batch.sample_hash, data)
-    rows = torch.from_numpy(store.gather(batch.rows)).to(batch.labels.device)
-    soft = targets.renormalised(rows)
-    return targets.mixed(soft, batch.labels, params.soft_weight, rectify=params.rectify)
+def _require_plain_images(store: SoftLabels) -> None:
+    # The label of an augmented view belongs to that view alone.
+    augmentation = store.attributes.views.augmentation
+    if augmentation is not None:
+        raise JoinError(
+            store.path,
+            f"these are labels of augmented views ({augmentation})",
+            remedy="Training reads labels of the images as they are.",
+        )
 
 
 def validate_robustness(

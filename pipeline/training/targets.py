@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-__all__ = ["mixed", "onehot", "rectified_weight", "renormalised", "smoothed"]
+__all__ = ["mixed", "onehot", "rectified_weight", "smoothed"]
 
 
 def onehot(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
@@ -19,12 +19,6 @@ def smoothed(labels: torch.Tensor, num_classes: int, smoothing: float) -> torch.
     Szegedy et al. 2016, section 7: q = (1 - s) · onehot + s / K. Shape (B, K), float32.
     """
     return onehot(labels, num_classes) * (1.0 - smoothing) + smoothing / num_classes
-
-
-def renormalised(rows: torch.Tensor) -> torch.Tensor:
-    """Stored float16 rows of shape (B, K) as float32 that sum to one."""
-    rows = rows.to(torch.float32)
-    return rows / rows.sum(dim=1, keepdim=True)
 
 
 def rectified_weight(soft: torch.Tensor, labels: torch.Tensor, weight: float) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.images.fingerprint import fingerprint
-from pipeline.labels.format import DatasetFacts, StoreAttributes, TeacherFacts
+from pipeline.labels.format import DatasetFacts, StoreAttributes, TeacherFacts, ViewFacts
 from pipeline.labels.write import write_store
 
 
@@ -27,7 +27,7 @@ class Answers:
 
     def write(self, target: Path, **options: Any) -> Path:
         """Write a store of four rows per chunk, with logits."""
-        options = {"rows": 4, "keep_logits": True} | options
+        options = {"rows": 4, "keep_logits": "top_k" not in options} | options
         write_store(target, self.attributes, self.logits, self.labels, self.sample_hash, **options)
         return target
 
@@ -65,7 +65,7 @@ class Manifest:
         return self.answers.attributes.dataset.fingerprint
 
 
-def attributes(labels, sample_hash, class_names, temperature=2.0, teachers=1):
+def attributes(labels, sample_hash, class_names, temperature=2.0, teachers=1, views=1):
     """Attributes of a store for these samples."""
     return StoreAttributes(
         temperature=temperature,
@@ -79,16 +79,21 @@ def attributes(labels, sample_hash, class_names, temperature=2.0, teachers=1):
         ),
         teachers=(TeacherFacts(sha256="ab" * 32, architecture="small-cnn", clean_accuracy=0.5),)
         * teachers,
+        views=ViewFacts(count=views, seed=5, augmentation="crop:1") if views > 1 else ViewFacts(),
         software={"torch": "2", "numpy": "2"},
     )
 
 
-def make_answers(num_samples=11, num_classes=3, seed=0, temperature=2.0, teachers=1) -> Answers:
+def make_answers(
+    num_samples=11, num_classes=3, seed=0, temperature=2.0, teachers=1, views=1
+) -> Answers:
     """Random answers; the same for the same arguments."""
     rng = np.random.default_rng(seed)
     names = tuple(f"class {number}" for number in range(num_classes))
     labels = rng.integers(-1, num_classes, num_samples).astype(np.int32)
     hashes = rng.integers(0, 2**64, num_samples, dtype=np.uint64)
-    shape = (teachers, num_samples, num_classes) if teachers > 1 else (num_samples, num_classes)
+    shape = (num_samples, views, num_classes) if views > 1 else (num_samples, num_classes)
+    shape = (teachers, *shape) if teachers > 1 else shape
     logits = (rng.standard_normal(shape) * 3).astype(np.float32)
-    return Answers(attributes(labels, hashes, names, temperature, teachers), logits, labels, hashes)
+    facts = attributes(labels, hashes, names, temperature, teachers, views)
+    return Answers(facts, logits, labels, hashes)

@@ -18,7 +18,7 @@ def test_software_is_sorted(answers):
 
 def test_a_newer_minor_version_may_have_more_keys(answers):
     """A 1.x reader ignores what 1.y added, at every level."""
-    raw = answers.attributes.to_json() | {"version": "1.7", "licence": "CC0"}
+    raw = answers.attributes.to_json() | {"version": "1.7", "colour": "red"}
     raw["dataset"]["url"] = "x"
     assert parse_attributes(raw, "x") == answers.attributes
 
@@ -47,7 +47,21 @@ REFUSED = {
         {"dataset": {"name": "a", "split": "train", "fingerprint": "xyz"}},
         "ltd_pipe.dataset.fingerprint",
     ),
-    "several views": ({"views": {"count": 4}}, "ltd_pipe.views.count"),
+    "no view": (
+        {"views": {"count": 0, "seed": 0, "augmentation": "flip"}},
+        "ltd_pipe.views.count: Input should be greater than or equal to 1",
+    ),
+    "equal views": ({"views": {"count": 4}}, "several views without an augmentation"),
+    "augmentation without a seed": ({"views": {"augmentation": "flip"}}, "ltd_pipe.views.*a seed"),
+    "seed without an augmentation": ({"views": {"seed": 1}}, "ltd_pipe.views.*a seed"),
+    "more ranks than classes": ({"top_k": {"k": 4}}, "top_k.k is 4, and there are 3 classes"),
+    "no rank": ({"top_k": {"k": 0}}, "ltd_pipe.top_k.k"),
+    "impossible distance": (
+        {"top_k": {"k": 2, "total_variation": {"mean": 1.5, "worst": 2, "samples": 3}}},
+        "ltd_pipe.top_k.total_variation.mean",
+    ),
+    "licence that is no text": ({"licence": 5}, "ltd_pipe.licence"),
+    "derivation without sources": ({"derived_from": {"operation": "subset"}}, "sources"),
     "accuracy in percent": (
         {"teachers": [{"sha256": "0" * 64, "architecture": "a", "clean_accuracy": 95.0}]},
         "ltd_pipe.teachers.0.clean_accuracy",
@@ -82,3 +96,20 @@ def test_float16_rounding_of_any_distribution_is_within_the_tolerance(num_classe
     sums = rows.astype(np.float16).sum(axis=1, dtype=np.float64)
     assert abs(sums - 1).max() <= row_sum_tolerance(num_classes)
     assert row_sum_tolerance(num_classes) < 0.0012
+
+
+OPTIONAL = {
+    "licence": "CC-BY-4.0",
+    "citation": "Somebody, 2026",
+    "derived_from": {"operation": "subset", "sources": ["ab" * 32]},
+    "top_k": {"k": 2, "total_variation": {"mean": 0.1, "worst": 0.5, "samples": 11}},
+    "views": {"count": 2, "seed": 3, "augmentation": "crop:4,flip"},
+}
+
+
+@pytest.mark.parametrize("key", OPTIONAL)
+def test_optional_attributes_travel(answers, key):
+    """What is said is written and read back; what is not said is not written."""
+    raw = answers.attributes.to_json() | {key: OPTIONAL[key]}
+    assert parse_attributes(raw, "x").to_json() == raw
+    assert key == "views" or key not in answers.attributes.to_json()

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import MissingError, StoreError
 from pipeline.labels import SoftLabels
-from pipeline.labels.softmax import soften, summarise
+from pipeline.labels.softmax import soften
+from pipeline.labels.softness import summarise
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

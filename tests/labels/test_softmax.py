@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pipeline.errors import ParamsError
-from pipeline.labels.softmax import soften, solve_temperature, summarise
+from pipeline.labels.softmax import soften, solve_temperature
+from pipeline.labels.softness import summarise
 
 LOGITS = np.array([[2.0, 0.0, -2.0], [0.0, 0.0, 0.0]], np.float32)
 

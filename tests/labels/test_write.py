@@ -146,7 +146,7 @@ def test_several_teachers_are_averaged_as_probabilities(making, tmp_path):
 
 def test_logits_of_several_teachers_are_refused(making, tmp_path):
     """There is no one row of logits that would give the average."""
-    with pytest.raises(ParamsError, match="only the labels of one teacher have logits"):
+    with pytest.raises(ParamsError, match="only the dense labels of one teacher have logits"):
         open_writer(tmp_path / "state", making(teachers=2))
 
 
@@ -242,7 +242,7 @@ def test_too_many_samples_and_wrong_shapes_are_our_own_bugs(answers, tmp_path):
     writer = open_writer(tmp_path / "state", answers)
     with pytest.raises(ValueError, match="expected answers of shape"):
         writer.append(answers.logits[:, :1], answers.labels, answers.sample_hash)
-    with pytest.raises(ValueError, match="expected answers of shape"):
+    with pytest.raises(ValueError, match="11 labels and 1 sample hashes"):
         writer.append(answers.logits, answers.labels, answers.sample_hash[:1])
     append(writer, answers, 0, 11)
     with pytest.raises(ValueError, match="more than 11 samples"):

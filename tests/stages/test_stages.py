@@ -229,7 +229,7 @@ def test_a_wrong_join_names_the_sample(project, train_beton):
     permute_two_rows(Path("data/labels.zarr"))
     store = SoftLabels.open(Path("permuted.zarr"))
     params = TrainParams(architecture="x", epochs=1, eps=0.1, step_size=0.1, label_kind="ltd")
-    target_of = target_function(params, 10, store, "train.beton")
+    target_of = target_function(params, 10, store, "train.beton", torch.device("cpu"))
     stream = ImageStream(train_beton, torch.device("cpu"))
     (batch,) = stream.batches(np.arange(240), 240)
     with pytest.raises(JoinError, match=r"sample 3: expected sample_hash .* in train.beton"):

@@ -30,7 +30,7 @@ def make_student(train_beton, tmp_path):
             stream or ImageStream(train_beton, CPU),
             *split_samples(train_beton),
             params,
-            target_of=target_function(params, 10, store, "train.beton"),
+            target_of=target_function(params, 10, store, "train.beton", torch.device("cpu")),
             snapshots=Snapshots(state or tmp_path / "state"),
             seed=seed,
             precision="float32",

@@ -201,7 +201,8 @@ cpu = torch.device("cpu")
 model = new_classifier(params, beton.manifest, seed=0, role="student", device=cpu)
 student_fit(
     model, ImageStream(beton, cpu), *split_samples(beton), params,
-    target_of=target_function(params, 10, None, ""), snapshots=Snapshots(Path(sys.argv[2])),
+    target_of=target_function(params, 10, None, "", cpu),
+    snapshots=Snapshots(Path(sys.argv[2])),
     seed=0, precision="float32",
 ).run(Kill())
 """

@@ -1,0 +1,154 @@
+"""Soft labels where they are needed: float32 targets on the training device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from pipeline.device import free_memory
+from pipeline.labels.topk import spread
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pipeline.labels.read import SoftLabels
+
+__all__ = ["LabelsOnDevice"]
+
+# Labels are kept on the device when they take at most this share of its free memory.
+_RESIDENT_SHARE = 0.25
+
+
+class LabelsOnDevice:
+    """Gives the target distributions of a batch.
+
+    A store that fits is placed on a GPU whole, so that a batch costs one indexing there. Of a
+    larger one the rows are gathered into pinned memory and copied while the device computes.
+    Softmax, spreading and renormalisation are the device's work, in float32.
+
+    Parameters
+    ----------
+    store : SoftLabels
+    device : torch.device
+    temperature : float, optional
+        Take the softmax of the stored logits at this temperature instead of the stored soft
+        labels, which already are at the store's own: it is never applied on top of that.
+    resident : bool, optional
+        Keep all on the device; by default on a GPU when it fits in a quarter of its free
+        memory. Memory-mapped rows are as fast on a CPU.
+
+    Raises
+    ------
+    StoreError
+        When a temperature is asked for and there are no logits, or a chunk is damaged.
+    """
+
+    def __init__(
+        self,
+        store: SoftLabels,
+        device: torch.device,
+        *,
+        temperature: float | None = None,
+        resident: bool | None = None,
+    ) -> None:
+        self._store, self._device, self._temperature = store, device, temperature
+        if temperature is not None:
+            store.require_logits()
+        if resident is None:
+            fits = self._size() < _RESIDENT_SHARE * free_memory(device)
+            resident = device.type == "cuda" and fits
+        self._whole = self._load() if resident else None
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether all labels are on the device."""
+        return self._whole is not None
+
+    def rows(self, index: NDArray[np.int64], *, view: int = 0) -> torch.Tensor:
+        """Target distributions of some samples.
+
+        Parameters
+        ----------
+        index : ndarray of shape (B,), dtype int64
+            Rows of the store, which `SoftLabels.join` has found to be those of the images.
+        view : int
+            Which view of them.
+
+        Returns
+        -------
+        Tensor of shape (B, K), dtype float32
+            On the device; rows sum to one.
+        """
+        if self._whole is None:
+            return self._distributions([self._send(part) for part in self._gather(index, view)])
+        self._store.arrays["labels"].require_rows(index)
+        # A damaged view number would count from the end.
+        self._store.require_view(view)
+        place = torch.from_numpy(np.ascontiguousarray(index)).to(self._device)
+        parts = [whole.index_select(0, place) for whole in self._whole]
+        if self._store.num_views > 1:
+            parts = [part[:, view] for part in parts]
+        return self._distributions(parts)
+
+    def _names(self) -> tuple[str, ...]:
+        if self._temperature is not None:
+            return ("logits",)
+        if self._store.top_k is not None:
+            return ("topk_indices", "topk_probs")
+        return ("soft_labels",)
+
+    def _size(self) -> int:
+        layouts = [self._store.arrays[name].layout for name in self._names()]
+        return sum(layout.num_chunks * layout.payload_bytes for layout in layouts)
+
+    def _load(self) -> list[torch.Tensor]:
+        return [self._load_array(name) for name in self._names()]
+
+    def _load_array(self, name: str) -> torch.Tensor:
+        # Chunk by chunk: the host never holds more than one.
+        array = self._store.arrays[name]
+        layout = array.layout
+        first = _tensor(array.chunk(0))
+        whole = torch.empty(layout.shape, dtype=first.dtype, device=self._device)
+        for chunk in range(layout.num_chunks):
+            start = chunk * layout.rows
+            whole[start : start + layout.rows_in(chunk)] = _tensor(array.chunk(chunk))
+        return whole
+
+    def _gather(self, index: NDArray[np.int64], view: int) -> list[torch.Tensor]:
+        if self._store.num_views == 1:
+            self._store.require_view(view)
+        if self._names() == ("topk_indices", "topk_probs"):
+            return [_tensor(part) for part in self._store.gather_topk(index, view=view)]
+        out = torch.empty(
+            (len(index), self._store.num_classes),
+            dtype=torch.float16,
+            pin_memory=self._device.type == "cuda",
+        )
+        if self._temperature is not None:
+            self._store.gather_logits(index, out.numpy(), view=view)
+        else:
+            self._store.gather(index, out.numpy(), view=view)
+        return [out]
+
+    def _send(self, part: torch.Tensor) -> torch.Tensor:
+        return part.to(self._device, non_blocking=True)
+
+    def _distributions(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        if len(parts) == 2:
+            return spread(parts[0], parts[1], self._store.num_classes)
+        rows = parts[0].to(torch.float32)
+        if self._temperature is not None:
+            # As `pipeline.labels.softmax.soften`: the maximum first, then the division.
+            rows = rows - rows.amax(dim=1, keepdim=True)
+            return torch.softmax(rows / self._temperature, dim=1)
+        return rows / rows.sum(dim=1, keepdim=True)
+
+
+def _tensor(rows: NDArray[np.generic]) -> torch.Tensor:
+    # Classes as int32: torch can hardly do anything with uint16. Copied, since torch warns of
+    # memory that must not be written to.
+    kept = rows.astype(np.int32) if rows.dtype.kind == "u" else np.array(rows)
+    return torch.from_numpy(kept)
