@@ -5,7 +5,9 @@ LtdPipeError
 ├── MissingError     (FileNotFoundError)  a file or folder that was named is not there
 ├── DataError        (ValueError)         images or a beton that cannot be used as they are
 ├── StoreError       (ValueError)         a soft-label store that is damaged or not to be trusted
-│   └── JoinError                         a sound store that belongs to other images
+│   ├── JoinError                         a sound store that belongs to other images
+│   └── SignatureError                    a store that is not signed by whom it should be
+├── KeyFileError     (ValueError)         a key file with which nothing can be signed or verified
 ├── CheckpointError  (ValueError)         weights that are unsafe or do not fit the network
 ├── ModelError       (ValueError)         a model that computes something it must not
 ├── StateError       (ValueError)         a snapshot of an interrupted run that cannot be continued
@@ -24,12 +26,14 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "JoinError",
+    "KeyFileError",
     "LtdPipeError",
     "MachineError",
     "MissingError",
     "ModelError",
     "ParamsError",
     "ResultError",
+    "SignatureError",
     "StateError",
     "StoreError",
     "WriteError",
@@ -98,6 +102,14 @@ class StoreError(LtdPipeError, ValueError):
 
 class JoinError(StoreError):
     """A soft-label store and a data set do not belong together."""
+
+
+class SignatureError(StoreError):
+    """A store's signature is missing, damaged, or not of a key that is trusted."""
+
+
+class KeyFileError(LtdPipeError, ValueError):
+    """A key file is unsafe, damaged, locked, or of a kind that we do not use."""
 
 
 class CheckpointError(LtdPipeError, ValueError):

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from signing_keys import key, key_file, make_key, signable, ssh_keygen
 
 from pipeline.images.beton import open_beton, write_beton
 from pipeline.images.sources import open_source
 from pipeline.params import PrepareParams
+
+__all__ = ["key", "key_file", "make_key", "signable", "ssh_keygen"]
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,4 +1,4 @@
-"""MANIFEST.sha256: every other file of a store with its hash, as `sha256sum` writes it."""
+"""MANIFEST.sha256: every file of a store with its hash, as `sha256sum` writes it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,20 @@ if TYPE_CHECKING:
 
     from pipeline.labels.folder import StoreFolder
 
-__all__ = ["MANIFEST", "FileHashes", "format_manifest"]
+__all__ = [
+    "MANIFEST",
+    "SIGNATURE",
+    "FileHashes",
+    "format_manifest",
+    "read_manifest",
+    "read_signature",
+]
 
 MANIFEST = "MANIFEST.sha256"
+# Where `ssh-keygen -Y sign` puts the signature of the manifest; it may be there or not.
+SIGNATURE = "MANIFEST.sha256.sig"
+# One by an RSA key of 16,384 bits, the largest that ssh-keygen makes, has 6 KiB.
+_MAX_SIGNATURE_BYTES = 2**14
 # A million chunk files; also what a hostile store can make us read.
 _MAX_BYTES = 2**27
 # Names with other characters would be escaped by sha256sum, and could mislead a reader.
@@ -30,8 +41,24 @@ def format_manifest(hashes: Mapping[str, str]) -> str:
     return "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes))
 
 
+def read_manifest(folder: StoreFolder) -> bytes:
+    """The manifest as it is written."""
+    return folder.read(MANIFEST, _MAX_BYTES)
+
+
+def read_signature(folder: StoreFolder) -> bytes:
+    """The signature file as it is written; `pipeline.sharing.signature` reads and verifies it.
+
+    Raises
+    ------
+    StoreError
+        When it is missing, too large, or no regular file.
+    """
+    return folder.read(SIGNATURE, _MAX_SIGNATURE_BYTES)
+
+
 class FileHashes(dict[str, str]):
-    """Name to SHA-256 of every file of a store but the manifest itself.
+    """Name to SHA-256 of every file of a store but the manifest itself and its signature.
 
     Attributes
     ----------
@@ -40,7 +67,7 @@ class FileHashes(dict[str, str]):
     """
 
     def __init__(self, folder: StoreFolder) -> None:
-        text = folder.read(MANIFEST, _MAX_BYTES)
+        text = read_manifest(folder)
         super().__init__(_parse_lines(text, folder))
         self.identity = hashlib.sha256(text).hexdigest()
         self._folder = folder
@@ -83,7 +110,7 @@ def _parse_lines(text: bytes, folder: StoreFolder) -> dict[str, str]:
         raise StoreError(folder.path, f"{MANIFEST} does not end with a line feed")
     for number, line in enumerate(lines, 1):
         match = _LINE.fullmatch(line)
-        if match is None or match[2] <= last or match[2] == MANIFEST:
+        if match is None or match[2] <= last or match[2] in (MANIFEST, SIGNATURE):
             raise StoreError(
                 folder.path,
                 f"{MANIFEST}: line {number}",

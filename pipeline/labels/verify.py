@@ -11,9 +11,10 @@ import numpy as np
 
 from pipeline.errors import JoinError, StoreError
 from pipeline.images.fingerprint import fingerprint
+from pipeline.labels.folder import StoreFolder
 from pipeline.labels.format import row_sum_tolerance
 from pipeline.labels.half import to_float32
-from pipeline.labels.manifest import MANIFEST
+from pipeline.labels.manifest import MANIFEST, SIGNATURE, read_signature
 from pipeline.labels.read import SoftLabels
 from pipeline.labels.softmax import soften
 
@@ -87,7 +88,10 @@ def verify_store(
 
 def _verify_listing(store: SoftLabels) -> int:
     for found in _walk(store.path):
-        if found not in store.hashes and found != MANIFEST:
+        if found == SIGNATURE:
+            # It cannot be listed, being made of the list; who signed is another's question.
+            read_signature(StoreFolder(store.path))
+        elif found not in store.hashes and found != MANIFEST:
             raise StoreError(store.path, f"{found[:200]} is not listed in {MANIFEST}")
     chunks = {
         array.layout.chunk_name(chunk)

@@ -14,7 +14,8 @@ __all__ = ["store"]
     package="stages.store",
     summaries={
         "info": "Say what a store holds, who made it, and what its labels are like.",
-        "verify": "Check a store, and that it belongs to the images.",
+        "verify": "Check a store, that it belongs to the images, and who signed it.",
+        "sign": "Sign a store with an SSH key.",
     },
 )
 def store() -> None:

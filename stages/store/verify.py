@@ -17,22 +17,33 @@ __all__ = ["verify"]
 @click.option(
     "--data", type=click.Path(path_type=Path), help="Beton that the labels should belong to."
 )
+@click.option(
+    "--public-key",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Who must have signed it: a .pub file, or ssh-keygen's list of allowed signers.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def verify(path: Path, data: Path | None, as_json: bool) -> None:
-    """Check a store's manifest, checksums, schema, rows, and that it belongs to the images.
+def verify(path: Path, data: Path | None, public_key: Path | None, as_json: bool) -> None:
+    """Check a store's manifest, checksums, schema, rows, images and signature.
 
-    Exits with 1 at the first thing that is wrong.
+    Exits with 1 at the first thing that is wrong. Whether it belongs to the images, and whether
+    it is signed by whom it should be, are checked with --data and --public-key.
 
     \b
-    Example:
+    Examples:
       ltd-pipe store verify labels.zarr --data train.beton
+      ltd-pipe store verify labels.zarr --public-key alice.pub
     """
     from pipeline.images.beton import open_beton
     from pipeline.labels.verify import verify_store
+    from pipeline.sharing.signature import read_signers, signature_check, verify_signature
 
+    # The signature first: it takes a moment, and without it the rest may not matter.
+    signer = verify_signature(path, read_signers(public_key)) if public_key is not None else None
     images = open_beton(data) if data is not None else None
     with counter("verify", None) as progress:
         checks = verify_store(path, images, progress)
+    checks = sorted([*checks, signature_check(path, signer)], key=lambda check: not check.done)
     if as_json:
         click.echo(json.dumps([vars(check) for check in checks], indent=2))
         return

@@ -9,7 +9,7 @@ import pytest
 from stages.cli import cli
 
 COMMANDS = ["prepare", "teacher", "label", "train", "evaluate", "report", "recipe", "doctor"]
-COMMANDS += ["store", "store info", "store verify"]
+COMMANDS += ["store", "store info", "store sign", "store verify"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
