@@ -10,7 +10,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import BusyError, WriteError
+from pipeline.errors import BusyError, LtdPipeError, WriteError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +25,7 @@ __all__ = [
     "unwritable",
     "write_json",
     "write_text",
+    "writing",
 ]
 
 
@@ -49,17 +50,36 @@ def staged(target: Path) -> Iterator[Path]:
     """
     beside = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield beside
-        _flush(beside)
-        os.replace(beside, target)
-        _flush(target.parent)
-    except OSError as error:
-        if isinstance(error, WriteError) or error.errno is None:
-            raise
-        raise _refused(target, error) from error
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield beside
+            _flush(beside)
+            os.replace(beside, target)
+            _flush(target.parent)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Say of a full or read-only disk what it is; for a block that only writes.
+
+    Parameters
+    ----------
+    target : Path
+        What is written, as the user knows it.
+
+    Raises
+    ------
+    WriteError
+        When the operating system refuses.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, LtdPipeError) or error.errno is None:
+            raise
+        raise _refused(target, error) from error
 
 
 def _flush(path: Path) -> None:

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MANIFEST",
+    "MAX_MANIFEST_BYTES",
+    "MAX_SIGNATURE_BYTES",
     "SIGNATURE",
     "FileHashes",
     "format_manifest",
+    "parse_manifest",
     "read_manifest",
     "read_signature",
 ]
@@ -27,9 +30,9 @@ MANIFEST = "MANIFEST.sha256"
 # Where `ssh-keygen -Y sign` puts the signature of the manifest; it may be there or not.
 SIGNATURE = "MANIFEST.sha256.sig"
 # One by an RSA key of 16,384 bits, the largest that ssh-keygen makes, has 6 KiB.
-_MAX_SIGNATURE_BYTES = 2**14
+MAX_SIGNATURE_BYTES = 2**14
 # A million chunk files; also what a hostile store can make us read.
-_MAX_BYTES = 2**27
+MAX_MANIFEST_BYTES = 2**27
 # Names with other characters would be escaped by sha256sum, and could mislead a reader.
 _LINE = re.compile(
     r"([0-9a-f]{64})  ([A-Za-z0-9_][A-Za-z0-9._-]*(?:/[A-Za-z0-9_][A-Za-z0-9._-]*)*)"
@@ -43,7 +46,7 @@ def format_manifest(hashes: Mapping[str, str]) -> str:
 
 def read_manifest(folder: StoreFolder) -> bytes:
     """The manifest as it is written."""
-    return folder.read(MANIFEST, _MAX_BYTES)
+    return folder.read(MANIFEST, MAX_MANIFEST_BYTES)
 
 
 def read_signature(folder: StoreFolder) -> bytes:
@@ -54,7 +57,43 @@ def read_signature(folder: StoreFolder) -> bytes:
     StoreError
         When it is missing, too large, or no regular file.
     """
-    return folder.read(SIGNATURE, _MAX_SIGNATURE_BYTES)
+    return folder.read(SIGNATURE, MAX_SIGNATURE_BYTES)
+
+
+def parse_manifest(text: bytes, where: object) -> dict[str, str]:
+    """Name to SHA-256 of each line of a manifest.
+
+    Parameters
+    ----------
+    text : bytes
+        Of a size that the caller has bounded.
+    where : object
+        The store, for the error.
+
+    Raises
+    ------
+    StoreError
+        When a line is not as `sha256sum` writes it, or a name is more than letters, digits and
+        `._-` between slashes, is not sorted, or occurs twice.
+    """
+    hashes: dict[str, str] = {}
+    last = ""
+    lines = text.decode("ascii", errors="replace").split("\n")
+    # A file that was cut short would lack its last line feed.
+    if lines.pop() != "":
+        raise StoreError(where, f"{MANIFEST} does not end with a line feed")
+    for number, line in enumerate(lines, 1):
+        match = _LINE.fullmatch(line)
+        if match is None or match[2] <= last or match[2] in (MANIFEST, SIGNATURE):
+            raise StoreError(
+                where,
+                f"{MANIFEST}: line {number}",
+                expected="a hash, two spaces and a plain relative name, sorted",
+                found=repr(line)[:120],
+            )
+        last = match[2]
+        hashes[last] = match[1]
+    return hashes
 
 
 class FileHashes(dict[str, str]):
@@ -68,7 +107,7 @@ class FileHashes(dict[str, str]):
 
     def __init__(self, folder: StoreFolder) -> None:
         text = read_manifest(folder)
-        super().__init__(_parse_lines(text, folder))
+        super().__init__(parse_manifest(text, folder.path))
         self.identity = hashlib.sha256(text).hexdigest()
         self._folder = folder
 
@@ -99,24 +138,3 @@ class FileHashes(dict[str, str]):
                 found=f"{found[:12]}…",
                 remedy="Fetch or make the store again.",
             )
-
-
-def _parse_lines(text: bytes, folder: StoreFolder) -> dict[str, str]:
-    hashes: dict[str, str] = {}
-    last = ""
-    lines = text.decode("ascii", errors="replace").split("\n")
-    # A file that was cut short would lack its last line feed.
-    if lines.pop() != "":
-        raise StoreError(folder.path, f"{MANIFEST} does not end with a line feed")
-    for number, line in enumerate(lines, 1):
-        match = _LINE.fullmatch(line)
-        if match is None or match[2] <= last or match[2] in (MANIFEST, SIGNATURE):
-            raise StoreError(
-                folder.path,
-                f"{MANIFEST}: line {number}",
-                expected="a hash, two spaces and a plain relative name, sorted",
-                found=repr(line)[:120],
-            )
-        last = match[2]
-        hashes[last] = match[1]
-    return hashes

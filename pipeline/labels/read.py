@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StoreError
-from pipeline.labels.arrays import ArrayLayout, parse_layout
 from pipeline.labels.folder import StoreFolder
-from pipeline.labels.format import ATTRIBUTE, StoreAttributes, parse_attributes
 from pipeline.labels.half import to_float16
 from pipeline.labels.join import (
     ManifestLike,
@@ -17,13 +15,13 @@ from pipeline.labels.join import (
     require_same_images,
 )
 from pipeline.labels.manifest import FileHashes
+from pipeline.labels.metadata import parse_metadata
 from pipeline.labels.softness import LabelSummary, Softness
 from pipeline.labels.stored import StoredArray
-from pipeline.labels.strict_json import parse_object
 from pipeline.labels.topk import expand
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     import numpy as np
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SoftLabels"]
 
-# Twenty thousand class names fit many times over.
-_MAX_METADATA_BYTES = 2**24
 _SPARSE = ("topk_indices", "topk_probs")
 
 
@@ -62,7 +58,7 @@ class SoftLabels:
         self.path = folder.path
         self.hashes = FileHashes(folder)
         self.identity = self.hashes.identity
-        self.attributes, layouts = _parse_metadata(folder, self.hashes)
+        self.attributes, layouts = parse_metadata(folder.path, self.hashes.read)
         self.arrays = {name: StoredArray(folder, layout) for name, layout in layouts.items()}
         for layout in layouts.values():
             self.hashes.require_listed(map(layout.chunk_name, range(layout.num_chunks)))
@@ -295,56 +291,3 @@ class SoftLabels:
         """
         stored = (self.sample_hash, self.labels)
         return find_rows(self.path, stored, (sample_hash, labels), data)
-
-
-def _parse_metadata(
-    folder: StoreFolder, hashes: FileHashes
-) -> tuple[StoreAttributes, dict[str, ArrayLayout]]:
-    root = parse_object(hashes.read("zarr.json", _MAX_METADATA_BYTES), f"{folder.path}/zarr.json")
-    attributes = parse_attributes(_nested(root, "attributes", ATTRIBUTE), folder.path)
-    if root.get("zarr_format") != 3 or root.get("node_type") != "group":
-        raise StoreError(folder.path, "zarr.json is not that of a Zarr v3 group")
-    members = _nested(root, "consolidated_metadata", "metadata")
-    if not isinstance(members, dict):
-        raise StoreError(folder.path, "zarr.json has no consolidated metadata")
-    layouts = {}
-    top_k = attributes.top_k.k if attributes.top_k else None
-    for name in _names(attributes, members, folder.path):
-        if name not in members:
-            raise StoreError(
-                folder.path, f"has no array '{name}'", remedy="A newer ltd-pipe may read it."
-            )
-        content = hashes.read(f"{name}/zarr.json", _MAX_METADATA_BYTES)
-        metadata = parse_object(content, f"{folder.path}/{name}/zarr.json")
-        if metadata != members[name]:
-            raise StoreError(
-                folder.path, f"{name}/zarr.json differs from the consolidated metadata"
-            )
-        layouts[name] = parse_layout(metadata, attributes.layout(name, top_k=top_k), folder.path)
-    _require_equal_rows(layouts, folder)
-    return attributes, layouts
-
-
-def _names(attributes: StoreAttributes, members: Mapping[str, Any], where: Path) -> list[str]:
-    # Also what should not be there at all is refused: a reader might take it for the labels.
-    sparse = attributes.top_k is not None
-    for name in ("soft_labels", "logits") if sparse else _SPARSE:
-        if name in members:
-            kind = "a top-k store" if sparse else "a store without top_k"
-            raise StoreError(where, f"{kind} has the array '{name}'")
-    logits = ["logits"] if "logits" in members else []
-    soft = list(_SPARSE) if sparse else ["soft_labels"]
-    return [*soft, "labels", "sample_hash", *logits]
-
-
-def _nested(content: dict[str, Any], first: str, second: str) -> Any:
-    inner = content.get(first)
-    return inner.get(second) if isinstance(inner, dict) else None
-
-
-def _require_equal_rows(layouts: dict[str, ArrayLayout], folder: StoreFolder) -> None:
-    rows = {name: layout.rows for name, layout in layouts.items()}
-    if len(set(rows.values())) > 1:
-        raise StoreError(
-            folder.path, "arrays differ in the rows of a chunk", expected="equal", found=rows
-        )
