@@ -176,6 +176,19 @@ class LabelParams(Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "float32", description="of the teacher's forward pass"
     )
+    licence: str | None = Field(
+        None,
+        min_length=1,
+        max_length=10_000,
+        description="of the labels, for those who get them: an SPDX name such as CC-BY-4.0, or a "
+        "text; null: nothing is said",
+    )
+    citation: str | None = Field(
+        None,
+        min_length=1,
+        max_length=10_000,
+        description="how to cite the labels, such as BibTeX; null: nothing is said",
+    )
 
     @model_validator(mode="after")
     def _temperature_is_positive(self) -> LabelParams:

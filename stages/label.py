@@ -223,6 +223,8 @@ def _writer(
         dataset=DatasetFacts(name=facts.dataset, split=facts.split, fingerprint=facts.fingerprint),
         teachers=tuple(teachers),
         software=provenance.software(),
+        licence=params.licence,
+        citation=params.citation,
     )
     key = provenance.digest(
         {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,7 @@ def params_options(section: str, *, standalone: bool = False) -> Callable[[Comma
             default=PARAMS_FILE,
             show_default=True,
             help="Parameter file.",
-        )(_receiving(command, section, tuple(fields), standalone))
+        )(_receiving(command, section, fields, standalone))
 
     return decorate
 
@@ -73,14 +74,16 @@ def _private(name: str) -> str:
     return f"field_{name}"
 
 
-def _receiving(command: Command, section: str, names: tuple[str, ...], standalone: bool) -> Command:
+def _receiving(
+    command: Command, section: str, fields: dict[str, FieldInfo], standalone: bool
+) -> Command:
     @functools.wraps(command)
     def wrapper(*args: Any, params_file: Path, settings: tuple[str, ...], **given: Any) -> Any:
         overrides = dict(_split(setting) for setting in settings)
-        for name in names:
+        for name, info in fields.items():
             value = given.pop(_private(name))
             if value is not None:
-                overrides[f"{section}.{name}"] = str(value)
+                overrides[f"{section}.{name}"] = _as_yaml(value, info)
         if standalone and params_file == PARAMS_FILE and not params_file.exists():
             params = parse_standalone(section, overrides)
         else:
@@ -88,6 +91,13 @@ def _receiving(command: Command, section: str, names: tuple[str, ...], standalon
         return command(*args, params=params, **given)
 
     return wrapper
+
+
+def _as_yaml(value: Any, info: FieldInfo) -> str:
+    # A text is what was typed: BibTeX begins with a letter that YAML reserves.
+    if info.annotation in (str, str | None) and value not in ("null", "~"):
+        return json.dumps(value, ensure_ascii=False)
+    return str(value)
 
 
 def _split(setting: str) -> tuple[str, str]:

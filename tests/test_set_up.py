@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 LOCK = (ROOT / "requirements.lock").read_text()
@@ -61,7 +62,8 @@ def test_the_lock_serves_what_setup_cfg_asks_for():
     config.read(ROOT / "setup.cfg")
     wanted = config["options"]["install_requires"] + config["options.extras_require"]["dev"]
     for requirement in map(Requirement, wanted.strip().splitlines()):
-        version = re.search(rf"^{requirement.name.lower()}==([^ ]+)", LOCK, re.MULTILINE)
+        name = canonicalize_name(requirement.name)
+        version = re.search(rf"^{name}==([^ ]+)", LOCK, re.MULTILINE)
         assert version, requirement
         assert requirement.specifier.contains(version[1]), requirement
 

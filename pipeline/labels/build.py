@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.labels.arrays import write_chunk
+from pipeline.labels.card import write_card
 from pipeline.labels.format import ATTRIBUTE
 from pipeline.labels.manifest import MANIFEST, format_manifest
 from pipeline.provenance import sha256_file
@@ -59,7 +60,9 @@ def build_store(
                 write_chunk(folder, array, chunk, content)
         if progress is not None:
             progress(layout.rows_in(chunk))
-    _write_metadata(folder, attributes(), list(sources))
+    known, layouts = attributes(), list(sources)
+    _write_metadata(folder, known, layouts)
+    write_card(folder, known, layouts)
     return _write_manifest(folder)
 
 

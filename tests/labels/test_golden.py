@@ -1,5 +1,7 @@
 """The store that is checked in: what format 1.0 is, to the byte."""
 
+import shutil
+
 import numpy as np
 from golden_store import HASHES, LABELS, LOGITS, NAMES, SOFT, write_golden
 from test_write import tree
@@ -7,7 +9,10 @@ from test_write import tree
 from pipeline.labels import SoftLabels
 from pipeline.labels.verify import verify_store
 
-IDENTITY = "55f216154780962c2ad246231cf914aff03bd4479d17b11484021fcb23c25193"
+IDENTITY = "e943f53e2b6676668e08319e39caf0743fff91c011fdad6df225c045cf748d04"
+
+# Without its README.md.
+BARE_IDENTITY = "55f216154780962c2ad246231cf914aff03bd4479d17b11484021fcb23c25193"
 
 
 def test_the_golden_store_can_be_read(golden):
@@ -30,3 +35,16 @@ def test_writing_it_again_gives_the_same_bytes(golden, tmp_path):
     """The writer's output changes only on purpose."""
     assert write_golden(tmp_path / "again.zarr") == IDENTITY
     assert tree(tmp_path / "again.zarr") == tree(golden)
+
+
+def test_a_store_without_a_card_is_one_too(golden, tmp_path):
+    """As stores were written before they had one, and as other programs may write them."""
+    bare = shutil.copytree(golden, tmp_path / "bare.zarr")
+    (bare / "README.md").unlink()
+    manifest = bare / "MANIFEST.sha256"
+    lines = manifest.read_text().splitlines(keepends=True)
+    manifest.write_text("".join(line for line in lines if "README.md" not in line))
+    verify_store(bare)
+    store = SoftLabels.open(bare)
+    assert store.identity == BARE_IDENTITY
+    np.testing.assert_array_equal(store.gather_logits(np.arange(5)), LOGITS)

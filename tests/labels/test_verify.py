@@ -23,7 +23,7 @@ def test_a_sound_store_passes_and_the_rest_is_named(store):
     expected = ["manifest", "checksums", "schema", "distributions", "labels", "softmax"]
     assert names(checks, done=True) == expected
     assert names(checks, done=False) == ["teacher", "join"]
-    assert "17 files" in checks[0].detail
+    assert "18 files" in checks[0].detail
     assert "11 rows" in checks[3].detail
 
 
@@ -59,6 +59,7 @@ def test_progress_adds_up_to_all_samples(store):
 
 FILES = [
     "MANIFEST.sha256",
+    "README.md",
     "zarr.json",
     *(f"{name}/zarr.json" for name in ("soft_labels", "logits", "labels", "sample_hash")),
     *(f"{name}/c/{chunk}/0" for name in ("soft_labels", "logits") for chunk in range(3)),
@@ -116,12 +117,12 @@ def test_a_file_that_nobody_listed_is_found(store):
 
 
 def test_a_listed_file_of_another_kind_is_checked_too(store, resign):
-    """A README in the store, empty or not, is covered by the manifest."""
-    (store / "README.md").touch()
+    """A text that its maker put there, empty or not, is covered by the manifest."""
+    (store / "LICENCE").touch()
     resign(store)
     verify_store(store)
-    (store / "README.md").write_text("x")
-    with pytest.raises(StoreError, match="README.md is damaged"):
+    (store / "LICENCE").write_text("x")
+    with pytest.raises(StoreError, match="LICENCE is damaged"):
         verify_store(store)
 
 
