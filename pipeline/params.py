@@ -171,7 +171,15 @@ class LabelParams(Section):
         description="the logits are divided by it; auto:0.9 solves for a mean top probability "
         "of 0.9 on the data",
     )
-    logits: bool = Field(True, description="store the logits too, for other temperatures later")
+    logits: bool = Field(
+        True, description="store the logits too, for other temperatures later; not with top_k"
+    )
+    top_k: int | None = Field(
+        None,
+        ge=1,
+        description="store only each row's k largest probabilities, the rest of the mass spread "
+        "evenly; null: all",
+    )
     batch_size: int = Field(256, ge=1, description="images per teacher call")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "float32", description="of the teacher's forward pass"

@@ -99,6 +99,7 @@ def label(
     Examples:
       ltd-pipe label --teacher teacher.safetensors --data train.beton --temperature auto:0.9
       ltd-pipe label --teacher resnet.pt --arch torchvision:resnet18 --data photos/train
+      ltd-pipe label --teacher teacher.safetensors --data train.beton --top-k 50
     """
     from pipeline.device import choose_device, deterministic
     from pipeline.labels.write import require_replaceable
@@ -112,9 +113,10 @@ def label(
         facts, stream = _open_images(data, teachers[0], foreign, device, skip_bad=skip_bad)
         models = [_load(path, facts, foreign).to(device) for path in teachers]
         known = [_teacher_facts(path, model) for path, model in zip(teachers, models, strict=True)]
-        writer = _writer(out, facts, known, params.label, device)
-        _answer(models, stream, writer, params.label)
-        summary = _publish(writer, out, params.label, force=force)
+        work = _fixed(params.label, models, stream, facts.num_samples)
+        writer = _writer(out, facts, known, work, device)
+        _answer(models, stream, writer, work)
+        summary = _publish(writer, out, work, force=force)
     _show(summary, as_json=as_json)
 
 
@@ -189,6 +191,27 @@ def _load(path: Path, facts: ImageFacts, foreign: _Foreign) -> Classifier:
     return model
 
 
+def _fixed(
+    params: LabelParams, models: list[Classifier], stream: Stream, num_samples: int
+) -> LabelParams:
+    """With the temperature as a number, where it has to be known before the labels."""
+    from pipeline.device import choose_precision
+    from pipeline.labels.labelling import temperature_of_sample
+
+    target = params.target_top_probability()
+    if params.top_k is None or target is None:
+        return params
+    temperature = temperature_of_sample(
+        models,
+        stream,
+        num_samples,
+        target,
+        batch_size=params.batch_size,
+        precision=choose_precision(params.precision, models[0], params.batch_size),
+    )
+    return params.model_copy(update={"temperature": temperature})
+
+
 def _teacher_facts(path: Path, model: Classifier) -> TeacherFacts:
     from pipeline.errors import CheckpointError
     from pipeline.labels.format import TeacherFacts
@@ -231,7 +254,10 @@ def _writer(
             "facts": store.model_dump(mode="json"),
             "shape": facts.shape,
             # The temperature is applied at the end: an interrupted run may change its mind.
-            "params": params.model_dump(mode="json", exclude={"temperature"}),
+            # But not where only the largest probabilities are ever written.
+            "params": params.model_dump(
+                mode="json", exclude=set() if params.top_k else {"temperature"}
+            ),
             "code": provenance.code_digest(),
             "hardware": provenance.hardware(),
             "device": str(device),
@@ -240,8 +266,10 @@ def _writer(
     return StoreWriter(
         out.parent / "state" / f"label-{key[:16]}",
         store,
-        keep_logits=params.logits and len(teachers) == 1,
-        rows=aligned_rows(store.num_classes, params.batch_size),
+        keep_logits=params.logits and len(teachers) == 1 and params.top_k is None,
+        rows=aligned_rows(store, params.top_k, params.batch_size),
+        top_k=params.top_k,
+        temperature=float(params.temperature) if params.top_k else None,
     )
 
 
@@ -271,12 +299,16 @@ def _publish(writer: StoreWriter, out: Path, params: LabelParams, *, force: bool
     temperature = float(params.temperature) if target is None else writer.solve_temperature(target)
     identity = writer.publish(out, temperature, replace=force)
     store = SoftLabels.open(out)
+    sparse = store.attributes.top_k
+    distance = sparse.total_variation if sparse else None
     return {
         "store": str(out),
         "identity": identity,
         "num_samples": store.num_samples,
         "num_classes": store.num_classes,
         "temperature": temperature,
+        "top_k": store.top_k,
+        "total_variation": distance.model_dump() if distance else None,
         **vars(store.summary()),
     }
 
@@ -292,6 +324,12 @@ def _show(summary: dict[str, Any], *, as_json: bool) -> None:
     click.echo(f"  temperature           {summary['temperature']:.6g}")
     click.echo(f"  mean top probability  {summary['mean_top_probability']:.4f}")
     click.echo(f"  mean entropy          {summary['mean_entropy']:.4f} nats")
+    if summary["total_variation"] is not None:
+        distance = summary["total_variation"]
+        click.echo(
+            f"  top {summary['top_k']} of {summary['num_classes']:,}: total variation from the "
+            f"dense labels {distance['mean']:.2g} on average, {distance['worst']:.2g} at worst"
+        )
     if summary["disagreement"] is not None:
         click.echo(f"  teacher contradicts the ground truth for {summary['disagreement']:.2%}")
     for warning in summary["warnings"]:

@@ -9,7 +9,8 @@ import torch
 
 from pipeline.device import autocast
 from pipeline.images.pixels import to_unit
-from pipeline.labels.format import rows_per_chunk
+from pipeline.labels.format import row_bytes, rows_per_chunk
+from pipeline.labels.softmax import solve_temperature
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -18,10 +19,14 @@ if TYPE_CHECKING:
 
     from pipeline.device import Precision
     from pipeline.images.stream import Batch
+    from pipeline.labels.format import StoreFacts
     from pipeline.labels.write import StoreWriter
     from pipeline.models.classifier import Classifier
 
-__all__ = ["aligned_rows", "label_images"]
+__all__ = ["aligned_rows", "label_images", "temperature_of_sample"]
+
+# The mean top probability of so many images is that of all within a percent or so.
+_SAMPLE = 4096
 
 
 class Stream(Protocol):
@@ -31,13 +36,13 @@ class Stream(Protocol):
         """See `pipeline.images.stream.ImageStream.batches`."""
 
 
-def aligned_rows(num_classes: int, batch_size: int) -> int:
+def aligned_rows(facts: StoreFacts, top_k: int | None, batch_size: int) -> int:
     """Rows per chunk: whole batches, about 8 MiB.
 
     A run that is interrupted goes on at a chunk's end. The batches after it must then be those
     of an uninterrupted run, since a network's rounding depends on the batch that an image is in.
     """
-    return max(rows_per_chunk(2 * num_classes) // batch_size, 1) * batch_size
+    return max(rows_per_chunk(row_bytes(facts, top_k)) // batch_size, 1) * batch_size
 
 
 @torch.no_grad()
@@ -71,10 +76,45 @@ def label_images(
     """
     order = np.arange(writer.facts.num_samples)
     for batch in stream.batches(order, batch_size, start=writer.rows_done // batch_size):
-        images = to_unit(batch.images)
-        with autocast(images.device, precision):
-            answers = [teacher.raw_logits(images) for teacher in teachers]
-        logits = torch.stack(answers).float().cpu().numpy()
+        logits = _answers(teachers, batch, precision).cpu().numpy()
         writer.append(logits, batch.labels.cpu().numpy(), batch.sample_hash)
         if progress:
             progress(len(batch.labels))
+
+
+def _answers(teachers: Sequence[Classifier], batch: Batch, precision: Precision) -> torch.Tensor:
+    images = to_unit(batch.images)
+    with autocast(images.device, precision):
+        answers = [teacher.raw_logits(images) for teacher in teachers]
+    return torch.stack(answers).float()
+
+
+@torch.no_grad()
+def temperature_of_sample(
+    teachers: Sequence[Classifier],
+    stream: Stream,
+    num_samples: int,
+    target_top_probability: float,
+    *,
+    batch_size: int,
+    precision: Precision,
+) -> float:
+    """Solve for the temperature on evenly spaced images, before the labels are made.
+
+    Of a top-k store the logits are never kept, so the temperature has to be known first.
+
+    Parameters
+    ----------
+    teachers, stream, batch_size, precision
+        As in `label_images`.
+    num_samples : int
+        N; at most 4,096 of them are asked about.
+    target_top_probability : float
+        See `pipeline.labels.softmax.solve_temperature`.
+    """
+    order = np.unique(np.linspace(0, num_samples - 1, min(num_samples, _SAMPLE)).astype(np.int64))
+    answers = [
+        _answers(teachers, batch, precision).to(torch.float16).cpu()
+        for batch in stream.batches(order, batch_size)
+    ]
+    return solve_temperature(torch.cat(answers, dim=1).numpy(), target_top_probability)

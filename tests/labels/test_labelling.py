@@ -49,10 +49,11 @@ def run(beton, teacher, state, progress=None):
     return draft
 
 
+@pytest.mark.parametrize("top_k", [None, 5])
 @pytest.mark.parametrize(("classes", "batch_size"), [(10, 256), (1000, 100), (1000, 9000)])
-def test_chunks_are_whole_batches(classes, batch_size):
+def test_chunks_are_whole_batches(making, classes, batch_size, top_k):
     """So that a run that goes on at a chunk's end has the batches of an uninterrupted one."""
-    rows = aligned_rows(classes, batch_size)
+    rows = aligned_rows(making(num_classes=classes).attributes, top_k, batch_size)
     assert rows % batch_size == 0
     assert rows >= batch_size
 

@@ -105,6 +105,35 @@ def test_several_teachers_are_averaged_in_probability(ltd_pipe, project):
     assert not SoftLabels.open(Path("both.zarr")).has_logits
 
 
+def test_sparse_labels_train_a_student(ltd_pipe, project):
+    """Temperature from a sample, k probabilities a row, how far off they are; then training."""
+    words = ("label", "--teacher", TEACHER, "--out", "sparse.zarr", "--temperature", "auto:0.9")
+    outcome = ltd_pipe(*words, "--top-k", "4")
+    assert outcome.code == 0
+    assert "top 4 of 10: total variation from the dense labels" in outcome.out
+    sparse, dense = (SoftLabels.open(Path(p)) for p in ("sparse.zarr", "data/labels.zarr"))
+    assert (sparse.top_k, sparse.has_logits) == (4, False)
+    # Of 240 images the sample is all of them, so the temperature is that of the dense store.
+    assert sparse.attributes.temperature == pytest.approx(dense.attributes.temperature, rel=1e-3)
+    rows = [store.gather(np.arange(240)).astype(np.float32) for store in (sparse, dense)]
+    distance = 0.5 * abs(rows[0] - rows[1]).sum(axis=1)
+    measured = sparse.attributes.top_k.total_variation
+    assert measured.mean == pytest.approx(distance.mean(), abs=1e-3)
+    assert measured.worst == pytest.approx(distance.max(), abs=2e-3)
+    assert ltd_pipe("store", "verify", "sparse.zarr", "--data", "data/train.beton").code == 0
+    assert ltd_pipe("train", "--labels", "sparse.zarr", "--out", "new", "--epochs", "1").code == 0
+
+
+def test_the_labels_can_be_read_at_another_temperature(ltd_pipe, project):
+    """From the stored logits; a store without them is refused before the first step."""
+    words = ("train", "--epochs", "1", "--label-temperature", "3")
+    assert ltd_pipe(*words, "--out", "new").code == 0
+    ltd_pipe("label", "--teacher", TEACHER, "--out", "bare.zarr", "--no-logits")
+    outcome = ltd_pipe(*words, "--labels", "bare.zarr", "--out", "other")
+    assert outcome.code == 1
+    assert "bare.zarr: has no logits. Label with label.logits true" in outcome.err
+
+
 def test_the_models_temperature_is_not_applied_twice(ltd_pipe, project):
     """A student trained at temperature 2 gives the labels of its own logits, softened once."""
     ltd_pipe("train", "--label-kind", "onehot", "--temperature", "2.0", "--out", "warm")
