@@ -120,3 +120,21 @@ def _wait_for(path):
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} did not appear"
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("trian", "train"), ("store inof", "info"), ("labels", "label")]
+)
+def test_a_mistyped_command_is_guessed(ltd_pipe, typed, meant):
+    """Exit code 2, and the command that was meant."""
+    outcome = ltd_pipe(*typed.split())
+    assert outcome.code == 2
+    assert f"No such command '{typed.split()[-1]}'. Did you mean '{meant}'?" in outcome.err
+
+
+def test_a_command_that_resembles_none_is_refused(ltd_pipe):
+    """Without a guess."""
+    outcome = ltd_pipe("bake")
+    assert outcome.code == 2
+    assert "No such command 'bake'." in outcome.err
+    assert "Did you mean" not in outcome.err
