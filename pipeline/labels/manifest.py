@@ -46,6 +46,12 @@ def format_manifest(hashes: Mapping[str, str]) -> str:
 
 def read_manifest(folder: StoreFolder) -> bytes:
     """The manifest as it is written."""
+    if not any((folder.path / name).exists() for name in (MANIFEST, "zarr.json")):
+        raise StoreError(
+            folder.path,
+            f"is no soft-label store: it holds neither zarr.json nor {MANIFEST}",
+            remedy="Name the store's own folder, such as data/labels.zarr.",
+        )
     return folder.read(MANIFEST, MAX_MANIFEST_BYTES)
 
 

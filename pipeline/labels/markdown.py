@@ -11,19 +11,17 @@ import json
 import re
 from typing import TYPE_CHECKING
 
+from pipeline.labels.printable import one_line, printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 __all__ = ["code", "fenced", "quoted", "table"]
 
-_MAX_NAME = 200
 
-
-def code(text: str, limit: int = _MAX_NAME) -> str:
+def code(text: str, limit: int = 200) -> str:
     """A name on one line, as a code span; cut to `limit` characters."""
-    shown = " ".join(_printable(text).split()) or "(empty)"
-    if len(shown) > limit:
-        shown = f"{shown[:limit]}…"
+    shown = one_line(text, limit) or "(empty)"
     if "|" in shown:
         # A bar would end a table's cell, even here, and programs differ in what escapes it.
         return "".join(x if x.isalnum() or x == " " else f"&#{ord(x)};" for x in shown)
@@ -35,7 +33,7 @@ def code(text: str, limit: int = _MAX_NAME) -> str:
 
 def fenced(text: str, language: str = "") -> str:
     """A text of several lines as a code block."""
-    lines = [_printable(line) for line in text.replace("\r\n", "\n").strip("\n").split("\n")]
+    lines = [printable(line) for line in text.replace("\r\n", "\n").strip("\n").split("\n")]
     mark = "`" * max(_longest_run("\n".join(lines)) + 1, 3)
     return "\n".join([f"{mark}{language}", *lines, mark])
 
@@ -43,7 +41,7 @@ def fenced(text: str, language: str = "") -> str:
 def quoted(text: str) -> str:
     """A YAML scalar on one line, for front matter."""
     # Printable text in JSON is YAML too: only quotation mark and backslash are escaped.
-    return json.dumps(" ".join(_printable(text).split())[:_MAX_NAME], ensure_ascii=False)
+    return json.dumps(one_line(text), ensure_ascii=False)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -53,11 +51,3 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _longest_run(text: str) -> int:
     return max((len(run) for run in re.findall("`+", text)), default=0)
-
-
-def _printable(text: str) -> str:
-    # No control characters and no marks that turn the direction of writing.
-    return "".join(
-        letter if letter.isprintable() else " " if letter.isspace() else "\N{REPLACEMENT CHARACTER}"
-        for letter in text
-    )

@@ -11,6 +11,7 @@ from fnmatch import translate
 from typing import TYPE_CHECKING
 
 from pipeline.errors import KeyFileError, MissingError
+from pipeline.labels.printable import one_line
 from pipeline.sharing.sshsig import fingerprint, key_type, take
 
 if TYPE_CHECKING:
@@ -122,13 +123,13 @@ def _parse_line(line: str, namespace: str) -> tuple[PublicKey, str, bool]:
     # The key, its kind, and whether the line lets it sign.
     alone = _KEY.fullmatch(line)
     if alone and _is_key(alone[1], alone[2]):
-        return PublicKey(_decode(alone[1], alone[2]), _shown(alone[3] or "")), alone[1], True
+        return PublicKey(_decode(alone[1], alone[2]), one_line(alone[3] or "")), alone[1], True
     match = _SIGNER.fullmatch(line)
     if match is None:
         raise ValueError("is no public key")
     names, options, kind, encoded = match[1], match[2] or "", match[4], match[5]
     usable = _permits(options, namespace)
-    return PublicKey(_decode(kind, encoded), _shown(names)), kind, usable
+    return PublicKey(_decode(kind, encoded), one_line(names)), kind, usable
 
 
 def _is_key(kind: str, encoded: str) -> bool:
@@ -154,11 +155,6 @@ def _decode(kind: str, encoded: str) -> bytes:
     return blob
 
 
-def _shown(text: str) -> str:
-    # A comment is shown on terminals: nothing in it may move the cursor or forge a line.
-    return "".join(letter if letter.isprintable() else "?" for letter in text)[:200]
-
-
 def _permits(options: str, namespace: str) -> bool:
     permitted, at = True, 0
     while at < len(options):
@@ -179,7 +175,7 @@ def _permits_one(name: str, value: str | None, namespace: str) -> bool:
         return datetime.now(UTC) >= _parse_time(value)
     if name == "valid-before" and value is not None:
         return datetime.now(UTC) <= _parse_time(value)
-    raise ValueError(f"has an option that is not understood: {_shown(name)}")
+    raise ValueError(f"has an option that is not understood: {one_line(name)}")
 
 
 def _matches(patterns: str, namespace: str) -> bool:

@@ -112,12 +112,15 @@ def test_changed_metadata_is_refused(store):
 
 
 def test_what_is_no_store_is_refused(tmp_path):
-    """Nothing, a file, and an empty folder."""
+    """Nothing, a file, an empty folder, and a Zarr group of something else."""
     with pytest.raises(MissingError, match="no such soft-label store. Make one with"):
         SoftLabels.open(tmp_path / "none.zarr")
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="is a file, and a soft-label store is a folder"):
         SoftLabels.open(tmp_path / "file")
+    with pytest.raises(StoreError, match="is no soft-label store: .* Name the store's own folder"):
+        SoftLabels.open(tmp_path)
+    (tmp_path / "zarr.json").touch()
     with pytest.raises(StoreError, match="MANIFEST.sha256 is missing"):
         SoftLabels.open(tmp_path)
 

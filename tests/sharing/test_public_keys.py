@@ -161,5 +161,5 @@ def test_files_that_are_none_are_refused(tmp_path, read):
 
 
 def test_a_comment_cannot_reach_the_terminal(public, read):
-    """Control characters are shown as question marks."""
-    assert read(f"{public[0]} {public[1]} a\x1b[2Jb")[0].name == "a?[2Jb"
+    """Control characters are shown as signs of their own."""
+    assert read(f"{public[0]} {public[1]} a\x1b[2Jb")[0].name == "a\N{REPLACEMENT CHARACTER}[2Jb"
