@@ -193,7 +193,8 @@ def _softness(summary: LabelSummary) -> str:
 def _origin(attributes: StoreAttributes) -> Iterator[tuple[str, str]]:
     origin = attributes.derived_from
     if origin is not None:
-        yield "made by", "\n".join([f"{origin.operation} of", *origin.sources])
+        more = [f"and {len(origin.sources) - 8:,} more"] if len(origin.sources) > 8 else []
+        yield "made by", "\n".join([f"{origin.operation} of", *origin.sources[:8], *more])
     yield "licence", attributes.licence or "not said"
     if attributes.citation is not None:
         yield "citation", attributes.citation.strip()

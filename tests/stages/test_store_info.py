@@ -119,6 +119,17 @@ def test_many_classes_are_cut(ltd_pipe, make_store):
     assert said == "1,000: c0, c1, c2, c3, c4, c5, c6, c7, …"
 
 
+def test_many_sources_are_cut(ltd_pipe, make_store):
+    """Eight of them; all are in the JSON."""
+    sources = tuple(f"part-{number}" for number in range(10))
+    path = make_store(derived_from=DerivationFacts(operation="merge", sources=sources))
+    text = ltd_pipe("store", "info", path).out
+    assert "part-7\n" in text
+    assert "part-8" not in text
+    assert "and 2 more\n" in text
+    assert "part-9" in ltd_pipe("store", "info", path, "--json").out
+
+
 def test_a_signature_is_a_claim(ltd_pipe, signable, key):
     """Whose, and that it was not verified; a damaged one is said to be that."""
     sign_store(signable, key)
