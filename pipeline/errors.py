@@ -7,6 +7,8 @@ LtdPipeError
 ├── StoreError       (ValueError)         a soft-label store that is damaged or not to be trusted
 │   ├── JoinError                         a sound store that belongs to other images
 │   └── SignatureError                    a store that is not signed by whom it should be
+├── LocationError    (ValueError)         a URL that no store is fetched from, or of another store
+├── TransferError    (ConnectionError)    a store elsewhere that could not be fetched
 ├── KeyFileError     (ValueError)         a key file with which nothing can be signed or verified
 ├── CheckpointError  (ValueError)         weights that are unsafe or do not fit the network
 ├── ModelError       (ValueError)         a model that computes something it must not
@@ -27,6 +29,7 @@ __all__ = [
     "DataError",
     "JoinError",
     "KeyFileError",
+    "LocationError",
     "LtdPipeError",
     "MachineError",
     "MissingError",
@@ -36,6 +39,7 @@ __all__ = [
     "SignatureError",
     "StateError",
     "StoreError",
+    "TransferError",
     "WriteError",
 ]
 
@@ -106,6 +110,14 @@ class JoinError(StoreError):
 
 class SignatureError(StoreError):
     """A store's signature is missing, damaged, or not of a key that is trusted."""
+
+
+class LocationError(LtdPipeError, ValueError):
+    """A URL is of a kind that no store is fetched from, or holds another store."""
+
+
+class TransferError(LtdPipeError, ConnectionError):
+    """A store elsewhere cannot be fetched; what is whole of it is kept for the next attempt."""
 
 
 class KeyFileError(LtdPipeError, ValueError):

@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["bar", "console", "counter"]
+__all__ = ["bar", "console", "counter", "transfer"]
 
 
 def console() -> Console:
@@ -49,3 +51,20 @@ def counter(description: str, total: int | None) -> Iterator[Callable[[int], Non
     with bar() as progress:
         task = progress.add_task(description, total=total, note="")
         yield lambda done: progress.advance(task, done)
+
+
+@contextlib.contextmanager
+def transfer(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar of bytes: the block calls what it gets with those that are there and with all."""
+    screen = console()
+    columns = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        *columns,
+        console=screen,
+        disable=not screen.is_terminal,
+        transient=True,
+    ) as progress:
+        task = progress.add_task(description, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stages.fetched import local_folder
 from stages.outputs import refuse_existing
 from stages.parameters import params_options
 
@@ -32,10 +33,9 @@ __all__ = ["train"]
 )
 @click.option(
     "--labels",
-    type=click.Path(path_type=Path),
-    default=Path("data/labels.zarr"),
+    default="data/labels.zarr",
     show_default=True,
-    help="Soft-label store; opened for label kind ltd only.",
+    help="Soft-label store, a folder or a URL; opened for label kind ltd only.",
 )
 @click.option(
     "--out",
@@ -46,7 +46,7 @@ __all__ = ["train"]
 )
 @click.option("--fresh", is_flag=True, help="Forget an interrupted or finished run; start over.")
 @click.option("--force", is_flag=True, help="Replace an existing student.")
-def train(params: Params, data: Path, labels: Path, out: Path, fresh: bool, force: bool) -> None:
+def train(params: Params, data: Path, labels: str, out: Path, fresh: bool, force: bool) -> None:
     """Train the student adversarially on soft or one-hot labels.
 
     Interrupted, it goes on where it was when run again with the same parameters.
@@ -54,6 +54,7 @@ def train(params: Params, data: Path, labels: Path, out: Path, fresh: bool, forc
     \b
     Examples:
       ltd-pipe train --labels labels.zarr --out student --epochs 30
+      ltd-pipe train --labels https://example.org/labels.zarr --out student
       ltd-pipe train --label-kind onehot --objective trades --out baseline
     """
     from pipeline.device import choose_device, deterministic
@@ -85,12 +86,12 @@ def train(params: Params, data: Path, labels: Path, out: Path, fresh: bool, forc
     )
 
 
-def _open_store(params: Params, labels: Path, beton: Beton) -> SoftLabels | None:
+def _open_store(params: Params, labels: str, beton: Beton) -> SoftLabels | None:
     from pipeline.labels.read import SoftLabels
 
     if params.train.label_kind != "ltd":
         return None
-    store = SoftLabels.open(labels)
+    store = SoftLabels.open(local_folder(labels))
     store.require_data(beton.manifest, str(beton.path))
     return store
 

@@ -24,7 +24,10 @@ PLUMBING = {
     "pipeline/params.py",
     "pipeline/provenance.py",
     "pipeline/publish.py",
+    # How a store came here: each byte of it was compared with its identity.
+    "pipeline/sharing",
     "stages/__init__.py",
+    "stages/fetched.py",
     "stages/fitting.py",
     "stages/outputs.py",
     "stages/parameters.py",
@@ -83,7 +86,7 @@ def covered(file, deps):
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_depends_on_the_code_that_it_imports(stage):
     """Every module in its imports is covered by a dependency, or is plumbing."""
-    used = closure(command_file(stage)) - PLUMBING
+    used = {file for file in closure(command_file(stage)) if not covered(file, PLUMBING)}
     if stage == "report":
         used.discard("pipeline/rng.py")  # pictures are read in order
     missing = {file for file in used if not covered(file, code_of(stage))}

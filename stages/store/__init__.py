@@ -15,6 +15,7 @@ __all__ = ["store"]
     summaries={
         "info": "Say what a store holds, who made it, and what its labels are like.",
         "verify": "Check a store, that it belongs to the images, and who signed it.",
+        "pull": "Fetch a store from the web or object storage.",
         "sign": "Sign a store with an SSH key.",
     },
 )

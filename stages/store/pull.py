@@ -1,0 +1,99 @@
+"""Fetching a store from where others keep it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from stages.progress import transfer
+
+if TYPE_CHECKING:
+    from pipeline.sharing.location import Location
+    from pipeline.sharing.patience import Patience
+
+__all__ = ["pull"]
+
+
+@click.command()
+@click.argument("url")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The store's folder. [default: the cache, ~/.cache/ltd-pipe/stores/IDENTITY]",
+)
+@click.option(
+    "--identity", default="", help="What it must be: the digits that 'store info' prints."
+)
+@click.option("--jobs", type=click.IntRange(1, 64), default=8, show_default=True, help="Transfers.")
+@click.option(
+    "--timeout",
+    "stall_s",
+    type=click.FloatRange(0.1, 3600),
+    default=30.0,
+    show_default=True,
+    help="Seconds without a byte before asking again.",
+)
+@click.option("--force", is_flag=True, help="Replace what is there, or fetch it again.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def pull(
+    url: str,
+    out: Path | None,
+    identity: str,
+    jobs: int,
+    stall_s: float,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Fetch a store, verify each byte while it comes, and print its folder.
+
+    URL begins with https://, http://, s3://, gs://, hf:// or file://. With #sha256=IDENTITY at
+    its end no other store is accepted. Interrupted, it goes on where it was when run again.
+
+    \b
+    Examples:
+      ltd-pipe store pull https://example.org/labels.zarr
+      ltd-pipe store pull s3://bucket/labels.zarr --out labels.zarr
+    """
+    from pipeline.sharing.location import parse_location
+    from pipeline.sharing.patience import Patience
+
+    location, patience = parse_location(url, identity), Patience(stall_s=stall_s)
+    if out is None:
+        from stages.fetched import fetch_to_cache
+
+        folder = fetch_to_cache(location, patience=patience, jobs=jobs, force=force)
+    else:
+        folder = _to_folder(location, out, patience, jobs, force=force)
+    _show(folder, as_json=as_json)
+
+
+def _to_folder(
+    location: Location, out: Path, patience: Patience, jobs: int, *, force: bool
+) -> Path:
+    from pipeline.labels.write import require_replaceable
+    from pipeline.publish import exclusive
+    from pipeline.sharing.cache import open_nearest
+    from pipeline.sharing.pull import pull_store
+
+    require_replaceable(out, replace=force)
+    with (
+        exclusive(out),
+        open_nearest(location, patience, jobs) as remote,
+        transfer(f"fetch {location}") as progress,
+    ):
+        pull_store(remote, out, progress)
+    return out
+
+
+def _show(folder: Path, *, as_json: bool) -> None:
+    from pipeline.labels.read import SoftLabels
+
+    store = SoftLabels.open(folder)
+    if as_json:
+        facts = {"path": str(folder), "identity": store.identity, "num_samples": store.num_samples}
+        click.echo(json.dumps(facts, indent=2))
+        return
+    click.echo(f"{folder}: {store.num_samples:,} × {store.num_classes:,}, {store.identity}")

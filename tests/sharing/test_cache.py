@@ -1,0 +1,185 @@
+"""A fetched store is kept under its identity, and fetched once."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import contents
+from faulty_server import stall
+
+from pipeline.errors import LocationError, TransferError
+from pipeline.labels import SoftLabels
+from pipeline.publish import exclusive
+from pipeline.sharing.bucket import BucketSource
+from pipeline.sharing.cache import cache_folder, cached_store, find_cached
+from pipeline.sharing.location import parse_location
+from pipeline.sharing.patience import Patience
+
+
+@pytest.fixture
+def identity(published):
+    """Of the published store."""
+    return SoftLabels.open(published).identity
+
+
+def fetch(server, patience, **settings):
+    """The store's folder in the cache."""
+    return cached_store(parse_location(server.url), patience=patience, **settings)
+
+
+def test_the_folder_is_named_for_the_identity(server, published, cache, patience, identity):
+    """Below XDG_CACHE_HOME; nothing else is left there."""
+    found = fetch(server, patience)
+    assert found == cache / identity
+    assert contents(found) == contents(published)
+    assert [path.name for path in cache.iterdir()] == [identity]
+
+
+def test_a_second_time_only_the_manifest_is_fetched(server, patience):
+    """Whether the URL still holds that store has to be asked."""
+    fetch(server, patience)
+    server.log.clear()
+    fetch(server, patience)
+    assert [name for name, _ in server.log] == ["MANIFEST.sha256"]
+
+
+def test_with_the_whole_identity_nothing_is_fetched(server, patience, identity):
+    """It says what is wanted: this works without a network."""
+    fetch(server, patience)
+    server.log.clear()
+    location = parse_location(f"{server.url}#sha256={identity}")
+    assert cached_store(location).name == identity
+    assert server.log == []
+
+
+def test_force_fetches_it_again(server, patience, published):
+    """Every file."""
+    fetch(server, patience)
+    server.log.clear()
+    assert contents(fetch(server, patience, force=True)) == contents(published)
+    assert len(server.log) > 20
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "no manifest", "not a store"])
+def test_a_store_that_was_damaged_in_the_cache_is_fetched_again(
+    server, patience, published, damage
+):
+    """As far as opening it tells."""
+    found = fetch(server, patience)
+    if damage == "cut":
+        (found / "logits/c/2/0").write_bytes(b"")
+    elif damage == "gone":
+        (found / "labels/c/1").unlink()
+    elif damage == "no manifest":
+        (found / "MANIFEST.sha256").unlink()
+    else:
+        shutil.rmtree(found)
+        found.mkdir()
+    assert contents(fetch(server, patience)) == contents(published)
+
+
+def test_a_relative_cache_home_is_ignored(monkeypatch):
+    """As the XDG specification says."""
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    assert cache_folder() == Path.home() / ".cache/ltd-pipe/stores"
+
+
+@pytest.mark.parametrize("identity", ["", "..", "../../etc", "a" * 32])
+def test_only_a_whole_identity_is_looked_up(identity, cache):
+    """No part of one, and no path."""
+    cache.mkdir(parents=True)
+    assert find_cached(identity) is None
+
+
+def test_an_unexpected_store_is_not_kept(server, patience, cache):
+    """Refused by its manifest."""
+    with pytest.raises(LocationError):
+        cached_store(parse_location(server.url, "0" * 64), patience=patience)
+    assert not cache.exists()
+
+
+FETCH = """
+import sys
+from pathlib import Path
+from pipeline.sharing.cache import cached_store
+from pipeline.sharing.location import parse_location
+print(cached_store(parse_location(sys.argv[1]), waiting=lambda line: print(line, flush=True)))
+"""
+
+
+def start(url):
+    """A process that fetches."""
+    return subprocess.Popen([sys.executable, "-c", FETCH, url], stdout=subprocess.PIPE, text=True)
+
+
+def test_processes_that_want_the_same_store_fetch_it_once(server, published, cache, identity):
+    """As the ranks of one training do: one fetches, the others wait and find it."""
+    processes = [start(server.url) for _ in range(2)]
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    assert all(output.splitlines()[-1] == str(cache / identity) for output in outputs)
+    assert contents(cache / identity) == contents(published)
+    chunks = [name for name, _ in server.log if "/c/" in name]
+    assert len(chunks) == len(set(chunks))
+
+
+def test_the_one_that_waits_says_for_whom(server, patience, cache, identity):
+    """Once, and goes on when the other lets go."""
+    said = []
+    with exclusive(cache / identity):
+        waiter = start(server.url)
+        said.append(waiter.stdout.readline())
+    assert waiter.communicate(timeout=60)[0].strip() == str(cache / identity)
+    assert said == [f"process {os.getpid()} is writing to it; waiting for it\n"]
+
+
+def test_a_killed_one_leaves_its_files_for_the_next(server, published, patience, cache):
+    """SIGKILL: whole files are not fetched again, and the lock is free."""
+    server.faults["logits/c/5/0"] = [stall(0.5)]
+    process = start(server.url)
+    with process:
+        # The last file hangs: all the others are whole soon.
+        state = wait_for_files(cache, 23)
+        process.send_signal(signal.SIGKILL)
+    whole = {name for name in contents(state) if "/c/" in name and ".part" not in name}
+    server.log.clear()
+    assert contents(fetch(server, patience)) == contents(published)
+    asked = [name for name, _ in server.log if "/c/" in name]
+    assert asked == ["logits/c/5/0"]
+    assert len(whole) == 23
+    assert not any(path.name.startswith(".") for path in cache.iterdir())
+
+
+def wait_for_files(cache, count):
+    """The state folder, once it holds so many whole chunks."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for state in cache.glob(".*.pull"):
+            names = [path for path in state.rglob("c/*") if path.is_file()]
+            names += [path for path in state.rglob("c/*/0") if path.is_file()]
+            if len(names) >= count:
+                return state
+        time.sleep(0.02)
+    raise AssertionError(f"fewer than {count} chunks came")
+
+
+def test_a_library_that_hangs_is_left_behind(published, monkeypatch):
+    """A file system's call that never returns, as of a dead mount: one clear line."""
+    over = threading.Event()
+    call = BucketSource._call
+
+    def hang(self, method, name, **settings):
+        if name == "logits/c/2/0":
+            over.wait(30)
+        return call(self, method, name, **settings)
+
+    monkeypatch.setattr(BucketSource, "_call", hang)
+    patience = Patience(stall_s=0.3)
+    with pytest.raises(TransferError, match="a transfer hangs. Run it again"):
+        cached_store(parse_location(f"file://{published}"), patience=patience)
+    over.set()

@@ -1,0 +1,155 @@
+"""What a publisher of ill will can put at a URL, with every hash right."""
+
+import json
+import resource
+
+import pytest
+from conftest import contents
+from faulty_server import FaultyServer
+
+from pipeline.errors import LocationError, StoreError
+from pipeline.sharing.location import parse_location
+from pipeline.sharing.pull import pull_store
+from pipeline.sharing.remote import RemoteStore
+
+
+def pull(store, tmp_path, patience, identity=""):
+    """Fetch what lies in a folder into out/a.zarr, from a server."""
+    with FaultyServer(store) as server:
+        location = parse_location(server.url, identity)
+        with RemoteStore(location, patience, 4) as remote:
+            pull_store(remote, tmp_path / "out" / "a.zarr")
+
+
+def refused(store, tmp_path, patience, message):
+    """It is refused with this message, and nothing at all was written."""
+    with pytest.raises(StoreError, match=message) as caught:
+        pull(store, tmp_path, patience)
+    assert not (tmp_path / "out").exists()
+    assert len(str(caught.value)) < 600
+
+
+def list_too(store, *lines):
+    """Add lines to a manifest, sorted as it must be."""
+    manifest = store / "MANIFEST.sha256"
+    known = [*manifest.read_text().splitlines(), *lines]
+    manifest.write_text("".join(f"{line}\n" for line in sorted(known, key=lambda x: x[66:])))
+
+
+HASH = "0" * 64
+
+
+def test_a_million_files_are_refused_before_they_are_parsed(own, tmp_path, patience):
+    """By the number of lines, before one of them is parsed."""
+    lines = [f"{HASH}  x/{number:07}" for number in range(10**6)]
+    with (own / "MANIFEST.sha256").open("a") as manifest:
+        manifest.write("".join(f"{line}\n" for line in lines))
+    lines.clear()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    message = r"number of files in MANIFEST.sha256: expected 29 as .* at most 16 others, found"
+    refused(own, tmp_path, patience, message)
+    # The manifest has 76 MB: it and one copy of it may be in memory, not a million objects.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 250_000
+
+
+def test_rows_without_end_are_refused_by_their_files(own, tmp_path, patience, forged):
+    """10^12 samples in chunks of one row: never counted one by one."""
+    change_sizes(own, num_samples=2**40, rows=1)
+    refused(forged(own), tmp_path, patience, "number of files in MANIFEST.sha256")
+
+
+def test_chunks_of_a_terabyte_are_refused(own, tmp_path, patience, forged):
+    """By the limit of the format."""
+    change_sizes(own, num_samples=2**40, rows=2**40)
+    refused(forged(own), tmp_path, patience, "chunks are too large")
+
+
+def change_sizes(store, num_samples, rows):
+    """Another N and other rows per chunk, everywhere."""
+    group = json.loads((store / "zarr.json").read_text())
+    group["attributes"]["ltd_pipe"]["num_samples"] = num_samples
+    for name, array in group["consolidated_metadata"]["metadata"].items():
+        array["shape"][0] = num_samples
+        array["chunk_grid"]["configuration"]["chunk_shape"][0] = rows
+        (store / name / "zarr.json").write_text(json.dumps(array))
+    (store / "zarr.json").write_text(json.dumps(group))
+
+
+LINES = {
+    "outside": (f"{HASH}  ../evil", "expected a hash, two spaces and a plain relative name"),
+    "absolute": (f"{HASH}  /etc/cron.d/evil", "expected a hash, two spaces and a plain relative"),
+    "hidden": (f"{HASH}  .bashrc", "expected a hash, two spaces and a plain relative name"),
+    "our own part": (f"{HASH}  labels/c/.0.part", "expected a hash, two spaces and a plain"),
+    "a file where a folder is": (f"{HASH}  labels/c", "labels/c is listed as a file and as"),
+    "a file below a file": (f"{HASH}  labels/c/0/evil", "is listed as a file and as a folder"),
+    "a name of 300 letters": (f"{HASH}  {'x' * 300}", "xxx… is too long a name"),
+    "twice": (f"{HASH}  zarr.json", "expected a hash, two spaces and a plain relative name"),
+    "the manifest itself": (f"{HASH}  MANIFEST.sha256", "expected a hash, two spaces and a plain"),
+}
+
+
+@pytest.mark.parametrize(("line", "message"), LINES.values(), ids=LINES.keys())
+def test_a_name_that_no_store_has_is_refused(own, tmp_path, patience, line, message):
+    """Before a byte is written anywhere."""
+    list_too(own, line)
+    refused(own, tmp_path, patience, message)
+
+
+def test_a_chunk_that_is_not_listed_is_refused(own, tmp_path, patience):
+    """Another file in its place keeps the number right."""
+    text = (own / "MANIFEST.sha256").read_text().replace("  logits/c/2/0\n", "  logits/c/2/1\n")
+    (own / "MANIFEST.sha256").write_text(text)
+    refused(own, tmp_path, patience, "logits/c/2/0 is not listed in MANIFEST.sha256")
+
+
+def test_metadata_that_are_not_listed_are_refused(own, tmp_path, patience):
+    """They would not be part of the identity."""
+    text = (own / "MANIFEST.sha256").read_text().replace("  logits/zarr.json\n", "  logits/x\n")
+    (own / "MANIFEST.sha256").write_text(text)
+    refused(own, tmp_path, patience, "logits/zarr.json is not listed in MANIFEST.sha256")
+
+
+def test_more_extra_files_than_a_store_needs_are_refused(own, tmp_path, patience, forged):
+    """A few are welcome: README.md, LICENSE."""
+    for number in range(20):
+        (own / f"extra-{number}").write_text("x")
+    refused(forged(own), tmp_path, patience, "at most 16 others")
+
+
+def test_an_extra_file_that_is_too_large_is_refused(own, tmp_path, patience, forged):
+    """Its size is in no metadata, so that it has a limit of its own."""
+    (own / "LICENSE").write_bytes(bytes(5 * 2**20))
+    refused(forged(own), tmp_path, patience, "LICENSE: is too large: expected at most 4194304")
+
+
+def test_a_few_extra_files_are_taken(own, tmp_path, patience, forged):
+    """Also in a folder of their own, and an empty one."""
+    (own / "LICENSE").write_text("MIT")
+    (own / "docs").mkdir()
+    (own / "docs" / "empty").touch()
+    pull(forged(own), tmp_path, patience)
+    assert contents(tmp_path / "out" / "a.zarr") == contents(own)
+
+
+def test_a_store_that_only_hashes_right_is_not_published(own, tmp_path, patience, forged):
+    """Chunks whose own checksum is wrong: it is opened before it gets its name."""
+    path = own / "labels" / "c" / "0"
+    path.write_bytes(path.read_bytes()[::-1])
+    with pytest.raises(StoreError, match="labels/c/0 is damaged: its CRC-32C is wrong"):
+        pull(forged(own), tmp_path, patience)
+    assert not (tmp_path / "out" / "a.zarr").exists()
+
+
+def test_another_identity_is_refused_by_the_manifest_alone(own, tmp_path, patience):
+    """Nothing else was asked for."""
+    with FaultyServer(own) as server:
+        with pytest.raises(LocationError, match="expected identity 00000000.*, found [0-9a-f]{64}"):
+            RemoteStore(parse_location(server.url, HASH), patience)
+        assert [name for name, _ in server.log] == ["MANIFEST.sha256"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_signature_that_is_too_large_is_refused(own, tmp_path, patience):
+    """It is no part of the identity, and anyone at the server can put one there."""
+    (own / "MANIFEST.sha256.sig").write_bytes(bytes(2**20))
+    refused(own, tmp_path, patience, "MANIFEST.sha256.sig: is too large: expected at most 16384")
