@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import MissingError, ParamsError
+from pipeline.images.augmentation import Augmentation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -137,7 +138,14 @@ class FitParams(Section):
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="mass moved from the true class to all classes evenly"
     )
-    crop_padding: int = Field(0, ge=0, description="random crop after padding by these pixels")
+    crop_padding: int = Field(
+        0, ge=0, description="random crop after padding by these pixels, for small images"
+    )
+    crop_scale: tuple[Number, Number] | None = Field(
+        None,
+        description="random crop of least to most of the area, such as [0.25, 1], enlarged to "
+        "the image's size, for large images; null: none",
+    )
     flip: bool = Field(False, description="random horizontal flip")
     mean: tuple[Number, ...] | None = Field(
         None,
@@ -153,6 +161,16 @@ class FitParams(Section):
     snapshot_minutes: float = Field(
         5.0, ge=0, description="minutes between snapshots to resume from; also at each epoch's end"
     )
+
+    @model_validator(mode="after")
+    def _augmentation_is_possible(self) -> FitParams:
+        assert self.augmentation  # noqa: S101  making it is the check
+        return self
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What is done to the training images at random."""
+        return Augmentation(self.crop_padding, self.flip, self.crop_scale)
 
 
 class TeacherParams(FitParams):

@@ -39,6 +39,8 @@ ACCEPTED = [
     ("train.milestones", "[1/2, 0.75]"),
     ("evaluate.images", "null"),
     ("label.temperature", "0.5"),
+    ("train.crop_scale", "[1/4, 1]"),
+    ("train.crop_scale", "null"),
 ]
 
 
@@ -63,6 +65,11 @@ REFUSED = [
     ("label.temperature", "auto:1.5", r"auto:P with P in \(0, 1\), found 'auto:1.5'"),
     ("label.temperature", "warm", r"auto:P with P in \(0, 1\), found 'warm'"),
     ("train.temperature", "0", "train.temperature: input should be greater than 0"),
+    ("train.crop_scale", "[0, 1]", "train: crop_scale: expected shares of the area"),
+    ("train.crop_scale", "[0.5]", "train.crop_scale"),
+    ("train.crop_scale", "0.5", "train.crop_scale"),
+    ("train.crop_padding", "-1", "train.crop_padding: input should be greater"),
+    ("train.crop_padding", "2000", "train: crop_padding: expected 0 to 1024"),
     ("prepare.dataset", "folder", "dataset 'folder' needs prepare.path"),
     ("prepare.validation_fraction", "1", "prepare.validation_fraction"),
     ("seed", "-1", "seed: input should be greater than or equal to 0"),
@@ -80,6 +87,19 @@ def test_refused(key, value, message):
     content = yaml.safe_load(MINIMAL) | {"seed": 0}
     with pytest.raises(ParamsError, match=message):
         parse_params(content, {key: value}, where="params.yaml")
+
+
+def test_only_one_kind_of_crop():
+    """Which of two crops would come first is not decided for the user."""
+    with pytest.raises(ParamsError, match=r"train: crop_padding and crop_scale are two kinds"):
+        minimal(**{"train.crop_padding": "4", "train.crop_scale": "[0.25, 1]"})
+
+
+def test_the_augmentation_is_the_parameters_together():
+    """Three keys, one augmentation, as its text has it."""
+    assert str(minimal().train.augmentation) == "none"
+    changes = {"train.crop_scale": "[0.25, 1]", "train.flip": "true"}
+    assert str(minimal(**changes).train.augmentation) == "resized-crop:0.25-1,flip"
 
 
 def test_a_missing_eps_is_refused():

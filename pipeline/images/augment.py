@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch.nn import functional
 
 from pipeline import rng
+from pipeline.images.resized_crop import boxes, resized_crop
+
+if TYPE_CHECKING:
+    from pipeline.images.augmentation import Augmentation
 
 __all__ = ["augment"]
 
@@ -13,32 +19,38 @@ __all__ = ["augment"]
 def augment(
     images: torch.Tensor,
     index: torch.Tensor,
+    augmentation: Augmentation,
     *,
     seed: int,
     epoch: int,
-    crop_padding: int,
-    flip: bool,
 ) -> torch.Tensor:
-    """Crop at random after padding with zeros, and flip half of the images left to right.
+    """Crop and flip at random: the same bits in any batch and on any device.
+
+    That is what ties the label of a view to its image: the teacher sees view v, and training
+    makes it again from (seed, v, sample index), with nothing stored.
 
     Parameters
     ----------
     images : Tensor of shape (B, C, H, W), dtype uint8
     index : Tensor of shape (B,), dtype int64
         Sample indices, on the same device.
+    augmentation : Augmentation
     seed, epoch : int
-        The same pair gives the same crops again.
-    crop_padding : int
-        Pixels added on each side; 0: no crop.
-    flip : bool
+        The same pair gives the same crops again; the view takes the epoch's place.
 
     Returns
     -------
     Tensor like images
     """
-    if crop_padding:
-        images = _crop(images, index, rng.stream_key(seed, "crop", epoch), crop_padding)
-    if flip:
+    if augmentation.crop_padding:
+        key = rng.stream_key(seed, "crop", epoch)
+        images = _crop(images, index, key, augmentation.crop_padding)
+    if augmentation.crop_scale is not None:
+        key = rng.stream_key(seed, "resized-crop", epoch)
+        height, width = images.shape[2:]
+        box = boxes(index, key, height, width, augmentation.crop_scale)
+        images = resized_crop(images, box)
+    if augmentation.flip:
         turn = rng.integers(rng.stream_key(seed, "flip", epoch), index, 2) == 1
         images = torch.where(turn[:, None, None, None], images.flip(3), images)
     return images

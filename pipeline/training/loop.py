@@ -211,10 +211,9 @@ class Fit:
             augment(
                 batch.images,
                 batch.index,
+                self._params.augmentation,
                 seed=self._seed,
                 epoch=epoch,
-                crop_padding=self._params.crop_padding,
-                flip=self._params.flip,
             )
         )
         target = self._target_of(batch)

@@ -1,10 +1,13 @@
 """Crops and flips are functions of (seed, epoch, sample index)."""
 
+import hashlib
+
 import pytest
 import torch
 from torch.nn import functional
 
 from pipeline.images.augment import augment
+from pipeline.images.augmentation import Augmentation
 
 IMAGES = torch.randint(
     1, 256, (64, 3, 6, 5), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
@@ -14,7 +17,8 @@ INDEX = torch.arange(64) * 7
 
 def run(images=IMAGES, index=INDEX, **changes):
     settings = {"seed": 0, "epoch": 0, "crop_padding": 2, "flip": True} | changes
-    return augment(images, index, **settings)
+    keys = {name: settings.pop(name) for name in ("seed", "epoch")}
+    return augment(images, index, Augmentation(**settings), **keys)
 
 
 def test_nothing_asked_for_nothing_done():
@@ -45,17 +49,25 @@ def _cut(image, top, left):
     return image[:, top : top + 6, left : left + 5]
 
 
-def test_a_sample_is_augmented_the_same_in_any_batch():
-    """Alone, in a batch, in another order."""
-    whole = run()
-    assert torch.equal(run(IMAGES[9:10], INDEX[9:10])[0], whole[9])
-    assert torch.equal(run(IMAGES.flip(0), INDEX.flip(0)).flip(0), whole)
+KINDS = [{}, {"crop_padding": 0, "crop_scale": (0.25, 1.0)}]
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=["crop", "resized-crop"])
+def test_a_sample_is_augmented_the_same_in_any_batch(kind):
+    """Alone, in batches of other sizes, in another order: equal to the bit."""
+    whole = run(**kind)
+    assert not torch.equal(whole, IMAGES)
+    for size in (1, 3, 32):
+        parts = zip(IMAGES.split(size), INDEX.split(size), strict=True)
+        assert torch.equal(torch.cat([run(*part, **kind) for part in parts]), whole)
+    assert torch.equal(run(IMAGES.flip(0), INDEX.flip(0), **kind).flip(0), whole)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=["crop", "resized-crop"])
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"epoch": 1}])
-def test_seed_and_epoch_change_it(changes):
+def test_seed_and_epoch_change_it(changes, kind):
     """Another epoch crops elsewhere."""
-    assert not torch.equal(run(), run(**changes))
+    assert not torch.equal(run(**kind), run(**kind, **changes))
 
 
 def test_half_are_flipped():
@@ -63,3 +75,26 @@ def test_half_are_flipped():
     images = torch.tensor([[[[1, 2]]]], dtype=torch.uint8).expand(4000, 1, 1, 2)
     flipped = run(images, torch.arange(4000), crop_padding=0)[:, 0, 0, 0] == 2
     assert abs(flipped.float().mean() - 0.5) < 0.03
+
+
+# (text, seed, epoch): SHA-256 of the result, and one row of it. A change here makes every stored
+# label of an augmented view belong to another image.
+RECORDED = {
+    ("flip", 0, 0): ("0489962956c1587a", [162, 199, 236, 22, 59]),
+    ("crop:2", 0, 0): ("7aab83fea875b167", [199, 236, 22, 59, 0]),
+    ("crop:2,flip", 0, 0): ("73c71fc2bdc26203", [199, 236, 22, 59, 0]),
+    ("crop:4,flip", 3, 7): ("a37de476964ef978", [0, 0, 0, 0, 0]),
+    ("crop:1", 2**31 - 1, 199): ("d2edc72596f5da04", [0, 96, 133, 170, 207]),
+}
+
+
+@pytest.mark.parametrize("case", RECORDED, ids=[f"{case}" for case in RECORDED])
+def test_the_same_pixels_as_ever(case):
+    """Recorded once: stores that were made then must still meet the same images."""
+    text, seed, epoch = case
+    images = (torch.arange(6 * 3 * 7 * 5) * 37 % 251).to(torch.uint8).reshape(6, 3, 7, 5)
+    index = torch.tensor([0, 1, 5, 1000, 2**40, 17])
+    found = augment(images, index, Augmentation.parse(text), seed=seed, epoch=epoch)
+    digest, row = RECORDED[case]
+    assert found[3, 0, 3].tolist() == row
+    assert hashlib.sha256(found.numpy().tobytes()).hexdigest()[:16] == digest

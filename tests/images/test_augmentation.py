@@ -1,0 +1,89 @@
+"""An augmentation has one text, and that text one augmentation."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.images.augmentation import Augmentation
+
+ACCEPTED = {
+    "none": Augmentation(),
+    "flip": Augmentation(flip=True),
+    "crop:4": Augmentation(crop_padding=4),
+    "crop:4,flip": Augmentation(crop_padding=4, flip=True),
+    "crop:1024": Augmentation(crop_padding=1024),
+    "resized-crop:0.25-1": Augmentation(crop_scale=(0.25, 1.0)),
+    "resized-crop:0.08-1,flip": Augmentation(crop_scale=(0.08, 1.0), flip=True),
+    "resized-crop:0.5-0.5": Augmentation(crop_scale=(0.5, 0.5)),
+    "resized-crop:1-1": Augmentation(crop_scale=(1.0, 1.0)),
+}
+
+
+@pytest.mark.parametrize("text", ACCEPTED)
+def test_accepted(text):
+    """Parsed to these values, and written as it was."""
+    assert Augmentation.parse(text) == ACCEPTED[text]
+    assert str(ACCEPTED[text]) == text
+
+
+REFUSED = {
+    "": "expected 'none'",
+    ",flip": "expected 'none'",
+    "None": "expected 'none'",
+    "none,flip": "expected 'none'",
+    "crop": "expected 'none'",
+    "crop:": "expected 'none'",
+    "crop:-4": "expected 'none'",
+    "crop:4.0": "expected 'none'",
+    "crop:٤": "expected 'none'",
+    "crop:4,": "expected 'none'",
+    "crop:4, flip": "expected 'none'",
+    "crop:4,flip\n": "expected 'none'",
+    "flip,crop:4": "expected 'none'",
+    "crop:4,flip,flip": "expected 'none'",
+    "crop:4,resized-crop:0.25-1": "expected 'none'",
+    "rotate:15": "expected 'none'",
+    "resized-crop:0.25": "expected 'none'",
+    "resized-crop:0.25-1-1": "expected 'none'",
+    "resized-crop:1e-2-1": "expected 'none'",
+    "resized-crop:nan-1": "expected 'none'",
+    "crop:0": "'crop:0' is written 'none'",
+    "crop:04": "'crop:04' is written 'crop:4'",
+    "resized-crop:0.250-1.0": "is written 'resized-crop:0.25-1'",
+    "resized-crop:0.25000000000000001-1": "is written 'resized-crop:0.25-1'",
+    "crop:1025": "crop_padding: expected 0 to 1024",
+    "resized-crop:0-1": "crop_scale: expected shares of the area",
+    "resized-crop:0.0009-1": "crop_scale: expected shares",
+    "resized-crop:0.25-1.1": "crop_scale: expected shares .*found 0.25 and 1.1",
+    "resized-crop:1-0.25": "crop_scale: expected shares .*found 1 and 0.25",
+}
+
+
+@pytest.mark.parametrize("text", REFUSED, ids=[repr(text) for text in REFUSED])
+def test_refused(text):
+    """Anything else, and a second text of the same thing."""
+    with pytest.raises(ValueError, match=REFUSED[text]):
+        Augmentation.parse(text)
+
+
+def test_one_kind_of_crop():
+    """Both at once are refused: nothing says which would come first."""
+    with pytest.raises(ValueError, match="two kinds of crop: choose one"):
+        Augmentation(crop_padding=4, crop_scale=(0.25, 1.0))
+
+
+@pytest.mark.parametrize("scale", [(float("nan"), 1.0), (0.5, float("inf"))])
+def test_no_number_no_scale(scale):
+    """NaN is below nothing, and refused all the same."""
+    with pytest.raises(ValueError, match="crop_scale: expected shares"):
+        Augmentation(crop_scale=scale)
+
+
+SCALES = st.tuples(st.floats(0.001, 1.0), st.floats(0.001, 1.0)).map(lambda x: tuple(sorted(x)))
+
+
+@given(flip=st.booleans(), padding=st.integers(0, 1024), scale=st.none() | SCALES)
+def test_the_text_is_the_augmentation(flip, padding, scale):
+    """Whatever the numbers: written and parsed again, it is the same."""
+    one = Augmentation(0 if scale else padding, flip, scale)
+    assert Augmentation.parse(str(one)) == one
