@@ -1,14 +1,18 @@
 """What training minimises: each objective takes a target distribution, one-hot or soft.
 
-With q the target of a clean image x, x′ its adversarial image and S(·) the student's softmax:
+With y the ground truth of a clean image x, q its target, x′ its adversarial image and S(·) the
+student's softmax:
 
-    clean    CE(q, S(x))                                      the teacher
-    at       CE(q, S(x′))                                     Madry et al. 2018, eq. 2.1
-    trades   CE(q, S(x)) + beta · KL(S(x) ‖ S(x′))            Zhang et al. 2019, eq. 5
+    clean    CE(q, S(x))                                                  the teacher
+    at       CE(q, S(x′))                                                 Madry et al. 2018, eq. 2.1
+    trades   CE(q, S(x)) + β · KL(S(x) ‖ S(x′))                           Zhang et al. 2019, eq. 5
+    mart     CE(q, S(x′)) - log(1 - max_{k≠y} S_k(x′))
+             + β · KL(S(x) ‖ S(x′)) · (1 - S_y(x))                        Wang et al. 2020, eq. 8
 
 x′ maximises a loss within the ball: for `trades` the KL term; for `at` the cross entropy, either
-of the ground truth y, CE(y, S(·)), or of the target itself, CE(q, S(·)). Where the soft label
-enters is our reading of LTD, not the paper's text; docs/robustness.md has what was measured.
+of the ground truth y, CE(y, S(·)), or of the target itself, CE(q, S(·)); for `mart` that of the
+ground truth. Where the soft label enters is our reading of LTD, not the paper's text;
+docs/robustness.md has what was measured.
 """
 
 from __future__ import annotations
@@ -25,9 +29,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     LossOfLogits = Callable[[torch.Tensor], torch.Tensor]
-    Attack = Callable[[LossOfLogits], torch.Tensor]
+    Start = Literal["uniform", "normal"]
 
-__all__ = ["Loss", "Objective", "at", "clean", "cross_entropy", "kl_divergence", "trades"]
+__all__ = [
+    "Clean",
+    "Loss",
+    "Madry",
+    "Mart",
+    "Objective",
+    "Trades",
+    "cross_entropy",
+    "kl_divergence",
+]
+
+# As the authors' code has it: log(1 - p) stays finite where a wrong class has all the mass.
+_ABOVE_ONE = 1.0001
 
 
 @dataclass(frozen=True)
@@ -47,28 +63,56 @@ class Loss:
 
 
 class Objective(Protocol):
-    """Computes the loss of one batch."""
+    """Says what the attack maximises and what training then minimises.
 
-    def __call__(
+    In two halves, since adversarial weight perturbation computes the loss twice on one attack.
+    """
+
+    @property
+    def start(self) -> Start:
+        """Where the attack begins."""
+
+    def opposed(
         self,
         model: torch.nn.Module,
         images: torch.Tensor,
         *,
         target: torch.Tensor,
         truth: torch.Tensor,
-        attack: Attack,
-    ) -> Loss:
-        """Compute the loss.
+    ) -> LossOfLogits | None:
+        """What the attack maximises; None: there is no attack.
 
         Parameters
         ----------
         model : Module
-            In training mode.
         images : Tensor of shape (B, C, H, W), dtype float32, in [0, 1]
+            Clean.
         target, truth : Tensor of shape (B, K), dtype float32
             The distribution to train towards, and the ground truth as one-hot.
-        attack : callable
-            Maps a loss of logits to the images around these that maximise it.
+
+        Returns
+        -------
+        callable or None
+            Maps logits of shape (B, K) to losses of shape (B,).
+        """
+
+    def loss(
+        self,
+        model: torch.nn.Module,
+        images: torch.Tensor,
+        adversarial: torch.Tensor,
+        *,
+        target: torch.Tensor,
+        truth: torch.Tensor,
+    ) -> Loss:
+        """What training minimises, the model in training mode.
+
+        Parameters
+        ----------
+        model, images, target, truth
+            As in `opposed`.
+        adversarial : Tensor like images
+            What maximises the opposed loss; the images themselves when there is none.
         """
 
 
@@ -102,57 +146,118 @@ def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 
-def clean(
-    model: torch.nn.Module,
-    images: torch.Tensor,
-    *,
-    target: torch.Tensor,
-    truth: torch.Tensor,
-    attack: Attack,
-) -> Loss:
-    """Cross entropy on the images as they are; the attack is not called."""
-    del truth, attack
-    logits = model(images)
-    return Loss(cross_entropy(logits, target).mean(), logits)
+@dataclass(frozen=True)
+class Clean:
+    """Cross entropy on the images as they are."""
 
+    start: Start = "uniform"
 
-def at(attack_label: Literal["truth", "target"]) -> Objective:
-    """Adversarial training on the images that maximise the loss of the truth or the target."""
-
-    def objective(
+    def opposed(
+        self,
         model: torch.nn.Module,
         images: torch.Tensor,
         *,
         target: torch.Tensor,
         truth: torch.Tensor,
-        attack: Attack,
+    ) -> LossOfLogits | None:
+        """No attack."""
+        del model, images, target, truth
+        return None
+
+    def loss(
+        self,
+        model: torch.nn.Module,
+        images: torch.Tensor,
+        adversarial: torch.Tensor,
+        *,
+        target: torch.Tensor,
+        truth: torch.Tensor,
     ) -> Loss:
-        del images  # the attack holds them
-        opposed = truth if attack_label == "truth" else target
-        adversarial = attack(lambda logits: cross_entropy(logits, opposed))
+        """CE(q, S(x))."""
+        del adversarial, truth
+        logits = model(images)
+        return Loss(cross_entropy(logits, target).mean(), logits)
+
+
+@dataclass(frozen=True)
+class Madry:
+    """Standard adversarial training.
+
+    Attributes
+    ----------
+    attack_label : {"truth", "target"}
+        What the attack opposes.
+    """
+
+    attack_label: Literal["truth", "target"] = "truth"
+    start: Start = "uniform"
+
+    def opposed(
+        self,
+        model: torch.nn.Module,
+        images: torch.Tensor,
+        *,
+        target: torch.Tensor,
+        truth: torch.Tensor,
+    ) -> LossOfLogits | None:
+        """The cross entropy of the truth or of the target."""
+        del model, images
+        label = truth if self.attack_label == "truth" else target
+        return lambda logits: cross_entropy(logits, label)
+
+    def loss(
+        self,
+        model: torch.nn.Module,
+        images: torch.Tensor,
+        adversarial: torch.Tensor,
+        *,
+        target: torch.Tensor,
+        truth: torch.Tensor,
+    ) -> Loss:
+        """CE(q, S(x′))."""
+        del images, truth
         logits = model(adversarial)
         return Loss(cross_entropy(logits, target).mean(), logits)
 
-    return objective
 
+@dataclass(frozen=True)
+class Trades:
+    """TRADES.
 
-def trades(beta: float) -> Objective:
-    """TRADES with trade-off `beta` (1/λ in Zhang et al. 2019)."""
+    Attributes
+    ----------
+    beta : float
+        Weight of the robust term, 1/λ in the paper.
+    """
 
-    def objective(
+    beta: float
+    start: Start = "normal"
+
+    def opposed(
+        self,
         model: torch.nn.Module,
         images: torch.Tensor,
         *,
         target: torch.Tensor,
         truth: torch.Tensor,
-        attack: Attack,
-    ) -> Loss:
-        del truth  # the attack opposes the model's own clean answer
+    ) -> LossOfLogits | None:
+        """The divergence from the model's own clean answer, in evaluation mode."""
+        del target, truth
         with evaluation_mode(model), torch.no_grad():
             log_clean = functional.log_softmax(model(images), dim=1)
-        adversarial = attack(
-            lambda logits: kl_divergence(log_clean, functional.log_softmax(logits, dim=1))
-        )
+        return lambda logits: kl_divergence(log_clean, functional.log_softmax(logits, dim=1))
+
+    def loss(
+        self,
+        model: torch.nn.Module,
+        images: torch.Tensor,
+        adversarial: torch.Tensor,
+        *,
+        target: torch.Tensor,
+        truth: torch.Tensor,
+    ) -> Loss:
+        """CE(q, S(x)) + β · KL(S(x) ‖ S(x′))."""
+        del truth
         # Two passes, as in the authors' code: batch normalisation sees clean and adversarial
         # images apart.
         logits, attacked = model(images), model(adversarial)
@@ -160,6 +265,50 @@ def trades(beta: float) -> Objective:
             functional.log_softmax(logits, dim=1), functional.log_softmax(attacked, dim=1)
         )
         natural = cross_entropy(logits, target)
-        return Loss(natural.mean() + beta * robust.mean(), attacked)
+        return Loss(natural.mean() + self.beta * robust.mean(), attacked)
 
-    return objective
+
+@dataclass(frozen=True)
+class Mart:
+    """MART: misclassification-aware adversarial training.
+
+    Attributes
+    ----------
+    beta : float
+        Weight of the consistency term, λ in the paper.
+    """
+
+    beta: float
+    start: Start = "normal"
+
+    def opposed(
+        self,
+        model: torch.nn.Module,
+        images: torch.Tensor,
+        *,
+        target: torch.Tensor,
+        truth: torch.Tensor,
+    ) -> LossOfLogits | None:
+        """The cross entropy of the truth."""
+        del model, images, target
+        return lambda logits: cross_entropy(logits, truth)
+
+    def loss(
+        self,
+        model: torch.nn.Module,
+        images: torch.Tensor,
+        adversarial: torch.Tensor,
+        *,
+        target: torch.Tensor,
+        truth: torch.Tensor,
+    ) -> Loss:
+        """CE(q, S(x′)) - log(1 - max_{k≠y} S_k(x′)) + β · KL(S(x) ‖ S(x′)) · (1 - S_y(x))."""
+        logits, attacked = model(images), model(adversarial)
+        log_attacked = functional.log_softmax(attacked, dim=1)
+        log_clean = functional.log_softmax(logits, dim=1)
+        wrong = (log_attacked.exp() * (1.0 - truth)).amax(dim=1)
+        margin = -torch.log(_ABOVE_ONE - wrong)
+        boosted = -(target * log_attacked).sum(dim=1) + margin
+        missed = 1.0 - (log_clean.exp() * truth).sum(dim=1)
+        consistency = kl_divergence(log_clean, log_attacked) * missed
+        return Loss(boosted.mean() + self.beta * consistency.mean(), attacked)

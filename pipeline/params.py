@@ -244,10 +244,19 @@ class LabelParams(Section):
 class TrainParams(FitParams):
     """The student: adversarial training on one-hot, smoothed or the teacher's soft labels."""
 
-    objective: Literal["at", "trades"] = Field(
-        "at", description="at: Madry et al. 2018; trades: Zhang et al. 2019"
+    objective: Literal["at", "trades", "mart"] = Field(
+        "at",
+        description="at: Madry et al. 2018; trades: Zhang et al. 2019; mart: Wang et al. 2020",
     )
-    beta: Number = Field(6.0, ge=0, description="trades: weight of the KL term")
+    beta: Number = Field(6.0, ge=0, description="trades, mart: weight of the KL term")
+    awp_gamma: Number = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="adversarial weight perturbation, relative to each weight's norm: 0.005 for "
+        "trades and mart, 0.01 for at (Wu et al. 2020); 0: none",
+    )
+    awp_from_epoch: int = Field(10, ge=0, description="epochs before it are trained without")
     attack_label: Literal["truth", "target"] = Field(
         "truth",
         description="at: the attack maximises the loss of the ground truth, or of the target",

@@ -22,12 +22,12 @@ class Shift(nn.Module):
         return images + (torch.tensor([0.0, 1.0, 0.0]) if self.training else 0.0)
 
 
-def no_attack(_loss):
-    raise AssertionError("clean training must not attack")
+UNIFORM = torch.zeros(1, 3)
 
 
-def to_uniform(_loss):
-    return torch.zeros(1, 3)
+def loss_of(objective, images, adversarial=UNIFORM, target=TARGET, truth=TRUTH):
+    """The loss of a model that answers with its images."""
+    return objective.loss(Shift().eval(), images, adversarial, target=target, truth=truth)
 
 
 def test_cross_entropy_by_hand():
@@ -52,52 +52,39 @@ def test_kl_divergence_by_hand():
 
 
 def test_clean_is_the_mean_cross_entropy_and_does_not_attack():
-    """The attack is never called."""
-    model = Shift().eval()
+    """There is nothing to oppose."""
     images, target = LOGITS.repeat(3, 1), TARGET.repeat(3, 1)
-    loss = objectives.clean(model, images, target=target, truth=TRUTH, attack=no_attack)
+    loss = loss_of(objectives.Clean(), images, images, target=target)
     assert loss.value.item() == pytest.approx(1.4 * math.log(2.0))
     assert torch.equal(loss.logits, images)
+    assert objectives.Clean().opposed(Shift(), images, target=target, truth=TRUTH) is None
 
 
 OPPOSED = [("truth", 2 * math.log(2.0)), ("target", 1.4 * math.log(2.0))]
 
 
 @pytest.mark.parametrize(("attack_label", "opposed"), OPPOSED, ids=[name for name, _ in OPPOSED])
-def test_at_trains_on_the_attacked_images_with_the_soft_target(attack_label, opposed):
+def test_madry_trains_on_the_attacked_images_with_the_soft_target(attack_label, opposed):
     """AT = CE(q, S(x')); x' maximises CE(y, S(·)) = ln 4 here, or CE(q, S(·))."""
-    seen = []
-
-    def attack(loss_of_logits):
-        seen.append(loss_of_logits(LOGITS))
-        return LOGITS
-
-    objective, images = objectives.at(attack_label), torch.zeros(1, 3)
-    loss = objective(Shift().eval(), images, target=TARGET, truth=TRUTH, attack=attack)
-    assert loss.value.item() == pytest.approx(1.4 * math.log(2.0))
-    assert seen[0].item() == pytest.approx(opposed)
+    objective = objectives.Madry(attack_label)
+    assert loss_of(objective, UNIFORM, LOGITS).value.item() == pytest.approx(1.4 * math.log(2.0))
+    attacked = objective.opposed(Shift(), UNIFORM, target=TARGET, truth=TRUTH)
+    assert attacked(LOGITS).item() == pytest.approx(opposed)
 
 
 def test_trades_by_hand():
     """TRADES = CE(q, S(x)) + beta · KL(S(x) ‖ S(x')) with x' uniform here."""
     kl = math.log(3.0) - 1.5 * math.log(2.0)
-    objective = objectives.trades(beta=6.0)
-    loss = objective(Shift().eval(), LOGITS, target=TARGET, truth=TRUTH, attack=to_uniform)
+    loss = loss_of(objectives.Trades(beta=6.0), LOGITS)
     assert loss.value.item() == pytest.approx(1.4 * math.log(2.0) + 6.0 * kl)
 
 
 def test_trades_attacks_the_divergence_in_evaluation_mode():
     """The attack's reference is S(x) of the model in evaluation mode, and carries no gradient."""
-    model, seen = Shift().train(), []
-
-    def attack(loss_of_logits):
-        seen.append(loss_of_logits(torch.zeros(1, 3)))
-        return torch.zeros(1, 3)
-
-    images = LOGITS.clone().requires_grad_()
-    objectives.trades(beta=6.0)(model, images, target=TARGET, truth=TRUTH, attack=attack)
-    assert seen[0].item() == pytest.approx(math.log(3.0) - 1.5 * math.log(2.0))
-    assert not seen[0].requires_grad
+    model, images = Shift().train(), LOGITS.clone().requires_grad_()
+    opposed = objectives.Trades(beta=6.0).opposed(model, images, target=TARGET, truth=TRUTH)
+    assert opposed(UNIFORM).item() == pytest.approx(math.log(3.0) - 1.5 * math.log(2.0))
+    assert not opposed(UNIFORM).requires_grad
     assert model.training
 
 
@@ -105,7 +92,53 @@ def test_trades_differentiates_both_terms():
     """The gradient reaches the clean logits through the KL term as well (as in the paper)."""
     images = LOGITS.clone().requires_grad_()
     own = functional.softmax(LOGITS, dim=1)  # CE's gradient vanishes at this target
-    objective = objectives.trades(beta=1.0)
-    loss = objective(Shift().eval(), images, target=own, truth=TRUTH, attack=to_uniform)
-    loss.value.backward()
+    loss_of(objectives.Trades(beta=1.0), images, target=own).value.backward()
     assert images.grad.abs().max() > 0.05
+
+
+def test_mart_by_hand():
+    """S(x) = (1/2, 1/4, 1/4), S(x') uniform, y = 1: each term as in the paper's equation 8."""
+    cross_entropy = math.log(3.0)  # of any target
+    margin = -math.log(1.0001 - 1 / 3)
+    consistency = (math.log(3.0) - 1.5 * math.log(2.0)) * (1 - 1 / 4)
+    loss = loss_of(objectives.Mart(beta=5.0), LOGITS)
+    assert loss.value.item() == pytest.approx(cross_entropy + margin + 5.0 * consistency)
+
+
+# The losses of `mart_loss` in the authors' repository (YisenWang/MART, mart.py) less its attack,
+# for one-hot targets; computed once from its equations in float64.
+def published_mart(logits, attacked, labels, beta):
+    nat, adv = logits.double().softmax(1), attacked.double().softmax(1)
+    order = adv.argsort(dim=1)[:, -2:]
+    other = torch.where(order[:, -1] == labels, order[:, -2], order[:, -1])
+    wrong = (1.0001 - adv + 1e-12).log().gather(1, other[:, None]).squeeze(1)
+    boosted = functional.cross_entropy(attacked.double(), labels) - wrong.mean()
+    kl = (nat * (nat.log() - (adv + 1e-12).log())).sum(dim=1)
+    true = nat.gather(1, labels[:, None]).squeeze(1)
+    return boosted + beta * (kl * (1.0000001 - true)).mean()
+
+
+def test_mart_of_one_hot_targets_is_the_published_one():
+    """Term by term as the authors' code computes it."""
+    generator = torch.Generator().manual_seed(0)
+    logits, attacked = (torch.randn(64, 10, generator=generator) * 3 for _ in range(2))
+    labels = torch.randint(10, (64,), generator=generator)
+    onehot = functional.one_hot(labels, 10).float()
+    loss = loss_of(objectives.Mart(beta=5.0), logits, attacked, target=onehot, truth=onehot)
+    expected = published_mart(logits, attacked, labels, 5.0).item()
+    assert loss.value.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_mart_opposes_the_truth():
+    """Its attack is that of standard adversarial training."""
+    opposed = objectives.Mart(beta=5.0).opposed(Shift(), UNIFORM, target=TARGET, truth=TRUTH)
+    assert opposed(LOGITS).item() == pytest.approx(2 * math.log(2.0))
+
+
+def test_mart_stays_finite_when_a_wrong_class_has_all_the_mass():
+    """log(1 - p) at p = 1."""
+    images = (LOGITS * 0 + torch.tensor([[200.0, 0.0, 0.0]])).requires_grad_()
+    value = loss_of(objectives.Mart(beta=5.0), images, images).value
+    value.backward()
+    assert torch.isfinite(value)
+    assert torch.isfinite(images.grad).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from pipeline.device import autocast
 from pipeline.errors import ModelError
 from pipeline.images.augment import augment
 from pipeline.images.pixels import to_unit
+from pipeline.training.awp import perturbed_weights
 from pipeline.training.ema import MovingAverage
 from pipeline.training.interrupt import Interrupted, listen
 from pipeline.training.schedule import learning_rate
@@ -26,15 +28,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from pipeline.attacks import LossOfLogits
     from pipeline.device import Precision
     from pipeline.images.stream import Batch, ImageStream
     from pipeline.models.classifier import Classifier
-    from pipeline.objectives import Loss, Objective
+    from pipeline.objectives import Loss, Objective, Start
     from pipeline.params import FitParams
     from pipeline.training.state import Snapshots
 
-__all__ = ["Adversary", "Fit", "Watcher"]
+__all__ = ["Adversary", "Fit", "Perturbation", "Watcher"]
 
 
 @dataclass(frozen=True)
@@ -46,20 +47,35 @@ class Adversary:
     eps, step_size : float
         Pixel units.
     steps : int
-    start : str
-        `uniform` in the ball, or `normal`: close to the image.
     """
 
     eps: float
     step_size: float
     steps: int
-    start: str = "uniform"
 
-    def begin(self, images: torch.Tensor, index: torch.Tensor, key: int) -> torch.Tensor:
+    def begin(
+        self, images: torch.Tensor, index: torch.Tensor, key: int, start: Start
+    ) -> torch.Tensor:
         """Where the attack starts for each image; see `pipeline.attacks`."""
-        if self.start == "normal":
+        if start == "normal":
             return normal_start(images, index, key)
         return uniform_start(images, index, self.eps, key)
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """Of the weights; see `pipeline.training.awp`.
+
+    Attributes
+    ----------
+    gamma : float
+        Relative to each weight's norm.
+    from_epoch : int
+        The epochs before it are trained without.
+    """
+
+    gamma: float
+    from_epoch: int
 
 
 class Watcher:
@@ -98,6 +114,10 @@ class Fit:
     seed : int
     precision : str
         `float32` or `bfloat16`, for the passes of training and attack.
+    validate_every : int
+        Epochs.
+    awp : Perturbation, optional
+        Of the weights.
     """
 
     def __init__(
@@ -116,11 +136,13 @@ class Fit:
         seed: int,
         precision: Precision = "float32",
         validate_every: int = 1,
+        awp: Perturbation | None = None,
     ) -> None:
         self.model, self._stream, self._samples, self._params = model, stream, samples, params
         self._objective, self._target_of, self._adversary = objective, target_of, adversary
         self._validate, self._select, self._snapshots = validate, select, snapshots
         self._seed, self._precision, self._validate_every = seed, precision, validate_every
+        self._awp = awp
         self._device = next(model.parameters()).device
         self._optimiser = torch.optim.SGD(
             model.parameters(),
@@ -187,15 +209,24 @@ class Fit:
         rate = learning_rate(self._params, self.progress.step, self.total_steps)
         for group in self._optimiser.param_groups:
             group["lr"] = rate
-        loss = self._loss(batch, epoch)
-        self._refuse_divergence(loss.value)
-        self._optimiser.zero_grad(set_to_none=True)
-        loss.value.backward()  # type: ignore[no-untyped-call]
-        self._optimiser.step()
+        loss_of_model = self._prepared(batch, epoch)
+        with self._perturbed(loss_of_model, epoch):
+            loss = loss_of_model()
+            self._refuse_divergence(loss.value)
+            self._optimiser.zero_grad(set_to_none=True)
+            loss.value.backward()  # type: ignore[no-untyped-call]
+            self._optimiser.step()
         self.progress.step += 1
         self.average.update(self.model, self.progress.step)
         hits = (loss.logits.argmax(dim=1) == batch.labels).sum()
         self._add(images=len(batch.labels), loss=loss.value * len(batch.labels), hits=hits)
+
+    def _perturbed(
+        self, loss_of_model: Callable[[], Loss], epoch: int
+    ) -> contextlib.AbstractContextManager[None]:
+        if self._awp is None or epoch < self._awp.from_epoch:
+            return contextlib.nullcontext()
+        return perturbed_weights(self.model, lambda: loss_of_model().value, self._awp.gamma)
 
     def _refuse_divergence(self, loss: torch.Tensor) -> None:
         if not torch.isfinite(loss):
@@ -206,7 +237,9 @@ class Fit:
                 remedy="Lower learning_rate, or set precision: float32.",
             )
 
-    def _loss(self, batch: Batch, epoch: int) -> Loss:
+    def _prepared(self, batch: Batch, epoch: int) -> Callable[[], Loss]:
+        # Augmented, joined with its targets and attacked: what is left is a function of the
+        # weights alone.
         images = to_unit(
             augment(
                 batch.images,
@@ -216,30 +249,33 @@ class Fit:
                 epoch=epoch,
             )
         )
-        target = self._target_of(batch)
-        truth = onehot(batch.labels, self.model.num_classes)
+        labels = {
+            "target": self._target_of(batch),
+            "truth": onehot(batch.labels, self.model.num_classes),
+        }
         with autocast(self._device, self._precision):
-            return self._objective(
-                self.model,
-                images,
-                target=target,
-                truth=truth,
-                attack=lambda loss: self._attack(batch, images, loss, epoch),
-            )
+            adversarial = self._attack(batch, images, labels, epoch)
+
+        def loss_of_model() -> Loss:
+            with autocast(self._device, self._precision):
+                return self._objective.loss(self.model, images, adversarial, **labels)
+
+        return loss_of_model
 
     def _attack(
-        self, batch: Batch, images: torch.Tensor, loss: LossOfLogits, epoch: int
+        self, batch: Batch, images: torch.Tensor, labels: dict[str, torch.Tensor], epoch: int
     ) -> torch.Tensor:
         adversary = self._adversary
-        if adversary is None:
+        opposed = self._objective.opposed(self.model, images, **labels)
+        if adversary is None or opposed is None:
             return images
         key = rng.stream_key(self._seed, "attack-start", epoch)
         with evaluation_mode(self.model):
             return pgd(
                 self.model,
                 images,
-                loss,
-                start=adversary.begin(images, batch.index, key),
+                opposed,
+                start=adversary.begin(images, batch.index, key, self._objective.start),
                 eps=adversary.eps,
                 step_size=adversary.step_size,
                 steps=adversary.steps,

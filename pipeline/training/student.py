@@ -13,7 +13,7 @@ from pipeline.images.pixels import to_unit
 from pipeline.labels.resident import LabelsOnDevice
 from pipeline.objectives import cross_entropy
 from pipeline.training import targets
-from pipeline.training.loop import Adversary, Fit
+from pipeline.training.loop import Adversary, Fit, Perturbation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,10 +134,12 @@ def validate_robustness(
     }
 
 
-def _objective(params: TrainParams) -> tuple[Objective, str]:
+def _objective(params: TrainParams) -> Objective:
     if params.objective == "trades":
-        return objectives.trades(params.beta), "normal"
-    return objectives.at(params.attack_label), "uniform"
+        return objectives.Trades(params.beta)
+    if params.objective == "mart":
+        return objectives.Mart(params.beta)
+    return objectives.Madry(params.attack_label)
 
 
 def student_fit(
@@ -174,15 +176,14 @@ def student_fit(
     -------
     Fit
     """
-    objective, start = _objective(params)
     return Fit(
         model=model,
         stream=stream,
         samples=training,
         params=params,
-        objective=objective,
+        objective=_objective(params),
         target_of=target_of,
-        adversary=Adversary(params.eps, params.step_size, params.attack_steps, start),
+        adversary=Adversary(params.eps, params.step_size, params.attack_steps),
         validate=lambda candidate: validate_robustness(candidate, stream, validation, params, seed),
         select=lambda row: (
             row.get("validation/robust_accuracy", 0.0),
@@ -192,4 +193,5 @@ def student_fit(
         seed=seed,
         precision=precision,
         validate_every=params.validation_every,
+        awp=Perturbation(params.awp_gamma, params.awp_from_epoch) if params.awp_gamma else None,
     )

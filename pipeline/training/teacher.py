@@ -65,7 +65,7 @@ def teacher_fit(
         stream=stream,
         samples=training,
         params=params,
-        objective=objectives.clean,
+        objective=objectives.Clean(),
         target_of=lambda batch: smoothed(batch.labels, model.num_classes, params.label_smoothing),
         adversary=None,
         validate=validate,

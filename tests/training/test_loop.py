@@ -57,11 +57,30 @@ def test_a_student_learns_to_resist(make_student):
     assert history[-1]["validation/clean_accuracy"] >= history[-1]["validation/robust_accuracy"]
 
 
-@pytest.mark.parametrize("objective", ["at", "trades"])
-def test_two_runs_are_equal_to_the_bit(make_student, tmp_path, objective):
+TECHNIQUES = {
+    "at": {"objective": "at"},
+    "trades": {"objective": "trades"},
+    "mart": {"objective": "mart", "beta": 5.0},
+    "awp": {"objective": "trades", "awp_gamma": 0.005, "awp_from_epoch": 1},
+}
+
+
+@pytest.mark.parametrize("changes", TECHNIQUES.values(), ids=TECHNIQUES)
+def test_two_runs_are_equal_to_the_bit(make_student, tmp_path, changes):
     """Same parameters, same bits: weights and history."""
-    runs = [result(make_student(objective=objective, state=tmp_path / name)) for name in ("a", "b")]
+    runs = [result(make_student(**changes, state=tmp_path / name)) for name in ("a", "b")]
     assert_same(*runs)
+
+
+def test_weights_are_perturbed_from_their_epoch_on(make_student, tmp_path):
+    """The epoch before is trained without, to the bit; the one after is not."""
+    changes = {"plain": {}, "perturbed": {"awp_gamma": 0.01, "awp_from_epoch": 1}}
+    histories = [
+        result(make_student(**options, state=tmp_path / name))[2]
+        for name, options in changes.items()
+    ]
+    assert histories[0][0] == histories[1][0]
+    assert histories[0][1]["train/loss"] != histories[1][1]["train/loss"]
 
 
 def test_another_seed_is_another_run(make_student, tmp_path):
