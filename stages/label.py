@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stages.outputs import refuse_overlap
 from stages.parameters import params_options
 from stages.progress import counter
 
@@ -106,7 +107,7 @@ def label(
     from pipeline.publish import exclusive
 
     require_replaceable(out, replace=force)
-    _refuse_overlap(out, data, *teachers)
+    refuse_overlap(out, data, *teachers)
     device = choose_device(params.device)
     foreign = _Foreign(arch, mean, std, image_size)
     with exclusive(out), deterministic():
@@ -118,18 +119,6 @@ def label(
         _answer(models, stream, writer, work)
         summary = _publish(writer, out, work, force=force)
     _show(summary, as_json=as_json)
-
-
-def _refuse_overlap(out: Path, *inputs: Path) -> None:
-    from pipeline.errors import WriteError
-
-    target = out.resolve()
-    for path in inputs:
-        source = path.resolve()
-        if target == source or target in source.parents or source in target.parents:
-            raise WriteError(
-                out, f"lies in, or holds, the input {path}", remedy="Choose another --out."
-            )
 
 
 def _open_images(

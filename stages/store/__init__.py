@@ -17,6 +17,8 @@ __all__ = ["store"]
         "verify": "Check a store, that it belongs to the images, and who signed it.",
         "pull": "Fetch a store from the web or object storage.",
         "sign": "Sign a store with an SSH key.",
+        "subset": "Cut some rows or arrays out of a store.",
+        "merge": "Put parts of one data set together, or average several teachers' stores.",
     },
 )
 def store() -> None:

@@ -85,7 +85,7 @@ def test_a_killed_process_is_continued(answers, store, tmp_path):
     """SIGKILL in the middle of a chunk loses that chunk and nothing else."""
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path / "state")],
-        env={"PYTHONPATH": f"{Path(__file__).parent}:{Path.cwd()}"},
+        env={"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1]}:{Path.cwd()}"},
         check=False,
     )
     assert killed.returncode == -9

@@ -1,0 +1,1 @@
+"""Making stores out of stores: merged, averaged, cut down, at another temperature."""

@@ -1,0 +1,175 @@
+"""Merging: parts put together are the whole again, and what is no part is refused."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipeline.combine.merge import merge_stores
+from pipeline.combine.source import ProvenStore
+from pipeline.errors import JoinError, StoreError
+from pipeline.images.fingerprint import fingerprint
+from pipeline.labels import SoftLabels
+from pipeline.labels.format import DerivationFacts, TeacherFacts
+from pipeline.labels.verify import verify_store
+
+PIECES = (slice(0, 4), slice(4, 5), slice(5, 11))
+
+
+def merged(sources, target, **options):
+    """A merged store, verified and opened."""
+    identity = merge_stores(sources, target, **options)
+    verify_store(target)
+    opened = SoftLabels.open(target)
+    assert opened.identity == identity
+    return opened
+
+
+def arrays(store):
+    """All arrays by name."""
+    return {name: array.read() for name, array in store.arrays.items()}
+
+
+def require_equal(found, expected):
+    """All arrays of two stores are equal to the byte."""
+    ours, theirs = arrays(found), arrays(expected)
+    assert ours.keys() == theirs.keys()
+    for name, rows in ours.items():
+        np.testing.assert_array_equal(rows, theirs[name])
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"keep_logits": False}], ids=str)
+def test_parts_in_order_are_the_whole(answers, parts, tmp_path, options):
+    """Arrays, fingerprint and all other attributes are those of the undivided store."""
+    answers.write(tmp_path / "whole.zarr", **options)
+    whole = SoftLabels.open(tmp_path / "whole.zarr")
+    sources = parts(*PIECES, **options)
+    found = merged(sources, tmp_path / "merged.zarr")
+    require_equal(found, whole)
+    identities = tuple(source.store.identity for source in sources)
+    derived = DerivationFacts(operation="merge", sources=identities)
+    assert found.attributes.model_copy(update={"derived_from": None}) == whole.attributes
+    assert found.attributes.derived_from == derived
+
+
+def test_parts_in_any_order_are_put_into_that_of_the_data(answers, store, parts, tmp_path):
+    """Each row goes where its image is, found by hash."""
+    sources = parts([9, 2, 7, 0], [1, 10], [3, 8, 4, 6, 5])
+    found = merged(sources, tmp_path / "merged.zarr", images=answers, data="train.beton")
+    require_equal(found, SoftLabels.open(store))
+    found.require_data(answers.manifest, "train.beton")
+
+
+def test_chunks_are_as_long_as_the_parts(answers, parts, tmp_path):
+    """Of parts of one chunk each nothing follows; a longer one says how long chunks are."""
+    merged(parts([0, 1], [2, 3, 4]), tmp_path / "a.zarr")
+    assert ProvenStore(tmp_path / "a.zarr").rows == 5
+    merged(parts(*PIECES), tmp_path / "b.zarr")
+    assert ProvenStore(tmp_path / "b.zarr").rows == 4
+
+
+def test_an_image_that_the_data_has_twice_may_be_in_two_parts(answers, parts, tmp_path):
+    """With the data set given, each row is used once."""
+    twice = answers.permuted([0, 1, 2, 0])
+    sources = parts([0, 1], [2, 0])
+    found = merged(sources, tmp_path / "merged.zarr", images=twice, data="train.beton")
+    np.testing.assert_array_equal(found.sample_hash, twice.sample_hash)
+    with pytest.raises(StoreError, match=r"row 1 is the image of row 0 of .*part-0\.zarr"):
+        merged(sources, tmp_path / "other.zarr")
+
+
+def test_missing_and_doubled_rows_are_refused(answers, parts, tmp_path):
+    """The parts must be the data set's samples, each once."""
+    target = tmp_path / "merged.zarr"
+    for pieces, message in (
+        (
+            [[0, 1, 2], [3, 4]],
+            r"the stores: have no label for sample 5 of t \(6 such\): found samp",
+        ),
+        (
+            [slice(0, 11), [3, 4]],
+            r"part-1\.zarr: row 0 is no sample of t, or one that .*\(2 such\)",
+        ),
+    ):
+        with pytest.raises(JoinError, match=message):
+            merged(parts(*pieces), target, images=answers, data="t")
+        assert not target.exists()
+
+
+def test_another_class_for_the_same_image_is_refused(answers, parts, tmp_path):
+    """The ground truth of store and data must agree."""
+    labels = answers.labels.copy()
+    labels[6] = (labels[6] + 2) % 3 - (labels[6] == -1)
+    other = replace(answers, labels=labels)
+    with pytest.raises(
+        JoinError, match=r"part-2\.zarr: row 1: expected class -?\d as sample 6 of t"
+    ):
+        merged(parts(*PIECES), tmp_path / "merged.zarr", images=other, data="t")
+
+
+def changed(answers, name="digits", **values):
+    """The last samples with other facts."""
+    part = answers.permuted(np.arange(4, 11))
+    facts = part.attributes.model_copy(update=values)
+    found = fingerprint(facts.class_names, part.labels, part.sample_hash)
+    dataset = facts.dataset.model_copy(update={"name": name, "fingerprint": found})
+    return replace(part, attributes=facts.model_copy(update={"dataset": dataset}))
+
+
+OTHER_TEACHER = TeacherFacts(sha256="cd" * 32, architecture="resnet-18")
+DIFFERENCES = {
+    "temperature": ({"temperature": 3.0}, "temperature: expected 2.0 as .* found 3.0. Merge"),
+    "classes": ({"class_names": ("a", "b", "c")}, "class 0: expected 'class 0' as .*'a'"),
+    "images": ({"name": "cifar10"}, "images: expected digits, train as .*, found cifar10, train"),
+    "teachers": ({"teachers": (OTHER_TEACHER,)}, "teachers: expected small.* found resnet-18 cd"),
+}
+
+
+@pytest.mark.parametrize(("values", "message"), DIFFERENCES.values(), ids=DIFFERENCES.keys())
+def test_stores_that_differ_in_more_than_samples_are_refused(
+    answers, parts, tmp_path, values, message
+):
+    """One line says in what, of which store."""
+    other = ProvenStore(changed(answers, **values).write(tmp_path / "other.zarr"))
+    with pytest.raises(StoreError, match=message):
+        merged([*parts(slice(0, 4)), other], tmp_path / "merged.zarr")
+
+
+def test_stores_of_other_layouts_are_refused(answers, parts, tmp_path):
+    """Sparse with dense, with logits and without, one view with several."""
+    first = parts(slice(0, 4))
+    rest = answers.permuted(np.arange(4, 11))
+    for options, message in (
+        ({"top_k": 2}, "top-k: expected all as .* has, found 2 probabilities per row"),
+        ({"keep_logits": False}, "arrays: expected logits, soft_labels as .*, found soft_labels"),
+    ):
+        other = ProvenStore(rest.write(tmp_path / "other.zarr", **options, replace=True))
+        with pytest.raises(StoreError, match=message):
+            merged([*first, other], tmp_path / "merged.zarr")
+
+
+def test_rows_of_augmented_views_are_not_moved(making, tmp_path):
+    """The second part's rows would get other numbers, from which their views follow."""
+    sources = [
+        ProvenStore(making(views=2, seed=seed).write(tmp_path / f"{seed}.zarr")) for seed in (0, 1)
+    ]
+    with pytest.raises(StoreError, match="row 0 would become row 11"):
+        merged(sources, tmp_path / "merged.zarr")
+
+
+def test_terms_of_all_parts_are_kept(answers, tmp_path):
+    """Licences are joined, an unknown one is called so, and versions are listed."""
+    sources = []
+    for number, (piece, terms) in enumerate(
+        (
+            (np.arange(6), {"licence": "MIT", "software": {"torch": "2"}}),
+            (np.arange(6, 11), {"citation": "Us, 2026", "software": {"torch": "3", "jax": "1"}}),
+        )
+    ):
+        part = answers.permuted(piece)
+        part = replace(part, attributes=part.attributes.model_copy(update=terms))
+        sources.append(ProvenStore(part.write(tmp_path / f"{number}.zarr")))
+    found = merged(sources, tmp_path / "merged.zarr").attributes
+    assert found.licence == "MIT AND unknown"
+    assert found.citation == "Us, 2026"
+    assert found.software == {"torch": "2, 3", "jax": "1"}

@@ -1,0 +1,99 @@
+"""`ltd-pipe store subset`, `merge`, …, as people run them."""
+
+import json
+
+import pytest
+from made_answers import make_answers
+
+
+@pytest.fixture
+def answers():
+    """Eleven samples of three classes."""
+    return make_answers()
+
+
+@pytest.fixture
+def store(answers, tmp_path):
+    """A store with logits."""
+    return answers.write(tmp_path / "labels.zarr")
+
+
+def test_a_store_is_cut_and_put_together_again(ltd_pipe, store, tmp_path):
+    """Two parts, merged, are equal to the whole."""
+    for rows, name in (("0:6", "a"), ("6:", "b")):
+        outcome = ltd_pipe("store", "subset", store, "--rows", rows, "--out", tmp_path / name)
+        assert outcome.code == 0, outcome.err
+        assert "soft labels over 3 classes, identity" in outcome.out
+    outcome = ltd_pipe(
+        "store", "merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c", "--json"
+    )
+    summary = json.loads(outcome.out)
+    assert summary["num_samples"] == 11
+    assert summary["derived_from"]["operation"] == "merge"
+    assert ltd_pipe("store", "verify", tmp_path / "c").code == 0
+    assert (tmp_path / "c/soft_labels/c/0/0").read_bytes() == (
+        store / "soft_labels/c/0/0"
+    ).read_bytes()
+
+
+def test_a_subset_is_cut_to_a_beton(ltd_pipe, project, test_beton):
+    """By hash, and it verifies against that data; other images are refused."""
+    train = project / "data/train.beton"
+    outcome = ltd_pipe("store", "subset", "data/labels.zarr", "--data", train, "--out", "part.zarr")
+    assert outcome.code == 0, outcome.err
+    assert ltd_pipe("store", "verify", "part.zarr", "--data", train).code == 0
+    outcome = ltd_pipe(
+        "store", "subset", "data/labels.zarr", "--data", test_beton.path, "--out", "other.zarr"
+    )
+    assert outcome.code == 1
+    assert "has no label for sample 0" in outcome.err
+
+
+def test_a_subset_is_cut_to_a_folder_of_images(ltd_pipe, pictures):
+    """A folder is hashed, and the labels that were made of it are found."""
+    for words in (
+        ["prepare"],
+        ["teacher"],
+        ["label", "--teacher", "data/teacher/model.safetensors"],
+        ["store", "subset", "data/labels.zarr", "--data", "photos/train", "--out", "part.zarr"],
+        ["store", "verify", "part.zarr", "--data", "data/train.beton"],
+    ):
+        outcome = ltd_pipe(*words)
+        assert outcome.code == 0, outcome.err
+
+
+def test_stores_are_averaged(ltd_pipe, store, tmp_path):
+    """With weights, which say whose answers count for more."""
+    words = ("store", "merge", store, store, "--average", "--out", tmp_path / "c")
+    outcome = ltd_pipe(*words, "--weights", "0.7,0.3")
+    assert outcome.code == 0, outcome.err
+    outcome = ltd_pipe(*words, "--weights", "0.7")
+    assert outcome.code == 1
+    assert "exists already. Pass --force" in outcome.err
+    outcome = ltd_pipe(*words, "--weights", "0.7", "--force")
+    assert "weights: are one number above zero for each store" in outcome.err
+
+
+USAGE = {
+    "one store": (["merge", "a"], "two stores or more"),
+    "weights of parts": (["merge", "a", "b", "--weights", "1,2"], "belong to --average"),
+    "an average by data": (["merge", "a", "b", "--average", "--data", "d"], "belongs to parts"),
+    "weights that are none": (["merge", "a", "b", "--weights", "x"], "is not a list such as"),
+    "no range": (["subset", "a", "--rows", "5"], "is no range such as 0:1000"),
+    "rows and class": (["subset", "a", "--rows", "0:5", "--class", "x"], "exclude each other"),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), USAGE.values(), ids=USAGE.keys())
+def test_what_cannot_be_meant_is_refused_with_usage(ltd_pipe, words, message):
+    """Exit code 2, before anything is opened."""
+    outcome = ltd_pipe("store", *words, "--out", "c")
+    assert outcome.code == 2
+    assert message in outcome.err
+
+
+def test_a_result_never_replaces_its_input(ltd_pipe, store):
+    """Not even with --force."""
+    outcome = ltd_pipe("store", "subset", store, "--rows", "0:5", "--out", store, "--force")
+    assert outcome.code == 1
+    assert "lies in, or holds, the input" in outcome.err
