@@ -19,6 +19,8 @@ __all__ = ["store"]
         "sign": "Sign a store with an SSH key.",
         "subset": "Cut some rows or arrays out of a store.",
         "merge": "Put parts of one data set together, or average several teachers' stores.",
+        "retemper": "Soften a store's logits at another temperature, or keep the largest.",
+        "diff": "Say which samples of two stores differ, and by how much.",
     },
 )
 def store() -> None:

@@ -1,6 +1,7 @@
 """`ltd-pipe store subset`, `merge`, …, as people run them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from made_answers import make_answers
@@ -79,6 +80,8 @@ USAGE = {
     "weights of parts": (["merge", "a", "b", "--weights", "1,2"], "belong to --average"),
     "an average by data": (["merge", "a", "b", "--average", "--data", "d"], "belongs to parts"),
     "weights that are none": (["merge", "a", "b", "--weights", "x"], "is not a list such as"),
+    "nothing to change": (["retemper", "a"], "--temperature, --top-k or both are needed"),
+    "no temperature": (["retemper", "a", "--temperature", "warm"], "neither a number nor auto:P"),
     "no range": (["subset", "a", "--rows", "5"], "is no range such as 0:1000"),
     "rows and class": (["subset", "a", "--rows", "0:5", "--class", "x"], "exclude each other"),
 }
@@ -97,3 +100,42 @@ def test_a_result_never_replaces_its_input(ltd_pipe, store):
     outcome = ltd_pipe("store", "subset", store, "--rows", "0:5", "--out", store, "--force")
     assert outcome.code == 1
     assert "lies in, or holds, the input" in outcome.err
+
+
+def test_a_store_is_softened_anew(ltd_pipe, store, tmp_path):
+    """At a number, at auto:P, and with the largest only."""
+    out = tmp_path / "new.zarr"
+    words = ("store", "retemper", store, "--out", out)
+    for options, temperature in ((["--temperature", "0.5"], 0.5), (["--top-k", "2"], 2.0)):
+        outcome = ltd_pipe(*words, *options, "--json", "--force")
+        assert outcome.code == 0, outcome.err
+        assert json.loads(outcome.out)["temperature"] == temperature
+    assert ltd_pipe(*words, "--temperature", "auto:0.7", "--force").code == 0
+    outcome = ltd_pipe("store", "info", out, "--json")
+    assert json.loads(outcome.out)["labels"]["mean_top_probability"] == pytest.approx(0.7, abs=0.01)
+    assert ltd_pipe("store", "verify", out).code == 0
+
+
+def test_differences_decide_the_exit_code(ltd_pipe, store, answers, tmp_path):
+    """0 equal, 1 different; rows that differ are listed."""
+    outcome = ltd_pipe("store", "diff", store, store)
+    assert (outcome.code, outcome.out) == (0, "equal: 11 samples, all attributes\n")
+    logits = answers.logits.copy()
+    logits[6] = -logits[6]
+    other = replace(answers, logits=logits).write(tmp_path / "other.zarr")
+    outcome = ltd_pipe("store", "diff", store, other)
+    assert outcome.code == 1
+    assert "soft labels differ: 1 of 11 common samples" in outcome.out
+    assert f"6       6  {answers.sample_hash[6]:016x}" in outcome.out
+    outcome = ltd_pipe("store", "diff", store, other, "--json", "--rows", "0")
+    found = json.loads(outcome.out)
+    assert (outcome.code, found["same"], found["different"], found["worst"]) == (1, False, 1, [])
+
+
+def test_only_labels_may_be_compared(ltd_pipe, store, answers, tmp_path):
+    """Order and attributes are then told, but do not count."""
+    other = answers.permuted([1, 0, *range(2, 11)]).write(tmp_path / "other.zarr")
+    outcome = ltd_pipe("store", "diff", store, other)
+    assert outcome.code == 1
+    assert "in another order: 2 of 11 common samples" in outcome.out
+    assert ltd_pipe("store", "diff", store, other, "--labels-only").code == 0

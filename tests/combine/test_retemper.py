@@ -1,0 +1,126 @@
+"""Another temperature from stored logits is what the writer would have written."""
+
+import numpy as np
+import pytest
+from made_answers import make_answers
+
+from pipeline.combine.retemper import retemper_store, temperature_for
+from pipeline.combine.source import ProvenStore
+from pipeline.errors import ParamsError, StoreError
+from pipeline.labels import SoftLabels
+from pipeline.labels.format import DerivationFacts
+from pipeline.labels.topk import largest, total_variation
+from pipeline.labels.verify import verify_store
+
+
+def softened(source, target, temperature=None, **options):
+    """The new store, verified and opened."""
+    identity = retemper_store(source, target, temperature, **options)
+    verify_store(target)
+    opened = SoftLabels.open(target)
+    assert opened.identity == identity
+    return opened
+
+
+def data_files(store):
+    """All files but those that name the source, by name."""
+    names = [path.relative_to(store) for path in store.rglob("*") if path.is_file()]
+    about = {"README.md", "MANIFEST.sha256", "zarr.json"}
+    return {str(name): (store / name).read_bytes() for name in names if str(name) not in about}
+
+
+@pytest.mark.parametrize("views", [1, 3])
+@pytest.mark.parametrize("temperature", [0.01, 0.5, 3.0, 1000.0])
+def test_the_bytes_are_those_of_labelling_again(making, tmp_path, temperature, views):
+    """Every file is equal, and every attribute but where it comes from."""
+    source = ProvenStore(making(views=views).write(tmp_path / "labels.zarr"))
+    found = softened(source, tmp_path / "new.zarr", temperature)
+    making(views=views, temperature=temperature).write(tmp_path / "again.zarr")
+    assert data_files(tmp_path / "new.zarr") == data_files(tmp_path / "again.zarr")
+    again = SoftLabels.open(tmp_path / "again.zarr")
+    derived = DerivationFacts(operation="retemper", sources=(source.store.identity,))
+    assert found.attributes == again.attributes.model_copy(update={"derived_from": derived})
+
+
+def test_there_and_back_is_the_same_store(source, store, tmp_path):
+    """The logits stay, so no temperature is final."""
+    softened(source, tmp_path / "hot.zarr", 7.0)
+    softened(ProvenStore(tmp_path / "hot.zarr"), tmp_path / "back.zarr", 2.0)
+    assert data_files(tmp_path / "back.zarr") == data_files(store)
+
+
+def test_the_temperature_is_solved_for(source, tmp_path):
+    """auto:P is what the writer would have found."""
+    temperature = temperature_for(source, 0.7)
+    found = softened(source, tmp_path / "new.zarr", temperature)
+    assert found.summary().mean_top_probability == pytest.approx(0.7, abs=1e-3)
+    with pytest.raises(ParamsError, match="no temperature gives this mean top probability"):
+        temperature_for(source, 0.2)
+
+
+def test_a_store_without_logits_is_refused(answers, tmp_path):
+    """One temperature cannot be made from another's probabilities in float16."""
+    source = ProvenStore(answers.write(tmp_path / "a.zarr", keep_logits=False))
+    for attempt in (
+        lambda: softened(source, tmp_path / "b.zarr", 1.0),
+        lambda: temperature_for(source, 0.7),
+    ):
+        with pytest.raises(StoreError, match="has no logits. Label with label.logits true"):
+            attempt()
+    assert not (tmp_path / "b.zarr").exists()
+
+
+REFUSED = {
+    "the same temperature": ({"temperature": 2.0}, "nothing would change. Name another"),
+    "zero": ({"temperature": 0.0}, "temperature: is out of range"),
+    "NaN": ({"temperature": float("nan")}, "temperature: is out of range"),
+    "more than there are": ({"top_k": 4}, "top_k: is out of range: expected 1 to 3"),
+    "none": ({"top_k": 0}, "top_k: is out of range"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_gives_no_store_is_refused(source, tmp_path, options, message):
+    """Before anything is written."""
+    with pytest.raises(ParamsError, match=message):
+        softened(source, tmp_path / "new.zarr", **options)
+    assert not (tmp_path / "new.zarr").exists()
+
+
+@pytest.mark.parametrize("logits", [True, False])
+def test_a_dense_store_is_made_sparse(tmp_path, logits):
+    """The largest of each row, from the logits where there are some, and what is left out."""
+    answers = make_answers(num_classes=8)
+    source = ProvenStore(answers.write(tmp_path / "a.zarr", keep_logits=logits))
+    found = softened(source, tmp_path / "b.zarr", top_k=3)
+    dense = source.store.gather(np.arange(11)).astype(np.float32)
+    dense /= dense.sum(axis=1, keepdims=True)
+    indices, probs = found.gather_topk(np.arange(11))
+    np.testing.assert_allclose(probs, largest(dense, 3)[1], atol=2**-10)
+    lost = total_variation(dense, indices, probs)
+    known = found.attributes.top_k.total_variation
+    assert (known.mean, known.worst) == pytest.approx((lost.mean(), lost.max()), abs=1e-3)
+    assert known.samples == 11
+    assert found.attributes.derived_from.operation == "top-k"
+    assert not found.has_logits
+
+
+def test_temperature_and_ranks_in_one(tmp_path):
+    """As the writer would at that temperature, to the rounding of the logits."""
+    source = ProvenStore(make_answers(num_classes=8).write(tmp_path / "a.zarr"))
+    found = softened(source, tmp_path / "b.zarr", 0.5, top_k=2)
+    make_answers(num_classes=8, temperature=0.5).write(tmp_path / "c.zarr", top_k=2)
+    written = SoftLabels.open(tmp_path / "c.zarr")
+    assert found.attributes.derived_from.operation == "retemper, top-k"
+    np.testing.assert_allclose(
+        found.gather(np.arange(11)).astype(float), written.gather(np.arange(11)), atol=5e-3
+    )
+
+
+def test_a_sparse_store_is_refused(answers, tmp_path):
+    """What was left out does not come back."""
+    source = ProvenStore(answers.write(tmp_path / "a.zarr", top_k=2))
+    with pytest.raises(StoreError, match="has only the 2 largest probabilities of each row"):
+        softened(source, tmp_path / "b.zarr", top_k=1)
+    with pytest.raises(StoreError, match="has no logits"):
+        softened(source, tmp_path / "b.zarr", 1.0)
