@@ -1,0 +1,99 @@
+"""One adversarial training step on this machine, and the least that one takes on a GPU."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+import torch
+from timing import Spread
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.attacks import evaluation_mode, pgd, uniform_start
+from pipeline.device import autocast, choose_precision
+from pipeline.models.classifier import Classifier
+from pipeline.models.registry import build
+from pipeline.objectives import cross_entropy
+from pipeline.rng import stream_key
+
+__all__ = ["PUBLISHED", "fastest_step", "measure_step"]
+
+# Peak of dense bfloat16 products, NVIDIA's data sheet of the H100 SXM: no step is faster.
+_H100_FLOPS = 989e12
+_NETWORKS = (("resnet18", 10, 32), ("torchvision:resnet50", 1000, 224))
+
+# Wong, Rice and Kolter 2020 ("Fast is better than free"): a PreAct ResNet-18 in 6 minutes on
+# one RTX 2080 Ti; 15 epochs of 391 batches of 128 in their script, two passes a step.
+PUBLISHED = {
+    "source": "Wong, Rice and Kolter 2020, FGSM, PreAct ResNet-18, CIFAR-10, RTX 2080 Ti",
+    "batch": 128,
+    "seconds_per_pass": 360 / (15 * 391) / 2,
+}
+
+
+def fastest_step(batch: int, attack_steps: int = 10) -> dict[str, float]:
+    """Seconds of a step if a GPU always ran at its peak: a bound, not what anybody reaches.
+
+    A pass of the attack is a forward and a backward one to the input, twice a forward one; the
+    training pass also has the weights' gradients, three times.
+    """
+    passes = 2 * attack_steps + 3
+    return {
+        f"{name}, {pixels}×{pixels}": batch
+        * passes
+        * _forward_flops(name, classes, pixels)
+        / _H100_FLOPS
+        for name, classes, pixels in _NETWORKS
+    }
+
+
+def _forward_flops(architecture: str, classes: int, pixels: int) -> int:
+    # Two operations for each multiply-add, of one image.
+    shape = (3, pixels, pixels)
+    network = build(architecture, classes, shape).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, *shape))
+    return int(counter.get_total_flops())
+
+
+def measure_step(
+    *, architecture: str, batch: int, attack_steps: int, count: int, device: torch.device, seed: int
+) -> dict[str, Any]:
+    """Time PGD adversarial training steps on random images, after one that is not counted."""
+    torch.manual_seed(seed)
+    shape, names = (3, 32, 32), tuple(map(str, range(10)))
+    network = build(architecture, 10, shape)
+    model = Classifier(network, architecture=architecture, class_names=names, shape=shape)
+    model.to(device).train()
+    precision = choose_precision("auto", model, batch)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    images = torch.rand(batch, *shape, device=device)
+    target = torch.softmax(torch.randn(batch, 10, device=device), dim=1)
+    index = torch.arange(batch, device=device)
+
+    key, bounds = stream_key(seed, "attack-start", 0), {"eps": 8 / 255, "step_size": 2 / 255}
+
+    def step() -> float:
+        begin = time.perf_counter()
+        with autocast(device, precision):
+            start = uniform_start(images, index, 8 / 255, key)
+            attacked = partial(cross_entropy, target=target)
+            with evaluation_mode(model):
+                points = pgd(model, images, attacked, start=start, steps=attack_steps, **bounds)
+            loss = cross_entropy(model(points), target).mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        loss.item()  # waits for the device
+        return time.perf_counter() - begin
+
+    step()
+    return {
+        "architecture": architecture,
+        "batch": batch,
+        "attack_steps": attack_steps,
+        "precision": precision,
+        "device": device.type,
+        "seconds": vars(Spread.of([step() for _ in range(count)])),
+    }

@@ -1,0 +1,101 @@
+"""Writing: append and publish against the same bytes in one plain file, and other formats."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from rivals import RIVALS, remove
+from timing import Comparison, Rounds
+
+from pipeline.labels.write import StoreWriter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from answers import Answers
+
+__all__ = ["compare_writing", "compare_writing_logits", "write_store"]
+
+# What a teacher answers at a time.
+_BATCH = 1024
+OURS, PLAIN = "our store", "plain write + fsync"
+
+Write = Callable[[], None]
+
+
+def write_store(
+    path: Path, answers: Answers, source: Literal["logits", "soft_labels"] = "soft_labels"
+) -> None:
+    """Append all rows in batches, and publish."""
+    size, sparse = answers.size, answers.size.top_k is not None
+    writer = StoreWriter(
+        path.with_name(f"{path.name}.draft"),
+        answers.facts,
+        keep_logits=source == "logits",
+        source=source,
+        top_k=size.top_k,
+        temperature=1.0 if sparse else None,
+    )
+    labels, hashes = answers.column("labels"), answers.column("sample_hash")
+    rows = [answers.column(name) for name in (answers.rows if sparse else [source])]
+    append = writer.append_topk if sparse else writer.append
+    for block in answers.blocks(_BATCH):
+        append(*(part[block] for part in rows), labels[block], hashes[block])
+    writer.publish(path, 1.0)
+
+
+def _write_plain(path: Path, answers: Answers, names: list[str]) -> None:
+    with path.open("wb", buffering=0) as file:
+        for name in names:
+            column = answers.column(name)
+            for block in answers.blocks():
+                file.write(column[block].data)
+        os.fsync(file.fileno())
+
+
+def compare_writing(answers: Answers, folder: Path, rounds: Rounds) -> Comparison:
+    """Write the columns that a store publishes: labels, ground truth, hashes."""
+    path = folder / "written"
+    ways: dict[str, Write] = {
+        PLAIN: lambda: _write_plain(path, answers, answers.names),
+        OURS: lambda: write_store(path, answers),
+    }
+    ways |= {rival.name: partial(rival.write, path, answers) for rival in RIVALS}
+    amount = answers.size.sample_bytes * answers.size.num_samples
+    return _compare("write", ways, path, amount, rounds)
+
+
+def compare_writing_logits(answers: Answers, folder: Path, rounds: Rounds) -> Comparison:
+    """Write a store with logits, whose soft labels are derived when it is published."""
+    path, names = folder / "written", ["logits", *answers.names]
+    ways: dict[str, Write] = {
+        PLAIN: lambda: _write_plain(path, answers, names),
+        OURS: lambda: write_store(path, answers, "logits"),
+    }
+    amount = (answers.size.sample_bytes + answers.size.row_bytes) * answers.size.num_samples
+    return _compare("write, with logits", ways, path, amount, rounds)
+
+
+def _compare(
+    what: str, ways: dict[str, Write], path: Path, amount: int, rounds: Rounds
+) -> Comparison:
+    # What others have not yet written must not be waited for; what was written, not be kept.
+    seconds: dict[str, list[float]] = {}
+    calls = {way: partial(_timed, write, path) for way, write in ways.items()}
+    for _ in range(rounds.most):
+        for way, call in calls.items():
+            seconds.setdefault(way, []).append(call())
+    return Comparison(what, PLAIN, seconds, amount, "bytes")
+
+
+def _timed(write: Write, path: Path) -> float:
+    os.sync()
+    begin = time.perf_counter()
+    write()
+    seconds = time.perf_counter() - begin
+    remove(path)
+    return seconds
