@@ -113,19 +113,30 @@ class BucketSource:
         while offset < end:
             stop = min(offset + _PIECE_BYTES, end)
             pulse.beat(self._patience.allowance(stop - offset) + 1)
-            block: bytes = self._call("cat_file", name, start=offset, end=stop)
-            if len(block) > stop - offset:
-                raise StoreError(f"{self.location}/{name}", "more was sent than asked for")
-            if not block:
-                raise StoreError(
-                    f"{self.location}/{name}",
-                    "is damaged at its source",
-                    expected=f"{end} bytes",
-                    found=offset,
-                    remedy="Nothing was published. Ask the publisher.",
-                )
+            try:
+                block: bytes = self._call("cat_file", name, start=offset, end=stop)
+            except InterruptedTransferError:
+                # A part that is not there is no lost connection, and each package says so
+                # in its own way.
+                self._require_size(name, end, pulse)
+                raise
+            if len(block) != stop - offset:
+                self._require_size(name, end, pulse)
+                raise InterruptedTransferError(f"{len(block)} of {stop - offset} bytes were sent")
             offset += len(block)
             yield block
+
+    def _require_size(self, name: str, expected: int, pulse: Pulse) -> None:
+        pulse.beat(self._patience.allowance(0))
+        size = int(self._call("info", name)["size"])
+        if size != expected:
+            raise StoreError(
+                f"{self.location}/{name}",
+                "is damaged at its source",
+                expected=f"{expected} bytes",
+                found=size,
+                remedy="Nothing was published. Ask the publisher.",
+            )
 
     def _call(self, method: str, name: str, **settings: Any) -> Any:
         try:

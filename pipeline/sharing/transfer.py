@@ -222,6 +222,8 @@ class _Part:
 
     def append(self, block: bytes) -> None:
         self._handle.write(block)
+        # At once, so that what came is there when this process is killed.
+        self._handle.flush()
         self._digest.update(block)
         self.length += len(block)
         self.received += len(block)
@@ -232,5 +234,6 @@ class _Part:
         self._digest, self.length = hashlib.sha256(), 0
 
     def publish(self, target: Path) -> None:
-        self._handle.flush()
+        # Or a power cut after the store got its name could leave zeros in it.
+        os.fsync(self._handle.fileno())
         os.replace(self._path, target)

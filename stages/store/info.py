@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from stages.fetched import local_folder
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from pipeline.labels.format import StoreAttributes
     from pipeline.labels.read import SoftLabels
@@ -19,9 +21,9 @@ __all__ = ["info"]
 
 
 @click.command()
-@click.argument("path", metavar="STORE", type=click.Path(path_type=Path))
+@click.argument("store", metavar="STORE")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def info(path: Path, as_json: bool) -> None:
+def info(store: str, as_json: bool) -> None:
     """Say what a store holds, who made it, and what its labels are like.
 
     Of the signature it says who claims to have made it; 'store verify --public-key' proves it.
@@ -29,10 +31,12 @@ def info(path: Path, as_json: bool) -> None:
     \b
     Example:
       ltd-pipe store info labels.zarr --json
+
+    STORE is a folder, or a URL that 'store pull' takes.
     """
     from pipeline.labels.read import SoftLabels
 
-    opened = SoftLabels.open(path)
+    opened = SoftLabels.open(local_folder(store))
     summary = opened.summary()
     if as_json:
         click.echo(json.dumps(_facts(opened, summary), indent=2))

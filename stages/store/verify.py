@@ -7,13 +7,14 @@ from pathlib import Path
 
 import click
 
+from stages.fetched import local_folder
 from stages.progress import counter
 
 __all__ = ["verify"]
 
 
 @click.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("store", metavar="STORE")
 @click.option(
     "--data", type=click.Path(path_type=Path), help="Beton that the labels should belong to."
 )
@@ -23,7 +24,7 @@ __all__ = ["verify"]
     help="Who must have signed it: a .pub file, or ssh-keygen's list of allowed signers.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def verify(path: Path, data: Path | None, public_key: Path | None, as_json: bool) -> None:
+def verify(store: str, data: Path | None, public_key: Path | None, as_json: bool) -> None:
     """Check a store's manifest, checksums, schema, rows, images and signature.
 
     Exits with 1 at the first thing that is wrong. Whether it belongs to the images, and whether
@@ -33,11 +34,14 @@ def verify(path: Path, data: Path | None, public_key: Path | None, as_json: bool
     Examples:
       ltd-pipe store verify labels.zarr --data train.beton
       ltd-pipe store verify labels.zarr --public-key alice.pub
+
+    STORE is a folder, or a URL that 'store pull' takes.
     """
     from pipeline.images.beton import open_beton
     from pipeline.labels.verify import verify_store
     from pipeline.sharing.signature import read_signers, signature_check, verify_signature
 
+    path = local_folder(store)
     # The signature first: it takes a moment, and without it the rest may not matter.
     signer = verify_signature(path, read_signers(public_key)) if public_key is not None else None
     images = open_beton(data) if data is not None else None

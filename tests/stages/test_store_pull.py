@@ -1,0 +1,146 @@
+"""`ltd-pipe store pull` and `ltd-pipe train --labels URL`, from a web server."""
+
+import functools
+import http.server
+import json
+import threading
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from pipeline.labels import SoftLabels
+from pipeline.models.checkpoint import read_facts
+
+GOLDEN = Path(__file__).parents[1] / "labels" / "golden.zarr"
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Says nothing on the screen; remembers what it was asked for."""
+
+    asked: ClassVar[list[str]] = []
+
+    def log_request(self, *_):
+        self.asked.append(self.path)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def serve():
+    """A function that serves a folder and gives its URL."""
+    running = []
+
+    def start(folder):
+        handler = functools.partial(Quiet, directory=str(folder))
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        running.append((server, thread))
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server, thread in running:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """A cache of one's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    Quiet.asked.clear()
+
+
+def test_pull_prints_where_the_store_is(ltd_pipe, serve, tmp_path):
+    """In the cache, with its identity; nothing on stderr."""
+    outcome = ltd_pipe("store", "pull", serve(GOLDEN))
+    identity = SoftLabels.open(GOLDEN).identity
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.startswith(f"{tmp_path}/cache/ltd-pipe/stores/{identity}: ")
+    assert outcome.err == ""
+
+
+def test_pull_to_a_folder_speaks_json(ltd_pipe, serve, tmp_path):
+    """What a script would read."""
+    out = tmp_path / "labels.zarr"
+    outcome = ltd_pipe("store", "pull", serve(GOLDEN), "--out", out, "--json")
+    store = SoftLabels.open(out)
+    assert json.loads(outcome.out) == {
+        "path": str(out),
+        "identity": store.identity,
+        "num_samples": store.num_samples,
+    }
+
+
+def test_pull_replaces_nothing_without_force(ltd_pipe, serve, tmp_path):
+    """And with it, only a store."""
+    out, url = tmp_path / "labels.zarr", serve(GOLDEN)
+    out.mkdir()
+    (out / "thesis.tex").write_text("x")
+    for words, message in (((), "exists already"), (("--force",), "is no soft-label store")):
+        outcome = ltd_pipe("store", "pull", url, "--out", out, *words)
+        assert outcome.code == 1
+        assert message in outcome.err
+    assert (out / "thesis.tex").exists()
+    assert Quiet.asked == []
+
+
+def test_pull_refuses_another_identity(ltd_pipe, serve, tmp_path):
+    """In the URL or beside it; exit code 1 and one line."""
+    url = serve(GOLDEN)
+    for words in ([f"{url}#sha256={'0' * 64}"], [url, "--identity", "0" * 64]):
+        outcome = ltd_pipe("store", "pull", *words)
+        assert outcome.code == 1
+        assert "holds another store than the one that was asked for" in outcome.err
+        assert outcome.err.count("\n") == 1
+
+
+def test_what_is_in_the_cache_is_copied_from_there(ltd_pipe, serve, tmp_path):
+    """To a folder too: only the manifest is asked for again."""
+    url = serve(GOLDEN)
+    ltd_pipe("store", "pull", url)
+    Quiet.asked.clear()
+    outcome = ltd_pipe("store", "pull", url, "--out", tmp_path / "labels.zarr")
+    assert outcome.code == 0, outcome.err
+    assert Quiet.asked == ["/MANIFEST.sha256"]
+
+
+def test_verify_and_info_take_a_url(ltd_pipe, serve):
+    """Through the cache, where it stays for the next command."""
+    url = serve(GOLDEN)
+    verified = ltd_pipe("store", "verify", url)
+    assert verified.code == 0, verified.err
+    assert "ok      manifest" in verified.out
+    facts = json.loads(ltd_pipe("store", "info", url, "--json").out)
+    assert facts["identity"] == SoftLabels.open(GOLDEN).identity
+    assert Quiet.asked.count("/labels/c/0") == 1
+
+
+@pytest.fixture
+def short_training(project):
+    """One epoch is enough here."""
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("epochs: 2", "epochs: 1"))
+    return project
+
+
+def test_training_on_a_url_is_training_on_the_store(ltd_pipe, serve, short_training):
+    """The same student to the bit, and the same facts: the URL is in none of them."""
+    for words in (["data/labels.zarr"], [serve(short_training / "data/labels.zarr")]):
+        out = f"student-{len(words[0])}"
+        outcome = ltd_pipe("train", "--labels", *words, "--out", out)
+        assert outcome.code == 0, outcome.err
+    one, two = (path / "model.safetensors" for path in sorted(Path().glob("student-*")))
+    assert one.read_bytes() == two.read_bytes()
+    store = SoftLabels.open(Path("data/labels.zarr"))
+    assert read_facts(one)["labels"]["identity"] == store.identity
+
+
+def test_onehot_training_fetches_nothing(ltd_pipe, short_training):
+    """The URL is not even asked."""
+    words = ["--label-kind", "onehot", "--labels", "http://127.0.0.1:9/x", "--out", "onehot"]
+    outcome = ltd_pipe("train", *words)
+    assert outcome.code == 0, outcome.err
