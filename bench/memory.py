@@ -10,8 +10,9 @@ from __future__ import annotations
 import ctypes
 import json
 import mmap
+import os
+import subprocess
 import sys
-import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,36 +29,39 @@ __all__ = ["Peak", "cached_share", "read_through"]
 _BLOCK = 8 * 2**20
 
 
+# Runs beside the process that it watches until its standard input ends, so that no global
+# interpreter lock keeps it from looking while NumPy works.
+_WATCHER = """
+import select, sys
+most = 0
+print("ready", flush=True)
+while not select.select([sys.stdin], [], [], 0.0002)[0]:
+    with open(f"/proc/{sys.argv[1]}/status") as status:
+        most = max(most, *(int(line.split()[1]) for line in status if line.startswith("RssAnon")))
+print(most * 1024)
+"""
+
+
 class Peak:
     """The largest anonymous memory of this process while it is watched, in bytes."""
 
     def __init__(self) -> None:
-        self.begin = self.most = _anonymous()
-        self._over = threading.Event()
+        self.growth = 0
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Look every millisecond, and at both ends of the block."""
-        watcher = threading.Thread(target=self._watch, daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            self._over.set()
-            watcher.join()
-            self._look()
-
-    def _watch(self) -> None:
-        while not self._over.wait(0.001):
-            self._look()
-
-    def _look(self) -> None:
-        self.most = max(self.most, _anonymous())
-
-    @property
-    def growth(self) -> int:
-        """Bytes above the beginning."""
-        return self.most - self.begin
+        """Look some thousand times a second while the block runs."""
+        command = [sys.executable, "-c", _WATCHER, str(os.getpid())]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with subprocess.Popen(command, text=True, **pipes) as watcher:
+            assert watcher.stdout is not None  # noqa: S101
+            watcher.stdout.readline()
+            begin = _anonymous()
+            try:
+                yield
+            finally:
+                most, _ = watcher.communicate()
+        self.growth = max(int(most) - begin, 0)
 
 
 def _anonymous() -> int:
@@ -101,7 +105,7 @@ def _measure(store_path: Path, seed: int, batch: int, rounds: int) -> dict[str, 
         store = SoftLabels.open(store_path)
     gather = store.gather if store.top_k is None else store.gather_topk
     rng = np.random.default_rng(seed)
-    first, warm = Peak(), Peak()
+    first = Peak()
     # An epoch's first batches check every chunk that they touch.
     with first.watched():
         for start in range(0, store.num_samples, 128 * batch):
