@@ -35,11 +35,22 @@ def largest(
         Classes, and probabilities that fall; of equal ones the lower class comes first.
     """
     rows = torch.from_numpy(np.ascontiguousarray(soft))
-    classes = rows.topk(k, dim=-1, sorted=False).indices.sort(dim=-1).values
+    classes = _largest_classes(rows, k).sort(dim=-1).values
     probs = rows.gather(-1, classes).to(torch.float16)
     # Stable, and after rounding: the order does not depend on how topk treats equal numbers.
     ranked, order = probs.sort(dim=-1, descending=True, stable=True)
     return classes.gather(-1, order).numpy(), ranked.numpy()
+
+
+def _largest_classes(rows: torch.Tensor, k: int) -> torch.Tensor:
+    # One more than is kept: which of several equal ones topk takes is left to each machine.
+    found = rows.topk(min(k + 1, rows.shape[-1]), dim=-1)
+    classes = found.indices[..., :k].contiguous()
+    tied = (found.values[..., k:] == found.values[..., k - 1 : k]).any(dim=-1)
+    if tied.any():
+        ordered = rows[tied].sort(dim=-1, descending=True, stable=True).indices
+        classes[tied] = ordered[..., :k]
+    return classes
 
 
 def spread(indices: torch.Tensor, probs: torch.Tensor, num_classes: int) -> torch.Tensor:

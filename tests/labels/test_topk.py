@@ -69,6 +69,15 @@ def test_equal_probabilities_are_ordered_by_class():
     assert indices.tolist() == [[0, 1, 2, 3, 4, 5]]
 
 
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_of_equal_probabilities_the_first_classes_are_kept(k):
+    """Also where the last rank falls among them, in any number of views."""
+    row = np.array([0.125, 0.25, 0.125, 0.125, 0.25, 0.125], np.float32)
+    indices, _ = largest(np.stack([[row, row[::-1]], [row, row]]), k)
+    assert indices[0, 0].tolist() == [1, 4, 0, 2, 3, 5][:k]
+    assert indices[0, 1].tolist() == [1, 4, 0, 2, 3, 5][:k]
+
+
 def test_spread_is_the_same_for_torch():
     """Training spreads on the device what a reader spreads on the host."""
     indices, probs = largest(ROWS, 3)
