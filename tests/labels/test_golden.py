@@ -1,16 +1,33 @@
 """The store that is checked in: what format 1.0 is, to the byte."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
-from golden_store import HASHES, LABELS, LOGITS, NAMES, SOFT, write_golden
+import pytest
+from golden_store import (
+    CLASSES,
+    HASHES,
+    LABELS,
+    LOGITS,
+    NAMES,
+    PROBS,
+    SOFT,
+    SOFT_OF_VIEWS,
+    WRITERS,
+)
 from test_write import tree
 
 from pipeline.labels import SoftLabels
 from pipeline.labels.verify import verify_store
 
+HERE = Path(__file__).parent
 IDENTITY = "e943f53e2b6676668e08319e39caf0743fff91c011fdad6df225c045cf748d04"
-
+IDENTITIES = {
+    "golden": IDENTITY,
+    "golden_topk": "e3b8586819344bccbd4d303bf8fcd1b4d2cdd33bf1a12fd18177cac9184363e7",
+    "golden_views": "0641bf51679eea901cd9a6304c40ab8aa272d4e67faacb49c9191fa2925f4468",
+}
 # Without its README.md.
 BARE_IDENTITY = "55f216154780962c2ad246231cf914aff03bd4479d17b11484021fcb23c25193"
 
@@ -26,15 +43,40 @@ def test_the_golden_store_can_be_read(golden):
     np.testing.assert_allclose(store.gather(np.arange(5)), SOFT, rtol=2**-10, atol=1e-6)
 
 
-def test_the_golden_store_is_sound(golden):
-    """All checks pass on it."""
-    assert {check.name for check in verify_store(golden) if check.done} >= {"manifest", "softmax"}
+def test_the_golden_top_k_store_can_be_read():
+    """The two largest of five probabilities; the rest of each row is spread over three."""
+    store = SoftLabels.open(HERE / "golden_topk.zarr")
+    indices, probs = store.gather_topk(np.arange(5))
+    np.testing.assert_array_equal(indices, CLASSES)
+    np.testing.assert_allclose(probs, PROBS, rtol=2**-10)
+    rest = (1 - PROBS[0].sum()) / 3
+    expected = [*PROBS[0], rest, rest, rest]
+    np.testing.assert_allclose(store.gather([0])[0], expected, rtol=2**-8)
+    np.testing.assert_array_equal(store.labels, LABELS)
+    assert store.attributes.licence == "CC-BY-4.0"
 
 
-def test_writing_it_again_gives_the_same_bytes(golden, tmp_path):
+def test_the_golden_store_of_views_can_be_read():
+    """Each image's two views, at one temperature."""
+    store = SoftLabels.open(HERE / "golden_views.zarr")
+    np.testing.assert_allclose(store.gather(np.arange(5)), SOFT_OF_VIEWS, rtol=2**-10, atol=1e-6)
+    np.testing.assert_array_equal(store.gather_logits(np.arange(5), view=1), LOGITS[:, ::-1])
+    assert store.attributes.views.augmentation == "flip"
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_the_golden_stores_are_sound(name):
+    """All checks pass on them."""
+    checks = {check.name for check in verify_store(HERE / f"{name}.zarr") if check.done}
+    assert checks >= {"manifest", "checksums", "distributions", "labels"}
+    assert ("softmax" in checks) is (name != "golden_topk")
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_writing_them_again_gives_the_same_bytes(name, tmp_path):
     """The writer's output changes only on purpose."""
-    assert write_golden(tmp_path / "again.zarr") == IDENTITY
-    assert tree(tmp_path / "again.zarr") == tree(golden)
+    assert WRITERS[name](tmp_path / "again.zarr") == IDENTITIES[name]
+    assert tree(tmp_path / "again.zarr") == tree(HERE / f"{name}.zarr")
 
 
 def test_a_store_without_a_card_is_one_too(golden, tmp_path):
