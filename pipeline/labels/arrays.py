@@ -128,9 +128,14 @@ class ArrayLayout:
         """Rows of a chunk that are samples, not padding."""
         return min(self.rows, self.num_samples - chunk * self.rows)
 
+    @property
+    def fill_value(self) -> NDArray[Any]:
+        """What pads the last chunk, shape (1,)."""
+        return np.array([float(_KINDS[self.name].fill)], self.dtype)
+
     def empty_chunk(self) -> NDArray[Any]:
         """A chunk of nothing but fill values."""
-        return np.full(self.chunk_shape, float(_KINDS[self.name].fill), self.dtype)
+        return np.full(self.chunk_shape, self.fill_value, self.dtype)
 
     def to_json(self) -> dict[str, Any]:
         """The array's zarr.json, as zarr itself writes it."""

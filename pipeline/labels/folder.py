@@ -12,6 +12,8 @@ import numpy as np
 from pipeline.errors import MissingError, StoreError
 
 if TYPE_CHECKING:
+    from io import BufferedReader
+
     from numpy.typing import NDArray
 
 __all__ = ["StoreFolder"]
@@ -56,11 +58,7 @@ class StoreFolder:
         try:
             status = os.lstat(full)
         except OSError as error:
-            raise StoreError(
-                self.path,
-                f"{name} is missing or unreadable ({error.strerror})",
-                remedy="Fetch or make the store again.",
-            ) from error
+            raise self._unreadable(name, error) from error
         if os.path.realpath(full) != full:
             raise StoreError(
                 self.path,
@@ -71,6 +69,27 @@ class StoreFolder:
         if not stat.S_ISREG(status.st_mode):
             raise StoreError(self.path, f"{name} is not a regular file")
         return status.st_size
+
+    def _unreadable(self, name: str, error: OSError) -> StoreError:
+        return StoreError(
+            self.path,
+            f"{name} is missing or unreadable ({error.strerror})",
+            remedy="Fetch or make the store again.",
+        )
+
+    def open(self, name: str) -> BufferedReader:
+        """Open a regular file for reading, without ever waiting for one."""
+        self.size(name)
+        # It may be another file by now: a link would lead elsewhere, a pipe wait for a writer.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            handle = os.fdopen(os.open(self.locate(name), flags), "rb")
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+        if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+            handle.close()
+            raise StoreError(self.path, f"{name} is not a regular file")
+        return handle
 
     def locate(self, name: str) -> Path:
         """The file of that name, wherever the process stands by now."""
@@ -90,16 +109,29 @@ class StoreFolder:
 
     def read(self, name: str, limit: int) -> bytes:
         """All bytes of a small file; one of more than `limit` bytes is refused unread."""
+        self.require_at_most(name, limit)
+        with self.open(name) as handle:
+            size = os.fstat(handle.fileno()).st_size
+            content = handle.read(min(size, limit) + 1)
+        if len(content) != size:
+            raise StoreError(self.path, f"{name} changed while it was read")
+        return content
+
+    def require_at_most(self, name: str, limit: int) -> None:
+        """Refuse a file that is missing or longer than `limit` bytes."""
         size = self.size(name)
         if size > limit:
             raise StoreError(
                 self.path, f"{name} is too large", expected=f"at most {limit} bytes", found=size
             )
-        return self.locate(name).read_bytes()
 
     def map(self, name: str, size: int) -> NDArray[np.uint8]:
         """The bytes of a file of exactly `size` bytes, mapped read-only, not read."""
         self.require_size(name, size)
-        mapped = np.memmap(self.locate(name), dtype=np.uint8, mode="r", shape=(size,))
+        with self.open(name) as handle:
+            # To touch memory behind the end of a file ends the process.
+            if os.fstat(handle.fileno()).st_size != size:
+                raise StoreError(self.path, f"{name} changed while it was opened")
+            mapped = np.memmap(handle, dtype=np.uint8, mode="r", shape=(size,))
         # A plain view: each slice of a memmap costs microseconds of bookkeeping.
         return mapped.view(np.ndarray)

@@ -8,7 +8,15 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from pipeline.errors import StoreError
 from pipeline.labels.arrays import ArrayLayout
@@ -30,6 +38,7 @@ __all__ = [
     "TeacherFacts",
     "TopKFacts",
     "ViewFacts",
+    "minor_version",
     "parse_attributes",
     "row_bytes",
     "row_sum_tolerance",
@@ -49,7 +58,18 @@ _CHUNK_ROWS = 8192
 # Left out where there is nothing to say.
 _OPTIONAL = ("licence", "citation", "derived_from", "top_k")
 
+# Of the attribute and of anything in it; class names are no keys.
+_MAX_KEYS = 1000
+
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+# One line, and nothing that moves a terminal's cursor when it is printed.
+Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+# Tabs and ends of lines besides.
+Text = Annotated[
+    str, Field(max_length=10_000, pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]*$")
+]
+# The first wrong one of millions is enough.
+_Many = Field(strict=False, max_length=10_000), FailFast()
 
 
 class _Facts(BaseModel):
@@ -59,8 +79,8 @@ class _Facts(BaseModel):
 class DatasetFacts(_Facts):
     """The images that the labels belong to."""
 
-    name: str = Field(description="as the images' manifest has it")
-    split: str = Field(description="train or test")
+    name: Line = Field(description="as the images' manifest has it")
+    split: Line = Field(description="train or test")
     fingerprint: Sha256 = Field(description="see pipeline.images.fingerprint")
 
 
@@ -68,7 +88,7 @@ class TeacherFacts(_Facts):
     """One network that gave the labels."""
 
     sha256: Sha256 = Field(description="of the checkpoint's bytes")
-    architecture: str = Field(description="a name of pipeline.models.registry")
+    architecture: Line = Field(description="a name of pipeline.models.registry")
     clean_accuracy: float | None = Field(None, ge=0, le=1, description="a fraction; null: unknown")
 
 
@@ -76,8 +96,9 @@ class ViewFacts(_Facts):
     """Which augmented views of each image were labelled."""
 
     count: int = Field(1, ge=1, le=2**16, description="V")
-    seed: int | None = Field(None, description="of the augmentation")
-    augmentation: str | None = Field(
+    # Beyond 2^53 not every JSON parser keeps a number.
+    seed: int | None = Field(None, ge=0, le=2**53, description="of the augmentation")
+    augmentation: Line | None = Field(
         None, max_length=200, description="such as crop:4,flip; null: the image as it is"
     )
 
@@ -95,7 +116,7 @@ class DistanceFacts(_Facts):
 
     mean: float = Field(ge=0, le=1, description="over rows")
     worst: float = Field(ge=0, le=1, description="of all rows")
-    samples: int = Field(ge=1, description="on how many samples it was measured")
+    samples: int = Field(ge=1, le=2**40, description="on how many samples it was measured")
 
 
 class TopKFacts(_Facts):
@@ -108,8 +129,8 @@ class TopKFacts(_Facts):
 class DerivationFacts(_Facts):
     """How a store was made from others."""
 
-    operation: str = Field(min_length=1, max_length=40, description="such as subset or merge")
-    sources: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+    operation: Line = Field(min_length=1, max_length=40, description="such as subset or merge")
+    sources: Annotated[tuple[Line, ...], *_Many] = Field(
         description="identities of the stores, or what other files are called"
     )
 
@@ -119,17 +140,17 @@ class StoreFacts(_Facts):
 
     num_samples: int = Field(ge=1, le=2**40, description="N")
     num_classes: int = Field(ge=1, le=2**24, description="K")
-    class_names: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+    class_names: Annotated[tuple[Line, ...], Field(strict=False), FailFast()] = Field(
         description="of the K classes, in the order of the columns"
     )
     dataset: DatasetFacts = Field(description="the images")
-    teachers: Annotated[tuple[TeacherFacts, ...], Field(strict=False)] = Field(
+    teachers: Annotated[tuple[TeacherFacts, ...], *_Many] = Field(
         description="one, or several whose probabilities were averaged"
     )
     views: ViewFacts = Field(ViewFacts(), description="the views of each image")
-    software: dict[str, str] = Field({}, description="package to version")
-    licence: str | None = Field(None, max_length=10_000, description="an SPDX name, or a text")
-    citation: str | None = Field(None, max_length=10_000, description="how to cite the labels")
+    software: dict[Line, Line] = Field({}, description="package to version")
+    licence: Text | None = Field(None, description="an SPDX name, or a text")
+    citation: Text | None = Field(None, description="how to cite the labels")
     derived_from: DerivationFacts | None = Field(
         None, description="null: these are the teachers' own answers"
     )
@@ -202,7 +223,8 @@ def parse_attributes(raw: Any, where: object) -> StoreAttributes:
             f"is no soft-label store: attribute '{ATTRIBUTE}' is not of format '{FORMAT}'",
             remedy="Make one with 'ltd-pipe label'.",
         )
-    minor = _minor_version(raw.get("version"), where)
+    minor = minor_version(raw, where)
+    _require_few_keys(raw, where)
     content = {key: value for key, value in raw.items() if key not in ("format", "version")}
     try:
         return StoreAttributes.model_validate(content, extra="ignore" if minor else "forbid")
@@ -210,7 +232,9 @@ def parse_attributes(raw: Any, where: object) -> StoreAttributes:
         raise _refused(error.errors()[0], where) from error
 
 
-def _minor_version(version: Any, where: object) -> int:
+def minor_version(raw: dict[str, Any], where: object) -> int:
+    """The y of version 1.y of an attribute `ltd_pipe`; another major version is refused."""
+    version = raw.get("version")
     match = (
         re.fullmatch(r"([0-9]{1,9})\.([0-9]{1,9})", version) if isinstance(version, str) else None
     )
@@ -223,6 +247,18 @@ def _minor_version(version: Any, where: object) -> int:
             remedy="Update ltd-pipe.",
         )
     return int(match[2])
+
+
+def _require_few_keys(raw: dict[str, Any], where: object) -> None:
+    # Each unknown one would become an error of its own, of a kilobyte.
+    for content in (raw, *raw.values()):
+        if isinstance(content, dict) and len(content) > _MAX_KEYS:
+            raise StoreError(
+                where,
+                f"{ATTRIBUTE}: too many keys",
+                expected=f"at most {_MAX_KEYS}",
+                found=len(content),
+            )
 
 
 def _refused(first: ErrorDetails, where: object) -> StoreError:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StoreError
-from pipeline.provenance import sha256_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from numpy.typing import NDArray
 
     from pipeline.labels.folder import StoreFolder
 
@@ -33,6 +34,9 @@ SIGNATURE = "MANIFEST.sha256.sig"
 MAX_SIGNATURE_BYTES = 2**14
 # A million chunk files; also what a hostile store can make us read.
 MAX_MANIFEST_BYTES = 2**27
+_MAX_LINE = 64 + 2 + 1024
+# Of a file that the format does not know, such as a README.
+_MAX_OTHER_BYTES = 2**28
 # Names with other characters would be escaped by sha256sum, and could mislead a reader.
 _LINE = re.compile(
     r"([0-9a-f]{64})  ([A-Za-z0-9_][A-Za-z0-9._-]*(?:/[A-Za-z0-9_][A-Za-z0-9._-]*)*)"
@@ -89,7 +93,8 @@ def parse_manifest(text: bytes, where: object) -> dict[str, str]:
     if lines.pop() != "":
         raise StoreError(where, f"{MANIFEST} does not end with a line feed")
     for number, line in enumerate(lines, 1):
-        match = _LINE.fullmatch(line)
+        # No path is longer, and a pattern would take long to see that.
+        match = _LINE.fullmatch(line) if len(line) <= _MAX_LINE else None
         if match is None or match[2] <= last or match[2] in (MANIFEST, SIGNATURE):
             raise StoreError(
                 where,
@@ -131,9 +136,14 @@ class FileHashes(dict[str, str]):
         return content
 
     def verify(self, name: str) -> None:
-        """Refuse a file of any size whose bytes are not those that were hashed."""
-        self._folder.size(name)
-        self._require_hash(name, sha256_file(self._folder.path / name))
+        """Refuse a file that is no chunk and whose bytes are not those that were hashed."""
+        self._folder.require_at_most(name, _MAX_OTHER_BYTES)
+        with self._folder.open(name) as handle:
+            self._require_hash(name, hashlib.file_digest(handle, "sha256").hexdigest())
+
+    def verify_content(self, name: str, content: NDArray[Any]) -> None:
+        """Refuse bytes that are not those that were hashed."""
+        self._require_hash(name, hashlib.sha256(content.data).hexdigest())
 
     def _require_hash(self, name: str, found: str) -> None:
         if found != self[name]:

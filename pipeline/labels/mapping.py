@@ -76,8 +76,17 @@ class Mapping:
 
     def map(self, number: int, path: Path) -> None:
         """Map one file read-only into its place."""
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        # A pipe in its place would otherwise wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
+            # To touch memory behind the end of a file ends the process.
+            if os.fstat(descriptor).st_size != self._bytes:
+                raise StoreError(
+                    self._where,
+                    f"{path.name} changed while it was opened",
+                    expected=f"{self._bytes} bytes",
+                    found=os.fstat(descriptor).st_size,
+                )
             place = self._start + number * self.stride
             flags = mmap.MAP_SHARED | _MAP_FIXED
             self._call(place, self._bytes, mmap.PROT_READ, flags, descriptor)

@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StoreError
 from pipeline.labels.arrays import ArrayLayout, parse_layout
-from pipeline.labels.format import ATTRIBUTE, StoreAttributes, parse_attributes
+from pipeline.labels.format import (
+    ATTRIBUTE,
+    StoreAttributes,
+    minor_version,
+    parse_attributes,
+)
 from pipeline.labels.strict_json import parse_object
 
 if TYPE_CHECKING:
@@ -18,6 +23,7 @@ __all__ = ["parse_metadata"]
 # Twenty thousand class names fit many times over.
 _MAX_METADATA_BYTES = 2**24
 _SPARSE = ("topk_indices", "topk_probs")
+_KNOWN = frozenset(("soft_labels", "logits", *_SPARSE, "labels", "sample_hash"))
 
 
 def parse_metadata(
@@ -51,6 +57,8 @@ def parse_metadata(
     members = _nested(root, "consolidated_metadata", "metadata")
     if not isinstance(members, dict):
         raise StoreError(where, "zarr.json has no consolidated metadata")
+    if minor_version(root["attributes"][ATTRIBUTE], where) == 0:
+        _require_known(members, where)
     layouts = {}
     top_k = attributes.top_k.k if attributes.top_k else None
     for name in _names(attributes, members, where):
@@ -65,6 +73,14 @@ def parse_metadata(
         layouts[name] = parse_layout(metadata, attributes.layout(name, top_k=top_k), where)
     _require_equal_rows(layouts, where)
     return attributes, layouts
+
+
+def _require_known(members: Mapping[str, Any], where: object) -> None:
+    unknown = members.keys() - _KNOWN
+    if unknown:
+        raise StoreError(
+            where, "has an array that format 1.0 does not know", found=ascii(min(unknown))[:80]
+        )
 
 
 def _names(attributes: StoreAttributes, members: Mapping[str, Any], where: object) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StoreError
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+
+    from pipeline.labels.arrays import ArrayLayout
 
 __all__ = ["SoftLabels"]
 
@@ -62,8 +65,21 @@ class SoftLabels:
         self.arrays = {name: StoredArray(folder, layout) for name, layout in layouts.items()}
         for layout in layouts.values():
             self.hashes.require_listed(map(layout.chunk_name, range(layout.num_chunks)))
+        self._require_memory(layouts["labels"], layouts["sample_hash"])
         self.labels: NDArray[np.int32] = self.arrays["labels"].read()
         self.sample_hash: NDArray[np.uint64] = self.arrays["sample_hash"].read()
+
+    def _require_memory(self, *layouts: ArrayLayout) -> None:
+        # Holes in files cost their maker nothing, and N is only bounded by what it costs us.
+        needed = sum(layout.num_chunks * layout.payload_bytes for layout in layouts)
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if needed > there // 2:
+            raise StoreError(
+                self.path,
+                f"labels and hashes of {self.num_samples:,} samples do not fit in memory",
+                expected=f"at most {there // 2**21:,} MiB",
+                found=f"{needed // 2**20:,} MiB",
+            )
 
     @classmethod
     def open(cls, path: Path) -> SoftLabels:

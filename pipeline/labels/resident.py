@@ -83,7 +83,7 @@ class LabelsOnDevice:
         """
         if self._whole is None:
             return self._distributions([self._send(part) for part in self._gather(index, view)])
-        self._store.arrays["labels"].require_rows(index)
+        index = self._store.arrays["labels"].require_rows(index)
         # A damaged view number would count from the end.
         self._store.require_view(view)
         place = torch.from_numpy(np.ascontiguousarray(index)).to(self._device)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pipeline.labels.arrays import ArrayLayout
     from pipeline.labels.folder import StoreFolder
 
-__all__ = ["StoredArray", "map_chunk"]
+__all__ = ["StoredArray", "map_chunk", "parse_chunk"]
 
 _FLOAT16_INFINITY = np.uint16(0x7C00)
 _FLOAT16_MAGNITUDE = np.uint16(0x7FFF)
@@ -36,11 +36,29 @@ def map_chunk(folder: StoreFolder, layout: ArrayLayout, chunk: int) -> NDArray[A
         When its size or checksum is wrong, or a value is one that the format excludes.
     """
     content = folder.map(layout.chunk_name(chunk), layout.file_bytes)
+    rows: NDArray[Any] = parse_chunk(folder, layout, chunk, content)[: layout.rows_in(chunk)]
+    return rows
+
+
+def parse_chunk(
+    folder: StoreFolder, layout: ArrayLayout, chunk: int, content: NDArray[np.uint8]
+) -> NDArray[Any]:
+    """Check the bytes of a chunk file.
+
+    Returns
+    -------
+    ndarray of shape (rows, *row_shape)
+        With the padding, which is not looked at; the same memory.
+
+    Raises
+    ------
+    StoreError
+        As `map_chunk`.
+    """
     payload = content[: layout.payload_bytes]
     whole: NDArray[Any] = payload.view(layout.dtype).reshape(layout.chunk_shape)
-    rows = whole[: layout.rows_in(chunk)]
-    _require_sound(folder, layout, chunk, content, rows)
-    return rows
+    _require_sound(folder, layout, chunk, content, whole[: layout.rows_in(chunk)])
+    return whole
 
 
 def _require_sound(

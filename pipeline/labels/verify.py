@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,19 +14,21 @@ from pipeline.errors import JoinError, StoreError
 from pipeline.images.fingerprint import fingerprint
 from pipeline.labels.folder import StoreFolder
 from pipeline.labels.format import row_sum_tolerance
-from pipeline.labels.half import to_float32
-from pipeline.labels.manifest import MANIFEST, SIGNATURE, read_signature
+from pipeline.labels.listing import verify_listing
 from pipeline.labels.read import SoftLabels
-from pipeline.labels.softmax import soften
+from pipeline.labels.rows import require_distributions, require_padding
+from pipeline.labels.stored import parse_chunk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from numpy.typing import NDArray
+    from collections.abc import Callable
+    from pathlib import Path
 
     from pipeline.labels.join import ImagesLike
 
 __all__ = ["Check", "verify_store"]
+
+# Each holds one chunk of each array.
+_MAX_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Check:
 def verify_store(
     path: Path, images: ImagesLike | None = None, progress: Callable[[int], None] | None = None
 ) -> list[Check]:
-    """Check a store, chunk by chunk, in the memory of one chunk.
+    """Check a store, a few chunks at a time, and in their memory.
 
     Parameters
     ----------
@@ -72,13 +75,22 @@ def verify_store(
         When the labels belong to other images.
     """
     store = SoftLabels.open(path)
-    chunk_files = _verify_listing(store)
-    for chunk in range(store.arrays["labels"].layout.num_chunks):
-        _verify_chunk(store, chunk)
-        if progress is not None:
-            progress(store.arrays["labels"].layout.rows_in(chunk))
+    folder = StoreFolder(path)
+    chunks = {
+        array.layout.chunk_name(chunk)
+        for array in store.arrays.values()
+        for chunk in range(array.layout.num_chunks)
+    }
+    verify_listing(folder, store.hashes, chunks)
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_THREADS)) as threads:
+        # In their order, so that the first wrong one is always the same; hashing, checksums and
+        # arithmetic let other threads run.
+        counts = range(store.arrays["labels"].layout.num_chunks)
+        for rows in threads.map(partial(_verify_chunk, store, folder), counts):
+            if progress is not None:
+                progress(rows)
     _verify_labels(store)
-    checks = _done(store, chunk_files)
+    checks = _done(store, len(chunks))
     if images is not None:
         _verify_join(store, images)
         detail = f"classes, fingerprint, and each of {store.num_samples} hashes and labels"
@@ -86,109 +98,21 @@ def verify_store(
     return checks + _not_done(store, joined=images is not None)
 
 
-def _verify_listing(store: SoftLabels) -> int:
-    for found in _walk(store.path):
-        if found == SIGNATURE:
-            # It cannot be listed, being made of the list; who signed is another's question.
-            read_signature(StoreFolder(store.path))
-        elif found not in store.hashes and found != MANIFEST:
-            raise StoreError(store.path, f"{found[:200]} is not listed in {MANIFEST}")
-    chunks = {
-        array.layout.chunk_name(chunk)
-        for array in store.arrays.values()
-        for chunk in range(array.layout.num_chunks)
-    }
-    # The chunks' turn comes later, when their rows are checked too.
-    for name in sorted(store.hashes.keys() - chunks):
-        store.hashes.verify(name)
-    return len(chunks)
-
-
-def _walk(root: Path) -> Iterator[str]:
-    # Links to folders are listed, not followed.
-    for folder, subfolders, files in os.walk(root):
-        inside = Path(folder)
-        links = (name for name in subfolders if (inside / name).is_symlink())
-        for name in (*files, *links):
-            yield (inside / name).relative_to(root).as_posix()
-
-
-def _verify_chunk(store: SoftLabels, chunk: int) -> None:
-    for array in store.arrays.values():
-        store.hashes.verify(array.layout.chunk_name(chunk))
-        array.chunk(chunk)
+def _verify_chunk(store: SoftLabels, folder: StoreFolder, chunk: int) -> int:
+    # Mapped anew: each is forgotten after its turn, and the bytes that are hashed are those that
+    # are looked at.
+    rows = {}
+    for name, array in store.arrays.items():
+        file = array.layout.chunk_name(chunk)
+        content = folder.map(file, array.layout.file_bytes)
+        store.hashes.verify_content(file, content)
+        whole = parse_chunk(folder, array.layout, chunk, content)
+        rows[name] = whole[: array.layout.rows_in(chunk)]
+        fill = array.layout.fill_value
+        require_padding(store.path, file, whole[array.layout.rows_in(chunk) :], fill)
     first = chunk * store.arrays["labels"].layout.rows
-    if store.top_k is not None:
-        _require_ranks(store, chunk, first)
-        return
-    soft = to_float32(store.arrays["soft_labels"].chunk(chunk))
-    _require_distributions(store, soft, first)
-    if store.has_logits:
-        _require_softmax(store, soft, store.arrays["logits"].chunk(chunk), first)
-
-
-def _sample(wrong: NDArray[np.bool_], first: int) -> tuple[str, tuple[int, ...]]:
-    # The first wrong row: how the user knows it, and its place in the chunk.
-    place = tuple(int(axis[0]) for axis in np.nonzero(wrong))
-    view = f", view {place[1]}" if len(place) > 1 else ""
-    return f"sample {first + place[0]}{view}", place
-
-
-def _require_distributions(store: SoftLabels, soft: NDArray[np.float32], first: int) -> None:
-    # That they are finite and not negative was checked when the chunk was mapped.
-    sums = soft.sum(axis=-1, dtype=np.float64)
-    tolerance = row_sum_tolerance(store.num_classes)
-    wrong = np.asarray(abs(sums - 1.0) > tolerance)
-    if wrong.any():
-        sample, place = _sample(wrong, first)
-        raise StoreError(
-            store.path,
-            f"{sample}: the soft label is no distribution",
-            expected=f"sum 1 ± {tolerance:.2g}",
-            found=f"{sums[place]:.6f}",
-        )
-
-
-def _require_ranks(store: SoftLabels, chunk: int, first: int) -> None:
-    indices = store.arrays["topk_indices"].chunk(chunk).astype(np.int64)
-    probs = to_float32(store.arrays["topk_probs"].chunk(chunk))
-    sums = probs.sum(axis=-1, dtype=np.float64)
-    tolerance = row_sum_tolerance(store.num_classes)
-    # With all K classes stored there is no rest.
-    least = 1.0 - tolerance if probs.shape[-1] == store.num_classes else 0.0
-    wrong: NDArray[np.bool_] = np.asarray((sums > 1.0 + tolerance) | (sums < least))
-    if wrong.any():
-        sample, place = _sample(wrong, first)
-        raise StoreError(
-            store.path,
-            f"{sample}: the soft label is no distribution",
-            expected=f"sum at most 1 + {tolerance:.2g}",
-            found=f"{sums[place]:.6f}",
-        )
-    again = np.diff(np.sort(indices, axis=-1), axis=-1) == 0
-    faults = {"probabilities rise with rank": np.diff(probs, axis=-1) > 0, "a class twice": again}
-    for what, where in faults.items():
-        if where.any():
-            sample, _ = _sample(np.asarray(where.any(axis=-1)), first)
-            raise StoreError(store.path, f"{sample}: {what}")
-
-
-def _require_softmax(
-    store: SoftLabels, soft: NDArray[np.float32], logits: NDArray[np.float16], first: int
-) -> None:
-    expected = soften(logits, store.attributes.temperature)
-    # One step of float16: half of one is its rounding, the rest is for another machine's exp.
-    outside = abs(soft - expected) > expected * 2.0**-10 + 2.0**-24
-    wrong = np.asarray(outside.any(axis=-1))
-    if wrong.any():
-        sample, place = _sample(wrong, first)
-        worst = int(np.argmax(abs(soft[place] - expected[place])))
-        raise StoreError(
-            store.path,
-            f"{sample}: soft_labels are not softmax(logits / temperature)",
-            expected=f"{expected[place][worst]:.6f} for class {worst}",
-            found=f"{soft[place][worst]:.6f}",
-        )
+    require_distributions(store.path, store.attributes, rows, first)
+    return len(rows["labels"])
 
 
 def _verify_labels(store: SoftLabels) -> None:

@@ -2,22 +2,27 @@
 
 import hashlib
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import google_crc32c
 import pytest
 
-GOLDEN = Path(__file__).parents[1] / "labels" / "golden.zarr"
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "labels"
 
 
 class Forge:
     """A copy of the golden store in the hands of an attacker."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kind: str = "golden") -> None:
         self.path = path
-        shutil.copytree(GOLDEN, path)
+        shutil.copytree(GOLDEN / f"{kind}.zarr", path)
 
     def metadata(self, change: Callable[[dict], None]) -> None:
         """Change the group's zarr.json."""
@@ -59,3 +64,70 @@ class Forge:
 def forge(tmp_path) -> Forge:
     """A store to tamper with."""
     return Forge(tmp_path / "hostile.zarr")
+
+
+@pytest.fixture
+def forge_topk(tmp_path) -> Forge:
+    """Of sparse labels."""
+    return Forge(tmp_path / "hostile.zarr", "golden_topk")
+
+
+@pytest.fixture
+def forge_views(tmp_path) -> Forge:
+    """Of two views of each image."""
+    return Forge(tmp_path / "hostile.zarr", "golden_views")
+
+
+class Victim:
+    """A process that uses stores; see victim.py."""
+
+    def __init__(self) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        self._process = subprocess.Popen(
+            [sys.executable, Path(__file__).parent / "victim.py"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def use(self, path: Path) -> dict:
+        """What came of using a store: error, message, cpu_s, peak_mib."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(str(path)) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+@pytest.fixture(scope="session")
+def victim():
+    """One process for all attacks."""
+    process = Victim()
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def refused(victim):
+    """A function that asserts that a store is refused, within limits and in one line."""
+
+    def check(path: Path, match: str, peak_mib: float = 64, cpu_s: float = 5) -> dict:
+        found = victim.use(path)
+        assert found["error"] in ("StoreError", "JoinError", "MissingError", "SignatureError"), (
+            found
+        )
+        assert "uncaught" not in found
+        assert re.search(match, found["message"]), found
+        # Nothing of a stranger's moves the cursor or breaks a log.
+        assert found["message"].isprintable()
+        assert len(found["message"]) < 2000
+        assert found["peak_mib"] < peak_mib, found
+        assert found["cpu_s"] < cpu_s, found
+        return found
+
+    return check
