@@ -52,7 +52,8 @@ class LtdPipeError(Exception):
     where : object
         The file, parameter or place that is wrong, as the user knows it.
     what : str
-        What is wrong there.
+        What is wrong there. Without it, `where` is the whole line: so do DataLoader and pickle
+        make an error again that was raised in another process.
     expected, found : object, optional
         What should have been there, and what was; both or only `found`.
     remedy : str, optional
@@ -62,7 +63,7 @@ class LtdPipeError(Exception):
     def __init__(
         self,
         where: object,
-        what: str,
+        what: str = "",
         *,
         expected: object = None,
         found: object = None,
@@ -73,6 +74,8 @@ class LtdPipeError(Exception):
         super().__init__(self._sentence())
 
     def _sentence(self) -> str:
+        if not self.what:
+            return self.where
         line = f"{self.where}: {self.what}"
         if self.expected is not None and self.found is not None:
             line += f": expected {self.expected}, found {self.found}"

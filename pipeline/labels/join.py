@@ -19,6 +19,7 @@ __all__ = [
     "ImagesLike",
     "ManifestLike",
     "find_rows",
+    "remedy",
     "require_classes",
     "require_same_data",
     "require_same_images",
@@ -65,7 +66,8 @@ class ImagesLike(Protocol):
         """Hash of each image's source, shape (N,)."""
 
 
-def _remedy(store: object) -> str:
+def remedy(store: object) -> str:
+    """What to do when labels and images do not belong together."""
     return (
         f"Re-run 'ltd-pipe label', or pass the data set that 'ltd-pipe store info {store}' names."
     )
@@ -100,7 +102,7 @@ def require_same_images(
         f"sample {rows[first]}",
         expected=f"sample_hash {expected[first]:016x}",
         found=f"{found[first]:016x} in {data}: these labels belong to other images",
-        remedy=_remedy(store),
+        remedy=remedy(store),
     )
 
 
@@ -114,7 +116,7 @@ def require_classes(
             "number of classes",
             expected=attributes.num_classes,
             found=f"{len(class_names)} in {data}",
-            remedy=_remedy(store),
+            remedy=remedy(store),
         )
     pairs = zip(attributes.class_names, class_names, strict=True)
     for number, (expected, found) in enumerate(pairs):
@@ -124,7 +126,7 @@ def require_classes(
                 f"class {number}",
                 expected=f"'{expected}'",
                 found=f"'{found}' in {data}",
-                remedy=_remedy(store),
+                remedy=remedy(store),
             )
 
 
@@ -139,7 +141,7 @@ def require_same_data(
             "number of samples",
             expected=attributes.num_samples,
             found=f"{manifest.num_samples} in {data}",
-            remedy=_remedy(store),
+            remedy=remedy(store),
         )
     labelled = attributes.dataset
     if manifest.fingerprint != labelled.fingerprint:
@@ -148,7 +150,7 @@ def require_same_data(
             "fingerprint of the images",
             expected=f"{labelled.fingerprint[:12]}… ({labelled.name}, {labelled.split})",
             found=f"{manifest.fingerprint[:12]}… ({manifest.dataset}, {manifest.split}) in {data}",
-            remedy=_remedy(store),
+            remedy=remedy(store),
         )
 
 
@@ -194,7 +196,7 @@ def _row_of_class(
             f"row {same[0]}",
             expected=f"class {labels[same[0]]}",
             found=f"class {wanted[1][sample]} for the same image, sample {sample} of {data}",
-            remedy=_remedy(store),
+            remedy=remedy(store),
         )
     return int(fitting[0])
 
@@ -206,5 +208,5 @@ def _refuse_unknown(
         store,
         f"has no label for sample {sample} of {data}",
         found=f"sample_hash {wanted_hash[sample]:016x}",
-        remedy=_remedy(store),
+        remedy=remedy(store),
     )
