@@ -24,7 +24,8 @@ class ProvenStore:
 
     Parameters
     ----------
-    path : Path
+    path : Path or SoftLabels
+        An opened one may lack chunks that are not read.
 
     Raises
     ------
@@ -36,8 +37,8 @@ class ProvenStore:
     store : SoftLabels
     """
 
-    def __init__(self, path: Path) -> None:
-        self.store = SoftLabels.open(path)
+    def __init__(self, path: Path | SoftLabels) -> None:
+        self.store = path if isinstance(path, SoftLabels) else SoftLabels.open(path)
         self._proven = {
             name: np.zeros(array.layout.num_chunks, bool)
             for name, array in self.store.arrays.items()

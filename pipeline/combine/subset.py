@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipeline.labels.read import SoftLabels
 
 __all__ = [
+    "kept_arrays",
     "require_same_places",
     "rows_of_classes",
     "rows_of_images",
@@ -72,7 +73,7 @@ def subset_store(
         When the source is damaged, or what is asked for cannot be cut out of it.
     """
     store = source.store
-    names = _kept(source, arrays)
+    names = kept_arrays(source, arrays)
     require_same_places(store, rows)
     _require_view(store, view)
     labels, hashes = store.labels[rows], store.sample_hash[rows]
@@ -100,7 +101,16 @@ def _changes(store: SoftLabels, images: ImagesLike | None, view: int | None) -> 
     return changes
 
 
-def _kept(source: ProvenStore, arrays: Sequence[str] | None) -> tuple[str, ...]:
+def kept_arrays(source: ProvenStore, arrays: Sequence[str] | None) -> tuple[str, ...]:
+    """The arrays to keep beside `labels` and `sample_hash`; by default all.
+
+    Raises
+    ------
+    StoreError
+        When the source has no such array.
+    ParamsError
+        When nothing would be left that is a label.
+    """
     if arrays is None:
         return source.names
     store = source.store

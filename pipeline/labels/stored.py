@@ -127,10 +127,12 @@ class StoredArray:
     folder : StoreFolder
     layout : ArrayLayout
         Each of its chunk files must exist and have its size.
+    partial : bool
+        Only those must that are read.
     """
 
-    def __init__(self, folder: StoreFolder, layout: ArrayLayout) -> None:
-        for chunk in range(layout.num_chunks):
+    def __init__(self, folder: StoreFolder, layout: ArrayLayout, *, partial: bool = False) -> None:
+        for chunk in range(0 if partial else layout.num_chunks):
             folder.require_size(layout.chunk_name(chunk), layout.file_bytes)
         self.folder, self.layout = folder, layout
         self._mapping = Mapping(layout.num_chunks, layout.file_bytes, folder.path)

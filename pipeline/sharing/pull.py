@@ -71,7 +71,7 @@ def pull_store(remote: RemoteStore, target: Path, progress: Progress | None = No
     total = sum(layout.num_chunks * layout.file_bytes for layout in survey.layouts.values())
     state = new_state(target, remote.identity, total)
     save_files(state, survey.small)
-    numbers = range(survey.layouts["labels"].num_chunks)
+    numbers = range(survey.num_chunks)
     remote.fetch(survey.chunks(survey.layouts, numbers), state, Tally(total, progress))
     # As its reader will; the hash of each file says that it is the publisher's, not that it is
     # a store.

@@ -58,6 +58,11 @@ class Survey:
     hashes: dict[str, str]
     small: dict[str, bytes]
 
+    @property
+    def num_chunks(self) -> int:
+        """Of each array."""
+        return self.layouts["labels"].num_chunks
+
     def chunks(self, names: Iterable[str], numbers: Iterable[int]) -> Iterator[Wanted]:
         """Chunk files of some arrays, those of the same samples one after the other."""
         layouts = [self.layouts[name] for name in names]

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from stages.fetched import fetch_to_cache
 from stages.progress import transfer
+from stages.store.subset import RowRange
 
 if TYPE_CHECKING:
     from pipeline.sharing.location import Location
@@ -24,6 +26,8 @@ __all__ = ["pull"]
     type=click.Path(path_type=Path),
     help="The store's folder. [default: the cache, ~/.cache/ltd-pipe/stores/IDENTITY]",
 )
+@click.option("--rows", type=RowRange(), help="Only rows A to B - 1, such as 0:50000.")
+@click.option("--arrays", help="Only these arrays, such as soft_labels; the labels always come.")
 @click.option(
     "--identity", default="", help="What it must be: the digits that 'store info' prints."
 )
@@ -41,6 +45,8 @@ __all__ = ["pull"]
 def pull(
     url: str,
     out: Path | None,
+    rows: tuple[int | None, int | None] | None,
+    arrays: str | None,
     identity: str,
     jobs: int,
     stall_s: float,
@@ -56,23 +62,29 @@ def pull(
     Examples:
       ltd-pipe store pull https://example.org/labels.zarr
       ltd-pipe store pull s3://bucket/labels.zarr --out labels.zarr
+      ltd-pipe store pull s3://bucket/labels.zarr --out part.zarr --rows 0:50000
+
+    With --rows or --arrays only the chunks that are needed are fetched, and the result is the
+    store that 'store subset' would make of the whole one.
     """
     from pipeline.sharing.location import parse_location
     from pipeline.sharing.patience import Patience
 
+    part = rows is not None or arrays is not None
+    if part and out is None:
+        raise click.UsageError("--rows and --arrays make a new store: give it a folder with --out")
     location, patience = parse_location(url, identity), Patience(stall_s=stall_s)
     if out is None:
-        from stages.fetched import fetch_to_cache
-
         folder = fetch_to_cache(location, patience=patience, jobs=jobs, force=force)
+    elif part:
+        names = arrays.split(",") if arrays else None
+        folder = _part(location, out, rows or (None, None), names, patience, jobs, force=force)
     else:
-        folder = _to_folder(location, out, patience, jobs, force=force)
+        folder = _whole(location, out, patience, jobs, force=force)
     _show(folder, as_json=as_json)
 
 
-def _to_folder(
-    location: Location, out: Path, patience: Patience, jobs: int, *, force: bool
-) -> Path:
+def _whole(location: Location, out: Path, patience: Patience, jobs: int, *, force: bool) -> Path:
     from pipeline.labels.write import require_replaceable
     from pipeline.publish import exclusive
     from pipeline.sharing.cache import open_nearest
@@ -85,6 +97,29 @@ def _to_folder(
         transfer(f"fetch {location}") as progress,
     ):
         pull_store(remote, out, progress)
+    return out
+
+
+def _part(
+    location: Location,
+    out: Path,
+    rows: tuple[int | None, int | None],
+    arrays: list[str] | None,
+    patience: Patience,
+    jobs: int,
+    *,
+    force: bool,
+) -> Path:
+    from pipeline.labels.write import require_replaceable
+    from pipeline.sharing.cache import open_nearest
+    from pipeline.sharing.excerpt import pull_excerpt
+
+    require_replaceable(out, replace=force)
+    with (
+        open_nearest(location, patience, jobs) as remote,
+        transfer(f"fetch of {location}") as progress,
+    ):
+        pull_excerpt(remote, out, rows, arrays, replace=force, progress=progress)
     return out
 
 

@@ -18,13 +18,16 @@ if TYPE_CHECKING:
     from pipeline.labels.join import ImagesLike
     from pipeline.labels.read import SoftLabels
 
-__all__ = ["subset"]
+__all__ = ["RowRange", "subset"]
 
 
-class _Range(click.ParamType[tuple[int | None, int | None]]):
+class RowRange(click.ParamType[tuple[int | None, int | None]]):
+    """Rows as A:B, with either end left out."""
+
     name = "A:B"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Both numbers, None where one is left out."""
         first, colon, last = value.partition(":")
         if not colon or not all(part == "" or part.isdecimal() for part in (first, last)):
             self.fail(f"'{value}' is no range such as 0:1000, 500: or :500", param, ctx)
@@ -33,7 +36,7 @@ class _Range(click.ParamType[tuple[int | None, int | None]]):
 
 @click.command()
 @click.argument("path", metavar="STORE", type=click.Path(path_type=Path))
-@click.option("--rows", type=_Range(), help="Rows A to B - 1, such as 0:1000 or 500:.")
+@click.option("--rows", type=RowRange(), help="Rows A to B - 1, such as 0:1000 or 500:.")
 @data_option("Beton, or folder of images: its rows, in its order, found by hash.")
 @click.option("--class", "classes", multiple=True, help="Rows of this class; may be repeated.")
 @click.option(

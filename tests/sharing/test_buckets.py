@@ -5,8 +5,8 @@ import sys
 import fsspec
 import pytest
 import requests
-from conftest import contents
 from running import free_port, running
+from shared_store import contents
 
 from pipeline.errors import MachineError, MissingError, StoreError, TransferError
 from pipeline.sharing.bucket import BucketSource, open_filesystem

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import contents
 from faulty_server import stall
+from shared_store import contents
 
 from pipeline.errors import LocationError, TransferError
 from pipeline.labels import SoftLabels

@@ -4,8 +4,8 @@ import json
 import resource
 
 import pytest
-from conftest import contents
 from faulty_server import FaultyServer
+from shared_store import contents
 
 from pipeline.errors import LocationError, StoreError
 from pipeline.sharing.location import parse_location

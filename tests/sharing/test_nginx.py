@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import contents, make_store
 from running import free_port, running
+from shared_store import contents, make_store
 
 from pipeline.errors import MissingError, TransferError
 from pipeline.sharing.location import parse_location

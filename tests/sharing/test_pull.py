@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from conftest import contents, make_store
 from faulty_server import (
     FaultyServer,
     drip,
@@ -15,6 +14,7 @@ from faulty_server import (
     stall,
     status,
 )
+from shared_store import contents, make_store
 
 from pipeline.errors import MissingError, StoreError, TransferError
 from pipeline.labels.verify import verify_store

@@ -119,6 +119,19 @@ def test_verify_and_info_take_a_url(ltd_pipe, serve):
     assert Quiet.asked.count("/labels/c/0") == 1
 
 
+def test_rows_and_arrays_make_a_part(ltd_pipe, serve, tmp_path):
+    """The store that `store subset` makes; and it needs a folder of its own."""
+    url, words = serve(GOLDEN), ["--rows", "1:3", "--arrays", "soft_labels"]
+    outcome = ltd_pipe("store", "pull", url, *words, "--out", tmp_path / "a.zarr", "--json")
+    assert outcome.code == 0, outcome.err
+    cut = ltd_pipe("store", "subset", GOLDEN, *words, "--out", tmp_path / "b.zarr")
+    assert cut.code == 0, cut.err
+    found = json.loads(outcome.out)
+    assert found["num_samples"] == 2
+    assert found["identity"] == SoftLabels.open(tmp_path / "b.zarr").identity
+    assert ltd_pipe("store", "pull", url, *words).code == 2
+
+
 @pytest.fixture
 def short_training(project):
     """One epoch is enough here."""

@@ -1,0 +1,116 @@
+"""A part of a store is the part that would be cut out of the whole, and no more is fetched."""
+
+import shutil
+
+import numpy as np
+import pytest
+from faulty_server import FaultyServer, flipped, replaced, status
+from shared_store import contents, make_store
+
+from pipeline.combine.source import ProvenStore
+from pipeline.combine.subset import subset_store
+from pipeline.errors import MissingError, ParamsError, StoreError
+from pipeline.labels import SoftLabels
+from pipeline.labels.verify import verify_store
+from pipeline.sharing.excerpt import pull_excerpt
+from pipeline.sharing.location import parse_location
+from pipeline.sharing.remote import RemoteStore
+
+
+def pull(url, target, patience, rows=(None, None), arrays=None, **settings):
+    """Fetch a part."""
+    with RemoteStore(parse_location(url), patience, 4) as remote:
+        pull_excerpt(remote, target, rows, arrays, **settings)
+    return target
+
+
+PARTS = {
+    "one chunk": ((100, 200), None, {1}),
+    "across chunks": ((150, 320), None, {1, 2, 3}),
+    "to the end": ((599, None), ["soft_labels"], {5}),
+    "one row": ((0, 1), ["soft_labels", "logits"], {0}),
+    "one array": ((None, None), ["soft_labels"], set(range(6))),
+    "all": ((None, None), None, set(range(6))),
+}
+
+
+@pytest.mark.parametrize(("rows", "arrays", "chunks"), PARTS.values(), ids=PARTS.keys())
+def test_it_is_the_subset_of_the_whole(server, published, tmp_path, patience, rows, arrays, chunks):
+    """The same bytes, the same identity; and only its chunks were asked for."""
+    target = pull(server.url, tmp_path / "part.zarr", patience, rows, arrays)
+    index = np.arange(600)[slice(*rows)]
+    subset_store(ProvenStore(published), tmp_path / "cut.zarr", index, arrays=arrays)
+    assert contents(target) == contents(tmp_path / "cut.zarr")
+    verify_store(target)
+    names = arrays or ["soft_labels", "logits"]
+    expected = {f"{name}/c/{chunk}/0" for name in names for chunk in chunks}
+    expected |= {f"{name}/c/{chunk}" for name in ("labels", "sample_hash") for chunk in range(6)}
+    assert {name for name, _ in server.log if "/c/" in name} == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.zarr", "part.zarr"]
+
+
+def test_it_says_what_it_was_cut_from(server, published, tmp_path, patience):
+    """By the identity of the whole."""
+    target = pull(server.url, tmp_path / "part.zarr", patience, (0, 10))
+    origin = SoftLabels.open(target).attributes.derived_from
+    assert origin.operation == "subset"
+    assert origin.sources == (SoftLabels.open(published).identity,)
+
+
+def test_of_a_sparse_store_too(tmp_path, patience):
+    """Indices and probabilities come together."""
+    made = make_store(tmp_path / "served", top_k=3)
+    with FaultyServer(made) as server:
+        target = pull(server.url, tmp_path / "part.zarr", patience, (250, 350))
+    index = np.arange(250, 350)
+    whole, part = SoftLabels.open(made), SoftLabels.open(target)
+    np.testing.assert_array_equal(part.gather(np.arange(100)), whole.gather(index))
+    verify_store(target)
+
+
+REFUSED = {
+    "no such rows": (((500, 601), None), ParamsError, "expected A:B with 0 <= A < B <= 600"),
+    "no rows": (((5, 5), None), ParamsError, "is out of range"),
+    "no such array": (((0, 9), ["scores"]), StoreError, "has no array 'scores'"),
+    "no labels": (((0, 9), ["logits"]), ParamsError, "a store is nothing without its soft labels"),
+}
+
+
+@pytest.mark.parametrize(("part", "error", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_cannot_be_cut_out_is_refused(server, tmp_path, patience, part, error, message):
+    """Before a chunk of soft labels comes."""
+    with pytest.raises(error, match=message):
+        pull(server.url, tmp_path / "part.zarr", patience, *part)
+    assert not any("soft_labels/c" in name for name, _ in server.log)
+    assert not (tmp_path / "part.zarr").exists()
+
+
+@pytest.mark.parametrize("name", ["soft_labels/c/1/0", "labels/c/0", "sample_hash/c/5"])
+def test_a_tampered_chunk_is_refused_by_the_first_manifest(server, tmp_path, patience, name):
+    """No row of it is used, whatever the new manifest would say."""
+    server.faults[name] = [replaced(flipped)] * 3
+    with pytest.raises(StoreError, match=f"{name}: is not the file that its manifest lists"):
+        pull(server.url, tmp_path / "part.zarr", patience, (100, 200))
+    assert not (tmp_path / "part.zarr").exists()
+
+
+def test_an_interrupted_one_goes_on(server, tmp_path, patience):
+    """What is whole is kept."""
+    server.faults["logits/c/3/0"] = [status(404)]
+    with pytest.raises(MissingError):
+        pull(server.url, tmp_path / "part.zarr", patience, (100, 400))
+    server.log.clear()
+    target = pull(server.url, tmp_path / "part.zarr", patience, (100, 400))
+    assert SoftLabels.open(target).num_samples == 300
+    assert not any("labels/c/0" in name for name, _ in server.log)
+
+
+def test_nothing_is_replaced_unless_it_may_be(server, published, tmp_path, patience):
+    """As with every command."""
+    target = tmp_path / "part.zarr"
+    shutil.copytree(published, target)
+    with pytest.raises(OSError, match="exists already"):
+        pull(server.url, target, patience, (0, 10))
+    assert contents(target) == contents(published)
+    pull(server.url, target, patience, (0, 10), replace=True)
+    assert SoftLabels.open(target).num_samples == 10
