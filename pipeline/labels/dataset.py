@@ -65,9 +65,14 @@ class SoftLabelDataset(Dataset[tuple[Any, Any, torch.Tensor]]):
     temperature : float, optional
         Take the softmax of the stored logits at this temperature instead of the stored soft
         labels; it is never applied on top of the store's own.
-    views : {"given"}, optional
-        Needed when the labels are of augmented views: the data set makes the views itself and
-        gives (image, label, view), so that the label is always that view's.
+    views : {"replay", "given"}, optional
+        Needed when the labels are of augmented views. "replay": make view epoch modulo V of
+        each image, as for the teacher; the data set must give images as they are read, in the
+        size in which they were labelled, and `transform` comes after. "given": the data set
+        makes the views itself and gives (image, label, view), so that the label is always
+        that view's.
+    view : int, optional
+        Replay only this one.
     transform : callable, optional
         Of the image, last of all.
 
@@ -99,6 +104,7 @@ class SoftLabelDataset(Dataset[tuple[Any, Any, torch.Tensor]]):
         keys: tuple[str, str] = ("image", "label"),
         temperature: float | None = None,
         views: ViewSource | None = None,
+        view: int | None = None,
         transform: Callable[[Any], Any] | None = None,
     ) -> None:
         if order not in ("any", "same") or check not in ("first", "always"):
@@ -116,7 +122,13 @@ class SoftLabelDataset(Dataset[tuple[Any, Any, torch.Tensor]]):
         if temperature is not None:
             require_temperature(temperature)
             self.store.require_logits()
-        self._views = Views(self.store, views)
+        self._views = Views(self.store, views, view)
+        if views == "replay" and self._originals.transforms():
+            raise DataError(
+                self._name,
+                "has a transform, so that the views cannot be made as they were for the teacher",
+                remedy="Pass it as transform= to SoftLabelDataset: it then comes after.",
+            )
         self._rows = SampleRows(self.store, self._count)
         self._identity = self.store.identity
 
@@ -139,17 +151,23 @@ class SoftLabelDataset(Dataset[tuple[Any, Any, torch.Tensor]]):
     def __getitems__(self, samples: Sequence[int]) -> list[tuple[Any, Any, torch.Tensor]]:
         """Several samples at once, as a DataLoader asks for them."""
         places = [self._place(sample) for sample in samples]
+        current = self._views.current
         parts = [
-            self._parts(item, place)
+            self._parts(item, place, current)
             for place, item in zip(places, self._items(places), strict=True)
         ]
         rows = [self._row(place, label) for place, (_, label, _) in zip(places, parts, strict=True)]
         soft = self._soft_labels(np.array(rows, np.int64), [view for _, _, view in parts])
         images = [
-            image if self.transform is None else self.transform(image) for image, _, _ in parts
+            self._finish(image, place, row, view)
+            for place, row, (image, _, view) in zip(places, rows, parts, strict=True)
         ]
         labels = [label for _, label, _ in parts]
         return list(zip(images, labels, soft.unbind(), strict=True))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch begins, before the loader is iterated: it chooses the view."""
+        self._views.set_epoch(epoch)
 
     def _place(self, sample: int) -> int:
         place = operator.index(sample)
@@ -165,13 +183,13 @@ class SoftLabelDataset(Dataset[tuple[Any, Any, torch.Tensor]]):
             raise DataError(self._name, "samples", expected=len(places), found=len(items))
         return items
 
-    def _parts(self, item: Any, place: int) -> tuple[Any, Any, int]:
+    def _parts(self, item: Any, place: int, view: int) -> tuple[Any, Any, int]:
         given = self._views.source == "given"
         if isinstance(item, Mapping) and all(key in item for key in self._keys) and not given:
             image, label = (item[key] for key in self._keys)
-            return image, label, 0
+            return image, label, view
         if isinstance(item, tuple | list) and len(item) == (3 if given else 2):
-            return item[0], item[1], operator.index(item[2]) if given else 0
+            return item[0], item[1], operator.index(item[2]) if given else view
         what = sorted(map(str, item)) if isinstance(item, Mapping) else type(item).__name__
         if isinstance(item, tuple | list):
             what = f"{len(item)} things"
@@ -239,6 +257,11 @@ class SoftLabelDataset(Dataset[tuple[Any, Any, torch.Tensor]]):
         soft = to_float32(self.store.gather(rows, view=view))
         soft /= soft.sum(axis=1, keepdims=True)
         return soft
+
+    def _finish(self, image: Any, place: int, row: int, view: int) -> Any:
+        if self._views.source == "replay":
+            image = self._views.replay(image, row, view, self._originals.where(place))
+        return image if self.transform is None else self.transform(image)
 
     def _require_classes(self, class_names: Sequence[str] | None) -> None:
         lists = self._originals.class_names() if class_names is None else [tuple(class_names)]

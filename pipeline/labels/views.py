@@ -1,30 +1,38 @@
-"""Which augmented view of an image a soft label belongs to."""
+"""Which augmented view of an image a soft label belongs to, and making that view again."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.errors import StoreError
+import numpy as np
+import torch
+
+from pipeline.errors import DataError, StoreError
+from pipeline.images.augment import augment
+from pipeline.images.augmentation import Augmentation
 
 if TYPE_CHECKING:
     from pipeline.labels.read import SoftLabels
 
 __all__ = ["ViewSource", "Views"]
 
-ViewSource = Literal["given"]
+ViewSource = Literal["replay", "given"]
 
 
 class Views:
     """The views of a store's labels, as one data set uses them.
 
-    A label of an augmented view is not one of the plain image, nor of another view. So whoever
-    gives the image has to say which view it is ("given").
+    A label of an augmented view is not one of the plain image, nor of another view. So what is
+    to be done must be said: the views are made here, as when the labels were made
+    ("replay"), or whoever gives the image says which view it is ("given").
 
     Parameters
     ----------
     store : SoftLabels
-    source : {"given"}, optional
+    source : {"replay", "given"}, optional
         Needed when the labels are of augmented views, and refused when they are not.
+    fixed : int, optional
+        Replay this view only, not epoch modulo V.
 
     Raises
     ------
@@ -32,10 +40,12 @@ class Views:
         When the store's labels are of other images than will be given.
     """
 
-    def __init__(self, store: SoftLabels, source: ViewSource | None = None) -> None:
+    def __init__(
+        self, store: SoftLabels, source: ViewSource | None = None, fixed: int | None = None
+    ) -> None:
         facts = store.attributes.views
-        if source not in (None, "given"):
-            raise ValueError(f"views: expected 'given', found {source!r}")
+        if source not in (None, "replay", "given"):
+            raise ValueError(f"views: expected 'replay' or 'given', found {source!r}")
         if facts.augmentation is None and source is not None:
             raise StoreError(
                 store.path, "its labels are of the images as they are", remedy="Omit views=."
@@ -45,6 +55,79 @@ class Views:
                 store.path,
                 f"its labels are of augmented views ({facts.augmentation}, {facts.count} of each "
                 "image), not of the images as they are",
-                remedy="Pass views='given' when the data set gives (image, label, view).",
+                remedy="Pass views='replay' to have them made again from untransformed images, "
+                "or views='given' when the data set gives (image, label, view).",
             )
-        self.source = source
+        if fixed is not None:
+            if source == "given":
+                raise ValueError("view: with views='given', the data set says it")
+            store.require_view(fixed)
+        self.source, self.count = source, facts.count
+        self._text, self._seed, self._fixed = facts.augmentation, facts.seed, fixed
+        # Seen by workers that live on into the next epoch.
+        self._epoch = _shared(torch.zeros((), dtype=torch.int64))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._epoch = _shared(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch begins."""
+        self._epoch.fill_(epoch)
+
+    @property
+    def current(self) -> int:
+        """The view of this epoch."""
+        return int(self._epoch) % self.count if self._fixed is None else self._fixed
+
+    def replay(self, image: Any, row: int, view: int, where: str) -> torch.Tensor:
+        """Make a view again, to the same bits.
+
+        Parameters
+        ----------
+        image : PIL image, or Tensor of shape (C, H, W), dtype uint8
+            In the size in which it was labelled.
+        row : int
+            The sample's row in the store: its number when it was labelled.
+        view : int
+        where : str
+            For errors.
+
+        Returns
+        -------
+        Tensor of shape (C, H, W), dtype uint8
+
+        Raises
+        ------
+        DataError
+            When the image is no longer what was read from its file.
+        """
+        assert self._text is not None  # noqa: S101
+        assert self._seed is not None  # noqa: S101
+        images = _pixels(image, where)[None]
+        index = torch.tensor([row])
+        made = augment(images, index, Augmentation.parse(self._text), seed=self._seed, epoch=view)
+        return made[0]
+
+
+def _pixels(image: Any, where: str) -> torch.Tensor:
+    if isinstance(image, torch.Tensor):
+        pixels = image
+    else:
+        array = np.array(image)
+        array = array[:, :, None] if array.ndim == 2 else array
+        pixels = torch.from_numpy(array).movedim(-1, 0) if array.ndim == 3 else torch.empty(0)
+    if pixels.dtype != torch.uint8 or pixels.ndim != 3:
+        raise DataError(
+            where,
+            "cannot be augmented as it was for the teacher",
+            expected="a PIL image, or a uint8 tensor (C, H, W)",
+            found=f"{type(image).__name__} {getattr(image, 'dtype', '')}".strip(),
+            remedy="Transform it later: pass transform= to SoftLabelDataset.",
+        )
+    return pixels
+
+
+def _shared(number: torch.Tensor) -> torch.Tensor:
+    shared: torch.Tensor = number.share_memory_()  # type: ignore[no-untyped-call]
+    return shared

@@ -1,14 +1,18 @@
 """A label of one view of an image never comes with another view."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from made_photos import make_photos
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.datasets import ImageFolder
 
 from pipeline.errors import DataError, StoreError
+from pipeline.images.augment import augment
+from pipeline.images.augmentation import Augmentation
 from pipeline.labels import SoftLabelDataset, SoftLabels
 from pipeline.labels.format import ViewFacts
 from pipeline.labels.softmax import soften
@@ -35,8 +39,6 @@ class OwnViews(Dataset):
         return (*self.folder[i], self.views[i])
 
     def path(self, i):
-        from pathlib import Path
-
         return Path(self.folder.samples[i][0])
 
 
@@ -101,3 +103,103 @@ def test_a_given_view_must_be_named(photos):
     data = SoftLabelDataset(folder, photos.store(), views="given")
     with pytest.raises(DataError, match=r"expected \(image, label, view\), found 2 things"):
         data[0]
+
+
+def view_of(photos, row, view):
+    """What the teacher saw: the picture of this row, cropped as the store says."""
+    pixels = ImageFolder(photos.folder).loader(photos.paths[row])
+    image = torch.from_numpy(np.array(pixels)).movedim(-1, 0)[None]
+    return augment(image, torch.tensor([row]), Augmentation(crop_padding=1), seed=5, epoch=view)[0]
+
+
+def require_view(photos, data, view, order=range(12)):
+    """Each image is that view of its picture, and its soft label that of the same view."""
+    folder = ImageFolder(photos.folder)
+    for i, (image, label, soft) in zip(order, data, strict=True):
+        row = photos.paths.index(Path(folder.samples[i][0]))
+        assert label == folder.samples[i][1]
+        assert torch.equal(image, view_of(photos, row, view))
+        np.testing.assert_allclose(soft, soften(photos.answers.logits[row, view], 2.0), atol=1e-3)
+
+
+@pytest.mark.parametrize(("epoch", "view"), [(0, 0), (1, 1), (5, 2)])
+def test_replayed_views_are_the_teachers(photos, epoch, view):
+    """View epoch modulo V, to the bit, whatever place the picture now has."""
+    order = [7, 0, 11, 4]
+    data = SoftLabelDataset(
+        Subset(ImageFolder(photos.folder), order), photos.store(), views="replay"
+    )
+    data.set_epoch(epoch)
+    require_view(photos, data, view, order)
+
+
+def test_one_view_may_be_fixed(photos):
+    """Then the epoch does not matter."""
+    data = SoftLabelDataset(ImageFolder(photos.folder), photos.store(), views="replay", view=1)
+    data.set_epoch(2)
+    require_view(photos, data, 1)
+    with pytest.raises(StoreError, match="no such view: expected 0 to 2, found 3"):
+        SoftLabelDataset(ImageFolder(photos.folder), photos.store(), views="replay", view=3)
+    with pytest.raises(ValueError, match="the data set says it"):
+        SoftLabelDataset(ImageFolder(photos.folder), photos.store(), views="given", view=0)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_that_live_on_hear_of_the_next_epoch(photos, method):
+    """Their copy of the data set takes the epoch from shared memory."""
+    data = SoftLabelDataset(ImageFolder(photos.folder), photos.store(), views="replay")
+    loader = DataLoader(
+        data,
+        batch_size=None,
+        num_workers=1,
+        persistent_workers=True,
+        multiprocessing_context=method,
+    )
+    for epoch in (0, 1):
+        data.set_epoch(epoch)
+        require_view(photos, loader, epoch)
+
+
+def test_what_was_transformed_before_is_not_replayed(photos):
+    """A crop of a resized image is another crop; what comes after is free."""
+    with pytest.raises(DataError, match="Subset: has a transform, .* Pass it as transform="):
+        SoftLabelDataset(
+            Subset(ImageFolder(photos.folder, lambda image: image), [0]),
+            photos.store(),
+            views="replay",
+        )
+    data = SoftLabelDataset(
+        ImageFolder(photos.folder), photos.store(), views="replay", transform=lambda x: x / 255
+    )
+    row = photos.paths.index(Path(data.dataset.samples[2][0]))
+    assert torch.equal(data[2][0], view_of(photos, row, 0) / 255)
+
+
+IMAGES = {
+    "floats": (torch.zeros(3, 12, 10), "found Tensor torch.float32"),
+    "a batch": (torch.zeros(1, 3, 12, 10, dtype=torch.uint8), "found Tensor torch.uint8"),
+    "a text": ("photo.png", "found str"),
+}
+
+
+@pytest.mark.parametrize(("image", "found"), IMAGES.values(), ids=IMAGES.keys())
+def test_only_pixels_are_replayed(photos, image, found):
+    """As they were read: any other image went through something already."""
+    data = SoftLabelDataset(
+        [(image, 0)], photos.store(), views="replay", hash_of=lambda _: photos.paths[0]
+    )
+    with pytest.raises(
+        DataError, match=f"cannot be augmented as it was for the teacher: .*{found}"
+    ):
+        data[0]
+
+
+def test_grey_pictures_have_one_channel(photos):
+    """PIL gives them without one."""
+    from PIL import Image
+
+    grey = Image.fromarray(np.arange(120, dtype=np.uint8).reshape(12, 10))
+    data = SoftLabelDataset(
+        [(grey, 0)], photos.store(), views="replay", hash_of=lambda _: photos.paths[0]
+    )
+    assert data[0][0].shape == (1, 12, 10)
