@@ -198,6 +198,20 @@ class LabelParams(Section):
         description="store only each row's k largest probabilities, the rest of the mass spread "
         "evenly; null: all",
     )
+    views: int = Field(
+        1,
+        ge=1,
+        le=2**16,
+        description="augmented views of each image that are labelled; training then replays them",
+    )
+    augmentation: str = Field(
+        "none",
+        description="what makes the views, such as crop:4,flip or resized-crop:0.25-1,flip, and "
+        "has to be that of train; none: the image as it is",
+    )
+    seed: int | None = Field(
+        None, ge=0, lt=2**31, description="of the augmentation; null: the run's"
+    )
     batch_size: int = Field(256, ge=1, description="images per teacher call")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "float32", description="of the teacher's forward pass"
@@ -222,6 +236,16 @@ class LabelParams(Section):
             self.target_top_probability()
         elif not self.temperature > 0:
             raise ValueError(f"temperature must be above 0, found {self.temperature}")
+        return self
+
+    @model_validator(mode="after")
+    def _views_differ(self) -> LabelParams:
+        augmentation = Augmentation.parse(self.augmentation)
+        if self.views > 1 and augmentation.is_none:
+            raise ValueError(
+                f"{self.views} views without an augmentation would all be the same: set "
+                "augmentation, such as crop:4,flip"
+            )
         return self
 
     def target_top_probability(self) -> float | None:

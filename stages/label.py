@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.images.manifest import ImageFacts
-    from pipeline.labels.format import TeacherFacts
+    from pipeline.labels.format import TeacherFacts, ViewFacts
     from pipeline.labels.labelling import Stream
     from pipeline.labels.write import StoreWriter
     from pipeline.models.classifier import Classifier
@@ -101,6 +101,7 @@ def label(
       ltd-pipe label --teacher teacher.safetensors --data train.beton --temperature auto:0.9
       ltd-pipe label --teacher resnet.pt --arch torchvision:resnet18 --data photos/train
       ltd-pipe label --teacher teacher.safetensors --data train.beton --top-k 50
+      ltd-pipe label --teacher teacher.safetensors --views 8 --augmentation crop:4,flip
     """
     from pipeline.device import choose_device, deterministic
     from pipeline.labels.write import require_replaceable
@@ -114,8 +115,9 @@ def label(
         facts, stream = _open_images(data, teachers[0], foreign, device, skip_bad=skip_bad)
         models = [_load(path, facts, foreign).to(device) for path in teachers]
         known = [_teacher_facts(path, model) for path, model in zip(teachers, models, strict=True)]
-        work = _fixed(params.label, models, stream, facts.num_samples)
-        writer = _writer(out, facts, known, work, device)
+        views = _views(params)
+        work = _fixed(params.label, models, stream, facts.num_samples, views)
+        writer = _writer(out, facts, known, views, work, device)
         _answer(models, stream, writer, work)
         summary = _publish(writer, out, work, force=force)
     _show(summary, as_json=as_json)
@@ -180,12 +182,27 @@ def _load(path: Path, facts: ImageFacts, foreign: _Foreign) -> Classifier:
     return model
 
 
+def _views(params: Params) -> ViewFacts:
+    from pipeline.labels.format import ViewFacts
+
+    section = params.label
+    if section.augmentation == "none":
+        return ViewFacts()  # no random number is drawn: the seed would tell equal stores apart
+    seed = params.seed if section.seed is None else section.seed
+    return ViewFacts(count=section.views, seed=seed, augmentation=section.augmentation)
+
+
 def _fixed(
-    params: LabelParams, models: list[Classifier], stream: Stream, num_samples: int
+    params: LabelParams,
+    models: list[Classifier],
+    stream: Stream,
+    num_samples: int,
+    views: ViewFacts,
 ) -> LabelParams:
     """With the temperature as a number, where it has to be known before the labels."""
     from pipeline.device import choose_precision
     from pipeline.labels.labelling import temperature_of_sample
+    from pipeline.labels.replay import Replay
 
     target = params.target_top_probability()
     if params.top_k is None or target is None:
@@ -195,6 +212,7 @@ def _fixed(
         stream,
         num_samples,
         target,
+        replay=Replay.of(views, "label.augmentation"),
         batch_size=params.batch_size,
         precision=choose_precision(params.precision, models[0], params.batch_size),
     )
@@ -220,6 +238,7 @@ def _writer(
     out: Path,
     facts: ImageFacts,
     teachers: list[TeacherFacts],
+    views: ViewFacts,
     params: LabelParams,
     device: torch.device,
 ) -> StoreWriter:
@@ -234,6 +253,7 @@ def _writer(
         class_names=facts.class_names,
         dataset=DatasetFacts(name=facts.dataset, split=facts.split, fingerprint=facts.fingerprint),
         teachers=tuple(teachers),
+        views=views,
         software=provenance.software(),
         licence=params.licence,
         citation=params.citation,
@@ -294,6 +314,7 @@ def _publish(writer: StoreWriter, out: Path, params: LabelParams, *, force: bool
         "store": str(out),
         "identity": identity,
         "num_samples": store.num_samples,
+        "num_views": store.num_views,
         "num_classes": store.num_classes,
         "temperature": temperature,
         "top_k": store.top_k,
@@ -306,8 +327,9 @@ def _show(summary: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(summary, indent=2))
         return
+    views = f" × {summary['num_views']} views" if summary["num_views"] > 1 else ""
     click.echo(
-        f"{summary['store']}: {summary['num_samples']:,} soft labels over "
+        f"{summary['store']}: {summary['num_samples']:,}{views} soft labels over "
         f"{summary['num_classes']:,} classes, identity {summary['identity'][:12]}"
     )
     click.echo(f"  temperature           {summary['temperature']:.6g}")

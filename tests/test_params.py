@@ -41,6 +41,9 @@ ACCEPTED = [
     ("label.temperature", "0.5"),
     ("train.crop_scale", "[1/4, 1]"),
     ("train.crop_scale", "null"),
+    ("label.augmentation", "crop:4,flip"),
+    ("label.augmentation", "none"),
+    ("label.seed", "7"),
 ]
 
 
@@ -64,6 +67,12 @@ REFUSED = [
     ("label.temperature", ".nan", "label.temperature"),
     ("label.temperature", "auto:1.5", r"auto:P with P in \(0, 1\), found 'auto:1.5'"),
     ("label.temperature", "warm", r"auto:P with P in \(0, 1\), found 'warm'"),
+    ("label.views", "0", "label.views: input should be greater than or equal to 1"),
+    ("label.views", "3", "label: 3 views without an augmentation would all be the same"),
+    ("label.augmentation", "crop", "label: expected 'none', 'crop:PIXELS' or .* found 'crop'"),
+    ("label.augmentation", "null", "label.augmentation: input should be a valid string"),
+    ("label.augmentation", "crop:04", "label: 'crop:04' is written 'crop:4'"),
+    ("label.seed", "-1", "label.seed: input should be greater"),
     ("train.temperature", "0", "train.temperature: input should be greater than 0"),
     ("train.crop_scale", "[0, 1]", "train: crop_scale: expected shares of the area"),
     ("train.crop_scale", "[0.5]", "train.crop_scale"),

@@ -10,6 +10,7 @@ import torch
 from pipeline.device import autocast
 from pipeline.images.pixels import to_unit
 from pipeline.labels.format import row_bytes, rows_per_chunk
+from pipeline.labels.replay import Replay
 from pipeline.labels.softmax import solve_temperature
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.labels.write import StoreWriter
     from pipeline.models.classifier import Classifier
 
-__all__ = ["aligned_rows", "label_images", "temperature_of_sample"]
+__all__ = ["aligned_rows", "answers", "label_images", "temperature_of_sample"]
 
 # The mean top probability of so many images is that of all within a percent or so.
 _SAMPLE = 4096
@@ -55,7 +56,7 @@ def label_images(
     precision: Precision,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Append the logits of all images that the writer does not have yet.
+    """Append the logits of all images, in all views, that the writer does not have yet.
 
     The logits are the networks' own, before any temperature of the model itself: the label's
     temperature is applied once, when the store is published.
@@ -74,19 +75,49 @@ def label_images(
     progress : callable, optional
         Called with the number of images just labelled.
     """
+    replay = Replay.of(writer.facts.views, "views")
     order = np.arange(writer.facts.num_samples)
     for batch in stream.batches(order, batch_size, start=writer.rows_done // batch_size):
-        logits = _answers(teachers, batch, precision).cpu().numpy()
+        logits = answers(teachers, batch, replay, precision).cpu().numpy()
         writer.append(logits, batch.labels.cpu().numpy(), batch.sample_hash)
         if progress:
             progress(len(batch.labels))
 
 
-def _answers(teachers: Sequence[Classifier], batch: Batch, precision: Precision) -> torch.Tensor:
-    images = to_unit(batch.images)
-    with autocast(images.device, precision):
-        answers = [teacher.raw_logits(images) for teacher in teachers]
-    return torch.stack(answers).float()
+@torch.no_grad()
+def answers(
+    teachers: Sequence[Classifier], batch: Batch, replay: Replay, precision: Precision
+) -> torch.Tensor:
+    """The teachers' logits for each view of some images.
+
+    Parameters
+    ----------
+    teachers, precision
+        As in `label_images`.
+    batch : Batch
+        Of n images.
+    replay : Replay
+        Of the store.
+
+    Returns
+    -------
+    Tensor of shape (M, n, K), or (M, n, V, K) of several views, dtype float32
+        On the images' device.
+    """
+    views = [
+        _logits(teachers, replay.images(batch.images, batch.index, view), precision)
+        for view in range(replay.count)
+    ]
+    return views[0] if len(views) == 1 else torch.stack(views, dim=2)
+
+
+def _logits(
+    teachers: Sequence[Classifier], images: torch.Tensor, precision: Precision
+) -> torch.Tensor:
+    shown = to_unit(images)
+    with autocast(shown.device, precision):
+        logits = [teacher.raw_logits(shown) for teacher in teachers]
+    return torch.stack(logits).float()
 
 
 @torch.no_grad()
@@ -96,6 +127,7 @@ def temperature_of_sample(
     num_samples: int,
     target_top_probability: float,
     *,
+    replay: Replay,
     batch_size: int,
     precision: Precision,
 ) -> float:
@@ -111,10 +143,14 @@ def temperature_of_sample(
         N; at most 4,096 of them are asked about.
     target_top_probability : float
         See `pipeline.labels.softmax.solve_temperature`.
+    replay : Replay
+        The views that will be labelled.
     """
     order = np.unique(np.linspace(0, num_samples - 1, min(num_samples, _SAMPLE)).astype(np.int64))
-    answers = [
-        _answers(teachers, batch, precision).to(torch.float16).cpu()
+    logits = [
+        answers(teachers, batch, replay, precision).to(torch.float16).cpu()
         for batch in stream.batches(order, batch_size)
     ]
-    return solve_temperature(torch.cat(answers, dim=1).numpy(), target_top_probability)
+    # The views of a sample are so many rows.
+    rows = torch.cat(logits, dim=1).flatten(1, -2)
+    return solve_temperature(rows.numpy(), target_top_probability)

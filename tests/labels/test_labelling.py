@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.errors import StoreError
+from pipeline.images.augment import augment
+from pipeline.images.augmentation import Augmentation
 from pipeline.images.stream import ImageStream
 from pipeline.labels import SoftLabels
-from pipeline.labels.format import DatasetFacts, StoreFacts, TeacherFacts
-from pipeline.labels.labelling import aligned_rows, label_images
+from pipeline.labels.format import DatasetFacts, StoreFacts, TeacherFacts, ViewFacts
+from pipeline.labels.labelling import aligned_rows, label_images, temperature_of_sample
+from pipeline.labels.replay import Replay
 from pipeline.labels.write import StoreWriter
 from pipeline.models.classifier import Classifier
 from pipeline.models.registry import build
@@ -30,20 +34,25 @@ def teacher(train_beton):
     ).eval()
 
 
-def writer(beton, state, rows=2 * BATCH):
+PLAIN = ViewFacts()
+THREE = ViewFacts(count=3, seed=7, augmentation="crop:1,flip")
+
+
+def writer(beton, state, rows=2 * BATCH, views=PLAIN, teachers=1):
     manifest = beton.manifest
     facts = StoreFacts(
         num_samples=240,
         num_classes=10,
         class_names=manifest.class_names,
         dataset=DatasetFacts(name="digits", split="train", fingerprint=manifest.fingerprint),
-        teachers=(TeacherFacts(sha256="0" * 64, architecture="small-cnn-w8"),),
+        teachers=(TeacherFacts(sha256="0" * 64, architecture="small-cnn-w8"),) * teachers,
+        views=views,
     )
-    return StoreWriter(state, facts, keep_logits=True, rows=rows)
+    return StoreWriter(state, facts, keep_logits=teachers == 1, rows=rows)
 
 
-def run(beton, teacher, state, progress=None):
-    draft = writer(beton, state)
+def run(beton, teacher, state, progress=None, views=PLAIN):
+    draft = writer(beton, state, views=views)
     stream = ImageStream(beton, CPU)
     label_images([teacher], stream, draft, batch_size=BATCH, precision="float32", progress=progress)
     return draft
@@ -70,8 +79,66 @@ def test_the_answers_are_the_networks_own_logits(train_beton, teacher, tmp_path)
     np.testing.assert_allclose(store.gather(np.arange(240)), soft, atol=2e-3)
 
 
+def shown(beton, view, views=THREE):
+    """The pixels of one view, by the function that training augments with."""
+    (batch,) = ImageStream(beton, CPU).batches(np.arange(240), 240)
+    augmentation = Augmentation.parse(views.augmentation)
+    images = augment(batch.images, batch.index, augmentation, seed=views.seed, epoch=view)
+    return images.float() / 255
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_each_view_is_answered_as_training_will_see_it(train_beton, teacher, tmp_path, count):
+    """View v is the image augmented with the view in the epoch's place; one may be enough."""
+    views = THREE.model_copy(update={"count": count})
+    run(train_beton, teacher, tmp_path / "state", views=views).publish(tmp_path / "s.zarr", 2.0)
+    store = SoftLabels.open(tmp_path / "s.zarr")
+    assert store.attributes.views == views
+    for view in range(count):
+        with torch.no_grad():
+            logits = teacher.raw_logits(shown(train_beton, view))
+        stored = store.gather_logits(np.arange(240), view=view)
+        np.testing.assert_allclose(stored, logits, atol=2e-3)
+        soft = store.gather(np.arange(240), view=view)
+        np.testing.assert_allclose(soft, (logits / 2.0).softmax(dim=1), atol=2e-3)
+
+
+def test_several_teachers_answer_the_same_views(train_beton, teacher, tmp_path):
+    """Teachers stand before the views: twice the same one gives its own labels."""
+    draft = writer(train_beton, tmp_path / "two", views=THREE, teachers=2)
+    stream = ImageStream(train_beton, CPU)
+    label_images([teacher, teacher], stream, draft, batch_size=BATCH, precision="float32")
+    draft.publish(tmp_path / "two.zarr", 2.0)
+    run(train_beton, teacher, tmp_path / "one", views=THREE).publish(tmp_path / "one.zarr", 2.0)
+    one, two = (
+        SoftLabels.open(tmp_path / f"{n}.zarr").gather(np.arange(240)) for n in ["one", "two"]
+    )
+    np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("views", [PLAIN, THREE], ids=["plain", "views"])
+def test_a_temperature_of_a_sample_is_that_of_all(train_beton, teacher, tmp_path, views):
+    """All 240 images fit the sample, so the two solutions are one; views count as rows."""
+    replay = Replay.of(views, "views")
+    stream = ImageStream(train_beton, CPU)
+    asked = {"replay": replay, "batch_size": BATCH, "precision": "float32"}
+    before = temperature_of_sample([teacher], stream, 240, 0.5, **asked)
+    after = run(train_beton, teacher, tmp_path / "state", views=views).solve_temperature(0.5)
+    assert before == pytest.approx(after, rel=1e-4)
+
+
+def test_an_augmentation_of_others_is_refused(train_beton, teacher, tmp_path):
+    """A store may name one that is not ours; making its labels is another matter."""
+    views = THREE.model_copy(update={"augmentation": "rotate:15"})
+    with pytest.raises(StoreError, match=r"views: expected 'none'.*found 'rotate:15'"):
+        run(train_beton, teacher, tmp_path / "state", views=views)
+
+
+@pytest.mark.parametrize("views", [PLAIN, THREE], ids=["plain", "views"])
 @pytest.mark.parametrize("batches", [1, 2, 5, 14])
-def test_an_interrupted_labelling_ends_with_the_same_bytes(train_beton, teacher, tmp_path, batches):
+def test_an_interrupted_labelling_ends_with_the_same_bytes(
+    train_beton, teacher, tmp_path, batches, views
+):
     """Stopped after some batches, continued by another writer: the same store."""
 
     class Stop:
@@ -82,8 +149,9 @@ def test_an_interrupted_labelling_ends_with_the_same_bytes(train_beton, teacher,
             if self.count == batches:
                 raise KeyboardInterrupt
 
-    whole = run(train_beton, teacher, tmp_path / "whole").publish(tmp_path / "whole.zarr", 2.0)
+    whole = run(train_beton, teacher, tmp_path / "whole", views=views)
+    identity = whole.publish(tmp_path / "whole.zarr", 2.0)
     with pytest.raises(KeyboardInterrupt):
-        run(train_beton, teacher, tmp_path / "state", Stop())
-    draft = run(train_beton, teacher, tmp_path / "state")
-    assert draft.publish(tmp_path / "again.zarr", 2.0) == whole
+        run(train_beton, teacher, tmp_path / "state", Stop(), views)
+    draft = run(train_beton, teacher, tmp_path / "state", views=views)
+    assert draft.publish(tmp_path / "again.zarr", 2.0) == identity
