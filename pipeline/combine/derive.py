@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.errors import StoreError
 from pipeline.images.fingerprint import fingerprint
 from pipeline.labels.build import build_store
 from pipeline.labels.format import StoreAttributes, row_bytes, rows_per_chunk
+from pipeline.labels.verify import verify_store
 from pipeline.labels.write import require_replaceable
 from pipeline.publish import exclusive, replace_tree, require_free
 
@@ -60,6 +62,7 @@ def derive_store(
     replace: bool = False,
     progress: Callable[[int], None] | None = None,
     finish: Callable[[], StoreAttributes] | None = None,
+    verify: bool = False,
 ) -> str:
     """Write a store in the memory of one chunk, and give it its name by one rename.
 
@@ -76,6 +79,8 @@ def derive_store(
         Called with the number of samples just written, N in all.
     finish : callable, optional
         Gives the attributes when all rows were written, where they are known only then.
+    verify : bool
+        Verify the store before it is published: for rows that come from no store.
 
     Returns
     -------
@@ -106,11 +111,25 @@ def derive_store(
                 {layout: chunks.source(layout) for layout in layouts},
                 progress,
             )
+            if verify:
+                _verify(beside, target)
             replace_tree(beside, target)
         finally:
             # Gone already when all went well; made again in minutes when not.
             shutil.rmtree(beside, ignore_errors=True)
     return identity
+
+
+def _verify(beside: Path, target: Path) -> None:
+    try:
+        verify_store(beside)
+    except StoreError as error:
+        raise StoreError(
+            target,
+            f"was not published: {error.what}",
+            expected=error.expected,
+            found=error.found,
+        ) from error
 
 
 class _Chunks:

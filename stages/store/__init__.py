@@ -20,6 +20,7 @@ __all__ = ["store"]
         "subset": "Cut some rows or arrays out of a store.",
         "merge": "Put parts of one data set together, or average several teachers' stores.",
         "retemper": "Soften a store's logits at another temperature, or keep the largest.",
+        "convert": "Make a store of labels in another format, or a table of a store.",
         "diff": "Say which samples of two stores differ, and by how much.",
     },
 )

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from made_answers import make_answers
+from published_labels import write_fkd, write_images
 
 
 @pytest.fixture
@@ -82,6 +83,10 @@ USAGE = {
     "weights that are none": (["merge", "a", "b", "--weights", "x"], "is not a list such as"),
     "nothing to change": (["retemper", "a"], "--temperature, --top-k or both are needed"),
     "no temperature": (["retemper", "a", "--temperature", "warm"], "neither a number nor auto:P"),
+    "both ways": (["convert", "a", "--to", "npz", "--from", "npz"], "one of --from and --to"),
+    "neither way": (["convert", "a"], "one of --from and --to is needed"),
+    "no images": (["convert", "a", "--from", "fkd"], "needs the images as a folder"),
+    "no crops": (["convert", "a", "--from", "npz", "--top-k", "3"], "has no meaning for a npz"),
     "no range": (["subset", "a", "--rows", "5"], "is no range such as 0:1000"),
     "rows and class": (["subset", "a", "--rows", "0:5", "--class", "x"], "exclude each other"),
 }
@@ -139,3 +144,58 @@ def test_only_labels_may_be_compared(ltd_pipe, store, answers, tmp_path):
     assert outcome.code == 1
     assert "in another order: 2 of 11 common samples" in outcome.out
     assert ltd_pipe("store", "diff", store, other, "--labels-only").code == 0
+
+
+@pytest.mark.parametrize("kind", ["npz", "parquet"])
+def test_a_store_goes_into_a_table_and_back(ltd_pipe, store, tmp_path, kind):
+    """The identity is the same."""
+    table, out = tmp_path / f"labels.{kind}", tmp_path / "again.zarr"
+    words = ("store", "convert", store, "--to", kind, "--out", table)
+    outcome = ltd_pipe(*words)
+    assert outcome.code == 0, outcome.err
+    assert f"{table}: 11 rows" in outcome.out
+    assert "exists already" in ltd_pipe(*words).err
+    assert json.loads(ltd_pipe(*words, "--force", "--json").out)["num_samples"] == 11
+    outcome = ltd_pipe("store", "convert", table, "--from", kind, "--out", out, "--json")
+    assert outcome.code == 0, outcome.err
+    before = json.loads(ltd_pipe("store", "info", store, "--json").out)
+    assert json.loads(outcome.out)["identity"] == before["identity"]
+    assert ltd_pipe("store", "diff", store, out).code == 0
+
+
+def test_published_labels_are_converted(ltd_pipe, tmp_path):
+    """FKD's, with the teacher named; without --average-crops they are refused."""
+    images = write_images(tmp_path / "images" / "train")
+    root = write_fkd(tmp_path / "FKD", images)
+    out = tmp_path / "fkd.zarr"
+    words = ["store", "convert", root, "--from", "fkd", "--data", images, "--out", out]
+    outcome = ltd_pipe(*words)
+    assert outcome.code == 1
+    assert "Pass --average-crops" in outcome.err
+    words += ["--average-crops", "--teacher-sha256", "ab" * 32, "--architecture", "timm:effnet"]
+    outcome = ltd_pipe(*words, "--licence", "MIT")
+    assert outcome.code == 0, outcome.err
+    known = json.loads(ltd_pipe("store", "info", out, "--json").out)["attributes"]
+    assert known["teachers"][0]["architecture"] == "timm:effnet"
+    assert known["licence"] == "MIT"
+    assert known["dataset"]["name"] == "images"
+
+
+def test_labels_of_an_unknown_teacher_are_shown(ltd_pipe, tmp_path):
+    """A store that names no teacher is as readable as others."""
+    images = write_images(tmp_path / "train")
+    root, out = write_fkd(tmp_path / "FKD", images), tmp_path / "fkd.zarr"
+    words = ("--from", "fkd", "--average-crops", "--data", images, "--out", out)
+    assert ltd_pipe("store", "convert", root, *words).code == 0
+    assert ltd_pipe("store", "info", out).code == 0
+    assert ltd_pipe("store", "verify", out).code == 0
+
+
+def test_what_a_table_says_itself_is_not_told_again(ltd_pipe, store, tmp_path):
+    """Its own attributes count."""
+    table = tmp_path / "labels.npz"
+    assert ltd_pipe("store", "convert", store, "--to", "npz", "--out", table).code == 0
+    words = ("store", "convert", table, "--from", "npz", "--out", tmp_path / "b.zarr")
+    outcome = ltd_pipe(*words, "--licence", "MIT")
+    assert outcome.code == 2
+    assert "--licence has no meaning for a file that was made of a store" in outcome.err

@@ -1,0 +1,322 @@
+"""Tables: there and back is the same store, and what is no store's table is refused."""
+
+import io
+import json
+import re
+import sys
+import zipfile
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.combine.npz import NpzColumns, write_npz
+from pipeline.combine.origin import Origin
+from pipeline.combine.parquet import ParquetColumns, write_parquet
+from pipeline.combine.source import ProvenStore
+from pipeline.combine.tables import store_of_table
+from pipeline.errors import MachineError, MissingError, ParamsError, StoreError
+from pipeline.labels import SoftLabels
+from pipeline.labels.verify import verify_store
+
+KINDS = {"npz": (write_npz, NpzColumns), "parquet": (write_parquet, ParquetColumns)}
+LAYOUTS = {
+    "dense with logits": ({}, {}),
+    "dense": ({}, {"keep_logits": False}),
+    "sparse": ({"num_classes": 8}, {"top_k": 3}),
+    "views": ({"views": 3}, {}),
+    "sparse views": ({"views": 2, "num_classes": 5}, {"top_k": 2}),
+    "one sample": ({"num_samples": 1}, {}),
+}
+
+
+def tree(folder):
+    """All files of a folder by name."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def brought_back(path, target, kind, **options):
+    """A store made of a table, verified and opened."""
+    columns = KINDS[kind][1](path)
+    try:
+        identity = store_of_table(columns, target, **options)
+    finally:
+        columns.close()
+    verify_store(target)
+    assert SoftLabels.open(target).identity == identity
+    return SoftLabels.open(target)
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    """Each kind of table."""
+    return request.param
+
+
+@pytest.mark.parametrize(("size", "options"), LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_there_and_back_is_the_same_store(making, tmp_path, kind, size, options):
+    """Every file is equal, and so is the identity."""
+    store = making(**size).write(tmp_path / "labels.zarr", **options)
+    KINDS[kind][0](ProvenStore(store), tmp_path / "table")
+    brought_back(tmp_path / "table", tmp_path / "again.zarr", kind)
+    assert tree(tmp_path / "again.zarr") == tree(store)
+
+
+def test_the_same_store_gives_the_same_npz(source, tmp_path):
+    """No time stamps."""
+    for name in ("a.npz", "b.npz"):
+        write_npz(source, tmp_path / name)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+def test_numpy_reads_the_npz(source, tmp_path):
+    """Without software of ours and without pickle."""
+    write_npz(source, tmp_path / "table.npz")
+    with np.load(tmp_path / "table.npz", allow_pickle=False) as content:
+        for name, array in source.store.arrays.items():
+            np.testing.assert_array_equal(content[name], array.read())
+            assert content[name].dtype == array.layout.dtype
+        known = json.loads(str(content["ltd_pipe"]))
+    assert known["ltd_pipe"] == source.store.attributes.to_json()
+    assert known["chunk_rows"] == 4
+
+
+def test_arrow_reads_the_parquet(source, tmp_path):
+    """Lists of float32, which hold the stored float16 exactly."""
+    write_parquet(source, tmp_path / "table.parquet")
+    table = pq.read_table(tmp_path / "table.parquet")
+    soft = np.array(table["soft_labels"].to_pylist(), np.float32)
+    np.testing.assert_array_equal(soft, source.store.arrays["soft_labels"].read())
+    np.testing.assert_array_equal(table["sample_hash"].to_numpy(), source.store.sample_hash)
+    known = json.loads(table.schema.metadata[b"ltd_pipe"])
+    assert known["ltd_pipe"] == source.store.attributes.to_json()
+
+
+def foreign(kind, path, columns):
+    """A table that somebody else made."""
+    if kind == "npz":
+        np.savez_compressed(path, **columns)
+        return path
+    lists = {name: each.tolist() if each.ndim > 1 else each for name, each in columns.items()}
+    pq.write_table(pa.table(lists), path)
+    return path
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_rows_of_others_are_joined_by_hash(answers, tmp_path, kind, dtype):
+    """Labels in any order, of which the data says the classes and the ground truth."""
+    order = np.array([5, 2, 8])
+    soft = np.exp(answers.logits[order].astype(dtype))
+    soft /= soft.sum(axis=1, keepdims=True)
+    given = {"soft_labels": soft, "sample_hash": answers.sample_hash[order]}
+    path = foreign(kind, tmp_path / f"table.{kind}", given)
+    origin = Origin.told("cd" * 32, "timm:resnet18", 1.0, licence="MIT")
+    found = brought_back(path, tmp_path / "a.zarr", kind, origin=origin, images=answers)
+    np.testing.assert_allclose(found.gather(np.arange(3)), soft, atol=2**-11)
+    np.testing.assert_array_equal(found.labels, answers.labels[order])
+    known = found.attributes
+    assert (known.temperature, known.licence, known.dataset.name) == (1.0, "MIT", "digits")
+    assert [teacher.sha256 for teacher in known.teachers] == ["cd" * 32]
+    assert known.derived_from.operation == "convert"
+    assert known.derived_from.sources[0].startswith(f"{kind}, SHA-256 ")
+
+
+def test_logits_of_others_are_softened(answers, tmp_path, kind):
+    """As the writer does, at the temperature that is told."""
+    given = {"logits": answers.logits, "sample_hash": answers.sample_hash}
+    path = foreign(kind, tmp_path / f"table.{kind}", given)
+    found = brought_back(
+        path, tmp_path / "a.zarr", kind, origin=Origin(temperature=2.0), images=answers
+    )
+    assert found.has_logits
+    assert found.attributes.teachers == ()
+    expected = answers.write(tmp_path / "b.zarr")
+    np.testing.assert_array_equal(
+        found.gather(np.arange(11)), SoftLabels.open(expected).gather(np.arange(11))
+    )
+
+
+def test_sparse_rows_of_others_are_taken(answers, tmp_path, kind):
+    """In any order of the ranks; how far they are from dense rows is unknown."""
+    given = {
+        "topk_indices": np.tile([2, 0], (11, 1)),
+        "topk_probs": np.tile([0.25, 0.5], (11, 1)),
+        "sample_hash": answers.sample_hash,
+    }
+    path = foreign(kind, tmp_path / f"table.{kind}", given)
+    found = brought_back(path, tmp_path / "a.zarr", kind, images=answers)
+    indices, probs = found.gather_topk(np.arange(11))
+    assert indices[0].tolist() == [0, 2]
+    assert probs[0].tolist() == [0.5, 0.25]
+    assert found.attributes.top_k.total_variation is None
+
+
+def refused(kind, path, images=None, target=None):
+    """The one line that says why a table is refused."""
+    with pytest.raises((StoreError, ParamsError)) as caught:
+        brought_back(path, (target or path).with_name("never.zarr"), kind, images=images)
+    assert not path.with_name("never.zarr").exists()
+    return str(caught.value)
+
+
+BAD = {
+    "no hashes": ({"sample_hash": None}, "has no sample_hash, so that nothing says which image"),
+    "other images": ({"sample_hash": np.arange(11, dtype=np.uint64)}, "row 0 is no image of the"),
+    "a sum of two": ({"soft_labels": np.full((11, 3), 2 / 3)}, "sample 0: the soft label is no"),
+    "NaN": ({"soft_labels": np.full((11, 3), np.nan)}, "the soft label is no distribution"),
+    "other classes": ({"soft_labels": np.full((11, 4), 0.25)}, "numbers per row: expected 3, fou"),
+    "no labels": ({"soft_labels": None}, "has no labels: expected a (key|column) of soft_labels"),
+    "half a pair": (
+        {"soft_labels": None, "topk_probs": np.full((11, 1), 0.5)},
+        "has arrays that make no store",
+    ),
+    "other truth": ({"labels": np.full(11, 7)}, "row 0 is no image of the data|row 0: label"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD.values(), ids=BAD.keys())
+def test_tables_that_make_no_store_are_refused(answers, tmp_path, kind, change, message):
+    """One line, and nothing is published."""
+    given = {"soft_labels": np.full((11, 3), 1 / 3), "sample_hash": answers.sample_hash} | change
+    given = {name: each for name, each in given.items() if each is not None}
+    path = foreign(kind, tmp_path / f"table.{kind}", given)
+    assert re.search(message, refused(kind, path, images=answers))
+
+
+def test_tables_of_unknown_images_are_refused(answers, tmp_path, kind):
+    """Without the data nobody knows the classes."""
+    given = {"soft_labels": np.full((11, 3), 1 / 3), "sample_hash": answers.sample_hash}
+    path = foreign(kind, tmp_path / f"table.{kind}", given)
+    assert "knows neither its classes nor its images. Name the images" in refused(kind, path)
+
+
+def test_a_table_whose_rows_are_not_its_store_s_is_refused(source, tmp_path):
+    """Rows that were taken out with a data-frame tool are no longer that store."""
+    write_parquet(source, tmp_path / "table.parquet")
+    table = pq.read_table(tmp_path / "table.parquet")
+    pq.write_table(table.slice(0, 5), tmp_path / "part.parquet")
+    message = refused("parquet", tmp_path / "part.parquet")
+    assert "fingerprint of labels and sample_hash differs. Remove the ltd_pipe metadata" in message
+
+
+def test_a_table_with_other_soft_labels_is_refused(source, tmp_path):
+    """Its logits say what they must be."""
+    write_parquet(source, tmp_path / "table.parquet")
+    table = pq.read_table(tmp_path / "table.parquet")
+    place = table.schema.get_field_index("soft_labels")
+    even = pa.array([[0.5, 0.25, 0.25]] * 11, table.schema.field(place).type)
+    changed = table.set_column(place, table.schema.field(place), even)
+    pq.write_table(changed, tmp_path / "changed.parquet")
+    message = refused("parquet", tmp_path / "changed.parquet")
+    assert "was not published: sample 0: soft_labels are not softmax(logits" in message
+
+
+@pytest.mark.parametrize("place", [90, 200, 600])
+def test_a_damaged_npz_is_refused(source, tmp_path, place):
+    """A flipped bit in a header, in a row, anywhere."""
+    path = tmp_path / "table.npz"
+    write_npz(source, path)
+    content = bytearray(path.read_bytes())
+    content[place] ^= 4
+    path.write_bytes(content)
+    refused("npz", path)
+
+
+def test_damaged_and_missing_files_are_refused(source, tmp_path, kind):
+    """Cut short, something else, or not there."""
+    path = tmp_path / "table"
+    KINDS[kind][0](source, path)
+    content = path.read_bytes()
+    for wrong in (content[: len(content) // 2], b"", b"PK\3\4" + bytes(100)):
+        path.write_bytes(wrong)
+        assert "is no " in refused(kind, path)
+    with pytest.raises(MissingError, match="no such file"):
+        KINDS[kind][1](tmp_path / "absent")
+
+
+def npz_member(name, array, *, pickled=False):
+    """The bytes of a .npz with one array."""
+    member, whole = io.BytesIO(), io.BytesIO()
+    np.lib.format.write_array(member, array, allow_pickle=pickled)
+    with zipfile.ZipFile(whole, "w") as archive:
+        archive.writestr(f"{name}.npy", member.getvalue())
+    return whole.getvalue()
+
+
+HOSTILE = {
+    "pickled objects": np.array([[print]], object),
+    "by column": np.asfortranarray(np.ones((3, 2))),
+    "texts": np.array([["a"]]),
+    "no rows": np.ones((0, 3)),
+    "a single number": np.array(1.0),
+}
+
+
+@pytest.mark.parametrize("array", HOSTILE.values(), ids=HOSTILE.keys())
+def test_what_is_no_table_of_numbers_is_refused(tmp_path, array):
+    """Pickled members above all: they are never opened."""
+    path = tmp_path / "table.npz"
+    path.write_bytes(npz_member("soft_labels", array, pickled=array.dtype == object))
+    assert "soft_labels" in refused("npz", path)
+
+
+def test_a_header_that_promises_more_rows_is_refused(answers, tmp_path):
+    """No more is read than is there, and no more memory taken than for one step."""
+    path = tmp_path / "table.npz"
+    whole, member = io.BytesIO(), io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        member, {"descr": "<f4", "fortran_order": False, "shape": (11, 3)}
+    )
+    member.write(bytes(12))
+    with zipfile.ZipFile(whole, "w") as archive:
+        archive.writestr("soft_labels.npy", member.getvalue())
+        hashes = io.BytesIO()
+        np.save(hashes, answers.sample_hash)
+        archive.writestr("sample_hash.npy", hashes.getvalue())
+    path.write_bytes(whole.getvalue())
+    assert "soft_labels is cut short" in refused("npz", path, images=answers)
+
+
+def test_lists_of_different_lengths_are_refused(answers, tmp_path):
+    """A Parquet list has no length of its own."""
+    rows = [[0.5, 0.5, 0.0]] * 10 + [[0.5, 0.5]]
+    table = pa.table({"soft_labels": rows, "sample_hash": answers.sample_hash})
+    pq.write_table(table, tmp_path / "table.parquet")
+    assert "rows differ in length" in refused("parquet", tmp_path / "table.parquet", images=answers)
+
+
+def test_without_pyarrow_it_is_said_how_to_get_it(source, tmp_path, monkeypatch):
+    """An optional package, needed for Parquet alone."""
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MachineError, match=r"Install it: pip install 'ltd-pipe\[parquet\]'"):
+        write_parquet(source, tmp_path / "table.parquet")
+
+
+TOLD = {
+    "a hash alone": (("ab" * 32, None), "expected both, or neither"),
+    "a name alone": ((None, "resnet"), "expected both, or neither"),
+    "no hash": (("abcd", "resnet"), "expected 64 lower-case hexadecimal digits"),
+    "upper case": (("AB" * 32, "resnet"), "expected 64 lower-case"),
+}
+
+
+@pytest.mark.parametrize(("told", "message"), TOLD.values(), ids=TOLD.keys())
+def test_a_teacher_is_named_wholly_or_not(told, message):
+    """A name without a hash proves nothing."""
+    with pytest.raises(ParamsError, match=message):
+        Origin.told(*told, None)
+
+
+def test_an_image_that_is_twice_in_the_data_keeps_its_classes(answers, tmp_path, kind):
+    """Labels in the table say which of them a row is."""
+    twice = replace(answers, labels=np.array([0, 1]), sample_hash=answers.sample_hash[[0, 0]])
+    given = {
+        "soft_labels": np.array([[0.1, 0.8, 0.1], [0.8, 0.1, 0.1]]),
+        "sample_hash": twice.sample_hash,
+        "labels": np.array([1, 0]),
+    }
+    path = foreign(kind, tmp_path / f"table.{kind}", given)
+    found = brought_back(path, tmp_path / "a.zarr", kind, images=twice)
+    assert found.labels.tolist() == [1, 0]
