@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from faulty_server import stall
-from shared_store import contents
+from faulty_server import FaultyServer, stall
+from shared_store import contents, make_store
 
 from pipeline.errors import LocationError, TransferError
 from pipeline.labels import SoftLabels
@@ -183,3 +183,26 @@ def test_a_library_that_hangs_is_left_behind(published, monkeypatch):
     with pytest.raises(TransferError, match="a transfer hangs. Run it again"):
         cached_store(parse_location(f"file://{published}"), patience=patience)
     over.set()
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+from pipeline.sharing.location import parse_location
+from pipeline.sharing.pull import pull_store
+from pipeline.sharing.remote import RemoteStore
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with RemoteStore(parse_location(sys.argv[1]), jobs=4) as remote:
+    pull_store(remote, Path(sys.argv[2]))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_store(tmp_path):
+    """80 MB are fetched in half of that at most."""
+    big = make_store(tmp_path / "big.zarr", num_samples=20_000, num_classes=1000, rows=None)
+    with FaultyServer(big) as server:
+        command = [sys.executable, "-c", MEMORY, server.url, str(tmp_path / "a.zarr")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 40_000
