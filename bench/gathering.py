@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from memory import cached_share, read_through
-from rivals import RIVALS, Gather, files_of, gather_flat, gather_zarr, remove
+from rivals import READ, Gather, files_of, gather_flat, gather_zarr, remove
 from timing import Call, Comparison, Rounds, interleave
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def compare_rivals(
     through = "zarr's oindex, our store"
     ways = {through: gather_zarr(store.path, answers), OURS: ours}
     yield _compare("gather", ways, indices, rounds)
-    for rival in RIVALS[1:]:
+    for rival in READ:
         path = folder / "rival"
         rival.write(path, answers)
         read_through(files_of(path))

@@ -54,8 +54,8 @@ class Plan:
     fast: Rounds
     slow: Rounds
     whole: Rounds
-    labelled: int
-    teachers: dict[str, tuple[str, int, int]]
+    # Architecture, pixels, images, and images per call.
+    teachers: dict[str, tuple[str, int, int, int]]
     step: dict[str, Any]
     sized: int
 
@@ -64,11 +64,10 @@ _FULL = Plan(
     fast=Rounds(50, 400, 5),
     slow=Rounds(5, 100, 20),
     whole=Rounds(3, 3, 0),
-    labelled=4096,
     teachers={
-        "cifar10": ("resnet18-w16", 32, 256),
-        "imagenet": ("torchvision:resnet18", 224, 64),
-        "topk10m": ("torchvision:resnet18", 224, 64),
+        "cifar10": ("resnet18-w16", 32, 4096, 256),
+        "imagenet": ("torchvision:resnet18", 224, 512, 64),
+        "topk10m": ("torchvision:resnet18", 224, 512, 64),
     },
     step={"architecture": "resnet18", "batch": 128, "attack_steps": 10, "count": 3},
     sized=2048,
@@ -77,8 +76,7 @@ _QUICK = Plan(
     fast=Rounds(2, 2, 0),
     slow=Rounds(2, 2, 0),
     whole=Rounds(1, 1, 0),
-    labelled=64,
-    teachers=dict.fromkeys(SIZES, ("small-cnn-w8", 32, 32)),
+    teachers=dict.fromkeys(SIZES, ("small-cnn-w8", 32, 64, 32)),
     step={"architecture": "resnet18-w4", "batch": 8, "attack_steps": 2, "count": 1},
     sized=64,
 )
@@ -187,8 +185,8 @@ def _measure_size(
     facts["cached"] = cached(answers, store)
     found.append(compare_verifying(store.path, plan.whole))
     found.append(compare_placing(answers, store, indices, device, plan.fast))
-    architecture, pixels, batch = plan.teachers[size.name]
-    labelled = Size(size.name, plan.labelled, size.num_classes, size.top_k)
+    architecture, pixels, images, batch = plan.teachers[size.name]
+    labelled = Size(size.name, images, size.num_classes, size.top_k)
     options = {"architecture": architecture, "pixels": pixels, "batch_size": batch}
     options |= {"device": device, "seed": seed, "rounds": plan.whole}
     found.append(compare_labelling(labelled, folder, **options))

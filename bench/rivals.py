@@ -12,7 +12,7 @@ import lmdb
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BytesCodec, Crc32cCodec
+from zarr.codecs import Crc32cCodec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,13 +20,11 @@ if TYPE_CHECKING:
     from answers import Answers
 
 __all__ = [
+    "READ",
     "RIVALS",
-    "Hdf5Chunked",
-    "Hdf5Contiguous",
-    "Lmdb",
+    "WRITTEN",
+    "Gather",
     "Rival",
-    "ZarrChunks",
-    "ZarrShards",
     "files_of",
     "gather_flat",
     "gather_zarr",
@@ -37,8 +35,8 @@ Gather = Callable[[NDArray[np.int64]], list[NDArray[Any]]]
 
 # As our own chunks.
 _BLOCK_BYTES, _BLOCK_ROWS = 8 * 2**20, 8192
-# Rows that a random access to a shard reads at least.
-_INNER_ROWS = 64
+# What a random access to a shard reads at least.
+_INNER_BYTES = 2**16
 
 
 def gather_flat(answers: Answers) -> Gather:
@@ -77,10 +75,11 @@ def _flush(path: Path) -> None:
             os.close(descriptor)
 
 
-def _chunk_rows(answers: Answers) -> int:
-    size = answers.size
-    widest = size.row_bytes if size.top_k is None else size.row_bytes // 2
-    return min(_BLOCK_BYTES // widest, _BLOCK_ROWS, size.num_samples)
+def _rows_of(size: int, answers: Answers) -> int:
+    # Rows whose widest column takes so many bytes.
+    labels = answers.size
+    widest = labels.row_bytes if labels.top_k is None else labels.row_bytes // 2
+    return min(size // widest, _BLOCK_ROWS, labels.num_samples)
 
 
 class Rival:
@@ -106,22 +105,24 @@ class ZarrChunks(Rival):
     def write(self, path: Path, answers: Answers) -> None:
         """See `Rival`."""
         group = zarr.create_group(path)
+        rows, grid = self._grid(answers)
         for name in answers.names:
             column = answers.column(name)
-            rows = _chunk_rows(answers)
             array: Any = group.create_array(
                 name,
                 shape=column.shape,
                 dtype=column.dtype,
                 compressors=[Crc32cCodec()],
-                **self._grid(rows, column.shape[1:]),
+                **{key: (length, *column.shape[1:]) for key, length in grid.items()},
             )
+            # Whole chunks: parts of one would be read again first.
             for block in answers.blocks(rows):
                 array[block] = column[block]
         _flush(path)
 
-    def _grid(self, rows: int, row_shape: tuple[int, ...]) -> dict[str, Any]:
-        return {"chunks": (rows, *row_shape)}
+    def _grid(self, answers: Answers) -> tuple[int, dict[str, int]]:
+        rows = _rows_of(_BLOCK_BYTES, answers)
+        return rows, {"chunks": rows}
 
     def gather(self, path: Path, answers: Answers) -> Gather:
         """See `Rival`."""
@@ -132,29 +133,12 @@ class ZarrShards(ZarrChunks):
     """zarr-python's answer to random access: small chunks within a file."""
 
     name = "zarr's oindex, sharded"
-    settings = f"inner chunks of {_INNER_ROWS} rows in shards of about 8 MiB, crc32c"
+    settings = "inner chunks of about 64 KiB in shards of about 8 MiB, crc32c"
 
-    def _grid(self, rows: int, row_shape: tuple[int, ...]) -> dict[str, Any]:
-        inner = min(_INNER_ROWS, rows)
-        return {"chunks": (inner, *row_shape), "shards": (rows // inner * inner, *row_shape)}
-
-    def write(self, path: Path, answers: Answers) -> None:
-        """See `Rival`; blocks are whole shards."""
-        group = zarr.create_group(path)
-        rows = _chunk_rows(answers) // _INNER_ROWS * _INNER_ROWS
-        for name in answers.names:
-            column = answers.column(name)
-            array: Any = group.create_array(
-                name,
-                shape=column.shape,
-                dtype=column.dtype,
-                serializer=BytesCodec(),
-                compressors=[Crc32cCodec()],
-                **self._grid(rows, column.shape[1:]),
-            )
-            for block in answers.blocks(rows):
-                array[block] = column[block]
-        _flush(path)
+    def _grid(self, answers: Answers) -> tuple[int, dict[str, int]]:
+        inner = _rows_of(_INNER_BYTES, answers)
+        rows = _rows_of(_BLOCK_BYTES, answers) // inner * inner
+        return rows, {"chunks": inner, "shards": rows}
 
 
 class Hdf5Contiguous(Rival):
@@ -235,10 +219,7 @@ class Lmdb(Rival):
         return gather
 
 
-RIVALS: tuple[Rival, ...] = (
-    ZarrChunks(),
-    ZarrShards(),
-    Hdf5Contiguous(),
-    Hdf5Chunked(),
-    Lmdb(),
-)
+# Ours is read through zarr as it is, and shards are there to be read from.
+READ: tuple[Rival, ...] = (ZarrShards(), Hdf5Contiguous(), Hdf5Chunked(), Lmdb())
+WRITTEN: tuple[Rival, ...] = (ZarrChunks(), Hdf5Contiguous(), Hdf5Chunked(), Lmdb())
+RIVALS: tuple[Rival, ...] = (WRITTEN[0], *READ)

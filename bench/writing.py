@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from rivals import RIVALS, remove
+from rivals import WRITTEN, remove
 from timing import Comparison, Rounds
 
 from pipeline.labels.write import StoreWriter
@@ -64,7 +64,7 @@ def compare_writing(answers: Answers, folder: Path, rounds: Rounds) -> Compariso
         PLAIN: lambda: _write_plain(path, answers, answers.names),
         OURS: lambda: write_store(path, answers),
     }
-    ways |= {rival.name: partial(rival.write, path, answers) for rival in RIVALS}
+    ways |= {rival.name: partial(rival.write, path, answers) for rival in WRITTEN}
     amount = answers.size.sample_bytes * answers.size.num_samples
     return _compare("write", ways, path, amount, rounds)
 
