@@ -109,7 +109,7 @@ def _fit(
     from pipeline.images.stream import ImageStream
     from pipeline.training.run import new_classifier, run_key, split_samples
     from pipeline.training.state import Snapshots
-    from pipeline.training.student import student_fit, target_function
+    from pipeline.training.student import student_examples, student_fit
 
     section, manifest = params.train, beton.manifest
     model = new_classifier(
@@ -129,13 +129,16 @@ def _fit(
     if fresh:
         snapshots.clear()
     training, validation = split_samples(beton, section.images, params.seed)
+    examples = student_examples(
+        section, model.num_classes, store, str(beton.path), device, params.seed
+    )
     fit = student_fit(
         model,
         ImageStream(beton, device),
         training,
         validation,
         section,
-        target_of=target_function(section, model.num_classes, store, str(beton.path), device),
+        examples=examples,
         snapshots=snapshots,
         seed=params.seed,
         precision=precision,

@@ -82,7 +82,7 @@ REFUSED = [
     ("prepare.dataset", "folder", "dataset 'folder' needs prepare.path"),
     ("prepare.validation_fraction", "1", "prepare.validation_fraction"),
     ("seed", "-1", "seed: input should be greater than or equal to 0"),
-    ("train.objective", "tardes", "input should be 'at' or 'trades': found 'tardes'"),
+    ("train.objective", "tardes", "input should be 'at', 'trades' or 'mart': found 'tardes'"),
     ("seed.deep", "1", "'seed' is a value, not a section"),
     ("train.eps", "[", "is not readable as YAML"),
 ]

@@ -13,7 +13,6 @@ from pipeline import rng
 from pipeline.attacks import evaluation_mode, normal_start, pgd, uniform_start
 from pipeline.device import autocast
 from pipeline.errors import ModelError
-from pipeline.images.augment import augment
 from pipeline.images.pixels import to_unit
 from pipeline.training.awp import perturbed_weights
 from pipeline.training.ema import MovingAverage
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from pipeline.models.classifier import Classifier
     from pipeline.objectives import Loss, Objective, Start
     from pipeline.params import FitParams
+    from pipeline.training.examples import Examples
     from pipeline.training.state import Snapshots
 
 __all__ = ["Adversary", "Fit", "Perturbation", "Watcher"]
@@ -101,8 +101,8 @@ class Fit:
         Which of them are trained on; the validation split is not among them.
     params : FitParams
     objective : Objective
-    target_of : callable
-        Maps a Batch to its target distributions, Tensor of shape (B, K), float32.
+    examples : Examples
+        Augments a batch and gives the targets that belong to its images.
     adversary : Adversary or None
         None for clean training.
     validate : callable
@@ -128,7 +128,7 @@ class Fit:
         samples: NDArray[np.int64],
         params: FitParams,
         objective: Objective,
-        target_of: Callable[[Batch], torch.Tensor],
+        examples: Examples,
         adversary: Adversary | None,
         validate: Callable[[Classifier], dict[str, float]],
         select: Callable[[dict[str, float]], tuple[float, ...]],
@@ -139,7 +139,7 @@ class Fit:
         awp: Perturbation | None = None,
     ) -> None:
         self.model, self._stream, self._samples, self._params = model, stream, samples, params
-        self._objective, self._target_of, self._adversary = objective, target_of, adversary
+        self._objective, self._examples, self._adversary = objective, examples, adversary
         self._validate, self._select, self._snapshots = validate, select, snapshots
         self._seed, self._precision, self._validate_every = seed, precision, validate_every
         self._awp = awp
@@ -240,19 +240,9 @@ class Fit:
     def _prepared(self, batch: Batch, epoch: int) -> Callable[[], Loss]:
         # Augmented, joined with its targets and attacked: what is left is a function of the
         # weights alone.
-        images = to_unit(
-            augment(
-                batch.images,
-                batch.index,
-                self._params.augmentation,
-                seed=self._seed,
-                epoch=epoch,
-            )
-        )
-        labels = {
-            "target": self._target_of(batch),
-            "truth": onehot(batch.labels, self.model.num_classes),
-        }
+        augmented, target = self._examples.draw(batch, epoch)
+        images = to_unit(augmented)
+        labels = {"target": target, "truth": onehot(batch.labels, self.model.num_classes)}
         with autocast(self._device, self._precision):
             adversarial = self._attack(batch, images, labels, epoch)
 

@@ -8,45 +8,43 @@ import torch
 
 from pipeline import objectives, rng
 from pipeline.attacks import pgd, uniform_start
-from pipeline.errors import JoinError
 from pipeline.images.pixels import to_unit
-from pipeline.labels.resident import LabelsOnDevice
 from pipeline.objectives import cross_entropy
 from pipeline.training import targets
+from pipeline.training.examples import FreshExamples
 from pipeline.training.loop import Adversary, Fit, Perturbation
+from pipeline.training.stored_examples import stored_examples
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import numpy as np
     from numpy.typing import NDArray
 
     from pipeline.device import Precision
-    from pipeline.images.stream import Batch, ImageStream
+    from pipeline.images.stream import ImageStream
     from pipeline.labels.read import SoftLabels
     from pipeline.models.classifier import Classifier
     from pipeline.objectives import Objective
     from pipeline.params import TrainParams
+    from pipeline.training.examples import Examples
     from pipeline.training.state import Snapshots
 
-    TargetOf = Callable[[Batch], torch.Tensor]
-
-__all__ = ["student_fit", "target_function", "validate_robustness"]
+__all__ = ["student_examples", "student_fit", "validate_robustness"]
 
 
-def target_function(
+def student_examples(
     params: TrainParams,
     num_classes: int,
     store: SoftLabels | None,
     data: str,
     device: torch.device,
-) -> TargetOf:
-    """What maps a batch to its target distributions.
+    seed: int,
+) -> Examples:
+    """What the student learns from: images with their target distributions.
 
     Parameters
     ----------
     params : TrainParams
-        `label_kind` and what belongs to it.
+        `label_kind` and what belongs to it; the augmentation.
     num_classes : int
         K.
     store : SoftLabels or None
@@ -56,39 +54,24 @@ def target_function(
         How the user knows the images, for the error.
     device : torch.device
         Where batches are.
+    seed : int
+        The run's.
 
-    Returns
-    -------
-    callable
-        From Batch to Tensor of shape (B, K), float32; it raises JoinError at the first sample
-        whose label belongs to another image.
+    Raises
+    ------
+    JoinError
+        When the store's labels belong to other views than the parameters ask for.
     """
-    if params.label_kind == "onehot":
-        return lambda batch: targets.onehot(batch.labels, num_classes)
-    if params.label_kind == "smooth":
-        return lambda batch: targets.smoothed(batch.labels, num_classes, params.smoothing)
-    if store is None:
-        raise ValueError("label_kind 'ltd' needs a store")
-    _require_plain_images(store)
-    labels = LabelsOnDevice(store, device, temperature=params.label_temperature)
-
-    def joined(batch: Batch) -> torch.Tensor:
-        store.join(batch.rows, batch.sample_hash, data)
-        soft = labels.rows(batch.rows)
-        return targets.mixed(soft, batch.labels, params.soft_weight, rectify=params.rectify)
-
-    return joined
-
-
-def _require_plain_images(store: SoftLabels) -> None:
-    # The label of an augmented view belongs to that view alone.
-    augmentation = store.attributes.views.augmentation
-    if augmentation is not None:
-        raise JoinError(
-            store.path,
-            f"these are labels of augmented views ({augmentation})",
-            remedy="Training reads labels of the images as they are.",
-        )
+    if params.label_kind == "ltd":
+        if store is None:
+            raise ValueError("label_kind 'ltd' needs a store")
+        return stored_examples(params, store, data, device, seed)
+    smoothing = params.smoothing if params.label_kind == "smooth" else 0.0
+    return FreshExamples(
+        params.augmentation,
+        seed,
+        lambda batch: targets.smoothed(batch.labels, num_classes, smoothing),
+    )
 
 
 def validate_robustness(
@@ -149,7 +132,7 @@ def student_fit(
     validation: NDArray[np.int64],
     params: TrainParams,
     *,
-    target_of: TargetOf,
+    examples: Examples,
     snapshots: Snapshots,
     seed: int,
     precision: Precision,
@@ -165,8 +148,8 @@ def student_fit(
     training, validation : ndarray of shape (N,), dtype int64
         Disjoint sample indices.
     params : TrainParams
-    target_of : callable
-        From `target_function`.
+    examples : Examples
+        From `student_examples`.
     snapshots : Snapshots
     seed : int
     precision : str
@@ -182,7 +165,7 @@ def student_fit(
         samples=training,
         params=params,
         objective=_objective(params),
-        target_of=target_of,
+        examples=examples,
         adversary=Adversary(params.eps, params.step_size, params.attack_steps),
         validate=lambda candidate: validate_robustness(candidate, stream, validation, params, seed),
         select=lambda row: (

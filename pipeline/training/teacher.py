@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import objectives
 from pipeline.evaluation.accuracy import predict
+from pipeline.training.examples import FreshExamples
 from pipeline.training.loop import Fit
 from pipeline.training.targets import smoothed
 
@@ -66,7 +67,11 @@ def teacher_fit(
         samples=training,
         params=params,
         objective=objectives.Clean(),
-        target_of=lambda batch: smoothed(batch.labels, model.num_classes, params.label_smoothing),
+        examples=FreshExamples(
+            params.augmentation,
+            seed,
+            lambda batch: smoothed(batch.labels, model.num_classes, params.label_smoothing),
+        ),
         adversary=None,
         validate=validate,
         select=lambda row: (row.get("validation/clean_accuracy", 0.0),),

@@ -253,16 +253,16 @@ def test_a_wrong_join_names_the_sample(project, train_beton):
     from pipeline.errors import JoinError
     from pipeline.images.stream import ImageStream
     from pipeline.params import TrainParams
-    from pipeline.training.student import target_function
+    from pipeline.training.student import student_examples
 
     permute_two_rows(Path("data/labels.zarr"))
     store = SoftLabels.open(Path("permuted.zarr"))
     params = TrainParams(architecture="x", epochs=1, eps=0.1, step_size=0.1, label_kind="ltd")
-    target_of = target_function(params, 10, store, "train.beton", torch.device("cpu"))
-    stream = ImageStream(train_beton, torch.device("cpu"))
-    (batch,) = stream.batches(np.arange(240), 240)
+    cpu = torch.device("cpu")
+    examples = student_examples(params, 10, store, "train.beton", cpu, 0)
+    (batch,) = ImageStream(train_beton, cpu).batches(np.arange(240), 240)
     with pytest.raises(JoinError, match=r"sample 3: expected sample_hash .* in train.beton"):
-        target_of(batch)
+        examples.draw(batch, 0)
 
 
 def test_a_store_of_other_images_stops_training(ltd_pipe, project):

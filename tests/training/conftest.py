@@ -9,7 +9,7 @@ from pipeline.images.stream import ImageStream
 from pipeline.params import TeacherParams, TrainParams
 from pipeline.training.run import new_classifier, split_samples
 from pipeline.training.state import Snapshots
-from pipeline.training.student import student_fit, target_function
+from pipeline.training.student import student_examples, student_fit
 from pipeline.training.teacher import teacher_fit
 
 CPU = torch.device("cpu")
@@ -30,7 +30,7 @@ def make_student(train_beton, tmp_path):
             stream or ImageStream(train_beton, CPU),
             *split_samples(train_beton),
             params,
-            target_of=target_function(params, 10, store, "train.beton", torch.device("cpu")),
+            examples=student_examples(params, 10, store, "train.beton", CPU, seed),
             snapshots=Snapshots(state or tmp_path / "state"),
             seed=seed,
             precision="float32",

@@ -150,8 +150,14 @@ def test_a_diverging_run_is_stopped(make_student):
 def test_validation_samples_are_never_trained_on(make_student, train_beton):
     """The samples of all batches and the validation split are disjoint."""
     fit, seen = make_student(epochs=1), []
-    target_of = fit._target_of
-    fit._target_of = lambda batch: (seen.append(batch.rows), target_of(batch))[1]
+    examples = fit._examples
+
+    class Watched:
+        def draw(self, batch, epoch):
+            seen.append(batch.rows)
+            return examples.draw(batch, epoch)
+
+    fit._examples = Watched()
     fit.run(Watcher())
     from pipeline.training.run import split_samples
 
@@ -207,7 +213,7 @@ from pipeline.params import TrainParams
 from pipeline.training.loop import Watcher
 from pipeline.training.run import new_classifier, split_samples
 from pipeline.training.state import Snapshots
-from pipeline.training.student import student_fit, target_function
+from pipeline.training.student import student_examples, student_fit
 
 class Kill(Watcher):
     def step(self, done, *_):
@@ -220,7 +226,7 @@ cpu = torch.device("cpu")
 model = new_classifier(params, beton.manifest, seed=0, role="student", device=cpu)
 student_fit(
     model, ImageStream(beton, cpu), *split_samples(beton), params,
-    target_of=target_function(params, 10, None, "", cpu),
+    examples=student_examples(params, 10, None, "", cpu, 0),
     snapshots=Snapshots(Path(sys.argv[2])),
     seed=0, precision="float32",
 ).run(Kill())

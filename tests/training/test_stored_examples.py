@@ -1,0 +1,238 @@
+"""Training meets the labelled views again: the images that the loop sees have their own labels."""
+
+import signal
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHORT
+
+from pipeline.errors import JoinError
+from pipeline.images.stream import ImageStream
+from pipeline.labels import SoftLabels
+from pipeline.labels.format import DatasetFacts, StoreFacts, TeacherFacts, ViewFacts
+from pipeline.labels.labelling import label_images
+from pipeline.labels.write import StoreWriter
+from pipeline.params import TeacherParams
+from pipeline.training.interrupt import Interrupted
+from pipeline.training.loop import Watcher
+from pipeline.training.run import new_classifier, split_samples
+from pipeline.training.state import Snapshots
+from pipeline.training.teacher import teacher_fit
+
+CPU = torch.device("cpu")
+VIEWS = ViewFacts(count=3, seed=7, augmentation="crop:1,flip")
+CROPPED = {"crop_padding": 1, "flip": True}
+SOFT = {"label_kind": "ltd", "attack_steps": 1, "validation_attack_steps": 1}
+# Rounding to float16, and the rounding of another batch in float32.
+TOLERANCE = 2e-3
+
+
+@pytest.fixture(scope="module")
+def teacher(train_beton, tmp_path_factory):
+    """A teacher that knows something, so that its answers to two views differ."""
+    params = TeacherParams(**SHORT | {"epochs": 4, "learning_rate": 0.2})
+    fit = teacher_fit(
+        new_classifier(params, train_beton.manifest, seed=0, role="teacher", device=CPU),
+        ImageStream(train_beton, CPU),
+        *split_samples(train_beton),
+        params,
+        snapshots=Snapshots(tmp_path_factory.mktemp("teacher")),
+        seed=0,
+        precision="float32",
+    )
+    fit.run(Watcher())
+    return fit.best.model.eval()
+
+
+@pytest.fixture(scope="module")
+def make_store(train_beton, teacher, tmp_path_factory):
+    """A function that labels the digits with that teacher."""
+
+    def make(views=VIEWS, **options):
+        manifest, folder = train_beton.manifest, tmp_path_factory.mktemp("store")
+        facts = StoreFacts(
+            num_samples=240,
+            num_classes=10,
+            class_names=manifest.class_names,
+            dataset=DatasetFacts(name="digits", split="train", fingerprint=manifest.fingerprint),
+            teachers=(TeacherFacts(sha256="0" * 64, architecture="small-cnn-w8"),),
+            views=views,
+        )
+        options = {"keep_logits": True, "rows": 64} | options
+        writer = StoreWriter(folder / "draft", facts, **options)
+        stream = ImageStream(train_beton, CPU)
+        label_images([teacher], stream, writer, batch_size=64, precision="float32")
+        writer.publish(folder / "views.zarr", 2.0)
+        return SoftLabels.open(folder / "views.zarr")
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def store(make_store):
+    """Three views of each digit."""
+    return make_store()
+
+
+class WatchedStream:
+    """Remembers which samples the loop was given last."""
+
+    def __init__(self, beton):
+        self._stream, self.rows = ImageStream(beton, CPU), None
+
+    def batches(self, *asked, **more):
+        for batch in self._stream.batches(*asked, **more):
+            self.rows = batch.rows
+            yield batch
+
+
+class WatchedObjective:
+    """Notes what the loop's step computes its loss from, then computes it."""
+
+    def __init__(self, fit, stream):
+        self._inner, self._fit, self._stream, self.steps = fit._objective, fit, stream, []
+        self.start = self._inner.start
+        self.opposed = self._inner.opposed
+
+    def loss(self, model, images, adversarial, *, target, truth):
+        epoch = len(self._fit.progress.history)
+        self.steps.append((epoch, self._stream.rows, images.clone(), target.clone()))
+        return self._inner.loss(model, images, adversarial, target=target, truth=truth)
+
+
+@pytest.fixture
+def watch(make_student, train_beton, tmp_path):
+    """A function that trains and gives, of each step, (epoch, rows, images, target)."""
+
+    def watched(store, **changes):
+        stream = WatchedStream(train_beton)
+        state = tmp_path / f"state-{len(list(tmp_path.iterdir()))}"
+        options = SOFT | CROPPED | changes
+        fit = make_student(store=store, stream=stream, state=state, **options)
+        objective = fit._objective = WatchedObjective(fit, stream)
+        fit.run(Watcher())
+        return objective.steps
+
+    return watched
+
+
+def answer(teacher, images, temperature=2.0):
+    with torch.no_grad():
+        return (teacher.raw_logits(images) / temperature).softmax(dim=1)
+
+
+def distance(one, two):
+    return (one - two).abs().amax(dim=1)
+
+
+KINDS = {"dense": {}, "top-k": {"top_k": 10, "temperature": 2.0, "keep_logits": False}}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_teacher_would_say_the_same_of_what_the_loop_sees(watch, make_store, teacher, kind):
+    """In each step of four epochs, its answer to those very pixels is the target."""
+    store = make_store(**KINDS[kind])
+    steps = watch(store, epochs=4)
+    assert {epoch for epoch, *_ in steps} == set(range(4))
+    for epoch, rows, images, target in steps:
+        expected = answer(teacher, images)
+        assert distance(expected, target).max() < TOLERANCE
+        # The check can tell: of another view the answers are others.
+        other = torch.from_numpy(store.gather(rows, view=(epoch + 1) % 3)).float()
+        assert (distance(expected, other) > TOLERANCE).float().mean() > 0.5
+
+
+def test_the_logits_of_a_view_at_another_temperature(watch, store, teacher):
+    """label_temperature reads the same view's logits."""
+    for _, _, images, target in watch(store, epochs=2, label_temperature=0.7):
+        # A logit in float16 is off by 2^-11 of itself, and is divided by 0.7.
+        assert distance(answer(teacher, images, 0.7), target).max() < 5 * TOLERANCE
+
+
+def by_sample(steps, epoch):
+    """Images of one epoch, ordered by sample."""
+    parts = [(rows, images) for number, rows, images, _ in steps if number == epoch]
+    order = np.argsort(np.concatenate([rows for rows, _ in parts]))
+    return torch.cat([images for _, images in parts])[torch.from_numpy(order)]
+
+
+def order_of(steps, epoch):
+    return np.concatenate([rows for number, rows, *_ in steps if number == epoch]).tolist()
+
+
+def test_views_come_round_and_the_order_does_not(watch, store):
+    """Epoch 3 has epoch 0's images, in another order; epochs 0 to 2 have three."""
+    steps = watch(store, epochs=4)
+    assert torch.equal(by_sample(steps, 0), by_sample(steps, 3))
+    assert order_of(steps, 0) != order_of(steps, 3)
+    for one, two in ((0, 1), (1, 2), (0, 2)):
+        assert not torch.equal(by_sample(steps, one), by_sample(steps, two))
+
+
+def test_another_run_meets_the_same_views(watch, store):
+    """The store's seed draws them; the run's seed orders them and starts attacks."""
+    one, two = watch(store, epochs=1), watch(store, epochs=1, seed=1)
+    assert torch.equal(by_sample(one, 0), by_sample(two, 0))
+    assert order_of(one, 0) != order_of(two, 0)
+
+
+def test_one_fixed_view(watch, make_store, teacher):
+    """A store of one augmented view: the same images in each epoch, with their labels."""
+    views = VIEWS.model_copy(update={"count": 1})
+    steps = watch(make_store(views=views), epochs=2)
+    assert torch.equal(by_sample(steps, 0), by_sample(steps, 1))
+    for _, _, images, target in steps:
+        assert distance(answer(teacher, images), target).max() < TOLERANCE
+
+
+def test_labels_of_plain_images_are_taken_for_any_crop(watch, make_store, train_beton, teacher):
+    """As ever: each epoch crops anew by the run's seed, and the label is the whole image's."""
+    steps = watch(make_store(views=ViewFacts()), epochs=4)
+    assert not torch.equal(by_sample(steps, 0), by_sample(steps, 3))
+    (batch,) = ImageStream(train_beton, CPU).batches(np.arange(240), 240)
+    plain = answer(teacher, batch.images.float() / 255)
+    for _, rows, _, target in steps:
+        assert distance(plain[torch.from_numpy(rows)], target).max() < TOLERANCE
+
+
+def weights(model):
+    return torch.cat([value.flatten().float() for value in model.state_dict().values()])
+
+
+@pytest.mark.parametrize("step", [4, 13])
+def test_an_interrupted_run_on_views_ends_with_the_same_bits(make_student, store, tmp_path, step):
+    """Stopped in any epoch, the views that come after are those of an uninterrupted run."""
+
+    class Stop(Watcher):
+        def step(self, done, *_):
+            if done == step:
+                signal.raise_signal(signal.SIGINT)
+
+    changes = SOFT | CROPPED | {"epochs": 3, "store": store, "validation_every": 3}
+    whole = make_student(state=tmp_path / "whole", **changes)
+    history = whole.run(Watcher())
+    with pytest.raises(Interrupted):
+        make_student(**changes).run(Stop())
+    again = make_student(**changes)
+    assert again.run(Watcher()) == history
+    assert torch.equal(weights(again.average.model), weights(whole.average.model))
+
+
+OTHERS = {
+    "none": ({}, r"expected 'crop:1,flip', found 'none' by train.crop_padding, crop_scale"),
+    "no flip": ({"crop_padding": 1}, r"expected 'crop:1,flip', found 'crop:1' by train"),
+    "more": ({"crop_padding": 2, "flip": True}, r"found 'crop:2,flip'"),
+    "another crop": ({"crop_scale": (0.5, 1)}, r"found 'resized-crop:0.5-1'"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_other_crops_than_the_labelled_ones_are_refused(make_student, store, case):
+    """The line names both and says what to set; nobody trains on other crops than he believes."""
+    changes, message = OTHERS[case]
+    changes = SOFT | {"crop_padding": 0, "flip": False} | changes
+    with pytest.raises(JoinError, match=message) as refusal:
+        make_student(store=store, **changes)
+    assert "views.zarr: augmentation of the labelled views" in str(refusal.value)
+    assert "crop_padding: 1, crop_scale: null, flip: true" in str(refusal.value)
