@@ -112,13 +112,13 @@ def cached_store(
 
 
 def open_nearest(
-    location: Location, patience: Patience | None = None, jobs: int = 8
+    location: Location, patience: Patience | None = None, jobs: int = 8, *, force: bool = False
 ) -> RemoteStore:
-    """The store at a location, read from the cache when it is there."""
-    if (found := find_cached(location.identity)) is not None:
+    """The store at a location, read from the cache when it is there and `force` is false."""
+    if not force and (found := find_cached(location.identity)) is not None:
         return RemoteStore(local_location(found, location.identity), patience, jobs)
     remote = RemoteStore(location, patience, jobs)
-    if (found := find_cached(remote.identity)) is not None:
+    if not force and (found := find_cached(remote.identity)) is not None:
         remote.close()
         return RemoteStore(local_location(found, remote.identity), patience, jobs)
     return remote

@@ -37,6 +37,7 @@ __all__ = ["RemoteStore", "Survey"]
 _MAX_EXTRA_FILES = 16
 _MAX_EXTRA_BYTES = 4 * 2**20
 _MAX_NAME = 200
+_ARMOUR = b"-----BEGIN SSH SIGNATURE-----"
 
 
 @dataclass(frozen=True)
@@ -194,15 +195,17 @@ class RemoteStore:
         )
 
     def _signature(self) -> bytes | None:
+        # None also where an object store refuses access to what is not there, or a web server
+        # has a page for it: whoever could put nonsense there could leave it out as well.
         try:
-            return self._small(SIGNATURE, MAX_SIGNATURE_BYTES)
-        except MissingError:
+            content = self._small(SIGNATURE, MAX_SIGNATURE_BYTES)
+        except (MissingError, StoreError):
             return None
         except TransferError as error:
-            # What an object store says of a missing file to who may not list the bucket.
             if "access is refused" in error.what:
                 return None
             raise
+        return content if content.startswith(_ARMOUR) else None
 
     def _require_count(self, layouts: dict[str, ArrayLayout]) -> None:
         implied = 1 + sum(1 + layout.num_chunks for layout in layouts.values())

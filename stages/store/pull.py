@@ -93,7 +93,7 @@ def _whole(location: Location, out: Path, patience: Patience, jobs: int, *, forc
     require_replaceable(out, replace=force)
     with (
         exclusive(out),
-        open_nearest(location, patience, jobs) as remote,
+        open_nearest(location, patience, jobs, force=force) as remote,
         transfer(f"fetch {location}") as progress,
     ):
         pull_store(remote, out, progress)
@@ -116,7 +116,7 @@ def _part(
 
     require_replaceable(out, replace=force)
     with (
-        open_nearest(location, patience, jobs) as remote,
+        open_nearest(location, patience, jobs, force=force) as remote,
         transfer(f"fetch of {location}") as progress,
     ):
         pull_excerpt(remote, out, rows, arrays, replace=force, progress=progress)

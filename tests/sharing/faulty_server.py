@@ -26,13 +26,16 @@ class FaultyServer:
         Whether Range is understood.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, tls=None) -> None:
         self.folder, self.log, self.ranges = folder, [], True
         self.faults = defaultdict(list)
         self.over = threading.Event()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.outer = self
         self.url = f"http://127.0.0.1:{self._server.server_port}"
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+            self.url = self.url.replace("http", "https")
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
 
     def __enter__(self):

@@ -4,7 +4,7 @@ import json
 import resource
 
 import pytest
-from faulty_server import FaultyServer
+from faulty_server import FaultyServer, status
 from shared_store import contents
 
 from pipeline.errors import LocationError, StoreError
@@ -149,7 +149,25 @@ def test_another_identity_is_refused_by_the_manifest_alone(own, tmp_path, patien
     assert not (tmp_path / "out").exists()
 
 
-def test_a_signature_that_is_too_large_is_refused(own, tmp_path, patience):
+NO_SIGNATURES = {
+    "large": bytes(2**20),
+    "a web page": b"<!doctype html><title>Not found</title>",
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("content", NO_SIGNATURES.values(), ids=NO_SIGNATURES.keys())
+def test_what_is_no_signature_is_left_out(own, tmp_path, patience, content):
     """It is no part of the identity, and anyone at the server can put one there."""
-    (own / "MANIFEST.sha256.sig").write_bytes(bytes(2**20))
-    refused(own, tmp_path, patience, "MANIFEST.sha256.sig: is too large: expected at most 16384")
+    (own / "MANIFEST.sha256.sig").write_bytes(content)
+    pull(own, tmp_path, patience)
+    assert "MANIFEST.sha256.sig" not in contents(tmp_path / "out" / "a.zarr")
+
+
+def test_a_signature_that_may_not_be_read_is_left_out(own, tmp_path, patience):
+    """As a bucket that may not be listed says of a file that is not there."""
+    with FaultyServer(own) as server:
+        server.faults["MANIFEST.sha256.sig"] = [status(403)]
+        with RemoteStore(parse_location(server.url), patience, 4) as remote:
+            pull_store(remote, tmp_path / "a.zarr")
+    assert contents(tmp_path / "a.zarr") == contents(own)

@@ -3,6 +3,10 @@
 import functools
 import http.server
 import json
+import signal
+import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import ClassVar
@@ -106,6 +110,36 @@ def test_what_is_in_the_cache_is_copied_from_there(ltd_pipe, serve, tmp_path):
     outcome = ltd_pipe("store", "pull", url, "--out", tmp_path / "labels.zarr")
     assert outcome.code == 0, outcome.err
     assert Quiet.asked == ["/MANIFEST.sha256"]
+
+
+def test_force_does_not_trust_the_cache(ltd_pipe, serve, tmp_path):
+    """A chunk was damaged there: refused, and with --force fetched from where it comes from."""
+    url, out = serve(GOLDEN), tmp_path / "labels.zarr"
+    ltd_pipe("store", "pull", url)
+    (chunk,) = tmp_path.glob("cache/ltd-pipe/stores/*/soft_labels/c/0/0")
+    chunk.write_bytes(chunk.read_bytes()[::-1])
+    outcome = ltd_pipe("store", "pull", url, "--out", out)
+    assert outcome.code == 1
+    assert "is not the file that its manifest lists" in outcome.err
+    assert ltd_pipe("store", "pull", url, "--out", out, "--force").code == 0
+    assert ltd_pipe("store", "verify", out).code == 0
+
+
+def test_ctrl_c_ends_a_stalled_transfer_at_once(tmp_path):
+    """Exit code 130, although the server holds the connection."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/labels.zarr"
+        command = [sys.executable, "-m", "stages", "store", "pull", url]
+        with (
+            subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
+            silent.accept()[0] as held,
+        ):
+            held.recv(1000)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Interrupted" in err
+    assert not list(tmp_path.glob("cache/**/*"))
 
 
 def test_verify_and_info_take_a_url(ltd_pipe, serve):
