@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -15,11 +15,14 @@ from pipeline.errors import MachineError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from numpy.typing import NDArray
+
     from pipeline.models.classifier import Classifier
 
     Precision = Literal["float32", "bfloat16"]
 
 __all__ = [
+    "OnHost",
     "autocast",
     "choose_device",
     "choose_precision",
@@ -131,3 +134,30 @@ def free_memory(device: torch.device) -> int:
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     found = dict(line.split(":", 1) for line in lines)
     return int(found["MemAvailable"].split()[0]) * 1024
+
+
+class OnHost:
+    """Copies of tensors on the host, which arrive while the device goes on.
+
+    Parameters
+    ----------
+    tensors : Tensor
+        On any device. On the CPU they are taken as they are, and must not be written to.
+    """
+
+    def __init__(self, *tensors: torch.Tensor) -> None:
+        self._copies = [*tensors]
+        self._arrived: torch.cuda.Event | None = None
+        if tensors[0].device.type == "cuda":
+            # Only into pinned memory does a copy not hold up whoever asks for it.
+            self._copies = [torch.empty_like(t, device="cpu", pin_memory=True) for t in tensors]
+            for copy, tensor in zip(self._copies, tensors, strict=True):
+                copy.copy_(tensor, non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+
+    def numpy(self) -> tuple[NDArray[Any], ...]:
+        """The copies, once they have arrived; from any thread."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return tuple(copy.numpy() for copy in self._copies)

@@ -8,16 +8,17 @@ import fcntl
 import json
 import os
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import BusyError, LtdPipeError, WriteError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 __all__ = [
     "exclusive",
+    "flush_tree",
     "remove_state",
     "replace_tree",
     "require_free",
@@ -30,13 +31,16 @@ __all__ = [
 
 
 @contextlib.contextmanager
-def staged(target: Path) -> Iterator[Path]:
+def staged(target: Path, *, flush_name: bool = True) -> Iterator[Path]:
     """Give a path to write to, which becomes `target` by one rename when the block succeeds.
 
     Parameters
     ----------
     target : Path
         The file to publish; its folder is made.
+    flush_name : bool
+        Wait until the name, too, would survive a power cut. Without it the file may be absent
+        after one, never half-written.
 
     Yields
     ------
@@ -48,16 +52,20 @@ def staged(target: Path) -> Iterator[Path]:
     WriteError
         When the disk is full, read-only or otherwise refuses.
     """
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    # Not the process alone: on shared storage another machine may have one of that number.
+    beside = target.with_name(f".{target.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
     try:
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             yield beside
             _flush(beside)
             os.replace(beside, target)
-            _flush(target.parent)
+            if flush_name:
+                _flush(target.parent)
     finally:
-        beside.unlink(missing_ok=True)
+        # Never instead of the error that says why it is there, or not.
+        with contextlib.suppress(OSError):
+            beside.unlink()
 
 
 @contextlib.contextmanager
@@ -90,6 +98,13 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def flush_tree(folder: Path) -> None:
+    """Make the names of all files in a folder, and in the folders in it, survive a power cut."""
+    with writing(folder):
+        for path, _, _ in os.walk(folder):
+            _flush(Path(path))
 
 
 def _refused(target: Path, error: OSError) -> WriteError:
@@ -164,12 +179,22 @@ def replace_tree(built: Path, target: Path) -> None:
         if old.exists() and not target.exists():
             os.replace(old, target)
         raise _refused(target, error) from error
-    shutil.rmtree(old, ignore_errors=True)
+    # Those of killed processes too.
+    for remains in target.parent.glob(f".{target.name}.*.old"):
+        shutil.rmtree(remains, ignore_errors=True)
 
 
 def remove_state(folder: Path) -> None:
-    """Remove the state of a finished run, and the folder of states when it was the last."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Remove the state of a finished run, and the folder of states when it was the last.
+
+    Renamed first: what a killed process leaves must not pass for a state that can be continued.
+    """
+    for remains in folder.parent.glob(f".{folder.name}.*.old"):
+        shutil.rmtree(remains, ignore_errors=True)
+    old = folder.with_name(f".{folder.name}.{os.urandom(4).hex()}.old")
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(folder, old)
+    shutil.rmtree(old, ignore_errors=True)
     with contextlib.suppress(OSError):  # not empty: another run's state is there
         folder.parent.rmdir()
 

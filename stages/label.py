@@ -290,7 +290,7 @@ def _answer(
 
     precision = choose_precision(params.precision, models[0], params.batch_size)
     with counter("label", writer.facts.num_samples) as progress:
-        progress(writer.rows_done)
+        progress(writer.facts.num_samples - len(writer.rows_left))
         label_images(
             models,
             stream,

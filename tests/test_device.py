@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.device import autocast, choose_device, choose_precision, deterministic
+from pipeline.device import OnHost, autocast, choose_device, choose_precision, deterministic
 from pipeline.errors import MachineError
 from pipeline.models.classifier import Classifier
 from pipeline.models.registry import build
@@ -72,3 +72,20 @@ def test_deterministic_is_put_back():
         assert torch.are_deterministic_algorithms_enabled()
         raise ValueError("x")
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+NUMBERS, CLASSES = torch.rand(300, 1000), torch.arange(300)
+
+
+def test_answers_arrive_on_the_host():
+    """Several tensors at once, as they were when they were given."""
+    found = OnHost(NUMBERS, CLASSES).numpy()
+    assert [array.tolist() for array in found] == [NUMBERS.tolist(), CLASSES.tolist()]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_answers_arrive_from_the_gpu():
+    """Pinned copies, which are not looked at before they are there."""
+    found = OnHost(NUMBERS.cuda(), CLASSES.cuda()).numpy()
+    assert [array.tolist() for array in found] == [NUMBERS.tolist(), CLASSES.tolist()]

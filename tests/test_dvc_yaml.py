@@ -19,6 +19,7 @@ STAGES = PIPELINE["stages"]
 # What a result cannot depend on: the screen, the command line, and the plumbing below all.
 PLUMBING = {
     "pipeline/__init__.py",
+    "pipeline/background.py",
     "pipeline/device.py",
     "pipeline/errors.py",
     "pipeline/params.py",

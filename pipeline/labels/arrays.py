@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["ArrayLayout", "parse_layout", "write_chunk"]
+__all__ = ["ArrayLayout", "chunk_bytes", "parse_layout", "write_chunk"]
 
 _MAX_CHUNK_BYTES = 2**28
 _CRC_BYTES = 4
@@ -235,7 +235,9 @@ def _text(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def write_chunk(folder: Path, layout: ArrayLayout, chunk: int, content: NDArray[Any]) -> None:
+def write_chunk(
+    folder: Path, layout: ArrayLayout, chunk: int, content: NDArray[Any], *, flush_name: bool = True
+) -> None:
     """Write one chunk file so that it is either whole or absent.
 
     Parameters
@@ -245,12 +247,28 @@ def write_chunk(folder: Path, layout: ArrayLayout, chunk: int, content: NDArray[
     layout : ArrayLayout
     chunk : int
     content : ndarray of shape (rows_in(chunk), *row_shape)
+    flush_name : bool
+        See `pipeline.publish.staged`.
+    """
+    payload, checksum = chunk_bytes(layout, content)
+    target = folder / layout.chunk_name(chunk)
+    with staged(target, flush_name=flush_name) as beside, beside.open("wb") as handle:
+        handle.write(payload)
+        handle.write(checksum)
+
+
+def chunk_bytes(layout: ArrayLayout, content: NDArray[Any]) -> tuple[memoryview, bytes]:
+    """The content of a chunk file: the padded rows, not copied where they are whole, and CRC-32C.
+
+    Parameters
+    ----------
+    layout : ArrayLayout
+    content : ndarray of shape (n, *row_shape)
+        At most `layout.rows` rows.
     """
     rows = np.ascontiguousarray(content, layout.dtype)
     if len(rows) < layout.rows:
         rows = np.concatenate([rows, layout.empty_chunk()[len(rows) :]])
     payload = rows.reshape(-1).view(np.uint8)
-    checksum = google_crc32c.value(payload)
-    with staged(folder / layout.chunk_name(chunk)) as beside, beside.open("wb") as handle:
-        handle.write(payload.data)
-        handle.write(int(checksum).to_bytes(_CRC_BYTES, "little"))
+    checksum = int(google_crc32c.value(payload)).to_bytes(_CRC_BYTES, "little")
+    return payload.data, checksum

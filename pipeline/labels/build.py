@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.labels.arrays import write_chunk
+from pipeline.labels.arrays import chunk_bytes
 from pipeline.labels.card import write_card
 from pipeline.labels.format import ATTRIBUTE
 from pipeline.labels.manifest import MANIFEST, format_manifest
 from pipeline.provenance import sha256_file
-from pipeline.publish import staged, write_text
+from pipeline.publish import flush_tree, write_text, writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +27,10 @@ if TYPE_CHECKING:
     from pipeline.labels.format import StoreAttributes
 
 __all__ = ["build_store"]
+
+# Chunks in the making. More than two cores, since much of the time goes to waiting for the disk.
+_THREADS = 4
+_COPIED_BYTES = 2**20
 
 
 def build_store(
@@ -41,7 +48,8 @@ def build_store(
     attributes : callable
         Gives the StoreAttributes; called when all chunks are there.
     sources : dict of ArrayLayout to callable
-        Gives the content of chunk number i: its rows, or a finished chunk file.
+        Gives the content of chunk number i: its rows, or a finished chunk file. Called from
+        several threads, each of which asks for one chunk of all arrays.
     progress : callable, optional
         Called with the number of samples just laid out.
 
@@ -50,20 +58,54 @@ def build_store(
     str
         The store's identity.
     """
-    layout = next(iter(sources))
-    for chunk in range(layout.num_chunks):
-        for array, source in sources.items():
-            content = source(chunk)
-            if isinstance(content, Path):
-                _link_chunk(content, folder / array.chunk_name(chunk))
-            else:
-                write_chunk(folder, array, chunk, content)
-        if progress is not None:
-            progress(layout.rows_in(chunk))
+    layout, build = next(iter(sources)), partial(_build_chunk, folder, sources)
+    hashes: dict[str, str] = {}
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="build") as pool:
+        try:
+            for chunk, found in enumerate(pool.map(build, range(layout.num_chunks))):
+                hashes |= found
+                if progress is not None:
+                    progress(layout.rows_in(chunk))
+        finally:
+            # After an error no further chunk begins.
+            pool.shutdown(cancel_futures=True)
     known, layouts = attributes(), list(sources)
     _write_metadata(folder, known, layouts)
     write_card(folder, known, layouts)
-    return _write_manifest(folder)
+    identity = _write_manifest(folder, hashes)
+    flush_tree(folder)
+    return identity
+
+
+def _build_chunk(
+    folder: Path,
+    sources: Mapping[ArrayLayout, Callable[[int], Path | NDArray[Any]]],
+    chunk: int,
+) -> dict[str, str]:
+    # SHA-256 by file name.
+    hashes = {}
+    for array, source in sources.items():
+        name, content = array.chunk_name(chunk), source(chunk)
+        with writing(folder / name):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, Path):
+                _link(content, folder / name)
+                hashes[name] = sha256_file(folder / name)
+            else:
+                hashes[name] = _write(folder / name, *chunk_bytes(array, content))
+    return hashes
+
+
+def _write(target: Path, *parts: memoryview | bytes) -> str:
+    # Under its own name at once: nobody looks into this folder before it is finished.
+    digest = hashlib.sha256()
+    with target.open("wb") as handle:
+        for part in parts:
+            handle.write(part)
+            digest.update(part)
+        handle.flush()
+        os.fsync(handle.fileno())
+    return digest.hexdigest()
 
 
 def _write_metadata(
@@ -91,19 +133,21 @@ def _write_json(target: Path, content: Any) -> None:
     write_text(target, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=True) + "\n")
 
 
-def _link_chunk(source: Path, target: Path) -> None:
+def _link(source: Path, target: Path) -> None:
     # A second name, or a copy on another file system: the draft stays whole, so that an
     # interrupted publication is simply done again.
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         os.link(source, target)
     except OSError:
-        with staged(target) as beside:
-            shutil.copyfile(source, beside)
+        with source.open("rb") as content, target.open("wb") as handle:
+            shutil.copyfileobj(content, handle, _COPIED_BYTES)
+            handle.flush()
+            os.fsync(handle.fileno())
 
 
-def _write_manifest(folder: Path) -> str:
+def _write_manifest(folder: Path, hashes: Mapping[str, str]) -> str:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    hashes = {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
-    write_text(folder / MANIFEST, format_manifest(hashes))
+    names = [path.relative_to(folder).as_posix() for path in files]
+    listed = {name: hashes.get(name) or sha256_file(folder / name) for name in names}
+    write_text(folder / MANIFEST, format_manifest(listed))
     return sha256_file(folder / MANIFEST)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import StateError, StoreError
+import numpy as np
+
+from pipeline.background import Background
+from pipeline.errors import MissingError, StateError, StoreError
 from pipeline.labels.arrays import write_chunk
 from pipeline.labels.folder import StoreFolder
 from pipeline.labels.stored import StoredArray, map_chunk
-from pipeline.publish import require_free, write_json
+from pipeline.publish import require_free, write_json, writing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -22,10 +26,15 @@ if TYPE_CHECKING:
 __all__ = ["Draft"]
 
 _KEY = "draft.json"
+# Chunks that are being written while the next one fills up.
+_BEHIND = 2
 
 
 class Draft:
-    """Columns of equal length, written in order, in a folder of their own.
+    """Columns of equal length in a folder of their own, whose rows are taken in order.
+
+    Chunks are written behind the caller. Which ones are there is told by the files alone: any
+    number of processes may fill different chunks of one draft, and know nothing of each other.
 
     Parameters
     ----------
@@ -35,34 +44,44 @@ class Draft:
         Plain values that decide the content; a folder of another key is refused.
     columns : dict of str to ArrayLayout
         All with the same rows per chunk.
+    chunks : range, optional
+        Those to fill; all by default.
 
     Raises
     ------
     StateError
         When the folder holds another draft.
     WriteError
-        When the disk cannot hold all of it.
-
-    Attributes
-    ----------
-    rows_done : int
-        Rows in whole chunks on disk: where to go on.
+        When the disk cannot hold what is missing.
     """
 
     def __init__(
-        self, path: Path, key: Mapping[str, Any], columns: Mapping[str, ArrayLayout]
+        self,
+        path: Path,
+        key: Mapping[str, Any],
+        columns: Mapping[str, ArrayLayout],
+        chunks: range | None = None,
     ) -> None:
         self.path, self.columns = path, dict(columns)
         self._any = next(iter(columns.values()))
-        if (path / _KEY).exists():
-            self._require_key(key)
-        else:
-            write_json(path / _KEY, key)
-        self._chunks_done = self._count_whole_chunks()
-        missing = self._any.num_chunks - self._chunks_done
-        require_free(path, missing * sum(layout.file_bytes for layout in columns.values()))
-        self._pending = {name: layout.empty_chunk() for name, layout in columns.items()}
-        self._filled = 0
+        self._chunks = range(self._any.num_chunks) if chunks is None else chunks
+        self._claim(key)
+        self._missing = [chunk for chunk in self._chunks if not self._is_whole(chunk)]
+        size = sum(layout.file_bytes for layout in columns.values())
+        require_free(path, len(self._missing) * size)
+        self._order = self._rows_of(self._missing)
+        self._taken = self._filled = 0
+        self._pending = self._buffers()
+        self._behind = Background(threads=_BEHIND, waiting=_BEHIND)
+
+    def _claim(self, key: Mapping[str, Any]) -> None:
+        if not (self.path / _KEY).exists():
+            # Linked, not renamed: of several processes that begin at once, one decides.
+            beside = self.path / f".{_KEY}.{os.getpid()}-{os.urandom(4).hex()}"
+            write_json(beside, key)
+            with writing(self.path / _KEY):
+                _name(beside, self.path / _KEY)
+        self._require_key(json.loads(json.dumps(key)))
 
     def _require_key(self, key: Mapping[str, Any]) -> None:
         remedy = f"Remove the folder {self.path} to start again."
@@ -70,56 +89,82 @@ class Draft:
             found = json.loads((self.path / _KEY).read_text(encoding="utf-8"))
         except ValueError as error:
             raise StateError(self.path, f"{_KEY} is damaged", remedy=remedy) from error
-        if found == json.loads(json.dumps(key)):
-            return
-        different = [name for name in key if found.get(name) != key[name]]
-        raise StateError(
-            self.path,
-            f"holds the draft of other labels (differs in {', '.join(different) or 'version'})",
-            remedy=remedy,
-        )
+        for name, expected, other in _differences(key, found):
+            raise StateError(
+                self.path,
+                f"holds the draft of other labels: {name}",
+                expected=repr(expected)[:40],
+                found=repr(other)[:40],
+                remedy=remedy,
+            )
 
-    def _count_whole_chunks(self) -> int:
-        # Checked by their checksums, since a power cut can leave blocks of zeros.
-        for chunk in range(self._any.num_chunks):
-            if not all(self._is_whole(column, chunk) for column in self.columns):
-                return chunk
-        return self._any.num_chunks
-
-    def _is_whole(self, column: str, chunk: int) -> bool:
+    def _is_whole(self, chunk: int) -> bool:
+        # By their checksums, since a power cut can leave blocks of zeros.
         try:
-            map_chunk(StoreFolder(self.path / column), self.columns[column], chunk)
-        except (StoreError, FileNotFoundError):
+            for name, layout in self.columns.items():
+                map_chunk(StoreFolder(self.path / name), layout, chunk)
+        except (StoreError, MissingError):
             return False
         return True
 
-    @property
-    def rows_done(self) -> int:
-        """Rows in whole chunks on disk: where to go on."""
-        return min(self._chunks_done * self._any.rows, self._any.num_samples)
+    def _rows_of(self, chunks: list[int]) -> NDArray[np.int64]:
+        rows = self._any.rows
+        parts = [np.arange(at * rows, at * rows + self._any.rows_in(at)) for at in chunks]
+        return np.concatenate(parts) if parts else np.arange(0)
+
+    def _buffers(self) -> dict[str, NDArray[Any]]:
+        return {
+            name: np.empty(layout.chunk_shape, layout.dtype)
+            for name, layout in self.columns.items()
+        }
 
     @property
-    def rows_taken(self) -> int:
-        """Rows on disk and in memory."""
-        return self.rows_done + self._filled
+    def rows_left(self) -> NDArray[np.int64]:
+        """The rows to append, in this order: those of chunks that are not whole on disk."""
+        return self._order[self._taken :]
+
+    def flush(self) -> None:
+        """Wait until all whole chunks are on disk.
+
+        Raises
+        ------
+        WriteError
+            When one could not be written.
+        """
+        self._behind.finish()
 
     def append(self, rows: Mapping[str, NDArray[Any]]) -> None:
-        """Take the next rows, equally many of each column; whole chunks go to disk."""
-        taken, count = 0, len(next(iter(rows.values())))
-        while taken < count:
-            room = self._any.rows_in(self._chunks_done) - self._filled
-            step = min(room, count - taken)
-            for name, buffer in self._pending.items():
-                buffer[self._filled : self._filled + step] = rows[name][taken : taken + step]
-            taken, self._filled = taken + step, self._filled + step
-            if step == room:
-                self._write_pending()
+        """Take the next rows, equally many of each column; whole chunks go to disk.
 
-    def _write_pending(self) -> None:
+        Raises
+        ------
+        WriteError
+            When an earlier chunk could not be written.
+        """
+        done, count = 0, len(next(iter(rows.values())))
+        while done < count:
+            chunk = int(self._order[self._taken]) // self._any.rows
+            room = self._any.rows_in(chunk) - self._filled
+            step = min(room, count - done)
+            for name, buffer in self._pending.items():
+                buffer[self._filled : self._filled + step] = rows[name][done : done + step]
+            done, self._filled, self._taken = done + step, self._filled + step, self._taken + step
+            if step == room:
+                self._behind.do(self._write, chunk, self._pending, self._filled)
+                self._pending, self._filled = self._buffers(), 0
+
+    def _write(self, chunk: int, columns: Mapping[str, NDArray[Any]], count: int) -> None:
         for name, layout in self.columns.items():
-            rows = self._pending[name][: self._filled]
-            write_chunk(self.path / name, layout, self._chunks_done, rows)
-        self._chunks_done, self._filled = self._chunks_done + 1, 0
+            rows = columns[name][:count]
+            write_chunk(self.path / name, layout, chunk, rows, flush_name=False)
+
+    def absent(self, chunks: range) -> list[int]:
+        """Which chunks lack a file; the bytes are not read."""
+        return [
+            chunk
+            for chunk in chunks
+            if not all(self.chunk_path(name, chunk).exists() for name in self.columns)
+        ]
 
     def column(self, name: str) -> StoredArray:
         """A finished column, to read."""
@@ -128,3 +173,23 @@ class Draft:
     def chunk_path(self, name: str, chunk: int) -> Path:
         """The file of one chunk."""
         return self.path / name / self.columns[name].chunk_name(chunk)
+
+
+def _name(beside: Path, target: Path) -> None:
+    try:
+        os.link(beside, target)
+    except FileExistsError:
+        pass
+    except OSError:
+        # A file system without hard links.
+        beside.replace(target)
+    beside.unlink(missing_ok=True)
+
+
+def _differences(wanted: Any, found: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        for key in wanted | found:
+            inner = f"{name}.{key}" if name else key
+            yield from _differences(wanted.get(key), found.get(key), inner)
+    elif wanted != found:
+        yield name or "draft", wanted, found

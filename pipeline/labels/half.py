@@ -3,6 +3,9 @@
 The results are NumPy's to the bit, but small probabilities are below float16's normal numbers,
 where NumPy goes one by one: 4,194 rows of 1,000 take it 252 ms to round, torch 0.7 ms (one
 core, NumPy 2.4, torch 2.15).
+
+They go block by block on the calling thread: torch would share larger ones among threads that
+wait for each other, which costs more than it gains as soon as other work has the cores.
 """
 
 from __future__ import annotations
@@ -18,20 +21,37 @@ if TYPE_CHECKING:
 __all__ = ["to_float16", "to_float32"]
 
 
-def to_float16(numbers: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
-    """Round to float16; what is too large becomes infinite."""
-    rounded: NDArray[np.float16] = _tensor(numbers).to(torch.float16).numpy()
+# Torch starts threads above 32,768 numbers (at::internal::GRAIN_SIZE).
+_BLOCK = 2**15
+
+
+def to_float16(
+    numbers: NDArray[np.floating[Any]], out: NDArray[np.float16] | None = None
+) -> NDArray[np.float16]:
+    """Round to float16; what is too large becomes infinite.
+
+    Parameters
+    ----------
+    numbers : ndarray
+    out : ndarray of the same shape, dtype float16, optional
+        Contiguous; it is filled and returned.
+    """
+    rounded = np.empty(numbers.shape, np.float16) if out is None else out
+    _convert(numbers, rounded)
     return rounded
 
 
 def to_float32(numbers: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     """A float32 copy, exact for float16."""
-    widened: NDArray[np.float32] = _tensor(numbers).to(torch.float32).numpy()
-    # Torch gives float32 back as it is; a caller may write to a copy.
-    return widened.copy() if np.shares_memory(widened, numbers) else widened
+    widened = np.empty(numbers.shape, np.float32)
+    _convert(numbers, widened)
+    return widened
 
 
-def _tensor(numbers: NDArray[np.floating[Any]]) -> torch.Tensor:
-    numbers = np.ascontiguousarray(numbers)
-    # Torch warns of memory that must not be written to, such as a mapped file.
-    return torch.from_numpy(numbers if numbers.flags.writeable else numbers.copy())
+def _convert(numbers: NDArray[np.floating[Any]], out: NDArray[np.floating[Any]]) -> None:
+    source, target = np.ascontiguousarray(numbers).reshape(-1), torch.from_numpy(out).view(-1)
+    for start in range(0, source.size, _BLOCK):
+        block = source[start : start + _BLOCK]
+        # Torch warns of memory that must not be written to, such as a mapped file.
+        block = block if block.flags.writeable else block.copy()
+        target[start : start + _BLOCK].copy_(torch.from_numpy(block))

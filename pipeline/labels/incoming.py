@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["round_logits", "round_soft_labels", "round_topk"]
 
+# float16's, as bits.
+_INFINITY = 0x7C00
+
 
 def round_logits(
     logits: NDArray[np.floating[Any]], first_sample: int, where: Path
@@ -37,9 +40,8 @@ def round_logits(
         When one is NaN, infinite, or beyond float16's 65504, naming the sample.
     """
     rounded = to_float16(logits)
-    # The sum of a row with NaN or infinity is one of them; float32 holds K times 65504.
-    sums = to_float32(rounded).sum(axis=-1)
-    if not np.isfinite(sums).all():
+    # As integers without the sign bit, infinity and NaN are the largest: ten times as fast.
+    if rounded.size and (rounded.view(np.uint16) & 0x7FFF).max() >= _INFINITY:
         finite = np.isfinite(rounded)
         row = int(np.argmin(finite.reshape(len(finite), -1).all(axis=1)))
         raise StoreError(

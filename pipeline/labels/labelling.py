@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 
-from pipeline.device import autocast
+from pipeline.background import Background
+from pipeline.device import OnHost, autocast
 from pipeline.images.pixels import to_unit
 from pipeline.labels.format import row_bytes, rows_per_chunk
 from pipeline.labels.replay import Replay
@@ -28,6 +29,8 @@ __all__ = ["aligned_rows", "answers", "label_images", "temperature_of_sample"]
 
 # The mean top probability of so many images is that of all within a percent or so.
 _SAMPLE = 4096
+# Batches whose answers are still to be written.
+_AHEAD = 4
 
 
 class Stream(Protocol):
@@ -58,6 +61,9 @@ def label_images(
 ) -> None:
     """Append the logits of all images, in all views, that the writer does not have yet.
 
+    Answers are fetched from the device, rounded and written while the teacher is at the next
+    batch; an error there ends the loop at one of the next batches.
+
     The logits are the networks' own, before any temperature of the model itself: the label's
     temperature is applied once, when the store is published.
 
@@ -76,12 +82,21 @@ def label_images(
         Called with the number of images just labelled.
     """
     replay = Replay.of(writer.facts.views, "views")
-    order = np.arange(writer.facts.num_samples)
-    for batch in stream.batches(order, batch_size, start=writer.rows_done // batch_size):
-        logits = answers(teachers, batch, replay, precision).cpu().numpy()
-        writer.append(logits, batch.labels.cpu().numpy(), batch.sample_hash)
-        if progress:
-            progress(len(batch.labels))
+    try:
+        with Background(threads=1, waiting=_AHEAD) as behind:
+            for batch in stream.batches(writer.rows_left, batch_size):
+                logits = answers(teachers, batch, replay, precision)
+                behind.do(_append, writer, OnHost(logits, batch.labels), batch.sample_hash)
+                if progress:
+                    progress(len(batch.labels))
+    finally:
+        # Also after an interruption: what is whole is not labelled again.
+        writer.flush()
+
+
+def _append(writer: StoreWriter, found: OnHost, sample_hash: NDArray[np.uint64]) -> None:
+    logits, labels = found.numpy()
+    writer.append(logits, labels, sample_hash)
 
 
 @torch.no_grad()

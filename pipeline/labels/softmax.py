@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.errors import ParamsError
 from pipeline.labels.format import MAX_TEMPERATURE, MIN_TEMPERATURE
-from pipeline.labels.half import to_float32
+from pipeline.labels.half import to_float16, to_float32
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,12 +21,14 @@ __all__ = [
     "mean_softened",
     "require_temperature",
     "soften",
+    "softened_half",
     "solve_temperature",
     "top_probability",
 ]
 
 # Rows at a time: float32 copies of a few MiB stay in the cache and never fill the memory.
 _BLOCK_ELEMENTS = 2**20
+_CACHED_ELEMENTS = 2**16
 
 
 def require_temperature(temperature: float) -> float:
@@ -101,6 +103,32 @@ def mean_softened(
             total += soften(teacher, temperature)
         total /= np.float32(len(logits))
     return total
+
+
+def softened_half(
+    logits: Sequence[NDArray[np.floating[Any]]], temperature: float
+) -> NDArray[np.float16]:
+    """What a store holds: `mean_softened`, rounded to float16.
+
+    Block by block, so that the float32 numbers never leave the processor's cache.
+
+    Parameters
+    ----------
+    logits : sequence of ndarray of shape (n, ..., K)
+        Of each teacher.
+    temperature : float
+
+    Returns
+    -------
+    ndarray of shape (n, ..., K), dtype float16
+    """
+    rounded = np.empty(logits[0].shape, np.float16)
+    step = max(_CACHED_ELEMENTS * len(rounded) // max(rounded.size, 1), 1)
+    for start in range(0, len(rounded), step):
+        rows = slice(start, start + step)
+        block = mean_softened([teacher[rows] for teacher in logits], temperature)
+        to_float16(block, out=rounded[rows])
+    return rounded
 
 
 def solve_temperature(logits: NDArray[np.floating[Any]], target_top_probability: float) -> float:

@@ -20,13 +20,14 @@ from pipeline.labels.format import (
     row_bytes,
     rows_per_chunk,
 )
-from pipeline.labels.half import to_float16, to_float32
+from pipeline.labels.half import to_float32
 from pipeline.labels.incoming import round_logits, round_soft_labels, round_topk
 from pipeline.labels.manifest import MANIFEST
 from pipeline.labels.softmax import (
     bisect_temperature,
     mean_softened,
     require_temperature,
+    softened_half,
     top_probability,
 )
 from pipeline.labels.topk import largest, total_variation
@@ -136,9 +137,19 @@ class StoreWriter:
         return self.facts.layout(name, self._rows, self._top_k)
 
     @property
-    def rows_done(self) -> int:
-        """Rows that are safe on disk: the index of the first sample to append next."""
-        return self._draft.rows_done
+    def rows_left(self) -> NDArray[np.int64]:
+        """The samples to append, in this order; what is whole on disk is not asked for again."""
+        return self._draft.rows_left
+
+    def flush(self) -> None:
+        """Wait until all whole chunks are on disk; they are written behind the caller.
+
+        Raises
+        ------
+        WriteError
+            When the disk refused one.
+        """
+        self._draft.flush()
 
     def append(
         self,
@@ -146,7 +157,7 @@ class StoreWriter:
         labels: NDArray[np.integer[Any]],
         sample_hash: NDArray[np.uint64],
     ) -> None:
-        """Take the next n samples.
+        """Take the next n samples of `rows_left`, which follow each other in the data set.
 
         Parameters
         ----------
@@ -164,9 +175,9 @@ class StoreWriter:
             When an answer cannot be stored, naming the sample: NaN, infinite, beyond float16,
             or no distribution.
         WriteError
-            When the disk refuses; what was written before is kept.
+            When the disk refused an earlier chunk; what was written before is kept.
         """
-        first = self._draft.rows_taken
+        first = self._next(len(labels))
         shape = (len(labels), *self._row_shape)
         stacked = answers[None] if answers.shape == shape else answers
         if stacked.shape != (len(self._teachers), *shape):
@@ -201,7 +212,7 @@ class StoreWriter:
         shape = (len(labels), *self._layout("topk_probs").row_shape)
         if not self._top_k or indices.shape != shape or probs.shape != shape:
             raise ValueError(f"expected {shape}, found {indices.shape} and {probs.shape}")
-        first = self._draft.rows_taken
+        first = self._next(len(labels))
         classes, rounded = round_topk(indices, probs, self.facts.num_classes, first, self.state)
         unknown = np.full(shape[:-1], np.nan, np.float32)
         rows = {"topk_indices": classes, "topk_probs": rounded, "topk_distance": unknown}
@@ -217,6 +228,15 @@ class StoreWriter:
         distance = total_variation(soft, indices, probs)
         return {"topk_indices": indices, "topk_probs": probs, "topk_distance": distance}
 
+    def _next(self, count: int) -> int:
+        samples = self.rows_left[:count]
+        if len(samples) < count:
+            raise ValueError(f"{count} samples, and the draft lacks {len(samples)}")
+        first, last = (int(samples[0]), int(samples[-1])) if count else (0, -1)
+        if last - first != count - 1:
+            raise ValueError(f"between samples {first} and {last} are some that are not missing")
+        return first
+
     def _append(
         self,
         rows: dict[str, NDArray[Any]],
@@ -225,8 +245,6 @@ class StoreWriter:
     ) -> None:
         if sample_hash.shape != labels.shape:
             raise ValueError(f"{len(labels)} labels and {len(sample_hash)} sample hashes")
-        if self._draft.rows_taken + len(labels) > self.facts.num_samples:
-            raise ValueError(f"more than {self.facts.num_samples} samples")
         self._draft.append({"labels": labels, "sample_hash": sample_hash, **rows})
 
     def solve_temperature(self, target_top_probability: float) -> float:
@@ -311,8 +329,8 @@ class StoreWriter:
         if self._source == "logits" and not self._top_k:
             teachers = [self._draft.column(name) for name in self._teachers]
             # From the logits as they are stored, so that one can be checked against the other.
-            sources[self._layout("soft_labels")] = lambda chunk: to_float16(
-                mean_softened([teacher.chunk(chunk) for teacher in teachers], temperature)
+            sources[self._layout("soft_labels")] = lambda chunk: softened_half(
+                [teacher.chunk(chunk) for teacher in teachers], temperature
             )
         return sources
 
@@ -332,12 +350,14 @@ class StoreWriter:
         return TopKFacts(k=self._top_k, total_variation=known)
 
     def _require_complete(self) -> None:
-        if self.rows_done < self.facts.num_samples:
+        self.flush()
+        missing = len(self.rows_left)
+        if missing:
             raise StoreError(
                 self.state,
                 "samples are missing",
                 expected=self.facts.num_samples,
-                found=self.rows_done,
+                found=self.facts.num_samples - missing,
                 remedy="Run 'ltd-pipe label' again: it goes on from there.",
             )
 

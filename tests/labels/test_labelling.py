@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, WriteError
 from pipeline.images.augment import augment
 from pipeline.images.augmentation import Augmentation
 from pipeline.images.stream import ImageStream
@@ -155,3 +155,51 @@ def test_an_interrupted_labelling_ends_with_the_same_bytes(
         run(train_beton, teacher, tmp_path / "state", Stop(), views)
     draft = run(train_beton, teacher, tmp_path / "state", views=views)
     assert draft.publish(tmp_path / "again.zarr", 2.0) == identity
+
+
+class Spoiled(torch.nn.Module):
+    """A teacher that answers NaN for one image of the data set."""
+
+    def __init__(self, teacher, at):
+        super().__init__()
+        self.teacher, self.at, self.seen = teacher, at, 0
+
+    def raw_logits(self, images):
+        logits = self.teacher.raw_logits(images).clone()
+        if self.seen <= self.at < self.seen + len(images):
+            logits[self.at - self.seen, 3] = torch.nan
+        self.seen += len(images)
+        return logits
+
+
+@pytest.mark.parametrize("at", [0, 70, 239])
+def test_an_image_without_an_answer_is_named(train_beton, teacher, tmp_path, at):
+    """The error of the writing thread ends the loop; with a sound teacher the run goes on."""
+    with pytest.raises(StoreError, match=f"sample {at}: the teacher's logits: .* found nan"):
+        run(train_beton, Spoiled(teacher, at), tmp_path / "state")
+    kept = at // (2 * BATCH) * 2 * BATCH
+    assert writer(train_beton, tmp_path / "state").rows_left[0] == kept
+    whole = run(train_beton, teacher, tmp_path / "whole").publish(tmp_path / "whole.zarr", 2.0)
+    draft = run(train_beton, teacher, tmp_path / "state")
+    assert draft.publish(tmp_path / "again.zarr", 2.0) == whole
+
+
+def test_only_missing_chunks_are_asked_of_the_teacher(train_beton, teacher, tmp_path):
+    """Chunks in the middle that are gone or damaged are redone in batches of their own."""
+    whole = run(train_beton, teacher, tmp_path / "whole").publish(tmp_path / "whole.zarr", 2.0)
+    run(train_beton, teacher, tmp_path / "state")
+    for chunk in (1, 4):
+        (tmp_path / "state/logits-0/logits/c" / str(chunk) / "0").unlink()
+    asked: list[int] = []
+    draft = run(train_beton, teacher, tmp_path / "state", asked.append)
+    assert sum(asked) == 2 * 2 * BATCH
+    assert draft.publish(tmp_path / "again.zarr", 2.0) == whole
+
+
+def test_a_disk_that_refuses_ends_the_loop(train_beton, teacher, tmp_path):
+    """What the writing thread meets is one clear line in the caller."""
+    draft = writer(train_beton, tmp_path / "state")
+    (tmp_path / "state/logits-0").write_text("in the way")
+    stream = ImageStream(train_beton, CPU)
+    with pytest.raises(WriteError, match="cannot be written: Not a directory"):
+        label_images([teacher], stream, draft, batch_size=BATCH, precision="float32")

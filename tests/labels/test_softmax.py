@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pipeline.errors import ParamsError
-from pipeline.labels.softmax import soften, solve_temperature
+from pipeline.labels.softmax import mean_softened, soften, softened_half, solve_temperature
 from pipeline.labels.softness import summarise
 
 LOGITS = np.array([[2.0, 0.0, -2.0], [0.0, 0.0, 0.0]], np.float32)
@@ -113,3 +113,12 @@ def test_labels_that_teach_nothing_are_warned_of(top, warning):
     (found,) = summarise(soft, np.zeros(3, np.int32)).warnings
     assert warning in found
     assert "auto:0.95" in found
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (70, 1000), (200, 4, 100), (0, 5)])
+def test_what_is_stored_is_the_rounded_softmax(shape):
+    """Block by block and in one go: the same bits."""
+    rng = np.random.default_rng(0)
+    teachers = [(rng.standard_normal(shape) * 4).astype(np.float16) for _ in range(2)]
+    expected = mean_softened(teachers, 1.5).astype(np.float16)
+    np.testing.assert_array_equal(softened_half(teachers, 1.5), expected)

@@ -36,6 +36,20 @@ def open_writer(state, answers, **options):
     return StoreWriter(state, answers.attributes, **options)
 
 
+def filled(state, answers):
+    """A writer that has taken all samples, and they are on disk."""
+    writer = open_writer(state, answers)
+    append(writer, answers, 0, 11)
+    writer.flush()
+    return writer
+
+
+def flipped(content: bytes) -> bytes:
+    """With one bit changed in the middle."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
 def test_a_store_holds_what_was_written(answers, store):
     """Logits, labels, hashes and attributes come back; soft labels are their softmax."""
     found = SoftLabels.open(store)
@@ -61,10 +75,13 @@ def test_the_bytes_do_not_depend_on_the_batch_size(answers, store, tmp_path, ste
 @pytest.mark.parametrize("reached", [0, 3, 4, 7, 8, 11])
 def test_an_interrupted_run_goes_on_after_its_last_whole_chunk(answers, store, tmp_path, reached):
     """A new writer continues on the same state, and the store is the same to the byte."""
-    append(open_writer(tmp_path / "state", answers), answers, 0, reached)
+    first = open_writer(tmp_path / "state", answers)
+    append(first, answers, 0, reached)
+    first.flush()
     writer = open_writer(tmp_path / "state", answers)
-    assert writer.rows_done == (11 if reached == 11 else reached // 4 * 4)
-    append(writer, answers, writer.rows_done, 11)
+    done = 11 if reached == 11 else reached // 4 * 4
+    assert writer.rows_left.tolist() == list(range(done, 11))
+    append(writer, answers, done, 11)
     writer.publish(tmp_path / "again.zarr", 2.0)
     assert tree(tmp_path / "again.zarr") == tree(store)
 
@@ -77,6 +94,7 @@ from test_write import append, open_writer
 answers = make_answers()
 writer = open_writer(Path(sys.argv[1]), answers)
 append(writer, answers, 0, 9)
+writer.flush()
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -90,27 +108,38 @@ def test_a_killed_process_is_continued(answers, store, tmp_path):
     )
     assert killed.returncode == -9
     writer = open_writer(tmp_path / "state", answers)
-    assert writer.rows_done == 8
+    assert writer.rows_left.tolist() == [8, 9, 10]
     append(writer, answers, 8, 11)
     writer.publish(tmp_path / "again.zarr", 2.0)
     assert tree(tmp_path / "again.zarr") == tree(store)
 
 
 @pytest.mark.parametrize("column", ["logits-0/logits/c/1/0", "labels/labels/c/1"])
-def test_a_damaged_chunk_of_a_draft_is_made_again(answers, tmp_path, column):
+@pytest.mark.parametrize(
+    "damage",
+    [lambda content: bytes(len(content)), lambda content: content[:-1], flipped, lambda _: b""],
+    ids=["zeros", "a byte short", "a flipped bit", "empty"],
+)
+def test_a_damaged_chunk_of_a_draft_is_made_again(answers, store, tmp_path, column, damage):
     """What a power cut left behind is not counted as done."""
-    append(open_writer(tmp_path / "state", answers), answers, 0, 11)
+    filled(tmp_path / "state", answers)
     chunk = tmp_path / "state" / column
-    chunk.write_bytes(bytes(chunk.stat().st_size))
-    assert open_writer(tmp_path / "state", answers).rows_done == 4
+    chunk.write_bytes(damage(chunk.read_bytes()))
+    writer = open_writer(tmp_path / "state", answers)
+    assert writer.rows_left.tolist() == [4, 5, 6, 7]
+    append(writer, answers, 4, 8)
+    writer.publish(tmp_path / "again.zarr", 2.0)
+    assert tree(tmp_path / "again.zarr") == tree(store)
 
 
 def test_a_draft_of_other_labels_is_refused(answers, making, tmp_path):
     """State of another data set is never continued."""
     append(open_writer(tmp_path / "state", answers), answers, 0, 11)
-    with pytest.raises(StateError, match="holds the draft of other labels .differs in facts.*Rem"):
+    with pytest.raises(
+        StateError, match="draft of other labels: facts.dataset.fingerprint: .* Rem"
+    ):
         open_writer(tmp_path / "state", making(seed=1))
-    with pytest.raises(StateError, match="differs in rows"):
+    with pytest.raises(StateError, match="rows: expected 5, found 4. Remove"):
         open_writer(tmp_path / "state", answers, rows=5)
 
 
@@ -184,7 +213,8 @@ def test_logits_that_cannot_be_stored_are_refused(answers, tmp_path, value, mess
     append(writer, answers, 0, 6)
     with pytest.raises(StoreError, match=f"sample 9: the teacher's logits: .*{message}"):
         append(writer, answers, 6, 11)
-    assert open_writer(tmp_path / "state", answers).rows_done == 4
+    writer.flush()
+    assert open_writer(tmp_path / "state", answers).rows_left[0] == 4
 
 
 WRONG_ROWS = {
@@ -223,7 +253,7 @@ def test_an_incomplete_store_is_not_published(answers, tmp_path):
     """Missing samples are refused and the draft is kept."""
     writer = open_writer(tmp_path / "state", answers)
     append(writer, answers, 0, 10)
-    with pytest.raises(StoreError, match="samples are missing: expected 11, found 8"):
+    with pytest.raises(StoreError, match="samples are missing: expected 11, found 10"):
         writer.publish(tmp_path / "a.zarr", 2.0)
     assert not (tmp_path / "a.zarr").exists()
 
@@ -245,8 +275,22 @@ def test_too_many_samples_and_wrong_shapes_are_our_own_bugs(answers, tmp_path):
     with pytest.raises(ValueError, match="11 labels and 1 sample hashes"):
         writer.append(answers.logits, answers.labels, answers.sample_hash[:1])
     append(writer, answers, 0, 11)
-    with pytest.raises(ValueError, match="more than 11 samples"):
+    with pytest.raises(ValueError, match="1 samples, and the draft lacks 0"):
         append(writer, answers, 0, 1)
+
+
+def test_rows_on_both_sides_of_a_whole_chunk_come_one_by_one(answers, tmp_path):
+    """An append that reached over what is there already would be our own bug."""
+    filled(tmp_path / "state", answers)
+    for chunk in (0, 2):
+        (tmp_path / "state/labels/labels/c" / str(chunk)).unlink()
+    writer = open_writer(tmp_path / "state", answers)
+    assert writer.rows_left.tolist() == [0, 1, 2, 3, 8, 9, 10]
+    with pytest.raises(ValueError, match="between samples 0 and 8"):
+        append(writer, answers, 0, 5)
+    append(writer, answers, 0, 4)
+    append(writer, answers, 8, 11)
+    assert writer.rows_left.tolist() == []
 
 
 def test_an_interrupted_publication_is_done_again(answers, store, tmp_path):

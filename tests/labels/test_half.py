@@ -1,0 +1,40 @@
+"""Between float16 and float32: NumPy's results to the bit, whatever the size."""
+
+import numpy as np
+import pytest
+
+from pipeline.labels.half import to_float16, to_float32
+
+ALL = np.arange(2**16, dtype=np.uint16).view(np.float16)
+
+
+def test_every_float16_is_widened_exactly():
+    """All 65,536 of them, NaN included."""
+    np.testing.assert_array_equal(to_float32(ALL), ALL.astype(np.float32))
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**15, 2**15 + 1, 100_003])
+@pytest.mark.parametrize("scale", [1e-8, 1e-3, 1, 1e4], ids=str)
+def test_rounding_is_numpys(size, scale):
+    """Below the normal numbers, around one, and at the upper end; in blocks of any number."""
+    numbers = (np.random.default_rng(size).standard_normal(size) * scale).astype(np.float32)
+    with np.errstate(over="ignore"):
+        expected = numbers.astype(np.float16)
+    np.testing.assert_array_equal(to_float16(numbers).view(np.uint16), expected.view(np.uint16))
+
+
+def test_rows_of_any_layout_are_taken():
+    """Columns, read-only files, and a given place for the result."""
+    numbers = np.random.default_rng(0).random((40, 30), np.float32)[:, ::2]
+    numbers.flags.writeable = False
+    place = np.empty((40, 15), np.float16)
+    assert to_float16(numbers, out=place) is place
+    np.testing.assert_array_equal(place, numbers.astype(np.float16))
+    np.testing.assert_array_equal(to_float32(place.T), place.T.astype(np.float32))
+
+
+def test_a_copy_is_a_copy():
+    """Writing to what comes back leaves the input alone."""
+    numbers = np.ones(4, np.float32)
+    to_float32(numbers)[:] = 2
+    assert numbers.tolist() == [1, 1, 1, 1]
