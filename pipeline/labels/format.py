@@ -262,8 +262,9 @@ def _require_few_keys(raw: dict[str, Any], where: object) -> None:
 
 
 def _refused(first: ErrorDetails, where: object) -> StoreError:
-    key = ".".join(str(part) for part in (ATTRIBUTE, *first["loc"]))
-    return StoreError(where, f"{key}: {first['msg']}", found=repr(first["input"])[:80])
+    # Keys, too, may hold what moves a terminal's cursor.
+    key = ".".join(ascii(part).strip("'")[:80] for part in (ATTRIBUTE, *first["loc"]))
+    return StoreError(where, f"{key}: {first['msg']}", found=ascii(first["input"])[:80])
 
 
 def rows_per_chunk(row_bytes: int) -> int:

@@ -64,13 +64,14 @@ def resident_mib() -> float:
 def in_child(path: Path) -> dict[str, object]:
     """`attempt` in a limited child; also its processor time in seconds and peak memory in MiB."""
     reading, writing = os.pipe()
-    before = resident_mib()
     child = os.fork()
     if child == 0:
         os.close(reading)
         limit()
-        text = json.dumps(attempt(path))
-        os.write(writing, text.encode())
+        before = resident_mib()
+        found = attempt(path)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+        os.write(writing, json.dumps({**found, "peak_mib": peak}).encode())
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as pipe:
@@ -78,8 +79,7 @@ def in_child(path: Path) -> dict[str, object]:
     _, status, usage = os.wait4(child, 0)
     ended = os.waitstatus_to_exitcode(status)
     found = json.loads(text) if text else {"error": f"ended with {ended}", "message": ""}
-    peak = usage.ru_maxrss / 1024 - before
-    return {**found, "cpu_s": usage.ru_utime + usage.ru_stime, "peak_mib": peak}
+    return {**found, "cpu_s": usage.ru_utime + usage.ru_stime}
 
 
 def main() -> None:
