@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["build_store"]
 
-# Chunks in the making. More than two cores, since much of the time goes to waiting for the disk.
-_THREADS = 4
 _COPIED_BYTES = 2**20
 
 
@@ -38,6 +36,7 @@ def build_store(
     attributes: Callable[[], StoreAttributes],
     sources: Mapping[ArrayLayout, Callable[[int], Path | NDArray[Any]]],
     progress: Callable[[int], None] | None = None,
+    threads: int = 1,
 ) -> str:
     """Lay out all files of a store.
 
@@ -48,21 +47,24 @@ def build_store(
     attributes : callable
         Gives the StoreAttributes; called when all chunks are there.
     sources : dict of ArrayLayout to callable
-        Gives the content of chunk number i: its rows, or a finished chunk file. Called from
-        several threads, each of which asks for one chunk of all arrays.
+        Gives the content of chunk number i: its rows, or a finished chunk file. Asked in order,
+        unless there are several threads.
     progress : callable, optional
         Called with the number of samples just laid out.
+    threads : int
+        Chunks in the making at a time, each on a thread of its own. More than there are cores
+        pay, since much of the time goes to waiting for the disk.
 
     Returns
     -------
     str
         The store's identity.
     """
-    layout, build = next(iter(sources)), partial(_build_chunk, folder, sources)
-    hashes: dict[str, str] = {}
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="build") as pool:
+    layout, hashes = next(iter(sources)), dict[str, str]()
+    chunks, build = range(layout.num_chunks), partial(_build_chunk, folder, sources)
+    with ThreadPoolExecutor(threads, thread_name_prefix="build") as pool:
         try:
-            for chunk, found in enumerate(pool.map(build, range(layout.num_chunks))):
+            for chunk, found in enumerate((map if threads == 1 else pool.map)(build, chunks)):
                 hashes |= found
                 if progress is not None:
                     progress(layout.rows_in(chunk))

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 __all__ = ["StoreWriter", "require_replaceable", "write_store"]
 
 _SPARSE = ("topk_indices", "topk_probs")
+# Chunks that are softened, hashed and written at the same time.
+_THREADS = 4
 _STORE_FILES = ("zarr.json", MANIFEST)
 
 
@@ -310,6 +312,7 @@ class StoreWriter:
             lambda: self._attributes(temperature),
             self._sources(temperature),
             progress,
+            _THREADS,
         )
         replace_tree(beside, target)
         remove_state(self.state)

@@ -3,6 +3,8 @@
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from pipeline.errors import JoinError, ParamsError, StateError, StoreError, WriteError
 from pipeline.labels import SoftLabels
+from pipeline.labels.build import build_store
 from pipeline.labels.softmax import soften
 from pipeline.labels.write import StoreWriter, write_store
 
@@ -327,6 +330,38 @@ def test_publication_reports_each_sample_once(answers, tmp_path):
     steps: list[int] = []
     writer.publish(tmp_path / "a.zarr", 2.0, progress=steps.append)
     assert steps == [4, 4, 3]
+
+
+def test_chunks_are_asked_in_order_unless_threads_are_wanted(answers, tmp_path):
+    """A source that reads a file once, from its beginning, is served by default."""
+    asked: list[tuple[int, int]] = []
+
+    def source(chunk):
+        asked.append((chunk, threading.get_ident()))
+        return np.full((1, 3), 1 / 3)
+
+    soft, labels = (answers.attributes.layout(name, 1) for name in ("soft_labels", "labels"))
+    sources = {soft: source, labels: lambda chunk: answers.labels[chunk : chunk + 1]}
+    build_store(tmp_path / "a", lambda: answers.attributes, sources)
+    assert asked == [(chunk, threading.get_ident()) for chunk in range(11)]
+
+
+def test_no_chunk_begins_after_an_error(answers, tmp_path):
+    """Of many chunks on several threads, few more are asked for once one has failed."""
+    asked: list[int] = []
+
+    def source(chunk):
+        asked.append(chunk)
+        if chunk == 0:
+            raise StoreError("chunk 0", "is bad")
+        time.sleep(0.01)
+        return np.zeros(1, np.int32)
+
+    many = answers.attributes.model_copy(update={"num_samples": 200})
+    layout = many.layout("labels", 1)
+    with pytest.raises(StoreError, match="chunk 0: is bad"):
+        build_store(tmp_path / "a", lambda: many, {layout: source}, threads=2)
+    assert len(asked) < 100
 
 
 def test_the_identity_is_returned(answers, tmp_path):
