@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from answers import SIZES
 
+pytestmark = pytest.mark.slow
 PROGRAM = Path(__file__).parents[2] / "bench" / "labels.py"
 
 
