@@ -1,0 +1,148 @@
+"""docs/sharing.md works as it stands: its shell blocks are run, in order."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import requests
+import torch
+from running import free_port, running
+
+from pipeline.labels import SoftLabels
+from pipeline.models.checkpoint import save_classifier
+from pipeline.models.classifier import Classifier
+from pipeline.models.registry import build
+
+ROOT = Path(__file__).parents[2]
+BLOCK = re.compile(
+    r"^```sh( refused)?\n(?P<code>.*?)^```\n(?:\n```text\n(?P<shown>.*?)^```\n)?", re.M | re.S
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One block of the page."""
+
+    section: str
+    code: str
+    refused: bool
+    shown: tuple[str, ...]
+
+
+def read_steps():
+    """All blocks of the page in their order."""
+    page = (ROOT / "docs/sharing.md").read_text()
+    steps = []
+    for match in BLOCK.finditer(page):
+        section = re.findall(r"^##+ (.*)$", page[: match.start()], re.MULTILINE)[-1]
+        shown = tuple((match["shown"] or "").splitlines())
+        steps.append(Step(section, match["code"], match[1] is not None, shown))
+    return steps
+
+
+STEPS = read_steps()
+NAMES = [f"{number}: {step.section}" for number, step in enumerate(STEPS)]
+
+
+@pytest.fixture(scope="module")
+def s3_url(tmp_path_factory):
+    """An S3 server with the bucket that the page uses."""
+    port, log = free_port(), tmp_path_factory.mktemp("s3") / "log"
+    with running([sys.executable, "-m", "moto.server", "-p", str(port)], port, log):
+        url = f"http://127.0.0.1:{port}"
+        requests.put(f"{url}/labels", timeout=30).raise_for_status()
+        yield url
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, digits):
+    """What a reader of the page has: images and a teacher."""
+    folder = tmp_path_factory.mktemp("tutorial")
+    for name in ("train.beton", "train.beton.json"):
+        (folder / name).write_bytes((digits / name).read_bytes())
+    torch.manual_seed(0)
+    teacher = Classifier(
+        build("small-cnn-w4", 10, (1, 8, 8)),
+        architecture="small-cnn-w4",
+        class_names=[str(digit) for digit in range(10)],
+        shape=(1, 8, 8),
+    )
+    save_classifier(teacher.eval(), folder / "teacher.safetensors", kind="teacher")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory, s3_url):
+    """A home of its own: no settings, keys, caches or proxies of this machine."""
+    home = tmp_path_factory.mktemp("home")
+    settings = "[user]\n\tname = Alice\n\temail = alice@example.com\n"
+    (home / ".gitconfig").write_text(settings + "[init]\n\tdefaultBranch = main\n")
+    kept = {key: os.environ[key] for key in ("LANG", "LC_ALL", "TMPDIR") if key in os.environ}
+    return kept | {
+        "HOME": str(home),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "DVC_NO_ANALYTICS": "1",
+        "DVC_SITE_CACHE_DIR": str(home / "dvc"),
+        "DVC_SYSTEM_CONFIG_DIR": str(home / "dvc-system"),
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "S3_URL": s3_url,
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def run(step, folder, environment):
+    """One block in a shell of its own, which stops at the first command that fails."""
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", step.code],
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_the_page_can_be_followed(folder, environment):
+    """Each block ends as the page says, and prints the lines that stand below it."""
+    for name, step in zip(NAMES, STEPS, strict=True):
+        done = run(step, folder, environment)
+        assert done.returncode == (1 if step.refused else 0), f"{name}\n{step.code}\n{done.stdout}"
+        for line in step.shown:
+            pattern = ".*".join(re.escape(part.strip()) for part in line.split("…"))
+            assert re.search(pattern, done.stdout), f"{name}: {line}\n{done.stdout}"
+    # The identity is the same wherever the labels went, and with a signature too.
+    copies = (
+        "labels.zarr",
+        "copy.zarr",
+        "alice/labels.zarr",
+        "bob/labels.zarr",
+        "carol/labels.zarr",
+    )
+    assert len({SoftLabels.open(folder / copy).identity for copy in copies}) == 1
+
+
+def test_the_page_shows_what_is_refused():
+    """Two refusals, each with the line that users see."""
+    refused = [step for step in STEPS if step.refused]
+    assert [step.section for step in refused] == ["When the storage was changed", "Links"]
+    assert all(step.shown[-1].startswith("ltd-pipe: labels.zarr: ") for step in refused)
+
+
+def test_the_page_has_all_ways_of_sharing():
+    """In the order in which they are looked for."""
+    page = (ROOT / "docs/sharing.md").read_text()
+    assert re.findall(r"^## (.*)$", page, re.MULTILINE) == [
+        "What a store proves",
+        "With DVC",
+        "From the web or object storage",
+        "Signatures",
+    ]
