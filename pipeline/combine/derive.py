@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from threading import Lock
+from threading import Condition
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["NewRows", "chunk_rows", "derive_store", "stepwise", "with_rows"]
 
-# Float32 copies of some 16 MiB, however many classes the rows of a sparse chunk expand to.
-_STEP_ELEMENTS = 2**22
+# Float32 copies of 4 MiB, however many classes the rows of a sparse chunk expand to.
+_STEP_ELEMENTS = 2**20
 
 
 @dataclass(frozen=True)
@@ -133,9 +133,12 @@ def _verify(beside: Path, target: Path) -> None:
 
 
 class _Chunks:
-    # The arrays of a chunk are asked for one by one, and are computed together.
+    # The arrays of a chunk are asked for one by one, and computed together. Whoever builds the
+    # store may ask from several threads, but files of other formats are read from their
+    # beginning to their end: chunks take their turn.
     def __init__(self, new: NewRows, rows: int) -> None:
-        self._new, self._rows, self._lock = new, rows, Lock()
+        self._new, self._rows, self._turn = new, rows, Condition()
+        self._next, self._failed = 0, False
         self._waiting: dict[int, dict[str, NDArray[Any]]] = {}
 
     def source(self, layout: ArrayLayout) -> Callable[[int], NDArray[Any]]:
@@ -145,14 +148,27 @@ class _Chunks:
         return lambda chunk: self._take(layout, chunk)
 
     def _take(self, layout: ArrayLayout, chunk: int) -> NDArray[Any]:
-        with self._lock:
-            if chunk not in self._waiting:
-                first = chunk * self._rows
-                self._waiting[chunk] = self._new.block(first, first + layout.rows_in(chunk))
+        with self._turn:
+            self._turn.wait_for(lambda: self._failed or chunk <= self._next)
+            if self._failed:
+                raise RuntimeError("an earlier chunk could not be made")
+            if chunk == self._next:
+                self._compute(layout, chunk)
             taken = self._waiting[chunk].pop(layout.name)
             if not self._waiting[chunk]:
                 del self._waiting[chunk]
             return taken
+
+    def _compute(self, layout: ArrayLayout, chunk: int) -> None:
+        first = chunk * self._rows
+        try:
+            self._waiting[chunk] = self._new.block(first, first + layout.rows_in(chunk))
+            self._next += 1
+        except BaseException:
+            self._failed = True
+            raise
+        finally:
+            self._turn.notify_all()
 
 
 def with_rows(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "RowDifference", "compare_stores"]
 
-_STEP_ELEMENTS = 2**22
+_STEP_ELEMENTS = 2**20
 # Of what both stores have; the soft labels are compared dense, whichever way they are stored.
 _SPARSE = ("topk_indices", "topk_probs")
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ParquetColumns", "write_parquet"]
 
-# So that a row group of few wide rows is still worth a reader's request.
-_GROUP_ELEMENTS = 2**22
+# Row groups of 4 MiB per column: memory for few, and worth a request to whoever reads one.
+_GROUP_ELEMENTS = 2**20
 
 
 def write_parquet(
@@ -80,7 +80,7 @@ def _packages() -> tuple[Any, Any]:
     try:
         import pyarrow
         import pyarrow.parquet
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MachineError(
             "pyarrow",
             "is not installed, and Parquet files need it",
@@ -128,7 +128,8 @@ class ParquetColumns:
         if not path.is_file():
             raise MissingError(path, "no such file")
         try:
-            self._file = parquet.ParquetFile(path)
+            # Without whole row groups in memory, which others make as large as they like.
+            self._file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
         except (self._arrow.ArrowException, OSError) as error:
             raise StoreError(path, f"is no Parquet file ({_first_line(error)})") from error
         try:
@@ -165,7 +166,7 @@ class ParquetColumns:
         if name not in self._known:
             return None
         try:
-            column = self._file.read(columns=[name]).column(0)
+            column = self._file.read(columns=[name], use_threads=False).column(0)
         except (self._arrow.ArrowException, OSError) as error:
             raise self._damaged(error) from error
         if not self._arrow.types.is_integer(column.type) or column.null_count:
@@ -190,7 +191,9 @@ class ParquetColumns:
 
     def _batches(self, rows: int) -> Iterator[dict[str, NDArray[Any]]]:
         try:
-            for batch in self._file.iter_batches(batch_size=rows, columns=self._names):
+            for batch in self._file.iter_batches(
+                batch_size=rows, columns=self._names, use_threads=False
+            ):
                 yield {name: self._dense(batch.column(name), name) for name in self._names}
         except (self._arrow.ArrowException, OSError) as error:
             raise self._damaged(error) from error
@@ -220,7 +223,9 @@ class ParquetColumns:
         values: NDArray[Any] = column.to_numpy(zero_copy_only=False).reshape(shape)
         return values
 
-    def _damaged(self, error: Exception) -> StoreError:
+    def _damaged(self, error: Exception) -> Exception:
+        if isinstance(error, MemoryError):
+            return error
         return StoreError(self.path, f"is damaged ({_first_line(error)})")
 
 

@@ -175,7 +175,7 @@ def temperature_for(source: ProvenStore, target_top_probability: float) -> float
     store = source.store
     store.require_logits()
     count = store.num_samples * store.num_views
-    step = max(2**22 // (store.num_views * store.num_classes), 1)
+    step = max(2**20 // (store.num_views * store.num_classes), 1)
 
     def mean_top(temperature: float) -> float:
         blocks = (

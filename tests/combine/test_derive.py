@@ -1,0 +1,101 @@
+"""Deriving: chunks take their turn, whoever asks, and nothing half-made is published."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from pipeline.combine.derive import NewRows, _Chunks, derive_store, stepwise, with_rows
+from pipeline.errors import BusyError, StoreError
+from pipeline.publish import exclusive
+
+
+@pytest.fixture
+def sequential(answers):
+    """Rows of 100 samples from a source that can only be read from its beginning."""
+    reached = []
+
+    def block(first, last):
+        assert first == (reached[-1] if reached else 0)
+        reached.append(last)
+        return {"soft_labels": np.arange(first, last), "logits": -np.arange(first, last)}
+
+    names = ("soft_labels", "logits")
+    return NewRows(np.zeros(100, np.int32), np.arange(100, dtype=np.uint64), names, block)
+
+
+def layouts(answers, count=100, rows=3):
+    """Layouts of both arrays."""
+    facts = answers.attributes.model_copy(update={"num_samples": count})
+    return [facts.layout(name, rows) for name in ("soft_labels", "logits")]
+
+
+def test_threads_get_chunks_in_the_order_of_the_source(answers, sequential):
+    """Four threads ask for chunks as they come; each array of each chunk is right."""
+    chunks = _Chunks(sequential, 3)
+    soft, logits = (chunks.source(layout) for layout in layouts(answers))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda chunk: (soft(chunk), logits(chunk)), range(34)))
+    np.testing.assert_array_equal(np.concatenate([each for each, _ in found]), np.arange(100))
+    np.testing.assert_array_equal(np.concatenate([each for _, each in found]), -np.arange(100))
+
+
+def test_a_chunk_that_fails_ends_those_that_wait(answers, sequential):
+    """Nobody waits for a turn that does not come."""
+
+    def block(first, last):
+        if first:
+            raise StoreError("source", "is damaged")
+        return {"soft_labels": np.arange(first, last), "logits": np.arange(first, last)}
+
+    broken = NewRows(sequential.labels, sequential.sample_hash, sequential.arrays, block)
+    source = _Chunks(broken, 3).source(layouts(answers)[0])
+    with (
+        ThreadPoolExecutor(4) as pool,
+        pytest.raises(StoreError, match="source: is damaged"),
+    ):
+        list(pool.map(source, range(34)))
+
+
+def test_steps_give_the_rows_of_one_call(answers, monkeypatch):
+    """However few rows are computed at a time."""
+    monkeypatch.setattr("pipeline.combine.derive._STEP_ELEMENTS", 7)
+    calls = []
+
+    def block(first, last):
+        calls.append(last - first)
+        return {"soft_labels": np.arange(first, last)}
+
+    found = stepwise(block, answers.attributes)(3, 10)
+    np.testing.assert_array_equal(found["soft_labels"], np.arange(3, 10))
+    assert max(calls) == 2
+
+
+def test_a_store_that_is_not_sound_is_not_published(answers, tmp_path):
+    """Rows from no store are verified before anybody can read them."""
+    rows = np.full((11, 3), 0.5, np.float16)
+    new = NewRows(
+        answers.labels,
+        answers.sample_hash,
+        ("soft_labels",),
+        lambda first, last: {"soft_labels": rows[first:last]},
+    )
+    target = tmp_path / "new.zarr"
+    with pytest.raises(StoreError, match=r"new\.zarr: was not published: sample 0: the soft label"):
+        derive_store(target, answers.attributes, new, rows=4, verify=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_do_not_write_one_store(answers, sequential, tmp_path):
+    """The second is refused, and the first's files are left alone."""
+    target = tmp_path / "new.zarr"
+    with exclusive(target), pytest.raises(BusyError, match="is writing to it"):
+        derive_store(target, answers.attributes, sequential, rows=4)
+
+
+def test_other_rows_have_another_fingerprint(answers):
+    """And all else stays."""
+    found = with_rows(answers.attributes, answers.labels[:5], answers.sample_hash[:5])
+    assert found.num_samples == 5
+    assert found.dataset.fingerprint != answers.attributes.dataset.fingerprint
+    assert found.class_names == answers.attributes.class_names
