@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from stages.given import Foreign, foreign_options, load_teacher, open_images, stream_of
 from stages.outputs import refuse_overlap
 from stages.parameters import params_options
 from stages.progress import counter
@@ -24,26 +24,6 @@ if TYPE_CHECKING:
     from pipeline.params import LabelParams, Params
 
 __all__ = ["label"]
-
-
-@dataclass(frozen=True)
-class _Foreign:
-    """What a checkpoint of another project does not say of itself."""
-
-    architecture: str | None
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-    image_size: int | None
-
-
-class _Numbers(click.ParamType[tuple[float, ...]]):
-    name = "numbers"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        try:
-            return tuple(float(part) for part in value.split(","))
-        except ValueError:
-            self.fail(f"'{value}' is not a list such as 0.5,0.5,0.5", param, ctx)
 
 
 @click.command()
@@ -69,13 +49,7 @@ class _Numbers(click.ParamType[tuple[float, ...]]):
     show_default=True,
     help="The store.",
 )
-@click.option(
-    "--arch", help="Network of a .pt or .pth file: our name, timm:NAME or torchvision:NAME."
-)
-@click.option("--mean", type=_Numbers(), help="Its input normalisation, as 0.5,0.5,0.5.")
-@click.option("--std", type=_Numbers(), help="Likewise.")
-@click.option("--image-size", type=click.IntRange(4), help="Folder: resize and crop to this.")
-@click.option("--skip-bad", is_flag=True, help="Folder: leave out unreadable images.")
+@foreign_options
 @params_options("label", standalone=True)
 @click.option("--force", is_flag=True, help="Replace an existing store.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -84,11 +58,7 @@ def label(
     teachers: tuple[Path, ...],
     data: Path,
     out: Path,
-    arch: str | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    image_size: int | None,
-    skip_bad: bool,
+    foreign: Foreign,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -110,10 +80,10 @@ def label(
     require_replaceable(out, replace=force)
     refuse_overlap(out, data, *teachers)
     device = choose_device(params.device)
-    foreign = _Foreign(arch, mean, std, image_size)
     with exclusive(out), deterministic():
-        facts, stream = _open_images(data, teachers[0], foreign, device, skip_bad=skip_bad)
-        models = [_load(path, facts, foreign).to(device) for path in teachers]
+        images = open_images(data, foreign, device, teacher=teachers[0])
+        facts, stream = images.manifest, stream_of(images, device)
+        models = [load_teacher(path, facts, foreign).to(device) for path in teachers]
         known = [_teacher_facts(path, model) for path, model in zip(teachers, models, strict=True)]
         views = _views(params)
         work = _fixed(params.label, models, stream, facts.num_samples, views)
@@ -121,65 +91,6 @@ def label(
         _answer(models, stream, writer, work)
         summary = _publish(writer, out, work, force=force)
     _show(summary, as_json=as_json)
-
-
-def _open_images(
-    data: Path, teacher: Path, foreign: _Foreign, device: torch.device, *, skip_bad: bool
-) -> tuple[ImageFacts, Stream]:
-    from pipeline.images.beton import open_beton
-    from pipeline.images.stream import ImageStream
-
-    if not data.is_dir():
-        beton = open_beton(data)
-        return beton.manifest, ImageStream(beton, device)
-    return _open_folder(data, teacher, foreign, device, skip_bad=skip_bad)
-
-
-def _open_folder(
-    data: Path, teacher: Path, foreign: _Foreign, device: torch.device, *, skip_bad: bool
-) -> tuple[ImageFacts, Stream]:
-    from pipeline.images.folder import open_folder
-    from pipeline.images.sources import FolderSource
-    from pipeline.models.checkpoint import read_facts
-
-    if foreign.architecture is None:
-        # A checkpoint of ours knows its classes and the size of its images.
-        own = read_facts(teacher)
-        channels, size, _ = own["shape"]
-        source = FolderSource(data, own["class_names"])
-    else:
-        channels, size = 3, foreign.image_size
-        source = FolderSource(data)
-    with counter("look at the images", len(source)) as progress:
-        stream, skipped = open_folder(
-            source,
-            image_size=foreign.image_size or size,
-            channels=channels,
-            device=device,
-            split=source.split,
-            skip_bad=skip_bad,
-            progress=progress,
-        )
-    for line in skipped:
-        click.echo(f"skipped: {line}", err=True)
-    return stream.facts, stream
-
-
-def _load(path: Path, facts: ImageFacts, foreign: _Foreign) -> Classifier:
-    from pipeline.models.checkpoint import load_classifier, open_classifier
-
-    if foreign.architecture is not None:
-        return open_classifier(
-            path,
-            architecture=foreign.architecture,
-            class_names=facts.class_names,
-            shape=facts.shape,
-            mean=foreign.mean,
-            std=foreign.std,
-        )
-    model = load_classifier(path)
-    model.require_data(facts.class_names, facts.shape, f"the images for {path}")
-    return model
 
 
 def _views(params: Params) -> ViewFacts:

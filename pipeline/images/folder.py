@@ -48,6 +48,11 @@ class FolderStream:
         self.labels = source.labels
         self._source = source
 
+    @property
+    def manifest(self) -> ImageFacts:
+        """What the images are, under the name that a beton has it by."""
+        return self.facts
+
     def batches(self, order: NDArray[np.int64], batch_size: int, start: int = 0) -> Iterator[Batch]:
         """Yield the samples of `order`; see `ImageStream.batches`."""
         with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:

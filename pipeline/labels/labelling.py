@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.labels.write import StoreWriter
     from pipeline.models.classifier import Classifier
 
-__all__ = ["aligned_rows", "answers", "label_images", "temperature_of_sample"]
+__all__ = ["aligned_rows", "answers", "label_images", "temperature_of_sample", "view_answers"]
 
 # The mean top probability of so many images is that of all within a percent or so.
 _SAMPLE = 4096
@@ -119,19 +119,18 @@ def answers(
     Tensor of shape (M, n, K), or (M, n, V, K) of several views, dtype float32
         On the images' device.
     """
-    views = [
-        _logits(teachers, replay.images(batch.images, batch.index, view), precision)
-        for view in range(replay.count)
-    ]
+    views = [view_answers(teachers, batch, replay, view, precision) for view in range(replay.count)]
     return views[0] if len(views) == 1 else torch.stack(views, dim=2)
 
 
-def _logits(
-    teachers: Sequence[Classifier], images: torch.Tensor, precision: Precision
+@torch.no_grad()
+def view_answers(
+    teachers: Sequence[Classifier], batch: Batch, replay: Replay, view: int, precision: Precision
 ) -> torch.Tensor:
-    shown = to_unit(images)
-    with autocast(shown.device, precision):
-        logits = [teacher.raw_logits(shown) for teacher in teachers]
+    """The teachers' logits for one view of some images, of shape (M, n, K); see `answers`."""
+    images = to_unit(replay.images(batch.images, batch.index, view))
+    with autocast(images.device, precision):
+        logits = [teacher.raw_logits(images) for teacher in teachers]
     return torch.stack(logits).float()
 
 

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
+import secrets
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from stages.fetched import local_folder
+from stages.given import Foreign, foreign_options, load_teacher, open_images, stream_of
 from stages.progress import counter
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.images.beton import Beton
+    from pipeline.images.folder import FolderStream
+    from pipeline.labels.verify import Check
 
 __all__ = ["verify"]
 
@@ -16,40 +26,151 @@ __all__ = ["verify"]
 @click.command()
 @click.argument("store", metavar="STORE")
 @click.option(
-    "--data", type=click.Path(path_type=Path), help="Beton that the labels should belong to."
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Images that the labels should belong to: a beton, or a folder of images.",
 )
+@click.option(
+    "--teacher",
+    "teachers",
+    type=click.Path(path_type=Path, dir_okay=False),
+    multiple=True,
+    help="Checkpoint that should have given these labels: it is asked again about random views "
+    "of random images. Of several teachers all are needed. Needs --data.",
+)
+@click.option(
+    "--sample",
+    type=click.IntRange(1),
+    default=1000,
+    show_default=True,
+    help="Answers of the teacher to compare.",
+)
+@click.option(
+    "--seed", type=click.IntRange(0), help="Of that sample; by default nobody knows it before."
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, min_open=True),
+    default=2.0**-9,
+    show_default=True,
+    help="How far a logit may be off, as a share of the row's largest; 0.05 for labels that were "
+    "made in bfloat16.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where the teacher runs.",
+)
+@foreign_options
 @click.option(
     "--public-key",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Who must have signed it: a .pub file, or ssh-keygen's list of allowed signers.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def verify(store: str, data: Path | None, public_key: Path | None, as_json: bool) -> None:
-    """Check a store's manifest, checksums, schema, rows, images and signature.
+def verify(
+    store: str,
+    data: Path | None,
+    teachers: tuple[Path, ...],
+    sample: int,
+    seed: int | None,
+    tolerance: float,
+    device: str,
+    foreign: Foreign,
+    public_key: Path | None,
+    as_json: bool,
+) -> None:
+    """Check a store's manifest, checksums, schema, rows, images, teacher and signature.
 
-    Exits with 1 at the first thing that is wrong. Whether it belongs to the images, and whether
-    it is signed by whom it should be, are checked with --data and --public-key.
+    Exits with 1 at the first thing that is wrong. Whether it belongs to the images, whether its
+    teacher answers so, and whether it is signed by whom it should be, are checked with --data,
+    --teacher and --public-key.
 
     \b
     Examples:
       ltd-pipe store verify labels.zarr --data train.beton
       ltd-pipe store verify labels.zarr --public-key alice.pub
+      ltd-pipe store verify labels.zarr --data photos/train --teacher teacher.safetensors
 
     STORE is a folder, or a URL that 'store pull' takes.
     """
-    from pipeline.images.beton import open_beton
+    from pipeline.device import choose_device
+    from pipeline.labels.read import SoftLabels
     from pipeline.labels.verify import verify_store
     from pipeline.sharing.signature import read_signers, signature_check, verify_signature
 
+    if teachers and data is None:
+        raise click.UsageError("--teacher needs --data: the images that it is asked about")
     path = local_folder(store)
     # The signature first: it takes a moment, and without it the rest may not matter.
     signer = verify_signature(path, read_signers(public_key)) if public_key is not None else None
-    images = open_beton(data) if data is not None else None
+    again = _Again(path, teachers, foreign, choose_device(device)) if teachers else None
+    images = None
+    if data is not None:
+        names = SoftLabels.open(path).attributes.class_names
+        images = open_images(
+            data,
+            foreign,
+            choose_device(device),
+            teacher=teachers[0] if teachers else None,
+            class_names=names,
+            decoded=bool(teachers),
+        )
     with counter("verify", None) as progress:
         checks = verify_store(path, images, progress)
+    if again is not None and images is not None:
+        checks = [check for check in checks if check.name != "teacher"]
+        checks.append(again.ask(images, sample, seed, tolerance))
     checks = sorted([*checks, signature_check(path, signer)], key=lambda check: not check.done)
     if as_json:
         click.echo(json.dumps([vars(check) for check in checks], indent=2))
         return
     for check in checks:
         click.echo(f"{'ok     ' if check.done else 'not    '} {check.name}: {check.detail}")
+
+
+class _Again:
+    """The store's teachers, which are those that were given; they are loaded when asked."""
+
+    def __init__(
+        self, path: Path, teachers: tuple[Path, ...], foreign: Foreign, device: torch.device
+    ) -> None:
+        from pipeline.labels.read import SoftLabels
+        from pipeline.labels.recompute import order_of_teachers
+        from pipeline.provenance import sha256_file
+
+        self._path, self._foreign, self._device = path, foreign, device
+        given = [sha256_file(teacher) for teacher in teachers]
+        self._teachers = [teachers[at] for at in order_of_teachers(SoftLabels.open(path), given)]
+
+    def ask(
+        self, images: Beton | FolderStream, sample: int, seed: int | None, tolerance: float
+    ) -> Check:
+        from pipeline.device import deterministic
+        from pipeline.labels.read import SoftLabels
+        from pipeline.labels.recompute import recompute
+        from pipeline.labels.verify import Check
+
+        store, facts = SoftLabels.open(self._path), images.manifest
+        models = [load_teacher(path, facts, self._foreign) for path in self._teachers]
+        seed = secrets.randbits(32) if seed is None else seed
+        total = store.num_samples * store.num_views
+        with deterministic(), counter("ask the teacher", min(sample, total)) as progress:
+            found = recompute(
+                store,
+                [model.to(self._device) for model in models],
+                stream_of(images, self._device, resident=False),
+                sample=sample,
+                seed=seed,
+                data=f"{facts.dataset} ({facts.split})",
+                tolerance=tolerance,
+                progress=progress,
+            )
+        logit = "" if found.worst_logit is None else f", of a logit {found.worst_logit:.2g}"
+        return Check(
+            "teacher",
+            f"{found.answers:,} of {total:,} answers asked for again (seed {seed}): largest "
+            f"difference of a probability {found.worst_probability:.2g}{logit}",
+        )
