@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from pipeline.errors import DataError, StoreError
-from pipeline.images.augment import augment
-from pipeline.images.augmentation import Augmentation
+from pipeline.labels.replay import Replay
 
 if TYPE_CHECKING:
     from pipeline.labels.read import SoftLabels
@@ -37,7 +36,8 @@ class Views:
     Raises
     ------
     StoreError
-        When the store's labels are of other images than will be given.
+        When the store's labels are of other images than will be given, or of views that we
+        cannot make again.
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class Views:
             if source == "given":
                 raise ValueError("view: with views='given', the data set says it")
             store.require_view(fixed)
-        self.source, self.count = source, facts.count
-        self._text, self._seed, self._fixed = facts.augmentation, facts.seed, fixed
+        self.source, self.count, self._fixed = source, facts.count, fixed
+        self._replay = Replay.of(facts, store.path) if source == "replay" else None
         # Seen by workers that live on into the next epoch.
         self._epoch = _shared(torch.zeros((), dtype=torch.int64))
 
@@ -102,12 +102,9 @@ class Views:
         DataError
             When the image is no longer what was read from its file.
         """
-        assert self._text is not None  # noqa: S101
-        assert self._seed is not None  # noqa: S101
+        assert self._replay is not None  # noqa: S101
         images = _pixels(image, where)[None]
-        index = torch.tensor([row])
-        made = augment(images, index, Augmentation.parse(self._text), seed=self._seed, epoch=view)
-        return made[0]
+        return self._replay.images(images, torch.tensor([row]), view)[0]
 
 
 def _pixels(image: Any, where: str) -> torch.Tensor:

@@ -203,3 +203,16 @@ def test_grey_pictures_have_one_channel(photos):
         [(grey, 0)], photos.store(), views="replay", hash_of=lambda _: photos.paths[0]
     )
     assert data[0][0].shape == (1, 12, 10)
+
+
+def test_views_that_cannot_be_made_again_are_refused_at_once(photos, tmp_path):
+    """Another project's augmentation: its labels can be used by whoever makes the views."""
+    views = ViewFacts(count=3, seed=5, augmentation="colour-jitter")
+    facts = photos.answers.attributes.model_copy(update={"views": views})
+    replace(photos.answers, attributes=facts).write(tmp_path / "others.zarr")
+    folder = ImageFolder(photos.folder)
+    with pytest.raises(StoreError, match=r"others.zarr: views: .*found 'colour-jitter'"):
+        SoftLabelDataset(folder, tmp_path / "others.zarr", views="replay")
+    own = OwnViews(folder, [2] * len(folder))
+    data = SoftLabelDataset(own, tmp_path / "others.zarr", views="given", hash_of=own.path)
+    assert data[0][2].shape == (photos.answers.attributes.num_classes,)
