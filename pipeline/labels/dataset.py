@@ -55,7 +55,8 @@ class SoftLabelDataset(Dataset[tuple[Any, Any, torch.Tensor]]):
     check : {"first", "always"}
         Hash each sample when it is first seen (by any of a DataLoader's forked workers), or
         each time. A file that changes in between is found by "always" only; another file in its
-        place, and pixels in memory, are found by both.
+        place, and pixels in memory, are found by both. With `hash_of`, "first" believes that
+        image i stays image i.
     hash_of : callable, optional
         For other data sets: what image i's hash is taken over. See `find_originals`.
     class_names : sequence of str, optional
