@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from threading import Condition
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -110,6 +109,8 @@ def derive_store(
                 finish or (lambda: attributes),
                 {layout: chunks.source(layout) for layout in layouts},
                 progress,
+                # In order, as files of other formats are read; the disk is what takes the time.
+                threads=1,
             )
             if verify:
                 _verify(beside, target)
@@ -133,13 +134,10 @@ def _verify(beside: Path, target: Path) -> None:
 
 
 class _Chunks:
-    # The arrays of a chunk are asked for one by one, and computed together. Whoever builds the
-    # store may ask from several threads, but files of other formats are read from their
-    # beginning to their end: chunks take their turn.
+    # The arrays of a chunk are asked for one by one, and computed together.
     def __init__(self, new: NewRows, rows: int) -> None:
-        self._new, self._rows, self._turn = new, rows, Condition()
-        self._next, self._failed = 0, False
-        self._waiting: dict[int, dict[str, NDArray[Any]]] = {}
+        self._new, self._rows = new, rows
+        self._waiting: dict[str, NDArray[Any]] = {}
 
     def source(self, layout: ArrayLayout) -> Callable[[int], NDArray[Any]]:
         if layout.name in ("labels", "sample_hash"):
@@ -148,27 +146,10 @@ class _Chunks:
         return lambda chunk: self._take(layout, chunk)
 
     def _take(self, layout: ArrayLayout, chunk: int) -> NDArray[Any]:
-        with self._turn:
-            self._turn.wait_for(lambda: self._failed or chunk <= self._next)
-            if self._failed:
-                raise RuntimeError("an earlier chunk could not be made")
-            if chunk == self._next:
-                self._compute(layout, chunk)
-            taken = self._waiting[chunk].pop(layout.name)
-            if not self._waiting[chunk]:
-                del self._waiting[chunk]
-            return taken
-
-    def _compute(self, layout: ArrayLayout, chunk: int) -> None:
-        first = chunk * self._rows
-        try:
-            self._waiting[chunk] = self._new.block(first, first + layout.rows_in(chunk))
-            self._next += 1
-        except BaseException:
-            self._failed = True
-            raise
-        finally:
-            self._turn.notify_all()
+        if not self._waiting:
+            first = chunk * self._rows
+            self._waiting = self._new.block(first, first + layout.rows_in(chunk))
+        return self._waiting.pop(layout.name)
 
 
 def with_rows(

@@ -1,12 +1,11 @@
 """Deriving: chunks take their turn, whoever asks, and nothing half-made is published."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
 
-from pipeline.combine.derive import NewRows, _Chunks, derive_store, stepwise, with_rows
+from pipeline.combine.derive import NewRows, derive_store, stepwise, with_rows
 from pipeline.errors import BusyError, StoreError
+from pipeline.labels import SoftLabels
 from pipeline.publish import exclusive
 
 
@@ -18,43 +17,20 @@ def sequential(answers):
     def block(first, last):
         assert first == (reached[-1] if reached else 0)
         reached.append(last)
-        return {"soft_labels": np.arange(first, last), "logits": -np.arange(first, last)}
+        rows = np.repeat(np.arange(first, last)[:, None] + 1, 3, axis=1)
+        return {"soft_labels": rows, "logits": -rows}
 
     names = ("soft_labels", "logits")
     return NewRows(np.zeros(100, np.int32), np.arange(100, dtype=np.uint64), names, block)
 
 
-def layouts(answers, count=100, rows=3):
-    """Layouts of both arrays."""
-    facts = answers.attributes.model_copy(update={"num_samples": count})
-    return [facts.layout(name, rows) for name in ("soft_labels", "logits")]
-
-
-def test_threads_get_chunks_in_the_order_of_the_source(answers, sequential):
-    """Four threads ask for chunks as they come; each array of each chunk is right."""
-    chunks = _Chunks(sequential, 3)
-    soft, logits = (chunks.source(layout) for layout in layouts(answers))
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda chunk: (soft(chunk), logits(chunk)), range(34)))
-    np.testing.assert_array_equal(np.concatenate([each for each, _ in found]), np.arange(100))
-    np.testing.assert_array_equal(np.concatenate([each for _, each in found]), -np.arange(100))
-
-
-def test_a_chunk_that_fails_ends_those_that_wait(answers, sequential):
-    """Nobody waits for a turn that does not come."""
-
-    def block(first, last):
-        if first:
-            raise StoreError("source", "is damaged")
-        return {"soft_labels": np.arange(first, last), "logits": np.arange(first, last)}
-
-    broken = NewRows(sequential.labels, sequential.sample_hash, sequential.arrays, block)
-    source = _Chunks(broken, 3).source(layouts(answers)[0])
-    with (
-        ThreadPoolExecutor(4) as pool,
-        pytest.raises(StoreError, match="source: is damaged"),
-    ):
-        list(pool.map(source, range(34)))
+def test_chunks_are_asked_for_in_order(answers, sequential, tmp_path):
+    """Each once, all arrays of it together."""
+    facts = with_rows(answers.attributes, sequential.labels, sequential.sample_hash)
+    derive_store(tmp_path / "new.zarr", facts, sequential, rows=3)
+    found = SoftLabels.open(tmp_path / "new.zarr").arrays
+    np.testing.assert_array_equal(found["soft_labels"].read()[:, 0], np.arange(100) + 1)
+    np.testing.assert_array_equal(found["logits"].read()[:, 2], -1 - np.arange(100))
 
 
 def test_steps_give_the_rows_of_one_call(answers, monkeypatch):

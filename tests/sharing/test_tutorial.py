@@ -2,14 +2,13 @@
 
 import os
 import re
-import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import requests
 import torch
+from pages import follow, in_shell, read_steps
 from running import free_port, running
 
 from pipeline.labels import SoftLabels
@@ -18,34 +17,7 @@ from pipeline.models.classifier import Classifier
 from pipeline.models.registry import build
 
 ROOT = Path(__file__).parents[2]
-BLOCK = re.compile(
-    r"^```sh( refused)?\n(?P<code>.*?)^```\n(?:\n```text\n(?P<shown>.*?)^```\n)?", re.M | re.S
-)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One block of the page."""
-
-    section: str
-    code: str
-    refused: bool
-    shown: tuple[str, ...]
-
-
-def read_steps():
-    """All blocks of the page in their order."""
-    page = (ROOT / "docs/sharing.md").read_text()
-    steps = []
-    for match in BLOCK.finditer(page):
-        section = re.findall(r"^##+ (.*)$", page[: match.start()], re.MULTILINE)[-1]
-        shown = tuple((match["shown"] or "").splitlines())
-        steps.append(Step(section, match["code"], match[1] is not None, shown))
-    return steps
-
-
-STEPS = read_steps()
-NAMES = [f"{number}: {step.section}" for number, step in enumerate(STEPS)]
+STEPS = read_steps("sharing.md")
 
 
 @pytest.fixture(scope="module")
@@ -97,28 +69,10 @@ def environment(tmp_path_factory, s3_url):
     }
 
 
-def run(step, folder, environment):
-    """One block in a shell of its own, which stops at the first command that fails."""
-    return subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", step.code],
-        cwd=folder,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False,
-    )
-
-
 @pytest.mark.slow
 def test_the_page_can_be_followed(folder, environment):
     """Each block ends as the page says, and prints the lines that stand below it."""
-    for name, step in zip(NAMES, STEPS, strict=True):
-        done = run(step, folder, environment)
-        assert done.returncode == (1 if step.refused else 0), f"{name}\n{step.code}\n{done.stdout}"
-        for line in step.shown:
-            pattern = ".*".join(re.escape(part.strip()) for part in line.split("…"))
-            assert re.search(pattern, done.stdout), f"{name}: {line}\n{done.stdout}"
+    follow(STEPS, lambda step: in_shell(step, folder, environment))
     # The identity is the same wherever the labels went, and with a signature too.
     copies = (
         "labels.zarr",
