@@ -36,8 +36,8 @@ MAX_SIGNATURE_BYTES = 2**14
 # A million chunk files; also what a hostile store can make us read.
 MAX_MANIFEST_BYTES = 2**27
 _MAX_LINE = 64 + 2 + 1024
-# Of a file that the format does not know, such as a README.
-_MAX_OTHER_BYTES = 2**28
+# Of a chunk, or of a file that the format does not know, such as a README.
+_MAX_FILE_BYTES = 2**28 + 4
 # Names with other characters would be escaped by sha256sum, and could mislead a reader.
 _LINE = re.compile(
     r"([0-9a-f]{64})  ([A-Za-z0-9_][A-Za-z0-9._-]*(?:/[A-Za-z0-9_][A-Za-z0-9._-]*)*)"
@@ -138,8 +138,8 @@ class FileHashes(dict[str, str]):
         return content
 
     def verify(self, name: str) -> None:
-        """Refuse a file that is no chunk and whose bytes are not those that were hashed."""
-        self._folder.require_at_most(name, _MAX_OTHER_BYTES)
+        """Refuse a file whose bytes are not those that were hashed."""
+        self._folder.require_at_most(name, _MAX_FILE_BYTES)
         with self._folder.open(name) as handle:
             self._require_hash(name, hashlib.file_digest(handle, "sha256").hexdigest())
 

@@ -62,7 +62,9 @@ class SoftLabels:
         self.hashes = FileHashes(folder)
         self.identity = self.hashes.identity
         self.attributes, layouts = parse_metadata(folder.path, self.hashes.read)
-        self.arrays = {name: StoredArray(folder, layout) for name, layout in layouts.items()}
+        self.arrays = {
+            name: StoredArray(folder, layout, self.hashes) for name, layout in layouts.items()
+        }
         for layout in layouts.values():
             self.hashes.require_listed(map(layout.chunk_name, range(layout.num_chunks)))
         self._require_memory(layouts["labels"], layouts["sample_hash"])
@@ -86,8 +88,9 @@ class SoftLabels:
         """Open a store.
 
         Its metadata must be that of the format and have the hashes that its manifest lists,
-        and all chunk files must be there in their size; the chunks' own checksums are checked
-        when they are first touched. `pipeline.labels.verify.verify_store` checks everything.
+        and all chunk files must be there in their size; the hashes and checksums of the chunks
+        are checked when they are first touched. `pipeline.labels.verify.verify_store` checks
+        everything.
 
         Raises
         ------

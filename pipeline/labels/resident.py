@@ -81,12 +81,13 @@ class LabelsOnDevice:
         Tensor of shape (B, K), dtype float32
             On the device; rows sum to one.
         """
+        index = self._store.arrays["labels"].require_rows(index)
         if self._whole is None:
             return self._distributions([self._send(part) for part in self._gather(index, view)])
-        index = self._store.arrays["labels"].require_rows(index)
         # A damaged view number would count from the end.
         self._store.require_view(view)
-        place = torch.from_numpy(np.ascontiguousarray(index)).to(self._device)
+        # A copy: torch takes no negative strides, which a contiguous array of one number may have.
+        place = torch.from_numpy(index.copy()).to(self._device)
         parts = [whole.index_select(0, place) for whole in self._whole]
         if self._store.num_views > 1:
             parts = [part[:, view] for part in parts]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import google_crc32c
@@ -11,13 +13,17 @@ from pipeline.errors import StoreError
 from pipeline.labels.mapping import Mapping
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from pipeline.labels.arrays import ArrayLayout
     from pipeline.labels.folder import StoreFolder
+    from pipeline.labels.manifest import FileHashes
 
 __all__ = ["StoredArray", "map_chunk", "parse_chunk"]
 
+_MAX_THREADS = 8
 _FLOAT16_INFINITY = np.uint16(0x7C00)
 _FLOAT16_MAGNITUDE = np.uint16(0x7FFF)
 
@@ -127,14 +133,24 @@ class StoredArray:
     folder : StoreFolder
     layout : ArrayLayout
         Each of its chunk files must exist and have its size.
+    hashes : FileHashes, optional
+        The store's manifest: a chunk must also be the one that it lists. CRC-32C does not see
+        that two sound chunks have changed places.
     partial : bool
         Only those must that are read.
     """
 
-    def __init__(self, folder: StoreFolder, layout: ArrayLayout, *, partial: bool = False) -> None:
+    def __init__(
+        self,
+        folder: StoreFolder,
+        layout: ArrayLayout,
+        hashes: FileHashes | None = None,
+        *,
+        partial: bool = False,
+    ) -> None:
         for chunk in range(0 if partial else layout.num_chunks):
             folder.require_size(layout.chunk_name(chunk), layout.file_bytes)
-        self.folder, self.layout = folder, layout
+        self.folder, self.layout, self._hashes = folder, layout, hashes
         self._mapping = Mapping(layout.num_chunks, layout.file_bytes, folder.path)
         # Shape (chunks, rows, *row_shape). A row may be touched once its chunk is checked.
         self._rows = self._mapping.rows(layout.chunk_shape, layout.dtype)
@@ -149,12 +165,26 @@ class StoredArray:
             self._mapping.map(chunk, self.folder.locate(name))
             content = self._mapping.content(chunk)
             _require_sound(self.folder, self.layout, chunk, content, rows)
+            if self._hashes is not None:
+                self._hashes.verify_content(name, content)
             self._checked[chunk] = True
         return rows
 
     def read(self) -> NDArray[Any]:
         """The whole array, in memory."""
+        self._check(range(self.layout.num_chunks))
         return np.concatenate([self.chunk(chunk) for chunk in range(self.layout.num_chunks)])
+
+    def _check(self, chunks: Sequence[int]) -> None:
+        # Hashing and checksums let other threads run; the first error is that of the first chunk.
+        if len(chunks) < 2:
+            for chunk in chunks:
+                self.chunk(chunk)
+            return
+        count = min(os.cpu_count() or 1, _MAX_THREADS, len(chunks))
+        with ThreadPoolExecutor(count) as threads:
+            for _ in threads.map(self.chunk, chunks):
+                pass
 
     def gather(
         self,
@@ -165,9 +195,9 @@ class StoredArray:
         """Rows in any order; see `SoftLabels.gather`."""
         index = self.require_rows(index)
         chunks, rows = np.divmod(index, self.layout.rows)
-        if not self._checked[chunks].all():
-            for chunk in np.unique(chunks).tolist():
-                self.chunk(chunk)
+        new = chunks[~self._checked[chunks]]
+        if len(new):
+            self._check(np.unique(new).tolist())
         place: tuple[Any, ...] = (chunks, rows)
         if view is not None and self.layout.num_views > 1:
             place = (chunks, rows, self._require_view(view))
