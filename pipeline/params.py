@@ -213,6 +213,12 @@ class LabelParams(Section):
         None, ge=0, lt=2**31, description="of the augmentation; null: the run's"
     )
     batch_size: int = Field(256, ge=1, description="images per teacher call")
+    chunk_rows: int | None = Field(
+        None,
+        ge=1,
+        description="images per file of the store, rounded to whole batches: the most that an "
+        "interruption loses, and what processes share; null: about 8 MiB, at most 8192 images",
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "float32", description="of the teacher's forward pass"
     )

@@ -16,7 +16,7 @@ from pipeline.errors import MissingError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["code_digest", "digest", "hardware", "sha256_file", "software"]
+__all__ = ["code_digest", "digest", "hardware", "processor", "sha256_file", "software"]
 
 # What can change a result; the rest of the lock file cannot.
 _PACKAGES = ("torch", "torchvision", "numpy", "zarr", "ffcv", "timm", "pyautoattack")
@@ -72,6 +72,11 @@ def hardware() -> dict[str, str | int]:
         found["gpu"] = torch.cuda.get_device_name()
         found["gpus"] = torch.cuda.device_count()
     return found
+
+
+def processor(device: torch.device) -> str:
+    """What computes there: results are equal to the bit on equal ones, whatever their number."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
 
 
 def _cpu_name() -> str:

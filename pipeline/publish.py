@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.errors import BusyError, LtdPipeError, WriteError
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = [
+    "beside_others",
     "exclusive",
     "flush_tree",
     "remove_state",
@@ -244,19 +245,45 @@ def exclusive(target: Path) -> Iterator[None]:
         When another process holds it.
     """
     lock = target.with_name(f".{target.name}.lock")
-    with _open_lock(lock, target) as handle:
-        _acquire(handle, target)
+    with _locked(lock, target, fcntl.LOCK_EX) as handle:
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
         try:
-            if not lock.exists() or not os.path.samestat(lock.stat(), os.fstat(handle.fileno())):
-                # The last holder removed the file between our opening and locking it: what we
-                # hold is a file without a name, which keeps nobody out.
-                raise BusyError(target, "was just released by another process", remedy="Try again.")
             yield
         finally:
             lock.unlink(missing_ok=True)
 
 
-def _open_lock(lock: Path, target: Path) -> Any:
+@contextlib.contextmanager
+def beside_others(target: Path) -> Iterator[None]:
+    """Hold the right to prepare parts of `target`, which any number of processes may have.
+
+    Nobody has `exclusive(target)` meanwhile.
+
+    Raises
+    ------
+    BusyError
+        When another process writes the whole.
+    """
+    # The file stays: others may hold it.
+    with _locked(target.with_name(f".{target.name}.lock"), target, fcntl.LOCK_SH) as handle:
+        handle.truncate(0)
+        yield
+
+
+@contextlib.contextmanager
+def _locked(lock: Path, target: Path, mode: int) -> Iterator[IO[str]]:
+    with _open_lock(lock, target) as handle:
+        _acquire(handle, target, mode)
+        if not lock.exists() or not os.path.samestat(lock.stat(), os.fstat(handle.fileno())):
+            # The last holder removed the file between our opening and locking it: what we
+            # hold is a file without a name, which keeps nobody out.
+            raise BusyError(target, "was just released by another process", remedy="Try again.")
+        yield handle
+
+
+def _open_lock(lock: Path, target: Path) -> IO[str]:
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         return lock.open("a+", encoding="utf-8")
@@ -264,17 +291,18 @@ def _open_lock(lock: Path, target: Path) -> Any:
         raise _refused(target, error) from error
 
 
-def _acquire(handle: Any, target: Path) -> None:
+def _acquire(handle: IO[str], target: Path, mode: int) -> None:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+        fcntl.flock(handle, mode | fcntl.LOCK_NB)
+    except BlockingIOError as error:
         handle.seek(0)
-        holder = handle.read().strip() or "unknown"
+        holder = handle.read().strip()
         raise BusyError(
             target,
-            f"process {holder} is writing to it",
+            f"process {holder} is writing to it"
+            if holder
+            else "other processes prepare parts of it",
             remedy="Wait for it to end, or give this run another --out.",
         ) from error
-    handle.truncate(0)
-    handle.write(str(os.getpid()))
-    handle.flush()
+    except OSError as error:
+        raise _refused(target, error) from error

@@ -21,10 +21,12 @@ PLUMBING = {
     "pipeline/__init__.py",
     "pipeline/background.py",
     "pipeline/device.py",
+    "pipeline/differences.py",
     "pipeline/errors.py",
     "pipeline/params.py",
     "pipeline/provenance.py",
     "pipeline/publish.py",
+    "pipeline/team.py",
     # How a store came here: each byte of it was compared with its identity.
     "pipeline/sharing",
     "stages/__init__.py",

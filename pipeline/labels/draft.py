@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.background import Background
+from pipeline.differences import differences
 from pipeline.errors import MissingError, StateError, StoreError
 from pipeline.labels.arrays import write_chunk
 from pipeline.labels.folder import StoreFolder
@@ -16,7 +17,7 @@ from pipeline.labels.stored import StoredArray, map_chunk
 from pipeline.publish import require_free, write_json, writing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -89,7 +90,7 @@ class Draft:
             found = json.loads((self.path / _KEY).read_text(encoding="utf-8"))
         except ValueError as error:
             raise StateError(self.path, f"{_KEY} is damaged", remedy=remedy) from error
-        for name, expected, other in _differences(key, found):
+        for name, expected, other in differences(key, found):
             raise StateError(
                 self.path,
                 f"holds the draft of other labels: {name}",
@@ -184,12 +185,3 @@ def _name(beside: Path, target: Path) -> None:
         # A file system without hard links.
         beside.replace(target)
     beside.unlink(missing_ok=True)
-
-
-def _differences(wanted: Any, found: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(wanted, dict) and isinstance(found, dict):
-        for key in wanted | found:
-            inner = f"{name}.{key}" if name else key
-            yield from _differences(wanted.get(key), found.get(key), inner)
-    elif wanted != found:
-        yield name or "draft", wanted, found

@@ -40,13 +40,16 @@ class Stream(Protocol):
         """See `pipeline.images.stream.ImageStream.batches`."""
 
 
-def aligned_rows(facts: StoreFacts, top_k: int | None, batch_size: int) -> int:
-    """Rows per chunk: whole batches, about 8 MiB.
+def aligned_rows(
+    facts: StoreFacts, top_k: int | None, batch_size: int, wanted: int | None = None
+) -> int:
+    """Rows per chunk: whole batches, about `wanted` rows or 8 MiB.
 
     A run that is interrupted goes on at a chunk's end. The batches after it must then be those
     of an uninterrupted run, since a network's rounding depends on the batch that an image is in.
     """
-    return max(rows_per_chunk(row_bytes(facts, top_k)) // batch_size, 1) * batch_size
+    rows = wanted or rows_per_chunk(row_bytes(facts, top_k))
+    return max(rows // batch_size, 1) * batch_size
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from pipeline.labels.format import (
 from pipeline.labels.half import to_float32
 from pipeline.labels.incoming import round_logits, round_soft_labels, round_topk
 from pipeline.labels.manifest import MANIFEST
+from pipeline.labels.part import WHOLE
 from pipeline.labels.softmax import (
     bisect_temperature,
     mean_softened,
@@ -34,12 +35,13 @@ from pipeline.labels.topk import largest, total_variation
 from pipeline.publish import remove_state, replace_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from pipeline.labels.arrays import ArrayLayout
+    from pipeline.labels.part import Part
 
 __all__ = ["StoreWriter", "require_replaceable", "write_store"]
 
@@ -78,6 +80,11 @@ class StoreWriter:
         Store so many probabilities per row.
     temperature : float, optional
         Of a top-k store from logits.
+    part : Part
+        The chunks to fill. Several writers may fill different parts of one state folder at a
+        time, and one of the whole publishes them.
+    context : dict, optional
+        What else decides the answers, as plain values: a draft of another context is refused.
 
     Raises
     ------
@@ -97,6 +104,8 @@ class StoreWriter:
         rows: int | None = None,
         top_k: int | None = None,
         temperature: float | None = None,
+        part: Part = WHOLE,
+        context: Mapping[str, Any] | None = None,
     ) -> None:
         if keep_logits and (source != "logits" or len(facts.teachers) > 1 or top_k):
             raise ParamsError(
@@ -125,7 +134,12 @@ class StoreWriter:
         key: dict[str, Any] = {"facts": known, "source": source, "rows": self._rows}
         if top_k:
             key |= {"top_k": top_k, "temperature": temperature}
-        self._draft = Draft(state, key, self._columns())
+        if context:
+            key |= {"context": dict(context)}
+        columns = self._columns()
+        self._num_chunks = columns["labels"].num_chunks
+        self._part = part
+        self._draft = Draft(state, key, columns, part.chunks(self._num_chunks))
 
     def _columns(self) -> dict[str, ArrayLayout]:
         columns = {name: self._layout(name) for name in ("labels", "sample_hash")}
@@ -142,6 +156,10 @@ class StoreWriter:
     def rows_left(self) -> NDArray[np.int64]:
         """The samples to append, in this order; what is whole on disk is not asked for again."""
         return self._draft.rows_left
+
+    def absent_chunks(self, part: Part = WHOLE) -> list[int]:
+        """Chunks of any part that have no file yet; the bytes of the others are not read."""
+        return self._draft.absent(part.chunks(self._num_chunks))
 
     def flush(self) -> None:
         """Wait until all whole chunks are on disk; they are written behind the caller.
@@ -299,6 +317,8 @@ class StoreWriter:
         JoinError
             When the samples are not those of the data set that the facts name.
         """
+        if self._part != WHOLE:
+            raise ValueError(f"a writer of part {self._part} cannot publish the whole")
         require_replaceable(target, replace=replace)
         require_temperature(temperature)
         if self._temperature not in (None, temperature):

@@ -1,0 +1,291 @@
+"""How the processes of `label` share the work, and what the last one says of the store."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stages.progress import counter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import torch
+
+    from pipeline.device import Precision
+    from pipeline.labels.format import StoreFacts
+    from pipeline.labels.labelling import Stream
+    from pipeline.labels.part import Part
+    from pipeline.labels.write import StoreWriter
+    from pipeline.models.classifier import Classifier
+    from pipeline.params import LabelParams
+    from pipeline.team import Team
+
+__all__ = ["Work", "interruptible", "publish", "show", "show_part", "turn"]
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """End like Ctrl-C, chunks written, when torchrun or a batch system says SIGTERM."""
+
+    def stop(number: int, frame: Any) -> None:
+        del number, frame
+        raise KeyboardInterrupt("Stopped by SIGTERM. Run it again: what is labelled is kept.")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def turn(out: Path, part: Part | None, team: Team) -> Iterator[None]:
+    """Keep other runs out: of the whole store, or of this part of it.
+
+    Under torchrun the first process does so for all.
+    """
+    from pipeline.publish import beside_others, exclusive
+
+    with contextlib.ExitStack() as held:
+        if team.leads and part is None:
+            held.enter_context(exclusive(out))
+        elif team.leads:
+            name = f"{out.name}.part-{part}".replace("/", "-of-")
+            held.enter_context(exclusive(out.with_name(name)))
+            held.enter_context(beside_others(out))
+        yield
+
+
+@dataclass(frozen=True)
+class _Choice:
+    # What the first process measures, and all of them take.
+    precision: Precision
+    temperature: str | float
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that decides the labels, and this process's share of them.
+
+    Attributes
+    ----------
+    out : Path
+        The store.
+    facts : StoreFacts
+    shape : tuple of int
+        Of an image.
+    params : LabelParams
+    device : torch.device
+    part : Part or None
+        The part to make; None: all that is missing, and then the store.
+    team : Team
+    """
+
+    out: Path
+    facts: StoreFacts
+    shape: tuple[int, ...]
+    params: LabelParams
+    device: torch.device
+    part: Part | None
+    team: Team
+
+    def run(self, models: list[Classifier], stream: Stream) -> Finished:
+        """Label this process's share; the first process waits for the others.
+
+        Returns
+        -------
+        Finished
+            In the first process, with all chunks that were asked for on disk.
+        """
+        from pipeline.labels.part import WHOLE, wait_for_chunks
+
+        whole = self.part or WHOLE
+        choice = self.team.agree(self._key(), lambda: self._choose(models, stream))
+        share = whole.split(self.team.rank, self.team.count)
+        writer = self._label(self._writer(choice, share), models, stream, choice)
+        if self.team.leads and self.team.count > 1:
+            wait_for_chunks(lambda: writer.absent_chunks(whole))
+            # Read again, and what another process left damaged is made again.
+            writer = self._label(self._writer(choice, whole), models, stream, choice)
+        return Finished(writer, self.params, choice.temperature)
+
+    def _key(self) -> dict[str, Any]:
+        from pipeline import provenance
+
+        return {
+            "facts": self.facts.model_dump(mode="json"),
+            "shape": list(self.shape),
+            # The temperature is applied at the end: an interrupted run may change its mind.
+            # But not where only the largest probabilities are ever written.
+            "params": self.params.model_dump(
+                mode="json", exclude=set() if self.params.top_k else {"temperature"}
+            ),
+            "part": str(self.part),
+            "device": self.device.type,
+            "code": provenance.code_digest(),
+        }
+
+    def _choose(self, models: list[Classifier], stream: Stream) -> _Choice:
+        from pipeline.device import choose_precision
+        from pipeline.labels.labelling import temperature_of_sample
+        from pipeline.labels.replay import Replay
+
+        params, target = self.params, self.params.target_top_probability()
+        precision = choose_precision(params.precision, models[0], params.batch_size)
+        if params.top_k is None or target is None:
+            return _Choice(precision, params.temperature)
+        temperature = temperature_of_sample(
+            models,
+            stream,
+            self.facts.num_samples,
+            target,
+            replay=Replay.of(self.facts.views, "label.augmentation"),
+            batch_size=params.batch_size,
+            precision=precision,
+        )
+        return _Choice(precision, temperature)
+
+    def _writer(self, choice: _Choice, share: Part) -> StoreWriter:
+        from pipeline.labels.labelling import aligned_rows
+        from pipeline.labels.write import StoreWriter
+
+        params, key = self.params, self._key()
+        context = {name: key[name] for name in ("shape", "device", "code")}
+        # A network's rounding depends on the batch that an image is in.
+        context |= {"precision": choice.precision, "batch_size": params.batch_size}
+        return StoreWriter(
+            self._state(choice),
+            self.facts,
+            keep_logits=params.logits and len(self.facts.teachers) == 1 and params.top_k is None,
+            rows=aligned_rows(self.facts, params.top_k, params.batch_size, params.chunk_rows),
+            top_k=params.top_k,
+            temperature=float(choice.temperature) if params.top_k else None,
+            part=share,
+            context=context,
+        )
+
+    def _state(self, choice: _Choice) -> Path:
+        """The folder of the draft.
+
+        A run of its own has one named after all that decides the labels, so that after any
+        change it begins anew. Parts have to meet in one, whoever makes them: theirs is named
+        after the store, and what differs is refused. It does not ask which GPU computed, which
+        changes the last bit of a float16 at most: a part can be made again anywhere.
+        """
+        from pipeline import provenance
+
+        states = self.out.parent / "state"
+        shared = states / f"parts-{self.out.name}"
+        if self.part is not None or shared.exists():
+            return shared
+        decides = self._key() | {
+            "precision": choice.precision,
+            "temperature": choice.temperature if self.params.top_k else None,
+            "processor": provenance.processor(self.device),
+        }
+        return states / f"label-{provenance.digest(decides)[:16]}"
+
+    def _label(
+        self, writer: StoreWriter, models: list[Classifier], stream: Stream, choice: _Choice
+    ) -> StoreWriter:
+        from pipeline.labels.labelling import label_images
+
+        left = len(writer.rows_left)
+        shown = counter("label", left) if self.team.leads else contextlib.nullcontext(None)
+        with shown as progress:
+            label_images(
+                models,
+                stream,
+                writer,
+                batch_size=self.params.batch_size,
+                precision=choice.precision,
+                progress=progress,
+            )
+        return writer
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Labels that are all on disk.
+
+    Attributes
+    ----------
+    writer : StoreWriter
+    params : LabelParams
+    temperature : str or float
+        As a number, where it had to be known before.
+    """
+
+    writer: StoreWriter
+    params: LabelParams
+    temperature: str | float
+
+
+def publish(finished: Finished, out: Path, *, force: bool) -> dict[str, Any]:
+    """Make the store, and sum it up."""
+    from pipeline.labels.read import SoftLabels
+
+    writer, target = finished.writer, finished.params.target_top_probability()
+    solved = target is None or finished.params.top_k
+    temperature = float(finished.temperature) if solved else writer.solve_temperature(target or 0)
+    identity = writer.publish(out, temperature, replace=force)
+    store = SoftLabels.open(out)
+    sparse = store.attributes.top_k
+    distance = sparse.total_variation if sparse else None
+    return {
+        "store": str(out),
+        "identity": identity,
+        "num_samples": store.num_samples,
+        "num_views": store.num_views,
+        "num_classes": store.num_classes,
+        "temperature": temperature,
+        "top_k": store.top_k,
+        "total_variation": distance.model_dump() if distance else None,
+        **vars(store.summary()),
+    }
+
+
+def show_part(finished: Finished, part: Part, *, as_json: bool) -> None:
+    """Say that a part is there, and what is missing of the others."""
+    absent = len(finished.writer.absent_chunks())
+    if as_json:
+        click.echo(json.dumps({"part": str(part), "missing_chunks": absent}))
+        return
+    rest = (
+        f"{absent:,} chunks of other parts are missing"
+        if absent
+        else "nothing is missing: run it without --part to make the store"
+    )
+    click.echo(f"{finished.writer.state}: part {part} is whole; {rest}")
+
+
+def show(summary: dict[str, Any], *, as_json: bool) -> None:
+    """Print what `publish` found."""
+    if as_json:
+        click.echo(json.dumps(summary, indent=2))
+        return
+    views = f" × {summary['num_views']} views" if summary["num_views"] > 1 else ""
+    click.echo(
+        f"{summary['store']}: {summary['num_samples']:,}{views} soft labels over "
+        f"{summary['num_classes']:,} classes, identity {summary['identity'][:12]}"
+    )
+    click.echo(f"  temperature           {summary['temperature']:.6g}")
+    click.echo(f"  mean top probability  {summary['mean_top_probability']:.4f}")
+    click.echo(f"  mean entropy          {summary['mean_entropy']:.4f} nats")
+    if summary["total_variation"] is not None:
+        distance = summary["total_variation"]
+        click.echo(
+            f"  top {summary['top_k']} of {summary['num_classes']:,}: total variation from the "
+            f"dense labels {distance['mean']:.2g} on average, {distance['worst']:.2g} at worst"
+        )
+    if summary["disagreement"] is not None:
+        click.echo(f"  teacher contradicts the ground truth for {summary['disagreement']:.2%}")
+    for warning in summary["warnings"]:
+        click.echo(f"  warning: {warning}", err=True)

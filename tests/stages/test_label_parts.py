@@ -1,0 +1,200 @@
+"""`label` by many: parts, ranks, and what is refused; the store is always the same bytes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.publish import beside_others, exclusive
+
+ROOT = Path(__file__).parents[2]
+SIZES = ("--batch-size", "16", "--chunk-rows", "32")
+WORDS = ("label", "--teacher", "data/teacher/model.safetensors", *SIZES)
+# 240 images in chunks of 32.
+CHUNKS = 8
+STATE = Path("data/state/parts-again.zarr")
+
+
+def tree(folder):
+    """All files of a folder by name."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def label(ltd_pipe, project):
+    """A function that labels into data/again.zarr, and fails where the command does."""
+
+    def run(*words, code=0):
+        outcome = ltd_pipe(*WORDS, "--out", "data/again.zarr", *words)
+        assert outcome.code == code, outcome.err
+        return outcome
+
+    return run
+
+
+@pytest.fixture
+def alone(ltd_pipe, project):
+    """The files of a store that one process made in one go."""
+    outcome = ltd_pipe(*WORDS, "--out", "data/alone.zarr")
+    assert outcome.code == 0, outcome.err
+    return tree(Path("data/alone.zarr"))
+
+
+def test_parts_make_the_store_that_one_process_makes(label, alone):
+    """In any order, one of them twice, by different divisions, the rest made at the end."""
+    assert "part 3/4 is whole; 6 chunks of other parts are missing" in label("--part", "3/4").out
+    label("--part", "3/4")
+    label("--part", "1/2")
+    assert json.loads(label("--part", "7/11", "--json").out) == {
+        "part": "7/11",
+        "missing_chunks": 2,
+    }
+    label()
+    assert tree(Path("data/again.zarr")) == alone
+    assert not STATE.exists()
+    assert not Path("data/.again.zarr.lock").exists()
+
+
+def test_all_parts_then_only_publish(label, alone):
+    """When nothing is missing, the last part says so."""
+    label("--part", "1/2")
+    assert "nothing is missing: run it without --part" in label("--part", "2/2").out
+    label()
+    assert tree(Path("data/again.zarr")) == alone
+
+
+def test_a_damaged_chunk_of_a_part_is_made_again(label, alone):
+    """A machine that lost power may leave one."""
+    for number in (1, 2):
+        label("--part", f"{number}/2")
+    chunk = STATE / "logits-0/logits/c/4/0"
+    chunk.write_bytes(bytes(chunk.stat().st_size))
+    label()
+    assert tree(Path("data/again.zarr")) == alone
+
+
+def test_more_parts_than_chunks_leave_some_with_nothing_to_do(label):
+    """They end well."""
+    label("--part", f"1/{3 * CHUNKS}")
+    assert not (STATE / "labels").exists()
+
+
+@pytest.mark.parametrize("words", [("--part", "2/2"), ()], ids=["another part", "the whole"])
+def test_a_part_made_otherwise_is_refused(label, words):
+    """Naming what differs: here another torch, which might round otherwise."""
+    label("--part", "1/2")
+    key = json.loads((STATE / "draft.json").read_text())
+    key["facts"]["software"]["torch"] = "1.0"
+    (STATE / "draft.json").write_text(json.dumps(key))
+    error = label(*words, code=1).err
+    assert "draft of other labels: facts.software.torch: expected '2" in error
+    assert "found '1.0'. Remove the folder" in error
+
+
+def test_a_part_of_another_teacher_is_refused(label, ltd_pipe):
+    """The same command with other weights is not the same work."""
+    label("--part", "1/2")
+    student = ("--teacher", "data/student/model.safetensors", *SIZES)
+    outcome = ltd_pipe("label", *student, "--out", "data/again.zarr", "--part", "2/2")
+    assert outcome.code == 1
+    assert "holds the draft of other labels: facts.teachers" in outcome.err
+    assert "batch_size: expected 32, found 16" in label("--batch-size", "32", code=1).err
+
+
+def test_a_part_is_made_by_one_process_at_a_time(label):
+    """On one machine; another part may be made meanwhile."""
+    with exclusive(Path("data/again.zarr.part-1-of-2")), beside_others(Path("data/again.zarr")):
+        assert "again.zarr.part-1-of-2: process" in label("--part", "1/2", code=1).err
+        assert "other processes prepare parts of it" in label(code=1).err
+        label("--part", "2/2")
+
+
+def test_a_part_waits_for_no_run_of_the_whole(label):
+    """It is refused, and told whose turn it is."""
+    with exclusive(Path("data/again.zarr")):
+        assert f"process {os.getpid()} is writing to it" in label("--part", "1/2", code=1).err
+
+
+def test_a_part_of_a_store_that_is_there_is_refused(label):
+    """Before any work; a machine that comes too late makes nothing."""
+    label()
+    assert "exists already" in label("--part", "1/2", code=1).err
+    label("--part", "1/2", "--force")
+
+
+def test_no_part_is_a_usage_that_is_told(label):
+    """One line."""
+    assert "--part: expected one such as 3/8" in label("--part", "9/8", code=1).err
+
+
+def torchrun(processes, *words):
+    """`label` in several processes, started by torchrun."""
+    runner = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return subprocess.Popen(
+        [*runner, f"--nproc-per-node={processes}", "-m", "stages", *WORDS, *words],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_ranks_make_the_store_that_one_process_makes(alone):
+    """Three processes, and one that says so."""
+    run = torchrun(3, "--out", "data/again.zarr")
+    out, error = run.communicate()
+    assert run.returncode == 0, error
+    assert out.count("240 soft labels") == 1
+    assert tree(Path("data/again.zarr")) == alone
+
+
+@pytest.mark.slow
+def test_ranks_share_a_part(label, alone):
+    """A machine of several processes among several machines."""
+    run = torchrun(2, "--out", "data/again.zarr", "--part", "2/2")
+    out, error = run.communicate()
+    assert run.returncode == 0, error
+    assert "part 2/2 is whole; 4 chunks of other parts are missing" in out
+    label()
+    assert tree(Path("data/again.zarr")) == alone
+
+
+def processes_of(run):
+    """The process ids of the ranks that torchrun started."""
+    listed = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text()
+    return [int(word) for word in listed.split()]
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_ends_the_run_and_the_rest_is_kept(ltd_pipe, project):
+    """Another number of processes makes only what is missing."""
+    # Many views, so that there is time to strike.
+    words = ("--views", "100", "--augmentation", "crop:1")
+    run = torchrun(2, "--out", "data/again.zarr", *words)
+    state, end = Path("data/state"), time.monotonic() + 240
+    while not list(state.glob("*/logits-0/logits/c/*/0/0")) and run.poll() is None:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    os.kill(processes_of(run)[1], signal.SIGKILL)
+    _, error = run.communicate()
+    assert run.returncode != 0
+    assert "SIGKILL" in error
+    assert not Path("data/again.zarr").exists()
+    kept = {path.stat().st_mtime_ns for path in state.glob("*/logits-0/logits/c/*/0/0")}
+    assert 0 < len(kept) < CHUNKS
+    again = torchrun(3, "--out", "data/again.zarr", *words)
+    _, error = again.communicate()
+    assert again.returncode == 0, error
+    # Published as second names of the same files: those that were kept were not made again.
+    assert kept <= {
+        path.stat().st_mtime_ns for path in Path("data").glob("again.zarr/logits/c/*/0/0")
+    }
+    outcome = ltd_pipe(*WORDS, "--out", "data/alone.zarr", *words)
+    assert outcome.code == 0, outcome.err
+    assert tree(Path("data/again.zarr")) == tree(Path("data/alone.zarr"))

@@ -1,0 +1,24 @@
+"""Where two trees of plain values differ: each place, by its path."""
+
+import pytest
+
+from pipeline.differences import differences
+
+TREE = {"a": 1, "b": {"c": [1, 2], "d": None}}
+
+
+@pytest.mark.parametrize(
+    ("other", "found"),
+    [
+        (TREE, []),
+        (TREE | {"a": 2}, [("a", 1, 2)]),
+        ({"a": 1}, [("b", TREE["b"], None)]),
+        (TREE | {"b": {"c": [2, 1]}}, [("b.c", [1, 2], [2, 1])]),
+        (TREE | {"b": {"c": [1, 2], "e": 5}}, [("b.e", None, 5)]),
+        (3, [("", TREE, 3)]),
+    ],
+    ids=["none", "a value", "a branch", "a list", "one more", "another kind"],
+)
+def test_each_difference_is_named(other, found):
+    """In the order of the first tree; a key that is absent is None."""
+    assert list(differences(TREE, other)) == found
