@@ -246,9 +246,10 @@ def exclusive(target: Path) -> Iterator[None]:
     """
     lock = target.with_name(f".{target.name}.lock")
     with _locked(lock, target, fcntl.LOCK_EX) as handle:
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
+        # For the message to others only: a full disk need not hold it.
+        with contextlib.suppress(OSError):
+            os.ftruncate(handle.fileno(), 0)
+            os.write(handle.fileno(), str(os.getpid()).encode())
         try:
             yield
         finally:
