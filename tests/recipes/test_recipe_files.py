@@ -101,3 +101,11 @@ def test_an_unknown_recipe_is_refused_with_the_names(name, message):
     with pytest.raises(MissingError, match="no such recipe") as refusal:
         recipe_text(name)
     assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["cifar10-wrn34-10", "cifar100-wrn34-10"])
+def test_the_papers_setting_perturbs_the_weights(name):
+    """TRADES with beta 6, and AWP's gamma of 0.005 from epoch 10."""
+    train = recipe(name).train
+    assert (train.objective, train.beta) == ("trades", 6)
+    assert (train.awp_gamma, train.awp_from_epoch) == (0.005, 10)
