@@ -17,6 +17,7 @@ _COMMANDS = {
     "label": "Write a teacher's low-temperature soft labels into a store.",
     "train": "Train the student adversarially on soft or one-hot labels.",
     "evaluate": "Measure clean and robust accuracy.",
+    "audit": "Look for gradient masking: can the robust accuracy be believed?",
     "report": "Write report.html.",
     "store": "Look into soft-label stores, prove, combine and share them.",
     "recipe": "List, show or use the recipes.",

@@ -10,13 +10,10 @@ import click
 
 from stages.outputs import refuse_existing
 from stages.parameters import params_options
-from stages.progress import bar
+from stages.progress import bar, ticker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import torch
-    from rich.progress import Progress
 
     from pipeline.evaluation.robustness import Evaluation
     from pipeline.evaluation.selection import TestImages
@@ -145,24 +142,10 @@ def _measure(model: Classifier, test: TestImages, params: Params, state: Path) -
             params.evaluate,
             seed=params.seed,
             state=state,
-            tick=_ticker(progress),
+            tick=ticker(progress),
         )
     remove_state(state)
     return result
-
-
-def _ticker(progress: Progress) -> Callable[[str, int], None]:
-    tasks: dict[str, Any] = {}
-
-    def tick(name: str, done: int) -> None:
-        if name not in tasks:
-            # Where there is no bar, a line per attack tells that something is happening.
-            if progress.disable:
-                click.echo(f"{name} …", err=True)
-            tasks[name] = progress.add_task(name, total=None, note="")
-        progress.advance(tasks[name], done)
-
-    return tick
 
 
 def _write(

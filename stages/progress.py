@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -20,7 +22,7 @@ from rich.progress import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["bar", "console", "counter", "transfer"]
+__all__ = ["bar", "console", "counter", "ticker", "transfer"]
 
 
 def console() -> Console:
@@ -68,3 +70,18 @@ def transfer(description: str) -> Iterator[Callable[[int, int], None]]:
     ) as progress:
         task = progress.add_task(description, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def ticker(progress: Progress) -> Callable[[str, int], None]:
+    """A function to be called with an attack's name and the images just done: a bar for each."""
+    tasks: dict[str, TaskID] = {}
+
+    def tick(name: str, done: int) -> None:
+        if name not in tasks:
+            # Where there is no bar, a line per attack tells that something is happening.
+            if progress.disable:
+                click.echo(f"{name} …", err=True)
+            tasks[name] = progress.add_task(name, total=None, note="")
+        progress.advance(tasks[name], done)
+
+    return tick

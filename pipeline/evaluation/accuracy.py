@@ -41,7 +41,10 @@ def wilson_interval(hits: int, n: int, z: float = 1.959963984540054) -> tuple[fl
     centre = share + z * z / (2 * n)
     spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    # Exactly 0 and 1 at the ends, where rounding would leave 1e-18.
+    low = 0.0 if hits == 0 else (centre - spread) / scale
+    high = 1.0 if hits == n else (centre + spread) / scale
+    return low, high
 
 
 def expected_calibration_error(

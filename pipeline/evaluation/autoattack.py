@@ -7,6 +7,7 @@ and written down, so that an interrupted evaluation ends with the same numbers t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from dataclasses import dataclass, field
@@ -19,13 +20,13 @@ from pyautoattack.checks import check_square_sr
 from pipeline.publish import write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from pipeline.evaluation.selection import TestImages
     from pipeline.models.classifier import Classifier
 
-__all__ = ["AutoAttackResult", "run_autoattack"]
+__all__ = ["AutoAttackResult", "attack_batch", "build", "collected_flags", "run_autoattack"]
 
 # The standard version for L-infinity, in its order.
 _ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -99,18 +100,25 @@ def run_autoattack(
     -------
     AutoAttackResult
     """
-    adversary = _build(model, test.device, eps, seed)
+    adversary = build(model, test.device, eps, seed)
     result = _resume(state, right)
-    handler = _Flags(result.flags)
-    adversary.logger.addHandler(handler)
-    try:
+    with collected_flags(adversary, result.flags):
         for attack in _applicable(model.num_classes, adversary.logger):
             if attack not in result.accuracy:
                 _run_attack(adversary, attack, test, result, batch_size, state, tick)
         check_square_sr(result.accuracy, logger=adversary.logger)
+    return result
+
+
+@contextlib.contextmanager
+def collected_flags(adversary: Any, into: list[str]) -> Iterator[None]:
+    """Collect the package's warnings in a list instead of printing them."""
+    handler = _Flags(into)
+    adversary.logger.addHandler(handler)
+    try:
+        yield
     finally:
         adversary.logger.removeHandler(handler)
-    return result
 
 
 def _applicable(num_classes: int, logger: logging.Logger) -> tuple[str, ...]:
@@ -121,7 +129,8 @@ def _applicable(num_classes: int, logger: logging.Logger) -> tuple[str, ...]:
     return tuple(attack for attack in _ATTACKS if attack != "apgd-t")
 
 
-def _build(model: Classifier, device: torch.device, eps: float, seed: int) -> Any:
+def build(model: Classifier, device: torch.device, eps: float, seed: int) -> Any:
+    """The package's AutoAttack for this model and radius."""
     logger = logging.getLogger("auto-attack")
     logger.propagate = False
     adversary = AutoAttack(
@@ -155,7 +164,7 @@ def _run_attack(
     for number, part in enumerate(test.batches(rows, batch_size)):
         if number < result.done.get(attack, 0):
             continue
-        still += _attack_batch(adversary, attack, test, part)
+        still += attack_batch(adversary, attack, test, part)
         result.done[attack], result.under_way = number + 1, still
         write_json(state, vars(result))
         tick(len(part))
@@ -166,7 +175,8 @@ def _run_attack(
     write_json(state, vars(result))
 
 
-def _attack_batch(adversary: Any, attack: str, test: TestImages, rows: torch.Tensor) -> list[bool]:
+def attack_batch(adversary: Any, attack: str, test: TestImages, rows: torch.Tensor) -> list[bool]:
+    """Which of some images stay right under one attack."""
     images, labels, _ = test.take(rows)
     adversary.attacks_to_run = [attack]
     attacked, _ = adversary.run_standard_evaluation(images, labels, batch_size=len(rows))

@@ -13,10 +13,35 @@ from pipeline.attacks import pgd, uniform_start
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pipeline.attacks import LossOfLogits
     from pipeline.evaluation.selection import TestImages
     from pipeline.models.classifier import Classifier
 
-__all__ = ["attack_images", "correct_when_clean", "survivors"]
+    LossOfLabels = Callable[[torch.Tensor], LossOfLogits]
+
+__all__ = ["attack_images", "correct_when_clean", "margin", "scaled", "survivors"]
+
+
+def scaled(factor: float = 1.0) -> LossOfLabels:
+    """The cross entropy of logits times a factor.
+
+    A model whose softmax is saturated in float32 has no gradient; that of its logits divided by
+    ten or a hundred has one (Carlini and Wagner 2016 broke defensive distillation so).
+    """
+    return lambda labels: (
+        lambda logits: functional.cross_entropy(factor * logits, labels, reduction="none")
+    )
+
+
+def margin(labels: torch.Tensor) -> LossOfLogits:
+    """max_{k≠y} z_k - z_y, which no scale of the logits can hide (Carlini and Wagner 2017)."""
+
+    def loss(logits: torch.Tensor) -> torch.Tensor:
+        true = logits.gather(1, labels[:, None]).squeeze(1)
+        others = logits.scatter(1, labels[:, None], -torch.inf)
+        return others.amax(dim=1) - true
+
+    return loss
 
 
 @torch.no_grad()
@@ -38,15 +63,17 @@ def attack_images(
     eps: float,
     steps: int,
     key: int,
+    loss: LossOfLabels | None = None,
 ) -> torch.Tensor:
-    """PGD on the cross entropy with step size 2.5 · eps / steps (Madry et al. 2018).
+    """PGD on the cross entropy, or another loss of the labels (Madry et al. 2018).
 
-    With that size the attack can reach the ball's surface from any start and turn back.
+    The step size is 2.5 · eps / steps. With that the attack can reach the ball's surface from
+    any start and turn back.
     """
     return pgd(
         model,
         images,
-        lambda logits: functional.cross_entropy(logits, labels, reduction="none"),
+        (loss or scaled())(labels),
         start=uniform_start(images, index, eps, key),
         eps=eps,
         step_size=2.5 * eps / steps,
@@ -65,6 +92,7 @@ def survivors(
     seed: int,
     batch_size: int,
     tick: Callable[[int], None],
+    loss: LossOfLabels | None = None,
 ) -> torch.Tensor:
     """Images that stay right under every restart of PGD.
 
@@ -82,6 +110,8 @@ def survivors(
     batch_size : int
     tick : callable
         Called with the number of images done after each batch of each restart.
+    loss : callable, optional
+        What the attack maximises, of the labels; the cross entropy.
 
     Returns
     -------
@@ -94,7 +124,9 @@ def survivors(
         key = rng.stream_key(seed, "evaluation-start", restart)
         for rows in test.batches(robust.nonzero().flatten(), batch_size):
             images, labels, index = test.take(rows)
-            attacked = attack_images(model, images, labels, index, eps=eps, steps=steps, key=key)
+            attacked = attack_images(
+                model, images, labels, index, eps=eps, steps=steps, key=key, loss=loss
+            )
             with torch.no_grad():
                 robust[rows] = (model(attacked).argmax(dim=1) == labels).cpu()
             tick(len(rows))

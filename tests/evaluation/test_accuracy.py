@@ -75,3 +75,10 @@ def test_an_unsound_model_is_refused(model, message):
 def test_a_sound_model_passes():
     """Evaluation mode, finite, the same answer twice."""
     require_sound_logits(Constant(torch.zeros(1, 3)).eval(), torch.rand(2, 1, 4, 4))
+
+
+@pytest.mark.parametrize("n", [1, 40, 48, 60, 617, 10_000])
+def test_an_interval_ends_where_the_share_does(n):
+    """Of none it begins at 0, of all it ends at 1: not at what rounding leaves."""
+    assert wilson_interval(0, n)[0] == 0.0
+    assert wilson_interval(n, n)[1] == 1.0
