@@ -12,13 +12,14 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 import pytest
-from conftest import GOLDEN, ROOT
 from test_hostile_stores import ATTRIBUTES, put
 
 from pipeline.errors import StoreError
 from pipeline.labels import SoftLabels
 from pipeline.labels.verify import verify_store
 
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "labels"
 CHUNKS = ["soft_labels/c/0/0", "logits/c/1/0", "labels/c/1", "sample_hash/c/0"]
 OTHERS = ["zarr.json", "labels/zarr.json", "README.md"]
 MIB = 2**20
@@ -135,6 +136,7 @@ def test_folders_in_which_nothing_is_listed(forge, refused):
     refused(forge.path, "labels/c/more is not listed in MANIFEST.sha256")
 
 
+@pytest.mark.slow
 def test_folders_deeper_than_a_path_is_long(forge, refused):
     """Python's walk would recurse, and no path reaches the end."""
     here = os.open(forge.path, os.O_RDONLY)
@@ -238,6 +240,7 @@ print(sorted(outcomes))
 """
 
 
+@pytest.mark.slow
 def test_a_file_that_is_a_pipe_every_other_moment(forge, tmp_path):
     """Whoever wins the race: it is the file, or refused; nobody waits."""
     forge.sign()

@@ -56,6 +56,7 @@ def repeated(forge, text, *, key="class_names", size=15 * MIB):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["class_names", "teachers"])
 @pytest.mark.parametrize(
     "text", ["1", "[]", "{}", '""'], ids=["numbers", "lists", "dicts", "texts"]
