@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stages.outputs import refuse_existing
+from stages.outputs import refuse_existing, refuse_overlap
 from stages.parameters import params_options
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
     from pipeline.publish import exclusive
 
     refuse_existing(out / "model.safetensors", force=force or fresh)
+    if params.teacher.checkpoint is not None:
+        # Stores name a teacher by the hash of its file, which taking it into place would change.
+        refuse_overlap(out / "model.safetensors", Path(str(params.teacher.checkpoint)))
     with exclusive(out):
         train, test = open_beton(data / "train.beton"), open_beton(data / "test.beton")
         if params.teacher.checkpoint is None:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from pipeline.errors import LocationError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 __all__ = ["SCHEMES", "Location", "is_url", "local_location", "parse_location"]
 
@@ -42,6 +39,11 @@ class Location:
         """The URL as it may be shown: without user, password and query."""
         parts = urlsplit(self.url)
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+    @property
+    def folder(self) -> Path | None:
+        """Where it is on this machine; None of a place elsewhere."""
+        return Path(self.url.removeprefix("file://")) if self.scheme == "file" else None
 
     def file(self, name: str) -> str:
         """URL of one file of the store; a query, such as a signature, is repeated for each."""

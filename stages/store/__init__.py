@@ -25,7 +25,7 @@ __all__ = ["store"]
     },
 )
 def store() -> None:
-    """Look into a soft-label store, or verify it.
+    """Look into soft-label stores, prove, combine and share them.
 
     \b
     Examples:

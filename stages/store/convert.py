@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 
 __all__ = ["convert"]
 
-_TABLES = ("npz", "parquet")
+# What files of each kind begin with.
+_TABLES = {"npz": b"PK\x03\x04", "parquet": b"PAR1"}
 _FOLDERS = ("fkd", "relabel", "tinyvit")
 
 
 @click.command()
 @click.argument("path", metavar="IN", type=click.Path(path_type=Path))
-@click.option("--from", "origin_kind", type=click.Choice(_TABLES + _FOLDERS), help="What IN is.")
-@click.option("--to", "target_kind", type=click.Choice(_TABLES), help="What --out becomes.")
+@click.option("--from", "origin_kind", type=click.Choice((*_TABLES, *_FOLDERS)), help="What IN is.")
+@click.option("--to", "target_kind", type=click.Choice(tuple(_TABLES)), help="What --out becomes.")
 @data_option("The labelled images: a folder with one folder per class; for tables also a beton.")
 @click.option(
     "--temperature", type=float, help="That the labels were made at.  [default: 1 where unknown]"
@@ -104,6 +105,7 @@ def _export(path: Path, kind: str, out: Path, *, force: bool, as_json: bool) -> 
     if out.is_dir():
         raise WriteError(out, "is a folder", remedy="Choose another --out.")
     refuse_existing(out, force=force)
+    _require_table(out)
     source = ProvenStore(path)
     write = {"npz": write_npz, "parquet": write_parquet}[kind]
     with counter("convert", source.store.num_samples) as progress:
@@ -121,6 +123,22 @@ def _export(path: Path, kind: str, out: Path, *, force: bool, as_json: bool) -> 
         return
     click.echo(f"{out}: {source.store.num_samples:,} rows, {size / 2**20:,.1f} MiB")
     click.echo(f"  of {path}, identity {source.store.identity[:12]}")
+
+
+def _require_table(out: Path) -> None:
+    # What --force may replace: a mistyped --out must not cost a file that is no table.
+    from pipeline.errors import WriteError
+
+    if not out.exists():
+        return
+    with out.open("rb") as stream:
+        begin = stream.read(4)
+    if begin not in _TABLES.values():
+        raise WriteError(
+            out,
+            f"is no {' or '.join(_TABLES)} file, and --force replaces these only",
+            remedy="Choose another --out.",
+        )
 
 
 def _from_table(path: Path, kind: str | None, origin: Origin, options: dict[str, Any]) -> str:

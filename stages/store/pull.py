@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from stages.fetched import fetch_to_cache
+from stages.outputs import refuse_overlap
 from stages.progress import transfer
 from stages.store.subset import RowRange
 
@@ -74,6 +75,8 @@ def pull(
     if part and out is None:
         raise click.UsageError("--rows and --arrays make a new store: give it a folder with --out")
     location, patience = parse_location(url, identity), Patience(stall_s=stall_s)
+    if out is not None and location.folder is not None:
+        refuse_overlap(out, location.folder)
     if out is None:
         folder = fetch_to_cache(location, patience=patience, jobs=jobs, force=force)
     elif part:

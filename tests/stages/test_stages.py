@@ -55,6 +55,15 @@ def test_a_given_checkpoint_is_taken_as_the_teacher(ltd_pipe, project):
     assert f"clean accuracy {accuracy:.2%}" in outcome.out
 
 
+def test_a_checkpoint_is_never_taken_over_itself(ltd_pipe, project):
+    """Also with --force: its hash, by which stores name it, would be another."""
+    before = digest(project / TEACHER)
+    outcome = ltd_pipe("teacher", "--checkpoint", TEACHER, "--force")
+    assert outcome.code == 1
+    assert "lies in, or holds, the input" in outcome.err
+    assert digest(project / TEACHER) == before
+
+
 def test_label_writes_the_teachers_answers(project, train_beton):
     """The stored labels are the softmax of the teacher's logits at the recorded temperature."""
     from pipeline.images.pixels import to_unit

@@ -163,6 +163,20 @@ def test_a_store_goes_into_a_table_and_back(ltd_pipe, store, tmp_path, kind):
     assert ltd_pipe("store", "diff", store, out).code == 0
 
 
+@pytest.mark.parametrize("kind", ["npz", "parquet"])
+def test_force_replaces_tables_only(ltd_pipe, store, tmp_path, kind):
+    """A mistyped --out does not cost a file that is none."""
+    thesis, table = tmp_path / "thesis.tex", tmp_path / "labels.table"
+    thesis.write_text("x")
+    words = ("store", "convert", store, "--to", kind, "--force", "--out")
+    outcome = ltd_pipe(*words, thesis)
+    assert outcome.code == 1
+    assert "is no npz or parquet file, and --force replaces these only" in outcome.err
+    assert thesis.read_text() == "x"
+    for _ in range(2):
+        assert ltd_pipe(*words, table).code == 0
+
+
 def test_published_labels_are_converted(ltd_pipe, tmp_path):
     """FKD's, with the teacher named; without --average-crops they are refused."""
     images = write_images(tmp_path / "images" / "train")

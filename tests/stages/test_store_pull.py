@@ -3,6 +3,7 @@
 import functools
 import http.server
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -90,6 +91,21 @@ def test_pull_replaces_nothing_without_force(ltd_pipe, serve, tmp_path):
         assert message in outcome.err
     assert (out / "thesis.tex").exists()
     assert Quiet.asked == []
+
+
+@pytest.mark.parametrize("place", [".", "part.zarr", ".."], ids=["over", "into", "around"])
+def test_a_store_of_this_machine_is_never_pulled_over_itself(ltd_pipe, tmp_path, place):
+    """Also with --force, whole or in part: the rows that are not fetched would be lost."""
+    store = tmp_path / "folder" / "labels.zarr"
+    shutil.copytree(GOLDEN, store)
+    for part in ((), ("--rows", "0:2")):
+        outcome = ltd_pipe(
+            "store", "pull", f"file://{store}", "--out", store / place, "--force", *part
+        )
+        assert outcome.code == 1
+        assert "lies in, or holds, the input" in outcome.err
+    assert ltd_pipe("store", "verify", store).code == 0
+    assert SoftLabels.open(store).identity == SoftLabels.open(GOLDEN).identity
 
 
 def test_pull_refuses_another_identity(ltd_pipe, serve, tmp_path):
