@@ -103,7 +103,7 @@ def _compare(
     _require_equal(ways, indices[0])
     calls = {way: _of_round(gather, indices) for way, gather in ways.items()}
     baseline = next(iter(ways))
-    return Comparison(what, baseline, interleave(calls, rounds), len(indices[0]), "rows")
+    return interleave(calls, rounds).comparison(what, baseline, len(indices[0]), "rows")
 
 
 def _of_round(gather: Gather, indices: list[NDArray[np.int64]]) -> Call:

@@ -91,7 +91,7 @@ def compare_labelling(
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    seconds = interleave({BARE: bare, LABEL: label}, rounds)
+    clock = interleave({BARE: bare, LABEL: label}, rounds)
     remove(path)
     what = f"label {pixels}×{pixels} by {architecture}"
-    return Comparison(what, BARE, seconds, size.num_samples, "images")
+    return clock.comparison(what, BARE, size.num_samples, "images")

@@ -276,7 +276,7 @@ def _print_step(results: dict[str, Any], named: list[tuple[str, Comparison]]) ->
 def _share(size: str, comparison: Comparison, step: float, gpu: dict[str, Any]) -> list[str]:
     gather = Spread.of(comparison.seconds[OURS]).median
     shares = [f"{gather / seconds:.2%}" for seconds in gpu["fastest_step_s"].values()]
-    return [size, duration(gather), f"{gather / step:.4%}", duration(100 * gather), *shares]
+    return [size, duration(gather), f"{100 * gather / step:.2g} %", duration(100 * gather), *shares]
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def compare_placing(
         torch.testing.assert_close(rows(indices[0]), expected, rtol=1e-3, atol=1e-6)
     calls = {way: _waiting(rows, indices, device) for way, rows in ways.items()}
     what = f"place on {device.type}"
-    return Comparison(what, PLAIN, interleave(calls, rounds), len(indices[0]), "rows")
+    return interleave(calls, rounds).comparison(what, PLAIN, len(indices[0]), "rows")
 
 
 def _waiting(rows: Call, indices: list[NDArray[np.int64]], device: torch.device) -> Call:

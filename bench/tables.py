@@ -28,7 +28,7 @@ def duration(seconds: float) -> str:
 
 def time_table(comparisons: Iterable[Comparison]) -> str:
     """Every way's median and quartiles, and the rate where the work is bytes or images."""
-    header = ["what", "way", "median", "quartiles", "fastest", "n", "rate"]
+    header = ["what", "way", "median", "quartiles", "fastest", "processors", "n", "rate"]
     rows = [
         _times(comparison, way, seconds)
         for comparison in comparisons
@@ -47,6 +47,7 @@ def _times(comparison: Comparison, way: str, seconds: list[float]) -> list[str]:
         duration(found.median),
         f"{duration(found.low)} – {duration(found.high)}",
         duration(found.least),
+        duration(Spread.of(comparison.cpu[way]).median),
         str(found.n),
         f"{comparison.amount / found.median / unit:.3g} {name}",
     ]

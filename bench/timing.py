@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-__all__ = ["Call", "Comparison", "Rounds", "Spread", "interleave"]
+__all__ = ["Call", "Clock", "Comparison", "Rounds", "Spread", "interleave"]
 
 Call = Callable[[int], object]
 
@@ -57,6 +59,9 @@ class Comparison:
         Of work in one round.
     unit : str
         Of that amount.
+    cpu : dict of str to list of float
+        As `seconds`, of the processors, of programs that were started too: what a way costs
+        however busy the machine is.
     """
 
     what: str
@@ -64,6 +69,7 @@ class Comparison:
     seconds: dict[str, list[float]]
     amount: float
     unit: str
+    cpu: dict[str, list[float]]
 
     def ratio(self, way: str) -> Spread:
         """Time of a way over the baseline's in the same round."""
@@ -73,7 +79,11 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """Everything but the single rounds."""
         ways = {
-            way: {"seconds": vars(Spread.of(seconds)), "ratio": vars(self.ratio(way))}
+            way: {
+                "seconds": vars(Spread.of(seconds)),
+                "cpu_seconds": vars(Spread.of(self.cpu[way])),
+                "ratio": vars(self.ratio(way)),
+            }
             for way, seconds in self.seconds.items()
         }
         return {
@@ -85,7 +95,31 @@ class Comparison:
         }
 
 
-def interleave(ways: Mapping[str, Call], rounds: Rounds) -> dict[str, list[float]]:
+class Clock:
+    """Collects the seconds of ways, round by round."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {}
+        self.cpu: dict[str, list[float]] = {}
+
+    def time(self, way: str, call: Callable[[], object]) -> None:
+        """Call, and add what it took."""
+        cpu, begin = _cpu_seconds(), time.perf_counter()
+        call()
+        self.seconds.setdefault(way, []).append(time.perf_counter() - begin)
+        self.cpu.setdefault(way, []).append(_cpu_seconds() - cpu)
+
+    def comparison(self, what: str, baseline: str, amount: float, unit: str) -> Comparison:
+        """What was collected."""
+        return Comparison(what, baseline, self.seconds, amount, unit, self.cpu)
+
+
+def _cpu_seconds() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(part.ru_utime + part.ru_stime for part in used)
+
+
+def interleave(ways: Mapping[str, Call], rounds: Rounds) -> Clock:
     """Time several ways in turns, so that whatever else the machine does hits all of them.
 
     Parameters
@@ -96,10 +130,9 @@ def interleave(ways: Mapping[str, Call], rounds: Rounds) -> dict[str, list[float
 
     Returns
     -------
-    dict of str to list of float
-        Seconds per round.
+    Clock
     """
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    clock = Clock()
     for call in ways.values():
         call(0)
     end = time.perf_counter() + rounds.seconds
@@ -108,9 +141,6 @@ def interleave(ways: Mapping[str, Call], rounds: Rounds) -> dict[str, list[float
             break
         # Another one begins each time: nobody always finds the caches as the same one left them.
         turn = number % len(ways)
-        order = [*ways][turn:] + [*ways][:turn]
-        for way in order:
-            begin = time.perf_counter()
-            ways[way](number)
-            seconds[way].append(time.perf_counter() - begin)
-    return seconds
+        for way in [*ways][turn:] + [*ways][:turn]:
+            clock.time(way, partial(ways[way], number))
+    return clock

@@ -26,4 +26,4 @@ def compare_verifying(path: Path, rounds: Rounds) -> Comparison:
         OURS: lambda _: verify_store(path),
     }
     amount = sum(file.stat().st_size for file in files_of(path))
-    return Comparison("verify", SHA256SUM, interleave(ways, rounds), amount, "bytes")
+    return interleave(ways, rounds).comparison("verify", SHA256SUM, amount, "bytes")

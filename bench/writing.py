@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from rivals import WRITTEN, remove
-from timing import Comparison, Rounds
+from timing import Clock, Comparison, Rounds
 
 from pipeline.labels.write import StoreWriter
 
@@ -83,19 +82,11 @@ def compare_writing_logits(answers: Answers, folder: Path, rounds: Rounds) -> Co
 def _compare(
     what: str, ways: dict[str, Write], path: Path, amount: int, rounds: Rounds
 ) -> Comparison:
-    # What others have not yet written must not be waited for; what was written, not be kept.
-    seconds: dict[str, list[float]] = {}
-    calls = {way: partial(_timed, write, path) for way, write in ways.items()}
+    clock = Clock()
     for _ in range(rounds.most):
-        for way, call in calls.items():
-            seconds.setdefault(way, []).append(call())
-    return Comparison(what, PLAIN, seconds, amount, "bytes")
-
-
-def _timed(write: Write, path: Path) -> float:
-    os.sync()
-    begin = time.perf_counter()
-    write()
-    seconds = time.perf_counter() - begin
-    remove(path)
-    return seconds
+        for way, write in ways.items():
+            # Nobody waits for what another has written.
+            os.sync()
+            clock.time(way, write)
+            remove(path)
+    return clock.comparison(what, PLAIN, amount, "bytes")

@@ -77,6 +77,7 @@ def test_each_thing_is_measured_against_its_baseline(run, size, what):
     ]
     assert ways <= found["ways"].keys()
     for way in found["ways"].values():
+        assert way["seconds"].keys() == way["cpu_seconds"].keys()
         assert way["seconds"].keys() == {"median", "low", "high", "least", "n"}
         assert 0 < way["seconds"]["low"] <= way["seconds"]["median"] <= way["seconds"]["high"]
     assert found["ways"][baseline]["ratio"]["median"] == 1

@@ -1,6 +1,9 @@
 """What the benchmarks are made of: rounds, spreads, memory, other formats, sizes."""
 
 import itertools
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from rivals import RIVALS, files_of, gather_flat
 from sizing import expected_bytes, measure_sizes, size_table
 from stepping import fastest_step
 from tables import duration, ratio_table
-from timing import Comparison, Rounds, Spread, interleave
+from timing import Clock, Comparison, Rounds, Spread, interleave
 from writing import write_store
 
 from pipeline.labels import SoftLabels
@@ -35,7 +38,7 @@ def test_a_spread_is_median_quartiles_least_and_count():
 def test_a_ratio_is_of_the_same_round():
     """A slow minute hits both, and cancels."""
     seconds = {"flat": [1.0, 10.0, 100.0], "ours": [2.0, 20.0, 200.0]}
-    ratio = Comparison("gather", "flat", seconds, 1, "rows").ratio("ours")
+    ratio = Comparison("gather", "flat", seconds, 1, "rows", {}).ratio("ours")
     assert (ratio.low, ratio.median, ratio.high) == (2.0, 2.0, 2.0)
 
 
@@ -43,15 +46,25 @@ def test_ways_are_measured_in_turns_and_take_turns_to_begin():
     """After one round that is not counted."""
     called = []
     ways = {name: lambda number, name=name: called.append((number, name)) for name in "ab"}
-    seconds = interleave(ways, Rounds(2, 2, 0))
+    clock = interleave(ways, Rounds(2, 2, 0))
     assert called == [(0, "a"), (0, "b"), (0, "a"), (0, "b"), (1, "b"), (1, "a")]
-    assert {name: len(found) for name, found in seconds.items()} == {"a": 2, "b": 2}
+    assert {name: len(found) for name, found in clock.seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_processors_are_counted_in_programs_too():
+    """And waiting is not."""
+    clock = Clock()
+    clock.time("wait", lambda: time.sleep(0.2))
+    work = [sys.executable, "-S", "-c", "sum(range(10**6))"]
+    clock.time("work", lambda: subprocess.run(work, check=True))
+    assert clock.cpu["wait"][0] < 0.1 <= clock.seconds["wait"][0]
+    assert clock.cpu["work"][0] > 0
 
 
 @pytest.mark.parametrize(("rounds", "count"), [(Rounds(3, 9, 0), 3), (Rounds(1, 4, 60), 4)])
 def test_rounds_have_bounds(rounds, count):
     """At least some however slow, at most some however fast."""
-    assert len(interleave({"a": lambda _: None}, rounds)["a"]) == count
+    assert len(interleave({"a": lambda _: None}, rounds).seconds["a"]) == count
 
 
 def test_anonymous_memory_counts_and_mapped_files_do_not(tmp_path):
@@ -162,6 +175,6 @@ def test_durations_have_a_unit_that_suits(seconds, text):
 
 def test_the_ratio_table_leaves_out_the_baseline():
     """It is one."""
-    comparison = Comparison("gather", "flat", {"flat": [1.0], "ours": [2.0]}, 1, "rows")
+    comparison = Comparison("gather", "flat", {"flat": [1.0], "ours": [2.0]}, 1, "rows", {})
     lines = ratio_table([("tiny", comparison)]).splitlines()
     assert lines[2:] == ["| tiny | gather | ours | flat | 2 | 2 – 2 | 1 |"]
