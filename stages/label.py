@@ -27,7 +27,8 @@ __all__ = ["label"]
     "teachers",
     type=click.Path(path_type=Path, dir_okay=False),
     multiple=True,
-    required=True,
+    default=(Path("data/teacher/model.safetensors"),),
+    show_default=True,
     help="Checkpoint; several are averaged in probability.",
 )
 @click.option(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from pipeline.images.manifest import Manifest
+    from pipeline.images.sources import Source
     from pipeline.params import Params
 
     Split = Literal["train", "test"]
@@ -39,20 +40,23 @@ def prepare(params: Params, out: Path, force: bool) -> None:
     Example: your own photographs, in folders photos/train/CLASS and photos/test/CLASS:
       ltd-pipe prepare --dataset folder --path photos --image-size 32
     """
+    from pipeline.images.sources import open_source
     from pipeline.publish import exclusive
 
     targets: dict[Split, Path] = {"train": out / "train.beton", "test": out / "test.beton"}
     refuse_existing(*targets.values(), force=force)
     with exclusive(out / "betons"):
+        # Both before the first is written: one that is missing leaves nothing behind.
+        sources = {split: open_source(params.prepare, split) for split in targets}
         for split, target in targets.items():
-            _summarise(target, *_write(params, split, target))
+            _summarise(target, *_write(params, split, sources[split], target))
 
 
-def _write(params: Params, split: Split, target: Path) -> tuple[Manifest, list[str]]:
+def _write(
+    params: Params, split: Split, source: Source, target: Path
+) -> tuple[Manifest, list[str]]:
     from pipeline.images.beton import write_beton
-    from pipeline.images.sources import open_source
 
-    source = open_source(params.prepare, split)
     with counter(f"prepare {split}", 2 * len(source)) as progress:
         return write_beton(source, target, params.prepare, split, progress)
 

@@ -29,7 +29,7 @@ def test_every_command_is_listed(ltd_pipe):
 
 USAGE = [
     (["trian"], "No such command 'trian'"),
-    (["label"], "Missing option '--teacher'"),
+    (["store", "sign", "labels.zarr"], "Missing option '--key'"),
     (["train", "--nonsense"], "No such option"),
 ]
 

@@ -446,3 +446,20 @@ def test_a_wrong_option_is_not_blamed_on_the_file(ltd_pipe, project):
     """The message names the option, not params.yaml."""
     outcome = ltd_pipe("evaluate", "--eps", "8/254x")
     assert "option: evaluate.eps: '8/254x' is not a number or a fraction" in outcome.err
+
+
+def test_a_folder_without_test_images_leaves_nothing_behind(ltd_pipe, pictures):
+    """Both parts are looked for before the first is written."""
+    shutil.rmtree("photos/test")
+    outcome = ltd_pipe("prepare", "--out", "betons")
+    assert outcome.code == 1
+    assert "photos: has no test images: expected test/ or val/" in outcome.err
+    assert not list(Path("betons").glob("*.beton*"))
+
+
+def test_the_labels_of_the_pipelines_own_teacher_need_no_option(ltd_pipe, project):
+    """After prepare and teacher, `ltd-pipe label` is enough."""
+    before = SoftLabels.open(Path("data/labels.zarr")).identity
+    shutil.rmtree("data/labels.zarr")
+    assert ltd_pipe("label").code == 0
+    assert SoftLabels.open(Path("data/labels.zarr")).identity == before
