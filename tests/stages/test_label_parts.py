@@ -198,3 +198,24 @@ def test_a_rank_that_is_killed_ends_the_run_and_the_rest_is_kept(ltd_pipe, proje
     outcome = ltd_pipe(*WORDS, "--out", "data/alone.zarr", *words)
     assert outcome.code == 0, outcome.err
     assert tree(Path("data/again.zarr")) == tree(Path("data/alone.zarr"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_run_that_is_told_to_stop_ends_at_once_and_goes_on_later(ltd_pipe, project, number):
+    """Exit code 130, one line, no store; the next run makes what is missing."""
+    words = (*WORDS, "--out", "data/again.zarr", "--views", "100", "--augmentation", "crop:1")
+    command = [sys.executable, "-m", "stages", *words]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    while not list(Path("data").glob("state/*/logits-0/logits/c/*/0/0")) and run.poll() is None:
+        time.sleep(0.02)
+    run.send_signal(number)
+    _, error = run.communicate()
+    assert (run.returncode, len(error.strip().splitlines())) == (130, 1), error
+    assert not Path("data/again.zarr").exists()
+    kept = list(Path("data").glob("state/*/logits-0/logits/c/*/0/0"))
+    outcome = ltd_pipe(*words)
+    assert outcome.code == 0, outcome.err
+    assert kept
+    assert not Path("data/state").exists()
