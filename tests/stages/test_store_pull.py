@@ -143,11 +143,21 @@ def test_force_does_not_trust_the_cache(ltd_pipe, serve, tmp_path):
 
 def test_ctrl_c_ends_a_stalled_transfer_at_once(tmp_path):
     """Exit code 130, although the server holds the connection."""
+
+    def listen():
+        # A shell's background jobs are started deaf to SIGINT, and so are their children.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/labels.zarr"
         command = [sys.executable, "-m", "stages", "store", "pull", url]
         with (
-            subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
+            subprocess.Popen(
+                command,
+                stderr=subprocess.PIPE,
+                text=True,
+                preexec_fn=listen,  # noqa: PLW1509
+            ) as process,
             silent.accept()[0] as held,
         ):
             held.recv(1000)
