@@ -10,6 +10,7 @@ to be masked exceed and normally adversarially trained ones do not, both of whic
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -21,12 +22,19 @@ from pipeline.attacks import pgd
 from pipeline.errors import ModelError
 from pipeline.evaluation import autoattack
 from pipeline.evaluation.accuracy import wilson_interval
-from pipeline.evaluation.pgd import attack_images, correct_when_clean, margin, scaled, survivors
+from pipeline.evaluation.pgd import (
+    attack_images,
+    correct_when_clean,
+    left_standing,
+    margin,
+    scaled,
+    survivors,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from pipeline.evaluation.pgd import LossOfLabels
+    from pipeline.evaluation.pgd import Attack, LossOfLabels
     from pipeline.evaluation.selection import TestImages
     from pipeline.models.classifier import Classifier
 
@@ -121,60 +129,53 @@ class _Bench:
         self,
         name: str,
         *,
+        standing: torch.Tensor | None = None,
         eps: float | None = None,
         steps: int | None = None,
         restarts: int = 1,
         loss: LossOfLabels | None = None,
     ) -> torch.Tensor:
+        """What is left of the standing images, or of all that are right when clean."""
         return survivors(
             self.model,
             self.test,
-            self.right,
+            self.right if standing is None else standing,
             eps=self.settings.eps if eps is None else eps,
             steps=steps or self.settings.steps,
             restarts=restarts,
             seed=self.settings.seed,
             batch_size=self.settings.batch_size,
-            tick=lambda n: self._tick(name, n),
+            tick=partial(self._tick, name),
             loss=loss,
         )
 
-    def fgsm(self) -> torch.Tensor:
-        """One step of full length from the image itself (Goodfellow et al. 2015)."""
-        eps, standing = self.settings.eps, self.right.clone()
-        for rows in self.test.batches(standing.nonzero().flatten(), self.settings.batch_size):
-            images, labels, _ = self.test.take(rows)
-            attacked = pgd(
-                self.model,
-                images,
-                scaled()(labels),
-                start=images,
-                eps=eps,
-                step_size=eps,
-                steps=1,
-            )
-            standing[rows] = self._still(attacked, labels)
-            self._tick("FGSM", len(rows))
-        return standing
+    def fgsm(self, standing: torch.Tensor) -> torch.Tensor:
+        """What one step of full length from the image itself leaves (Goodfellow et al. 2015)."""
+        eps = self.settings.eps
 
-    def transfer(self, source: Classifier) -> torch.Tensor:
-        """Images that another model's attack leaves standing."""
+        def step(images: torch.Tensor, labels: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+            del index
+            opposed, size = scaled()(labels), {"eps": eps, "step_size": eps}
+            return pgd(self.model, images, opposed, start=images, steps=1, **size)
+
+        return self._left("FGSM", standing, step)
+
+    def transfer(self, standing: torch.Tensor, source: Classifier) -> torch.Tensor:
+        """What another model's attack leaves."""
         key = rng.stream_key(self.settings.seed, "evaluation-start", 0)
-        standing = self.right.clone()
-        for rows in self.test.batches(standing.nonzero().flatten(), self.settings.batch_size):
-            images, labels, index = self.test.take(rows)
-            attacked = attack_images(
-                source,
-                images,
-                labels,
-                index,
-                eps=self.settings.eps,
-                steps=self.settings.steps,
-                key=key,
-            )
-            standing[rows] = self._still(attacked, labels)
-            self._tick("transfer", len(rows))
-        return standing
+        eps, steps = self.settings.eps, self.settings.steps
+        attack = partial(attack_images, source, eps=eps, steps=steps, key=key)
+        return self._left("transfer", standing, attack)
+
+    def _left(self, name: str, standing: torch.Tensor, attack: Attack) -> torch.Tensor:
+        return left_standing(
+            self.model,
+            self.test,
+            standing,
+            attack,
+            batch_size=self.settings.batch_size,
+            tick=partial(self._tick, name),
+        )
 
     def package(self, attack: str) -> torch.Tensor:
         """An attack of AutoAttack on all images that are right when clean."""
@@ -218,11 +219,6 @@ class _Bench:
             apart = torch.maximum((once - again).abs(), (once - turned).abs()).amax(dim=1)
             different[rows] = (apart > tolerance).cpu()
         return different
-
-    def _still(self, attacked: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            still: torch.Tensor = (self.model(attacked).argmax(dim=1) == labels).cpu()
-        return still
 
 
 def audit(
@@ -296,18 +292,18 @@ def _soundness(bench: _Bench) -> list[Finding]:
 
 def _strength(bench: _Bench, plain: torch.Tensor) -> list[Finding]:
     steps, restarts = bench.settings.steps, bench.settings.restarts
-    by_restarts = bench.pgd(f"PGD-{steps} x {restarts}", restarts=restarts)
-    by_steps = bench.pgd(f"PGD-{5 * steps}", steps=5 * steps)
+    by_restarts = bench.pgd(f"PGD-{steps} x {restarts}", standing=plain, restarts=restarts)
+    harder = bench.pgd(f"PGD-{5 * steps}", standing=by_restarts, steps=5 * steps)
     return [
         bench.finding(
             "iterative beats single-step",
-            plain & ~bench.fgsm(),
+            plain & ~bench.fgsm(plain),
             _SLACK,
             f"broken by FGSM and not by PGD-{steps}: the loss surface misleads",
         ),
         bench.finding(
             "more effort gains little",
-            plain & ~(by_restarts & by_steps),
+            plain & ~harder,
             _LOSS_GAP,
             f"broken only by {restarts} restarts or five times the steps: "
             f"PGD-{steps} does not converge",
@@ -324,12 +320,11 @@ def _strength(bench: _Bench, plain: torch.Tensor) -> list[Finding]:
 def _losses(bench: _Bench, plain: torch.Tensor) -> tuple[list[Finding], torch.Tensor]:
     # Also gives what stands under the strongest white-box attack, which black-box ones have to
     # be compared with: Square maximises a margin, as the last two do.
-    by_margin = bench.pgd("margin loss", loss=margin)
-    strongest = plain & by_margin
+    strongest = bench.pgd("margin loss", standing=plain, loss=margin)
     found = [
         bench.finding(
             f"logits times {factor:g}",
-            plain & ~bench.pgd(f"logits x {factor:g}", loss=scaled(factor)),
+            plain & ~bench.pgd(f"logits x {factor:g}", standing=plain, loss=scaled(factor)),
             _LOSS_GAP,
             "broken only when the attack scales the logits: the softmax hides the gradient",
         )
@@ -338,7 +333,7 @@ def _losses(bench: _Bench, plain: torch.Tensor) -> tuple[list[Finding], torch.Te
     found.append(
         bench.finding(
             "margin loss",
-            plain & ~by_margin,
+            plain & ~strongest,
             _LOSS_GAP,
             "broken only by the loss of Carlini and Wagner: the cross entropy misleads",
         )
@@ -372,7 +367,7 @@ def _black_box(
     return found + [
         bench.finding(
             f"white box beats transfer from {name}",
-            strongest & ~bench.transfer(source),
+            strongest & ~bench.transfer(strongest, source),
             _SLACK,
             "broken by another model's attack and not by the model's own",
         )

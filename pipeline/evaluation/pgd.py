@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,8 +19,16 @@ if TYPE_CHECKING:
     from pipeline.models.classifier import Classifier
 
     LossOfLabels = Callable[[torch.Tensor], LossOfLogits]
+    Attack = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
-__all__ = ["attack_images", "correct_when_clean", "margin", "scaled", "survivors"]
+__all__ = [
+    "attack_images",
+    "correct_when_clean",
+    "left_standing",
+    "margin",
+    "scaled",
+    "survivors",
+]
 
 
 def scaled(factor: float = 1.0) -> LossOfLabels:
@@ -121,13 +130,51 @@ def survivors(
     if eps == 0:
         return robust
     for restart in range(restarts):
-        key = rng.stream_key(seed, "evaluation-start", restart)
-        for rows in test.batches(robust.nonzero().flatten(), batch_size):
-            images, labels, index = test.take(rows)
-            attacked = attack_images(
-                model, images, labels, index, eps=eps, steps=steps, key=key, loss=loss
-            )
-            with torch.no_grad():
-                robust[rows] = (model(attacked).argmax(dim=1) == labels).cpu()
-            tick(len(rows))
+        attack = partial(
+            attack_images,
+            model,
+            eps=eps,
+            steps=steps,
+            key=rng.stream_key(seed, "evaluation-start", restart),
+            loss=loss,
+        )
+        robust = left_standing(model, test, robust, attack, batch_size=batch_size, tick=tick)
     return robust
+
+
+def left_standing(
+    model: Classifier,
+    test: TestImages,
+    standing: torch.Tensor,
+    attack: Attack,
+    *,
+    batch_size: int,
+    tick: Callable[[int], None],
+) -> torch.Tensor:
+    """Which of some images the model still gets right when they are attacked.
+
+    Parameters
+    ----------
+    model : Classifier
+        In evaluation mode.
+    test : TestImages
+    standing : Tensor of shape (n,), dtype bool
+        The others are not attacked.
+    attack : callable
+        Maps images, labels and sample indices to adversarial images.
+    batch_size : int
+    tick : callable
+        Called with the number of images done after each batch.
+
+    Returns
+    -------
+    Tensor of shape (n,), dtype bool
+    """
+    left = standing.clone()
+    for rows in test.batches(standing.nonzero().flatten(), batch_size):
+        images, labels, index = test.take(rows)
+        attacked = attack(images, labels, index)
+        with torch.no_grad():
+            left[rows] = (model(attacked).argmax(dim=1) == labels).cpu()
+        tick(len(rows))
+    return left
