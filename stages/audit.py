@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from stages.measured import checkpoint_argument, open_test_images, test_data_option
 from stages.parameters import params_options
 from stages.progress import bar, ticker
 
@@ -20,19 +21,9 @@ __all__ = ["audit"]
 
 
 @click.command()
-@click.argument(
-    "checkpoint",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("data/student/model.safetensors"),
-)
+@checkpoint_argument
 @params_options("evaluate")
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    default=Path("data/test.beton"),
-    show_default=True,
-    help="Test images.",
-)
+@test_data_option
 @click.option(
     "--source",
     "sources",
@@ -99,19 +90,12 @@ def _measure(
 ) -> tuple[list[Finding], int]:
     from pipeline.device import choose_device, deterministic
     from pipeline.evaluation.masking import audit as run_audit
-    from pipeline.evaluation.selection import select_images
-    from pipeline.images.beton import open_beton
-    from pipeline.images.stream import ImageStream
     from pipeline.models.checkpoint import load_classifier
 
-    section, device = params.evaluate, choose_device(params.device)
-    beton = open_beton(data)
+    device = choose_device(params.device)
     models = {str(path): load_classifier(path).to(device) for path in (checkpoint, *sources)}
-    for model in models.values():
-        model.require_data(beton.manifest.class_names, beton.manifest.shape, str(data))
     with deterministic(), bar() as progress:
-        stream = ImageStream(beton, device)
-        test = select_images(stream, beton.manifest.num_samples, section.images, params.seed)
+        _, test = open_test_images(data, models.values(), params, device)
         found = run_audit(
             models[str(checkpoint)],
             test,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stages.measured import checkpoint_argument, open_test_images, test_data_option
 from stages.outputs import refuse_existing
 from stages.parameters import params_options
 from stages.progress import bar, ticker
@@ -25,19 +26,9 @@ __all__ = ["evaluate"]
 
 
 @click.command()
-@click.argument(
-    "checkpoint",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("data/student/model.safetensors"),
-)
+@checkpoint_argument
 @params_options("evaluate")
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    default=Path("data/test.beton"),
-    show_default=True,
-    help="Test images.",
-)
+@test_data_option
 @click.option(
     "--metrics",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -71,9 +62,6 @@ def evaluate(
     """
     from pipeline.device import choose_device, deterministic
     from pipeline.evaluation.robustness import examples
-    from pipeline.evaluation.selection import select_images
-    from pipeline.images.beton import open_beton
-    from pipeline.images.stream import ImageStream
     from pipeline.models.checkpoint import load_classifier
     from pipeline.publish import exclusive
 
@@ -81,14 +69,7 @@ def evaluate(
     device = choose_device(params.device)
     model = load_classifier(checkpoint).to(device)
     with exclusive(metrics), deterministic():
-        beton = open_beton(data)
-        model.require_data(beton.manifest.class_names, beton.manifest.shape, str(data))
-        test = select_images(
-            ImageStream(beton, device),
-            beton.manifest.num_samples,
-            params.evaluate.images,
-            params.seed,
-        )
+        beton, test = open_test_images(data, [model], params, device)
         facts = _settings(params, checkpoint, beton)
         result = _measure(model, test, params, _state_of(metrics, facts, device))
         pictures = examples(
