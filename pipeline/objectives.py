@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Clean",
+    "Labels",
     "Loss",
     "Madry",
     "Mart",
@@ -62,6 +63,20 @@ class Loss:
     logits: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Labels:
+    """What a batch is trained towards, and what it shows.
+
+    Attributes
+    ----------
+    target, truth : Tensor of shape (B, K), dtype float32
+        The distribution to train towards, and the ground truth as one-hot.
+    """
+
+    target: torch.Tensor
+    truth: torch.Tensor
+
+
 class Objective(Protocol):
     """Says what the attack maximises and what training then minimises.
 
@@ -76,9 +91,7 @@ class Objective(Protocol):
         self,
         model: torch.nn.Module,
         images: torch.Tensor,
-        *,
-        target: torch.Tensor,
-        truth: torch.Tensor,
+        labels: Labels,
     ) -> LossOfLogits | None:
         """What the attack maximises; None: there is no attack.
 
@@ -87,8 +100,7 @@ class Objective(Protocol):
         model : Module
         images : Tensor of shape (B, C, H, W), dtype float32, in [0, 1]
             Clean.
-        target, truth : Tensor of shape (B, K), dtype float32
-            The distribution to train towards, and the ground truth as one-hot.
+        labels : Labels
 
         Returns
         -------
@@ -101,15 +113,13 @@ class Objective(Protocol):
         model: torch.nn.Module,
         images: torch.Tensor,
         adversarial: torch.Tensor,
-        *,
-        target: torch.Tensor,
-        truth: torch.Tensor,
+        labels: Labels,
     ) -> Loss:
         """What training minimises, the model in training mode.
 
         Parameters
         ----------
-        model, images, target, truth
+        model, images, labels
             As in `opposed`.
         adversarial : Tensor like images
             What maximises the opposed loss; the images themselves when there is none.
@@ -156,12 +166,10 @@ class Clean:
         self,
         model: torch.nn.Module,
         images: torch.Tensor,
-        *,
-        target: torch.Tensor,
-        truth: torch.Tensor,
+        labels: Labels,
     ) -> LossOfLogits | None:
         """No attack."""
-        del model, images, target, truth
+        del model, images, labels
         return None
 
     def loss(
@@ -169,14 +177,12 @@ class Clean:
         model: torch.nn.Module,
         images: torch.Tensor,
         adversarial: torch.Tensor,
-        *,
-        target: torch.Tensor,
-        truth: torch.Tensor,
+        labels: Labels,
     ) -> Loss:
         """CE(q, S(x))."""
-        del adversarial, truth
+        del adversarial
         logits = model(images)
-        return Loss(cross_entropy(logits, target).mean(), logits)
+        return Loss(cross_entropy(logits, labels.target).mean(), logits)
 
 
 @dataclass(frozen=True)
@@ -196,13 +202,11 @@ class Madry:
         self,
         model: torch.nn.Module,
         images: torch.Tensor,
-        *,
-        target: torch.Tensor,
-        truth: torch.Tensor,
+        labels: Labels,
     ) -> LossOfLogits | None:
         """The cross entropy of the truth or of the target."""
         del model, images
-        label = truth if self.attack_label == "truth" else target
+        label = labels.truth if self.attack_label == "truth" else labels.target
         return lambda logits: cross_entropy(logits, label)
 
     def loss(
@@ -210,14 +214,12 @@ class Madry:
         model: torch.nn.Module,
         images: torch.Tensor,
         adversarial: torch.Tensor,
-        *,
-        target: torch.Tensor,
-        truth: torch.Tensor,
+        labels: Labels,
     ) -> Loss:
         """CE(q, S(x′))."""
-        del images, truth
+        del images
         logits = model(adversarial)
-        return Loss(cross_entropy(logits, target).mean(), logits)
+        return Loss(cross_entropy(logits, labels.target).mean(), logits)
 
 
 @dataclass(frozen=True)
@@ -237,12 +239,10 @@ class Trades:
         self,
         model: torch.nn.Module,
         images: torch.Tensor,
-        *,
-        target: torch.Tensor,
-        truth: torch.Tensor,
+        labels: Labels,
     ) -> LossOfLogits | None:
         """The divergence from the model's own clean answer, in evaluation mode."""
-        del target, truth
+        del labels  # the attack opposes the model's own clean answer
         with evaluation_mode(model), torch.no_grad():
             log_clean = functional.log_softmax(model(images), dim=1)
         return lambda logits: kl_divergence(log_clean, functional.log_softmax(logits, dim=1))
@@ -252,19 +252,16 @@ class Trades:
         model: torch.nn.Module,
         images: torch.Tensor,
         adversarial: torch.Tensor,
-        *,
-        target: torch.Tensor,
-        truth: torch.Tensor,
+        labels: Labels,
     ) -> Loss:
         """CE(q, S(x)) + β · KL(S(x) ‖ S(x′))."""
-        del truth
         # Two passes, as in the authors' code: batch normalisation sees clean and adversarial
         # images apart.
         logits, attacked = model(images), model(adversarial)
         robust = kl_divergence(
             functional.log_softmax(logits, dim=1), functional.log_softmax(attacked, dim=1)
         )
-        natural = cross_entropy(logits, target)
+        natural = cross_entropy(logits, labels.target)
         return Loss(natural.mean() + self.beta * robust.mean(), attacked)
 
 
@@ -285,30 +282,26 @@ class Mart:
         self,
         model: torch.nn.Module,
         images: torch.Tensor,
-        *,
-        target: torch.Tensor,
-        truth: torch.Tensor,
+        labels: Labels,
     ) -> LossOfLogits | None:
         """The cross entropy of the truth."""
-        del model, images, target
-        return lambda logits: cross_entropy(logits, truth)
+        del model, images
+        return lambda logits: cross_entropy(logits, labels.truth)
 
     def loss(
         self,
         model: torch.nn.Module,
         images: torch.Tensor,
         adversarial: torch.Tensor,
-        *,
-        target: torch.Tensor,
-        truth: torch.Tensor,
+        labels: Labels,
     ) -> Loss:
         """CE(q, S(x′)) - log(1 - max_{k≠y} S_k(x′)) + β · KL(S(x) ‖ S(x′)) · (1 - S_y(x))."""
         logits, attacked = model(images), model(adversarial)
         log_attacked = functional.log_softmax(attacked, dim=1)
         log_clean = functional.log_softmax(logits, dim=1)
-        wrong = (log_attacked.exp() * (1.0 - truth)).amax(dim=1)
+        wrong = (log_attacked.exp() * (1.0 - labels.truth)).amax(dim=1)
         margin = -torch.log(_ABOVE_ONE - wrong)
-        boosted = -(target * log_attacked).sum(dim=1) + margin
-        missed = 1.0 - (log_clean.exp() * truth).sum(dim=1)
+        boosted = -(labels.target * log_attacked).sum(dim=1) + margin
+        missed = 1.0 - (log_clean.exp() * labels.truth).sum(dim=1)
         consistency = kl_divergence(log_clean, log_attacked) * missed
         return Loss(boosted.mean() + self.beta * consistency.mean(), attacked)

@@ -27,7 +27,7 @@ UNIFORM = torch.zeros(1, 3)
 
 def loss_of(objective, images, adversarial=UNIFORM, target=TARGET, truth=TRUTH):
     """The loss of a model that answers with its images."""
-    return objective.loss(Shift().eval(), images, adversarial, target=target, truth=truth)
+    return objective.loss(Shift().eval(), images, adversarial, objectives.Labels(target, truth))
 
 
 def test_cross_entropy_by_hand():
@@ -57,7 +57,7 @@ def test_clean_is_the_mean_cross_entropy_and_does_not_attack():
     loss = loss_of(objectives.Clean(), images, images, target=target)
     assert loss.value.item() == pytest.approx(1.4 * math.log(2.0))
     assert torch.equal(loss.logits, images)
-    assert objectives.Clean().opposed(Shift(), images, target=target, truth=TRUTH) is None
+    assert objectives.Clean().opposed(Shift(), images, objectives.Labels(target, TRUTH)) is None
 
 
 OPPOSED = [("truth", 2 * math.log(2.0)), ("target", 1.4 * math.log(2.0))]
@@ -68,7 +68,7 @@ def test_madry_trains_on_the_attacked_images_with_the_soft_target(attack_label, 
     """AT = CE(q, S(x')); x' maximises CE(y, S(·)) = ln 4 here, or CE(q, S(·))."""
     objective = objectives.Madry(attack_label)
     assert loss_of(objective, UNIFORM, LOGITS).value.item() == pytest.approx(1.4 * math.log(2.0))
-    attacked = objective.opposed(Shift(), UNIFORM, target=TARGET, truth=TRUTH)
+    attacked = objective.opposed(Shift(), UNIFORM, objectives.Labels(TARGET, TRUTH))
     assert attacked(LOGITS).item() == pytest.approx(opposed)
 
 
@@ -82,7 +82,7 @@ def test_trades_by_hand():
 def test_trades_attacks_the_divergence_in_evaluation_mode():
     """The attack's reference is S(x) of the model in evaluation mode, and carries no gradient."""
     model, images = Shift().train(), LOGITS.clone().requires_grad_()
-    opposed = objectives.Trades(beta=6.0).opposed(model, images, target=TARGET, truth=TRUTH)
+    opposed = objectives.Trades(beta=6.0).opposed(model, images, objectives.Labels(TARGET, TRUTH))
     assert opposed(UNIFORM).item() == pytest.approx(math.log(3.0) - 1.5 * math.log(2.0))
     assert not opposed(UNIFORM).requires_grad
     assert model.training
@@ -131,7 +131,7 @@ def test_mart_of_one_hot_targets_is_the_published_one():
 
 def test_mart_opposes_the_truth():
     """Its attack is that of standard adversarial training."""
-    opposed = objectives.Mart(beta=5.0).opposed(Shift(), UNIFORM, target=TARGET, truth=TRUTH)
+    opposed = objectives.Mart(beta=5.0).opposed(Shift(), UNIFORM, objectives.Labels(TARGET, TRUTH))
     assert opposed(LOGITS).item() == pytest.approx(2 * math.log(2.0))
 
 

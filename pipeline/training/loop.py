@@ -14,6 +14,7 @@ from pipeline.attacks import evaluation_mode, normal_start, pgd, uniform_start
 from pipeline.device import autocast
 from pipeline.errors import ModelError
 from pipeline.images.pixels import to_unit
+from pipeline.objectives import Labels
 from pipeline.training.awp import perturbed_weights
 from pipeline.training.ema import MovingAverage
 from pipeline.training.interrupt import Interrupted, listen
@@ -242,21 +243,21 @@ class Fit:
         # weights alone.
         augmented, target = self._examples.draw(batch, epoch)
         images = to_unit(augmented)
-        labels = {"target": target, "truth": onehot(batch.labels, self.model.num_classes)}
+        labels = Labels(target, onehot(batch.labels, self.model.num_classes))
         with autocast(self._device, self._precision):
             adversarial = self._attack(batch, images, labels, epoch)
 
         def loss_of_model() -> Loss:
             with autocast(self._device, self._precision):
-                return self._objective.loss(self.model, images, adversarial, **labels)
+                return self._objective.loss(self.model, images, adversarial, labels)
 
         return loss_of_model
 
     def _attack(
-        self, batch: Batch, images: torch.Tensor, labels: dict[str, torch.Tensor], epoch: int
+        self, batch: Batch, images: torch.Tensor, labels: Labels, epoch: int
     ) -> torch.Tensor:
         adversary = self._adversary
-        opposed = self._objective.opposed(self.model, images, **labels)
+        opposed = self._objective.opposed(self.model, images, labels)
         if adversary is None or opposed is None:
             return images
         key = rng.stream_key(self._seed, "attack-start", epoch)

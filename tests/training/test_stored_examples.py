@@ -95,10 +95,10 @@ class WatchedObjective:
         self.start = self._inner.start
         self.opposed = self._inner.opposed
 
-    def loss(self, model, images, adversarial, *, target, truth):
+    def loss(self, model, images, adversarial, labels):
         epoch = len(self._fit.progress.history)
-        self.steps.append((epoch, self._stream.rows, images.clone(), target.clone()))
-        return self._inner.loss(model, images, adversarial, target=target, truth=truth)
+        self.steps.append((epoch, self._stream.rows, images.clone(), labels.target.clone()))
+        return self._inner.loss(model, images, adversarial, labels)
 
 
 @pytest.fixture
