@@ -125,14 +125,9 @@ def _joint_topk(sources: Sequence[ProvenStore]) -> TopKFacts | None:
         return TopKFacts(k=first.k)
     samples = [each.samples for each in distances]
     mean = float(np.average([each.mean for each in distances], weights=samples))
-    return TopKFacts(
-        k=first.k,
-        total_variation=DistanceFacts(
-            mean=float(f"{mean:.6g}"),
-            worst=max(each.worst for each in distances),
-            samples=sum(samples),
-        ),
-    )
+    worst = max(each.worst for each in distances)
+    known = DistanceFacts.measured(mean, worst, sum(samples))
+    return TopKFacts(k=first.k, total_variation=known)
 
 
 def _require_different(

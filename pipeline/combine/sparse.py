@@ -31,9 +31,8 @@ class Distances:
     def noted(self, attributes: StoreAttributes) -> StoreAttributes:
         """The attributes with the distances of all rows."""
         assert attributes.top_k is not None  # noqa: S101
-        # Six digits, as the writer does.
-        mean, worst = (float(f"{x:.6g}") for x in (self._total / self._rows, self._worst))
-        known = DistanceFacts(mean=mean, worst=worst, samples=self._samples)
+        mean = self._total / self._rows
+        known = DistanceFacts.measured(mean, self._worst, self._samples)
         facts = TopKFacts(k=attributes.top_k.k, total_variation=known)
         return attributes.model_copy(update={"top_k": facts})
 
@@ -44,5 +43,4 @@ def sparse_rows(
     """The arrays of a top-k store for dense rows of shape (n, K) or (n, V, K)."""
     indices, probs = largest(soft, top_k)
     distances.add(total_variation(soft, indices, probs))
-    kept = np.uint16 if soft.shape[-1] <= 2**16 else np.uint32
-    return {"topk_indices": indices.astype(kept), "topk_probs": probs}
+    return {"topk_indices": indices, "topk_probs": probs}

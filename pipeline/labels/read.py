@@ -219,10 +219,7 @@ class SoftLabels:
 
     def require_view(self, view: int) -> None:
         """Refuse a view that the store does not have."""
-        if not 0 <= view < self.num_views:
-            raise StoreError(
-                self.path, "no such view", expected=f"0 to {self.num_views - 1}", found=view
-            )
+        self.arrays["labels"].require_view(view)
 
     def summary(self) -> LabelSummary:
         """Entropy, confidence and disagreement of all soft labels, chunk by chunk."""

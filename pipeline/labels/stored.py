@@ -200,9 +200,9 @@ class StoredArray:
             self._check(np.unique(new).tolist())
         place: tuple[Any, ...] = (chunks, rows)
         if view is not None and self.layout.num_views > 1:
-            place = (chunks, rows, self._require_view(view))
+            place = (chunks, rows, self.require_view(view))
         elif view:
-            self._require_view(view)
+            self.require_view(view)
         found: NDArray[Any] = self._rows[place]
         if out is None:
             return found
@@ -214,7 +214,8 @@ class StoredArray:
         out[...] = found
         return out
 
-    def _require_view(self, view: int) -> int:
+    def require_view(self, view: int) -> int:
+        """Refuse a view that the store does not have."""
         if not 0 <= view < self.layout.num_views:
             raise StoreError(
                 self.folder.path,

@@ -367,9 +367,8 @@ class StoreWriter:
         distances = self._draft.column("topk_distance").read()
         if np.isnan(distances).any():
             return TopKFacts(k=self._top_k)
-        # Six digits, so that the order of a sum cannot show.
-        mean, worst = (float(f"{x:.6g}") for x in (distances.mean(dtype=float), distances.max()))
-        known = DistanceFacts(mean=mean, worst=worst, samples=len(distances))
+        mean, worst = distances.mean(dtype=float), distances.max()
+        known = DistanceFacts.measured(mean, worst, len(distances))
         return TopKFacts(k=self._top_k, total_variation=known)
 
     def _require_complete(self) -> None:
