@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from made_answers import Answers, make_answers
 from signing_keys import key, key_file, make_key, signable, ssh_keygen
 
 from pipeline.images.beton import open_beton, write_beton
@@ -47,3 +48,21 @@ def train_beton(digits):
 def test_beton(digits):
     """The opened test beton."""
     return open_beton(digits / "test.beton")
+
+
+@pytest.fixture
+def answers() -> Answers:
+    """Eleven samples of three classes."""
+    return make_answers()
+
+
+@pytest.fixture
+def making():
+    """The function that makes answers of other sizes."""
+    return make_answers
+
+
+@pytest.fixture
+def store(answers, tmp_path) -> Path:
+    """A store of three chunks, the last one part padding."""
+    return answers.write(tmp_path / "labels.zarr")

@@ -5,28 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_answers import Answers, make_answers
+from made_answers import Answers
 
 from pipeline.combine.source import ProvenStore
 from pipeline.labels.verify import verify_store
-
-
-@pytest.fixture
-def answers() -> Answers:
-    """Eleven samples of three classes."""
-    return make_answers()
-
-
-@pytest.fixture
-def making():
-    """The function that makes answers of other sizes."""
-    return make_answers
-
-
-@pytest.fixture
-def store(answers, tmp_path) -> Path:
-    """A store of three chunks, the last one part padding."""
-    return answers.write(tmp_path / "labels.zarr")
 
 
 @pytest.fixture

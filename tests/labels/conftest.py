@@ -4,26 +4,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from made_answers import Answers, make_answers
-
-
-@pytest.fixture
-def answers() -> Answers:
-    """Eleven samples of three classes."""
-    return make_answers()
-
-
-@pytest.fixture
-def making():
-    """The function that makes answers of other sizes."""
-    return make_answers
-
-
-@pytest.fixture
-def store(answers, tmp_path) -> Path:
-    """A store of three chunks, the last one part padding."""
-    return answers.write(tmp_path / "labels.zarr")
-
+from made_photos import make_photos
 
 GOLDEN = Path(__file__).parent / "golden.zarr"
 
@@ -50,3 +31,17 @@ def resign():
         manifest.write_text("".join(lines))
 
     return write_manifest
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """Pictures and labels, written once, since a store waits for the disk; only copied."""
+    made = make_photos(tmp_path_factory.mktemp("made") / "photos")
+    made.store()
+    return made
+
+
+@pytest.fixture
+def photos(made, tmp_path):
+    """Twelve pictures of three classes, with their labels."""
+    return made.copy(tmp_path / "made")

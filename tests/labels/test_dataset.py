@@ -8,27 +8,13 @@ import numpy as np
 import pytest
 import torch
 from made_answers import attributes
-from made_photos import CLASSES, make_photos
+from made_photos import CLASSES
 from torch.utils.data import ConcatDataset, IterableDataset, Subset
 from torchvision.datasets import ImageFolder
 
 from pipeline.errors import DataError, JoinError, ParamsError, StoreError
 from pipeline.labels import SoftLabelDataset, SoftLabels
 from pipeline.labels.softmax import soften
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Written once: a store waits for the disk."""
-    made = make_photos(tmp_path_factory.mktemp("made") / "photos")
-    made.store()
-    return made
-
-
-@pytest.fixture
-def photos(made, tmp_path):
-    """Twelve pictures of three classes, with their labels."""
-    return made.copy(tmp_path / "made")
 
 
 @pytest.fixture

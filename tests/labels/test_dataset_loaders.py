@@ -5,26 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_photos import make_photos
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision.datasets import ImageFolder
 
 from pipeline.errors import JoinError
 from pipeline.labels import SoftLabelDataset
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Pictures and labels that are only copied."""
-    made = make_photos(tmp_path_factory.mktemp("made") / "photos")
-    made.store()
-    return made
-
-
-@pytest.fixture
-def photos(made, tmp_path):
-    """Twelve pictures of three classes, with their labels."""
-    return made.copy(tmp_path / "made")
 
 
 def to_tensor(image):

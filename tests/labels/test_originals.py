@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_photos import CLASSES, answers_of, make_photos
+from made_photos import CLASSES, answers_of
 from PIL import Image
 from timm.data import ImageDataset, create_dataset
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
@@ -23,20 +23,6 @@ from pipeline.params import PrepareParams
 
 # ImageDataset leaves closing to the garbage collector.
 timm_leaves_files_open = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Pictures and labels that are only copied."""
-    made = make_photos(tmp_path_factory.mktemp("made") / "photos")
-    made.store()
-    return made
-
-
-@pytest.fixture
-def photos(made, tmp_path):
-    """Twelve pictures of three classes, with their labels."""
-    return made.copy(tmp_path / "made")
 
 
 @pytest.fixture
