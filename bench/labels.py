@@ -1,6 +1,6 @@
 """The soft-label store against np.memmap, zarr, HDF5 and LMDB: times, and ratios last.
 
-    python bench/labels.py                          all sizes, about half an hour, 20 GB of disk
+    python bench/labels.py                          all sizes, 12 minutes on an idle machine, 20 GB
     python bench/labels.py --size imagenet          1,281,167 × 1,000 float16
     python bench/labels.py --quick                  tiny sizes: does it run?
     python bench/labels.py --json bench/results/labels.json
