@@ -30,7 +30,7 @@ from memory import read_through
 from placing import compare_placing
 from rivals import files_of
 from sizing import measure_sizes, size_table
-from stepping import PUBLISHED, fastest_step, measure_step
+from stepping import fastest_step, measure_step
 from tables import duration, ratio_table, size_rows, table, time_table
 from timing import Comparison, Rounds, Spread
 from verifying import compare_verifying
@@ -138,7 +138,7 @@ def main(
             "checked": measure_sizes(inside, seed, plan.sized),
         }
     results["step"] = measure_step(**plan.step, device=chosen, seed=seed)
-    results["gpu"] = {"fastest_step_s": fastest_step(_BATCH), "published": PUBLISHED}
+    results["gpu"] = {"fastest_step_s": fastest_step(_BATCH)}
     _print_bytes(results["bytes"])
     _print_step(results, named)
     print("\n## Ratios: time over the baseline's in the same round\n")
@@ -266,11 +266,6 @@ def _print_step(results: dict[str, Any], named: list[tuple[str, Comparison]]) ->
     fastest = [f"share, {name}, H100 at its peak" for name in gpu["fastest_step_s"]]
     header = ["size", f"gather {_BATCH}", "share of that step", "1 % of a step of", *fastest]
     print(table(header, rows))
-    published = gpu["published"]
-    print(
-        f"\nPublished: {duration(published['seconds_per_pass'])} for a forward and backward pass "
-        f"of {published['batch']} images ({published['source']}); a PGD-10 step has eleven."
-    )
 
 
 def _share(size: str, comparison: Comparison, step: float, gpu: dict[str, Any]) -> list[str]:

@@ -17,19 +17,11 @@ from pipeline.models.registry import build
 from pipeline.objectives import cross_entropy
 from pipeline.rng import stream_key
 
-__all__ = ["PUBLISHED", "fastest_step", "measure_step"]
+__all__ = ["fastest_step", "measure_step"]
 
 # Peak of dense bfloat16 products, NVIDIA's data sheet of the H100 SXM: no step is faster.
 _H100_FLOPS = 989e12
 _NETWORKS = (("resnet18", 10, 32), ("torchvision:resnet50", 1000, 224))
-
-# Wong, Rice and Kolter 2020 ("Fast is better than free"): a PreAct ResNet-18 in 6 minutes on
-# one RTX 2080 Ti; 15 epochs of 391 batches of 128 in their script, two passes a step.
-PUBLISHED = {
-    "source": "Wong, Rice and Kolter 2020, FGSM, PreAct ResNet-18, CIFAR-10, RTX 2080 Ti",
-    "batch": 128,
-    "seconds_per_pass": 360 / (15 * 391) / 2,
-}
 
 
 def fastest_step(batch: int, attack_steps: int = 10) -> dict[str, float]:
