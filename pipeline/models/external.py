@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["build_timm", "build_torchvision"]
+__all__ = ["build_timm", "build_torchvision", "timm_options", "torchvision_options"]
 
 # Their second output exists in training mode only and would change the result's type.
 _WITHOUT_AUXILIARY = {"aux_logits": False, "init_weights": True}
@@ -42,11 +42,7 @@ def build_timm(name: str, num_classes: int, shape: tuple[int, int, int]) -> nn.M
     where = f"timm:{name}"
     if ":" in name or not timm.is_model(name):
         raise _unknown(where, name, timm.list_models())
-    options: dict[str, Any] = {"num_classes": num_classes, "in_chans": shape[0]}
-    # Transformers are built for one size of image; the others refuse the option.
-    pretrained = timm.get_pretrained_cfg(name)
-    if pretrained is not None and pretrained.fixed_input_size:
-        options["img_size"] = shape[1:]
+    options = timm_options(name, num_classes, shape)
     try:
         network: nn.Module = timm.create_model(name, pretrained=False, **options)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
@@ -83,16 +79,32 @@ def build_torchvision(name: str, num_classes: int, shape: tuple[int, int, int]) 
             found=shape[0],
             remedy=f"Set prepare.channels to 3, or try timm:{name}.",
         )
-    options: dict[str, Any] = dict(_TORCHVISION_OPTIONS.get(name, {}))
-    if name.startswith("vit_"):
-        options["image_size"] = shape[1]
+    options = torchvision_options(name, num_classes, shape)
     try:
-        network: nn.Module = models.get_model(
-            name, weights=None, num_classes=num_classes, **options
-        )
+        network: nn.Module = models.get_model(name, weights=None, **options)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise _unfit(where, shape, error) from error
     return _tried(network, where, num_classes, shape)
+
+
+def timm_options(name: str, num_classes: int, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """What `timm.create_model` is given beside the name; plain values."""
+    import timm
+
+    options: dict[str, Any] = {"num_classes": num_classes, "in_chans": shape[0]}
+    # Transformers are built for one size of image; the others refuse the option.
+    pretrained = timm.get_pretrained_cfg(name)
+    if pretrained is not None and pretrained.fixed_input_size:
+        options["img_size"] = tuple(shape[1:])
+    return options
+
+
+def torchvision_options(name: str, num_classes: int, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """What `torchvision.models.get_model` is given beside the name; plain values."""
+    options = {"num_classes": num_classes, **_TORCHVISION_OPTIONS.get(name, {})}
+    if name.startswith("vit_"):
+        options["image_size"] = shape[1]
+    return options
 
 
 def _tried(

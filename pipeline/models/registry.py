@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ModelError
 from pipeline.models.external import build_timm, build_torchvision
@@ -25,7 +25,7 @@ from pipeline.models.wide_resnet import WideResNet
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["build", "known"]
+__all__ = ["build", "known", "own_call"]
 
 _KNOWN = ("small-cnn", "resnet18", "preactresnet18", "wrn-28-10", "wrn-34-10", "wrn-34-20")
 _WITH_WIDTH = re.compile(r"(small-cnn|resnet18|preactresnet18)(?:-w(\d{1,3}))?")
@@ -67,23 +67,56 @@ def build(architecture: str, num_classes: int, shape: tuple[int, int, int]) -> n
         return build_timm(name, num_classes, shape)
     if colon and package == "torchvision":
         return build_torchvision(name, num_classes, shape)
-    return _own(architecture, num_classes, shape)
+    network, arguments = own_call(architecture, num_classes, shape)
+    return network(**arguments)
 
 
-def _own(architecture: str, num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
+def own_call(
+    architecture: str, num_classes: int, shape: tuple[int, int, int]
+) -> tuple[type[nn.Module], dict[str, Any]]:
+    """The class of a network of ours, and the arguments that make it.
+
+    Parameters
+    ----------
+    architecture : str
+        One of the first four kinds of the table above.
+    num_classes : int
+    shape : tuple of int
+        (C, H, W) of the images.
+
+    Raises
+    ------
+    ModelError
+        When there is no such network of ours.
+    """
     if wide := _WIDE.fullmatch(architecture):
         depth, widen = int(wide[1]), int(wide[2])
         _require_within(architecture, "depth", depth, _LARGEST_DEPTH)
         _require_within(architecture, "widening factor", widen, _LARGEST_WIDEN)
-        return WideResNet(num_classes, depth, widen, shape[0])
+        _require_depth(depth)
+        sizes: dict[str, Any] = {"depth": depth, "widen": widen, "channels": shape[0]}
+        return WideResNet, {"num_classes": num_classes, **sizes}
     plain = _WITH_WIDTH.fullmatch(architecture)
     if plain is None:
         raise _unknown(architecture)
     family, width = plain[1], plain[2]
     if family == "small-cnn":
-        return SmallCNN(num_classes, shape, _width(architecture, width, 32))
+        sizes = {"shape": tuple(shape), "width": _width(architecture, width, 32)}
+        return SmallCNN, {"num_classes": num_classes, **sizes}
+    sizes = {"channels": shape[0], "width": _width(architecture, width, 64)}
     network = ResNet18 if family == "resnet18" else PreActResNet18
-    return network(num_classes, shape[0], _width(architecture, width, 64))
+    return network, {"num_classes": num_classes, **sizes}
+
+
+def _require_depth(depth: int) -> None:
+    if depth < 10 or (depth - 4) % 6:
+        nearest = max(10, 6 * round((depth - 4) / 6) + 4)
+        raise ModelError(
+            f"depth {depth}",
+            "no wide ResNet is that deep",
+            expected="6n + 4, such as 28 or 34",
+            remedy=f"The nearest depth is {nearest}.",
+        )
 
 
 def _width(architecture: str, given: str | None, default: int) -> int:

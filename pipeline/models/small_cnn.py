@@ -1,4 +1,7 @@
-"""A small convolutional network, quick enough for adversarial training on a processor."""
+"""A small convolutional network, quick enough for adversarial training on a processor.
+
+This file needs torch alone, since `pipeline.export` hands it on as it is.
+"""
 
 from __future__ import annotations
 

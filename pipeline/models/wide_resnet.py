@@ -1,7 +1,8 @@
 """Wide ResNets for small images, as TRADES and AWP train them.
 
 Parameter names and arithmetic are those of `WideResNet` in RobustBench's model zoo, so that
-weights go both ways; a test holds the names. Checkpoints from TRADES and AWP also hold
+weights go both ways; a test holds the names. This file needs torch alone, since
+`pipeline.export` hands it on as it is. Checkpoints from TRADES and AWP also hold
 `sub_block1`, a block that their forward pass never runs: `load_foreign` leaves it out.
 """
 
@@ -11,8 +12,6 @@ import math
 
 import torch
 from torch import nn
-
-from pipeline.errors import ModelError
 
 __all__ = ["WideResNet"]
 
@@ -32,16 +31,11 @@ class WideResNet(nn.Module):
         Multiple of the 16, 32 and 64 channels of the three stages.
     channels : int, default 3
         1 for grey images, 3 for RGB.
-
-    Raises
-    ------
-    ModelError
-        When no such depth exists.
     """
 
     def __init__(self, num_classes: int, depth: int, widen: int, channels: int = 3) -> None:
         super().__init__()
-        blocks = _blocks_per_stage(depth)
+        blocks = (depth - 4) // 6
         self.conv1 = nn.Conv2d(channels, _STEM, 3, padding=1, bias=False)
         self.block1 = _Stage(blocks, _STEM, 16 * widen, stride=1)
         self.block2 = _Stage(blocks, 16 * widen, 32 * widen, stride=2)
@@ -103,15 +97,3 @@ class _Block(nn.Module):
         out = self.conv2(self.relu2(self.bn2(self.conv1(active))))
         total: torch.Tensor = shortcut + out
         return total
-
-
-def _blocks_per_stage(depth: int) -> int:
-    if depth < 10 or (depth - 4) % 6:
-        nearest = max(10, 6 * round((depth - 4) / 6) + 4)
-        raise ModelError(
-            f"depth {depth}",
-            "no wide ResNet is that deep",
-            expected="6n + 4, such as 28 or 34",
-            remedy=f"The nearest depth is {nearest}.",
-        )
-    return (depth - 4) // 6
