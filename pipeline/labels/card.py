@@ -10,8 +10,8 @@ import re
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from pipeline.labels.markdown import code, fenced, quoted, table
 from pipeline.labels.statistics import MAX_TABLE_CLASSES, NUM_BINS, measure
+from pipeline.markdown import code, fenced, quoted, table
 from pipeline.publish import write_text
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from fnmatch import translate
 from typing import TYPE_CHECKING
 
 from pipeline.errors import KeyFileError, MissingError
-from pipeline.labels.printable import one_line
+from pipeline.printable import one_line
 from pipeline.sharing.sshsig import fingerprint, key_type, take
 
 if TYPE_CHECKING:

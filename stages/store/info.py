@@ -100,7 +100,7 @@ def _print_table(opened: SoftLabels, summary: LabelSummary) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from pipeline.labels.printable import printable
+    from pipeline.printable import printable
 
     # Names of at most twelve letters: a hash fits beside them in a terminal of 80.
     table = Table.grid(padding=(0, 2, 0, 0))
@@ -149,7 +149,7 @@ def _samples(opened: SoftLabels) -> str:
 
 
 def _classes(names: tuple[str, ...]) -> str:
-    from pipeline.labels.printable import one_line
+    from pipeline.printable import one_line
 
     first = ", ".join(one_line(name, 20) for name in names[:8])
     return f"{len(names):,}: {first}{', …' if len(names) > 8 else ''}"

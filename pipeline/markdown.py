@@ -11,7 +11,7 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from pipeline.labels.printable import one_line, printable
+from pipeline.printable import one_line, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

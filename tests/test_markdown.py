@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from pipeline.labels.markdown import code, fenced, quoted, table
+from pipeline.markdown import code, fenced, quoted, table
 
 HOSTILE = {
     "html": "<script>alert(1)</script>",
