@@ -23,7 +23,7 @@ PLUMBING = {
     "pipeline/device.py",
     "pipeline/differences.py",
     "pipeline/errors.py",
-    "pipeline/params.py",
+    "pipeline/params",
     "pipeline/provenance.py",
     "pipeline/publish.py",
     "pipeline/team.py",

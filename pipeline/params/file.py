@@ -1,0 +1,153 @@
+"""params.yaml as a whole: read, overridden by options, and validated at the edge."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from pipeline.errors import MissingError, ParamsError
+from pipeline.params.evaluate import EvaluateParams
+from pipeline.params.label import LabelParams
+from pipeline.params.prepare import PrepareParams
+from pipeline.params.report import ReportParams
+from pipeline.params.section import Section
+from pipeline.params.teacher import TeacherParams
+from pipeline.params.train import TrainParams
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from pydantic_core import ErrorDetails
+
+__all__ = ["Common", "Params", "load_params", "parse_params", "parse_standalone"]
+
+
+class Common(Section):
+    """What all stages share."""
+
+    launch: str = Field(
+        "python",
+        description="what starts each stage: the interpreter, or a wrapper such as srun python",
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="of every random number")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where it is")
+
+
+class Params(Common):
+    """All of params.yaml."""
+
+    prepare: PrepareParams
+    teacher: TeacherParams
+    label: LabelParams
+    train: TrainParams
+    evaluate: EvaluateParams
+    report: ReportParams = ReportParams()
+
+
+def load_params(path: Path, overrides: Mapping[str, str] | None = None) -> Params:
+    """Read and validate a parameter file.
+
+    Parameters
+    ----------
+    path : Path
+        A YAML file with one section per stage.
+    overrides : mapping of str to str, optional
+        `section.key` to a YAML value, as given on the command line.
+
+    Returns
+    -------
+    Params
+
+    Raises
+    ------
+    MissingError, ParamsError
+        Naming the file and the key.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise MissingError(
+            path,
+            "no such parameter file",
+            remedy="Run where params.yaml is, pass --params, or 'ltd-pipe recipe use NAME'.",
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        first = str(error).replace("\n", " ")
+        raise ParamsError(path, f"is not readable as YAML ({first})") from error
+    return parse_params(content, overrides, where=str(path))
+
+
+def parse_params(
+    content: Any, overrides: Mapping[str, str] | None = None, where: str = "params"
+) -> Params:
+    """Validate parameters already read; see `load_params`."""
+    if not isinstance(content, dict):
+        raise ParamsError(where, "expected sections such as 'train:'", found=type(content).__name__)
+    for key, value in (overrides or {}).items():
+        _override(content, key, value)
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        raise _explain(error, where, overrides) from error
+
+
+def parse_standalone(section: str, overrides: Mapping[str, str]) -> Params:
+    """Parameters of one stage alone, where there is no file: its defaults and the overrides.
+
+    Only `seed`, `device` and the section itself may be read from the result.
+    """
+    content: dict[str, Any] = {section: {}}
+    for key, value in overrides.items():
+        _override(content, key, value)
+    model = Params.model_fields[section].annotation
+    try:
+        checked = model.model_validate(content.pop(section))  # type: ignore[union-attr]
+        common = Common.model_validate(content)
+    except ValidationError as error:
+        raise _explain(error, "options", overrides) from error
+    return Params.model_construct(**common.model_dump(), **{section: checked})
+
+
+def _override(content: dict[str, Any], key: str, value: str) -> None:
+    *sections, name = key.split(".")
+    place = content
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise ParamsError(key, f"'{section}' is a value, not a section")
+    try:
+        place[name] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ParamsError(key, "is not readable as YAML", found=repr(value)) from error
+
+
+def _explain(
+    error: ValidationError, where: str, overrides: Mapping[str, str] | None
+) -> ParamsError:
+    problems = error.errors()
+    first = problems[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if any(given == key or given.startswith(f"{key}.") for given in overrides or ()):
+        where = "option"  # the file is not to blame
+    more = f"{len(problems) - 1} more problem(s) after this one." if len(problems) > 1 else ""
+    place = f"{where}: {key}" if key else where
+    if first["type"] == "missing":
+        return ParamsError(place, "is missing", remedy=f"Add it. {more}".strip())
+    if first["type"] == "extra_forbidden":
+        return ParamsError(place, "unknown key", remedy=f"{_suggestion(first)} {more}".strip())
+    found = None if first["type"] == "value_error" else repr(first["input"])
+    what = first["msg"].removeprefix("Value error, ")
+    return ParamsError(place, what[:1].lower() + what[1:], found=found, remedy=more)
+
+
+def _suggestion(problem: ErrorDetails) -> str:
+    *sections, name = [str(part) for part in problem["loc"]]
+    model: Any = Params
+    for section in sections:
+        model = model.model_fields[section].annotation
+    close = difflib.get_close_matches(name, model.model_fields, n=1)
+    return f"Did you mean '{close[0]}'?" if close else "Remove it."

@@ -1,0 +1,77 @@
+"""Parameters that clean and adversarial training have in common."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.images.augmentation import Augmentation
+from pipeline.params.section import Number, Section
+
+__all__ = ["FitParams"]
+
+
+class FitParams(Section):
+    """What clean and adversarial training have in common."""
+
+    architecture: str = Field(
+        description="a name of 'ltd-pipe doctor --models', timm:NAME or torchvision:NAME"
+    )
+    epochs: int = Field(ge=1, description="passes over the training images")
+    images: int | None = Field(
+        None, ge=1, description="train on so many of them, chosen at random; null: all"
+    )
+    batch_size: int = Field(128, ge=1, description="images per step")
+    learning_rate: Number = Field(0.1, gt=0, description="peak learning rate of SGD")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
+    nesterov: bool = Field(False, description="Nesterov's form of momentum")
+    weight_decay: Number = Field(5e-4, ge=0, description="L2 penalty on all weights")
+    schedule: Literal["one-cycle", "step", "constant"] = Field(
+        "one-cycle", description="one-cycle: linear up and down; step: times 0.1 at milestones"
+    )
+    warmup_fraction: float = Field(
+        0.25, ge=0, le=1, description="one-cycle: share of the steps before the peak"
+    )
+    milestones: tuple[Number, ...] = Field(
+        (0.5, 0.75), description="step: where the rate falls, as fractions of the run"
+    )
+    ema_decay: float = Field(
+        0.0, ge=0, lt=1, description="decay per step of the weights' moving average; 0: none"
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="mass moved from the true class to all classes evenly"
+    )
+    crop_padding: int = Field(
+        0, ge=0, description="random crop after padding by these pixels, for small images"
+    )
+    crop_scale: tuple[Number, Number] | None = Field(
+        None,
+        description="random crop of least to most of the area, such as [0.25, 1], enlarged to "
+        "the image's size, for large images; null: none",
+    )
+    flip: bool = Field(False, description="random horizontal flip")
+    mean: tuple[Number, ...] | None = Field(
+        None,
+        description="per channel, subtracted from pixels in [0, 1] inside the model; null: 0",
+    )
+    std: tuple[Number, ...] | None = Field(
+        None, description="per channel, divides them likewise; null: 1"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 where a short measurement finds it faster"
+    )
+    channels_last: bool = Field(True, description="memory format of images and weights")
+    snapshot_minutes: float = Field(
+        5.0, ge=0, description="minutes between snapshots to resume from; also at each epoch's end"
+    )
+
+    @model_validator(mode="after")
+    def _augmentation_is_possible(self) -> FitParams:
+        assert self.augmentation  # noqa: S101  making it is the check
+        return self
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What is done to the training images at random."""
+        return Augmentation(self.crop_padding, self.flip, self.crop_scale)

@@ -1,0 +1,32 @@
+"""What every section of parameters is made of: numbers, and a base that refuses the unknown."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+__all__ = ["Number", "Pixels", "Probability", "Section", "as_number"]
+
+
+def as_number(value: Any) -> Any:
+    """Accept `8/255` wherever a number is wanted."""
+    if isinstance(value, str) and "/" in value:
+        try:
+            return float(Fraction(value.replace(" ", "")))
+        except (ValueError, ZeroDivisionError) as error:
+            raise ValueError(f"'{value}' is not a number or a fraction such as 8/255") from error
+    return value
+
+
+Number = Annotated[float, BeforeValidator(as_number)]
+# Pixel units: images are in [0, 1], so a perturbation above 1 means a wrong unit.
+Pixels = Annotated[float, BeforeValidator(as_number), Field(gt=0, le=1)]
+Probability = Annotated[float, BeforeValidator(as_number), Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys refused, NaN and infinity refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
