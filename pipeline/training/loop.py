@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline import rng
-from pipeline.attacks import evaluation_mode, normal_start, pgd, uniform_start
 from pipeline.device import autocast
 from pipeline.errors import ModelError
 from pipeline.images.pixels import to_unit
@@ -28,39 +27,16 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from pipeline.attacks import Adversary
     from pipeline.device import Precision
     from pipeline.images.stream import Batch, ImageStream
     from pipeline.models.classifier import Classifier
-    from pipeline.objectives import Loss, Objective, Start
+    from pipeline.objectives import Loss, Objective
     from pipeline.params import FitParams
     from pipeline.training.examples import Examples
     from pipeline.training.state import Snapshots
 
-__all__ = ["Adversary", "Fit", "Perturbation", "Watcher"]
-
-
-@dataclass(frozen=True)
-class Adversary:
-    """The attack of the training steps.
-
-    Attributes
-    ----------
-    eps, step_size : float
-        Pixel units.
-    steps : int
-    """
-
-    eps: float
-    step_size: float
-    steps: int
-
-    def begin(
-        self, images: torch.Tensor, index: torch.Tensor, key: int, start: Start
-    ) -> torch.Tensor:
-        """Where the attack starts for each image; see `pipeline.attacks`."""
-        if start == "normal":
-            return normal_start(images, index, key)
-        return uniform_start(images, index, self.eps, key)
+__all__ = ["Fit", "Perturbation", "Watcher"]
 
 
 @dataclass(frozen=True)
@@ -260,17 +236,14 @@ class Fit:
         opposed = self._objective.opposed(self.model, images, labels)
         if adversary is None or opposed is None:
             return images
-        key = rng.stream_key(self._seed, "attack-start", epoch)
-        with evaluation_mode(self.model):
-            return pgd(
-                self.model,
-                images,
-                opposed,
-                start=adversary.begin(images, batch.index, key, self._objective.start),
-                eps=adversary.eps,
-                step_size=adversary.step_size,
-                steps=adversary.steps,
-            )
+        return adversary.attack(
+            self.model,
+            images,
+            opposed,
+            start=self._objective.start,
+            index=batch.index,
+            key=rng.stream_key(self._seed, "attack-start", epoch),
+        )
 
     def _add(self, **amounts: torch.Tensor | float) -> None:
         for name, amount in amounts.items():

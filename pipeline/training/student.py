@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline import objectives, rng
-from pipeline.attacks import pgd, uniform_start
+from pipeline.attacks import Adversary, pgd, uniform_start
 from pipeline.images.pixels import to_unit
 from pipeline.objectives import cross_entropy
 from pipeline.training import targets
 from pipeline.training.examples import FreshExamples
-from pipeline.training.loop import Adversary, Fit, Perturbation
+from pipeline.training.loop import Fit, Perturbation
 from pipeline.training.stored_examples import stored_examples
 
 if TYPE_CHECKING:

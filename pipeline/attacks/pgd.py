@@ -1,67 +1,16 @@
-"""Projected gradient descent in the L-infinity ball, in pixel space [0, 1].
-
-One attack serves training, validation and evaluation; what is maximised is an argument. The
-model is attacked in evaluation mode, so that the result for one image does not depend on the
-others in its batch.
-"""
+"""Projected gradient descent in the L-infinity ball."""
 
 from __future__ import annotations
 
-import contextlib
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 
-from pipeline import rng
 from pipeline.errors import ModelError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+__all__ = ["LossOfLogits", "pgd"]
 
-    LossOfLogits = Callable[[torch.Tensor], torch.Tensor]
-
-__all__ = ["evaluation_mode", "normal_start", "pgd", "uniform_start"]
-
-
-@contextlib.contextmanager
-def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode for the block, then back into the mode it was in."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
-def uniform_start(images: torch.Tensor, index: torch.Tensor, eps: float, key: int) -> torch.Tensor:
-    """A random point of the ball around each image (Madry et al. 2018).
-
-    Parameters
-    ----------
-    images : Tensor of shape (B, C, H, W), dtype float32, in [0, 1]
-    index : Tensor of shape (B,), dtype int64
-        Sample indices; each sample's start is a pure function of (key, index).
-    eps : float
-        Radius in pixel units.
-    key : int
-        From `pipeline.rng.stream_key`.
-
-    Returns
-    -------
-    Tensor like images
-    """
-    noise = rng.uniform(key, index, tuple(images.shape[1:]))
-    return (images + eps * (2.0 * noise - 1.0)).clamp_(0.0, 1.0)
-
-
-def normal_start(images: torch.Tensor, index: torch.Tensor, key: int) -> torch.Tensor:
-    """A point close to each image, 0.001 · N(0, 1) away: where TRADES starts.
-
-    The KL divergence from the clean prediction has no gradient at the image itself.
-    """
-    noise = rng.normal(key, index, tuple(images.shape[1:]))
-    return (images + 0.001 * noise).clamp_(0.0, 1.0)
+LossOfLogits = Callable[[torch.Tensor], torch.Tensor]
 
 
 def pgd(
