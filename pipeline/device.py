@@ -59,12 +59,14 @@ def deterministic() -> Iterator[None]:
     """Only kernels whose result does not depend on scheduling, while the block runs."""
     # cuBLAS is deterministic only with a fixed workspace, read when it is first used.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
+    # use_deterministic_algorithms says the same to torch's compiler, too, which we do not use: only
+    # to import that takes 2 s.
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("error")
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.set_deterministic_debug_mode(before)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,8 @@
 """The device and its precision: what is asked for, or a clear line."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -72,6 +75,19 @@ def test_deterministic_is_put_back():
         assert torch.are_deterministic_algorithms_enabled()
         raise ValueError("x")
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+UNCOMPILED = """
+import sys
+from pipeline.device import deterministic
+with deterministic():
+    print("torch._inductor" in sys.modules)
+"""
+
+
+def test_deterministic_does_not_import_the_compiler():
+    """It would take 2 s of every command."""
+    assert subprocess.check_output([sys.executable, "-c", UNCOMPILED], text=True) == "False\n"
 
 
 NUMBERS, CLASSES = torch.rand(300, 1000), torch.arange(300)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,6 +32,28 @@ def ffcv_threads() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+_IMPORTING = threading.Lock()
+
+
+@contextlib.contextmanager
+def _plain_dict() -> Iterator[None]:
+    """Let FFCV's one typed dictionary be a plain one, while it is imported.
+
+    `ffcv.fields.rgb_image` (1.0.2) keeps the numbers of its two encodings in a numba.typed.Dict,
+    which is compiled for that: 4 s of processor time in every process. It looks them up in plain
+    Python alone.
+    """
+    from numba import typed
+
+    with _IMPORTING:
+        before = typed.Dict
+        typed.Dict = dict
+        try:
+            yield
+        finally:
+            typed.Dict = before
+
+
 def require_ffcv() -> None:
     """Import FFCV.
 
@@ -41,7 +64,8 @@ def require_ffcv() -> None:
     """
     with ffcv_threads():
         try:
-            import ffcv  # noqa: F401
+            with _plain_dict():
+                import ffcv  # noqa: F401
         except Exception as error:  # a missing shared library is an ImportError or an OSError
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             commands = "; ".join(f"{name}: {run}" for name, run in SYSTEM_PACKAGES.items())

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.images.ffcv import require_ffcv
 from pipeline.params import PrepareParams
+
+
+def pytest_configure():
+    """Import FFCV as the package does, before a test file does so by itself, more slowly."""
+    require_ffcv()
 
 
 def picture(seed, size=(12, 12), mode="RGB", kind="PNG"):

@@ -1,0 +1,26 @@
+"""FFCV is imported quickly, and nothing else is changed for it."""
+
+import sys
+
+import pytest
+from numba import typed
+
+from pipeline.errors import MachineError
+from pipeline.images.ffcv import require_ffcv
+
+
+def test_nothing_is_compiled_for_the_numbers_of_encodings():
+    """FFCV's dictionary is a plain one; everybody else's is still numba's."""
+    require_ffcv()
+    from ffcv.fields.rgb_image import IMAGE_MODES
+
+    assert type(IMAGE_MODES) is dict
+    assert typed.Dict.__module__ == "numba.typed.typeddict"
+
+
+def test_an_ffcv_that_does_not_import_changes_nothing(monkeypatch):
+    """Numba's dictionary is put back after an error, too."""
+    monkeypatch.setitem(sys.modules, "ffcv", None)
+    with pytest.raises(MachineError, match="ffcv: cannot be imported"):
+        require_ffcv()
+    assert typed.Dict.__module__ == "numba.typed.typeddict"
