@@ -10,7 +10,7 @@ import torch
 from timing import Spread
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.attacks import evaluation_mode, pgd, uniform_start
+from pipeline.attacks import Adversary, Ball
 from pipeline.device import autocast, choose_precision
 from pipeline.models.classifier import Classifier
 from pipeline.models.registry import build
@@ -64,15 +64,15 @@ def measure_step(
     target = torch.softmax(torch.randn(batch, 10, device=device), dim=1)
     index = torch.arange(batch, device=device)
 
-    key, bounds = stream_key(seed, "attack-start", 0), {"eps": 8 / 255, "step_size": 2 / 255}
+    adversary = Adversary(Ball("linf", 8 / 255), 2 / 255, attack_steps)
+    attack = partial(
+        adversary.attack, start="uniform", index=index, key=stream_key(seed, "attack-start")
+    )
 
     def step() -> float:
         begin = time.perf_counter()
         with autocast(device, precision):
-            start = uniform_start(images, index, 8 / 255, key)
-            attacked = partial(cross_entropy, target=target)
-            with evaluation_mode(model):
-                points = pgd(model, images, attacked, start=start, steps=attack_steps, **bounds)
+            points = attack(model, images, partial(cross_entropy, target=target))
             loss = cross_entropy(model(points), target).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()

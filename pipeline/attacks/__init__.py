@@ -1,20 +1,23 @@
-"""Projected gradient descent in pixel space [0, 1]: one attack for training and evaluation.
+"""Attacks in pixel space [0, 1]: projected gradient descent for training and evaluation.
 
-What is maximised is an argument. The model is attacked in evaluation mode, so that the result
-for one image does not depend on the others in its batch.
+What is maximised is an argument, and so is the ball, L-infinity or L2. The model is attacked in
+evaluation mode, so that the result for one image does not depend on the others in its batch.
 """
 
 from pipeline.attacks.adversary import Adversary
+from pipeline.attacks.ball import Ball, Norm
 from pipeline.attacks.mode import evaluation_mode
 from pipeline.attacks.pgd import LossOfLogits, pgd
-from pipeline.attacks.start import Start, normal_start, uniform_start
+from pipeline.attacks.start import Start, begin, normal_start
 
 __all__ = [
     "Adversary",
+    "Ball",
     "LossOfLogits",
+    "Norm",
     "Start",
+    "begin",
     "evaluation_mode",
     "normal_start",
     "pgd",
-    "uniform_start",
 ]

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from pipeline.attacks.mode import evaluation_mode
 from pipeline.attacks.pgd import pgd
-from pipeline.attacks.start import normal_start, uniform_start
+from pipeline.attacks.start import begin
 
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.attacks.ball import Ball
     from pipeline.attacks.pgd import LossOfLogits
     from pipeline.attacks.start import Start
 
@@ -24,12 +25,14 @@ class Adversary:
 
     Attributes
     ----------
-    eps, step_size : float
-        Pixel units.
+    ball : Ball
+        The threat model.
+    step_size : float
+        Length of a step in the ball's norm, pixel units.
     steps : int
     """
 
-    eps: float
+    ball: Ball
     step_size: float
     steps: int
 
@@ -51,7 +54,7 @@ class Adversary:
         images : Tensor of shape (B, C, H, W), dtype float32, in [0, 1]
         loss : callable
             What is maximised: maps logits of shape (B, K) to losses of shape (B,).
-        start : {"uniform", "normal"}
+        start : {"uniform", "normal", "none"}
             Where the ascent begins; see `pipeline.attacks.start`.
         index : Tensor of shape (B,), dtype int64
             Sample indices.
@@ -67,15 +70,8 @@ class Adversary:
                 model,
                 images,
                 loss,
-                start=self._begin(images, index, key, start),
-                eps=self.eps,
+                start=begin(start, self.ball, images, index, key),
+                ball=self.ball,
                 step_size=self.step_size,
                 steps=self.steps,
             )
-
-    def _begin(
-        self, images: torch.Tensor, index: torch.Tensor, key: int, start: Start
-    ) -> torch.Tensor:
-        if start == "normal":
-            return normal_start(images, index, key)
-        return uniform_start(images, index, self.eps, key)

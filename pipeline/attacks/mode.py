@@ -15,10 +15,14 @@ __all__ = ["evaluation_mode"]
 
 @contextlib.contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode for the block, then back into the mode it was in."""
-    was_training = model.training
+    """Put the model into evaluation mode for the block, then each part into the mode it was in.
+
+    A part that is frozen in evaluation mode within a model in training mode stays frozen.
+    """
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True

@@ -9,30 +9,39 @@ from pipeline import rng
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Start", "normal_start", "uniform_start"]
+    from pipeline.attacks.ball import Ball
 
-Start = Literal["uniform", "normal"]
+__all__ = ["Start", "begin", "normal_start"]
+
+Start = Literal["uniform", "normal", "none"]
 
 
-def uniform_start(images: torch.Tensor, index: torch.Tensor, eps: float, key: int) -> torch.Tensor:
-    """A random point of the ball around each image (Madry et al. 2018).
+def begin(
+    start: Start, ball: Ball, images: torch.Tensor, index: torch.Tensor, key: int
+) -> torch.Tensor:
+    """The points that an attack begins at.
 
     Parameters
     ----------
+    start : {"uniform", "normal", "none"}
+        uniform: a random point of the ball (Madry et al. 2018); normal: 0.001 · N(0, 1) away,
+        whatever the ball (Zhang et al. 2019), which the first projection brings inside a very
+        small one; none: the image itself (Kurakin et al. 2017).
+    ball : Ball
     images : Tensor of shape (B, C, H, W), dtype float32, in [0, 1]
     index : Tensor of shape (B,), dtype int64
-        Sample indices; each sample's start is a pure function of (key, index).
-    eps : float
-        Radius in pixel units.
+        Sample indices.
     key : int
         From `pipeline.rng.stream_key`.
 
     Returns
     -------
     Tensor like images
+        For none the very images.
     """
-    noise = rng.uniform(key, index, tuple(images.shape[1:]))
-    return (images + eps * (2.0 * noise - 1.0)).clamp_(0.0, 1.0)
+    if start == "uniform":
+        return ball.uniform(images, index, key)
+    return normal_start(images, index, key) if start == "normal" else images
 
 
 def normal_start(images: torch.Tensor, index: torch.Tensor, key: int) -> torch.Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional
 
 from pipeline import rng
-from pipeline.attacks import pgd
+from pipeline.attacks import Ball, pgd
 from pipeline.errors import ModelError
 from pipeline.evaluation import autoattack
 from pipeline.evaluation.accuracy import wilson_interval
@@ -155,8 +155,8 @@ class _Bench:
 
         def step(images: torch.Tensor, labels: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
             del index
-            opposed, size = scaled()(labels), {"eps": eps, "step_size": eps}
-            return pgd(self.model, images, opposed, start=images, steps=1, **size)
+            opposed, ball = scaled()(labels), Ball("linf", eps)
+            return pgd(self.model, images, opposed, start=images, ball=ball, step_size=eps, steps=1)
 
         return self._left("FGSM", standing, step)
 

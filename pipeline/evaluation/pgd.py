@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from pipeline import rng
-from pipeline.attacks import pgd, uniform_start
+from pipeline.attacks import Ball, pgd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,12 +79,13 @@ def attack_images(
     The step size is 2.5 · eps / steps. With that the attack can reach the ball's surface from
     any start and turn back.
     """
+    ball = Ball("linf", eps)
     return pgd(
         model,
         images,
         (loss or scaled())(labels),
-        start=uniform_start(images, index, eps, key),
-        eps=eps,
+        start=ball.uniform(images, index, key),
+        ball=ball,
         step_size=2.5 * eps / steps,
         steps=steps,
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline import objectives, rng
-from pipeline.attacks import Adversary, pgd, uniform_start
+from pipeline.attacks import Adversary, Ball, pgd
 from pipeline.images.pixels import to_unit
 from pipeline.objectives import cross_entropy
 from pipeline.training import targets
@@ -91,7 +91,7 @@ def validate_robustness(
     if not len(samples):
         return {}
     clean = robust = 0
-    key = rng.stream_key(seed, "validation-start")
+    key, ball = rng.stream_key(seed, "validation-start"), Ball("linf", params.eps)
     for batch in stream.batches(samples, params.batch_size):
         images = to_unit(batch.images)
         onehot = targets.onehot(batch.labels, model.num_classes)
@@ -99,8 +99,8 @@ def validate_robustness(
             model,
             images,
             lambda logits, onehot=onehot: cross_entropy(logits, onehot),  # type: ignore[misc]
-            start=uniform_start(images, batch.index, params.eps, key),
-            eps=params.eps,
+            start=ball.uniform(images, batch.index, key),
+            ball=ball,
             step_size=params.step_size,
             steps=params.validation_attack_steps,
         )
@@ -166,7 +166,7 @@ def student_fit(
         params=params,
         objective=_objective(params),
         examples=examples,
-        adversary=Adversary(params.eps, params.step_size, params.attack_steps),
+        adversary=Adversary(Ball("linf", params.eps), params.step_size, params.attack_steps),
         validate=lambda candidate: validate_robustness(candidate, stream, validation, params, seed),
         select=lambda row: (
             row.get("validation/robust_accuracy", 0.0),
