@@ -24,7 +24,7 @@ def smoothed(labels: torch.Tensor, num_classes: int, smoothing: float) -> torch.
 def rectified_weight(soft: torch.Tensor, labels: torch.Tensor, weight: float) -> torch.Tensor:
     """Weight of each soft label, lowered where it contradicts the ground truth.
 
-    λ_i = clip(λ - (max_k q_k - q_y), 0, 1), as in ADR (arXiv 2306.03438, section 3.2): a
+    λ_i = clip(λ - (max_k q_k - q_y), 0, 1), as in ADR (arXiv 2305.12118; yuyuwu5/ADR, adr.py): a
     teacher that puts more mass on another class loses that much of its weight.
 
     Parameters
