@@ -7,7 +7,7 @@ that the classifier is judged by, so these steps cannot come to use different co
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -107,10 +107,40 @@ class Classifier(nn.Module):
 
         Parameters and errors are those of `forward`.
         """
-        self._require_images(images)
-        normalised = (images - self.mean[:, None, None]) / self.std[:, None, None]
-        logits: torch.Tensor = self.network(normalised)
+        logits: torch.Tensor = self.network(self._normalised(images))
         return logits
+
+    def exit_logits(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Logits of each exit, the first exit first, divided by the model's temperature.
+
+        Parameters
+        ----------
+        images : Tensor of shape (B, C, H, W), dtype float32, in [0, 1]
+
+        Returns
+        -------
+        list of Tensor of shape (B, K)
+
+        Raises
+        ------
+        ModelError
+            As `forward`; and when the network has one exit only.
+        """
+        self.require_exits()
+        network: Any = self.network
+        logits: list[torch.Tensor] = network.exit_logits(self._normalised(images))
+        return [exit_ / self._temperature for exit_ in logits]
+
+    def require_exits(self) -> int:
+        """Refuse a network without several exits; how many it has."""
+        network: Any = self.network
+        if not hasattr(network, "exit_logits"):
+            raise ModelError(
+                self.architecture,
+                "has one exit only",
+                remedy="Choose small-cnn-exits or resnet18-exits.",
+            )
+        return int(network.num_exits)
 
     def require_data(
         self, class_names: Sequence[str], shape: tuple[int, int, int], data: str
@@ -151,6 +181,10 @@ class Classifier(nn.Module):
                     found=f"'{theirs}'",
                     remedy="Give the data set the model's classes in the model's order.",
                 )
+
+    def _normalised(self, images: torch.Tensor) -> torch.Tensor:
+        self._require_images(images)
+        return (images - self.mean[:, None, None]) / self.std[:, None, None]
 
     def _require_images(self, images: torch.Tensor) -> None:
         if images.dtype != self.mean.dtype:

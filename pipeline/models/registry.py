@@ -1,13 +1,18 @@
 """Networks by name.
 
-==================== ====================================================================
-small-cnn[-wN]       three convolutions, N = 32 channels in the first; 8×8 to 32×32 images
-resnet18[-wN]        N = 64 channels in the first stage
-preactresnet18[-wN]  N = 64 channels in the first stage
-wrn-D-W              wide ResNet of depth D and widening factor W, such as wrn-34-10
-timm:NAME            any network of timm
-torchvision:NAME     any classification network of torchvision
-==================== ====================================================================
+======================= =================================================================
+small-cnn[-wN]          three convolutions, N = 32 channels in the first; 8×8 to 32×32 images
+resnet18[-wN]           N = 64 channels in the first stage
+preactresnet18[-wN]     N = 64 channels in the first stage
+wrn-D-W                 wide ResNet of depth D and widening factor W, such as wrn-34-10
+small-cnn-exits[-wN]    small-cnn with an exit after each convolution
+resnet18-exits[-wN]     resnet18 with an exit after each of its four stages
+timm:NAME               any network of timm
+torchvision:NAME        any classification network of torchvision
+======================= =================================================================
+
+A network with exits gives the logits of its last one; with `@E` behind its name those of exit
+E, counted from 1.
 """
 
 from __future__ import annotations
@@ -18,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ModelError
 from pipeline.models.external import build_timm, build_torchvision
-from pipeline.models.resnet import PreActResNet18, ResNet18
-from pipeline.models.small_cnn import SmallCNN
+from pipeline.models.resnet import MultiExitResNet18, PreActResNet18, ResNet18
+from pipeline.models.small_cnn import MultiExitSmallCNN, SmallCNN
 from pipeline.models.wide_resnet import WideResNet
 
 if TYPE_CHECKING:
@@ -27,8 +32,18 @@ if TYPE_CHECKING:
 
 __all__ = ["build", "known", "own_call"]
 
-_KNOWN = ("small-cnn", "resnet18", "preactresnet18", "wrn-28-10", "wrn-34-10", "wrn-34-20")
+_KNOWN = (
+    "small-cnn",
+    "resnet18",
+    "preactresnet18",
+    "wrn-28-10",
+    "wrn-34-10",
+    "wrn-34-20",
+    "small-cnn-exits",
+    "resnet18-exits",
+)
 _WITH_WIDTH = re.compile(r"(small-cnn|resnet18|preactresnet18)(?:-w(\d{1,3}))?")
+_WITH_EXITS = re.compile(r"(small-cnn|resnet18)-exits(?:-w(\d{1,3}))?(?:@(\d))?")
 _WIDE = re.compile(r"wrn-(\d{1,3})-(\d{1,2})")
 # A checkpoint names its architecture: without bounds a hostile name would take all memory.
 _LARGEST_WIDTH, _LARGEST_DEPTH, _LARGEST_WIDEN = 512, 118, 32
@@ -67,8 +82,12 @@ def build(architecture: str, num_classes: int, shape: tuple[int, int, int]) -> n
         return build_timm(name, num_classes, shape)
     if colon and package == "torchvision":
         return build_torchvision(name, num_classes, shape)
-    network, arguments = own_call(architecture, num_classes, shape)
-    return network(**arguments)
+    call, arguments = own_call(architecture, num_classes, shape)
+    network: Any = call(**arguments)
+    if arguments.get("judged") is not None:
+        _require_within(architecture, "exit", arguments["judged"], int(network.num_exits))
+    built: nn.Module = network
+    return built
 
 
 def own_call(
@@ -79,7 +98,7 @@ def own_call(
     Parameters
     ----------
     architecture : str
-        One of the first four kinds of the table above.
+        One of the first six kinds of the table above.
     num_classes : int
     shape : tuple of int
         (C, H, W) of the images.
@@ -96,6 +115,11 @@ def own_call(
         _require_depth(depth)
         sizes: dict[str, Any] = {"depth": depth, "widen": widen, "channels": shape[0]}
         return WideResNet, {"num_classes": num_classes, **sizes}
+    if exits := _WITH_EXITS.fullmatch(architecture):
+        judged = None if exits[3] is None else int(exits[3])
+        call, sizes = own_call(_plain_name(exits[1], exits[2]), num_classes, shape)
+        network = MultiExitSmallCNN if call is SmallCNN else MultiExitResNet18
+        return network, {**sizes, "judged": judged}
     plain = _WITH_WIDTH.fullmatch(architecture)
     if plain is None:
         raise _unknown(architecture)
@@ -104,8 +128,12 @@ def own_call(
         sizes = {"shape": tuple(shape), "width": _width(architecture, width, 32)}
         return SmallCNN, {"num_classes": num_classes, **sizes}
     sizes = {"channels": shape[0], "width": _width(architecture, width, 64)}
-    network = ResNet18 if family == "resnet18" else PreActResNet18
-    return network, {"num_classes": num_classes, **sizes}
+    kind = ResNet18 if family == "resnet18" else PreActResNet18
+    return kind, {"num_classes": num_classes, **sizes}
+
+
+def _plain_name(family: str, width: str | None) -> str:
+    return family if width is None else f"{family}-w{width}"
 
 
 def _require_depth(depth: int) -> None:

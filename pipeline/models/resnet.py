@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-__all__ = ["PreActResNet18", "ResNet18"]
+__all__ = ["MultiExitResNet18", "PreActResNet18", "ResNet18"]
 
 # (width in multiples of the base, stride of the first block) of the four stages.
 _STAGES = ((1, 1), (2, 2), (4, 2), (8, 2))
@@ -45,6 +45,42 @@ class ResNet18(nn.Module):
         out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
         logits: torch.Tensor = self.linear(out.mean((2, 3)))
         return logits
+
+
+class MultiExitResNet18(ResNet18):
+    """ResNet-18 with an exit after each stage: global average pooling and a linear layer.
+
+    Parameters
+    ----------
+    num_classes, channels, width
+        As in `ResNet18`.
+    judged : int, optional
+        The exit whose logits `forward` gives, counted from 1; by default the last of four.
+    """
+
+    num_exits = len(_STAGES)
+
+    def __init__(
+        self, num_classes: int, channels: int = 3, width: int = 64, judged: int | None = None
+    ) -> None:
+        super().__init__(num_classes, channels, width)
+        early = [multiple * width for multiple, _ in _STAGES[:-1]]
+        self.heads = nn.ModuleList(nn.Linear(features, num_classes) for features in early)
+        self.judged = self.num_exits if judged is None else judged
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits of the judged exit; what comes behind it is not computed."""
+        return self.exit_logits(images, self.judged)[-1]
+
+    def exit_logits(self, images: torch.Tensor, last: int | None = None) -> list[torch.Tensor]:
+        """Logits of each exit, up to number `last`; each of shape (B, num_classes)."""
+        stages = (self.layer1, self.layer2, self.layer3, self.layer4)
+        found: list[torch.Tensor] = []
+        out = functional.relu(self.bn1(self.conv1(images)))
+        for stage, head in list(zip(stages, (*self.heads, self.linear), strict=True))[:last]:
+            out = stage(out)
+            found.append(head(out.mean((2, 3))))
+        return found
 
 
 class PreActResNet18(nn.Module):
