@@ -1,35 +1,68 @@
 """What training minimises: each objective takes a target distribution, one-hot or soft.
 
-With y the ground truth of a clean image x, q its target, x′ its adversarial image and S(·) the
-student's softmax:
+With y the ground truth of a clean image x, q its target, x′ its adversarial image, S(·) the
+student's softmax, T(·) that of a teacher in the run, and KL summed over classes:
 
-    clean    CE(q, S(x))                                                  the teacher
+    clean    CE(q, S(x))                                                  the teacher's training
     at       CE(q, S(x′))                                                 Madry et al. 2018, eq. 2.1
     trades   CE(q, S(x)) + β · KL(S(x) ‖ S(x′))                           Zhang et al. 2019, eq. 5
     mart     CE(q, S(x′)) - log(1 - max_{k≠y} S_k(x′))
              + β · KL(S(x) ‖ S(x′)) · (1 - S_y(x))                        Wang et al. 2020, eq. 8
+    rslad    5/6 · KL(q ‖ S(x′)) + 1/6 · KL(q ‖ S(x))                     Zi et al. 2021
+    ard      α · t² · KL(q ‖ S^t(x′)) + (1 - α) · CE(y, S(x))             Goldblum et al. 2020
+    adaad    α · KL(T(x′) ‖ S(x′)) + (1 - α) · KL(q ‖ S(x))               Huang et al. 2023
+    mtard    w_r · KL(T^τr(x′) ‖ S(x′)) + w_c · KL(q^τc ‖ S(x))           Zhao et al. 2024
+    exits    mean over exits e of CE(q, S_e(x)) + CE(y, S_e(x′))          Hu et al. 2020
 
-x′ maximises a loss within the ball: for `trades` the KL term; for `at` the cross entropy, either
-of the ground truth y, CE(y, S(·)), or of the target itself, CE(q, S(·)); for `mart` that of the
-ground truth. Where the soft label enters is our reading of LTD, not the paper's text;
+and on top of any of them, with δ = x′ - x, z the student's logits and u the teacher's
+
+    igdm     α · (e / E) · KL(softmax(u(x+δ) - u(x-δ)) ‖ softmax(z(x+δ) - z(x-δ)))
+                                                                          Lee et al. 2025
+
+x′ maximises a loss within the ball: for `trades` the KL term; for `rslad` KL(q ‖ S(·)); for
+`adaad` KL(T(·) ‖ S(·)); for `at` the cross entropy, either of the ground truth y, CE(y, S(·)),
+or of the target itself, CE(q, S(·)); for `exits` that of the ground truth at one exit or at
+all; for the others that of the ground truth. Equations have a number where their paper could
+be read; the others are those of published code, which each file names. Where the soft label
+enters `at`, `trades` and `mart` is our reading of LTD, not the paper's text;
 docs/robustness.md has what was measured.
 """
 
+from pipeline.objectives.adaad import Adaad
+from pipeline.objectives.ard import Ard
+from pipeline.objectives.around import Around, Taught
 from pipeline.objectives.clean import Clean
-from pipeline.objectives.divergence import cross_entropy, kl_divergence
+from pipeline.objectives.divergence import cross_entropy, kl_divergence, kl_from_target
+from pipeline.objectives.exits import AttackedExits, MultiExit
+from pipeline.objectives.igdm import Igdm
 from pipeline.objectives.madry import Madry
 from pipeline.objectives.mart import Mart
-from pipeline.objectives.objective import Labels, Loss, Objective
+from pipeline.objectives.mtard import BalancedTeachers, Balances, balanced
+from pipeline.objectives.objective import Labels, Loss, Moment, Objective
+from pipeline.objectives.rslad import Rslad
 from pipeline.objectives.trades import Trades
 
 __all__ = [
+    "Adaad",
+    "Ard",
+    "Around",
+    "AttackedExits",
+    "BalancedTeachers",
+    "Balances",
     "Clean",
+    "Igdm",
     "Labels",
     "Loss",
     "Madry",
     "Mart",
+    "Moment",
+    "MultiExit",
     "Objective",
+    "Rslad",
+    "Taught",
     "Trades",
+    "balanced",
     "cross_entropy",
     "kl_divergence",
+    "kl_from_target",
 ]

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import torch
 from torch.nn import functional
 
-if TYPE_CHECKING:
-    import torch
-
-__all__ = ["cross_entropy", "kl_divergence"]
+__all__ = ["cross_entropy", "kl_divergence", "kl_from_target"]
 
 
 def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -40,3 +36,20 @@ def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
     Tensor of shape (B,)
     """
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)
+
+
+def kl_from_target(target: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """KL(q ‖ softmax(logits)), summed over classes; a class without mass costs nothing.
+
+    Parameters
+    ----------
+    target, logits : Tensor of shape (B, K), dtype float32
+        The target's rows are distributions; zeros are allowed.
+
+    Returns
+    -------
+    Tensor of shape (B,)
+    """
+    # xlogy(0, 0) is 0: a stored label may have classes that float16 rounded to nothing.
+    certainty: torch.Tensor = torch.special.xlogy(target, target).sum(dim=1)
+    return certainty + cross_entropy(logits, target)

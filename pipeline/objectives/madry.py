@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.objectives.divergence import cross_entropy
-from pipeline.objectives.objective import Loss
+from pipeline.objectives.objective import Loss, Objective
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,7 @@ __all__ = ["Madry"]
 
 
 @dataclass(frozen=True)
-class Madry:
+class Madry(Objective):
     """Standard adversarial training.
 
     Attributes

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from pipeline.objectives.divergence import cross_entropy, kl_divergence
-from pipeline.objectives.objective import Loss
+from pipeline.objectives.objective import Loss, Objective
 
 if TYPE_CHECKING:
     from pipeline.attacks import LossOfLogits, Start
@@ -22,7 +22,7 @@ _ABOVE_ONE = 1.0001
 
 
 @dataclass(frozen=True)
-class Mart:
+class Mart(Objective):
     """MART: misclassification-aware adversarial training.
 
     Attributes

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+import abc
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     import torch
 
-    from pipeline.attacks import LossOfLogits, Start
+    from pipeline.attacks import Adversary, LossOfLogits, Start
 
-__all__ = ["Labels", "Loss", "Objective"]
+__all__ = ["Labels", "Loss", "Moment", "Objective"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,24 @@ class Loss:
 
 
 @dataclass(frozen=True)
+class Moment:
+    """Where in the run a step is: what schedules are a function of.
+
+    Attributes
+    ----------
+    step, steps : int
+        Steps done before this one, and in all.
+    epoch, epochs : int
+        Likewise.
+    """
+
+    step: int = 0
+    steps: int = 1
+    epoch: int = 0
+    epochs: int = 1
+
+
+@dataclass(frozen=True)
 class Labels:
     """What a batch is trained towards, and what it shows.
 
@@ -37,22 +58,26 @@ class Labels:
     ----------
     target, truth : Tensor of shape (B, K), dtype float32
         The distribution to train towards, and the ground truth as one-hot.
+    moment : Moment
+        When this step is.
     """
 
     target: torch.Tensor
     truth: torch.Tensor
+    moment: Moment = field(default_factory=Moment)
 
 
-class Objective(Protocol):
+class Objective(abc.ABC):
     """Says what the attack maximises and what training then minimises.
 
     In two halves, since adversarial weight perturbation computes the loss twice on one attack.
+    A step may come in parts, one after the other or in several processes: each part is
+    prepared, attacked, and its loss computed once or twice; then the step is finished.
     """
 
-    @property
-    def start(self) -> Start:
-        """Where the attack begins."""
+    start: Start
 
+    @abc.abstractmethod
     def opposed(
         self,
         model: torch.nn.Module,
@@ -74,6 +99,7 @@ class Objective(Protocol):
             Maps logits of shape (B, K) to losses of shape (B,).
         """
 
+    @abc.abstractmethod
     def loss(
         self,
         model: torch.nn.Module,
@@ -90,3 +116,59 @@ class Objective(Protocol):
         adversarial : Tensor like images
             What maximises the opposed loss; the images themselves when there is none.
         """
+
+    def prepared(self, images: torch.Tensor, labels: Labels) -> Labels:
+        """The labels as they are when a teacher in the run has been asked.
+
+        Parameters
+        ----------
+        images : Tensor of shape (B, C, H, W), dtype float32, in [0, 1]
+            Clean.
+        labels : Labels
+            As the examples have them.
+        """
+        del images
+        return labels
+
+    def attack(
+        self,
+        adversary: Adversary,
+        model: torch.nn.Module,
+        images: torch.Tensor,
+        labels: Labels,
+        **how: Any,
+    ) -> torch.Tensor:
+        """Adversarial images of a batch; the images themselves when nothing is opposed.
+
+        Parameters
+        ----------
+        adversary : Adversary
+        model, images, labels
+            As in `opposed`.
+        **how
+            What else the adversary is told.
+        """
+        opposed = self.opposed(model, images, labels)
+        if opposed is None:
+            return images
+        return adversary.attack(model, images, opposed, start=self.start, **how)
+
+    def finish(  # noqa: B027  most have nothing to do
+        self, sum_over_processes: Callable[[list[torch.Tensor]], None]
+    ) -> None:
+        """End a step, all of whose losses were computed.
+
+        Parameters
+        ----------
+        sum_over_processes : callable
+            Adds float32 tensors up, in place, over all processes that take the step.
+        """
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """What a snapshot must hold for the next step to be what it would have been."""
+        return {}
+
+    def load_state_dict(  # noqa: B027
+        self, state: Mapping[str, torch.Tensor]
+    ) -> None:
+        """Take what `state_dict` gave."""

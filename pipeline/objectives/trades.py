@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from pipeline.attacks import evaluation_mode
 from pipeline.objectives.divergence import cross_entropy, kl_divergence
-from pipeline.objectives.objective import Loss
+from pipeline.objectives.objective import Loss, Objective
 
 if TYPE_CHECKING:
     from pipeline.attacks import LossOfLogits, Start
@@ -20,7 +20,7 @@ __all__ = ["Trades"]
 
 
 @dataclass(frozen=True)
-class Trades:
+class Trades(Objective):
     """TRADES.
 
     Attributes
