@@ -43,6 +43,9 @@ ACCEPTED = [
     ("train.crop_scale", "null"),
     ("label.augmentation", "crop:4,flip"),
     ("label.augmentation", "none"),
+    ("label.augmentation", "flip,trivialaugment,cutout:8"),
+    ("train.policy", "randaugment:2-9"),
+    ("teacher.cutout", "8"),
     ("label.seed", "7"),
 ]
 
@@ -69,7 +72,7 @@ REFUSED = [
     ("label.temperature", "warm", r"auto:P with P in \(0, 1\), found 'warm'"),
     ("label.views", "0", "label.views: input should be greater than or equal to 1"),
     ("label.views", "3", "label: 3 views without an augmentation would all be the same"),
-    ("label.augmentation", "crop", "label: expected 'none', 'crop:PIXELS' or .* found 'crop'"),
+    ("label.augmentation", "crop", "label: expected 'none', or in this order .* found 'crop'"),
     ("label.augmentation", "null", "label.augmentation: input should be a valid string"),
     ("label.augmentation", "crop:04", "label: 'crop:04' is written 'crop:4'"),
     ("label.seed", "-1", "label.seed: input should be greater"),
@@ -79,6 +82,8 @@ REFUSED = [
     ("train.crop_scale", "0.5", "train.crop_scale"),
     ("train.crop_padding", "-1", "train.crop_padding: input should be greater"),
     ("train.crop_padding", "2000", "train: crop_padding: expected 0 to 1024"),
+    ("train.policy", "randaugment", "train: policy: expected trivialaugment, randaugment:N-M"),
+    ("train.cutout", "2000", "train: cutout: expected 0 to 1024"),
     ("prepare.dataset", "folder", "dataset 'folder' needs prepare.path"),
     ("prepare.validation_fraction", "1", "prepare.validation_fraction"),
     ("seed", "-1", "seed: input should be greater than or equal to 0"),

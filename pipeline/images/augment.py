@@ -1,4 +1,4 @@
-"""Crops and flips on the training device, each a function of (seed, epoch, sample index)."""
+"""Augmentation on the training device, a function of (seed, epoch, sample index)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 from torch.nn import functional
 
 from pipeline import rng
+from pipeline.images.operations import GREY
+from pipeline.images.policies import apply_policy, steps_of
 from pipeline.images.resized_crop import boxes, resized_crop
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ def augment(
     seed: int,
     epoch: int,
 ) -> torch.Tensor:
-    """Crop and flip at random: the same bits in any batch and on any device.
+    """Change images at random: the same bits in any batch and on any device.
 
     That is what ties the label of a view to its image: the teacher sees view v, and training
     makes it again from (seed, v, sample index), with nothing stored.
@@ -53,7 +55,27 @@ def augment(
     if augmentation.flip:
         turn = rng.integers(rng.stream_key(seed, "flip", epoch), index, 2) == 1
         images = torch.where(turn[:, None, None, None], images.flip(3), images)
+    if augmentation.policy is not None:
+        height, width = images.shape[2:]
+        drawn = steps_of(
+            augmentation.policy, index.cpu().numpy(), seed=seed, epoch=epoch, shape=(height, width)
+        )
+        images = apply_policy(images, drawn)
+    if augmentation.cutout:
+        key = rng.stream_key(seed, "cutout", epoch)
+        images = _cut_out(images, index, key, augmentation.cutout)
     return images
+
+
+def _cut_out(images: torch.Tensor, index: torch.Tensor, key: int, side: int) -> torch.Tensor:
+    """DeVries and Taylor 2017: a square of one colour, whose middle is any pixel of the image."""
+    inside = torch.ones((), dtype=torch.bool, device=images.device)
+    for axis, size in enumerate(images.shape[2:]):
+        begin = rng.integers(key, index, size, counter=axis)[:, None] - side // 2
+        line = torch.arange(size, device=images.device)
+        within = (line >= begin) & (line < begin + side)
+        inside = inside & (within[:, None, :, None] if axis == 0 else within[:, None, None, :])
+    return images.masked_fill(inside, GREY)
 
 
 def _crop(images: torch.Tensor, index: torch.Tensor, key: int, padding: int) -> torch.Tensor:

@@ -8,20 +8,29 @@ from dataclasses import dataclass
 __all__ = ["Augmentation"]
 
 _NUMBER = r"[01](?:\.[0-9]{1,20})?"
+_POLICY = (
+    "trivialaugment|randaugment:(?P<steps>[0-9])-(?P<magnitude>[0-9]{1,2})"
+    "|autoaugment:(?:cifar10|imagenet|svhn)"
+)
 _TEXT = re.compile(
     rf"(?!,)(?:crop:(?P<padding>[0-9]{{1,4}})|resized-crop:(?P<least>{_NUMBER})-(?P<most>{_NUMBER}))?"
-    r"(?P<flip>(?:^|,)flip)?"
+    rf"(?P<flip>(?:^|,)flip)?(?:(?:^|,)(?P<policy>{_POLICY}))?"
+    r"(?:(?:^|,)cutout:(?P<cutout>[0-9]{1,4}))?"
 )
 _NONE = "none"
 # Padding beyond it is a slip, or a store that wants this machine's memory.
 _MAX_PADDING = 1024
+_MAX_CUTOUT = 1024
+_MAX_MAGNITUDE = 30
 # Smaller shares of the area have no pixel left, and their text would have an exponent.
 _MIN_SCALE = 0.001
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crop and flip; `str` gives its canonical text, `parse` takes no other.
+    """What is drawn for each image; `str` gives its canonical text, `parse` takes no other.
+
+    In this order: a crop, a flip, a policy's operations, a cut-out square.
 
     Attributes
     ----------
@@ -32,6 +41,11 @@ class Augmentation:
     crop_scale : tuple of float, optional
         A crop of a random share of the area, between these two in (0, 1], and of a random
         aspect ratio, enlarged to the image's size; None: no such crop.
+    policy : str, optional
+        `trivialaugment`; `randaugment:N-M` with N of 1 to 9 operations of magnitude M of 0 to
+        30; `autoaugment:` and `cifar10`, `imagenet` or `svhn`; None: no such operations.
+    cutout : int
+        Side of a grey square, in pixels, its middle anywhere in the image; 0: none.
 
     Raises
     ------
@@ -49,10 +63,16 @@ class Augmentation:
     crop_padding: int = 0
     flip: bool = False
     crop_scale: tuple[float, float] | None = None
+    policy: str | None = None
+    cutout: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.crop_padding <= _MAX_PADDING:
             raise ValueError(f"crop_padding: expected 0 to {_MAX_PADDING}")
+        if not 0 <= self.cutout <= _MAX_CUTOUT:
+            raise ValueError(f"cutout: expected 0 to {_MAX_CUTOUT}")
+        if self.policy is not None:
+            _require_policy(self.policy)
         if self.crop_scale is None:
             return
         least, most = self.crop_scale
@@ -78,13 +98,15 @@ class Augmentation:
         match = _TEXT.fullmatch(text)
         if not text or match is None:
             raise ValueError(
-                f"expected 'none', 'crop:PIXELS' or 'resized-crop:LEAST-MOST', and ',flip' after "
-                f"it or 'flip' alone, found '{text}'"
+                "expected 'none', or in this order and with commas between them: 'crop:PIXELS' or "
+                "'resized-crop:LEAST-MOST', 'flip', 'trivialaugment', 'randaugment:N-M' or "
+                f"'autoaugment:POLICY', 'cutout:PIXELS'; found '{text}'"
             )
         scale = None
         if match["least"] is not None:
             scale = float(match["least"]), float(match["most"])
-        found = cls(int(match["padding"] or 0), match["flip"] is not None, scale)
+        flip, cutout = match["flip"] is not None, int(match["cutout"] or 0)
+        found = cls(int(match["padding"] or 0), flip, scale, match["policy"], cutout)
         if str(found) != text:
             raise ValueError(f"'{text}' is written '{found}'")
         return found
@@ -97,12 +119,33 @@ class Augmentation:
             parts.append("resized-crop:{}-{}".format(*map(_shortest, self.crop_scale)))
         if self.flip:
             parts.append("flip")
+        if self.policy is not None:
+            parts.append(self.policy)
+        if self.cutout:
+            parts.append(f"cutout:{self.cutout}")
         return ",".join(parts) or _NONE
 
     @property
     def is_none(self) -> bool:
         """Whether images stay as they are."""
         return self == Augmentation()
+
+
+def _require_policy(policy: str) -> None:
+    match = re.fullmatch(_POLICY, policy)
+    if match is None:
+        raise ValueError(
+            "policy: expected trivialaugment, randaugment:N-M, autoaugment:cifar10, "
+            f"autoaugment:imagenet or autoaugment:svhn, found '{policy}'"
+        )
+    if match["steps"] is None:
+        return
+    steps, magnitude = int(match["steps"]), int(match["magnitude"])
+    if not steps or magnitude > _MAX_MAGNITUDE or policy != f"randaugment:{steps}-{magnitude}":
+        raise ValueError(
+            "policy: expected randaugment:N-M with N of 1 to 9 and M of 0 to "
+            f"{_MAX_MAGNITUDE}, found '{policy}'"
+        )
 
 
 def _shortest(number: float) -> str:

@@ -51,6 +51,12 @@ class FitParams(Section):
         "the image's size, for large images; null: none",
     )
     flip: bool = Field(False, description="random horizontal flip")
+    policy: str | None = Field(
+        None,
+        description="trivialaugment, randaugment:N-M (N operations of magnitude M of 30), or "
+        "autoaugment:cifar10, :imagenet or :svhn; null: none",
+    )
+    cutout: int = Field(0, ge=0, description="side of a grey square, in pixels, anywhere; 0: none")
     mean: tuple[Number, ...] | None = Field(
         None,
         description="per channel, subtracted from pixels in [0, 1] inside the model; null: 0",
@@ -74,4 +80,4 @@ class FitParams(Section):
     @property
     def augmentation(self) -> Augmentation:
         """What is done to the training images at random."""
-        return Augmentation(self.crop_padding, self.flip, self.crop_scale)
+        return Augmentation(self.crop_padding, self.flip, self.crop_scale, self.policy, self.cutout)

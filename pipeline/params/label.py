@@ -43,8 +43,9 @@ class LabelParams(Section):
     )
     augmentation: str = Field(
         "none",
-        description="what makes the views, such as crop:4,flip or resized-crop:0.25-1,flip, and "
-        "has to be that of train; none: the image as it is",
+        description="what makes the views, such as crop:4,flip or "
+        "resized-crop:0.25-1,flip,trivialaugment,cutout:16, and has to be that of train; none: "
+        "the image as it is",
     )
     seed: int | None = Field(
         None, ge=0, lt=2**31, description="of the augmentation; null: the run's"

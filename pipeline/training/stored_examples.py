@@ -116,7 +116,8 @@ def _require_same_augmentation(params: TrainParams, replay: Replay, store: SoftL
         store.path,
         "augmentation of the labelled views",
         expected=f"'{made}'",
-        found=f"'{asked}' by train.crop_padding, crop_scale and flip",
+        found=f"'{asked}' by train.crop_padding, crop_scale, flip, policy and cutout",
         remedy=f"Train with crop_padding: {made.crop_padding}, crop_scale: {scale}, flip: "
-        f"{str(made.flip).lower()}, or label again with --augmentation {asked}.",
+        f"{str(made.flip).lower()}, policy: {made.policy or 'null'}, cutout: {made.cutout}, or "
+        f"label again with --augmentation {asked}.",
     )

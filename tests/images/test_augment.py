@@ -1,4 +1,4 @@
-"""Crops and flips are functions of (seed, epoch, sample index)."""
+"""Every augmentation is a function of (seed, epoch, sample index)."""
 
 import hashlib
 
@@ -49,10 +49,23 @@ def _cut(image, top, left):
     return image[:, top : top + 6, left : left + 5]
 
 
-KINDS = [{}, {"crop_padding": 0, "crop_scale": (0.25, 1.0)}]
+ALONE = {"crop_padding": 0, "flip": False}
+KINDS = {
+    "crop": {},
+    "resized-crop": {"crop_padding": 0, "crop_scale": (0.25, 1.0)},
+    "cutout": ALONE | {"cutout": 3},
+    "trivialaugment": ALONE | {"policy": "trivialaugment"},
+    "randaugment": ALONE | {"policy": "randaugment:2-9"},
+    "autoaugment": ALONE | {"policy": "autoaugment:cifar10"},
+    "all": {"policy": "trivialaugment", "cutout": 2},
+}
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=["crop", "resized-crop"])
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return KINDS[request.param]
+
+
 def test_a_sample_is_augmented_the_same_in_any_batch(kind):
     """Alone, in batches of other sizes, in another order: equal to the bit."""
     whole = run(**kind)
@@ -63,7 +76,6 @@ def test_a_sample_is_augmented_the_same_in_any_batch(kind):
     assert torch.equal(run(IMAGES.flip(0), INDEX.flip(0), **kind).flip(0), whole)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=["crop", "resized-crop"])
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"epoch": 1}])
 def test_seed_and_epoch_change_it(changes, kind):
     """Another epoch crops elsewhere."""
@@ -75,6 +87,27 @@ def test_half_are_flipped():
     images = torch.tensor([[[[1, 2]]]], dtype=torch.uint8).expand(4000, 1, 1, 2)
     flipped = run(images, torch.arange(4000), crop_padding=0)[:, 0, 0, 0] == 2
     assert abs(flipped.float().mean() - 0.5) < 0.03
+
+
+def test_one_square_is_cut_out():
+    """Of the side asked for, less where the image ends; its middle is anywhere, evenly."""
+    images = torch.full((4000, 1, 4, 4), 7, dtype=torch.uint8)
+    holes = augment(images, torch.arange(4000), Augmentation(cutout=2), seed=0, epoch=0) == 128
+    kinds, counts = holes[:, 0].flatten(1).unique(dim=0, return_counts=True)
+    # The middle is the lower right of its four pixels: in the first row or column half is outside.
+    expected = {
+        tuple((y in (cy - 1, cy) and x in (cx - 1, cx)) for y in range(4) for x in range(4))
+        for cy in range(4)
+        for cx in range(4)
+    }
+    assert {tuple(kind) for kind in kinds.tolist()} == expected
+    assert abs(counts / 4000 - 1 / 16).max() < 0.015
+
+
+def test_a_policy_changes_some_pixels_of_most_images():
+    """One in fourteen is left alone, and a few magnitudes of nothing."""
+    changed = (run(**KINDS["trivialaugment"]) != IMAGES).flatten(1).any(dim=1)
+    assert 0.7 < changed.float().mean() < 1
 
 
 # (text, seed, epoch): SHA-256 of the result, and one row of it. A change here makes every stored

@@ -16,6 +16,13 @@ ACCEPTED = {
     "resized-crop:0.08-1,flip": Augmentation(crop_scale=(0.08, 1.0), flip=True),
     "resized-crop:0.5-0.5": Augmentation(crop_scale=(0.5, 0.5)),
     "resized-crop:1-1": Augmentation(crop_scale=(1.0, 1.0)),
+    "cutout:16": Augmentation(cutout=16),
+    "trivialaugment": Augmentation(policy="trivialaugment"),
+    "randaugment:2-9": Augmentation(policy="randaugment:2-9"),
+    "autoaugment:svhn": Augmentation(policy="autoaugment:svhn"),
+    "crop:4,flip,autoaugment:cifar10,cutout:8": Augmentation(
+        4, True, None, "autoaugment:cifar10", 8
+    ),
 }
 
 
@@ -56,6 +63,18 @@ REFUSED = {
     "resized-crop:0.0009-1": "crop_scale: expected shares",
     "resized-crop:0.25-1.1": "crop_scale: expected shares .*found 0.25 and 1.1",
     "resized-crop:1-0.25": "crop_scale: expected shares .*found 1 and 0.25",
+    "cutout:0": "'cutout:0' is written 'none'",
+    "cutout:1025": "cutout: expected 0 to 1024",
+    "cutout:8,flip": "expected 'none'",
+    "crop:4cutout:8": "expected 'none'",
+    "trivialaugment,trivialaugment": "expected 'none'",
+    "cutout:8,trivialaugment": "expected 'none'",
+    "autoaugment": "expected 'none'",
+    "autoaugment:stl10": "expected 'none'",
+    "randaugment:0-9": "N of 1 to 9 and M of 0 to 30",
+    "randaugment:2-31": "N of 1 to 9 and M of 0 to 30",
+    "randaugment:2-09": "N of 1 to 9 and M of 0 to 30",
+    "mixup:0.2": "expected 'none'",
 }
 
 
@@ -79,11 +98,25 @@ def test_no_number_no_scale(scale):
         Augmentation(crop_scale=scale)
 
 
+@pytest.mark.parametrize("policy", ["", "TrivialAugment", "randaugment", "flip", "cutout:8"])
+def test_no_policy_no_augmentation(policy):
+    """A policy is given by its text, and nothing else is one."""
+    with pytest.raises(ValueError, match="policy: expected trivialaugment, randaugment:N-M"):
+        Augmentation(policy=policy)
+
+
+POLICIES = ["trivialaugment", "randaugment:1-30", "autoaugment:imagenet"]
 SCALES = st.tuples(st.floats(0.001, 1.0), st.floats(0.001, 1.0)).map(lambda x: tuple(sorted(x)))
 
 
-@given(flip=st.booleans(), padding=st.integers(0, 1024), scale=st.none() | SCALES)
-def test_the_text_is_the_augmentation(flip, padding, scale):
+@given(
+    flip=st.booleans(),
+    padding=st.integers(0, 1024),
+    scale=st.none() | SCALES,
+    policy=st.none() | st.sampled_from(POLICIES),
+    cutout=st.integers(0, 1024),
+)
+def test_the_text_is_the_augmentation(flip, padding, scale, policy, cutout):
     """Whatever the numbers: written and parsed again, it is the same."""
-    one = Augmentation(0 if scale else padding, flip, scale)
+    one = Augmentation(0 if scale else padding, flip, scale, policy, cutout)
     assert Augmentation.parse(str(one)) == one

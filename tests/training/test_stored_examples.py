@@ -223,6 +223,8 @@ OTHERS = {
     "none": ({}, r"expected 'crop:1,flip', found 'none' by train.crop_padding, crop_scale"),
     "no flip": ({"crop_padding": 1}, r"expected 'crop:1,flip', found 'crop:1' by train"),
     "more": ({"crop_padding": 2, "flip": True}, r"found 'crop:2,flip'"),
+    "cutout": (CROPPED | {"cutout": 2}, r"found 'crop:1,flip,cutout:2'"),
+    "policy": (CROPPED | {"policy": "trivialaugment"}, r"found 'crop:1,flip,trivialaugment'"),
     "another crop": ({"crop_scale": (0.5, 1)}, r"found 'resized-crop:0.5-1'"),
 }
 
@@ -235,4 +237,4 @@ def test_other_crops_than_the_labelled_ones_are_refused(make_student, store, cas
     with pytest.raises(JoinError, match=message) as refusal:
         make_student(store=store, **changes)
     assert "views.zarr: augmentation of the labelled views" in str(refusal.value)
-    assert "crop_padding: 1, crop_scale: null, flip: true" in str(refusal.value)
+    assert "crop_scale: null, flip: true, policy: null, cutout: 0, or label" in str(refusal.value)
