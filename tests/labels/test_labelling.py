@@ -7,7 +7,6 @@ import torch
 from pipeline.errors import StoreError, WriteError
 from pipeline.images.augment import augment
 from pipeline.images.augmentation import Augmentation
-from pipeline.images.stream import ImageStream
 from pipeline.labels import SoftLabels
 from pipeline.labels.format import DatasetFacts, StoreFacts, TeacherFacts, ViewFacts
 from pipeline.labels.labelling import aligned_rows, label_images, temperature_of_sample
@@ -51,11 +50,17 @@ def writer(beton, state, rows=2 * BATCH, views=PLAIN, teachers=1):
     return StoreWriter(state, facts, keep_logits=teachers == 1, rows=rows)
 
 
-def run(beton, teacher, state, progress=None, views=PLAIN):
-    draft = writer(beton, state, views=views)
-    stream = ImageStream(beton, CPU)
-    label_images([teacher], stream, draft, batch_size=BATCH, precision="float32", progress=progress)
-    return draft
+@pytest.fixture
+def run(train_beton, train_stream, teacher):
+    """A function that asks a teacher about all images, or those that a draft still lacks."""
+    usual = {"batch_size": BATCH, "precision": "float32"}
+
+    def labelled(state, progress=None, views=PLAIN, teacher=teacher):
+        draft = writer(train_beton, state, views=views)
+        label_images([teacher], train_stream, draft, progress=progress, **usual)
+        return draft
+
+    return labelled
 
 
 @pytest.mark.parametrize("top_k", [None, 5])
@@ -67,11 +72,11 @@ def test_chunks_are_whole_batches(making, classes, batch_size, top_k):
     assert rows >= batch_size
 
 
-def test_the_answers_are_the_networks_own_logits(train_beton, teacher, tmp_path):
+def test_the_answers_are_the_networks_own_logits(run, train_stream, teacher, tmp_path):
     """Before the model's temperature: the label's is applied once."""
-    run(train_beton, teacher, tmp_path / "state").publish(tmp_path / "s.zarr", 2.0)
+    run(tmp_path / "state").publish(tmp_path / "s.zarr", 2.0)
     store = SoftLabels.open(tmp_path / "s.zarr")
-    (batch,) = ImageStream(train_beton, CPU).batches(np.arange(240), 240)
+    (batch,) = train_stream.batches(np.arange(240), 240)
     with torch.no_grad():
         logits = 3.0 * teacher(batch.images.float() / 255)
     np.testing.assert_allclose(store.gather_logits(np.arange(240)), logits, atol=2e-3)
@@ -79,37 +84,36 @@ def test_the_answers_are_the_networks_own_logits(train_beton, teacher, tmp_path)
     np.testing.assert_allclose(store.gather(np.arange(240)), soft, atol=2e-3)
 
 
-def shown(beton, view, views=THREE):
+def shown(stream, view, views=THREE):
     """The pixels of one view, by the function that training augments with."""
-    (batch,) = ImageStream(beton, CPU).batches(np.arange(240), 240)
+    (batch,) = stream.batches(np.arange(240), 240)
     augmentation = Augmentation.parse(views.augmentation)
     images = augment(batch.images, batch.index, augmentation, seed=views.seed, epoch=view)
     return images.float() / 255
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_each_view_is_answered_as_training_will_see_it(train_beton, teacher, tmp_path, count):
+def test_each_view_is_answered_as_training_will_see_it(run, train_stream, teacher, tmp_path, count):
     """View v is the image augmented with the view in the epoch's place; one may be enough."""
     views = THREE.model_copy(update={"count": count})
-    run(train_beton, teacher, tmp_path / "state", views=views).publish(tmp_path / "s.zarr", 2.0)
+    run(tmp_path / "state", views=views).publish(tmp_path / "s.zarr", 2.0)
     store = SoftLabels.open(tmp_path / "s.zarr")
     assert store.attributes.views == views
     for view in range(count):
         with torch.no_grad():
-            logits = teacher.raw_logits(shown(train_beton, view))
+            logits = teacher.raw_logits(shown(train_stream, view))
         stored = store.gather_logits(np.arange(240), view=view)
         np.testing.assert_allclose(stored, logits, atol=2e-3)
         soft = store.gather(np.arange(240), view=view)
         np.testing.assert_allclose(soft, (logits / 2.0).softmax(dim=1), atol=2e-3)
 
 
-def test_several_teachers_answer_the_same_views(train_beton, teacher, tmp_path):
+def test_several_teachers_answer_the_same_views(run, train_beton, train_stream, teacher, tmp_path):
     """Teachers stand before the views: twice the same one gives its own labels."""
     draft = writer(train_beton, tmp_path / "two", views=THREE, teachers=2)
-    stream = ImageStream(train_beton, CPU)
-    label_images([teacher, teacher], stream, draft, batch_size=BATCH, precision="float32")
+    label_images([teacher, teacher], train_stream, draft, batch_size=BATCH, precision="float32")
     draft.publish(tmp_path / "two.zarr", 2.0)
-    run(train_beton, teacher, tmp_path / "one", views=THREE).publish(tmp_path / "one.zarr", 2.0)
+    run(tmp_path / "one", views=THREE).publish(tmp_path / "one.zarr", 2.0)
     one, two = (
         SoftLabels.open(tmp_path / f"{n}.zarr").gather(np.arange(240)) for n in ["one", "two"]
     )
@@ -117,28 +121,25 @@ def test_several_teachers_answer_the_same_views(train_beton, teacher, tmp_path):
 
 
 @pytest.mark.parametrize("views", [PLAIN, THREE], ids=["plain", "views"])
-def test_a_temperature_of_a_sample_is_that_of_all(train_beton, teacher, tmp_path, views):
+def test_a_temperature_of_a_sample_is_that_of_all(run, train_stream, teacher, tmp_path, views):
     """All 240 images fit the sample, so the two solutions are one; views count as rows."""
     replay = Replay.of(views, "views")
-    stream = ImageStream(train_beton, CPU)
     asked = {"replay": replay, "batch_size": BATCH, "precision": "float32"}
-    before = temperature_of_sample([teacher], stream, 240, 0.5, **asked)
-    after = run(train_beton, teacher, tmp_path / "state", views=views).solve_temperature(0.5)
+    before = temperature_of_sample([teacher], train_stream, 240, 0.5, **asked)
+    after = run(tmp_path / "state", views=views).solve_temperature(0.5)
     assert before == pytest.approx(after, rel=1e-4)
 
 
-def test_an_augmentation_of_others_is_refused(train_beton, teacher, tmp_path):
+def test_an_augmentation_of_others_is_refused(run, tmp_path):
     """A store may name one that is not ours; making its labels is another matter."""
     views = THREE.model_copy(update={"augmentation": "rotate:15"})
     with pytest.raises(StoreError, match=r"views: expected 'none'.*found 'rotate:15'"):
-        run(train_beton, teacher, tmp_path / "state", views=views)
+        run(tmp_path / "state", views=views)
 
 
 @pytest.mark.parametrize("views", [PLAIN, THREE], ids=["plain", "views"])
 @pytest.mark.parametrize("batches", [1, 2, 5, 14])
-def test_an_interrupted_labelling_ends_with_the_same_bytes(
-    train_beton, teacher, tmp_path, batches, views
-):
+def test_an_interrupted_labelling_ends_with_the_same_bytes(run, tmp_path, batches, views):
     """Stopped after some batches, continued by another writer: the same store."""
 
     class Stop:
@@ -149,11 +150,11 @@ def test_an_interrupted_labelling_ends_with_the_same_bytes(
             if self.count == batches:
                 raise KeyboardInterrupt
 
-    whole = run(train_beton, teacher, tmp_path / "whole", views=views)
+    whole = run(tmp_path / "whole", views=views)
     identity = whole.publish(tmp_path / "whole.zarr", 2.0)
     with pytest.raises(KeyboardInterrupt):
-        run(train_beton, teacher, tmp_path / "state", Stop(), views)
-    draft = run(train_beton, teacher, tmp_path / "state", views=views)
+        run(tmp_path / "state", Stop(), views)
+    draft = run(tmp_path / "state", views=views)
     assert draft.publish(tmp_path / "again.zarr", 2.0) == identity
 
 
@@ -173,33 +174,32 @@ class Spoiled(torch.nn.Module):
 
 
 @pytest.mark.parametrize("at", [0, 70, 239])
-def test_an_image_without_an_answer_is_named(train_beton, teacher, tmp_path, at):
+def test_an_image_without_an_answer_is_named(run, train_beton, teacher, tmp_path, at):
     """The error of the writing thread ends the loop; with a sound teacher the run goes on."""
     with pytest.raises(StoreError, match=f"sample {at}: the teacher's logits: .* found nan"):
-        run(train_beton, Spoiled(teacher, at), tmp_path / "state")
+        run(tmp_path / "state", teacher=Spoiled(teacher, at))
     kept = at // (2 * BATCH) * 2 * BATCH
     assert writer(train_beton, tmp_path / "state").rows_left[0] == kept
-    whole = run(train_beton, teacher, tmp_path / "whole").publish(tmp_path / "whole.zarr", 2.0)
-    draft = run(train_beton, teacher, tmp_path / "state")
+    whole = run(tmp_path / "whole").publish(tmp_path / "whole.zarr", 2.0)
+    draft = run(tmp_path / "state")
     assert draft.publish(tmp_path / "again.zarr", 2.0) == whole
 
 
-def test_only_missing_chunks_are_asked_of_the_teacher(train_beton, teacher, tmp_path):
+def test_only_missing_chunks_are_asked_of_the_teacher(run, tmp_path):
     """Chunks in the middle that are gone or damaged are redone in batches of their own."""
-    whole = run(train_beton, teacher, tmp_path / "whole").publish(tmp_path / "whole.zarr", 2.0)
-    run(train_beton, teacher, tmp_path / "state")
+    whole = run(tmp_path / "whole").publish(tmp_path / "whole.zarr", 2.0)
+    run(tmp_path / "state")
     for chunk in (1, 4):
         (tmp_path / "state/logits-0/logits/c" / str(chunk) / "0").unlink()
     asked: list[int] = []
-    draft = run(train_beton, teacher, tmp_path / "state", asked.append)
+    draft = run(tmp_path / "state", asked.append)
     assert sum(asked) == 2 * 2 * BATCH
     assert draft.publish(tmp_path / "again.zarr", 2.0) == whole
 
 
-def test_a_disk_that_refuses_ends_the_loop(train_beton, teacher, tmp_path):
+def test_a_disk_that_refuses_ends_the_loop(train_beton, train_stream, teacher, tmp_path):
     """What the writing thread meets is one clear line in the caller."""
     draft = writer(train_beton, tmp_path / "state")
     (tmp_path / "state/logits-0").write_text("in the way")
-    stream = ImageStream(train_beton, CPU)
     with pytest.raises(WriteError, match="cannot be written: Not a directory"):
-        label_images([teacher], stream, draft, batch_size=BATCH, precision="float32")
+        label_images([teacher], train_stream, draft, batch_size=BATCH, precision="float32")

@@ -6,7 +6,6 @@ import torch
 
 from pipeline.errors import JoinError, StoreError
 from pipeline.images.fingerprint import fingerprint
-from pipeline.images.stream import ImageStream
 from pipeline.labels import SoftLabels
 from pipeline.labels.format import DatasetFacts, StoreFacts, TeacherFacts, ViewFacts
 from pipeline.labels.labelling import label_images
@@ -44,7 +43,7 @@ def teachers(train_beton):
 
 
 @pytest.fixture(scope="module")
-def make_store(train_beton, teachers, tmp_path_factory):
+def make_store(train_beton, train_stream, teachers, tmp_path_factory):
     """A function that labels the digits in batches of 16 and verifies the store."""
 
     def make(views=THREE, count=1, precision="float32", **options):
@@ -59,8 +58,7 @@ def make_store(train_beton, teachers, tmp_path_factory):
         )
         options = {"rows": 64, "keep_logits": count == 1} | options
         writer = StoreWriter(folder / "draft", facts, **options)
-        stream = ImageStream(train_beton, CPU)
-        label_images(teachers[:count], stream, writer, batch_size=16, precision=precision)
+        label_images(teachers[:count], train_stream, writer, batch_size=16, precision=precision)
         writer.publish(folder / "s.zarr", 2.0)
         verify_store(folder / "s.zarr", train_beton)
         return SoftLabels.open(folder / "s.zarr")
@@ -74,9 +72,9 @@ def store(make_store):
     return make_store()
 
 
-def ask(store, teachers, beton, **changes):
+def ask(store, teachers, stream, **changes):
     asked = {"sample": ALL, "seed": 0, "data": "train.beton"} | changes
-    return recompute(store, teachers, ImageStream(beton, CPU), **asked)
+    return recompute(store, teachers, stream, **asked)
 
 
 SPARSE = {"top_k": 4, "temperature": 2.0, "keep_logits": False}
@@ -92,10 +90,10 @@ GOOD = {
 
 
 @pytest.mark.parametrize("kind", GOOD)
-def test_the_teachers_own_answers_pass(make_store, teachers, train_beton, kind):
+def test_the_teachers_own_answers_pass(make_store, teachers, train_stream, kind):
     """All of them, in other batches than they were made in; the differences are rounding."""
     store = make_store(**GOOD[kind])
-    found = ask(store, teachers[: len(store.attributes.teachers)], train_beton)
+    found = ask(store, teachers[: len(store.attributes.teachers)], train_stream)
     assert found.answers == 240 * store.num_views
     assert found.worst_probability < 1e-3
     assert (found.worst_logit is None) == (not store.has_logits)
@@ -103,7 +101,7 @@ def test_the_teachers_own_answers_pass(make_store, teachers, train_beton, kind):
 
 
 @pytest.mark.parametrize("kind", GOOD)
-def test_another_teachers_answers_do_not(make_store, teachers, train_beton, kind):
+def test_another_teachers_answers_do_not(make_store, teachers, train_stream, kind):
     """The first wrong answer is named with its sample, view and class."""
     store = make_store(**GOOD[kind])
     others = [*teachers[::-1], teachers[0]][: len(store.attributes.teachers)]
@@ -111,7 +109,7 @@ def test_another_teachers_answers_do_not(make_store, teachers, train_beton, kind
         others = [teachers[0], teachers[0]]
     where = r"s.zarr: sample \d+, view 0: (logit|probability) of class '\d': expected"
     with pytest.raises(StoreError, match=where):
-        ask(store, others, train_beton)
+        ask(store, others, train_stream)
 
 
 def rewritten(store, folder, change=None, **facts):
@@ -131,19 +129,19 @@ def swap(logits):
     logits[77, 2] = logits[77, 0]
 
 
-def test_a_row_of_another_view_is_found(store, teachers, train_beton, tmp_path):
+def test_a_row_of_another_view_is_found(store, teachers, train_stream, tmp_path):
     """One label of 720 replaced by the same image's in another view, and everything re-signed."""
     other = rewritten(store, tmp_path, swap)
     with pytest.raises(StoreError, match=r"sample 77, view 2: logit of class .* times as far as"):
-        ask(other, teachers[:1], train_beton)
+        ask(other, teachers[:1], train_stream)
 
 
-def test_a_sample_finds_what_it_covers(store, teachers, train_beton, tmp_path):
+def test_a_sample_finds_what_it_covers(store, teachers, train_stream, tmp_path):
     """Of one bad answer among 720, a draw of half finds it in about half of the seeds."""
     other, found = rewritten(store, tmp_path, swap), 0
     for seed in range(8):
         try:
-            assert ask(other, teachers[:1], train_beton, sample=360, seed=seed).answers == 360
+            assert ask(other, teachers[:1], train_stream, sample=360, seed=seed).answers == 360
         except StoreError:
             found += 1
     assert 1 <= found <= 7
@@ -169,28 +167,28 @@ CLAIMS = {
 @pytest.mark.parametrize("claim", CLAIMS)
 @pytest.mark.parametrize("logits", [True, False], ids=["logits", "soft labels"])
 def test_views_of_another_seed_or_augmentation_are_found(
-    store, teachers, train_beton, tmp_path, claim, logits
+    store, teachers, train_stream, tmp_path, claim, logits
 ):
     """A store that misnames how its views were made says other images than were labelled."""
     views = store.attributes.views.model_copy(update=CLAIMS[claim])
     other = rewritten(store, tmp_path, views=views)
     other = other if logits else without_logits(other, tmp_path / "plain")
     with pytest.raises(StoreError, match=r"sample \d+, view 0"):
-        ask(other, teachers[:1], train_beton)
+        ask(other, teachers[:1], train_stream)
 
 
-def test_a_misnamed_temperature_is_found(store, teachers, train_beton, tmp_path):
+def test_a_misnamed_temperature_is_found(store, teachers, train_stream, tmp_path):
     """Soft labels alone are compared at the temperature that the store says."""
     attributes = store.attributes.model_copy(update={"temperature": 2.1})
     rows = store.gather(np.arange(240))
     target = tmp_path / "s.zarr"
     write_store(target, attributes, rows, store.labels, store.sample_hash, source="soft_labels")
     with pytest.raises(StoreError, match=r"view 0: probability of class"):
-        ask(SoftLabels.open(target), teachers[:1], train_beton)
+        ask(SoftLabels.open(target), teachers[:1], train_stream)
 
 
 def test_sparse_rows_that_leave_out_a_large_class_are_found(
-    make_store, teachers, train_beton, tmp_path
+    make_store, teachers, train_stream, tmp_path
 ):
     """The listed probabilities are right, but the largest is not among them."""
     store = make_store(**SPARSE)
@@ -210,19 +208,19 @@ def test_sparse_rows_that_leave_out_a_large_class_are_found(
     writer.append_topk(indices, probs, store.labels, store.sample_hash)
     writer.publish(tmp_path / "s.zarr", 2.0)
     with pytest.raises(StoreError, match=r"sample 0, view 0: probability of class"):
-        ask(SoftLabels.open(tmp_path / "s.zarr"), teachers[:1], train_beton)
+        ask(SoftLabels.open(tmp_path / "s.zarr"), teachers[:1], train_stream)
 
 
-def test_bfloat16_needs_its_tolerance(make_store, teachers, train_beton):
+def test_bfloat16_needs_its_tolerance(make_store, teachers, train_stream):
     """Labels made in bfloat16 are further off than rounding in float32 explains, and say so."""
     store = make_store(precision="bfloat16")
     with pytest.raises(StoreError, match="times as far as rounding explains"):
-        ask(store, teachers[:1], train_beton)
-    ask(store, teachers[:1], train_beton, tolerance=0.05)
+        ask(store, teachers[:1], train_stream)
+    ask(store, teachers[:1], train_stream, tolerance=0.05)
     assert TOLERANCE < 0.05
 
 
-def test_other_images_are_not_asked_about(store, teachers, train_beton, tmp_path):
+def test_other_images_are_not_asked_about(store, teachers, train_stream, tmp_path):
     """Each image's hash is compared before its answer."""
     hashes = store.sample_hash.copy()
     hashes[9] += np.uint64(1)
@@ -232,7 +230,7 @@ def test_other_images_are_not_asked_about(store, teachers, train_beton, tmp_path
     target = tmp_path / "s.zarr"
     write_store(target, attributes, store.gather_logits(np.arange(240)), store.labels, hashes)
     with pytest.raises(JoinError, match=r"sample 9: expected sample_hash .* in train.beton"):
-        ask(SoftLabels.open(target), teachers[:1], train_beton)
+        ask(SoftLabels.open(target), teachers[:1], train_stream)
 
 
 def test_teachers_are_put_in_the_stores_order(make_store):

@@ -64,14 +64,12 @@ def test_a_checkpoint_is_never_taken_over_itself(ltd_pipe, project):
     assert digest(project / TEACHER) == before
 
 
-def test_label_writes_the_teachers_answers(project, train_beton):
+def test_label_writes_the_teachers_answers(project, train_stream):
     """The stored labels are the softmax of the teacher's logits at the recorded temperature."""
     from pipeline.images.pixels import to_unit
-    from pipeline.images.stream import ImageStream
 
     store, model = SoftLabels.open(Path("data/labels.zarr")), load_classifier(Path(TEACHER))
-    stream = ImageStream(train_beton, torch.device("cpu"))
-    (batch,) = stream.batches(np.arange(240), 240)
+    (batch,) = train_stream.batches(np.arange(240), 240)
     with torch.no_grad():
         logits = model.raw_logits(to_unit(batch.images))
     expected = (logits / store.attributes.temperature).softmax(dim=1).numpy()
@@ -257,10 +255,9 @@ def test_labels_permuted_by_two_rows_stop_training(ltd_pipe, project):
     assert not Path("new/model.safetensors").exists()
 
 
-def test_a_wrong_join_names_the_sample(project, train_beton):
+def test_a_wrong_join_names_the_sample(project, train_stream):
     """Past the fingerprint, each batch is still checked: the first wrong sample is named."""
     from pipeline.errors import JoinError
-    from pipeline.images.stream import ImageStream
     from pipeline.params import TrainParams
     from pipeline.training.student import student_examples
 
@@ -269,7 +266,7 @@ def test_a_wrong_join_names_the_sample(project, train_beton):
     params = TrainParams(architecture="x", epochs=1, eps=0.1, step_size=0.1, label_kind="ltd")
     cpu = torch.device("cpu")
     examples = student_examples(params, 10, store, "train.beton", cpu, 0)
-    (batch,) = ImageStream(train_beton, cpu).batches(np.arange(240), 240)
+    (batch,) = train_stream.batches(np.arange(240), 240)
     with pytest.raises(JoinError, match=r"sample 3: expected sample_hash .* in train.beton"):
         examples.draw(batch, 0)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.images.stream import ImageStream
 from pipeline.params import TeacherParams, TrainParams
 from pipeline.training.run import new_classifier, split_samples
 from pipeline.training.state import Snapshots
@@ -18,7 +17,7 @@ ATTACK = {"eps": 0.1, "step_size": 0.05, "attack_steps": 2, "validation_attack_s
 
 
 @pytest.fixture
-def make_student(train_beton, tmp_path):
+def make_student(train_beton, train_stream, tmp_path):
     """A function that puts a student's run together; changes go to its parameters."""
 
     def make(*, store=None, seed=0, state=None, stream=None, **changes):
@@ -27,7 +26,7 @@ def make_student(train_beton, tmp_path):
         model = new_classifier(params, train_beton.manifest, seed=seed, role="student", device=CPU)
         return student_fit(
             model,
-            stream or ImageStream(train_beton, CPU),
+            stream or train_stream,
             *split_samples(train_beton),
             params,
             examples=student_examples(params, 10, store, "train.beton", CPU, seed),
@@ -40,7 +39,7 @@ def make_student(train_beton, tmp_path):
 
 
 @pytest.fixture
-def make_teacher(train_beton, tmp_path):
+def make_teacher(train_beton, train_stream, tmp_path):
     """A function that puts a teacher's run together."""
 
     def make(**changes):
@@ -48,7 +47,7 @@ def make_teacher(train_beton, tmp_path):
         model = new_classifier(params, train_beton.manifest, seed=0, role="teacher", device=CPU)
         return teacher_fit(
             model,
-            ImageStream(train_beton, CPU),
+            train_stream,
             *split_samples(train_beton),
             params,
             snapshots=Snapshots(tmp_path / "state"),

@@ -8,7 +8,6 @@ import torch
 from conftest import SHORT
 
 from pipeline.errors import JoinError
-from pipeline.images.stream import ImageStream
 from pipeline.labels import SoftLabels
 from pipeline.labels.format import DatasetFacts, StoreFacts, TeacherFacts, ViewFacts
 from pipeline.labels.labelling import label_images
@@ -29,12 +28,12 @@ TOLERANCE = 2e-3
 
 
 @pytest.fixture(scope="module")
-def teacher(train_beton, tmp_path_factory):
+def teacher(train_beton, train_stream, tmp_path_factory):
     """A teacher that knows something, so that its answers to two views differ."""
     params = TeacherParams(**SHORT | {"epochs": 4, "learning_rate": 0.2})
     fit = teacher_fit(
         new_classifier(params, train_beton.manifest, seed=0, role="teacher", device=CPU),
-        ImageStream(train_beton, CPU),
+        train_stream,
         *split_samples(train_beton),
         params,
         snapshots=Snapshots(tmp_path_factory.mktemp("teacher")),
@@ -46,7 +45,7 @@ def teacher(train_beton, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def make_store(train_beton, teacher, tmp_path_factory):
+def make_store(train_beton, train_stream, teacher, tmp_path_factory):
     """A function that labels the digits with that teacher."""
 
     def make(views=VIEWS, **options):
@@ -61,8 +60,7 @@ def make_store(train_beton, teacher, tmp_path_factory):
         )
         options = {"keep_logits": True, "rows": 64} | options
         writer = StoreWriter(folder / "draft", facts, **options)
-        stream = ImageStream(train_beton, CPU)
-        label_images([teacher], stream, writer, batch_size=64, precision="float32")
+        label_images([teacher], train_stream, writer, batch_size=64, precision="float32")
         writer.publish(folder / "views.zarr", 2.0)
         return SoftLabels.open(folder / "views.zarr")
 
@@ -78,8 +76,8 @@ def store(make_store):
 class WatchedStream:
     """Remembers which samples the loop was given last."""
 
-    def __init__(self, beton):
-        self._stream, self.rows = ImageStream(beton, CPU), None
+    def __init__(self, stream):
+        self._stream, self.rows = stream, None
 
     def batches(self, *asked, **more):
         for batch in self._stream.batches(*asked, **more):
@@ -102,11 +100,11 @@ class WatchedObjective:
 
 
 @pytest.fixture
-def watch(make_student, train_beton, tmp_path):
+def watch(make_student, train_stream, tmp_path):
     """A function that trains and gives, of each step, (epoch, rows, images, target)."""
 
     def watched(store, **changes):
-        stream = WatchedStream(train_beton)
+        stream = WatchedStream(train_stream)
         state = tmp_path / f"state-{len(list(tmp_path.iterdir()))}"
         options = SOFT | CROPPED | changes
         fit = make_student(store=store, stream=stream, state=state, **options)
@@ -186,11 +184,11 @@ def test_one_fixed_view(watch, make_store, teacher):
         assert distance(answer(teacher, images), target).max() < TOLERANCE
 
 
-def test_labels_of_plain_images_are_taken_for_any_crop(watch, make_store, train_beton, teacher):
+def test_labels_of_plain_images_are_taken_for_any_crop(watch, make_store, train_stream, teacher):
     """As ever: each epoch crops anew by the run's seed, and the label is the whole image's."""
     steps = watch(make_store(views=ViewFacts()), epochs=4)
     assert not torch.equal(by_sample(steps, 0), by_sample(steps, 3))
-    (batch,) = ImageStream(train_beton, CPU).batches(np.arange(240), 240)
+    (batch,) = train_stream.batches(np.arange(240), 240)
     plain = answer(teacher, batch.images.float() / 255)
     for _, rows, _, target in steps:
         assert distance(plain[torch.from_numpy(rows)], target).max() < TOLERANCE
