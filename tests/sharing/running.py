@@ -28,7 +28,7 @@ def running(command: list[str], port: int, log: Path):
 
 
 def _wait(process: subprocess.Popen, port: int, log: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             return

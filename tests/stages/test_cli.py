@@ -1,8 +1,11 @@
 """What all commands promise: help with an example, one line of refusal, and exit codes."""
 
+import contextlib
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -87,14 +90,24 @@ def test_it_runs_as_a_module():
     assert done.stdout.startswith("ltd-pipe, version 0.1.0")
 
 
-@pytest.mark.slow
-def test_ctrl_c_leaves_nothing_half_written(project, tmp_path):
-    """SIGINT in the middle of training: exit code 130, a snapshot, and no model."""
-    import signal
-
+@contextlib.contextmanager
+def training():
+    """A long training run in a process of its own, once it has begun; ended in any case."""
     command = [sys.executable, "-m", "stages", "train", "--out", "new/student", "--epochs", "400"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
-        _wait_for(project / "new/student/live")
+        try:
+            while not Path("new/student/live").exists():
+                assert running.poll() is None, running.stderr.read()
+                time.sleep(0.05)
+            yield running
+        finally:
+            running.kill()
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_nothing_half_written(project):
+    """SIGINT in the middle of training: exit code 130, a snapshot, and no model."""
+    with training() as running:
         running.send_signal(signal.SIGINT)
         _, err = running.communicate()
     assert running.returncode == 130
@@ -106,20 +119,10 @@ def test_ctrl_c_leaves_nothing_half_written(project, tmp_path):
 @pytest.mark.slow
 def test_a_second_run_is_refused_while_one_is_running(ltd_pipe, project):
     """The first goes on; the second is told which process it is."""
-    command = [sys.executable, "-m", "stages", "train", "--out", "new/student", "--epochs", "400"]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as running:
-        _wait_for(project / "new/student/live")
+    with training() as running:
         outcome = ltd_pipe("train", "--out", "new/student")
-        running.kill()
     assert outcome.code == 1
     assert f"new/student: process {running.pid} is writing to it" in outcome.err
-
-
-def _wait_for(path):
-    deadline = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} did not appear"
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(

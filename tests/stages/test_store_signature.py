@@ -121,7 +121,7 @@ def test_without_a_terminal_a_passphrase_is_not_waited_for(store, make_key):
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 1
     assert "no terminal to ask for it. Set LTD_PIPE_KEY_PASSPHRASE." in done.stderr
