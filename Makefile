@@ -2,6 +2,7 @@
 #
 # PYTHON=python3.12     the interpreter of a new .venv (default: python3, or what .venv has)
 # TORCH_BACKEND=cpu     another build of torch: cpu, cu130, auto, … (default: PyPI's, for CUDA)
+# TEST_PROCESSES=2      how many run the tests; each takes up to 3 GiB of memory
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -9,6 +10,7 @@ SHELL := bash
 
 # In each recipe rather than exported: set-up has to find the system's python3, not .venv's.
 VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
+TEST_PROCESSES ?= 2
 
 .PHONY: help set-up repro test lint format lock clean
 
@@ -22,7 +24,7 @@ repro: set-up ## run the pipeline of dvc.yaml: prepare, teacher, label, train, e
 	@$(VENV) dvc repro
 
 test: lint ## lint, types, spelling and all tests
-	@$(VENV) pytest
+	@$(VENV) pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 lint: set-up ## lint, format, types and spelling
 	@$(VENV) ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,11 +22,28 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+def pytest_configure():
+    """One thread here and in every process that tests start.
+
+    `make test` runs as many test processes as small machines have cores, and threads that wait
+    for a core in turns are slower than one.
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Hand out files with slow tests first, so that processes end at about the same time."""
+    if hasattr(config, "workerinput"):
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def _one_answer():
     """Fix the seed and the thread count, so that equal inputs give equal bits."""
     torch.manual_seed(0)
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -100,6 +100,7 @@ def test_a_containers_limit_counts(monkeypatch, tmp_path, text, cores):
     limit.write_text(text)
     monkeypatch.setattr(doctor, "_CPU_LIMIT", limit)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(64)))
+    torch.set_num_threads(2)
     assert check("threads").found == f"2 for {cores} cores"
 
 

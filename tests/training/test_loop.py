@@ -205,7 +205,6 @@ import os, signal, sys
 import numpy as np, torch
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-torch.set_num_threads(2)
 from conftest import ATTACK, SHORT
 from pipeline.images.beton import open_beton
 from pipeline.images.stream import ImageStream
