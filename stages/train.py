@@ -148,8 +148,10 @@ def _fit(
 
 def _facts(params: Params, beton: Beton, store: SoftLabels | None) -> dict[str, Any]:
     from pipeline.training.run import common_facts
+    from pipeline.training.student import threat_model
 
     labels = None
     if store is not None:
         labels = {"identity": store.identity, "temperature": store.attributes.temperature}
-    return common_facts("student", params.train, beton.manifest, params.seed, labels=labels)
+    more = {"labels": labels, "threat_model": threat_model(params.train)}
+    return common_facts("student", params.train, beton.manifest, params.seed, **more)

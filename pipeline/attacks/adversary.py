@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
+from pipeline.attacks.fast import n_fgsm
 from pipeline.attacks.mode import evaluation_mode
 from pipeline.attacks.pgd import pgd
 from pipeline.attacks.start import begin
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from pipeline.attacks.pgd import LossOfLogits
     from pipeline.attacks.start import Start
 
-__all__ = ["Adversary"]
+__all__ = ["Adversary", "Method"]
+
+Method = Literal["pgd", "n-fgsm"]
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,41 @@ class Adversary:
     step_size : float
         Length of a step in the ball's norm, pixel units.
     steps : int
+        1 for n-fgsm.
+    method : {"pgd", "n-fgsm"}
+        See `pgd` and `n_fgsm`; the latter's images may leave the ball.
+    start : {"uniform", "normal", "none"}, optional
+        Where PGD begins; by default where the objective says.
+    noise : float
+        n-fgsm: in units of eps.
+    warmup_epochs : float
+        Over which eps and the step grow from 0.
     """
 
     ball: Ball
     step_size: float
     steps: int
+    method: Method = "pgd"
+    start: Start | None = None
+    noise: float = 2.0
+    warmup_epochs: float = 0.0
+
+    def at(self, epochs: float) -> Adversary:
+        """The adversary at a moment of the run: a pure function of it.
+
+        During warm-up eps and the step are a share of themselves that grows linearly; so does
+        the noise, which is in units of eps.
+
+        Parameters
+        ----------
+        epochs : float
+            Done so far, with fractions: (step + 0.5) / steps per epoch, the middle of the step.
+        """
+        if epochs >= self.warmup_epochs:
+            return self
+        share = epochs / self.warmup_epochs
+        ball = replace(self.ball, eps=share * self.ball.eps)
+        return replace(self, ball=ball, step_size=share * self.step_size)
 
     def attack(
         self,
@@ -52,10 +85,11 @@ class Adversary:
         ----------
         model : Module
         images : Tensor of shape (B, C, H, W), dtype float32, in [0, 1]
+            Left as they are.
         loss : callable
             What is maximised: maps logits of shape (B, K) to losses of shape (B,).
         start : {"uniform", "normal", "none"}
-            Where the ascent begins; see `pipeline.attacks.start`.
+            Where the objective's ascent begins; see `pipeline.attacks.start`.
         index : Tensor of shape (B,), dtype int64
             Sample indices.
         key : int
@@ -64,13 +98,18 @@ class Adversary:
         Returns
         -------
         Tensor like images
+            In [0, 1], and for PGD in the ball.
         """
         with evaluation_mode(model):
+            if self.method == "n-fgsm":
+                wide = replace(self.ball, eps=self.noise * self.ball.eps)
+                noisy = wide.uniform(images, index, key)
+                return n_fgsm(model, noisy, loss, ball=self.ball, step_size=self.step_size)
             return pgd(
                 model,
                 images,
                 loss,
-                start=begin(start, self.ball, images, index, key),
+                start=begin(self.start or start, self.ball, images, index, key),
                 ball=self.ball,
                 step_size=self.step_size,
                 steps=self.steps,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-__all__ = ["Number", "Pixels", "Probability", "Section", "as_number"]
+__all__ = ["Number", "Pixels", "Probability", "Section", "as_number", "require_pixel_units"]
 
 
 def as_number(value: Any) -> Any:
@@ -24,6 +24,25 @@ Number = Annotated[float, BeforeValidator(as_number)]
 # Pixel units: images are in [0, 1], so a perturbation above 1 means a wrong unit.
 Pixels = Annotated[float, BeforeValidator(as_number), Field(gt=0, le=1)]
 Probability = Annotated[float, BeforeValidator(as_number), Field(ge=0, le=1)]
+
+# By what a wrong unit is noticed, since images are in [0, 1]. The field's largest L2 radius is
+# about 5, for photographs of 224 pixels.
+_LARGEST = {"linf": 1.0, "l2": 20.0}
+
+
+def require_pixel_units(value: float, norm: str) -> None:
+    """Refuse a radius or a step that cannot be in pixel units.
+
+    Raises
+    ------
+    ValueError
+        Which pydantic names the key of.
+    """
+    if value > _LARGEST[norm]:
+        raise ValueError(
+            f"input should be less than or equal to {_LARGEST[norm]:g} for norm {norm}, in pixel "
+            f"units [0, 1]: found {value:g}"
+        )
 
 
 class Section(BaseModel):

@@ -6,13 +6,14 @@ from typing import Literal
 
 from pydantic import Field
 
+from pipeline.params.attack import AttackParams
 from pipeline.params.fit import FitParams
-from pipeline.params.section import Number, Pixels, Probability
+from pipeline.params.section import Number, Probability
 
 __all__ = ["TrainParams"]
 
 
-class TrainParams(FitParams):
+class TrainParams(AttackParams, FitParams):
     """The student: adversarial training on one-hot, smoothed or the teacher's soft labels."""
 
     objective: Literal["at", "trades", "mart"] = Field(
@@ -54,11 +55,5 @@ class TrainParams(FitParams):
     )
     temperature: Number = Field(
         1.0, gt=0, description="the student's own, part of the model, in training and inference"
-    )
-    eps: Pixels = Field(description="radius of the L-infinity ball, in pixel units [0, 1]")
-    step_size: Pixels = Field(description="of PGD, in pixel units")
-    attack_steps: int = Field(10, ge=1, description="PGD steps in training")
-    validation_attack_steps: int = Field(
-        10, ge=1, description="PGD steps when choosing the best checkpoint"
     )
     validation_every: int = Field(1, ge=1, description="epochs between validations")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import functional
 
 from pipeline import objectives, rng
 from pipeline.attacks import Adversary, Ball, pgd
 from pipeline.images.pixels import to_unit
-from pipeline.objectives import cross_entropy
 from pipeline.training import targets
 from pipeline.training.examples import FreshExamples
 from pipeline.training.loop import Fit, Perturbation
@@ -28,7 +29,13 @@ if TYPE_CHECKING:
     from pipeline.training.examples import Examples
     from pipeline.training.state import Snapshots
 
-__all__ = ["student_examples", "student_fit", "validate_robustness"]
+__all__ = [
+    "student_examples",
+    "student_fit",
+    "threat_model",
+    "training_adversary",
+    "validate_robustness",
+]
 
 
 def student_examples(
@@ -83,6 +90,10 @@ def validate_robustness(
 ) -> dict[str, float]:
     """Clean and PGD accuracy on the validation split, with the same starts at every epoch.
 
+    The attack is the evaluation's, PGD on the cross entropy with steps of 2.5 · eps / steps from
+    a uniform start, at the full eps and whatever the training attack is. It must be another one
+    than training's for a collapse of single-step training to be seen.
+
     Returns
     -------
     dict
@@ -90,30 +101,59 @@ def validate_robustness(
     """
     if not len(samples):
         return {}
-    clean = robust = 0
-    key, ball = rng.stream_key(seed, "validation-start"), Ball("linf", params.eps)
+    key, ball = rng.stream_key(seed, "validation-start"), Ball(params.norm, params.eps)
+    steps = params.validation_attack_steps
+    hits = torch.zeros(2, dtype=torch.int64, device=stream.device)
     for batch in stream.batches(samples, params.batch_size):
         images = to_unit(batch.images)
-        onehot = targets.onehot(batch.labels, model.num_classes)
         attacked = pgd(
             model,
             images,
-            lambda logits, onehot=onehot: cross_entropy(logits, onehot),  # type: ignore[misc]
+            partial(functional.cross_entropy, target=batch.labels, reduction="none"),
             start=ball.uniform(images, batch.index, key),
             ball=ball,
-            step_size=params.step_size,
-            steps=params.validation_attack_steps,
+            step_size=2.5 * ball.eps / steps,
+            steps=steps,
         )
         with torch.no_grad():
             right = model(images).argmax(dim=1) == batch.labels
             still = model(attacked).argmax(dim=1) == batch.labels
-        clean += int(right.sum())
-        # An image that is wrong when clean is not robust, whatever the attack did to it.
-        robust += int((right & still).sum())
-    total = len(samples)
+        # An image that is wrong when clean is not robust, whatever the attack did to it. The
+        # counts stay on the device, so that no batch waits for the one before.
+        hits += torch.stack([right.sum(), (right & still).sum()])
+    clean, robust = hits.tolist()
     return {
-        "validation/clean_accuracy": clean / total,
-        "validation/robust_accuracy": robust / total,
+        "validation/clean_accuracy": clean / len(samples),
+        "validation/robust_accuracy": robust / len(samples),
+    }
+
+
+def training_adversary(params: TrainParams) -> Adversary:
+    """The attack that the student is trained against."""
+    return Adversary(
+        Ball(params.norm, params.eps),
+        params.step,
+        params.steps,
+        # FGSM-RS is PGD of one step, from a uniform start whatever the objective.
+        method="n-fgsm" if params.attack == "n-fgsm" else "pgd",
+        start="uniform" if params.attack == "fgsm-rs" else params.attack_start,
+        noise=params.attack_noise,
+    )
+
+
+def threat_model(params: TrainParams) -> dict[str, Any]:
+    """What the student is trained to withstand, and how: for its checkpoint's facts.
+
+    Returns
+    -------
+    dict
+        `norm` and `eps`, and the training attack's `name`, `steps` and `step_size` as they were
+        decided where the parameters leave them open. Pixel units.
+    """
+    return {
+        "norm": params.norm,
+        "eps": params.eps,
+        "attack": {"name": params.attack, "steps": params.steps, "step_size": params.step},
     }
 
 
@@ -166,7 +206,7 @@ def student_fit(
         params=params,
         objective=_objective(params),
         examples=examples,
-        adversary=Adversary(Ball("linf", params.eps), params.step_size, params.attack_steps),
+        adversary=training_adversary(params),
         validate=lambda candidate: validate_robustness(candidate, stream, validation, params, seed),
         select=lambda row: (
             row.get("validation/robust_accuracy", 0.0),

@@ -45,6 +45,13 @@ def test_teacher_facts_tell_how_it_was_made(project):
     assert facts["data"]["dataset"] == "digits"
 
 
+def test_student_facts_name_the_threat_model(project):
+    """Norm, radius and the attack are in the checkpoint, not only how they were asked for."""
+    facts = read_facts(Path("data/student/model.safetensors"))
+    attack = {"name": "pgd", "steps": 2, "step_size": 0.05}
+    assert facts["threat_model"] == {"norm": "linf", "eps": 0.1, "attack": attack}
+
+
 def test_a_given_checkpoint_is_taken_as_the_teacher(ltd_pipe, project):
     """No training: weights in, the same weights out, measured."""
     outcome = ltd_pipe("teacher", "--checkpoint", TEACHER, "--out", "taken")

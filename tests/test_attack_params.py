@@ -1,0 +1,98 @@
+"""The attack's parameters: what is left open is decided, what contradicts itself is refused."""
+
+import pytest
+from pydantic import ValidationError
+
+from pipeline.params import TrainParams
+from pipeline.training.student import threat_model, training_adversary
+
+
+def attack(**changes):
+    return TrainParams(**{"architecture": "x", "epochs": 1, "eps": "8/255"} | changes)
+
+
+DECIDED = {
+    "PGD of ten steps": ({}, (10, 2.5 * 8 / 255 / 10)),
+    "PGD of fewer steps": ({"attack_steps": 3}, (3, 2.5 * 8 / 255 / 3)),
+    "as given": ({"step_size": "2/255", "attack_steps": 7}, (7, 2 / 255)),
+    "N-FGSM": ({"attack": "n-fgsm"}, (1, 8 / 255)),
+    "FGSM-RS": ({"attack": "fgsm-rs"}, (1, 10 / 255)),
+    "FGSM-RS as given": ({"attack": "fgsm-rs", "step_size": "16/255"}, (1, 16 / 255)),
+    "L2": ({"norm": "l2", "eps": "128/255"}, (10, 2.5 * 128 / 255 / 10)),
+}
+
+
+@pytest.mark.parametrize(("changes", "expected"), DECIDED.values(), ids=DECIDED)
+def test_steps_and_their_size_are_the_methods_own(changes, expected):
+    """Null means what the method's authors do, in units of eps."""
+    params = attack(**changes)
+    assert (params.steps, params.step) == (expected[0], pytest.approx(expected[1]))
+
+
+ACCEPTED = {
+    "an L2 radius above 1": {"norm": "l2", "eps": 3},
+    "an L2 step above 1": {"norm": "l2", "eps": 3, "step_size": 1.5},
+    "the largest radius": {"eps": 1},
+    "a start": {"attack_start": "none"},
+    "one step of PGD": {"attack_steps": 1, "step_size": "8/255"},
+    "one step, said so": {"attack": "n-fgsm", "attack_steps": 1},
+    "L2 with FGSM-RS": {"attack": "fgsm-rs", "norm": "l2", "eps": 1.5},
+    "no noise": {"attack": "n-fgsm", "attack_noise": 0},
+}
+
+
+@pytest.mark.parametrize("changes", ACCEPTED.values(), ids=ACCEPTED)
+def test_accepted(changes):
+    """Sound settings are taken."""
+    attack(**changes)
+
+
+REFUSED = {
+    "linf above 1": ({"eps": 3}, "eps\n.*less than or equal to 1 for norm linf.*: found 3"),
+    "linf step": ({"step_size": 2}, "step_size\n.*less than or equal to 1 for norm linf"),
+    "bytes as L2": ({"norm": "l2", "eps": 128}, "eps\n.*equal to 20 for norm l2.*: found 128"),
+    "no ball": ({"eps": 0}, "eps\n.*greater than 0"),
+    "another norm": ({"norm": "l1"}, "norm\n.*'linf' or 'l2'"),
+    "another attack": ({"attack": "fgsm"}, "attack\n.*'pgd', 'n-fgsm' or 'fgsm-rs'"),
+    "many steps of one": (
+        {"attack": "n-fgsm", "attack_steps": 10},
+        "attack_steps: n-fgsm takes 1 step: found 10",
+    ),
+    "PGD's step for one": (
+        {"attack": "fgsm-rs", "step_size": "2/255"},
+        "step_size: one step of fgsm-rs should be at least eps: found 0.00784",
+    ),
+    "a start of its own": (
+        {"attack": "fgsm-rs", "attack_start": "normal"},
+        "attack_start: fgsm-rs begins where it begins",
+    ),
+    "N-FGSM in L2": ({"attack": "n-fgsm", "norm": "l2"}, "attack: n-fgsm is defined for norm linf"),
+    "no step": ({"attack_steps": 0}, "attack_steps\n.*greater than or equal to 1"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED.values(), ids=REFUSED)
+def test_refused(changes, message):
+    """What cannot be meant is named with its key."""
+    with pytest.raises(ValidationError, match=message):
+        attack(**changes)
+
+
+def test_the_adversary_is_what_the_parameters_say():
+    """Each field arrives; FGSM-RS is PGD of one step from a uniform start."""
+    adversary = training_adversary(attack(attack="fgsm-rs", norm="l2", eps=0.5))
+    assert (adversary.ball.norm, adversary.ball.eps) == ("l2", 0.5)
+    assert (adversary.method, adversary.start, adversary.steps) == ("pgd", "uniform", 1)
+    noisy = training_adversary(attack(attack="n-fgsm", attack_noise=1.5))
+    assert (noisy.method, noisy.noise) == ("n-fgsm", 1.5)
+    assert training_adversary(attack(attack_start="none")).start == "none"
+    assert training_adversary(attack()).start is None
+
+
+def test_facts_name_the_threat_model():
+    """With the numbers that the parameters left open."""
+    assert threat_model(attack(norm="l2", eps=0.5)) == {
+        "norm": "l2",
+        "eps": 0.5,
+        "attack": {"name": "pgd", "steps": 10, "step_size": 0.125},
+    }

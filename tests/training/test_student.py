@@ -1,0 +1,59 @@
+"""What the student is validated with, whatever it is trained with."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.images.stream import ImageStream
+from pipeline.params import TrainParams
+from pipeline.training.run import new_classifier
+from pipeline.training.student import validate_robustness
+
+CPU = torch.device("cpu")
+ALL = np.arange(240)
+
+
+def params(**changes):
+    content = {"architecture": "small-cnn-w8", "epochs": 1, "eps": 0.02} | changes
+    return TrainParams(**content)
+
+
+@pytest.fixture(scope="module")
+def validate(train_beton):
+    """A function that validates one untrained network, whose answers are near their borders."""
+    model = new_classifier(params(), train_beton.manifest, seed=0, role="student", device=CPU)
+    stream = ImageStream(train_beton, CPU)
+
+    def measure(samples=ALL, **changes):
+        return validate_robustness(model.eval(), stream, samples, params(**changes), 0)
+
+    return measure
+
+
+OTHER_TRAINING = {
+    "n-fgsm": {"attack": "n-fgsm"},
+    "step size": {"step_size": 0.001},
+    "steps": {"attack_steps": 1},
+    "start": {"attack_start": "none"},
+    "batch size": {"batch_size": 7},
+}
+
+
+@pytest.mark.parametrize("changes", OTHER_TRAINING.values(), ids=OTHER_TRAINING)
+def test_the_training_attack_does_not_reach_validation(validate, changes):
+    """Students are compared by one attack, and no batch size or training attack changes it."""
+    assert validate(**changes) == validate()
+
+
+def test_the_threat_model_reaches_validation(validate):
+    """A larger ball, or the same radius in a norm of smaller balls, is another number."""
+    clean, robust = validate().values()
+    assert 0 < robust < clean
+    assert validate(eps=0.2)["validation/robust_accuracy"] < robust
+    assert validate(norm="l2")["validation/robust_accuracy"] > robust
+    assert validate(norm="l2", eps=4)["validation/robust_accuracy"] < robust
+
+
+def test_without_samples_nothing_is_measured(validate):
+    """An empty validation split gives an empty row, not a division by zero."""
+    assert validate(samples=ALL[:0]) == {}
