@@ -10,7 +10,7 @@ from torch.nn import functional
 from pipeline import rng
 from pipeline.images.operations import GREY
 from pipeline.images.policies import apply_policy, steps_of
-from pipeline.images.resized_crop import boxes, resized_crop
+from pipeline.images.resized_crop import boxes, resized, resized_crop
 
 if TYPE_CHECKING:
     from pipeline.images.augmentation import Augmentation
@@ -25,6 +25,7 @@ def augment(
     *,
     seed: int,
     epoch: int,
+    size: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """Change images at random: the same bits in any batch and on any device.
 
@@ -39,10 +40,13 @@ def augment(
     augmentation : Augmentation
     seed, epoch : int
         The same pair gives the same crops again; the view takes the epoch's place.
+    size : tuple of int, optional
+        Height and width of the result; by default those of the images. All but a resized crop
+        is measured in pixels, and drawn before the image gets its size.
 
     Returns
     -------
-    Tensor like images
+    Tensor of shape (B, C, *size), dtype uint8
     """
     if augmentation.crop_padding:
         key = rng.stream_key(seed, "crop", epoch)
@@ -51,7 +55,9 @@ def augment(
         key = rng.stream_key(seed, "resized-crop", epoch)
         height, width = images.shape[2:]
         box = boxes(index, key, height, width, augmentation.crop_scale)
-        images = resized_crop(images, box)
+        # Resized once, not twice, where nothing lies between.
+        at_once = augmentation.policy is None and not augmentation.cutout
+        images = resized_crop(images, box, size if at_once else None)
     if augmentation.flip:
         turn = rng.integers(rng.stream_key(seed, "flip", epoch), index, 2) == 1
         images = torch.where(turn[:, None, None, None], images.flip(3), images)
@@ -64,7 +70,7 @@ def augment(
     if augmentation.cutout:
         key = rng.stream_key(seed, "cutout", epoch)
         images = _cut_out(images, index, key, augmentation.cutout)
-    return images
+    return images if size is None else resized(images, size)
 
 
 def _cut_out(images: torch.Tensor, index: torch.Tensor, key: int, side: int) -> torch.Tensor:

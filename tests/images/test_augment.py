@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from pipeline.images.augment import augment
 from pipeline.images.augmentation import Augmentation
+from pipeline.images.resized_crop import resized
 
 IMAGES = torch.randint(
     1, 256, (64, 3, 6, 5), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
@@ -17,7 +18,7 @@ INDEX = torch.arange(64) * 7
 
 def run(images=IMAGES, index=INDEX, **changes):
     settings = {"seed": 0, "epoch": 0, "crop_padding": 2, "flip": True} | changes
-    keys = {name: settings.pop(name) for name in ("seed", "epoch")}
+    keys = {name: settings.pop(name, None) for name in ("seed", "epoch", "size")}
     return augment(images, index, Augmentation(**settings), **keys)
 
 
@@ -102,6 +103,16 @@ def test_one_square_is_cut_out():
     }
     assert {tuple(kind) for kind in kinds.tolist()} == expected
     assert abs(counts / 4000 - 1 / 16).max() < 0.015
+
+
+def test_another_size_is_a_function_of_the_sample_too(kind):
+    """Of a crop at once, of the rest at the end: the same in any batch."""
+    whole = run(size=(5, 4), **kind)
+    assert whole.shape == (64, 3, 5, 4)
+    parts = zip(IMAGES.split(7), INDEX.split(7), strict=True)
+    assert torch.equal(torch.cat([run(*part, size=(5, 4), **kind) for part in parts]), whole)
+    if "crop_scale" not in kind:
+        assert torch.equal(resized(run(**kind), (5, 4)), whole)
 
 
 def test_a_policy_changes_some_pixels_of_most_images():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional
 
-from pipeline.images.resized_crop import boxes, resized_crop
+from pipeline.images.resized_crop import _by_torch, boxes, resized, resized_crop
 
 SHAPES = [(224, 224), (33, 57), (57, 33), (8, 8), (1, 5), (1, 1)]
 IDS = [f"{height}x{width}" for height, width in SHAPES]
@@ -21,8 +21,8 @@ def make_boxes(height, width, count=24, scale=(0.08, 1.0), key=3):
     return boxes(torch.arange(count), key, height, width, scale)
 
 
-def by_torchvision(images, box):
-    shape = images.shape[2:]
+def by_torchvision(images, box, shape=None):
+    shape = shape or images.shape[2:]
     pairs = zip(images, box.tolist(), strict=True)
     return torch.stack(
         [functional.resized_crop(one, *place, shape, antialias=True) for one, place in pairs]
@@ -39,6 +39,27 @@ def test_the_pixels_are_torchvisions(shape):
     ours = resized_crop(images, box)
     assert (ours - by_torchvision(images.float(), box)).abs().max() <= 1.001
     assert (ours != by_torchvision(images, box)).float().mean() < 0.05
+
+
+OTHER_SIZES = [(32, 32), (20, 50), (7, 5), (1, 1), (300, 3)]
+
+
+@pytest.mark.parametrize("size", OTHER_SIZES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=IDS)
+def test_other_sizes_are_torchvisions_too(shape, size):
+    """Larger and smaller, each axis for itself: within one grey level."""
+    images, box = photos(*shape, 8), make_boxes(*shape, 8)
+    off = resized_crop(images, box, size) - by_torchvision(images.float(), box, size)
+    assert off.shape == (8, 3, *size)
+    assert off.abs().max() <= 1.001
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=IDS)
+def test_torch_and_the_compiled_kernel_cannot_be_told(shape):
+    """What a GPU computes is what the CPU does, to the bit, in the same size and in others."""
+    images, box = photos(*shape), make_boxes(*shape)
+    for size in (shape, *OTHER_SIZES):
+        assert torch.equal(_by_torch(images, box, size), resized_crop(images, box, size))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=IDS)
@@ -105,6 +126,16 @@ def test_by_hand():
     assert resized_crop(image, box).tolist() == [[[[10, 13, 18, 20]]]]
 
 
+def test_shrunk_by_hand():
+    """Four pixels to two: triangles of four pixels' width, 1 : 3 : 3 : 1, cut at the edges.
+
+    Their centres are 1 and 3; of the first 3 : 3 : 1 remains.
+    """
+    image = torch.tensor([[[[0, 70, 140, 210]]]], dtype=torch.uint8)
+    assert resized(image, (1, 2)).tolist() == [[[[50, 160]]]]
+    assert resized(image, (1, 4)) is image
+
+
 def test_batches_cannot_be_told():
     """One at a time, or in groups that are no multiple of anything: the same bits."""
     images, box = photos(57, 33, 37), make_boxes(57, 33, 37)
@@ -122,4 +153,6 @@ def test_devices_cannot_be_told():
     images, index = photos(224, 224), torch.arange(24)
     box = boxes(index.cuda(), 3, 224, 224, (0.25, 1.0))
     assert torch.equal(box.cpu(), boxes(index, 3, 224, 224, (0.25, 1.0)))
-    assert torch.equal(resized_crop(images.cuda(), box).cpu(), resized_crop(images, box.cpu()))
+    for size in ((224, 224), (160, 160), (96, 256)):
+        found = resized_crop(images.cuda(), box, size).cpu()
+        assert torch.equal(found, resized_crop(images, box.cpu(), size))
