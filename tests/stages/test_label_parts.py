@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,8 @@ WORDS = ("label", "--teacher", "data/teacher/model.safetensors", *SIZES)
 # 240 images in chunks of 32.
 CHUNKS = 8
 STATE = Path("data/state/parts-again.zarr")
+# In the draft of a store of several views.
+CHUNK = "*/logits-0/logits/c/*/0/0"
 
 
 def tree(folder):
@@ -132,12 +133,12 @@ def test_no_part_is_a_usage_that_is_told(label):
     assert "--part: expected one such as 3/8" in label("--part", "9/8", code=1).err
 
 
-def torchrun(processes, *words):
-    """`label` in several processes, started by torchrun."""
+def torchrun(processes, *words, before=()):
+    """`label` in several processes, started by torchrun; `before` is searched for modules first."""
     runner = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     return subprocess.Popen(
         [*runner, f"--nproc-per-node={processes}", "-m", "stages", *WORDS, *words],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (*before, ROOT)))},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -165,57 +166,76 @@ def test_ranks_share_a_part(label, alone):
     assert tree(Path("data/again.zarr")) == alone
 
 
-def processes_of(run):
-    """The process ids of the ranks that torchrun started."""
-    listed = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text()
-    return [int(word) for word in listed.split()]
+# What Python imports first. A chunk of logits comes into being by a rename: at the second one of
+# this process, a signal, wherever the loop is by then.
+STRIKE = """
+import os, signal, sys
+renamed = 0
+
+def strike(event, arguments):
+    global renamed
+    if event == "os.rename" and "/logits/c/" in str(arguments[1]):
+        renamed += 1
+        if renamed == 2:
+            os.kill(os.getpid(), signal.{signal})
+
+if os.environ.get("RANK") == {rank!r}:
+    sys.addaudithook(strike)
+"""
+VIEWS = ("--views", "3", "--augmentation", "crop:1")
+
+
+@pytest.fixture
+def strike(tmp_path):
+    """A function that makes a folder to be searched for modules first, for a signal in a rank."""
+
+    def make(number, rank=None):
+        (tmp_path / "sitecustomize.py").write_text(STRIKE.format(signal=number.name, rank=rank))
+        return tmp_path
+
+    return make
 
 
 @pytest.mark.slow
-def test_a_rank_that_is_killed_ends_the_run_and_the_rest_is_kept(ltd_pipe, project):
+def test_a_rank_that_is_killed_ends_the_run_and_the_rest_is_kept(ltd_pipe, project, strike):
     """Another number of processes makes only what is missing."""
-    # Many views, so that there is time to strike.
-    words = ("--views", "100", "--augmentation", "crop:1")
-    run = torchrun(2, "--out", "data/again.zarr", *words)
-    state, end = Path("data/state"), time.monotonic() + 240
-    while not list(state.glob("*/logits-0/logits/c/*/0/0")) and run.poll() is None:
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    os.kill(processes_of(run)[1], signal.SIGKILL)
+    words = (*VIEWS, "--out", "data/again.zarr")
+    run = torchrun(2, *words, before=[strike(signal.SIGKILL, rank="1")])
     _, error = run.communicate()
     assert run.returncode != 0
     assert "SIGKILL" in error
     assert not Path("data/again.zarr").exists()
-    kept = {path.stat().st_mtime_ns for path in state.glob("*/logits-0/logits/c/*/0/0")}
+    kept = {path.stat().st_mtime_ns for path in Path("data/state").glob(CHUNK)}
     assert 0 < len(kept) < CHUNKS
-    again = torchrun(3, "--out", "data/again.zarr", *words)
+    again = torchrun(3, *words)
     _, error = again.communicate()
     assert again.returncode == 0, error
     # Published as second names of the same files: those that were kept were not made again.
     assert kept <= {
         path.stat().st_mtime_ns for path in Path("data").glob("again.zarr/logits/c/*/0/0")
     }
-    outcome = ltd_pipe(*WORDS, "--out", "data/alone.zarr", *words)
+    outcome = ltd_pipe(*WORDS, *VIEWS, "--out", "data/alone.zarr")
     assert outcome.code == 0, outcome.err
     assert tree(Path("data/again.zarr")) == tree(Path("data/alone.zarr"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_a_run_that_is_told_to_stop_ends_at_once_and_goes_on_later(ltd_pipe, project, number):
+def test_a_run_that_is_told_to_stop_ends_at_once_and_goes_on_later(
+    ltd_pipe, project, strike, number
+):
     """Exit code 130, one line, no store; the next run makes what is missing."""
-    words = (*WORDS, "--out", "data/again.zarr", "--views", "100", "--augmentation", "crop:1")
+    words = (*WORDS, *VIEWS, "--out", "data/again.zarr")
     command = [sys.executable, "-m", "stages", *words]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    run = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    while not list(Path("data").glob("state/*/logits-0/logits/c/*/0/0")) and run.poll() is None:
-        time.sleep(0.02)
-    run.send_signal(number)
-    _, error = run.communicate()
-    assert (run.returncode, len(error.strip().splitlines())) == (130, 1), error
+    environment = os.environ | {"PYTHONPATH": f"{strike(number)}{os.pathsep}{ROOT}"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (run.returncode, len(run.stderr.strip().splitlines())) == (130, 1), run.stderr
     assert not Path("data/again.zarr").exists()
-    kept = list(Path("data").glob("state/*/logits-0/logits/c/*/0/0"))
+    kept = {path.stat().st_mtime_ns for path in Path("data/state").glob(CHUNK)}
+    assert 0 < len(kept) < CHUNKS
     outcome = ltd_pipe(*words)
     assert outcome.code == 0, outcome.err
-    assert kept
+    assert kept <= {
+        path.stat().st_mtime_ns for path in Path("data").glob("again.zarr/logits/c/*/0/0")
+    }
     assert not Path("data/state").exists()
