@@ -12,6 +12,7 @@ import torch
 
 from pipeline.device import free_memory
 from pipeline.errors import DataError
+from pipeline.images.raw import read_raw
 from pipeline.images.reader import BetonReader
 
 if TYPE_CHECKING:
@@ -118,9 +119,18 @@ class ImageStream:
         images = torch.empty((count, *shape), dtype=torch.uint8, device=self.device)
         # FFCV holds five batches in memory.
         batch_size = max(1, min(1024, _LOAD_BYTES // (3 * shape[1] * shape[2])))
-        for batch in self._streamed(np.arange(count), batch_size):
+        raw = self._beton.manifest.encoding == "raw"
+        batches = self._copied(batch_size) if raw else self._streamed(np.arange(count), batch_size)
+        for batch in batches:
             images[batch.index] = batch.images
         return images, torch.from_numpy(self._beton.labels.astype(np.int64)).to(self.device)
+
+    def _copied(self, batch_size: int) -> Iterator[Batch]:
+        manifest = self._beton.manifest
+        order = np.arange(manifest.num_samples)
+        parts = read_raw(self._beton.path, manifest, batch_size)
+        for begin, fields in zip(range(0, len(order), batch_size), parts, strict=True):
+            yield self._batch(fields, order[begin : begin + batch_size])
 
     def _streamed(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
         if self._reader is None:

@@ -80,13 +80,15 @@ def test_a_row_outside_is_refused(train_beton, resident, row):
         next(stream.batches(np.array([0, row]), 2))
 
 
-def test_a_beton_that_was_replaced_is_noticed(train_beton, tmp_path):
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_beton_that_was_replaced_is_noticed(train_beton, tmp_path, resident):
     """Other images under the same name do not get the labels of the first."""
     from dataclasses import replace
 
     params = PrepareParams(dataset="digits", channels=1)
     other = tmp_path / "train.beton"
     write_beton(open_source(params, "train").take(np.arange(1, 241)), other, params, "train")
-    stream = ImageStream(replace(train_beton, path=other), CPU, resident=False)
     with pytest.raises(DataError, match="sample 0: is not the one that was there"):
-        next(stream.batches(ORDER, 10))
+        next(
+            ImageStream(replace(train_beton, path=other), CPU, resident=resident).batches(ORDER, 9)
+        )

@@ -1,13 +1,18 @@
 """Batches are decided by the caller's order alone."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 
 from pipeline.errors import DataError
+from pipeline.images.beton import open_beton, write_beton
 from pipeline.images.folder import open_folder
+from pipeline.images.raw import read_raw
 from pipeline.images.sources import open_source
 from pipeline.images.stream import ImageStream
+from pipeline.params import PrepareParams
 
 CPU = torch.device("cpu")
 ORDER = np.random.default_rng(0).permutation(240)
@@ -36,6 +41,27 @@ def test_streamed_and_resident_give_the_same(train_beton, resident, workers, bat
     """Whatever the residency, workers and batch size."""
     streamed = ImageStream(train_beton, CPU, resident=False, workers=workers)
     assert same(everything(streamed, batch_size), everything(resident, 32))
+
+
+def test_images_of_several_pages_are_all_copied(tmp_path):
+    """A page of raw images is 2 MiB, and ends with a gap; FFCV reads the same from it."""
+    params = PrepareParams(dataset="digits", image_size=64)
+    write_beton(open_source(params, "train").take(np.arange(240)), tmp_path / "x", params, "train")
+    beton = open_beton(tmp_path / "x")
+    assert beton.manifest.size > 2 * 2**21
+    one, two = (ImageStream(beton, CPU, resident=resident) for resident in (True, False))
+    assert same(everything(one, 32), everything(two, 32))
+
+
+def test_a_beton_that_is_cut_short_while_it_is_copied_is_an_error(train_beton, tmp_path):
+    """No image is what happened to be in memory."""
+    path = tmp_path / "train.beton"
+    path.write_bytes(train_beton.path.read_bytes())
+    parts = read_raw(path, train_beton.manifest, 60)
+    next(parts)
+    os.truncate(path, 1000)
+    with pytest.raises(DataError, match="train.beton: became shorter while it was read"):
+        next(parts)
 
 
 @pytest.mark.parametrize("resident", [True, False])
@@ -81,8 +107,6 @@ def test_stopping_early_leaves_no_thread(train_beton):
 
 def test_a_folder_streams_like_its_beton(photos, params, tmp_path):
     """Straight from the files, batches are those of the beton."""
-    from pipeline.images.beton import open_beton, write_beton
-
     source = open_source(params, "train")
     write_beton(source, tmp_path / "train.beton", params, "train")
     beton = open_beton(tmp_path / "train.beton")
