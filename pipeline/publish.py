@@ -24,6 +24,7 @@ __all__ = [
     "replace_tree",
     "require_free",
     "staged",
+    "staged_folder",
     "unwritable",
     "write_json",
     "write_text",
@@ -183,6 +184,39 @@ def replace_tree(built: Path, target: Path) -> None:
     # Those of killed processes too.
     for remains in target.parent.glob(f".{target.name}.*.old"):
         shutil.rmtree(remains, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def staged_folder(target: Path) -> Iterator[Path]:
+    """Give an empty folder to write to, which becomes `target` when the block succeeds.
+
+    Parameters
+    ----------
+    target : Path
+        The folder to publish; an older one of that name is replaced as a whole.
+
+    Yields
+    ------
+    Path
+        A folder beside it. It is removed when the block fails, `target` untouched.
+
+    Raises
+    ------
+    WriteError
+        When the disk is full, read-only or otherwise refuses.
+    """
+    beside = target.with_name(f".{target.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
+    try:
+        with writing(target):
+            beside.mkdir(parents=True)
+            yield beside
+            for path in beside.rglob("*"):
+                _flush(path)
+            flush_tree(beside)
+        replace_tree(beside, target)
+    finally:
+        # Gone already when all went well.
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def remove_state(folder: Path) -> None:

@@ -19,6 +19,7 @@ _COMMANDS = {
     "evaluate": "Measure clean and robust accuracy.",
     "audit": "Look for gradient masking: can the robust accuracy be believed?",
     "report": "Write report.html.",
+    "export": "Write a checkpoint for RobustBench, timm, ONNX or TorchScript.",
     "store": "Look into soft-label stores, prove, combine and share them.",
     "recipe": "List, show or use the recipes.",
     "doctor": "Check this machine for what users trip over.",

@@ -1,0 +1,62 @@
+"""A checkpoint in the forms that other projects load."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from stages.measured import checkpoint_argument
+from stages.outputs import refuse_overlap
+
+if TYPE_CHECKING:
+    from pipeline.export.agreement import Agreement
+
+__all__ = ["export"]
+
+_TARGETS = ("robustbench", "timm", "onnx", "torchscript")
+
+
+@click.command()
+@checkpoint_argument
+@click.option("--to", type=click.Choice(_TARGETS), required=True, help="The form.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="A folder for robustbench and timm, a file for onnx and torchscript.",
+)
+@click.option("--force", is_flag=True, help="Replace an older export.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def export(checkpoint: Path, to: str, out: Path, force: bool, as_json: bool) -> None:
+    """Write a checkpoint for RobustBench, timm, ONNX or TorchScript.
+
+    Normalisation and temperature are inside; class names, eps, labels and the checkpoint's hash
+    travel with it. What was written is loaded again and has to give the same logits, or it is
+    not published.
+
+    \b
+    Examples:
+      ltd-pipe export student/model.safetensors --to robustbench --out robustbench/
+      ltd-pipe export student/model.safetensors --to onnx --out student.onnx
+    """
+    from pipeline.export.targets import export as write
+
+    refuse_overlap(out, checkpoint)
+    agreement = write(checkpoint, to, out, replace=force)
+    if as_json:
+        click.echo(json.dumps({"out": str(out), "to": to, **vars(agreement)}, indent=2))
+        return
+    _show(agreement, to, out)
+
+
+def _show(agreement: Agreement, to: str, out: Path) -> None:
+    from pipeline.export.targets import TARGETS
+
+    click.echo(
+        f"{out}: gives the checkpoint's logits on {agreement.images} images: "
+        f"largest difference {agreement.difference:.1e}, allowed {agreement.allowed:.1e}"
+    )
+    click.echo(f"load it: {TARGETS[to].loading.format(out=str(out), name=f'local-dir:{out}')}")
