@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from pipeline.models.classifier import Classifier
 
-    Precision = Literal["float32", "bfloat16"]
+    Precision = Literal["float32", "bfloat16", "float16"]
 
 __all__ = [
     "OnHost",
@@ -71,13 +71,14 @@ def deterministic() -> Iterator[None]:
 
 @contextlib.contextmanager
 def autocast(device: torch.device, precision: Precision) -> Iterator[None]:
-    """Run the block's matrix products in bfloat16, or leave them in float32."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+    """Run the block's matrix products in half precision, or leave them in float32."""
+    half = torch.float16 if precision == "float16" else torch.bfloat16
+    with torch.autocast(device.type, half, enabled=precision != "float32"):
         yield
 
 
 def choose_precision(
-    wanted: Literal["auto", "float32", "bfloat16"], model: Classifier, batch_size: int
+    wanted: Literal["auto", "float32", "bfloat16", "float16"], model: Classifier, batch_size: int
 ) -> Precision:
     """Resolve `auto` by timing an attack's forward and backward pass on this machine.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,7 +14,7 @@ from pipeline.differences import differences
 from pipeline.errors import MachineError, StateError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 __all__ = ["Team"]
 
@@ -25,8 +26,7 @@ _TIMEOUT = timedelta(minutes=10)
 class Team:
     """Processes that share a piece of work.
 
-    They talk once, before the work, and know nothing of each other afterwards: what is done is
-    told by files.
+    One process alone is a team, too: then nothing is sent, and every sum is what it was.
 
     Attributes
     ----------
@@ -77,6 +77,38 @@ class Team:
         torch.cuda.set_device(self.local_rank)
         return torch.device("cuda", self.local_rank)
 
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[None]:
+        """Let the processes talk while the block runs.
+
+        Raises
+        ------
+        MachineError
+            When they cannot find each other.
+        """
+        if self.count == 1 or torch.distributed.is_initialized():
+            yield
+            return
+        # Small decisions stay on the host, where reading them makes no device wait.
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        with self._all_there():
+            torch.distributed.init_process_group(backend, timeout=_TIMEOUT)
+        try:
+            yield
+        finally:
+            torch.distributed.destroy_process_group()
+
+    @contextlib.contextmanager
+    def _all_there(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise MachineError(
+                f"rank {self.rank} of {self.count}",
+                "another process is missing or has ended",
+                remedy="See its own message, and run it again: what is done is kept.",
+            ) from error
+
     def agree(self, key: Mapping[str, Any], decide: Callable[[], Any]) -> Any:
         """Make sure that all are at the same work, and let the first decide what may vary.
 
@@ -103,26 +135,57 @@ class Team:
             return decide()
         decided = decide() if self.leads else None
         everyone: list[Any] = [None] * self.count
-        try:
-            torch.distributed.init_process_group("gloo", timeout=_TIMEOUT)
-            try:
-                torch.distributed.all_gather_object(everyone, (dict(key), decided))
-            finally:
-                torch.distributed.destroy_process_group()
-        except RuntimeError as error:
-            raise MachineError(
-                f"rank {self.rank} of {self.count}",
-                "another process is missing or has ended",
-                remedy="See its own message, and run it again: what is done is kept.",
-            ) from error
+        with self.connected(), self._all_there():
+            torch.distributed.all_gather_object(everyone, (dict(key), decided))
         first, decided = everyone[0]
         for rank, (other, _) in enumerate(everyone):
             for name, expected, found in differences(first, other):
                 raise StateError(
                     f"rank {rank} of {self.count}",
-                    f"works on other labels than rank 0: {name}",
+                    f"is at other work than rank 0: {name}",
                     expected=repr(expected)[:40],
                     found=repr(found)[:40],
                     remedy="Give all machines the same code, packages and data.",
                 )
         return decided
+
+    def from_first(self, make: Callable[[], Any]) -> Any:
+        """What the first process makes, in all of them."""
+        if self.count == 1:
+            return make()
+        made = [make() if self.leads else None]
+        with self._all_there():
+            torch.distributed.broadcast_object_list(made)
+        return made[0]
+
+    def sum_(self, tensors: list[torch.Tensor]) -> None:
+        """Add up tensors of all processes in place, in one message.
+
+        Parameters
+        ----------
+        tensors : list of Tensor, dtype float32
+            Of the same shapes in every process, on its device.
+        """
+        if self.count == 1:
+            return
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        with self._all_there():
+            torch.distributed.all_reduce(flat)
+        parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Whether each flag is up in some process."""
+        if self.count == 1:
+            return flags
+        return tuple(total > 0 for total in self.totals(*map(int, flags)))
+
+    def totals(self, *counts: int) -> tuple[int, ...]:
+        """Sums of whole numbers over all processes."""
+        if self.count == 1:
+            return counts
+        sums = torch.tensor(counts, dtype=torch.int64)
+        with self._all_there():
+            torch.distributed.all_reduce(sums)
+        return tuple(sums.tolist())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
@@ -24,6 +25,8 @@ _COMMANDS = {
     "recipe": "List, show or use the recipes.",
     "doctor": "Check this machine for what users trip over.",
 }
+# Under torchrun these share their work; of all others the first process does it alone.
+_SHARED = {"teacher", "label", "train"}
 
 
 @click.group(
@@ -44,6 +47,8 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line: exit code 0 done, 1 refused, 2 usage, 130 interrupted."""
+    if os.environ.get("RANK", "0") != "0" and not _SHARED.intersection(sys.argv[1:2]):
+        return
     try:
         cli.main(prog_name="ltd-pipe", standalone_mode=False)
     except LtdPipeError as error:

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
+from pipeline.publish import exclusive
 from pipeline.training.interrupt import Interrupted
 from pipeline.training.loop import Watcher
 from pipeline.training.run import run_fit
 from stages.progress import bar
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
     from types import TracebackType
 
+    from pipeline.team import Team
     from pipeline.training.loop import Fit
 
-__all__ = ["fit_on_screen"]
+__all__ = ["fit_on_screen", "turn"]
+
+
+@contextlib.contextmanager
+def turn(out: Path, team: Team) -> Iterator[None]:
+    """Keep other runs out of a folder while the block runs, and connect the team's processes."""
+    with team.connected(), exclusive(out) if team.leads else contextlib.nullcontext():
+        yield
+
+
+_INTERRUPTED = 130
 
 
 class _Screen(Watcher):
@@ -75,11 +89,15 @@ def _write_plots(history: list[dict[str, float]], live: Path) -> None:
 def fit_on_screen(fit: Fit, description: str, out: Path) -> dict[str, float]:
     """Run a fit with progress shown; its times.
 
+    Of several processes the first one shows it.
+
     Raises
     ------
     Interrupted
         With a line that says how to go on.
     """
+    if not fit.team.leads:
+        return _run_in_silence(fit)
     with _Screen(description, fit.total_steps, out / "live") as screen:
         try:
             return run_fit(fit, screen)
@@ -88,3 +106,10 @@ def fit_on_screen(fit: Fit, description: str, out: Path) -> dict[str, float]:
                 f"Interrupted after step {fit.progress.step} of {fit.total_steps}; "
                 "run the same command again to go on."
             ) from error
+
+
+def _run_in_silence(fit: Fit) -> dict[str, float]:
+    try:
+        return run_fit(fit, Watcher())
+    except Interrupted:
+        raise SystemExit(_INTERRUPTED) from None  # the first process says it for all

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pipeline.images.beton import Beton
     from pipeline.models.classifier import Classifier
     from pipeline.params import Params
+    from pipeline.team import Team
 
 __all__ = ["teacher"]
 
@@ -42,21 +43,26 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
     \b
     Examples:
       ltd-pipe teacher --epochs 40
+      torchrun --standalone --nproc-per-node gpu -m stages teacher
       ltd-pipe teacher --checkpoint resnet.pt --architecture torchvision:resnet18
     """
     from pipeline.images.beton import open_beton
-    from pipeline.publish import exclusive
+    from pipeline.team import Team
+    from stages.fitting import turn
 
     refuse_existing(out / "model.safetensors", force=force or fresh)
     if params.teacher.checkpoint is not None:
         # Stores name a teacher by the hash of its file, which taking it into place would change.
         refuse_overlap(out / "model.safetensors", Path(str(params.teacher.checkpoint)))
-    with exclusive(out):
+    team = Team.here()
+    with turn(out, team):
         train, test = open_beton(data / "train.beton"), open_beton(data / "test.beton")
         if params.teacher.checkpoint is None:
-            facts = _train(params, train, test, out, fresh=fresh)
-        else:
+            facts = _train(params, train, test, team, out, fresh=fresh)
+        elif team.leads:
             facts = _take(params, train, test, out)
+    if not team.leads:
+        return
     click.echo(
         f"{out / 'model.safetensors'}: clean accuracy {facts['clean_accuracy']:.2%} "
         f"of {facts['n']:,} test images, calibration error "
@@ -64,21 +70,32 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
     )
 
 
-def _train(params: Params, train: Beton, test: Beton, out: Path, *, fresh: bool) -> dict[str, Any]:
+def _train(
+    params: Params, train: Beton, test: Beton, team: Team, out: Path, *, fresh: bool
+) -> dict[str, Any]:
     from pipeline.device import choose_device, choose_precision, deterministic
     from pipeline.images.stream import ImageStream
-    from pipeline.training.run import new_classifier, run_key, save_results, split_samples
+    from pipeline.training.run import (
+        new_classifier,
+        run_facts,
+        run_key,
+        save_results,
+        split_samples,
+    )
     from pipeline.training.state import Snapshots
     from pipeline.training.teacher import teacher_fit
     from stages.fitting import fit_on_screen
 
-    device = choose_device(params.device)
+    device = team.device(choose_device(params.device))
     section = params.teacher
     model = new_classifier(section, train.manifest, seed=params.seed, role="teacher", device=device)
-    precision = choose_precision(section.precision, model, section.batch_size)
+    precision = team.agree(
+        {"run": run_facts("teacher", section, train.manifest, seed=params.seed)},
+        lambda: choose_precision(section.precision, model, section.batch_size),
+    )
     key = run_key("teacher", section, train.manifest, seed=params.seed, precision=precision)
     snapshots = Snapshots(out.parent / "state" / key)
-    if fresh:
+    if fresh and team.leads:
         snapshots.clear()
     training, validation = split_samples(train, section.images, params.seed)
     with deterministic():
@@ -91,8 +108,11 @@ def _train(params: Params, train: Beton, test: Beton, out: Path, *, fresh: bool)
             snapshots=snapshots,
             seed=params.seed,
             precision=precision,
+            team=team,
         )
         timing = fit_on_screen(fit, "teacher", out)
+        if not team.leads:
+            return {}
         facts = _facts(params, train) | _measure(fit.best.model, test)
     save_results(fit, out, facts, timing, last=False)
     snapshots.clear()

@@ -12,11 +12,10 @@ from stages.outputs import refuse_existing
 from stages.parameters import params_options
 
 if TYPE_CHECKING:
-    import torch
-
     from pipeline.images.beton import Beton
     from pipeline.labels.read import SoftLabels
     from pipeline.params import Params
+    from pipeline.team import Team
     from pipeline.training.loop import Fit
 
 __all__ = ["train"]
@@ -49,27 +48,31 @@ __all__ = ["train"]
 def train(params: Params, data: Path, labels: str, out: Path, fresh: bool, force: bool) -> None:
     """Train the student adversarially on soft or one-hot labels.
 
-    Interrupted, it goes on where it was when run again with the same parameters.
+    Interrupted, it goes on where it was when run again with the same parameters. Under torchrun
+    all processes train one student, the same for any number of them.
 
     \b
     Examples:
       ltd-pipe train --labels labels.zarr --out student --epochs 30
+      torchrun --standalone --nproc-per-node gpu -m stages train --labels labels.zarr
       ltd-pipe train --labels https://example.org/labels.zarr --out student
       ltd-pipe train --label-kind onehot --objective trades --out baseline
     """
-    from pipeline.device import choose_device, deterministic
+    from pipeline.device import deterministic
     from pipeline.images.beton import open_beton
-    from pipeline.publish import exclusive
+    from pipeline.team import Team
     from pipeline.training.run import save_results
-    from stages.fitting import fit_on_screen
+    from stages.fitting import fit_on_screen, turn
 
     refuse_existing(out / "model.safetensors", force=force or fresh)
-    device = choose_device(params.device)
-    with exclusive(out), deterministic():
+    team = Team.here()
+    with turn(out, team), deterministic():
         beton = open_beton(data)
         store = _open_store(params, labels, beton)
-        fit, snapshots = _fit(params, beton, store, device, out, fresh=fresh)
+        fit, snapshots = _fit(params, beton, store, team, out, fresh=fresh)
         timing = fit_on_screen(fit, out.name, out)
+        if not team.leads:
+            return
         save_results(fit, out, _facts(params, beton, store), timing, last=True)
         snapshots.clear()
     best = fit.progress.best
@@ -100,18 +103,19 @@ def _fit(
     params: Params,
     beton: Beton,
     store: SoftLabels | None,
-    device: torch.device,
+    team: Team,
     out: Path,
     *,
     fresh: bool,
 ) -> tuple[Fit, Any]:
-    from pipeline.device import choose_precision
+    from pipeline.device import choose_device, choose_precision
     from pipeline.images.stream import ImageStream
-    from pipeline.training.run import new_classifier, run_key, split_samples
+    from pipeline.training.run import new_classifier, run_facts, run_key, split_samples
     from pipeline.training.state import Snapshots
     from pipeline.training.student import student_examples, student_fit
 
     section, manifest = params.train, beton.manifest
+    device = team.device(choose_device(params.device))
     model = new_classifier(
         section,
         manifest,
@@ -120,13 +124,14 @@ def _fit(
         device=device,
         temperature=section.temperature,
     )
-    precision = choose_precision(section.precision, model, section.batch_size)
-    identity = store.identity if store else None
-    key = run_key(
-        "student", section, manifest, seed=params.seed, labels=identity, precision=precision
+    decides = {"seed": params.seed, "labels": store.identity if store else None}
+    precision = team.agree(
+        {"run": run_facts("student", section, manifest, **decides)},
+        lambda: choose_precision(section.precision, model, section.batch_size),
     )
+    key = run_key("student", section, manifest, **decides, precision=precision)
     snapshots = Snapshots(out.parent / "state" / key)
-    if fresh:
+    if fresh and team.leads:
         snapshots.clear()
     training, validation = split_samples(beton, section.images, params.seed)
     examples = student_examples(
@@ -142,6 +147,7 @@ def _fit(
         snapshots=snapshots,
         seed=params.seed,
         precision=precision,
+        team=team,
     )
     return fit, snapshots
 

@@ -84,5 +84,5 @@ def test_a_process_at_other_work_stops_all(tmp_path):
     """Each says which one differs, and in what."""
     (tmp_path / "agree.py").write_text(AGREE)
     for line in together(str(tmp_path / "agree.py"), "2"):
-        assert "rank 1 of 3: works on other labels than rank 0: software.torch: " in line
+        assert "rank 1 of 3: is at other work than rank 0: software.torch: " in line
         assert "expected '2.1', found '2.2'" in line

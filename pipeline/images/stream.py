@@ -49,6 +49,16 @@ class Batch:
     rows: NDArray[np.int64]
     sample_hash: NDArray[np.uint64]
 
+    def part(self, which: slice) -> Batch:
+        """Some of the samples."""
+        return Batch(
+            self.images[which],
+            self.labels[which],
+            self.index[which],
+            self.rows[which],
+            self.sample_hash[which],
+        )
+
 
 class ImageStream:
     """Reads a beton.

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from pipeline.images.augmentation import Augmentation
-from pipeline.params.section import Number, Section
+from pipeline.params.section import Number, Probability, Section
 
 __all__ = ["FitParams"]
 
@@ -27,17 +27,47 @@ class FitParams(Section):
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
     nesterov: bool = Field(False, description="Nesterov's form of momentum")
     weight_decay: Number = Field(5e-4, ge=0, description="L2 penalty on all weights")
-    schedule: Literal["one-cycle", "step", "constant"] = Field(
-        "one-cycle", description="one-cycle: linear up and down; step: times 0.1 at milestones"
+    decay_norms: bool = Field(
+        True,
+        description="weight decay on scales, shifts and biases too, as published robust "
+        "training has it",
     )
-    warmup_fraction: float = Field(
-        0.25, ge=0, le=1, description="one-cycle: share of the steps before the peak"
+    clip_norm: Number | None = Field(
+        None, gt=0, description="longest gradient, as the norm over all weights; null: any"
+    )
+    accumulation_steps: int = Field(
+        1,
+        ge=1,
+        description="parts of a batch that are passed one after the other, for less memory; "
+        "batch statistics are those of a part",
+    )
+    sync_batch_norm: bool = Field(
+        True,
+        description="on several processes, batch statistics over all of them, so that their "
+        "number changes nothing; false: each process its own",
+    )
+    schedule: Literal["one-cycle", "cosine", "step", "constant"] = Field(
+        "one-cycle",
+        description="one-cycle: linear up and down; cosine: half a wave down; step: times 0.1 at "
+        "milestones",
+    )
+    warmup_fraction: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="share of the steps over which the rate rises; null: 0.25 for one-cycle, "
+        "else 0",
     )
     milestones: tuple[Number, ...] = Field(
         (0.5, 0.75), description="step: where the rate falls, as fractions of the run"
     )
     ema_decay: float = Field(
         0.0, ge=0, lt=1, description="decay per step of the weights' moving average; 0: none"
+    )
+    swa_from: Probability | None = Field(
+        None,
+        description="average the weights at the ends of epochs from this fraction of the run on, "
+        "with schedule constant, cosine or step; null: no such average",
     )
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="mass moved from the true class to all classes evenly"
@@ -64,13 +94,25 @@ class FitParams(Section):
     std: tuple[Number, ...] | None = Field(
         None, description="per channel, divides them likewise; null: 1"
     )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 where a short measurement finds it faster"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="auto: bfloat16 where a short measurement finds it faster; float16 scales "
+        "its gradients",
     )
     channels_last: bool = Field(True, description="memory format of images and weights")
     snapshot_minutes: float = Field(
         5.0, ge=0, description="minutes between snapshots to resume from; also at each epoch's end"
     )
+
+    snapshot_steps: int = Field(
+        0, ge=0, description="steps between snapshots; 0: only by time, and at each epoch's end"
+    )
+
+    @model_validator(mode="after")
+    def _one_average(self) -> FitParams:
+        if self.ema_decay and self.swa_from is not None:
+            raise ValueError("ema_decay and swa_from are two averages of the weights: choose one")
+        return self
 
     @model_validator(mode="after")
     def _augmentation_is_possible(self) -> FitParams:

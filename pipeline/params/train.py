@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.params.attack import AttackParams
 from pipeline.params.fit import FitParams
@@ -57,3 +57,10 @@ class TrainParams(AttackParams, FitParams):
         1.0, gt=0, description="the student's own, part of the model, in training and inference"
     )
     validation_every: int = Field(1, ge=1, description="epochs between validations")
+
+    @model_validator(mode="after")
+    def _weights_can_be_perturbed(self) -> TrainParams:
+        if self.precision == "float16" and self.awp_gamma:
+            # An overflow, which float16's scaling expects, would stay in the weights.
+            raise ValueError("awp_gamma needs precision bfloat16 or float32, not float16")
+        return self

@@ -9,6 +9,7 @@ ascent along the gradient whatever the copy's learning rate, so no copy is neede
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,14 +17,32 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["perturbed_weights"]
+__all__ = ["Perturbation", "perturbed_weights"]
 
 _TINY = 1e-20
 
 
+@dataclass(frozen=True)
+class Perturbation:
+    """How the weights are perturbed.
+
+    Attributes
+    ----------
+    gamma : float
+        Length of the perturbation of each weight, relative to the weight's norm.
+    from_epoch : int
+        The epochs before it are trained without.
+    """
+
+    gamma: float
+    from_epoch: int
+
+
 @contextlib.contextmanager
 def perturbed_weights(
-    model: torch.nn.Module, loss: Callable[[], torch.Tensor], gamma: float
+    model: torch.nn.Module,
+    gradients_of: Callable[[list[torch.Tensor]], list[torch.Tensor]],
+    gamma: float,
 ) -> Iterator[None]:
     """Move the weights up a loss for the block.
 
@@ -32,14 +51,14 @@ def perturbed_weights(
     model : Module
         In training mode. Its batch statistics are left as they were, since the pass over the
         proxy is not a training pass.
-    loss : callable
-        Computes the loss at the model's weights.
+    gradients_of : callable
+        Gradients of the loss at the model's weights, for the list of weights it is given.
     gamma : float
         Length of the perturbation of each weight, relative to the weight's norm.
     """
-    weights = [weight for weight in model.parameters() if weight.dim() > 1]
+    weights: list[torch.Tensor] = [weight for weight in model.parameters() if weight.dim() > 1]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    gradients = torch.autograd.grad(loss(), weights)
+    gradients = gradients_of(weights)
     with torch.no_grad():
         for buffer, before in buffers:
             buffer.copy_(before)

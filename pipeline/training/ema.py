@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 if TYPE_CHECKING:
     from pipeline.models.classifier import Classifier
 
-__all__ = ["MovingAverage"]
+__all__ = ["Average", "MovingAverage"]
+
+
+class Average(Protocol):
+    """Weights that follow the model in training.
+
+    Attributes
+    ----------
+    model : Classifier
+        In evaluation mode; its weights need no gradients.
+    """
+
+    model: Classifier
+
+    def update(self, model: Classifier, step: int) -> None:
+        """Move towards the model's weights after optimiser step number `step`."""
 
 
 class MovingAverage:
@@ -31,11 +46,23 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, model: Classifier, step: int) -> None:
-        """Move towards the model's weights after optimiser step number `step`."""
-        decay = min(self._decay, (1 + step) / (10 + step))
-        averages = self.model.state_dict()
-        for name, value in model.state_dict().items():
-            if value.is_floating_point() and decay:
-                averages[name].lerp_(value, 1.0 - decay)
-            else:
-                averages[name].copy_(value)
+        """See `Average`."""
+        decay = min(self._decay, (1 + step) / (10 + step)) if self._decay else 0.0
+        followed, copied = _pairs(self.model, model, averages=decay > 0)
+        if followed:
+            # One kernel for all weights: a loop would launch hundreds in each step.
+            averages, values = map(list, zip(*followed, strict=True))
+            torch._foreach_lerp_(averages, values, 1.0 - decay)
+        for average, value in copied:
+            average.copy_(value)
+
+
+def _pairs(
+    average: Classifier, model: Classifier, *, averages: bool
+) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Tensors that are averaged, and those that can only be copied, such as counters."""
+    theirs = model.state_dict()
+    pairs = [(mine, theirs[name]) for name, mine in average.state_dict().items()]
+    followed = [pair for pair in pairs if averages and pair[0].is_floating_point()]
+    copied = [pair for pair in pairs if not (averages and pair[0].is_floating_point())]
+    return followed, copied

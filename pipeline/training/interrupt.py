@@ -18,23 +18,35 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Whether the user asked the run to stop."""
+    """Whether the user asked the run to stop.
 
-    def __init__(self) -> None:
-        self.received = False
+    Parameters
+    ----------
+    patient : bool
+        Take a second request for the first one, passed on by another process.
+    """
+
+    def __init__(self, *, patient: bool = False) -> None:
+        self.received, self._patient = False, patient
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Remember the first signal; the second one stops at once."""
         del number, frame
-        if self.received:
+        if self.received and not self._patient:
             raise KeyboardInterrupt
         self.received = True
 
 
 @contextlib.contextmanager
-def listen() -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into a request that the block looks at when it is ready."""
-    request = StopRequest()
+def listen(*, patient: bool = False) -> Iterator[StopRequest]:
+    """Turn SIGINT and SIGTERM into a request that the block looks at when it is ready.
+
+    Parameters
+    ----------
+    patient : bool
+        See `StopRequest`.
+    """
+    request = StopRequest(patient=patient)
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, request) for number in numbers]
     try:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from pipeline import rng
-from pipeline.device import autocast
-from pipeline.errors import ModelError
-from pipeline.images.pixels import to_unit
-from pipeline.objectives import Labels
-from pipeline.training.awp import perturbed_weights
+from pipeline.team import Team
+from pipeline.training.clock import Clock
 from pipeline.training.ema import MovingAverage
 from pipeline.training.interrupt import Interrupted, listen
+from pipeline.training.memory import out_of_memory_explained
+from pipeline.training.meters import Meters
 from pipeline.training.schedule import learning_rate
+from pipeline.training.shares import require_shares, share_of
 from pipeline.training.state import Progress
-from pipeline.training.targets import onehot
+from pipeline.training.step import Step
+from pipeline.training.swa import EpochAverage
+from pipeline.training.synced_norm import synchronise
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,28 +28,15 @@ if TYPE_CHECKING:
     from pipeline.device import Precision
     from pipeline.images.stream import Batch, ImageStream
     from pipeline.models.classifier import Classifier
-    from pipeline.objectives import Loss, Objective
+    from pipeline.objectives import Objective
     from pipeline.params import FitParams
+    from pipeline.training.awp import Perturbation
+    from pipeline.training.ema import Average
     from pipeline.training.examples import Examples
+    from pipeline.training.interrupt import StopRequest
     from pipeline.training.state import Snapshots
 
-__all__ = ["Fit", "Perturbation", "Watcher"]
-
-
-@dataclass(frozen=True)
-class Perturbation:
-    """Of the weights; see `pipeline.training.awp`.
-
-    Attributes
-    ----------
-    gamma : float
-        Relative to each weight's norm.
-    from_epoch : int
-        The epochs before it are trained without.
-    """
-
-    gamma: float
-    from_epoch: int
+__all__ = ["Fit", "Watcher"]
 
 
 class Watcher:
@@ -90,11 +74,18 @@ class Fit:
     snapshots : Snapshots
     seed : int
     precision : str
-        `float32` or `bfloat16`, for the passes of training and attack.
+        `float32`, `bfloat16` or `float16`, for the passes of training and attack.
     validate_every : int
         Epochs.
     awp : Perturbation, optional
         Of the weights.
+    team : Team
+        Processes that take each step together, connected.
+
+    Raises
+    ------
+    ParamsError
+        When a step's images cannot be shared among the processes.
     """
 
     def __init__(
@@ -114,26 +105,34 @@ class Fit:
         precision: Precision = "float32",
         validate_every: int = 1,
         awp: Perturbation | None = None,
+        team: Team | None = None,
     ) -> None:
         self.model, self._stream, self._samples, self._params = model, stream, samples, params
-        self._objective, self._examples, self._adversary = objective, examples, adversary
         self._validate, self._select, self._snapshots = validate, select, snapshots
-        self._seed, self._precision, self._validate_every = seed, precision, validate_every
-        self._awp = awp
-        self._device = next(model.parameters()).device
-        self._optimiser = torch.optim.SGD(
-            model.parameters(),
-            lr=params.learning_rate,
-            momentum=params.momentum,
-            weight_decay=params.weight_decay,
-            nesterov=params.nesterov,
-        )
-        self.average = MovingAverage(model, params.ema_decay)
-        self.best = MovingAverage(model, 0.0)
-        self.progress = Progress()
-        self._clock = _Clock(params.snapshot_minutes)
+        self._seed, self._validate_every = seed, validate_every
+        self._adversarial = adversary is not None
+        self.team = team or Team()
+        require_shares(len(samples), params.batch_size, self.team.count)
+        if params.sync_batch_norm and self.team.count > 1:
+            synchronise(model)
         self.steps_per_epoch = -(-len(samples) // params.batch_size)
         self.total_steps = self.steps_per_epoch * params.epochs
+        self._step = Step(
+            model=model,
+            objective=objective,
+            examples=examples,
+            adversary=adversary,
+            awp=awp,
+            params=params,
+            seed=seed,
+            precision=precision,
+            team=self.team,
+        )
+        self.average = _average(model, params, self.steps_per_epoch)
+        self.best = MovingAverage(model, 0.0)
+        self.progress = Progress()
+        self._meters = Meters(stream.device)
+        self._clock = Clock(params.snapshot_minutes)
 
     def run(self, watcher: Watcher) -> list[dict[str, float]]:
         """Train to the end, from the last snapshot where there is one.
@@ -151,115 +150,68 @@ class Fit:
         """
         self._restore()
         self._clock.restart()
-        with listen() as stop:
+        # torchrun passes on to each process what the terminal has sent it already.
+        with listen(patient=self.team.count > 1) as stop:
             while len(self.progress.history) < self._params.epochs:
                 self._epoch(watcher, stop)
         return self.progress.history
 
     @property
     def images_per_second(self) -> float:
-        """Training images per second of this process, steps alone."""
+        """Training images per second of all processes, steps alone."""
         return self._clock.rate()
 
-    def _epoch(self, watcher: Watcher, stop: Any) -> None:
+    def _epoch(self, watcher: Watcher, stop: StopRequest) -> None:
         # The epoch is the one without a row: a run that was stopped between an epoch's last
         # step and its validation finishes that epoch first.
         epoch = len(self.progress.history)
         done = self.progress.step - epoch * self.steps_per_epoch
         order = rng.permutation(rng.stream_key(self._seed, "order", epoch), self._samples)
+        mine, batch_size = share_of(order, self._params.batch_size, self.team)
         self.model.train()
         self._clock.skip()
-        for batch in self._stream.batches(order, self._params.batch_size, start=done):
-            self._step(batch, epoch)
-            self._clock.count(len(batch.labels))
+        for batch in self._stream.batches(mine, batch_size, start=done):
+            self._take(batch, epoch, done)
+            done += 1
             self._tell(watcher)
-            if stop.received:
+            stopped, due = self.team.any(stop.received, self._snapshot_is_due())
+            if stopped or due:
                 self._save()
+            if stopped:
                 raise Interrupted
-            if self._clock.is_due():
-                self._save()
         self._finish_epoch(epoch)
         watcher.epoch(self.progress.history)
         self._save()
 
-    def _step(self, batch: Batch, epoch: int) -> None:
-        rate = learning_rate(self._params, self.progress.step, self.total_steps)
-        for group in self._optimiser.param_groups:
-            group["lr"] = rate
-        loss_of_model = self._prepared(batch, epoch)
-        with self._perturbed(loss_of_model, epoch):
-            loss = loss_of_model()
-            self._refuse_divergence(loss.value)
-            self._optimiser.zero_grad(set_to_none=True)
-            loss.value.backward()  # type: ignore[no-untyped-call]
-            self._optimiser.step()
+    def _take(self, batch: Batch, epoch: int, done: int) -> None:
+        step = self.progress.step
+        images = min(self._params.batch_size, len(self._samples) - done * self._params.batch_size)
+        rate = learning_rate(self._params, step, self.total_steps)
+        with out_of_memory_explained(self._step, batch, epoch, self.team):
+            tally = self._step.take(batch, epoch, rate, images)
+        self._meters.add(tally, images, step)
         self.progress.step += 1
         self.average.update(self.model, self.progress.step)
-        hits = (loss.logits.argmax(dim=1) == batch.labels).sum()
-        self._add(images=len(batch.labels), loss=loss.value * len(batch.labels), hits=hits)
-
-    def _perturbed(
-        self, loss_of_model: Callable[[], Loss], epoch: int
-    ) -> contextlib.AbstractContextManager[None]:
-        if self._awp is None or epoch < self._awp.from_epoch:
-            return contextlib.nullcontext()
-        return perturbed_weights(self.model, lambda: loss_of_model().value, self._awp.gamma)
-
-    def _refuse_divergence(self, loss: torch.Tensor) -> None:
-        if not torch.isfinite(loss):
-            raise ModelError(
-                f"training step {self.progress.step}",
-                "the loss is not finite",
-                found=loss.item(),
-                remedy="Lower learning_rate, or set precision: float32.",
-            )
-
-    def _prepared(self, batch: Batch, epoch: int) -> Callable[[], Loss]:
-        # Augmented, joined with its targets and attacked: what is left is a function of the
-        # weights alone.
-        augmented, target = self._examples.draw(batch, epoch)
-        images = to_unit(augmented)
-        labels = Labels(target, onehot(batch.labels, self.model.num_classes))
-        with autocast(self._device, self._precision):
-            adversarial = self._attack(batch, images, labels, epoch)
-
-        def loss_of_model() -> Loss:
-            with autocast(self._device, self._precision):
-                return self._objective.loss(self.model, images, adversarial, labels)
-
-        return loss_of_model
-
-    def _attack(
-        self, batch: Batch, images: torch.Tensor, labels: Labels, epoch: int
-    ) -> torch.Tensor:
-        adversary = self._adversary
-        opposed = self._objective.opposed(self.model, images, labels)
-        if adversary is None or opposed is None:
-            return images
-        return adversary.attack(
-            self.model,
-            images,
-            opposed,
-            start=self._objective.start,
-            index=batch.index,
-            key=rng.stream_key(self._seed, "attack-start", epoch),
-        )
-
-    def _add(self, **amounts: torch.Tensor | float) -> None:
-        for name, amount in amounts.items():
-            value = amount.item() if isinstance(amount, torch.Tensor) else amount
-            self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
+        self._clock.count(images)
 
     def _tell(self, watcher: Watcher) -> None:
+        # What is shown may be half a second old: reading it makes the host wait for the device.
+        if self._stream.device.type == "cpu" or self._clock.is_time_to_read():
+            self.progress.sums = self._meters.read()
         sums = self.progress.sums
-        loss, accuracy = sums["loss"] / sums["images"], sums["hits"] / sums["images"]
+        images = max(sums.get("images", 0.0), 1.0)
+        loss, accuracy = sums.get("loss", 0.0) / images, sums.get("hits", 0.0) / images
         watcher.step(self.progress.step, self.total_steps, loss, accuracy, self._clock.rate())
 
+    def _snapshot_is_due(self) -> bool:
+        every = self._params.snapshot_steps
+        return bool(every and self.progress.step % every == 0) or self._clock.is_due()
+
     def _finish_epoch(self, epoch: int) -> None:
-        sums = self.progress.sums
+        sums = self._meters.read()
         row = {
             "epoch": epoch,
-            "learning_rate": self._optimiser.param_groups[0]["lr"],
+            "learning_rate": learning_rate(self._params, self.progress.step - 1, self.total_steps),
             "train/loss": sums["loss"] / sums["images"],
             self._accuracy_name(): sums["hits"] / sums["images"],
         }
@@ -268,10 +220,10 @@ class Fit:
             row |= self._validate(self.average.model)
             self._keep_best(row)
         self.progress.history.append(row)
-        self.progress.sums = {}
+        self._meters = Meters(self._stream.device)
 
     def _accuracy_name(self) -> str:
-        return "train/accuracy" if self._adversary is None else "train/robust_accuracy"
+        return "train/robust_accuracy" if self._adversarial else "train/accuracy"
 
     def _keep_best(self, row: dict[str, float]) -> None:
         best = self.progress.best
@@ -281,48 +233,33 @@ class Fit:
             self.best.update(self.average.model, self.progress.step)
 
     def _save(self) -> None:
-        tensors = {
+        # Read first: weights that a broken loss has spoilt must not replace sound ones.
+        self.progress.sums = self._meters.read()
+        if self.team.leads:
+            self._snapshots.save(self.progress, self._state())
+        self._clock.restart()
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "model": self.model.state_dict(),
             "average": self.average.model.state_dict(),
             "best": self.best.model.state_dict(),
-            "optimiser": self._optimiser.state_dict(),
+            **self._step.state(),
         }
-        self._snapshots.save(self.progress, tensors)
-        self._clock.restart()
 
     def _restore(self) -> None:
-        found = self._snapshots.load()
+        found = self.team.from_first(self._snapshots.load)
         if found is None:
             return
-        self.progress, tensors = found
-        self.model.load_state_dict(tensors["model"])
-        self.average.model.load_state_dict(tensors["average"])
-        self.best.model.load_state_dict(tensors["best"])
-        self._optimiser.load_state_dict(tensors["optimiser"])
+        self.progress, state = found
+        self.model.load_state_dict(state["model"])
+        self.average.model.load_state_dict(state["average"])
+        self.best.model.load_state_dict(state["best"])
+        self._step.restore(state)
+        self._meters.restore(self.progress.sums)
 
 
-class _Clock:
-    """Images per second of the training steps, and whether a snapshot is due."""
-
-    def __init__(self, minutes: float) -> None:
-        self._minutes, self._images, self._seconds = minutes, 0, 0.0
-        self._mark = self._last = time.monotonic()
-
-    def count(self, images: int) -> None:
-        now = time.monotonic()
-        self._images += images
-        self._seconds += now - self._mark
-        self._mark = now
-
-    def rate(self) -> float:
-        return self._images / max(self._seconds, 1e-9)
-
-    def skip(self) -> None:
-        """Leave what came since the last step (validation, a snapshot) out of the rate."""
-        self._mark = time.monotonic()
-
-    def is_due(self) -> bool:
-        return self._minutes > 0 and time.monotonic() - self._last > 60 * self._minutes
-
-    def restart(self) -> None:
-        self._last = time.monotonic()
+def _average(model: Classifier, params: FitParams, steps_per_epoch: int) -> Average:
+    if params.swa_from is None:
+        return MovingAverage(model, params.ema_decay)
+    return EpochAverage(model, int(params.swa_from * params.epochs), steps_per_epoch)

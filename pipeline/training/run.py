@@ -29,11 +29,16 @@ if TYPE_CHECKING:
 __all__ = [
     "common_facts",
     "new_classifier",
+    "run_facts",
     "run_fit",
     "run_key",
     "save_results",
     "split_samples",
 ]
+
+
+# How often snapshots are taken does not change what is computed.
+_CHANGE_NOTHING = {"snapshot_minutes", "snapshot_steps"}
 
 
 def split_samples(
@@ -117,8 +122,8 @@ def new_classifier(
     return model.to(device).to(memory_format=layout)
 
 
-def run_key(kind: str, params: FitParams, manifest: Manifest, **decides: Any) -> str:
-    """Hash of everything that decides a run's result: only an equal key resumes it.
+def run_facts(kind: str, params: FitParams, manifest: Manifest, **decides: Any) -> dict[str, Any]:
+    """Everything that decides a run's result.
 
     Parameters
     ----------
@@ -129,10 +134,9 @@ def run_key(kind: str, params: FitParams, manifest: Manifest, **decides: Any) ->
     **decides
         What else does: seed, store identity, precision.
     """
-    content = {
+    return {
         "kind": kind,
-        # How often snapshots are taken does not change what is computed.
-        "params": params.model_dump(mode="json", exclude={"snapshot_minutes"}),
+        "params": params.model_dump(mode="json", exclude=_CHANGE_NOTHING),
         "data": manifest.fingerprint,
         "encoding": manifest.sha256,
         "code": provenance.code_digest(),
@@ -140,6 +144,15 @@ def run_key(kind: str, params: FitParams, manifest: Manifest, **decides: Any) ->
         "hardware": provenance.hardware(),
         **decides,
     }
+
+
+def run_key(kind: str, params: FitParams, manifest: Manifest, **decides: Any) -> str:
+    """Hash of everything that decides a run's result: only an equal key resumes it.
+
+    Parameters are those of `run_facts`. The number of processes is not among them: a run may go
+    on with more or fewer.
+    """
+    content = run_facts(kind, params, manifest, **decides)
     return f"{kind}-{provenance.digest(content)[:16]}"
 
 

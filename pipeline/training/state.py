@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Progress", "Snapshots"]
 
+_KEPT = 2
+
 
 @dataclass
 class Progress:
@@ -45,6 +47,9 @@ class Progress:
 class Snapshots:
     """The state of one run, in a folder named by the hash of all that decides its result.
 
+    The last two are kept: when a power cut or a bad disk has spoilt the last one, the run goes
+    on from the one before, to the same end.
+
     Parameters
     ----------
     folder : Path
@@ -53,36 +58,47 @@ class Snapshots:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._file = folder / "snapshot.pt"
 
     def save(self, progress: Progress, tensors: dict[str, Any]) -> None:
-        """Write the state beside the last one, then rename."""
-        with staged(self._file) as beside:
+        """Write the state beside the last ones, rename it, and forget all but two."""
+        # An epoch's last step has two: before its validation, and after.
+        name = f"step-{progress.step:09d}-epoch-{len(progress.history):06d}.pt"
+        target = self.folder / name
+        with staged(target) as beside:
             try:
                 torch.save({"progress": asdict(progress), "tensors": tensors}, beside)
             except RuntimeError as error:  # torch's writer does not say OSError
-                raise unwritable(self._file, error) from error
+                raise unwritable(target, error) from error
+        for old in self._files()[_KEPT:]:
+            old.unlink(missing_ok=True)
 
     def load(self) -> tuple[Progress, dict[str, Any]] | None:
-        """The last state, or None when there is none.
+        """The last state that can be read, or None when there is none.
 
         Raises
         ------
         StateError
-            When the file is damaged.
+            When there are some, and all are damaged.
         """
-        if not self._file.exists():
+        first_error: Exception | None = None
+        for file in self._files():
+            try:
+                content = torch.load(file, map_location="cpu", weights_only=True)
+                return Progress(**content["progress"]), content["tensors"]
+            except Exception as error:
+                first_error = first_error or error
+        if first_error is None:
             return None
-        try:
-            content = torch.load(self._file, map_location="cpu", weights_only=True)
-            return Progress(**content["progress"]), content["tensors"]
-        except Exception as error:
-            raise StateError(
-                self._file,
-                f"the snapshot cannot be read ({type(error).__name__})",
-                remedy="Start over with --fresh.",
-            ) from error
+        raise StateError(
+            self._files()[0],
+            f"the snapshot cannot be read ({type(first_error).__name__})",
+            remedy="Start over with --fresh.",
+        ) from first_error
 
     def clear(self) -> None:
         """Forget the run."""
         remove_state(self.folder)
+
+    def _files(self) -> list[Path]:
+        """Newest first."""
+        return sorted(self.folder.glob("step-*.pt"), reverse=True)

@@ -11,9 +11,11 @@ from torch.nn import functional
 from pipeline import objectives, rng
 from pipeline.attacks import Adversary, Ball, pgd
 from pipeline.images.pixels import to_unit
+from pipeline.team import Team
 from pipeline.training import targets
+from pipeline.training.awp import Perturbation
 from pipeline.training.examples import FreshExamples
-from pipeline.training.loop import Fit, Perturbation
+from pipeline.training.loop import Fit
 from pipeline.training.stored_examples import stored_examples
 
 if TYPE_CHECKING:
@@ -87,12 +89,14 @@ def validate_robustness(
     samples: NDArray[np.int64],
     params: TrainParams,
     seed: int,
+    team: Team,
 ) -> dict[str, float]:
     """Clean and PGD accuracy on the validation split, with the same starts at every epoch.
 
     The attack is the evaluation's, PGD on the cross entropy with steps of 2.5 · eps / steps from
     a uniform start, at the full eps and whatever the training attack is. It must be another one
-    than training's for a collapse of single-step training to be seen.
+    than training's for a collapse of single-step training to be seen. Each process of the team
+    measures its share of the samples.
 
     Returns
     -------
@@ -104,7 +108,7 @@ def validate_robustness(
     key, ball = rng.stream_key(seed, "validation-start"), Ball(params.norm, params.eps)
     steps = params.validation_attack_steps
     hits = torch.zeros(2, dtype=torch.int64, device=stream.device)
-    for batch in stream.batches(samples, params.batch_size):
+    for batch in stream.batches(samples[team.rank :: team.count], params.batch_size):
         images = to_unit(batch.images)
         attacked = pgd(
             model,
@@ -121,7 +125,7 @@ def validate_robustness(
         # An image that is wrong when clean is not robust, whatever the attack did to it. The
         # counts stay on the device, so that no batch waits for the one before.
         hits += torch.stack([right.sum(), (right & still).sum()])
-    clean, robust = hits.tolist()
+    clean, robust = team.totals(*hits.tolist())
     return {
         "validation/clean_accuracy": clean / len(samples),
         "validation/robust_accuracy": robust / len(samples),
@@ -176,6 +180,7 @@ def student_fit(
     snapshots: Snapshots,
     seed: int,
     precision: Precision,
+    team: Team | None = None,
 ) -> Fit:
     """Put together the student's run; the best checkpoint has the highest robust accuracy.
 
@@ -194,11 +199,14 @@ def student_fit(
     seed : int
     precision : str
         Of the training passes; validation is always float32.
+    team : Team, optional
+        Processes that train together.
 
     Returns
     -------
     Fit
     """
+    team = team or Team()
     return Fit(
         model=model,
         stream=stream,
@@ -207,7 +215,9 @@ def student_fit(
         objective=_objective(params),
         examples=examples,
         adversary=training_adversary(params),
-        validate=lambda candidate: validate_robustness(candidate, stream, validation, params, seed),
+        validate=lambda candidate: validate_robustness(
+            candidate, stream, validation, params, seed, team
+        ),
         select=lambda row: (
             row.get("validation/robust_accuracy", 0.0),
             row.get("validation/clean_accuracy", 0.0),
@@ -217,4 +227,5 @@ def student_fit(
         precision=precision,
         validate_every=params.validation_every,
         awp=Perturbation(params.awp_gamma, params.awp_from_epoch) if params.awp_gamma else None,
+        team=team,
     )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import objectives
 from pipeline.evaluation.accuracy import predict
+from pipeline.team import Team
 from pipeline.training.examples import FreshExamples
 from pipeline.training.loop import Fit
 from pipeline.training.targets import smoothed
@@ -33,6 +34,7 @@ def teacher_fit(
     snapshots: Snapshots,
     seed: int,
     precision: Precision,
+    team: Team | None = None,
 ) -> Fit:
     """Put together the teacher's run; the best checkpoint has the highest clean accuracy.
 
@@ -48,18 +50,22 @@ def teacher_fit(
     snapshots : Snapshots
     seed : int
     precision : str
+    team : Team, optional
+        Processes that train together.
 
     Returns
     -------
     Fit
     """
+    team = team or Team()
 
     def validate(candidate: Classifier) -> dict[str, float]:
         if not len(validation):
             return {}
-        probabilities, labels = predict(candidate, stream, validation, params.batch_size)
-        hits = probabilities.argmax(axis=1) == labels
-        return {"validation/clean_accuracy": float(hits.mean())}
+        mine = validation[team.rank :: team.count]
+        probabilities, labels = predict(candidate, stream, mine, params.batch_size)
+        (hits,) = team.totals(int((probabilities.argmax(axis=1) == labels).sum()))
+        return {"validation/clean_accuracy": hits / len(validation)}
 
     return Fit(
         model=model,
@@ -78,4 +84,5 @@ def teacher_fit(
         snapshots=snapshots,
         seed=seed,
         precision=precision,
+        team=team,
     )

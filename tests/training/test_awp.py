@@ -21,6 +21,10 @@ def loss_function(model):
     return lambda: nn.functional.cross_entropy(model(inputs), labels)
 
 
+def gradients(loss):
+    return lambda weights: torch.autograd.grad(loss(), weights)
+
+
 def published(model, loss_of, gamma, rate):
     """The weights of AWP's own procedure: a step of a copy, rescaled layer by layer."""
     proxy = copy.deepcopy(model)
@@ -41,7 +45,7 @@ def test_the_perturbation_is_the_published_one(rate):
     """One SGD step of a copy, scaled to gamma of each weight's norm; its rate cancels."""
     model = network()
     expected = published(model, loss_function, 0.1, rate)
-    with perturbed_weights(model, loss_function(model), 0.1):
+    with perturbed_weights(model, gradients(loss_function(model)), 0.1):
         for name, weight in model.named_parameters():
             torch.testing.assert_close(weight.detach(), expected[name], rtol=1e-3, atol=1e-6)
 
@@ -51,7 +55,7 @@ def test_the_loss_is_higher_there():
     model = network()
     loss = loss_function(model)
     before = loss().item()
-    with perturbed_weights(model, loss, 0.05):
+    with perturbed_weights(model, gradients(loss), 0.05):
         assert loss().item() > before
 
 
@@ -60,7 +64,7 @@ def test_weights_and_statistics_come_back():
     model = network()
     loss = loss_function(model)
     before = copy.deepcopy(model.state_dict())
-    with perturbed_weights(model, loss, 0.05):
+    with perturbed_weights(model, gradients(loss), 0.05):
         pass
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=1e-6, atol=1e-7)
@@ -74,7 +78,7 @@ def test_an_error_inside_takes_the_perturbation_back():
     before = copy.deepcopy(model.state_dict())
     with (
         pytest.raises(ValueError, match="stop"),
-        perturbed_weights(model, loss_function(model), 0.5),
+        perturbed_weights(model, gradients(loss_function(model)), 0.5),
     ):
         raise ValueError("stop")
     torch.testing.assert_close(model.state_dict(), before, rtol=1e-6, atol=1e-7)

@@ -131,14 +131,29 @@ def test_a_second_signal_stops_at_once(make_student):
     assert not isinstance(caught.value, Interrupted)
 
 
-def test_a_damaged_snapshot_is_refused(make_student, tmp_path):
-    """A truncated snapshot is named, with the way out."""
+def test_damaged_snapshots_are_refused(make_student, tmp_path):
+    """When the only one is truncated it is named, with the way out."""
     with pytest.raises(Interrupted):
         make_student().run(StopAt(1))
     (snapshot,) = (tmp_path / "state").iterdir()
     snapshot.write_bytes(snapshot.read_bytes()[:1000])
-    with pytest.raises(StateError, match=r"snapshot.pt: the snapshot cannot be read.*--fresh"):
+    with pytest.raises(StateError, match=r"step-000000001.*pt: the snapshot cannot be.*--fresh"):
         make_student().run(Watcher())
+
+
+def test_a_damaged_snapshot_leaves_the_one_before(make_student, tmp_path):
+    """Two are kept; the run goes on from the older one and ends with the same bits."""
+    whole = result(make_student(state=tmp_path / "whole"))
+    with pytest.raises(Interrupted):
+        make_student(snapshot_steps=2).run(StopAt(9))
+    first, last = sorted((tmp_path / "state").iterdir())
+    assert (first.name, last.name) == (
+        "step-000000008-epoch-000001.pt",
+        "step-000000009-epoch-000001.pt",
+    )
+    last.write_bytes(last.read_bytes()[:1000])
+    fit = make_student(snapshot_steps=2)
+    assert_same(whole, result(fit))
 
 
 def test_a_diverging_run_is_stopped(make_student):
@@ -150,14 +165,14 @@ def test_a_diverging_run_is_stopped(make_student):
 def test_validation_samples_are_never_trained_on(make_student, train_beton):
     """The samples of all batches and the validation split are disjoint."""
     fit, seen = make_student(epochs=1), []
-    examples = fit._examples
+    examples = fit._step._examples
 
     class Watched:
         def draw(self, batch, epoch):
             seen.append(batch.rows)
             return examples.draw(batch, epoch)
 
-    fit._examples = Watched()
+    fit._step._examples = Watched()
     fit.run(Watcher())
     from pipeline.training.run import split_samples
 

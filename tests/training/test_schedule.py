@@ -38,3 +38,21 @@ def test_step_falls_tenfold_at_each_milestone():
 def test_constant():
     """Nothing changes."""
     assert set(rates(schedule="constant")) == {0.4}
+
+
+def test_cosine_falls_as_half_a_wave():
+    """From the peak, through a half of it in the middle, to about 0."""
+    found = rates(schedule="cosine")
+    assert found[0] == pytest.approx(0.4, rel=1e-3)
+    assert found[49] == pytest.approx(0.2, rel=0.02)
+    assert 0 < found[-1] < 1e-3
+    assert found == sorted(found, reverse=True)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step", "constant"])
+def test_any_schedule_can_be_warmed_up(schedule):
+    """It rises in a line to the peak; without a fraction it starts there."""
+    found = rates(schedule=schedule, warmup_fraction=0.2)
+    assert found[:20] == pytest.approx([0.4 * (step + 0.5) / 20 for step in range(20)])
+    assert found[20] == pytest.approx(0.4, rel=0.01)
+    assert rates(schedule=schedule)[0] == pytest.approx(0.4, rel=0.01)

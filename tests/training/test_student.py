@@ -6,6 +6,7 @@ import torch
 
 from pipeline.images.stream import ImageStream
 from pipeline.params import TrainParams
+from pipeline.team import Team
 from pipeline.training.run import new_classifier
 from pipeline.training.student import validate_robustness
 
@@ -25,7 +26,7 @@ def validate(train_beton):
     stream = ImageStream(train_beton, CPU)
 
     def measure(samples=ALL, **changes):
-        return validate_robustness(model.eval(), stream, samples, params(**changes), 0)
+        return validate_robustness(model.eval(), stream, samples, params(**changes), 0, Team())
 
     return measure
 

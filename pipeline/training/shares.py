@@ -1,0 +1,76 @@
+"""Which images of a step each process takes, so that together they are those of one alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.errors import ParamsError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pipeline.team import Team
+
+__all__ = ["require_shares", "share_of"]
+
+
+def require_shares(images: int, batch_size: int, processes: int) -> None:
+    """Refuse what leaves a process without an image in some step.
+
+    Parameters
+    ----------
+    images : int
+        Of an epoch.
+    batch_size : int
+        Images per step, of all processes together.
+    processes : int
+
+    Raises
+    ------
+    ParamsError
+    """
+    if batch_size % processes:
+        raise ParamsError(
+            "batch_size",
+            f"cannot be shared evenly among {processes} processes",
+            expected=f"a multiple of {processes}",
+            found=batch_size,
+        )
+    last = images % batch_size
+    if 0 < last < processes:
+        raise ParamsError(
+            "batch_size",
+            f"leaves {last} image(s) for the last step of an epoch of {images}",
+            expected=f"at least one for each of {processes} processes",
+            remedy=f"Set images: {images - last}, or another batch_size.",
+        )
+
+
+def share_of(
+    order: NDArray[np.int64], batch_size: int, team: Team
+) -> tuple[NDArray[np.int64], int]:
+    """A process's images, step by step.
+
+    Parameters
+    ----------
+    order : ndarray of shape (N,), dtype int64
+        The epoch's samples in the order of training, the same in every process.
+    batch_size : int
+        Images per step, of all processes together: a multiple of their number.
+    team : Team
+
+    Returns
+    -------
+    ndarray, dtype int64
+        The process's samples: of each step one piece, and all pieces of a step in the order of
+        the processes are the step's samples.
+    int
+        How many of them make a step; the last step of the epoch may have fewer.
+    """
+    whole = len(order) // batch_size * batch_size
+    size = batch_size // team.count
+    steps = order[:whole].reshape(-1, team.count, size)
+    last = np.array_split(order[whole:], team.count)[team.rank]
+    return np.concatenate([steps[:, team.rank].reshape(-1), last]), size

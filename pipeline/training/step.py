@@ -1,0 +1,244 @@
+"""One optimiser step: augment, attack, perturb, differentiate, and move the weights."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pipeline import rng
+from pipeline.device import autocast
+from pipeline.images.pixels import to_unit
+from pipeline.objectives import Labels
+from pipeline.training.awp import perturbed_weights
+from pipeline.training.optimiser import make_optimiser
+from pipeline.training.targets import onehot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.attacks import Adversary, LossOfLogits
+    from pipeline.device import Precision
+    from pipeline.images.stream import Batch
+    from pipeline.models.classifier import Classifier
+    from pipeline.objectives import Loss, Objective
+    from pipeline.params import FitParams
+    from pipeline.team import Team
+    from pipeline.training.awp import Perturbation
+    from pipeline.training.examples import Examples
+
+__all__ = ["Step"]
+
+# Float16 has no gradients below 6e-8: those of an attack are scaled, and their signs stay.
+_ATTACK_SCALE = 1024.0
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Images of a step, attacked: what is left is a function of the weights alone."""
+
+    loss: Callable[[], Loss]
+    labels: torch.Tensor
+    share: float  # of the step's images, over all processes
+
+
+class Step:
+    """Steps of one training run.
+
+    Nothing in it reads a number from the device, so that the host runs ahead of a GPU.
+
+    Parameters
+    ----------
+    model : Classifier
+        On its device.
+    objective : Objective
+    examples : Examples
+        Augments a batch and gives the targets that belong to its images.
+    adversary : Adversary or None
+        None for clean training.
+    awp : Perturbation or None
+        Of the weights.
+    params : FitParams
+    seed : int
+    precision : str
+        Of the passes of training and attack.
+    team : Team
+        Its processes take one step together.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Classifier,
+        objective: Objective,
+        examples: Examples,
+        adversary: Adversary | None,
+        awp: Perturbation | None,
+        params: FitParams,
+        seed: int,
+        precision: Precision,
+        team: Team,
+    ) -> None:
+        self._model, self._objective, self._examples = model, objective, examples
+        self._adversary, self._awp, self._params = adversary, awp, params
+        self._seed, self._precision, self._team = seed, precision, team
+        self._device = next(model.parameters()).device
+        self._optimiser = make_optimiser(model, params)
+        self._scaler = torch.amp.GradScaler(self._device.type, enabled=precision == "float16")
+
+    def take(self, batch: Batch, epoch: int, rate: float, images: int) -> torch.Tensor:
+        """Train on a batch.
+
+        Parameters
+        ----------
+        batch : Batch
+            This process's part of the step's images.
+        epoch : int
+        rate : float
+            Learning rate.
+        images : int
+            Of the step, over all processes.
+
+        Returns
+        -------
+        Tensor of shape (2,), dtype float32
+            Over all images of the step: the sum of their losses, and how many were classified
+            right.
+        """
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        parts = self.attacked(batch, epoch, images)
+        with self._perturbed(parts, epoch):
+            tally = self.differentiate(parts)
+            self._reduce(tally)
+            self._move()
+        tally[0] *= images
+        return tally
+
+    def attacked(self, batch: Batch, epoch: int, images: int) -> list[_Part]:
+        """Augment, join and attack a batch, in as many parts as gradients are summed over."""
+        augmented, target = self._examples.draw(batch, epoch)
+        # As many in every process, or they would wait for each other's messages.
+        least = max(1, images // self._team.count)
+        count = min(self._params.accumulation_steps, least)
+        bounds = [len(batch.rows) * part // count for part in range(count + 1)]
+        slices = [slice(*pair) for pair in itertools.pairwise(bounds)]
+        return [
+            self._part(batch.part(part), augmented[part], target[part], epoch, images)
+            for part in slices
+        ]
+
+    def differentiate(self, parts: list[_Part]) -> torch.Tensor:
+        """Set the gradients of the step's loss: this process's share of it.
+
+        Returns
+        -------
+        Tensor of shape (2,), dtype float32
+            The share of the mean loss, and how many were classified right.
+        """
+        self._optimiser.zero_grad(set_to_none=True)
+        tally = torch.zeros(2, device=self._device)
+        for part in parts:
+            loss = part.loss()
+            value = loss.value * part.share
+            self._scaler.scale(value).backward()  # type: ignore[no-untyped-call]
+            hits = (loss.logits.detach().argmax(dim=1) == part.labels).sum()
+            tally += torch.stack([value.detach().float(), hits.float()])
+        return tally
+
+    def state(self) -> dict[str, Any]:
+        """What continues the run, but for the model's weights."""
+        return {"optimiser": self._optimiser.state_dict(), "scaler": self._scaler.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` said."""
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._scaler.load_state_dict(state["scaler"])
+
+    def _part(
+        self,
+        batch: Batch,
+        augmented: torch.Tensor,
+        target: torch.Tensor,
+        epoch: int,
+        step_images: int,
+    ) -> _Part:
+        images = to_unit(augmented)
+        labels = Labels(target, onehot(batch.labels, self._model.num_classes))
+        with autocast(self._device, self._precision):
+            adversarial = self._attack(batch, images, labels, epoch)
+
+        def loss() -> Loss:
+            with autocast(self._device, self._precision):
+                return self._objective.loss(self._model, images, adversarial, labels)
+
+        return _Part(loss, batch.labels, len(batch.rows) / step_images)
+
+    def _attack(
+        self, batch: Batch, images: torch.Tensor, labels: Labels, epoch: int
+    ) -> torch.Tensor:
+        opposed = self._objective.opposed(self._model, images, labels)
+        if self._adversary is None or opposed is None:
+            return images
+        return self._adversary.attack(
+            self._model,
+            images,
+            _scaled(opposed) if self._precision == "float16" else opposed,
+            start=self._objective.start,
+            index=batch.index,
+            key=rng.stream_key(self._seed, "attack-start", epoch),
+        )
+
+    def _perturbed(self, parts: list[_Part], epoch: int) -> contextlib.AbstractContextManager[None]:
+        if self._awp is None or epoch < self._awp.from_epoch:
+            return contextlib.nullcontext()
+
+        def gradients_of(weights: list[torch.Tensor]) -> list[torch.Tensor]:
+            sums = _weight_gradients(parts, weights)
+            self._team.sum_(sums)
+            return sums
+
+        return perturbed_weights(self._model, gradients_of, self._awp.gamma)
+
+    def _reduce(self, tally: torch.Tensor) -> None:
+        """Add up gradients and tallies of all processes, in one message.
+
+        Overlapping it with the backward pass, as torch's DistributedDataParallel does, would
+        gain little here: an adversarial step sends once for its twelve or more passes.
+        """
+        if self._team.count == 1:
+            return
+        gradients = [w.grad for w in self._model.parameters() if w.grad is not None]
+        statistics = [] if self._params.sync_batch_norm else _running_statistics(self._model)
+        self._team.sum_([*gradients, *statistics, tally])
+        for statistic in statistics:
+            statistic.div_(self._team.count)
+
+    def _move(self) -> None:
+        self._scaler.unscale_(self._optimiser)
+        if self._params.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._params.clip_norm)
+        self._scaler.step(self._optimiser)
+        self._scaler.update()
+
+
+def _scaled(loss: LossOfLogits) -> LossOfLogits:
+    return lambda logits: _ATTACK_SCALE * loss(logits)
+
+
+def _weight_gradients(parts: list[_Part], weights: list[torch.Tensor]) -> list[torch.Tensor]:
+    sums: list[torch.Tensor] = []
+    for part in parts:
+        gradients = torch.autograd.grad(part.loss().value * part.share, weights)
+        sums = [a + b for a, b in zip(sums, gradients, strict=True)] if sums else list(gradients)
+    return sums
+
+
+def _running_statistics(model: torch.nn.Module) -> list[torch.Tensor]:
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    found = [value for norm in norms for value in (norm.running_mean, norm.running_var)]
+    return [value for value in found if value is not None]

@@ -1,0 +1,90 @@
+"""A training run under torchrun: `ranks.py BETON FOLDER CASE…` (see `CASES`)."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from conftest import ATTACK, SHORT
+
+from pipeline.errors import LtdPipeError
+from pipeline.images.beton import open_beton
+from pipeline.images.stream import ImageStream
+from pipeline.params import TrainParams
+from pipeline.team import Team
+from pipeline.training.interrupt import Interrupted
+from pipeline.training.loop import Watcher
+from pipeline.training.run import new_classifier, split_samples
+from pipeline.training.state import Snapshots
+from pipeline.training.student import student_examples, student_fit
+
+CASES = {
+    "at": {},
+    "mart-awp": {"objective": "mart", "awp_gamma": 0.005, "awp_from_epoch": 1},
+    "parts": {"accumulation_steps": 3, "clip_norm": 0.5},
+    "own-statistics": {"sync_batch_norm": False},
+    "killed": {"snapshot_steps": 3},
+    "stopped": {},
+}
+BASE = {**SHORT, **ATTACK, "label_kind": "onehot", "ema_decay": 0.9, "images": 190}
+
+
+class Signals(Watcher):
+    """Kills the second process, or stops the first one, after step 8."""
+
+    def __init__(self, case, rank):
+        self._number = {("killed", 1): signal.SIGKILL, ("stopped", 0): signal.SIGTERM}.get(
+            (case, rank)
+        )
+
+    def step(self, done, *_):
+        if done == 8 and self._number is not None:
+            os.kill(os.getpid(), self._number)
+
+
+def make_fit(beton, folder, case, team, *, fresh=False, stream=None):
+    """A run of a case, its state in a folder of its own."""
+    params = TrainParams(**BASE | CASES[case])
+    cpu = torch.device("cpu")
+    model = new_classifier(params, beton.manifest, seed=0, role="student", device=cpu)
+    return student_fit(
+        model,
+        stream or ImageStream(beton, cpu),
+        *split_samples(beton, params.images, 0),
+        params,
+        examples=student_examples(params, 10, None, "", cpu, 0),
+        snapshots=Snapshots(Path(folder) / ("fresh-" * fresh + case)),
+        seed=0,
+        precision="float32",
+        team=team,
+    )
+
+
+def result_of(fit):
+    """History, and all weights in one vector."""
+    values = [value.flatten().double() for value in fit.best.model.state_dict().values()]
+    return {"history": fit.progress.history, "weights": torch.cat(values)}
+
+
+def main(beton, folder, *cases):
+    """Run the cases one after the other; the first process writes what came out."""
+    torch.set_num_threads(1)
+    team = Team.here()
+    with team.connected():
+        for case in cases:
+            fit = make_fit(open_beton(Path(beton)), folder, case, team)
+            fit.run(Signals(case, team.rank))
+            if team.leads:
+                torch.save(result_of(fit), Path(folder) / f"{case}-{team.count}.pt")
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except (LtdPipeError, Interrupted) as error:
+        os.write(1, f"{json.dumps(str(error) or 'interrupted')}\n".encode())
+        sys.exit(1)

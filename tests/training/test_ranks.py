@@ -1,0 +1,153 @@
+"""Several processes under torchrun train the student that one alone trains."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ranks
+import torch
+
+from pipeline.errors import ParamsError
+from pipeline.team import Team
+from pipeline.training.loop import Watcher
+from pipeline.training.shares import require_shares, share_of
+
+ROOT = Path(__file__).parents[2]
+ALONE = Team()
+
+
+def together(processes, beton, folder, *cases):
+    """Run cases of ranks.py under torchrun."""
+    runner = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return subprocess.run(
+        [*runner, f"--nproc-per-node={processes}", ranks.__file__, beton.path, folder, *cases],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def alone(beton, folder, case):
+    """What one process makes of a case."""
+    torch.set_num_threads(1)
+    fit = ranks.make_fit(beton, folder, case, ALONE, fresh=True)
+    fit.run(Watcher())
+    return ranks.result_of(fit)
+
+
+def load(folder, name):
+    return torch.load(folder / f"{name}.pt", weights_only=True)
+
+
+def assert_equal_to_rounding(one, two, relative=1e-4):
+    for row, other in zip(one["history"], two["history"], strict=True):
+        assert row == pytest.approx(other, rel=relative, abs=1e-6)
+    torch.testing.assert_close(one["weights"], two["weights"], rtol=relative, atol=relative)
+
+
+@pytest.fixture(scope="module")
+def pair(train_beton, tmp_path_factory):
+    """The folder in which two processes ran all cases that end well."""
+    folder = tmp_path_factory.mktemp("pair")
+    cases = ("at", "mart-awp", "parts", "own-statistics")
+    done = together(2, train_beton, folder, *cases)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "relative"), [("at", 1e-4), ("mart-awp", 2e-3)])
+def test_two_processes_train_the_same_student(pair, train_beton, tmp_path, case, relative):
+    """Loss curve, accuracies and weights, to rounding; of AWP both passes are shared.
+
+    AWP follows the gradient's direction however small it is, and so enlarges rounding. Not
+    TRADES: where its attack begins, the divergence is so flat that the signs of its
+    gradient are rounding.
+    """
+    expected = alone(train_beton, tmp_path, case)
+    assert_equal_to_rounding(load(pair, f"{case}-2"), expected, relative)
+
+
+@pytest.mark.slow
+def test_four_processes_train_the_same_student(train_beton, tmp_path):
+    """The last step of an epoch has 30 images: 8, 8, 7 and 7."""
+    done = together(4, train_beton, tmp_path, "at")
+    assert done.returncode == 0, done.stderr
+    assert_equal_to_rounding(load(tmp_path, "at-4"), alone(train_beton, tmp_path, "at"))
+
+
+@pytest.mark.slow
+def test_statistics_of_its_own_are_another_run(pair):
+    """Without sync_batch_norm each process normalises by its own images, as many codes do."""
+    own, shared = load(pair, "own-statistics-2"), load(pair, "at-2")
+    assert own["history"][0]["train/loss"] != pytest.approx(
+        shared["history"][0]["train/loss"], rel=2e-4
+    )
+    assert own["history"][-1]["train/loss"] == pytest.approx(
+        shared["history"][-1]["train/loss"], rel=0.2
+    )
+
+
+@pytest.mark.slow
+def test_parts_of_a_batch_work_on_several_processes(pair):
+    """As many messages in each, whatever its number of images: it ended, and learned."""
+    history = load(pair, "parts-2")["history"]
+    assert history[-1]["train/loss"] < history[0]["train/loss"]
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_run(train_beton, tmp_path):
+    """The other one says so; one process alone goes on from the snapshot, to the same end."""
+    done = together(2, train_beton, tmp_path, "killed")
+    assert done.returncode != 0
+    assert "rank 0 of 2: another process is missing or has ended" in done.stdout
+    saved = [file.name for file in sorted((tmp_path / "killed").iterdir())]
+    assert saved[-1].startswith("step-000000006")
+    continued = ranks.make_fit(train_beton, tmp_path, "killed", ALONE)
+    continued.run(Watcher())
+    assert_equal_to_rounding(ranks.result_of(continued), alone(train_beton, tmp_path, "killed"))
+
+
+@pytest.mark.slow
+def test_a_request_to_one_process_stops_all(pair, train_beton, tmp_path):
+    """After the same step, with one snapshot; run again they end with the same bits."""
+    first = together(2, train_beton, tmp_path, "stopped")
+    assert first.returncode != 0
+    assert first.stdout.count("interrupted") == 2
+    assert (tmp_path / "stopped" / "step-000000008-epoch-000001.pt").exists()
+    again = together(2, train_beton, tmp_path, "stopped")
+    assert again.returncode == 0, again.stderr
+    stopped, whole = load(tmp_path, "stopped-2"), load(pair, "at-2")
+    assert stopped["history"] == whole["history"]
+    assert torch.equal(stopped["weights"], whole["weights"])
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_shares_make_up_the_steps(processes):
+    """Piece after piece of a step are the step's samples, in their order."""
+    order = np.random.default_rng(0).permutation(np.arange(1000, 1103))
+    teams = [Team(rank, processes, rank) for rank in range(processes)]
+    shares = [share_of(order, 24, team) for team in teams]
+    size = 24 // processes
+    assert {step for _, step in shares} == {size}
+    for step in range(4):
+        pieces = [mine[step * size : (step + 1) * size] for mine, _ in shares]
+        np.testing.assert_array_equal(np.concatenate(pieces), order[step * 24 : (step + 1) * 24])
+    last = [mine[4 * size :] for mine, _ in shares]
+    np.testing.assert_array_equal(np.concatenate(last), order[96:])
+    assert min(map(len, last)) >= 1
+
+
+def test_what_cannot_be_shared_is_refused():
+    """An uneven batch, and a last step with too few images."""
+    require_shares(103, 24, 4)
+    require_shares(96, 24, 24)
+    with pytest.raises(ParamsError, match=r"among 5 processes: expected a multiple of 5"):
+        require_shares(103, 24, 5)
+    with pytest.raises(ParamsError, match=r"leaves 1 image.*Set images: 96, or"):
+        require_shares(97, 24, 2)

@@ -1,0 +1,140 @@
+"""A step in parts, with clipped gradients, in half precision, or with too little memory."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.errors import ModelError
+from pipeline.params import FitParams
+from pipeline.training.loop import Watcher
+from pipeline.training.meters import Meters
+from pipeline.training.optimiser import make_optimiser
+
+ROOT = Path(__file__).parents[2]
+
+
+def after_a_step(fit):
+    """The weights' gradients of the first step, and its tally."""
+    batch = next(fit._stream.batches(fit._samples, 32))
+    fit.model.train()
+    step = fit._step
+    tally = step.differentiate(step.attacked(batch, 0, 32))
+    return [weight.grad.clone() for weight in fit.model.parameters()], tally
+
+
+def test_parts_of_a_batch_add_up_to_its_gradient(make_student, tmp_path):
+    """32 images in 5 parts of 6 and 7, without batch statistics in between."""
+    found = []
+    for parts in (1, 5):
+        fit = make_student(accumulation_steps=parts, state=tmp_path / str(parts))
+        for module in fit.model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 0.0
+                module.forward = lambda images, norm=module: torch.nn.functional.batch_norm(
+                    images, norm.running_mean, norm.running_var, norm.weight, norm.bias
+                )
+        found.append(after_a_step(fit))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+
+
+def test_half_precision_learns(make_student, tmp_path):
+    """Float16 with scaled gradients goes about where float32 goes, and can be resumed."""
+    fits = [
+        make_student(precision=name, state=tmp_path / name, epochs=3)
+        for name in ("float32", "float16")
+    ]
+    rows = [fit.run(Watcher())[-1] for fit in fits]
+    assert rows[1]["train/loss"] == pytest.approx(rows[0]["train/loss"], rel=0.1)
+    assert fits[1]._step.state()["scaler"]["scale"] > 1
+
+
+def test_long_gradients_are_clipped(make_student, tmp_path):
+    """A tiny bound changes the run; a huge one nothing, to the bit."""
+    losses = {
+        bound: make_student(clip_norm=bound, state=tmp_path / str(bound)).run(Watcher())[-1][
+            "train/loss"
+        ]
+        for bound in (None, 1e9, 1e-3)
+    }
+    assert losses[None] == losses[1e9]
+    assert losses[None] < losses[1e-3]
+
+
+def test_norms_and_biases_can_be_left_undecayed(make_student):
+    """Vectors are in a group without weight decay, all else is in the other."""
+    model = make_student().model
+    params = FitParams(architecture="x", epochs=1, weight_decay=0.1, decay_norms=False)
+    decayed, free = make_optimiser(model, params).param_groups
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
+    assert {weight.dim() for weight in free["params"]} == {1}
+    assert {weight.dim() for weight in decayed["params"]} == {2, 4}
+    everything = make_optimiser(model, params.model_copy(update={"decay_norms": True}))
+    assert len(everything.param_groups) == 1
+
+
+def test_meters_remember_the_first_broken_step():
+    """However late they are read; and sums go on where they were."""
+    meters = Meters(torch.device("cpu"))
+    assert meters.read() == {}
+    meters.add(torch.tensor([2.5, 3.0]), 4, 0)
+    other = Meters(torch.device("cpu"))
+    other.restore(meters.read())
+    other.add(torch.tensor([1.0, 1.0]), 4, 1)
+    assert other.read() == {"images": 8.0, "loss": 3.5, "hits": 4.0}
+    for step, loss in enumerate([float("nan"), float("inf"), 1.0], start=7):
+        other.add(torch.tensor([loss, 0.0]), 4, step)
+    with pytest.raises(ModelError, match="training step 7: the loss is not finite"):
+        other.read()
+
+
+def test_a_broken_run_keeps_its_last_sound_snapshot(make_student, tmp_path):
+    """Weights that an infinite loss has spoilt are never saved."""
+    fit = make_student(learning_rate=1e20, epochs=3, snapshot_steps=1)
+    with pytest.raises(ModelError, match="not finite"):
+        fit.run(Watcher())
+    found = fit._snapshots.load()
+    assert found is None or all(torch.isfinite(value).all() for value in found[1]["model"].values())
+
+
+STARVED = """
+import resource, sys
+sys.path.insert(0, sys.argv[3])
+from pathlib import Path
+import torch
+import ranks
+from pipeline.errors import MachineError
+from pipeline.images.beton import open_beton
+from pipeline.team import Team
+from pipeline.training.loop import Watcher
+
+torch.set_num_threads(1)
+ranks.BASE |= {"batch_size": 190, "architecture": "small-cnn-w64"}
+fit = ranks.make_fit(open_beton(Path(sys.argv[1])), sys.argv[2], "at", Team())
+_, hard = resource.getrlimit(resource.RLIMIT_AS)
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[4]) * 2**20, hard))
+try:
+    fit.run(Watcher())
+except MachineError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_out_of_memory_says_what_fits(train_beton, tmp_path):
+    """A kernel limit makes the step fail; the number that is named was tried."""
+    here = str(Path(__file__).parent)
+    done = subprocess.run(
+        [sys.executable, "-c", STARVED, train_beton.path, tmp_path, here, "40"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "cpu: 190 images per step: do not fit into memory" in done.stdout
+    assert "at a time do: set accumulation_steps: " in done.stdout

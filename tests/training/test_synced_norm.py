@@ -1,0 +1,55 @@
+"""Batch normalisation that does not depend on the number of processes."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.training.synced_norm import SyncedBatchNorm2d, synchronise
+
+
+@pytest.fixture
+def lone_group(tmp_path):
+    """A process group of one: its messages go through the same code."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Sequential(nn.BatchNorm2d(5))
+    )
+
+
+def test_it_is_torchs_own_on_one_process(lone_group):
+    """Outputs, gradients and running statistics, to rounding, over two steps."""
+    plain = network()
+    synced = copy.deepcopy(plain)
+    synchronise(synced)
+    assert sum(isinstance(module, SyncedBatchNorm2d) for module in synced.modules()) == 2
+    images = 3 + torch.randn(6, 2, 7, 7)
+    for _ in range(2):
+        found = []
+        for model in (plain, synced):
+            output = model(images)
+            output.square().sum().backward()
+            found.append((output, [weight.grad for weight in model.parameters()]))
+        torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(plain.state_dict(), synced.state_dict(), rtol=1e-5, atol=1e-5)
+
+
+def test_evaluation_needs_no_group():
+    """And names, parameters and mode are those of the layer it replaces."""
+    plain = network().eval()
+    synced = copy.deepcopy(plain)
+    weights = [id(weight) for weight in synced.parameters()]
+    synchronise(synced)
+    assert [id(weight) for weight in synced.parameters()] == weights
+    assert plain.state_dict().keys() == synced.state_dict().keys()
+    images = torch.randn(3, 2, 7, 7)
+    assert torch.equal(plain(images), synced(images))
