@@ -16,7 +16,14 @@ from pipeline.printable import one_line, printable
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["code", "fenced", "quoted", "table"]
+__all__ = ["code", "fenced", "licence_name", "quoted", "table"]
+
+# Licences as Hugging Face knows them: SPDX names in lower case, GNU's without "-only".
+_LICENCES = re.compile(
+    r"agpl-3\.0|apache-2\.0|bsd-[23]-clause|cc-by(-nc|-sa|-nc-sa)?-[234]\.0|"
+    r"cc-by(-nd|-nc-nd)-[34]\.0|cc0-1\.0|cdla-(permissive-[12]|sharing-1)\.0|gpl-[23]\.0|isc|"
+    r"lgpl-(2\.1|3\.0)|mit|mpl-2\.0|odbl|odc-by|pddl|unlicense"
+)
 
 
 def code(text: str, limit: int = 200) -> str:
@@ -42,6 +49,12 @@ def quoted(text: str) -> str:
     """A YAML scalar on one line, for front matter."""
     # Printable text in JSON is YAML too: only quotation mark and backslash are escaped.
     return json.dumps(one_line(text), ensure_ascii=False)
+
+
+def licence_name(licence: str) -> str:
+    """What Hugging Face's front matter calls a licence: `other` where it has no name for it."""
+    name = licence.strip().lower().removesuffix("-only").removesuffix("-or-later")
+    return name if _LICENCES.fullmatch(name) else "other"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -59,6 +59,7 @@ def audit(
       ltd-pipe audit student/model.safetensors --source teacher/model.safetensors --images 500
     """
     from pipeline.evaluation.masking import AuditSettings
+    from pipeline.provenance import sha256_file
 
     settings = AuditSettings(
         params.evaluate.eps,
@@ -75,7 +76,9 @@ def audit(
             for finding in found
         ]
         summary = {"passed": passed, "n": n, "eps": params.evaluate.eps, "findings": rows}
-        click.echo(json.dumps(summary, indent=2))
+        # What it is of: a model's card takes no other's.
+        measured = {"checkpoint_sha256": sha256_file(checkpoint)}
+        click.echo(json.dumps(measured | summary, indent=2))
     else:
         _show(found, checkpoint, params.evaluate.eps, n)
     sys.exit(0 if passed else 1)

@@ -21,6 +21,7 @@ _COMMANDS = {
     "audit": "Look for gradient masking: can the robust accuracy be believed?",
     "report": "Write report.html.",
     "export": "Write a checkpoint for RobustBench, timm, ONNX or TorchScript.",
+    "card": "Write a model's README.md: what was measured of it, and what was not.",
     "store": "Look into soft-label stores, prove, combine and share them.",
     "recipe": "List, show or use the recipes.",
     "doctor": "Check this machine for what users trip over.",

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import BusyError, WriteError
-from pipeline.publish import exclusive, replace_tree, require_free, staged, write_json, write_text
+from pipeline.publish import (
+    exclusive,
+    replace_tree,
+    require_free,
+    staged,
+    staged_folder,
+    write_json,
+    write_text,
+)
 
 
 def test_a_failing_block_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -47,6 +55,22 @@ def test_json_refuses_nan(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"x": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failing_block_leaves_the_old_folder_and_nothing_else(tmp_path):
+    """As for a file: what stood there stays, and the part is removed."""
+    target = tmp_path / "new" / "folder"
+    with staged_folder(target) as beside:
+        (beside / "a").write_text("old")
+    with pytest.raises(KeyboardInterrupt), staged_folder(target) as beside:
+        (beside / "a").write_text("half")
+        raise KeyboardInterrupt
+    assert [path.read_text() for path in target.iterdir()] == ["old"]
+    assert list(target.parent.iterdir()) == [target]
+    with staged_folder(target) as beside:
+        (beside / "b").write_text("new")
+    assert [path.name for path in target.iterdir()] == ["b"]
+    assert list(target.parent.iterdir()) == [target]
 
 
 def test_a_folder_is_replaced_whole(tmp_path):

@@ -6,12 +6,11 @@ bytes: no dates, paths or hosts.
 
 from __future__ import annotations
 
-import re
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from pipeline.labels.statistics import MAX_TABLE_CLASSES, NUM_BINS, measure
-from pipeline.markdown import code, fenced, quoted, table
+from pipeline.markdown import code, fenced, licence_name, quoted, table
 from pipeline.publish import write_text
 
 if TYPE_CHECKING:
@@ -25,12 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["CARD", "format_card", "write_card"]
 
 CARD = "README.md"
-# Licences as Hugging Face knows them: SPDX names in lower case, GNU's without "-only".
-_LICENCES = re.compile(
-    r"agpl-3\.0|apache-2\.0|bsd-[23]-clause|cc-by(-nc|-sa|-nc-sa)?-[234]\.0|"
-    r"cc-by(-nd|-nc-nd)-[34]\.0|cc0-1\.0|cdla-(permissive-[12]|sharing-1)\.0|gpl-[23]\.0|isc|"
-    r"lgpl-(2\.1|3\.0)|mit|mpl-2\.0|odbl|odc-by|pddl|unlicense"
-)
 _TAGS = ("soft-labels", "knowledge-distillation", "adversarial-robustness", "zarr")
 _BAR = 40
 
@@ -84,16 +77,11 @@ def _front_matter(attributes: StoreAttributes) -> str:
     data = attributes.dataset
     lines = [f"pretty_name: {quoted(f'Soft labels of {data.name} ({data.split})')}"]
     if attributes.licence is not None:
-        lines.append(f"license: {_licence_name(attributes.licence)}")
+        lines.append(f"license: {licence_name(attributes.licence)}")
     lines += ["task_categories:", "- image-classification"]
     lines += ["size_categories:", f"- {_size_category(attributes.num_samples)}"]
     lines += ["tags:", *(f"- {tag}" for tag in _TAGS), "viewer: false"]
     return "\n".join(["---", *lines, "---"])
-
-
-def _licence_name(licence: str) -> str:
-    name = licence.strip().lower().removesuffix("-only").removesuffix("-or-later")
-    return name if _LICENCES.fullmatch(name) else "other"
 
 
 def _size_category(num_samples: int) -> str:

@@ -1,0 +1,237 @@
+"""What a model's card says, read from the files of the stages and held against each other.
+
+A number of another model on a card is worse than none: the files say which checkpoint they
+are of, and one that does not, or says another, is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ConfigDict, Field
+
+from pipeline.errors import ResultError
+from pipeline.export.facts import threat_model
+from pipeline.models.checkpoint import read_facts
+from pipeline.provenance import sha256_file
+from pipeline.report.results import Document, Share, parse_result, read_result
+from pipeline.report.runs import RunFacts
+from pipeline.report.scores import Score, Settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["Audit", "AuditFinding", "CardFacts", "Measured", "gather_card"]
+
+_EVALUATE, _AUDIT = "ltd-pipe evaluate", "ltd-pipe audit --json"
+
+
+class _Metrics(Document):
+    """metrics.json, whatever attacks it has."""
+
+    model_config = ConfigDict(extra="allow")
+
+    n: int = Field(ge=1)
+    eps: float = Field(gt=0)
+    norm: str = "linf"
+    quick: bool = False
+    clean_accuracy: Share
+    expected_calibration_error: Share | None = None
+    autoattack: dict[str, Share] = Field({})
+    intervals: dict[str, tuple[Share, Share]]
+    not_measured: tuple[str, ...] = ()
+
+
+class AuditFinding(Document):
+    """One check of the audit."""
+
+    name: str
+    count: int = Field(ge=0)
+    n: int = Field(ge=1)
+    limit: Share
+    meaning: str
+    passed: bool
+
+
+class Audit(Document):
+    """What `ltd-pipe audit --json` printed."""
+
+    passed: bool
+    n: int = Field(ge=1)
+    eps: float = Field(gt=0)
+    norm: str = "linf"
+    checkpoint_sha256: str
+    findings: tuple[AuditFinding, ...] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An evaluation.
+
+    Attributes
+    ----------
+    n : int
+        Test images.
+    norm : str
+    eps : float
+        Radius, pixel units.
+    quick : bool
+        It was a first look.
+    scores : dict of str to Score
+        By what they are called in metrics.json without `_accuracy`, `clean` first.
+    after : dict of str to float
+        What AutoAttack's attacks left, in the order they ran.
+    calibration_error : float or None
+    not_measured : tuple of str
+        What the evaluation itself says that it left out.
+    settings : Settings
+    """
+
+    n: int
+    norm: str
+    eps: float
+    quick: bool
+    scores: dict[str, Score]
+    after: dict[str, float]
+    calibration_error: float | None
+    not_measured: tuple[str, ...]
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """All that a card shows; what is None was not given.
+
+    Attributes
+    ----------
+    name : str
+        The model's.
+    file_name : str
+        The checkpoint's, without its folder.
+    sha256 : str
+        Of the checkpoint's bytes.
+    run : RunFacts
+    mean, std : tuple of float
+    threat_model : dict or None
+        `norm` and `eps` that it was trained in.
+    measured : Measured or None
+    audit : Audit or None
+    licence : str or None
+    """
+
+    name: str
+    file_name: str
+    sha256: str
+    run: RunFacts
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    threat_model: dict[str, Any] | None
+    measured: Measured | None = None
+    audit: Audit | None = None
+    licence: str | None = None
+
+
+def gather_card(
+    checkpoint: Path,
+    *,
+    metrics: Path | None = None,
+    evaluation: Path | None = None,
+    audit: Path | None = None,
+    name: str | None = None,
+    licence: str | None = None,
+) -> CardFacts:
+    """Read what there is to say about a checkpoint.
+
+    Parameters
+    ----------
+    checkpoint : Path
+        Of `save_classifier`.
+    metrics, evaluation : Path, optional
+        metrics.json and the folder of its settings.json; both or none.
+    audit : Path, optional
+        What `ltd-pipe audit --json` printed.
+    name : str, optional
+        The model's; by default made of architecture and data set.
+    licence : str, optional
+
+    Raises
+    ------
+    MissingError
+        When a file that was named is not there.
+    CheckpointError, ResultError
+        When one is damaged, or of another checkpoint.
+    """
+    header = read_facts(checkpoint)
+    run = parse_result(header, RunFacts, checkpoint, "ltd-pipe train")
+    sha256 = sha256_file(checkpoint)
+    return CardFacts(
+        name=name or _name(run),
+        file_name=checkpoint.name,
+        sha256=sha256,
+        run=run,
+        mean=tuple(header["mean"]),
+        std=tuple(header["std"]),
+        threat_model=threat_model(run),
+        measured=_measured(metrics, evaluation, sha256) if metrics and evaluation else None,
+        audit=_audit(audit, sha256) if audit else None,
+        licence=licence,
+    )
+
+
+def _name(run: RunFacts) -> str:
+    return f"{run.architecture} on {run.data.dataset}" if run.data else run.architecture
+
+
+def _measured(metrics: Path, evaluation: Path, sha256: str) -> Measured:
+    found = read_result(metrics, _Metrics, _EVALUATE)
+    place = evaluation / "settings.json"
+    settings = read_result(place, Settings, _EVALUATE)
+    _require_same(place, settings.checkpoint_sha256, sha256, _EVALUATE)
+    scores = {
+        name.removesuffix("_accuracy"): _score(found, name, metrics) for name in found.intervals
+    }
+    return Measured(
+        n=found.n,
+        norm=found.norm,
+        eps=found.eps,
+        quick=found.quick,
+        scores=scores,
+        after=found.autoattack,
+        calibration_error=found.expected_calibration_error,
+        not_measured=found.not_measured,
+        settings=settings,
+    )
+
+
+def _score(found: _Metrics, name: str, path: Path) -> Score:
+    value, (low, high) = getattr(found, name, None), found.intervals[name]
+    # Half a millionth: the bounds may have been rounded when they were written.
+    if not isinstance(value, int | float) or not low - 5e-7 <= value <= high + 5e-7:
+        raise ResultError(
+            path,
+            f"intervals.{name}",
+            expected=f"bounds around {value}",
+            found=[low, high],
+            remedy=f"Run '{_EVALUATE}' again.",
+        )
+    return Score(float(value), low, high, found.n)
+
+
+def _audit(path: Path, sha256: str) -> Audit:
+    found = read_result(path, Audit, _AUDIT)
+    _require_same(path, found.checkpoint_sha256, sha256, _AUDIT)
+    if found.passed != all(finding.passed for finding in found.findings):
+        raise ResultError(path, "passed contradicts its findings", remedy=f"Run '{_AUDIT}' again.")
+    return found
+
+
+def _require_same(path: Path, found: str | None, sha256: str, command: str) -> None:
+    if found != sha256:
+        raise ResultError(
+            path,
+            "is not of this checkpoint: its SHA-256",
+            expected=sha256[:12],
+            found=(found or "none")[:12],
+            remedy=f"Run '{command}' on it.",
+        )

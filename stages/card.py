@@ -1,0 +1,96 @@
+"""A page that says what a model is, for whoever gets it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.errors import WriteError
+from stages.measured import checkpoint_argument
+from stages.outputs import refuse_existing, refuse_overlap
+
+__all__ = ["card"]
+
+_RESULT = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+@click.command()
+@checkpoint_argument
+@click.option("--metrics", type=_RESULT, help="What 'ltd-pipe evaluate' measured of it.")
+@click.option(
+    "--evaluation",
+    type=click.Path(path_type=Path, file_okay=False),
+    show_default="evaluation beside --metrics",
+    help="Folder that its evaluation left.",
+)
+@click.option("--audit", type=_RESULT, help="What 'ltd-pipe audit --json' printed of it.")
+@click.option("--name", show_default="architecture and data set", help="What the model is called.")
+@click.option("--licence", help="Of the weights, as SPDX names it where it does.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("README.md"),
+    show_default=True,
+    help="The card.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing card.")
+def card(
+    checkpoint: Path,
+    metrics: Path | None,
+    evaluation: Path | None,
+    audit: Path | None,
+    name: str | None,
+    licence: str | None,
+    out: Path,
+    force: bool,
+) -> None:
+    """Write a model card: threat model, numbers with intervals, labels, limits.
+
+    Markdown with the front matter of Hugging Face. What was not measured is said to be so;
+    numbers of another checkpoint are refused.
+
+    \b
+    Example:
+      ltd-pipe audit student/model.safetensors --json > audit.json
+      ltd-pipe card student/model.safetensors --metrics data/metrics.json --audit audit.json \\
+          --out student/README.md
+    """
+    from pipeline.export.card import format_card
+    from pipeline.export.card_facts import gather_card
+    from pipeline.publish import write_text
+
+    inputs = [path for path in (checkpoint, metrics, audit) if path is not None]
+    refuse_overlap(out, *inputs)
+    refuse_existing(out, force=force)
+    _refuse_other_text(out)
+    if metrics is not None and evaluation is None:
+        evaluation = metrics.parent / "evaluation"
+    facts = gather_card(
+        checkpoint,
+        metrics=metrics,
+        evaluation=evaluation,
+        audit=audit,
+        name=name,
+        licence=licence,
+    )
+    text = format_card(facts)
+    write_text(out, text)
+    click.echo(f"{out}: {len(text.splitlines())} lines.")
+    for what, given in (("accuracy", facts.measured), ("gradient masking", facts.audit)):
+        if given is None:
+            click.echo(f"not in it: {what}", err=True)
+
+
+def _refuse_other_text(out: Path) -> None:
+    # The default name is that of many a project's own page.
+    if not out.exists():
+        return
+    with out.open(encoding="utf-8", errors="replace") as file:
+        is_card = "library_name: ltd-pipe\n" in file.read(4096)
+    if not is_card:
+        raise WriteError(
+            out,
+            "is no model card, and --force replaces those only",
+            remedy="Choose another --out.",
+        )

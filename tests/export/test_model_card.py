@@ -1,0 +1,290 @@
+"""The README.md of a model: true, of this model alone, and of no use to an attacker."""
+
+import dataclasses
+import json
+import re
+
+import huggingface_hub
+import pytest
+from made_classifiers import make_classifier
+from markdown_it import MarkdownIt
+from test_markdown import HOSTILE, kinds
+
+from pipeline.errors import MissingError, ResultError
+from pipeline.evaluation.accuracy import wilson_interval
+from pipeline.export.card import format_card
+from pipeline.export.card_facts import Audit, gather_card
+from pipeline.models.checkpoint import save_classifier
+from pipeline.provenance import sha256_file
+
+N = 500
+HITS = {"clean_accuracy": 490, "pgd_accuracy": 350, "autoattack_accuracy": 340}
+FINDINGS = [
+    {"name": "live gradients", "count": 0, "n": 200, "limit": 0.05, "meaning": "", "passed": True},
+    {"name": "margin loss", "count": 90, "n": 200, "limit": 0.06, "meaning": "", "passed": False},
+]
+
+
+@pytest.fixture
+def folder(making_students, tmp_path):
+    """A student, its evaluation, and its audit, which one check failed."""
+    path = making_students("small-cnn-w4", (1, 8, 8))[0]
+    (tmp_path / "model.safetensors").write_bytes(path.read_bytes())
+    sha256 = sha256_file(path)
+    write(
+        tmp_path / "metrics.json",
+        n=N,
+        eps=0.1,
+        expected_calibration_error=0.031,
+        autoattack={"apgd-ce": 0.7, "square": 0.68},
+        intervals={name: wilson_interval(hits, N) for name, hits in HITS.items()},
+        **{name: hits / N for name, hits in HITS.items()},
+    )
+    (tmp_path / "evaluation").mkdir()
+    write(
+        tmp_path / "evaluation/settings.json",
+        attacks=[{"name": "PGD", "steps": 50, "restarts": 5}],
+        autoattack_version="standard",
+        checkpoint_sha256=sha256,
+        data_fingerprint="d" * 64,
+        seed=0,
+        flags=["Square is better than the others"],
+        software={"pyautoattack": "0.2.0", "torch": "2.15.0"},
+        hardware={"cpu": "A & B", "threads": 2},
+    )
+    write(
+        tmp_path / "audit.json",
+        passed=False,
+        n=200,
+        eps=0.1,
+        checkpoint_sha256=sha256,
+        findings=FINDINGS,
+    )
+    return tmp_path
+
+
+def write(path, **content):
+    path.write_text(json.dumps(content))
+
+
+def edit(path, **changes):
+    write(path, **json.loads(path.read_text()) | changes)
+
+
+def whole(folder, **more):
+    """The facts of everything that is there."""
+    places = {"metrics": folder / "metrics.json", "evaluation": folder / "evaluation"}
+    places["audit"] = folder / "audit.json"
+    return gather_card(folder / "model.safetensors", **places | more)
+
+
+def cells(text, first):
+    """The cells of the one table row that begins so."""
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {first} |")]
+    return [cell.strip() for cell in line.replace("\u00a0", " ").split("|")[2:-1]]
+
+
+# ---------------------------------------------------------------- what it says
+
+
+def test_it_says_what_the_model_is(folder):
+    """Architecture, input, temperature, hash, threat model, labels."""
+    text, sha256 = format_card(whole(folder)), sha256_file(folder / "model.safetensors")
+    assert cells(text, "architecture") == ["`small-cnn-w4`"]
+    assert cells(text, "temperature, part of the model") == ["1.5"]
+    assert cells(text, "normalisation, part of the model") == ["mean 0.3, std 0.2"]
+    assert cells(text, "SHA-256 of the checkpoint") == [f"`{sha256}`"]
+    assert cells(text, "identity of the soft-label store") == [f"`{'a' * 64}`"]
+    assert cells(text, "temperature of the soft labels") == ["1.5"]
+    assert cells(text, "fingerprint of the training images") == [f"`{'f' * 64}`"]
+    assert "trained adversarially on soft labels of a teacher" in text
+    assert "within L∞ distance 0.1" in text
+
+
+def test_numbers_come_with_n_and_interval(folder):
+    """As metrics.json has them; AutoAttack with its version, PGD with its effort."""
+    text = format_card(whole(folder))
+    assert cells(text, "clean") == ["98.0 %", "96.4 to 98.9 %", "500"]
+    assert cells(text, "PGD, 50 steps, 5 restarts") == ["70.0 %", "65.8 to 73.9 %", "500"]
+    assert cells(text, "AutoAttack `standard`") == ["68.0 %", "63.8 to 71.9 %", "500"]
+    assert cells(text, "left after AutoAttack's `apgd-ce`") == ["70.0 %"]
+    assert cells(text, "AutoAttack, by its authors' package") == ["`pyautoattack 0.2.0`"]
+    assert cells(text, "fingerprint of the test images") == [f"`{'d' * 64}`"]
+    assert "**AutoAttack warns:** `Square is better than the others`" in text
+
+
+def test_the_audits_verdict_is_not_softened(folder):
+    """A failed check is the first thing that the section says."""
+    text = format_card(whole(folder))
+    section = text.split("## Gradient masking\n\n")[1]
+    assert section.startswith("**1 of 2 checks failed: do not believe the robust accuracy.**")
+    assert cells(text, "`margin loss`") == ["**FAIL**", "90 of 200", "6.0 %"]
+    assert cells(text, "`live gradients`")[0] == "pass"
+
+
+def test_what_was_not_measured_is_said(folder):
+    """With nothing but a checkpoint, and with less than there could be."""
+    bare = format_card(gather_card(folder / "model.safetensors"))
+    assert "**Nothing.** No evaluation was given" in bare
+    assert "**Not audited.**" in bare
+    assert "- Clean and robust accuracy.\n- Gradient masking.\n" in bare
+    assert "model-index" not in bare
+    content = json.loads((folder / "metrics.json").read_text())
+    del content["intervals"]["autoattack_accuracy"], content["autoattack_accuracy"]
+    write(folder / "metrics.json", **content)
+    text = format_card(whole(folder, audit=None))
+    assert "- AutoAttack. Without it a robust accuracy is a first look, no claim.\n" in text
+    assert "- Gradient masking.\n" in text
+    assert "- AutoAttack." not in format_card(whole(folder, metrics=None))
+
+
+def test_another_radius_than_the_training_is_pointed_out(folder):
+    """Numbers at half the radius look twice as good."""
+    assert "another threat model" not in format_card(whole(folder))
+    edit(folder / "metrics.json", eps=0.05)
+    assert "**It was trained for another threat model: L∞ distance 0.1.**" in format_card(
+        whole(folder)
+    )
+
+
+def test_a_teachers_card_claims_no_robustness(tmp_path):
+    """Neither in words nor in tags."""
+    model = make_classifier("small-cnn-w4", (1, 8, 8))
+    save_classifier(model, tmp_path / "model.safetensors", kind="teacher", params={"epochs": 2})
+    text = format_card(gather_card(tmp_path / "model.safetensors"))
+    assert "**no robustness is claimed**" in text
+    assert "adversarial" not in text.split("---")[1]
+    assert "## Threat model\n\nNone." in text
+
+
+def test_newer_evaluations_are_shown_whole(folder):
+    """Other attacks, another norm, a first look, and what it says that it left out."""
+    content = json.loads((folder / "metrics.json").read_text())
+    content["intervals"]["cw_pgd_20_accuracy"] = wilson_interval(345, N)
+    write(
+        folder / "metrics.json",
+        **content,
+        cw_pgd_20_accuracy=0.69,
+        norm="l2",
+        quick=True,
+        not_measured=["transfer attacks"],
+    )
+    text = format_card(whole(folder))
+    assert cells(text, "`cw_pgd_20`")[0] == "69.0 %"
+    assert "attacks within L2 distance 0.1. **It was trained for another threat model" in text
+    assert "**A quick first look, no result.**" in text
+    assert "- `transfer attacks`\n" in text
+
+
+# ---------------------------------------------------------------- of this model alone
+
+
+def test_numbers_of_another_checkpoint_are_refused(folder):
+    """Of the evaluation and of the audit; one that does not say whose it is, too."""
+    edit(folder / "evaluation/settings.json", checkpoint_sha256="0" * 64)
+    with pytest.raises(ResultError, match=r"settings.json: is not of this checkpoint.*found 0000"):
+        whole(folder)
+    edit(folder / "evaluation/settings.json", checkpoint_sha256=None)
+    with pytest.raises(ResultError, match="found none. Run 'ltd-pipe evaluate' on it"):
+        whole(folder)
+    edit(folder / "audit.json", checkpoint_sha256="0" * 64)
+    with pytest.raises(ResultError, match=r"audit.json: is not of this checkpoint"):
+        whole(folder, metrics=None)
+
+
+DAMAGED = {
+    "a share outside its bounds": ({"pgd_accuracy": 0.99}, "intervals.pgd_accuracy"),
+    "a share that is missing": ({"pgd_accuracy": None}, "intervals.pgd_accuracy"),
+    "no images": ({"n": 0}, "n: "),
+    "no clean accuracy": ({"clean_accuracy": 1.5}, "clean_accuracy: "),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), DAMAGED.values(), ids=DAMAGED.keys())
+def test_impossible_numbers_are_refused(folder, changes, message):
+    """They were edited, or written by something else."""
+    edit(folder / "metrics.json", **changes)
+    with pytest.raises(ResultError, match=re.escape(f"metrics.json: {message}")):
+        whole(folder)
+
+
+def test_a_verdict_that_contradicts_its_findings_is_refused(folder):
+    """`passed` is what people grep for."""
+    edit(folder / "audit.json", passed=True)
+    with pytest.raises(ResultError, match="passed contradicts its findings"):
+        whole(folder)
+
+
+def test_numbers_without_their_settings_are_refused(folder):
+    """Without these nobody knows whose they are."""
+    (folder / "evaluation/settings.json").unlink()
+    with pytest.raises(MissingError, match=r"settings.json: no such file"):
+        whole(folder)
+
+
+# ---------------------------------------------------------------- for programs, and strangers
+
+
+def test_hugging_face_reads_the_front_matter(folder):
+    """Licence, tags, and the numbers as results of a model index."""
+    text = format_card(whole(folder, licence="Apache-2.0", name="Robust <digits>"))
+    data = huggingface_hub.ModelCard(text).data
+    assert (data.license, data.pipeline_tag) == ("apache-2.0", "image-classification")
+    assert {"adversarial-robustness", "soft-labels"} <= set(data.tags)
+    values = {result.metric_name: result.metric_value for result in data.eval_results}
+    assert values == {
+        "clean accuracy": 0.98,
+        "robust accuracy, pgd, linf, eps 0.1": 0.7,
+        "robust accuracy, autoattack, linf, eps 0.1": 0.68,
+    }
+    assert {result.dataset_name for result in data.eval_results} == {"digits, 500 test images"}
+
+
+# What a card is made of, beside names.
+USUAL = {"text", "code_inline", "text_special", "softbreak", "strong_open", "strong_close", "fence"}
+
+
+@pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE.keys())
+def test_names_from_strangers_are_only_shown(folder, hostile):
+    """Classes, data set, parameters, findings, flags, file and model names."""
+    facts = whole(folder, name=hostile, licence=hostile)
+    run = facts.run.model_copy(
+        update={
+            "class_names": (hostile, "bee"),
+            "architecture": hostile,
+            "data": facts.run.data.model_copy(update={"dataset": hostile}),
+            "params": {hostile: hostile, "label_kind": hostile},
+            "validation": {hostile: 0.5},
+            "software": {hostile: hostile},
+            "hardware": {hostile: hostile},
+        }
+    )
+    finding = facts.audit.findings[0].model_copy(update={"name": hostile})
+    settings = facts.measured.settings.model_copy(
+        update={"flags": (hostile,), "autoattack_version": hostile, "software": {hostile: hostile}}
+    )
+    facts = dataclasses.replace(
+        facts,
+        run=run,
+        file_name=hostile,
+        threat_model={"norm": hostile, "eps": 0.1},
+        audit=facts.audit.model_copy(update={"findings": (finding,)}),
+        measured=dataclasses.replace(
+            facts.measured, settings=settings, not_measured=(hostile,), norm=hostile
+        ),
+    )
+    text = format_card(facts)
+    head, page = text.removeprefix("---\n").split("\n---\n", 1)
+    huggingface_hub.ModelCard(text)
+    assert "\n---" not in head
+    assert kinds(page) <= USUAL
+    html = MarkdownIt("commonmark", {"html": True}).enable("table").render(page)
+    assert html.count("<h2>") == 8
+
+
+def test_equal_files_give_an_equal_card(folder):
+    """No dates, paths or hosts."""
+    text = format_card(whole(folder))
+    assert text == format_card(whole(folder))
+    assert str(folder) not in text
+    assert isinstance(whole(folder).audit, Audit)
