@@ -38,6 +38,12 @@ ACCEPTED = {
     "one step, said so": {"attack": "n-fgsm", "attack_steps": 1},
     "L2 with FGSM-RS": {"attack": "fgsm-rs", "norm": "l2", "eps": 1.5},
     "no noise": {"attack": "n-fgsm", "attack_noise": 0},
+    "KL from noise": {"attack_loss": "kl", "attack": "n-fgsm"},
+    "TRADES with another loss": {
+        "objective": "trades",
+        "attack_loss": "margin",
+        "attack_start": "none",
+    },
 }
 
 
@@ -67,6 +73,19 @@ REFUSED = {
         "attack_start: fgsm-rs begins where it begins",
     ),
     "N-FGSM in L2": ({"attack": "n-fgsm", "norm": "l2"}, "attack: n-fgsm is defined for norm linf"),
+    "KL at the image": (
+        {"attack_loss": "kl", "attack_start": "none"},
+        "attack_loss: kl has no gradient at the image",
+    ),
+    "KL without noise": (
+        {"attack_loss": "kl", "attack": "n-fgsm", "attack_noise": 0},
+        "attack_loss: kl has no gradient at the image",
+    ),
+    "TRADES at the image": (
+        {"objective": "trades", "attack_start": "none"},
+        "the loss that trades opposes has no gradient at the image",
+    ),
+    "another loss": ({"attack_loss": "dlr"}, "attack_loss\n.*'ce', 'kl' or 'margin'"),
     "no step": ({"attack_steps": 0}, "attack_steps\n.*greater than or equal to 1"),
 }
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from pipeline import rng
+from pipeline import attacks, rng
 from pipeline.attacks import Ball, pgd
 
 if TYPE_CHECKING:
@@ -43,14 +43,8 @@ def scaled(factor: float = 1.0) -> LossOfLabels:
 
 
 def margin(labels: torch.Tensor) -> LossOfLogits:
-    """max_{k≠y} z_k - z_y, which no scale of the logits can hide (Carlini and Wagner 2017)."""
-
-    def loss(logits: torch.Tensor) -> torch.Tensor:
-        true = logits.gather(1, labels[:, None]).squeeze(1)
-        others = logits.scatter(1, labels[:, None], -torch.inf)
-        return others.amax(dim=1) - true
-
-    return loss
+    """The margin by which a wrong class wins; see `pipeline.attacks.margin`."""
+    return partial(attacks.margin, labels=labels)
 
 
 @torch.no_grad()

@@ -39,6 +39,7 @@ from pipeline.objectives.madry import Madry
 from pipeline.objectives.mart import Mart
 from pipeline.objectives.mtard import BalancedTeachers, Balances, balanced
 from pipeline.objectives.objective import Labels, Loss, Moment, Objective
+from pipeline.objectives.opposing import AttackLoss, Opposing, opposing
 from pipeline.objectives.rslad import Rslad
 from pipeline.objectives.trades import Trades
 
@@ -46,6 +47,7 @@ __all__ = [
     "Adaad",
     "Ard",
     "Around",
+    "AttackLoss",
     "AttackedExits",
     "BalancedTeachers",
     "Balances",
@@ -58,6 +60,7 @@ __all__ = [
     "Moment",
     "MultiExit",
     "Objective",
+    "Opposing",
     "Rslad",
     "Taught",
     "Trades",
@@ -65,4 +68,5 @@ __all__ = [
     "cross_entropy",
     "kl_divergence",
     "kl_from_target",
+    "opposing",
 ]

@@ -43,6 +43,12 @@ class AttackParams(Section):
         description="pgd: begins at a random point of the ball, 0.001 N(0, 1) away, or at the "
         "image; null: where the objective's authors do",
     )
+    attack_loss: Literal["ce", "kl", "margin"] | None = Field(
+        None,
+        description="what the attack maximises: ce, the truth's cross entropy; kl, the divergence "
+        "from the clean answer; margin, the largest wrong logit less the true one; null: the "
+        "objective's own",
+    )
     attack_noise: Number = Field(
         2.0, ge=0, description="n-fgsm: its noise is uniform within so many times eps"
     )
@@ -75,6 +81,17 @@ class AttackParams(Section):
         if self.attack == "n-fgsm" and self.norm != "linf":
             raise ValueError("attack: n-fgsm is defined for norm linf")
         return self
+
+    @model_validator(mode="after")
+    def _divergence_has_a_gradient(self) -> AttackParams:
+        if self.attack_loss == "kl" and self.begins_at_the_image:
+            raise ValueError("attack_loss: kl has no gradient at the image, where this one begins")
+        return self
+
+    @property
+    def begins_at_the_image(self) -> bool:
+        """Whether the first gradient is the clean image's."""
+        return self.attack_start == "none" or (self.attack == "n-fgsm" and not self.attack_noise)
 
     @property
     def steps(self) -> int:

@@ -64,3 +64,12 @@ class TrainParams(AttackParams, FitParams):
             # An overflow, which float16's scaling expects, would stay in the weights.
             raise ValueError("awp_gamma needs precision bfloat16 or float32, not float16")
         return self
+
+    @model_validator(mode="after")
+    def _trades_attack_has_a_gradient(self) -> TrainParams:
+        if self.objective == "trades" and not self.attack_loss and self.begins_at_the_image:
+            raise ValueError(
+                "attack_start: the loss that trades opposes has no gradient at the image; "
+                "leave it null, or choose an attack_loss"
+            )
+        return self

@@ -212,7 +212,7 @@ def student_fit(
         stream=stream,
         samples=training,
         params=params,
-        objective=_objective(params),
+        objective=objectives.opposing(_objective(params), params.attack_loss),
         examples=examples,
         adversary=training_adversary(params),
         validate=lambda candidate: validate_robustness(
