@@ -1,0 +1,94 @@
+"""The alarm rings for a collapse, and for nothing that only looks like one."""
+
+import pytest
+
+from pipeline.training.alarm import first_collapse
+
+
+def rows(pairs, first=0):
+    """From `attack:pgd` in percent, one per epoch; `-` where there was no validation."""
+    history = []
+    for epoch, pair in enumerate(pairs.split(), first):
+        attack, pgd = pair.split(":")
+        row = {"epoch": epoch, "train/robust_accuracy": int(attack) / 100}
+        if pgd != "-":
+            row["validation/robust_accuracy"] = int(pgd) / 100
+        history.append(row)
+    return history
+
+
+# Where runs are called measured, they are of digits, 118 validation images; the first number is
+# accuracy under the training attack, the second that under PGD-10, in percent.
+COLLAPSES = {
+    "within an epoch, as in the literature": ("22:20 30:35 38:42 41:45 83:1 95:0", 118, 4),
+    "on many images": ("22:20 30:35 38:42 41:45 60:15", 5000, 4),
+    "measured: FGSM at five times eps": (
+        "3:15 6:8 8:17 13:28 24:18 38:10 42:8 54:10 70:2 81:1 81:2 83:2 88:1 91:0",
+        118,
+        8,
+    ),
+    "measured: FGSM without a start, never robust": (
+        "60:0 85:0 67:0 56:0 51:0 47:0",
+        118,
+        1,
+    ),
+    "between validations": ("22:20 30:- 38:42 41:- 60:- 83:1", 118, 5),
+    "of its first attack's best": ("40:30 20:10 45:2", 118, 2),
+}
+
+
+@pytest.mark.parametrize(("pairs", "images", "epoch"), COLLAPSES.values(), ids=COLLAPSES)
+def test_a_collapse_is_seen_at_its_epoch(pairs, images, epoch):
+    """Neither before nor after, and what follows does not change the verdict."""
+    history = rows(pairs)
+    assert first_collapse(history[:epoch], images=images) is None
+    for end in range(epoch + 1, len(history) + 1):
+        assert first_collapse(history[:end], images=images).epoch == epoch
+
+
+SOUND = {
+    "nothing yet": ("", 118),
+    "one row": ("90:0", 118),
+    "measured: N-FGSM": ("9:23 19:45 25:53 29:48 33:59 35:64 37:67 40:68 42:69 44:71 48:72", 118),
+    "measured: FGSM-RS": ("25:25 50:39 58:55 64:56 71:68 75:70 79:71 83:73 86:77 91:76", 118),
+    "measured: PGD, large eps": ("5:7 12:10 15:19 20:25 30:33 37:40 44:43 53:55 57:59", 118),
+    "measured: slow to become robust": ("3:8 9:0 11:2 15:2 18:1 23:2 30:2 36:0 43:2 47:4", 118),
+    "measured: a noisy one": ("8:8 22:9 30:15 37:15 45:10 46:13 51:15 55:35 75:17 77:31", 118),
+    "measured: a loss that diverges": ("14:17 37:19 46:21 50:17 42:17 25:0 9:9 8:14 10:7", 118),
+    "robust overfitting": ("30:38 40:46 50:52 65:48 80:45 92:42 97:40", 5000),
+    "robust overfitting, 100 classes": ("15:19 25:27 40:26 70:22 95:19 99:18", 5000),
+    "few images": ("30:40 60:10", 10),
+    "chance": ("10:10 12:4 30:3", 118),
+}
+
+
+@pytest.mark.parametrize(("pairs", "images"), SOUND.values(), ids=SOUND)
+def test_a_sound_run_rings_no_alarm(pairs, images):
+    """Nor does a weak one, a diverging one, or one that overfits as all training does."""
+    assert first_collapse(rows(pairs), images=images) is None
+
+
+def test_rows_of_warm_up_are_passed_over():
+    """A small ball's attack leaves nearly all, and validation's nothing: no collapse."""
+    history = rows("56:0 88:0 80:0 68:0 48:5 46:10 50:14")
+    assert first_collapse(history, images=118, warmup_epochs=4) is None
+    assert first_collapse(history, images=118, warmup_epochs=3.5) is None
+    assert first_collapse(history, images=118).epoch == 1
+
+
+def test_clean_training_is_not_judged():
+    """A teacher's rows have no robust accuracy."""
+    history = [
+        {"epoch": n, "train/accuracy": 0.9, "validation/clean_accuracy": 0.1} for n in (0, 1)
+    ]
+    assert first_collapse(history, images=118) is None
+
+
+def test_it_says_what_happened():
+    """Epochs as people count them, and the three numbers."""
+    collapse = first_collapse(rows("22:20 41:45 83:1"), images=118)
+    assert str(collapse) == (
+        "catastrophic overfitting at epoch 3: PGD leaves 1.0% of the validation images right "
+        "(45.0% at epoch 2), the training attack 83.0% of its own"
+    )
+    assert collapse.facts()["best_epoch"] == 1
