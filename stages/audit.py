@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stages.measured import checkpoint_argument, open_test_images, test_data_option
+from stages.measured import (
+    checkpoint_argument,
+    choose_images,
+    open_test_data,
+    test_data_option,
+)
 from stages.parameters import params_options
 from stages.progress import bar, ticker
 
@@ -67,6 +72,7 @@ def audit(
         params.evaluate.batch_size,
         steps=steps,
         square_queries=square_queries,
+        norm=params.evaluate.norm,
     )
     found, n = _measure(checkpoint, params, data, sources, settings)
     passed = all(finding.passed for finding in found)
@@ -98,7 +104,7 @@ def _measure(
     device = choose_device(params.device)
     models = {str(path): load_classifier(path).to(device) for path in (checkpoint, *sources)}
     with deterministic(), bar() as progress:
-        _, test = open_test_images(data, models.values(), params, device)
+        test = choose_images(open_test_data(data, models.values()), params, device)
         found = run_audit(
             models[str(checkpoint)],
             test,
@@ -106,7 +112,7 @@ def _measure(
             sources={str(path): models[str(path)] for path in sources},
             tick=ticker(progress),
         )
-    return found, len(test)
+    return found.findings, len(test)
 
 
 def _show(found: list[Finding], checkpoint: Path, eps: float, n: int) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipeline.models.classifier import Classifier
     from pipeline.params import Params
 
-__all__ = ["checkpoint_argument", "open_test_images", "test_data_option"]
+__all__ = ["checkpoint_argument", "choose_images", "open_test_data", "test_data_option"]
 
 checkpoint_argument = click.argument(
     "checkpoint",
@@ -33,16 +33,20 @@ test_data_option = click.option(
 )
 
 
-def open_test_images(
-    data: Path, models: Iterable[Classifier], params: Params, device: torch.device
-) -> tuple[Beton, TestImages]:
-    """Open a beton that each of the models takes, and choose `evaluate.images` of its images."""
-    from pipeline.evaluation.selection import select_images
+def open_test_data(data: Path, models: Iterable[Classifier]) -> Beton:
+    """Open a beton whose images each of the models takes."""
     from pipeline.images.beton import open_beton
-    from pipeline.images.stream import ImageStream
 
     beton = open_beton(data)
     for model in models:
         model.require_data(beton.manifest.class_names, beton.manifest.shape, str(data))
+    return beton
+
+
+def choose_images(beton: Beton, params: Params, device: torch.device) -> TestImages:
+    """Choose `evaluate.images` of its images."""
+    from pipeline.evaluation.selection import select_images
+    from pipeline.images.stream import ImageStream
+
     stream, count = ImageStream(beton, device), params.evaluate.images
-    return beton, select_images(stream, beton.manifest.num_samples, count, params.seed)
+    return select_images(stream, beton.manifest.num_samples, count, params.seed)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
@@ -72,16 +74,42 @@ def transfer(description: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-def ticker(progress: Progress) -> Callable[[str, int], None]:
-    """A function to be called with an attack's name and the images just done: a bar for each."""
-    tasks: dict[str, TaskID] = {}
+def ticker(progress: Progress) -> Callable[[str, int, int], None]:
+    """Tells what is under way: a bar each with the time left, or lines where there is no bar.
 
-    def tick(name: str, done: int) -> None:
+    Returns
+    -------
+    callable
+        To be called with a name, the images just done, and at most how many are to come.
+    """
+    tasks: dict[str, _Task] = {}
+
+    def tick(name: str, done: int, left: int) -> None:
         if name not in tasks:
-            # Where there is no bar, a line per attack tells that something is happening.
             if progress.disable:
                 click.echo(f"{name} …", err=True)
-            tasks[name] = progress.add_task(name, total=None, note="")
-        progress.advance(tasks[name], done)
+            tasks[name] = _Task(progress.add_task(name, total=None, note=""), time.monotonic())
+        task = tasks[name]
+        task.done += done
+        progress.update(task.bar, completed=task.done, total=task.done + left)
+        if progress.disable and time.monotonic() - task.told > _SECONDS_BETWEEN_LINES:
+            task.told = time.monotonic()
+            seconds = (task.told - task.began) / task.done * left
+            click.echo(f"{name}: {task.done:,} done, {seconds / 60:.0f} min left", err=True)
 
     return tick
+
+
+# Where there is no bar.
+_SECONDS_BETWEEN_LINES = 60.0
+
+
+@dataclass
+class _Task:
+    bar: TaskID
+    began: float
+    told: float = 0.0
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        self.told = self.began

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pipeline.errors import ModelError
 from pipeline.images.pixels import to_unit
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from pipeline.images.stream import ImageStream
     from pipeline.models.classifier import Classifier
 
-__all__ = ["expected_calibration_error", "predict", "require_sound_logits", "wilson_interval"]
+__all__ = ["calibration_error", "expected_calibration_error", "predict", "wilson_interval"]
 
 
 def wilson_interval(hits: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
@@ -67,42 +66,36 @@ def expected_calibration_error(
     float
         In [0, 1]; lower is better.
     """
-    confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == labels
+    return calibration_error(
+        probabilities.max(axis=1), probabilities.argmax(axis=1) == labels, bins
+    )
+
+
+def calibration_error(
+    confidence: NDArray[np.float32], correct: NDArray[np.bool_], bins: int = 15
+) -> float:
+    """`expected_calibration_error` of what is known of each answer.
+
+    Parameters
+    ----------
+    confidence : ndarray of shape (N,), dtype float32
+        Probability of the predicted class.
+    correct : ndarray of shape (N,), dtype bool
+    bins : int
+        Equal parts of (0, 1].
+
+    Returns
+    -------
+    float
+        In [0, 1]; lower is better.
+    """
     which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     gaps = [
         abs(confidence[which == b].mean(dtype=np.float64) - correct[which == b].mean())
         * np.count_nonzero(which == b)
         for b in np.unique(which)
     ]
-    return float(sum(gaps) / len(labels))
-
-
-def require_sound_logits(model: Classifier, images: torch.Tensor) -> None:
-    """Prove, before an attack relies on it, that the model is in a state to be measured.
-
-    Parameters
-    ----------
-    model : Classifier
-    images : Tensor of shape (B, C, H, W), dtype float32, in [0, 1]
-
-    Raises
-    ------
-    ModelError
-        When it is in training mode, gives two answers to one question, or NaN or infinity.
-    """
-    if any(module.training for module in model.modules()):
-        raise ModelError("model", "is in training mode", remedy="Call model.eval() first.")
-    with torch.no_grad():
-        first, second = model(images), model(images)
-    if not torch.isfinite(first).all():
-        raise ModelError("model", "gives logits that are NaN or infinite")
-    if not torch.equal(first, second):
-        raise ModelError(
-            "model",
-            "gives different logits for the same images",
-            remedy="Remove what is random in it: its robustness needs another attack.",
-        )
+    return float(sum(gaps) / len(confidence))
 
 
 @torch.no_grad()

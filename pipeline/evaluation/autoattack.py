@@ -8,28 +8,41 @@ and written down, so that an interrupted evaluation ends with the same numbers t
 from __future__ import annotations
 
 import contextlib
-import json
+import importlib.metadata
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pyautoattack import AutoAttack
 from pyautoattack.checks import check_square_sr
 
-from pipeline.publish import write_json
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Iterator
 
-    from pipeline.evaluation.selection import TestImages
-    from pipeline.models.classifier import Classifier
+    from pipeline.attacks import Ball
+    from pipeline.evaluation.bench import Bench
 
-__all__ = ["AutoAttackResult", "attack_batch", "build", "collected_flags", "run_autoattack"]
+    Version = Literal["standard", "rand"]
 
-# The standard version for L-infinity, in its order.
-_ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
+__all__ = [
+    "AutoAttackResult",
+    "attacks_of",
+    "build",
+    "package_version",
+    "run_autoattack",
+    "run_one",
+]
+
+# Of each version for L-infinity and L2, in its order; rand averages gradients over 20 answers.
+_ATTACKS = {
+    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    "rand": ("apgd-ce", "apgd-dlr"),
+}
+# The DLR loss divides by a difference of the first and the third logit, the targeted one by one
+# of the first and the fourth.
+_FEWEST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
 
 
 @dataclass
@@ -38,19 +51,16 @@ class AutoAttackResult:
 
     Attributes
     ----------
-    robust : list of bool
-        Per image, in the order of the test images.
+    standing : Tensor of shape (n,), dtype bool
     accuracy : dict of str to float
         Accuracy left after each attack, in the order they ran.
     flags : list of str
         AutoAttack's own warnings that its verdict may be too kind.
     """
 
-    robust: list[bool]
+    standing: torch.Tensor
     accuracy: dict[str, float] = field(default_factory=dict)
     flags: list[str] = field(default_factory=list)
-    done: dict[str, int] = field(default_factory=dict)
-    under_way: list[bool] = field(default_factory=list)
 
 
 class _Flags(logging.Handler):
@@ -66,52 +76,116 @@ class _Flags(logging.Handler):
             self._into.append(message)
 
 
+def package_version() -> str:
+    """Name and version of the package, as results state it."""
+    return f"pyautoattack {importlib.metadata.version('pyautoattack')}"
+
+
 def run_autoattack(
-    model: Classifier,
-    test: TestImages,
+    bench: Bench,
+    ball: Ball,
     right: torch.Tensor,
-    *,
-    eps: float,
-    seed: int,
-    batch_size: int,
-    state: Path,
-    tick: Callable[[int], None],
+    version: Version = "standard",
 ) -> AutoAttackResult:
-    """Run the standard version: APGD-CE, APGD-T, FAB-T and Square, each on what is left.
+    """Run a version's attacks, each on what those before it left.
 
     Parameters
     ----------
-    model : Classifier
-        In evaluation mode, deterministic, on its device.
-    test : TestImages
+    bench : Bench
+        Its batch size is part of the result: the package seeds each batch anew.
+    ball : Ball
     right : Tensor of shape (n,), dtype bool
         Right when clean.
-    eps : float
-        Radius of the L-infinity ball, pixel units.
-    seed : int
-    batch_size : int
-        Part of the result: the package seeds each batch anew.
-    state : Path
-        JSON file written after each batch; an existing one is continued.
-    tick : callable
-        Called with the number of images done after each batch of each attack.
+    version : {"standard", "rand"}
+        rand is for models that answer at random; for all others it is the weaker one.
 
     Returns
     -------
     AutoAttackResult
     """
-    adversary = build(model, test.device, eps, seed)
-    result = _resume(state, right)
-    with collected_flags(adversary, result.flags):
-        for attack in _applicable(model.num_classes, adversary.logger):
-            if attack not in result.accuracy:
-                _run_attack(adversary, attack, test, result, batch_size, state, tick)
+    adversary = build(bench, ball, version)
+    attacks, flags = attacks_of(version, bench.model.num_classes)
+    result = AutoAttackResult(right.clone(), flags=flags)
+    for attack in attacks:
+        result.standing = run_one(bench, adversary, attack, result.standing, result.flags)
+        result.accuracy[attack] = int(result.standing.sum()) / max(len(right), 1)
+    with _collected_flags(adversary, result.flags):
         check_square_sr(result.accuracy, logger=adversary.logger)
     return result
 
 
+def attacks_of(version: Version, num_classes: int) -> tuple[list[str], list[str]]:
+    """The version's attacks that so few classes allow, and a flag for each of the others."""
+    able = {name: num_classes >= _FEWEST_CLASSES.get(name, 2) for name in _ATTACKS[version]}
+    flags = [
+        f"{name.upper()} needs at least {_FEWEST_CLASSES[name]} classes and was left out."
+        for name in able
+        if not able[name]
+    ]
+    return [name for name in able if able[name]], flags
+
+
+def build(bench: Bench, ball: Ball, version: Version = "standard") -> Any:
+    """The package's AutoAttack for a bench's model and a ball."""
+    logger = logging.getLogger("auto-attack")
+    logger.propagate = False
+    adversary = AutoAttack(
+        bench.model,
+        norm={"linf": "Linf", "l2": "L2"}[ball.norm],
+        eps=ball.eps,
+        seed=bench.seed,
+        version=version,
+        device=bench.test.device,
+    )
+    if bench.model.num_classes < 10:
+        # Targets are the other classes; the package's default of 9 needs ten.
+        adversary.apgd_targeted.n_target_classes = bench.model.num_classes - 1
+        adversary.fab.n_target_classes = bench.model.num_classes - 1
+    return adversary
+
+
+def run_one(
+    bench: Bench, adversary: Any, attack: str, before: torch.Tensor, flags: list[str]
+) -> torch.Tensor:
+    """What one attack leaves of some images.
+
+    Parameters
+    ----------
+    bench : Bench
+    adversary
+        From `build`.
+    attack : str
+        One of the package's names.
+    before : Tensor of shape (n,), dtype bool
+        The others are not attacked.
+    flags : list of str
+        Gets the package's warnings that are not in it yet.
+
+    Returns
+    -------
+    Tensor of shape (n,), dtype bool
+    """
+    left, rows = before.clone(), before.nonzero().flatten()
+    work = partial(_attack_batch, bench, adversary, attack)
+    title = f"AutoAttack {attack.upper()}"
+    for part, record in bench.records(f"autoattack-{attack}", rows, work, title=title):
+        left[part] = torch.tensor(record["left"], dtype=torch.bool)
+        flags += [flag for flag in record["flags"] if flag not in flags]
+    return left
+
+
+def _attack_batch(bench: Bench, adversary: Any, attack: str, rows: torch.Tensor) -> dict[str, Any]:
+    images, labels, _ = bench.test.take(rows)
+    adversary.attacks_to_run = [attack]
+    flags: list[str] = []
+    with _collected_flags(adversary, flags):
+        # The second result is what the model said when the package judged each image.
+        _, said = adversary.run_standard_evaluation(images, labels, batch_size=len(rows))
+    return {"left": (said == labels).int().tolist(), "flags": flags}
+
+
 @contextlib.contextmanager
-def collected_flags(adversary: Any, into: list[str]) -> Iterator[None]:
+def _collected_flags(adversary: Any, into: list[str]) -> Iterator[None]:
     """Collect the package's warnings in a list instead of printing them."""
     handler = _Flags(into)
     adversary.logger.addHandler(handler)
@@ -119,68 +193,3 @@ def collected_flags(adversary: Any, into: list[str]) -> Iterator[None]:
         yield
     finally:
         adversary.logger.removeHandler(handler)
-
-
-def _applicable(num_classes: int, logger: logging.Logger) -> tuple[str, ...]:
-    # The targeted DLR loss divides by a difference of the first and the fourth logit.
-    if num_classes >= 4:
-        return _ATTACKS
-    logger.warning("APGD-T needs at least 4 classes and was left out.")
-    return tuple(attack for attack in _ATTACKS if attack != "apgd-t")
-
-
-def build(model: Classifier, device: torch.device, eps: float, seed: int) -> Any:
-    """The package's AutoAttack for this model and radius."""
-    logger = logging.getLogger("auto-attack")
-    logger.propagate = False
-    adversary = AutoAttack(
-        model, norm="Linf", eps=eps, seed=seed, version="standard", device=device
-    )
-    if model.num_classes < 10:
-        # Targets are the other classes; the package's default of 9 needs ten.
-        adversary.apgd_targeted.n_target_classes = model.num_classes - 1
-        adversary.fab.n_target_classes = model.num_classes - 1
-    return adversary
-
-
-def _resume(state: Path, right: torch.Tensor) -> AutoAttackResult:
-    if not state.exists():
-        return AutoAttackResult(robust=right.tolist())
-    return AutoAttackResult(**json.loads(state.read_text(encoding="utf-8")))
-
-
-def _run_attack(
-    adversary: Any,
-    attack: str,
-    test: TestImages,
-    result: AutoAttackResult,
-    batch_size: int,
-    state: Path,
-    tick: Callable[[int], None],
-) -> None:
-    # The batches of one attack are fixed by what the attack before it left.
-    rows = torch.tensor(result.robust).nonzero().flatten()
-    still = list(result.under_way)
-    for number, part in enumerate(test.batches(rows, batch_size)):
-        if number < result.done.get(attack, 0):
-            continue
-        still += attack_batch(adversary, attack, test, part)
-        result.done[attack], result.under_way = number + 1, still
-        write_json(state, vars(result))
-        tick(len(part))
-    robust = torch.tensor(result.robust)
-    robust[rows] = torch.tensor(still, dtype=torch.bool)
-    result.robust, result.under_way = robust.tolist(), []
-    result.accuracy[attack] = sum(result.robust) / max(len(result.robust), 1)
-    write_json(state, vars(result))
-
-
-def attack_batch(adversary: Any, attack: str, test: TestImages, rows: torch.Tensor) -> list[bool]:
-    """Which of some images stay right under one attack."""
-    images, labels, _ = test.take(rows)
-    adversary.attacks_to_run = [attack]
-    attacked, _ = adversary.run_standard_evaluation(images, labels, batch_size=len(rows))
-    with torch.no_grad():
-        answers = adversary.model(attacked).argmax(dim=1)
-    still: list[bool] = (answers == labels).tolist()
-    return still

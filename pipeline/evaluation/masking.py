@@ -15,30 +15,30 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn import functional
 
 from pipeline import rng
-from pipeline.attacks import Ball, pgd
+from pipeline.attacks import Ball
+from pipeline.attacks.pgd import input_gradient
 from pipeline.errors import ModelError
 from pipeline.evaluation import autoattack
 from pipeline.evaluation.accuracy import wilson_interval
-from pipeline.evaluation.pgd import (
-    attack_images,
-    correct_when_clean,
-    left_standing,
-    margin,
-    scaled,
-    survivors,
-)
+from pipeline.evaluation.bench import Bench, silent
+from pipeline.evaluation.curve import automatic_curve, largest_radius
+from pipeline.evaluation.pgd import attack_images, margin, scaled, single_step, survivors
+from pipeline.evaluation.surface import loss_surface
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-    from pipeline.evaluation.pgd import Attack, LossOfLabels
+    from pipeline.attacks import Norm
+    from pipeline.evaluation.bench import Tick
+    from pipeline.evaluation.curve import Curve
+    from pipeline.evaluation.pgd import LossOfLabels
     from pipeline.evaluation.selection import TestImages
+    from pipeline.evaluation.surface import Surface
     from pipeline.models.classifier import Classifier
 
-__all__ = ["AuditSettings", "Finding", "audit"]
+__all__ = ["Audit", "AuditSettings", "Finding", "audit"]
 
 # Of attacks that should not differ.
 _SLACK = 0.02
@@ -55,13 +55,15 @@ class AuditSettings:
     Attributes
     ----------
     eps : float
-        Radius of the L-infinity ball, pixel units.
+        Radius of the ball, pixel units.
     seed : int
     batch_size : int
     steps, restarts : int
         Of PGD.
     square_queries : int
         Of the black-box attack.
+    norm : {"linf", "l2"}
+        Of the ball.
     """
 
     eps: float
@@ -70,6 +72,7 @@ class AuditSettings:
     steps: int = 100
     restarts: int = 5
     square_queries: int = 1000
+    norm: Norm = "linf"
 
 
 @dataclass(frozen=True)
@@ -109,18 +112,15 @@ class Finding:
         return self.low <= self.limit
 
 
-class _Bench:
-    """One model on the test under every attack that the checks compare."""
+class _Checks:
+    """One model under every attack that the checks compare."""
 
-    def __init__(
-        self,
-        model: Classifier,
-        test: TestImages,
-        settings: AuditSettings,
-        tick: Callable[[str, int], None],
-    ) -> None:
-        self.model, self.test, self.settings, self._tick = model, test, settings, tick
-        self.right = correct_when_clean(model, test, settings.batch_size)
+    def __init__(self, bench: Bench, settings: AuditSettings) -> None:
+        self.bench, self.settings = bench, settings
+        self.model, self.test = bench.model, bench.test
+        self.ball = Ball(settings.norm, settings.eps)
+        rows = torch.arange(len(self.test))
+        self.right = bench.answers("clean", rows, title="clean").right(self.test.labels)
 
     def finding(self, name: str, happened: torch.Tensor, limit: float, meaning: str) -> Finding:
         return Finding(name, int(happened.sum()), len(self.test), limit, meaning)
@@ -132,76 +132,44 @@ class _Bench:
         standing: torch.Tensor | None = None,
         eps: float | None = None,
         steps: int | None = None,
-        restarts: int = 1,
+        restarts: range = range(1),
         loss: LossOfLabels | None = None,
     ) -> torch.Tensor:
         """What is left of the standing images, or of all that are right when clean."""
         return survivors(
-            self.model,
-            self.test,
+            self.bench,
+            name,
             self.right if standing is None else standing,
-            eps=self.settings.eps if eps is None else eps,
+            ball=self.ball if eps is None else Ball(self.settings.norm, eps),
             steps=steps or self.settings.steps,
             restarts=restarts,
-            seed=self.settings.seed,
-            batch_size=self.settings.batch_size,
-            tick=partial(self._tick, name),
             loss=loss,
         )
 
     def fgsm(self, standing: torch.Tensor) -> torch.Tensor:
-        """What one step of full length from the image itself leaves (Goodfellow et al. 2015)."""
-        eps = self.settings.eps
-
-        def step(images: torch.Tensor, labels: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-            del index
-            opposed, ball = scaled()(labels), Ball("linf", eps)
-            return pgd(self.model, images, opposed, start=images, ball=ball, step_size=eps, steps=1)
-
-        return self._left("FGSM", standing, step)
+        """What one step of full length from the image itself leaves."""
+        step = partial(single_step, self.model, ball=self.ball)
+        return self.bench.standing("FGSM", standing, step, title="FGSM")
 
     def transfer(self, standing: torch.Tensor, source: Classifier) -> torch.Tensor:
         """What another model's attack leaves."""
-        key = rng.stream_key(self.settings.seed, "evaluation-start", 0)
-        eps, steps = self.settings.eps, self.settings.steps
-        attack = partial(attack_images, source, eps=eps, steps=steps, key=key)
-        return self._left("transfer", standing, attack)
-
-    def _left(self, name: str, standing: torch.Tensor, attack: Attack) -> torch.Tensor:
-        return left_standing(
-            self.model,
-            self.test,
-            standing,
-            attack,
-            batch_size=self.settings.batch_size,
-            tick=partial(self._tick, name),
-        )
+        key, steps = rng.stream_key(self.settings.seed, "evaluation-start", 0), self.settings.steps
+        attack = partial(attack_images, source, ball=self.ball, steps=steps, key=key)
+        return self.bench.standing("transfer", standing, attack, title="transfer")
 
     def package(self, attack: str) -> torch.Tensor:
         """An attack of AutoAttack on all images that are right when clean."""
-        adversary = autoattack.build(
-            self.model, self.test.device, self.settings.eps, self.settings.seed
-        )
+        adversary = autoattack.build(self.bench, self.ball)
         adversary.square.n_queries = self.settings.square_queries
-        standing = self.right.clone()
         # What the package warns of is what the checks measure.
-        with autoattack.collected_flags(adversary, []):
-            for rows in self.test.batches(standing.nonzero().flatten(), self.settings.batch_size):
-                left = autoattack.attack_batch(adversary, attack, self.test, rows)
-                standing[rows] = torch.tensor(left, dtype=torch.bool)
-                self._tick(attack, len(rows))
-        return standing
+        return autoattack.run_one(self.bench, adversary, attack, self.right, [])
 
     def dead_gradients(self) -> torch.Tensor:
         """Images whose input gradient is all zeros, or not finite, where an attack starts."""
         dead = torch.zeros(len(self.test), dtype=torch.bool)
         for rows in self.test.batches(torch.arange(len(self.test)), self.settings.batch_size):
             images, labels, _ = self.test.take(rows)
-            with torch.enable_grad():
-                point = images.requires_grad_()
-                loss = functional.cross_entropy(self.model(point), labels, reduction="sum")
-                (gradient,) = torch.autograd.grad(loss, point)
-            flat = gradient.flatten(1)
+            flat = input_gradient(self.model, images, scaled()(labels)).flatten(1)
             alive = torch.isfinite(flat).all(dim=1) & (flat != 0).any(dim=1)
             dead[rows] = ~alive.cpu()
         return dead
@@ -221,15 +189,34 @@ class _Bench:
         return different
 
 
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found.
+
+    Attributes
+    ----------
+    findings : list of Finding
+        The model is believed when every one has passed.
+    curve : Curve
+        Robust accuracy by eps, to where nothing stands.
+    surface : Surface
+        The loss around some images.
+    """
+
+    findings: list[Finding]
+    curve: Curve
+    surface: Surface
+
+
 def audit(
     model: Classifier,
     test: TestImages,
     settings: AuditSettings,
     *,
     sources: Mapping[str, Classifier] | None = None,
-    tick: Callable[[str, int], None],
-) -> list[Finding]:
-    """Run all checks; the model is believed when every finding has passed.
+    tick: Tick = silent,
+) -> Audit:
+    """Run all checks.
 
     Parameters
     ----------
@@ -240,29 +227,32 @@ def audit(
     sources : dict of str to Classifier, optional
         Other models of the same images, whose adversarial images are tried on this one.
     tick : callable
-        Called with the attack's name and the number of images just done.
+        Told what is under way, the images just done, and at most how many are to come.
 
     Raises
     ------
     ModelError
         When the model knows nothing of the clean images.
     """
-    bench = _Bench(model, test, settings, tick)
-    _require_knowledge(bench)
-    plain = bench.pgd(f"PGD-{settings.steps}")
-    by_loss, strongest = _losses(bench, plain)
-    return [
-        *_soundness(bench),
-        *_strength(bench, plain),
+    bench = Bench(model, test, settings.seed, settings.batch_size, tick=tick)
+    checks = _Checks(bench, settings)
+    _require_knowledge(checks)
+    plain = checks.pgd(f"PGD-{settings.steps}")
+    by_loss, strongest = _losses(checks, plain)
+    findings = [
+        *_soundness(checks),
+        *_strength(checks, plain),
         *by_loss,
-        *_black_box(bench, strongest, sources or {}),
-        _radii(bench),
+        *_black_box(checks, strongest, sources or {}),
+        _radii(checks),
     ]
+    curve = automatic_curve(bench, settings.norm, checks.right, settings.eps)
+    return Audit(findings, curve, loss_surface(bench, checks.ball, checks.right))
 
 
-def _require_knowledge(bench: _Bench) -> None:
-    hits, n = int(bench.right.sum()), len(bench.test)
-    if wilson_interval(hits, n)[0] <= 1.0 / bench.model.num_classes:
+def _require_knowledge(checks: _Checks) -> None:
+    hits, n = int(checks.right.sum()), len(checks.test)
+    if wilson_interval(hits, n)[0] <= 1.0 / checks.model.num_classes:
         raise ModelError(
             "model",
             "is no better than chance on the clean images: there is nothing to audit",
@@ -271,18 +261,18 @@ def _require_knowledge(bench: _Bench) -> None:
         )
 
 
-def _soundness(bench: _Bench) -> list[Finding]:
+def _soundness(checks: _Checks) -> list[Finding]:
     return [
-        bench.finding(
+        checks.finding(
             "deterministic",
-            bench.inconsistent(),
+            checks.inconsistent(),
             0.0,
             "answered differently when asked twice or in another order: "
             "the gradient of one answer says little of the next",
         ),
-        bench.finding(
+        checks.finding(
             "live gradients",
-            bench.dead_gradients(),
+            checks.dead_gradients(),
             _DEAD_GRADIENTS,
             "have an input gradient that is zero or not finite: "
             "gradient attacks have nothing to follow",
@@ -290,48 +280,51 @@ def _soundness(bench: _Bench) -> list[Finding]:
     ]
 
 
-def _strength(bench: _Bench, plain: torch.Tensor) -> list[Finding]:
-    steps, restarts = bench.settings.steps, bench.settings.restarts
-    by_restarts = bench.pgd(f"PGD-{steps} x {restarts}", standing=plain, restarts=restarts)
-    harder = bench.pgd(f"PGD-{5 * steps}", standing=by_restarts, steps=5 * steps)
+def _strength(checks: _Checks, plain: torch.Tensor) -> list[Finding]:
+    steps, restarts = checks.settings.steps, checks.settings.restarts
+    # The first start is the plain attack's: what stands has withstood it.
+    by_restarts = checks.pgd(
+        f"PGD-{steps} x {restarts}", standing=plain, restarts=range(1, restarts)
+    )
+    harder = checks.pgd(f"PGD-{5 * steps}", standing=by_restarts, steps=5 * steps)
     return [
-        bench.finding(
+        checks.finding(
             "iterative beats single-step",
-            plain & ~bench.fgsm(plain),
+            plain & ~checks.fgsm(plain),
             _SLACK,
             f"broken by FGSM and not by PGD-{steps}: the loss surface misleads",
         ),
-        bench.finding(
+        checks.finding(
             "more effort gains little",
             plain & ~harder,
             _LOSS_GAP,
             f"broken only by {restarts} restarts or five times the steps: "
             f"PGD-{steps} does not converge",
         ),
-        bench.finding(
+        checks.finding(
             "unbounded attack breaks all",
-            bench.pgd("unbounded", eps=1.0),
+            checks.pgd("unbounded", eps=_everything(checks)),
             _SLACK,
             "stand although every pixel may take any value: it is the attack that fails",
         ),
     ]
 
 
-def _losses(bench: _Bench, plain: torch.Tensor) -> tuple[list[Finding], torch.Tensor]:
+def _losses(checks: _Checks, plain: torch.Tensor) -> tuple[list[Finding], torch.Tensor]:
     # Also gives what stands under the strongest white-box attack, which black-box ones have to
     # be compared with: Square maximises a margin, as the last two do.
-    strongest = bench.pgd("margin loss", standing=plain, loss=margin)
+    strongest = checks.pgd("margin loss", standing=plain, loss=margin)
     found = [
-        bench.finding(
+        checks.finding(
             f"logits times {factor:g}",
-            plain & ~bench.pgd(f"logits x {factor:g}", standing=plain, loss=scaled(factor)),
+            plain & ~checks.pgd(f"logits x {factor:g}", standing=plain, loss=scaled(factor)),
             _LOSS_GAP,
             "broken only when the attack scales the logits: the softmax hides the gradient",
         )
         for factor in (0.01, 0.1, 10.0, 100.0)
     ]
     found.append(
-        bench.finding(
+        checks.finding(
             "margin loss",
             plain & ~strongest,
             _LOSS_GAP,
@@ -339,10 +332,10 @@ def _losses(bench: _Bench, plain: torch.Tensor) -> tuple[list[Finding], torch.Te
         )
     )
     # The targeted DLR loss divides by a difference of the first and the fourth logit.
-    if bench.model.num_classes >= 4:
-        first, second = (bench.package(attack) for attack in ("apgd-ce", "apgd-t"))
+    if checks.model.num_classes >= 4:
+        first, second = (checks.package(attack) for attack in ("apgd-ce", "apgd-t"))
         found.append(
-            bench.finding(
+            checks.finding(
                 "APGD-T against APGD-CE",
                 first & ~second,
                 _LOSS_GAP,
@@ -354,20 +347,20 @@ def _losses(bench: _Bench, plain: torch.Tensor) -> tuple[list[Finding], torch.Te
 
 
 def _black_box(
-    bench: _Bench, strongest: torch.Tensor, sources: Mapping[str, Classifier]
+    checks: _Checks, strongest: torch.Tensor, sources: Mapping[str, Classifier]
 ) -> list[Finding]:
     found = [
-        bench.finding(
+        checks.finding(
             "white box beats Square",
-            strongest & ~bench.package("square"),
+            strongest & ~checks.package("square"),
             _SLACK,
             "broken by a search without gradients and not by any gradient",
         )
     ]
     return found + [
-        bench.finding(
+        checks.finding(
             f"white box beats transfer from {name}",
-            strongest & ~bench.transfer(strongest, source),
+            strongest & ~checks.transfer(strongest, source),
             _SLACK,
             "broken by another model's attack and not by the model's own",
         )
@@ -375,14 +368,19 @@ def _black_box(
     ]
 
 
-def _radii(bench: _Bench) -> Finding:
-    eps = bench.settings.eps
-    grid = [eps * factor for factor in (0.25, 0.5, 1.0, 2.0, 4.0) if eps * factor <= 1.0]
-    standing = [bench.pgd("curve over eps", eps=radius, steps=20) for radius in grid]
+def _radii(checks: _Checks) -> Finding:
+    eps = checks.settings.eps
+    factors, largest = (0.25, 0.5, 1.0, 2.0, 4.0), _everything(checks)
+    grid = [eps * factor for factor in factors if eps * factor <= largest]
+    standing = [checks.pgd("curve over eps", eps=radius, steps=20) for radius in grid]
     risen = torch.stack([late & ~early for early, late in pairwise(standing)])
-    return bench.finding(
+    return checks.finding(
         "accuracy falls with eps",
         risen.any(dim=0),
         _SLACK,
         "broken within a ball and not within a larger one, which holds it",
     )
+
+
+def _everything(checks: _Checks) -> float:
+    return largest_radius(checks.settings.norm, checks.model.shape)

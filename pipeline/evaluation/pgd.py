@@ -1,7 +1,8 @@
-"""Robust accuracy under PGD with random restarts."""
+"""Attacks along the model's own gradient: FGSM, and PGD with random restarts."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -9,24 +10,26 @@ import torch
 from torch.nn import functional
 
 from pipeline import attacks, rng
-from pipeline.attacks import Ball, pgd
+from pipeline.attacks import pgd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.attacks import LossOfLogits
-    from pipeline.evaluation.selection import TestImages
+    from pipeline.attacks import Ball, LossOfLogits
+    from pipeline.evaluation.answers import Answers
+    from pipeline.evaluation.bench import Attack, Bench
+    from pipeline.evaluation.plan import GradientAttack
     from pipeline.models.classifier import Classifier
 
     LossOfLabels = Callable[[torch.Tensor], LossOfLogits]
-    Attack = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 __all__ = [
+    "Outcome",
     "attack_images",
-    "correct_when_clean",
-    "left_standing",
     "margin",
+    "run_gradient_attack",
     "scaled",
+    "single_step",
     "survivors",
 ]
 
@@ -47,23 +50,13 @@ def margin(labels: torch.Tensor) -> LossOfLogits:
     return partial(attacks.margin, labels=labels)
 
 
-@torch.no_grad()
-def correct_when_clean(model: Classifier, test: TestImages, batch_size: int) -> torch.Tensor:
-    """Which images the model gets right without an attack: shape (n,), dtype bool, CPU."""
-    right = torch.zeros(len(test), dtype=torch.bool)
-    for rows in test.batches(torch.arange(len(test)), batch_size):
-        images, labels, _ = test.take(rows)
-        right[rows] = (model(images).argmax(dim=1) == labels).cpu()
-    return right
-
-
 def attack_images(
     model: Classifier,
     images: torch.Tensor,
     labels: torch.Tensor,
     index: torch.Tensor,
     *,
-    eps: float,
+    ball: Ball,
     steps: int,
     key: int,
     loss: LossOfLabels | None = None,
@@ -73,103 +66,131 @@ def attack_images(
     The step size is 2.5 · eps / steps. With that the attack can reach the ball's surface from
     any start and turn back.
     """
-    ball = Ball("linf", eps)
     return pgd(
         model,
         images,
         (loss or scaled())(labels),
         start=ball.uniform(images, index, key),
         ball=ball,
-        step_size=2.5 * eps / steps,
+        step_size=2.5 * ball.eps / steps,
         steps=steps,
     )
 
 
-def survivors(
+def single_step(
     model: Classifier,
-    test: TestImages,
-    right: torch.Tensor,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    index: torch.Tensor,
     *,
-    eps: float,
-    steps: int,
-    restarts: int,
-    seed: int,
-    batch_size: int,
-    tick: Callable[[int], None],
-    loss: LossOfLabels | None = None,
+    ball: Ball,
 ) -> torch.Tensor:
-    """Images that stay right under every restart of PGD.
+    """One step of the ball's radius from the image itself (FGSM; Goodfellow et al. 2015)."""
+    del index
+    opposed = scaled()(labels)
+    return pgd(model, images, opposed, start=images, ball=ball, step_size=ball.eps, steps=1)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an attack left.
+
+    Attributes
+    ----------
+    standing : Tensor of shape (n,), dtype bool
+    answers : Answers or None
+        To all images under the first restart, where they were asked for.
+    """
+
+    standing: torch.Tensor
+    answers: Answers | None = None
+
+
+def run_gradient_attack(
+    bench: Bench, attack: GradientAttack, ball: Ball, right: torch.Tensor, *, all_images: bool
+) -> Outcome:
+    """Attack all images that are right when clean.
 
     Parameters
     ----------
-    model : Classifier
-        In evaluation mode.
-    test : TestImages
+    bench : Bench
+    attack : GradientAttack
+    ball : Ball
     right : Tensor of shape (n,), dtype bool
-        Right when clean; the others are not attacked.
-    eps : float
-        Pixel units; 0 leaves the images as they are.
-    steps, restarts : int
-    seed : int
-    batch_size : int
-    tick : callable
-        Called with the number of images done after each batch of each restart.
+    all_images : bool
+        The first restart attacks the others, too: calibration under attack is that of all
+        images, not of those that the model knows.
+    """
+    rows = torch.arange(len(right)) if all_images else right.nonzero().flatten()
+    loss = margin if attack.loss == "margin" else None
+    first: Attack = (
+        partial(single_step, bench.model, ball=ball)
+        if attack.single_step
+        else _from_random_start(bench, ball, attack.steps, 0, loss)
+    )
+    later = (attack.restarts - 1) * int(right.sum())
+    answers = bench.answers(f"{attack.key}.0", rows, first, title=attack.title, later=later)
+    standing = survivors(
+        bench,
+        attack.key,
+        right & answers.right(bench.test.labels),
+        ball=ball,
+        steps=attack.steps,
+        restarts=range(1, attack.restarts),
+        loss=loss,
+        title=attack.title,
+    )
+    return Outcome(standing, answers if all_images else None)
+
+
+def _from_random_start(
+    bench: Bench, ball: Ball, steps: int, restart: int, loss: LossOfLabels | None
+) -> Attack:
+    key = rng.stream_key(bench.seed, "evaluation-start", restart)
+    return partial(attack_images, bench.model, ball=ball, steps=steps, key=key, loss=loss)
+
+
+def survivors(
+    bench: Bench,
+    name: str,
+    before: torch.Tensor,
+    *,
+    ball: Ball,
+    steps: int,
+    restarts: range = range(1),
+    loss: LossOfLabels | None = None,
+    title: str = "",
+) -> torch.Tensor:
+    """Images that stay right under some restarts of PGD.
+
+    Parameters
+    ----------
+    bench : Bench
+    name : str
+        Of the records.
+    before : Tensor of shape (n,), dtype bool
+        The others are not attacked.
+    ball : Ball
+        With a radius of 0 the images are left as they are.
+    steps : int
+    restarts : range
+        Their numbers; each begins at random points of its own.
     loss : callable, optional
         What the attack maximises, of the labels; the cross entropy.
+    title : str
+        What people are told is under way; the name.
 
     Returns
     -------
     Tensor of shape (n,), dtype bool
     """
-    robust = right.clone()
-    if eps == 0:
-        return robust
-    for restart in range(restarts):
-        attack = partial(
-            attack_images,
-            model,
-            eps=eps,
-            steps=steps,
-            key=rng.stream_key(seed, "evaluation-start", restart),
-            loss=loss,
+    standing = before.clone()
+    if ball.eps == 0:
+        return standing
+    for restart in restarts:
+        attack = _from_random_start(bench, ball, steps, restart, loss)
+        later = (restarts[-1] - restart) * int(standing.sum())
+        standing = bench.standing(
+            f"{name}.{restart}", standing, attack, title=title or name, later=later
         )
-        robust = left_standing(model, test, robust, attack, batch_size=batch_size, tick=tick)
-    return robust
-
-
-def left_standing(
-    model: Classifier,
-    test: TestImages,
-    standing: torch.Tensor,
-    attack: Attack,
-    *,
-    batch_size: int,
-    tick: Callable[[int], None],
-) -> torch.Tensor:
-    """Which of some images the model still gets right when they are attacked.
-
-    Parameters
-    ----------
-    model : Classifier
-        In evaluation mode.
-    test : TestImages
-    standing : Tensor of shape (n,), dtype bool
-        The others are not attacked.
-    attack : callable
-        Maps images, labels and sample indices to adversarial images.
-    batch_size : int
-    tick : callable
-        Called with the number of images done after each batch.
-
-    Returns
-    -------
-    Tensor of shape (n,), dtype bool
-    """
-    left = standing.clone()
-    for rows in test.batches(standing.nonzero().flatten(), batch_size):
-        images, labels, index = test.take(rows)
-        attacked = attack(images, labels, index)
-        with torch.no_grad():
-            left[rows] = (model(attacked).argmax(dim=1) == labels).cpu()
-        tick(len(rows))
-    return left
+    return standing

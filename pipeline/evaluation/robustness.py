@@ -1,55 +1,108 @@
-"""How robust a model is: clean, PGD, AutoAttack, and the curve over eps."""
+"""How robust a model is: clean, under each attack, and by eps."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from pipeline import rng
-from pipeline.evaluation.accuracy import (
-    expected_calibration_error,
-    require_sound_logits,
-    wilson_interval,
-)
-from pipeline.evaluation.autoattack import AutoAttackResult, run_autoattack
-from pipeline.evaluation.pgd import attack_images, correct_when_clean, survivors
+from pipeline.attacks import Ball
+from pipeline.evaluation.autoattack import AutoAttackResult, package_version, run_autoattack
+from pipeline.evaluation.bench import Bench, silent
+from pipeline.evaluation.curve import CURVE_STEPS, Curve, automatic_curve, curve_at
+from pipeline.evaluation.input_scale import contradicted_accuracy, wrong_scale
+from pipeline.evaluation.ledger import Ledger
+from pipeline.evaluation.pgd import attack_images, run_gradient_attack
+from pipeline.evaluation.plan import GradientAttack, parse_attack
+from pipeline.evaluation.score import Score
+from pipeline.evaluation.soundness import is_random, probes, require_sound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
+    from typing import Any
 
+    from numpy.typing import NDArray
+
+    from pipeline.evaluation.answers import Answers
+    from pipeline.evaluation.bench import Tick
     from pipeline.evaluation.selection import TestImages
     from pipeline.models.classifier import Classifier
     from pipeline.params import EvaluateParams
 
-    Tick = Callable[[str, int], None]
+__all__ = ["Evaluation", "Said", "Source", "evaluate", "examples"]
 
-__all__ = ["Evaluation", "evaluate", "examples"]
-
-# Steps of the attack behind the curve over eps and the pictures.
-_CURVE_STEPS = 20
+_PROBES = 32
 
 
 @dataclass(frozen=True)
+class Source:
+    """Another model, whose adversarial images are tried on the one that is measured.
+
+    Attributes
+    ----------
+    name : str
+        As the user knows it.
+    sha256 : str
+        Of its checkpoint.
+    model : Classifier
+        In evaluation mode, on the same device.
+    """
+
+    name: str
+    sha256: str
+    model: Classifier
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a checkpoint says of its own clean accuracy.
+
+    Attributes
+    ----------
+    accuracy : float
+    of_what : str
+        Which images that was measured on.
+    """
+
+    accuracy: float
+    of_what: str
+
+
+@dataclass
 class Evaluation:
     """All that was measured.
 
     Attributes
     ----------
-    metrics : dict
-        As in metrics.json: accuracies are fractions, intervals are Wilson's at 95 %.
-    by_eps : list of dict
-        `eps`, `robust_accuracy` and its interval `low`, `high`.
-    flags : list of str
-        AutoAttack's warnings.
+    test : TestImages
+    clean : Answers
+        To the images as they are.
+    under_attack : Answers
+        To all images under the first restart of PGD.
+    scores : list of Score
+        Clean first, then each attack in the order they ran.
+    autoattack : AutoAttackResult or None
+    curve : Curve or None
+        By eps.
+    curve_rows : ndarray of shape (m,), dtype int64
+        The rows of the images behind the curve.
+    warnings : list of str
+        What makes the numbers doubtful.
     """
 
-    metrics: dict[str, Any]
-    by_eps: list[dict[str, float]]
-    flags: list[str]
+    test: TestImages
+    clean: Answers
+    under_attack: Answers
+    scores: list[Score] = field(default_factory=list)
+    autoattack: AutoAttackResult | None = None
+    curve: Curve | None = None
+    curve_rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    warnings: list[str] = field(default_factory=list)
 
 
 def evaluate(
@@ -58,8 +111,11 @@ def evaluate(
     params: EvaluateParams,
     *,
     seed: int,
-    state: Path,
-    tick: Tick,
+    state: Path | None = None,
+    tick: Tick = silent,
+    sources: Sequence[Source] = (),
+    said: Said | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Measure a model; see `Evaluation`.
 
@@ -71,111 +127,145 @@ def evaluate(
     params : EvaluateParams
     seed : int
         Of restarts and AutoAttack.
-    state : Path
-        Folder of AutoAttack's progress, to resume from.
-    tick : callable
-        Called with the attack's name and the number of images just done.
+    state : Path, optional
+        Folder of the finished batches, named by all that decides them: an existing one is
+        continued. None: an interrupted evaluation starts over.
+    tick : callable, optional
+        Told what is under way, the images just done, and at most how many are to come.
+    sources : sequence of Source
+        Models whose adversarial images are tried on this one.
+    said : Said, optional
+        What the clean accuracy is held against.
+    warn : callable, optional
+        Given each warning of the clean images, before the first attack.
 
     Raises
     ------
     ModelError
-        When the model is not fit to be measured.
+        When a model is not fit to be measured.
     """
-    probe, _, _ = test.take(torch.arange(min(len(test), 32)))
-    require_sound_logits(model, probe)
-    right = correct_when_clean(model, test, params.batch_size)
-    tick("clean", len(test))
-    robust = survivors(
-        model,
-        test,
-        right,
-        eps=params.eps,
-        steps=params.pgd_steps,
-        restarts=params.pgd_restarts,
-        seed=seed,
-        batch_size=params.batch_size,
-        tick=lambda n: tick(f"PGD-{params.pgd_steps}", n),
-    )
-    auto = _autoattack(model, test, right, params, seed, state, tick)
-    counts = {"clean_accuracy": int(right.sum()), "pgd_accuracy": int(robust.sum())}
-    if auto is not None:
-        counts["autoattack_accuracy"] = sum(auto.robust)
-    metrics = _metrics(counts, len(test), params.eps)
-    metrics["expected_calibration_error"] = _calibration(model, test, params.batch_size)
-    if auto is not None:
-        metrics["autoattack"] = auto.accuracy
-    curve = _by_eps(model, test, right, params, seed, tick)
-    return Evaluation(metrics, curve, auto.flags if auto else [])
+    bench = Bench(model, test, seed, params.batch_size, Ledger(state), tick)
+    random = _require_sound(bench, params, sources)
+    clean = bench.answers("clean", torch.arange(len(test)), title="clean")
+    right = clean.right(test.labels)
+    result = Evaluation(test, clean, clean, [Score("clean", "clean", right)])
+    result.warnings += _doubts(bench, right, params, said, random=random)
+    if warn is not None:
+        for line in result.warnings:
+            warn(line)
+    ball = Ball(params.norm, params.eps)
+    _gradient_attacks(bench, params, ball, right, result)
+    _transfer(bench, params, ball, right, sources, result)
+    _autoattack(bench, params, ball, right, result)
+    together = torch.stack([score.standing for score in result.scores]).all(dim=0)
+    name = "all attacks together"
+    result.scores.append(Score("all-attacks", name, together, _threat(ball)))
+    _curve(bench, params, right, result)
+    return result
+
+
+def _require_sound(bench: Bench, params: EvaluateParams, sources: Sequence[Source]) -> bool:
+    """Prove each model sound; whether the one that is measured answers at random."""
+    images, _, _ = bench.test.take(torch.arange(min(len(bench.test), _PROBES)))
+    asked, allowed = probes(images), params.autoattack == "rand"
+    require_sound(bench.model, asked, random_allowed=allowed)
+    for source in sources:
+        require_sound(source.model, asked)
+    return allowed and is_random(bench.model, asked)
+
+
+def _doubts(
+    bench: Bench, right: torch.Tensor, params: EvaluateParams, said: Said | None, *, random: bool
+) -> list[str]:
+    hits, n = int(right.sum()), len(right)
+    found = [wrong_scale(bench.model, bench.test)]
+    if said is not None:
+        found.append(contradicted_accuracy(hits, n, said.accuracy, said.of_what))
+    if random:
+        found.append("the model answers at random: each accuracy is of one draw")
+    elif params.autoattack == "rand":
+        found.append(
+            "AutoAttack rand is for models that answer at random, which this one does not: "
+            "standard is stronger"
+        )
+    return [line for line in found if line is not None]
+
+
+def _threat(ball: Ball) -> dict[str, Any]:
+    return {"norm": ball.norm, "eps": ball.eps}
+
+
+def _gradient_attacks(
+    bench: Bench, params: EvaluateParams, ball: Ball, right: torch.Tensor, result: Evaluation
+) -> None:
+    main = GradientAttack("pgd", "cross entropy", params.pgd_steps, params.pgd_restarts)
+    for attack in (*map(parse_attack, params.attacks), main):
+        outcome = run_gradient_attack(bench, attack, ball, right, all_images=attack is main)
+        facts = {**_threat(ball), **attack.facts(ball.eps)}
+        result.scores.append(Score(attack.key, attack.title, outcome.standing, facts))
+        if outcome.answers is not None:
+            result.under_attack = outcome.answers
+
+
+def _transfer(
+    bench: Bench,
+    params: EvaluateParams,
+    ball: Ball,
+    right: torch.Tensor,
+    sources: Sequence[Source],
+    result: Evaluation,
+) -> None:
+    key, steps = rng.stream_key(bench.seed, "evaluation-start", 0), params.pgd_steps
+    plan = GradientAttack("transfer", "cross entropy", steps)
+    for number, source in enumerate(sources, 1):
+        attack = partial(attack_images, source.model, ball=ball, steps=steps, key=key)
+        title = f"transfer from {source.name}"
+        standing = bench.standing(f"transfer-{number}", right, attack, title=title)
+        origin = {"source": source.name, "source_sha256": source.sha256}
+        facts = {**_threat(ball), **plan.facts(ball.eps), **origin}
+        result.scores.append(Score(f"transfer-{number}", title, standing, facts))
 
 
 def _autoattack(
-    model: Classifier,
-    test: TestImages,
-    right: torch.Tensor,
-    params: EvaluateParams,
-    seed: int,
-    state: Path,
-    tick: Tick,
-) -> AutoAttackResult | None:
+    bench: Bench, params: EvaluateParams, ball: Ball, right: torch.Tensor, result: Evaluation
+) -> None:
     if params.autoattack == "none":
-        return None
-    return run_autoattack(
-        model,
-        test,
-        right,
-        eps=params.eps,
-        seed=seed,
-        batch_size=params.batch_size,
-        state=state / "autoattack.json",
-        tick=lambda n: tick("AutoAttack", n),
+        return
+    result.autoattack = run_autoattack(bench, ball, right, params.autoattack)
+    facts = {**_threat(ball), "version": params.autoattack, "package": package_version()}
+    name = f"AutoAttack {params.autoattack}"
+    result.scores.append(Score("autoattack", name, result.autoattack.standing, facts))
+
+
+def _curve(bench: Bench, params: EvaluateParams, right: torch.Tensor, result: Evaluation) -> None:
+    if not params.eps_grid:
+        return
+    rows = _chosen(bench.test, params.eps_grid_images, bench.seed)
+    part, known = replace(bench, test=bench.test.part(rows)), right[rows]
+    result.curve = (
+        automatic_curve(part, params.norm, known, params.eps)
+        if params.eps_grid == "auto"
+        else curve_at(part, params.norm, known, params.eps_grid)
     )
-
-
-def _metrics(counts: dict[str, int], n: int, eps: float) -> dict[str, Any]:
-    accuracies = {name: hits / n for name, hits in counts.items()}
-    intervals = {name: list(wilson_interval(hits, n)) for name, hits in counts.items()}
-    return {"n": n, "eps": eps, **accuracies, "intervals": intervals}
-
-
-@torch.no_grad()
-def _calibration(model: Classifier, test: TestImages, batch_size: int) -> float:
-    probabilities = []
-    for rows in test.batches(torch.arange(len(test)), batch_size):
-        images, _, _ = test.take(rows)
-        probabilities.append(model(images).softmax(dim=1).cpu().numpy())
-    return expected_calibration_error(np.concatenate(probabilities), test.labels.numpy())
-
-
-def _by_eps(
-    model: Classifier,
-    test: TestImages,
-    right: torch.Tensor,
-    params: EvaluateParams,
-    seed: int,
-    tick: Tick,
-) -> list[dict[str, float]]:
-    curve = []
-    for eps in params.eps_grid:
-        robust = survivors(
-            model,
-            test,
-            right,
-            eps=eps,
-            steps=_CURVE_STEPS,
-            restarts=1,
-            seed=seed,
-            batch_size=params.batch_size,
-            tick=lambda n: tick("curve over eps", n),
+    result.curve_rows = rows.numpy()
+    if params.eps_grid == "auto" and result.curve.zero_at is None:
+        left = int(result.curve.standing[-1].sum())
+        result.warnings.append(
+            f"{left} of {len(rows)} images stand although every pixel may take any value: "
+            "it is the attack that fails, and none of these numbers can be believed"
         )
-        hits = int(robust.sum())
-        low, high = wilson_interval(hits, len(test))
-        curve.append({"eps": eps, "robust_accuracy": hits / len(test), "low": low, "high": high})
-    return curve
+
+
+def _chosen(test: TestImages, count: int | None, seed: int) -> torch.Tensor:
+    """Rows of all images, or of a random `count` that depends on the seed and their indices."""
+    key = rng.stream_key(seed, "evaluation-curve")
+    order = np.argsort(rng.bits(key, test.index.numpy()), kind="stable")
+    return torch.from_numpy(np.sort(order[:count]))
 
 
 def examples(
     model: Classifier, test: TestImages, params: EvaluateParams, *, count: int, seed: int
-) -> dict[str, np.ndarray[Any, Any]]:
+) -> dict[str, NDArray[Any]]:
     """Some test images, clean and attacked by PGD-20, with both predictions.
 
     Parameters
@@ -196,10 +286,8 @@ def examples(
     """
     rows = torch.arange(min(count, len(test)))
     images, labels, index = test.take(rows)
-    key = rng.stream_key(seed, "example-start")
-    attacked = attack_images(
-        model, images, labels, index, eps=params.eps, steps=_CURVE_STEPS, key=key
-    )
+    key, ball = rng.stream_key(seed, "example-start"), Ball(params.norm, params.eps)
+    attacked = attack_images(model, images, labels, index, ball=ball, steps=CURVE_STEPS, key=key)
     with torch.no_grad():
         before, after = model(images).argmax(dim=1), model(attacked).argmax(dim=1)
     return {

@@ -9,12 +9,15 @@ import numpy as np
 import torch
 
 from pipeline import rng
-from pipeline.errors import ParamsError
+from pipeline.errors import DataError, ParamsError
 from pipeline.images.pixels import to_unit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from numpy.typing import NDArray
+
+    from pipeline.images.folder import FolderStream
     from pipeline.images.stream import ImageStream
 
 __all__ = ["TestImages", "select_images"]
@@ -28,6 +31,7 @@ class TestImages:
     ----------
     images : Tensor of shape (n, C, H, W), dtype uint8, on the CPU
     labels, index : Tensor of shape (n,), dtype int64, on the CPU
+    sample_hash : ndarray of shape (n,), dtype uint64
     device : torch.device
         Where batches go.
     """
@@ -37,6 +41,7 @@ class TestImages:
     images: torch.Tensor
     labels: torch.Tensor
     index: torch.Tensor
+    sample_hash: NDArray[np.uint64]
     device: torch.device
 
     def __len__(self) -> int:
@@ -50,18 +55,25 @@ class TestImages:
             self.index[rows].to(self.device),
         )
 
+    def part(self, rows: torch.Tensor) -> TestImages:
+        """Some of the images alone."""
+        images, labels, index = self.images[rows], self.labels[rows], self.index[rows]
+        return TestImages(images, labels, index, self.sample_hash[rows.numpy()], self.device)
+
     def batches(self, rows: torch.Tensor, batch_size: int) -> Iterator[torch.Tensor]:
         """Cut rows into batches."""
         for begin in range(0, len(rows), batch_size):
             yield rows[begin : begin + batch_size]
 
 
-def select_images(stream: ImageStream, total: int, n: int | None, seed: int) -> TestImages:
+def select_images(
+    stream: ImageStream | FolderStream, total: int, n: int | None, seed: int
+) -> TestImages:
     """All test images, or a random `n` of them that depends on the seed alone.
 
     Parameters
     ----------
-    stream : ImageStream
+    stream : ImageStream or FolderStream
         Over the test images.
     total : int
         How many there are.
@@ -78,6 +90,8 @@ def select_images(stream: ImageStream, total: int, n: int | None, seed: int) -> 
     ------
     ParamsError
         When there are fewer than n.
+    DataError
+        When an image has no label.
     """
     if n is not None and n > total:
         raise ParamsError(
@@ -86,8 +100,20 @@ def select_images(stream: ImageStream, total: int, n: int | None, seed: int) -> 
     order = rng.permutation(rng.stream_key(seed, "evaluation-images"), np.arange(total))
     samples = np.sort(order[:n])
     parts = [
-        (batch.images.cpu(), batch.labels.cpu(), batch.index.cpu())
+        (batch.images.cpu(), batch.labels.cpu(), batch.index.cpu(), batch.sample_hash)
         for batch in stream.batches(samples, 1024)
     ]
-    images, labels, index = (torch.cat(column) for column in zip(*parts, strict=True))
-    return TestImages(images, labels, index, stream.device)
+    *tensors, hashes = zip(*parts, strict=True)
+    images, labels, index = (torch.cat(column) for column in tensors)
+    _require_labels(labels, index)
+    return TestImages(images, labels, index, np.concatenate(hashes), stream.device)
+
+
+def _require_labels(labels: torch.Tensor, index: torch.Tensor) -> None:
+    unknown = (labels < 0).nonzero().flatten()
+    if len(unknown):
+        raise DataError(
+            f"sample {int(index[unknown[0]])}",
+            f"has no label ({len(unknown)} such): accuracy cannot be measured on it",
+            remedy="Put the images into one folder per class.",
+        )

@@ -157,7 +157,7 @@ def write_labels(path, beton, teacher):
 
 
 def failures(model, test, **options):
-    found = audit(model, test, SETTINGS, tick=lambda *_: None, **options)
+    found = audit(model, test, SETTINGS, **options).findings
     return {finding.name for finding in found if not finding.passed}
 
 
@@ -209,7 +209,7 @@ def test_a_model_that_knows_nothing_is_refused(betons, digits_to_attack):
     params = TrainParams(architecture="small-cnn-w8", epochs=1, eps=0.1, step_size=0.05)
     model = new_classifier(params, betons["train"].manifest, seed=0, role="student", device=CPU)
     with pytest.raises(ModelError, match="no better than chance.*of 48 right"):
-        audit(model.eval(), digits_to_attack, SETTINGS, tick=lambda *_: None)
+        audit(model.eval(), digits_to_attack, SETTINGS)
 
 
 @pytest.mark.parametrize(

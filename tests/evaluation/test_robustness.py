@@ -1,184 +1,224 @@
-"""Robust accuracy: right numbers, AutoAttack as its package computes it, resumed to the bit."""
+"""An evaluation as a whole: its numbers fit together, and every file says what it must."""
 
-import json
+import io
 
+import numpy as np
 import pytest
 import torch
-from pyautoattack import AutoAttack
 from torch import nn
 
 from pipeline.errors import ModelError
-from pipeline.evaluation import autoattack
-from pipeline.evaluation.autoattack import run_autoattack
-from pipeline.evaluation.pgd import correct_when_clean, survivors
-from pipeline.evaluation.robustness import evaluate, examples
-from pipeline.evaluation.selection import TestImages
+from pipeline.evaluation.lines import result_lines
+from pipeline.evaluation.robustness import Said, Source, evaluate, examples
+from pipeline.evaluation.summary import metrics_of, per_class, per_sample
 from pipeline.models.classifier import Classifier
 from pipeline.params import EvaluateParams
 
-SHAPE = (1, 4, 4)
-EPS = 0.1
+EPS = 0.05
+PARAMS = EvaluateParams(
+    eps=EPS,
+    batch_size=10,
+    pgd_steps=5,
+    pgd_restarts=2,
+    attacks=("fgsm", "cw-10"),
+    autoattack="none",
+    eps_grid=(0, EPS, 0.3),
+)
 
 
-class Sums(nn.Module):
-    """Logit k is the sum of the k-th row of pixels: attacks have a known optimum."""
+class Other(nn.Module):
+    """Another model of the same images."""
 
     def forward(self, images):
-        return 4.0 * images.sum(dim=(1, 3))
+        return 2.0 * images.sum(dim=(1, 3)) + images[:, 0, :, 0]
 
 
-def model():
-    names = tuple("abcd")
-    network = Sums()
-    return Classifier(network, architecture="sums", class_names=names, shape=SHAPE).eval()
+@pytest.fixture
+def source():
+    """A second model, whose attack is tried."""
+    names, shape = tuple("abcde"), (1, 5, 5)
+    network = Classifier(Other(), architecture="other", class_names=names, shape=shape)
+    return Source("teacher", "ab" * 32, network.eval())
 
 
-@pytest.fixture(scope="module")
-def test_images():
-    """Images of margins between 0 and 1.6, half of which an attack with eps 0.1 overcomes."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(24) % 4
-    images = torch.full((24, *SHAPE), 100, dtype=torch.uint8)
-    for i, label in enumerate(labels):
-        images[i, 0, label] += 4 * i
-    images += torch.randint(0, 3, images.shape, generator=generator).to(torch.uint8)
-    return TestImages(images, labels, torch.arange(24), torch.device("cpu"))
+@pytest.fixture
+def result(model, images, source):
+    return evaluate(model, images, PARAMS, seed=0, sources=[source])
 
 
-def truly_robust(test):
-    """The exact answer: the true row must lead every other by more than 2 · 4 pixels · eps."""
-    rows = test.images.float().div(255).sum(dim=(1, 3))
-    true = rows.gather(1, test.labels[:, None])
-    others = rows.scatter(1, test.labels[:, None], -9.0).amax(dim=1, keepdim=True)
-    return (true - others).squeeze(1) > 2 * 4 * EPS
+@pytest.fixture
+def metrics(result):
+    return metrics_of(result, PARAMS, quick=False)
 
 
-def test_pgd_finds_exactly_the_images_that_can_be_broken(test_images):
-    """For a linear model PGD's verdict is the exact one."""
-    right = correct_when_clean(model(), test_images, 7)
-    robust = survivors(
-        model(),
-        test_images,
-        right,
-        eps=EPS,
-        steps=20,
-        restarts=2,
-        seed=0,
-        batch_size=7,
-        tick=lambda _: None,
-    )
-    assert torch.equal(robust, truly_robust(test_images) & right)
-    assert 0 < robust.sum() < right.sum()
-
-
-def run(test, state, **changes):
-    settings = {"eps": EPS, "seed": 3, "batch_size": 10, "state": state, "tick": lambda _: None}
-    right = correct_when_clean(model(), test, 10)
-    return run_autoattack(model(), test, right, **settings | changes)
-
-
-def packages_own(test):
-    """The package run in one go, with the three targets that four classes allow."""
-    adversary = AutoAttack(model(), norm="Linf", eps=EPS, seed=3, version="standard")
-    adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = 3
-    images, labels, _ = test.take(torch.arange(len(test)))
-    attacked, _ = adversary.run_standard_evaluation(images, labels, batch_size=10)
-    with torch.no_grad():
-        return model()(attacked).argmax(dim=1) == labels
-
-
-@pytest.fixture(scope="module")
-def whole(test_images, tmp_path_factory):
-    """An uninterrupted run."""
-    return run(test_images, tmp_path_factory.mktemp("aa") / "state.json")
-
-
-def test_autoattack_is_the_packages_standard_version(test_images, whole):
-    """Image by image, the verdict is that of `run_standard_evaluation`."""
-    assert whole.robust == packages_own(test_images).tolist()
-    assert list(whole.accuracy) == ["apgd-ce", "apgd-t", "fab-t", "square"]
-
-
-def test_autoattack_of_a_linear_model_is_exact(test_images, whole):
-    """It breaks what can be broken, and nothing else."""
-    right = correct_when_clean(model(), test_images, 10)
-    assert whole.robust == (truly_robust(test_images) & right).tolist()
-
-
-@pytest.mark.parametrize("batches", [1, 3, 5])
-def test_interrupted_autoattack_ends_with_the_same_result(test_images, whole, tmp_path, batches):
-    """Stopped after some batches and continued, all that is written down is equal."""
-    state, done = tmp_path / "state.json", []
-
-    def stop(count):
-        done.append(count)
-        if len(done) == batches:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(test_images, state, tick=stop)
-    assert vars(run(test_images, state)) == vars(whole)
-
-
-def test_a_finished_attack_is_not_run_again(test_images, tmp_path):
-    """A complete state costs nothing."""
-    state, done = tmp_path / "state.json", []
-    run(test_images, state)
-    run(test_images, state, tick=done.append)
-    assert done == []
-
-
-def test_square_finding_more_is_flagged(test_images, tmp_path):
-    """When only the black-box attack succeeds, AutoAttack's warning reaches the result."""
-    state = tmp_path / "state.json"
-    robust = [True] * len(test_images)
-    accuracy = {"apgd-ce": 1.0, "apgd-t": 1.0, "fab-t": 1.0, "square": 0.5}
-    state.write_text(json.dumps(vars(autoattack.AutoAttackResult(robust, accuracy))))
-    assert any("Square Attack has decreased" in flag for flag in run(test_images, state).flags)
-
-
-def test_evaluation_puts_it_all_together(test_images, tmp_path):
-    """Accuracies are ordered, intervals hold them, and the curve falls from clean to robust."""
-    params = EvaluateParams(eps=EPS, pgd_steps=20, pgd_restarts=1, eps_grid=(0, EPS, 0.3))
-    result = evaluate(model(), test_images, params, seed=0, state=tmp_path, tick=lambda *_: None)
-    metrics = result.metrics
-    assert metrics["n"] == 24
-    assert metrics["autoattack_accuracy"] <= metrics["pgd_accuracy"] < metrics["clean_accuracy"]
+def test_accuracies_are_ordered_and_within_their_intervals(metrics):
+    """No attack leaves more than there was, and all together leave least."""
+    names = list(metrics["intervals"])
+    assert names == [
+        f"{name}_accuracy"
+        for name in ("clean", "fgsm", "cw_10", "pgd", "transfer_1", "all_attacks")
+    ]
     for name, (low, high) in metrics["intervals"].items():
         assert low <= metrics[name] <= high
-    curve = [point["robust_accuracy"] for point in result.by_eps]
-    assert curve == sorted(curve, reverse=True)
-    assert curve[0] == metrics["clean_accuracy"]
-    assert curve[2] == 0
+        assert metrics["all_attacks_accuracy"] <= metrics[name] <= metrics["clean_accuracy"]
+    assert 0 < metrics["all_attacks_accuracy"] < metrics["clean_accuracy"]
 
 
-def test_leaving_autoattack_out_leaves_no_number(test_images, tmp_path):
-    """No AutoAttack, no AutoAttack accuracy."""
-    params = EvaluateParams(eps=EPS, pgd_steps=2, pgd_restarts=1, autoattack="none")
-    result = evaluate(model(), test_images, params, seed=0, state=tmp_path, tick=lambda *_: None)
-    assert "autoattack_accuracy" not in result.metrics
-    assert "autoattack" not in result.metrics
+def test_every_row_says_all_that_decides_it(metrics):
+    """Norm, eps, n, interval; steps and loss, or the source."""
+    clean, *attacked = metrics["attacks"]
+    assert clean["name"] == "clean"
+    for row in attacked:
+        assert (row["norm"], row["eps"], row["n"]) == ("linf", EPS, 24)
+        assert row["low"] <= row["accuracy"] <= row["high"]
+    by_key = {row["key"]: row for row in attacked}
+    assert by_key["pgd"] | {"steps": 5, "restarts": 2, "loss": "cross entropy"} == by_key["pgd"]
+    assert by_key["cw-10"]["loss"] == "margin"
+    assert by_key["transfer-1"]["source_sha256"] == "ab" * 32
 
 
-def test_a_model_in_training_mode_is_not_measured(test_images, tmp_path):
+def test_what_was_not_measured_is_said(metrics):
+    """Beside the numbers, and on the screen."""
+    assert metrics["not_measured"] == ["AutoAttack", "L2"]
+    shown = "\n".join(result_lines(metrics))
+    assert "AutoAttack was left out: the PGD number alone is no claim" in shown
+    assert "not measured: AutoAttack, L2" in shown
+
+
+def test_every_line_says_threat_and_images(metrics):
+    """As in a leaderboard: norm, radius, number of images, interval."""
+    lines = list(result_lines(metrics))[: len(metrics["attacks"])]
+    assert "clean" in lines[0]
+    assert "no attack, 24 images" in lines[0]
+    for line in lines[1:]:
+        assert "Linf 0.05, 24 images" in line
+        assert "95 % interval" in line
+
+
+def test_the_curve_begins_with_the_clean_accuracy(result, metrics):
+    """And ends at zero, which the metrics name."""
+    points = result.curve.points
+    assert points[0]["robust_accuracy"] == metrics["clean_accuracy"]
+    assert points[-1]["robust_accuracy"] == 0
+    assert metrics["zero_accuracy_at_eps"] == 0.3
+
+
+def test_classes_add_up_to_the_whole(result, metrics):
+    """N and hits of all classes are those of the test images."""
+    rows = per_class(result, tuple("abcde"))
+    assert [row["class"] for row in rows] == list("abcde")
+    for key in ("clean", "pgd", "transfer-1"):
+        hits = sum(row[key]["accuracy"] * row[key]["n"] for row in rows)
+        assert hits / 24 == pytest.approx(metrics[f"{key.replace('-', '_')}_accuracy"])
+    assert sum(row["clean"]["n"] for row in rows) == 24
+
+
+def test_samples_are_read_by_plain_numpy(result, metrics, images):
+    """Without pickle, one row per image, with its index, hash and a bit per attack."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **per_sample(result))
+    buffer.seek(0)
+    found = np.load(buffer, allow_pickle=False)
+    assert {len(found[name]) for name in found.files} == {24}
+    np.testing.assert_array_equal(found["sample_hash"], images.sample_hash)
+    np.testing.assert_array_equal(found["index"], np.arange(24))
+    for name in ("clean", "pgd", "transfer-1", "all-attacks"):
+        bits = found[f"correct_{name}"]
+        assert bits.dtype == bool
+        assert bits.mean() == pytest.approx(metrics[f"{name.replace('-', '_')}_accuracy"])
+    assert set(found["broken_at_eps"].tolist()) <= {0.0, np.float32(EPS), np.float32(0.3)}
+
+
+def test_a_part_of_the_images_can_stand_behind_the_curve(model, images):
+    """Its points say how many; the others are NaN in the samples."""
+    params = PARAMS.model_copy(update={"eps_grid_images": 7})
+    found = evaluate(model, images, params, seed=0)
+    assert {point["n"] for point in found.curve.points} == {7}
+    assert np.isfinite(per_sample(found)["broken_at_eps"]).sum() == 7
+
+
+def test_calibration_is_measured_clean_and_under_attack(result, metrics):
+    """The first is that of the clean answers; the attack makes it worse."""
+    assert metrics["expected_calibration_error"] == result.clean.calibration_error(
+        result.test.labels
+    )
+    assert (
+        metrics["expected_calibration_error_under_attack"] > metrics["expected_calibration_error"]
+    )
+
+
+@pytest.mark.parametrize("batches", [1, 5, 9, 14])
+def test_interrupted_anywhere_it_ends_with_the_same_numbers(
+    model, images, source, metrics, tmp_path, batches
+):
+    """Every attack, the transfer and the curve go on where they were."""
+    told = []
+
+    def stop(*words):
+        told.append(words)
+        if len(told) == batches:
+            raise KeyboardInterrupt
+
+    settings = {"seed": 0, "state": tmp_path, "sources": [source]}
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, images, PARAMS, tick=stop, **settings)
+    again = evaluate(model, images, PARAMS, **settings)
+    assert metrics_of(again, PARAMS, quick=False) == metrics
+
+
+def test_a_first_look_is_marked(model, images):
+    """In metrics.json and on the screen; it is cheap, and takes no more images than there are."""
+    params = PARAMS.quick(24)
+    assert (params.images, params.pgd_steps, params.autoattack) == (24, 10, "none")
+    assert PARAMS.quick(10_000).images == 200
+    found = metrics_of(evaluate(model, images, params, seed=0), params, quick=True)
+    assert found["quick"] is True
+    assert "QUICK LOOK" in next(iter(result_lines(found)))
+    assert "robust accuracy by eps" in found["not_measured"]
+
+
+def test_a_model_in_training_mode_is_not_measured(model, images):
     """The refusal comes before the first attack."""
     with pytest.raises(ModelError, match="training mode"):
-        evaluate(
-            model().train(),
-            test_images,
-            EvaluateParams(eps=EPS),
-            seed=0,
-            state=tmp_path,
-            tick=lambda *_: None,
-        )
+        evaluate(model.train(), images, PARAMS, seed=0)
 
 
-def test_examples_show_what_the_attack_did(test_images):
+def test_doubts_are_told_before_the_attacks(model, images):
+    """A checkpoint that claims another accuracy is contradicted at once."""
+    told = []
+    said, tick = Said(0.3, "validation"), lambda *words: told.append(words[0])
+    found = evaluate(model, images, PARAMS, seed=0, said=said, tick=tick, warn=told.append)
+    (doubt,) = found.warnings
+    assert "the checkpoint says 30.0% (validation)" in doubt
+    assert set(told[: told.index(doubt)]) == {"clean"}
+    assert "WARNING: clean accuracy is" in "\n".join(
+        result_lines(metrics_of(found, PARAMS, quick=False))
+    )
+
+
+def test_rand_on_a_model_that_is_not_random_is_doubted(model, images):
+    """The standard version is the stronger one."""
+    params = PARAMS.model_copy(update={"autoattack": "rand"})
+
+    def stop_at_the_first_attack(*words):
+        if words[0] != "clean":
+            raise KeyboardInterrupt
+
+    told = []
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, images, params, seed=0, warn=told.append, tick=stop_at_the_first_attack)
+    assert "standard is stronger" in told[0]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_examples_show_what_the_attack_did(model, images, norm):
     """Pictures are in the ball, and predictions are the model's."""
-    found = examples(model(), test_images, EvaluateParams(eps=EPS), count=5, seed=0)
-    clean = torch.from_numpy(found["clean"]).float() / 255
+    params = EvaluateParams(eps=EPS, norm=norm)
+    found = examples(model, images, params, count=5, seed=0)
+    change = torch.from_numpy(found["adversarial"] - found["clean"].astype(np.float32) / 255)
+    order = torch.inf if norm == "linf" else 2
+    assert torch.linalg.vector_norm(change.flatten(1), ord=order, dim=1).max() <= EPS + 1e-6
     adversarial = torch.from_numpy(found["adversarial"])
-    assert (adversarial - clean).abs().max() <= EPS + 1e-6
     with torch.no_grad():
-        assert found["adversarial_prediction"].tolist() == model()(adversarial).argmax(1).tolist()
-    assert found["label"].tolist() == test_images.labels[:5].tolist()
+        assert found["adversarial_prediction"].tolist() == model(adversarial).argmax(1).tolist()
+    assert found["label"].tolist() == images.labels[:5].tolist()

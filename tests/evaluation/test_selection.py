@@ -1,10 +1,12 @@
 """Which test images are attacked: all, or a number of them that the seed alone chooses."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import ParamsError
+from pipeline.errors import DataError, ParamsError
 from pipeline.evaluation.accuracy import predict
 from pipeline.evaluation.selection import select_images
 from pipeline.images.stream import ImageStream
@@ -42,12 +44,36 @@ def test_images_and_labels_stay_together(stream, test_beton):
     (batch,) = stream.batches(test.index.numpy(), 60)
     assert torch.equal(batch.images, test.images)
     assert test_beton.labels[test.index.numpy()].tolist() == test.labels.tolist()
+    np.testing.assert_array_equal(test.sample_hash, test_beton.sample_hash[test.index.numpy()])
 
 
 def test_more_than_there_are_is_refused(stream):
     """With how many there are."""
     with pytest.raises(ParamsError, match="evaluate.images: .*expected at most 60, found 61"):
         select_images(stream, 60, 61, seed=0)
+
+
+def test_a_part_keeps_each_image_together(stream):
+    """Pixels, label, index and hash of the chosen rows."""
+    test = select_images(stream, 60, 7, seed=3)
+    part, rows = test.part(torch.tensor([5, 2])), [5, 2]
+    assert torch.equal(part.images, test.images[rows])
+    assert part.labels.tolist() == test.labels[rows].tolist()
+    assert part.index.tolist() == test.index[rows].tolist()
+    np.testing.assert_array_equal(part.sample_hash, test.sample_hash[rows])
+
+
+def test_images_without_a_label_are_refused(stream, monkeypatch):
+    """Accuracy cannot be measured on them: the first is named."""
+    batches = stream.batches
+
+    def unlabelled(*words):
+        for batch in batches(*words):
+            yield replace(batch, labels=torch.where(batch.index == 4, -1, batch.labels))
+
+    monkeypatch.setattr(stream, "batches", unlabelled)
+    with pytest.raises(DataError, match=r"sample 4: has no label \(1 such\)"):
+        select_images(stream, 60, None, seed=0)
 
 
 def test_taken_images_are_in_unit_range(stream):
@@ -65,7 +91,8 @@ def test_batches_hold_every_row_once():
     from pipeline.evaluation.selection import TestImages
 
     rows, empty = torch.arange(7), torch.zeros(0, dtype=torch.int64)
-    test = TestImages(torch.zeros(7, 1, 2, 2, dtype=torch.uint8), rows, rows, CPU)
+    pixels, hashes = torch.zeros(7, 1, 2, 2, dtype=torch.uint8), np.zeros(7, np.uint64)
+    test = TestImages(pixels, rows, rows, hashes, CPU)
     assert [part.tolist() for part in test.batches(rows, 3)] == [[0, 1, 2], [3, 4, 5], [6]]
     assert list(test.batches(empty, 3)) == []
 

@@ -205,20 +205,6 @@ def test_training_is_plotted(project):
     assert len(rows.splitlines()) == 3
 
 
-def test_evaluate_prints_intervals_and_says_what_was_left_out(ltd_pipe, project):
-    """Without AutoAttack the output says that this is no claim of robustness."""
-    outcome = ltd_pipe("evaluate", "data/student/model.safetensors", "--force")
-    assert outcome.code == 0, outcome.err
-    assert "95 % interval" in outcome.out
-    assert "AutoAttack was left out" in outcome.out
-
-
-def test_evaluate_speaks_json(ltd_pipe, project):
-    """`--json` prints metrics.json."""
-    outcome = ltd_pipe("evaluate", "--force", "--json")
-    assert json.loads(outcome.out) == json.loads(Path("data/metrics.json").read_text())
-
-
 def test_by_default_nothing_is_overwritten(ltd_pipe, project):
     """Every stage refuses to replace a result, names it, and leaves it as it is."""
     before = digest("data")
