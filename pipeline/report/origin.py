@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.report.wording import duration_text, eps_text, number_text, percent_text
+from pipeline.report.wording import (
+    duration_text,
+    eps_text,
+    norm_text,
+    number_text,
+    percent_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -135,7 +141,8 @@ def _hardware(hardware: Mapping[str, Any]) -> str:
 
 def _evaluation(title: str, scores: Scores) -> Source:
     settings, metrics = scores.settings, scores.metrics
-    entries = [("test images", f"{metrics.n:,}"), ("ε", f"{eps_text(metrics.eps)}, L∞")]
+    radius = f"{eps_text(metrics.eps)}, {norm_text(metrics.norm)}"
+    entries = [("test images", f"{metrics.n:,}"), ("ε", radius)]
     for attack in settings.attacks:
         step = "" if attack.step_size is None else f", step {eps_text(attack.step_size)}"
         entries.append((attack.name, f"{_steps(attack)}{step}"))

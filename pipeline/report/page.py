@@ -16,7 +16,7 @@ from pipeline.report.origin import parameter_table, sources, version_table
 from pipeline.report.scores import CURVE_ATTACK
 from pipeline.report.table import results_table
 from pipeline.report.verdict import judge
-from pipeline.report.wording import eps_text, interval_text, number_text, percent_text
+from pipeline.report.wording import eps_text, interval_text, norm_text, number_text, percent_text
 
 if TYPE_CHECKING:
     from pipeline.report.facts import Facts
@@ -60,6 +60,7 @@ def render_page(facts: Facts) -> str:
         "percent": percent_text,
         "interval": interval_text,
         "eps": eps_text,
+        "norm": norm_text,
         "number": number_text,
     }
     style = Markup((folder / "page.css").read_text(encoding="utf-8"))  # noqa: S704

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from pipeline.errors import ResultError
 from pipeline.evaluation.accuracy import wilson_interval
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CURVE_ATTACK",
+    "AttackRow",
     "AttackSettings",
     "EpsPoint",
     "Metrics",
@@ -49,11 +50,26 @@ class Score:
         return int(self.low > other.high) - int(self.high < other.low)
 
 
+class AttackRow(Document):
+    """One attack of metrics.json, with all that decides it."""
+
+    key: str
+    name: str
+    n: int = Field(ge=1)
+    accuracy: Share
+    low: Share
+    high: Share
+
+
 class Metrics(Document):
     """metrics.json: accuracies and intervals are fractions, eps is in pixel units."""
 
     n: int = Field(ge=1)
-    eps: float = Field(gt=0, le=1)
+    norm: Literal["linf", "l2"] = "linf"
+    eps: float = Field(gt=0)
+    quick: bool = False
+    attacks: tuple[AttackRow, ...] = ()
+    autoattack_version: str | None = None
     clean_accuracy: Share
     pgd_accuracy: Share
     autoattack_accuracy: Share | None = None
@@ -61,11 +77,18 @@ class Metrics(Document):
     autoattack: dict[str, Share] = Field({})
     intervals: dict[str, tuple[Share, Share]] = Field({})
 
+    @field_validator("eps")
+    @classmethod
+    def _is_in_pixel_units(cls, eps: float, info: ValidationInfo) -> float:
+        if info.data.get("norm") == "linf" and eps > 1:
+            raise ValueError("radii of linf are at most 1, in pixel units")
+        return eps
+
 
 class EpsPoint(Document):
     """One radius of by_eps.json."""
 
-    eps: float = Field(ge=0, le=1)
+    eps: float = Field(ge=0)
     robust_accuracy: Share
     low: Share
     high: Share
@@ -124,6 +147,12 @@ class Scores:
             return None
         bounds = self.metrics.intervals.get(name)
         return Score(value, *bounds, self.metrics.n) if bounds else Score.of(value, self.metrics.n)
+
+    def attack(self, key: str) -> Score | None:
+        """What an attack of the list left, or None where it was not run."""
+        found = (row for row in self.metrics.attacks if row.key == key)
+        row = next(found, None)
+        return None if row is None else Score(row.accuracy, row.low, row.high, row.n)
 
     @property
     def pgd_name(self) -> str:

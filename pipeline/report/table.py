@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.report.scores import Score
-from pipeline.report.wording import eps_text, interval_text, percent_text
+from pipeline.report.wording import eps_text, interval_text, norm_text, percent_text
 
 if TYPE_CHECKING:
     from pipeline.report.facts import Facts
@@ -111,11 +111,16 @@ def _attacked(facts: Facts, columns: list[_Column]) -> list[Row]:
     def cells(name: str) -> tuple[Cell, ...]:
         return tuple(_cell(c.scores.score(name) if c.scores else None) for c in columns)
 
-    eps = {eps_text(c.scores.metrics.eps) for c in columns if c.scores is not None}
-    at = f"ε = {' / '.join(sorted(eps))}"
+    at = " / ".join(sorted({_threat(c.scores) for c in columns if c.scores is not None}))
+    versions = {c.scores.metrics.autoattack_version for c in columns if c.scores is not None}
+    version = " / ".join(sorted(filter(None, versions)))
     rows = [
+        Row(name, at, tuple(_cell(c.scores.attack(key) if c.scores else None) for c in columns))
+        for key, name in _more_attacks(columns).items()
+    ]
+    rows += [
         Row(facts.scores.pgd_name, at, cells("pgd_accuracy")),
-        Row("AutoAttack", at, cells("autoattack_accuracy")),
+        Row("AutoAttack", "; ".join(filter(None, (at, version))), cells("autoattack_accuracy")),
     ]
     names = [name for c in columns if c.scores is not None for name in c.scores.metrics.autoattack]
     # A dict keeps the order in which the attacks ran.
@@ -123,6 +128,20 @@ def _attacked(facts: Facts, columns: list[_Column]) -> list[Row]:
         title = f"after {_ATTACKS.get(name, name)}"
         rows.append(Row(title, "", tuple(_after(c, name) for c in columns), kind="part"))
     return rows
+
+
+# They have rows of their own.
+_OWN_ROWS = {"clean", "pgd", "autoattack"}
+
+
+def _more_attacks(columns: list[_Column]) -> dict[str, str]:
+    """Names of the other attacks by their keys, in the order in which they ran."""
+    found = [row for c in columns if c.scores is not None for row in c.scores.metrics.attacks]
+    return {row.key: row.name for row in found if row.key not in _OWN_ROWS}
+
+
+def _threat(scores: Scores) -> str:
+    return f"{norm_text(scores.metrics.norm)}, ε = {eps_text(scores.metrics.eps)}"
 
 
 def _after(column: _Column, attack: str) -> Cell:

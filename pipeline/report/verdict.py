@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.report.wording import eps_text, interval_text, percent_text, phrase
+from pipeline.report.wording import eps_text, interval_text, norm_text, percent_text, phrase
 
 if TYPE_CHECKING:
     from pipeline.report.facts import Facts
@@ -76,11 +76,13 @@ class Verdict:
 def judge(facts: Facts) -> Verdict:
     """Compare student and baseline; a difference is claimed only where intervals are disjoint."""
     scores, other = facts.scores, facts.baseline_scores
-    if other is not None and other.metrics.eps != scores.metrics.eps:
+    if other is not None and _threat(other) != _threat(scores):
         # Accuracies under attacks of different strength have no order.
         other = None
     attack = _strongest_attack(scores, other)
-    robust_title = f"under {_attack_title(attack, scores)} at ε = {eps_text(scores.metrics.eps)}"
+    norm = "" if scores.metrics.norm == "linf" else f" in {norm_text(scores.metrics.norm)}"
+    radius = f"ε = {eps_text(scores.metrics.eps)}{norm}"
+    robust_title = f"under {_attack_title(attack, scores)} at {radius}"
     clean = _contest("on clean images", "clean_accuracy", scores, other)
     robust = _contest(robust_title, attack, scores, other)
     return Verdict(
@@ -91,6 +93,10 @@ def judge(facts: Facts) -> Verdict:
         clean=clean,
         robust=robust,
     )
+
+
+def _threat(scores: Scores) -> tuple[str, float]:
+    return scores.metrics.norm, scores.metrics.eps
 
 
 def _strongest_attack(scores: Scores, other: Scores | None) -> str:
@@ -174,6 +180,8 @@ def _caveats(facts: Facts, other: Scores | None, attack: str) -> list[str]:
     found = []
     if attack == "pgd_accuracy":
         found.append("AutoAttack was not run on all models: PGD alone is no claim of robustness.")
+    if any(one is not None and one.metrics.quick for one in (facts.scores, other)):
+        found.append("A quick look: few images and a weak attack. It is not a result.")
     for run, scores in ((facts.student, facts.scores), (facts.baseline, facts.baseline_scores)):
         flags = scores.settings.flags if scores is not None and run is not None else ()
         found += [f"AutoAttack warns of the {run.name if run else ''}: {flag}" for flag in flags]

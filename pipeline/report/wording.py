@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-import math
+from pipeline.evaluation.radius import eps_text
 
-__all__ = ["duration_text", "eps_text", "interval_text", "number_text", "percent_text", "phrase"]
+__all__ = [
+    "duration_text",
+    "eps_text",
+    "interval_text",
+    "norm_text",
+    "number_text",
+    "percent_text",
+    "phrase",
+]
 
 _NBSP = "\u00a0"
 # With fewer images the second decimal of a percentage is finer than one image.
@@ -33,17 +41,9 @@ def _digits(share: float, n: int) -> str:
     return f"{100 * share:.{2 if n >= _FINE else 1}f}"
 
 
-def eps_text(eps: float) -> str:
-    """A radius in pixel units: `8/255` where it is a whole number of grey levels.
-
-    0.2 is one too, but whoever writes 0.2 does not mean 51/255: short decimals stay.
-    """
-    levels = round(eps * 255)
-    if math.isclose(eps, round(eps, 2), abs_tol=1e-9):
-        return number_text(round(eps, 2))
-    if levels and math.isclose(eps * 255, levels, rel_tol=1e-6):
-        return f"{levels}/255"
-    return number_text(eps)
+def norm_text(norm: str) -> str:
+    """A norm of metrics.json."""
+    return {"linf": "L∞", "l2": "L2"}[norm]
 
 
 def number_text(value: float) -> str:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from run_folders import scores_of
 
+from pipeline.report.scores import AttackRow
 from pipeline.report.table import results_table
 
 
@@ -54,4 +55,18 @@ def test_what_no_model_has_is_left_out(facts):
 def test_eps_is_shown_as_people_write_it(facts):
     """8/255, not 0.03137."""
     rows = results_table(replace(facts, scores=scores_of(900, 500), baseline=None))[1]
-    assert rows[1].note == "ε = 8/255"
+    assert rows[1].note == "L∞, ε = 8/255"
+
+
+def test_more_attacks_have_rows_of_their_own(facts):
+    """Those of the list, in their order, before PGD; AutoAttack says which version."""
+    scores = scores_of(900, 500)
+    row = {"n": 1000, "accuracy": 0.6, "low": 0.57, "high": 0.63}
+    listed = [row | {"key": key, "name": key.upper()} for key in ("clean", "fgsm", "cw-20", "pgd")]
+    changes = {"attacks": [AttackRow(**one) for one in listed], "autoattack_version": "standard, 1"}
+    metrics = scores.metrics.model_copy(update=changes)
+    found = replace(facts, scores=replace(scores, metrics=metrics), baseline=None, teacher=None)
+    titles = [row.title for row in results_table(found)[1]]
+    assert titles[:5] == ["Clean", "FGSM", "CW-20", "PGD", "AutoAttack"]
+    assert cells(found, "CW-20") == ["60.0 %"]
+    assert results_table(found)[1][4].note == "L∞, ε = 8/255; standard, 1"

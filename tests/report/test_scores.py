@@ -8,7 +8,7 @@ import pytest
 from run_folders import EPS, N, edit_json, scores_of
 
 from pipeline.errors import MissingError, ResultError
-from pipeline.evaluation import robustness
+from pipeline.evaluation import curve
 from pipeline.evaluation.accuracy import wilson_interval
 from pipeline.report.scores import CURVE_ATTACK, Score, read_scores
 
@@ -55,7 +55,7 @@ def test_missing_metrics_say_what_writes_them(tmp_path):
         ({"clean_accuracy": 97.7}, "clean_accuracy: Input should be less than or equal to 1"),
         ({"clean_accuracy": None}, "clean_accuracy: Field required"),
         ({"n": 0}, "n: Input should be greater"),
-        ({"eps": 8}, "eps: Input should be less"),
+        ({"eps": 8}, "eps: .*at most 1, in pixel units"),
         ({"pgd_accuracy": float("nan")}, "pgd_accuracy"),
         (
             {"intervals": {"clean_accuracy": [0.1, 0.2]}},
@@ -104,7 +104,7 @@ def test_scores_differ_only_beyond_their_intervals(mine, other, outcome):
 
 def test_the_curve_is_called_by_the_attack_that_made_it():
     """The evaluation's constant and the page's word for it are in two modules."""
-    assert f"PGD-{robustness._CURVE_STEPS}" == CURVE_ATTACK
+    assert f"PGD-{curve.CURVE_STEPS}" == CURVE_ATTACK
 
 
 def test_pgd_without_settings_is_plain_pgd():

@@ -130,3 +130,23 @@ def test_the_axis_holds_all_intervals(facts):
     assert high == 1
     assert low * 20 == pytest.approx(round(low * 20))
     assert verdict_of(facts, (999, 3), (990, 0)).robust.axis[0] == 0
+
+
+def test_a_quick_look_is_no_result(facts):
+    """Whichever model was looked at so."""
+    scores = scores_of(900, None, eps=facts.scores.metrics.eps)
+    quick = replace(scores, metrics=scores.metrics.model_copy(update={"quick": True}))
+    for changes in ({"scores": quick}, {"baseline_scores": quick}):
+        assert any("quick look" in caveat for caveat in judge(replace(facts, **changes)).caveats)
+    assert not any("quick look" in caveat for caveat in judge(facts).caveats)
+
+
+def test_different_norms_are_not_compared(facts):
+    """A radius of one says nothing of the other; the norm that is not usual is named."""
+    scores = scores_of(900, 500, eps=0.5)
+    metrics = scores.metrics.model_copy(update={"norm": "l2"})
+    found = replace(facts, scores=replace(scores, metrics=metrics), baseline_scores=scores)
+    verdict = judge(found)
+    assert verdict.robust.baseline is None
+    assert verdict.robust.title == "under AutoAttack at ε = 0.5 in L2"
+    assert any("not compared" in caveat for caveat in verdict.caveats)
