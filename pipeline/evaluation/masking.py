@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline import rng
-from pipeline.attacks import Ball
-from pipeline.attacks.pgd import input_gradient
+from pipeline.attacks import Ball, input_gradient
 from pipeline.errors import ModelError
 from pipeline.evaluation import autoattack
 from pipeline.evaluation.accuracy import wilson_interval

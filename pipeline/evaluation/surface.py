@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from pipeline import rng
-from pipeline.attacks.pgd import input_gradient
+from pipeline.attacks import input_gradient
 from pipeline.evaluation.pgd import scaled
 
 if TYPE_CHECKING:
