@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from pipeline.labels.read import SoftLabels
     from pipeline.params import Params
     from pipeline.team import Team
+    from pipeline.training.live_teacher import LiveTeacher
     from pipeline.training.loop import Fit
+    from pipeline.training.target_softness import TargetSoftness
 
 __all__ = ["train"]
 
@@ -69,11 +71,14 @@ def train(params: Params, data: Path, labels: str, out: Path, fresh: bool, force
     with turn(out, team), deterministic():
         beton = open_beton(data)
         store = _open_store(params, labels, beton)
-        fit, snapshots = _fit(params, beton, store, team, out, fresh=fresh)
+        teacher = _open_teacher(params, beton)
+        softness = _measure_labels(params, beton, store)
+        fit, snapshots = _fit(params, beton, store, teacher, team, out, fresh=fresh)
         timing = fit_on_screen(fit, out.name, out)
         if not team.leads:
             return
-        save_results(fit, out, _facts(params, beton, store), timing, last=True)
+        facts = _facts(params, beton, store, teacher, softness)
+        save_results(fit, out, facts, timing, last=True)
         snapshots.clear()
     best = fit.progress.best
     if not any(name.startswith("validation/") for name in best):
@@ -86,7 +91,10 @@ def train(params: Params, data: Path, labels: str, out: Path, fresh: bool, force
     click.echo(
         f"{out / 'model.safetensors'}: epoch {best['epoch'] + 1} of {params.train.epochs}; "
         f"on the validation split: {measures or 'not measured'}"
+        + (f"; {softness.sentence()}" if softness else "")
     )
+    for warning in softness.warnings() if softness else []:
+        click.echo(f"warning: {warning}", err=True)
 
 
 def _open_store(params: Params, labels: str, beton: Beton) -> SoftLabels | None:
@@ -99,10 +107,32 @@ def _open_store(params: Params, labels: str, beton: Beton) -> SoftLabels | None:
     return store
 
 
+def _open_teacher(params: Params, beton: Beton) -> LiveTeacher | None:
+    from pipeline.training.live_teacher import open_teacher
+
+    section = params.train
+    if section.teacher is None or not section.asks_teacher:
+        return None
+    return open_teacher(Path(section.teacher), beton.manifest, section.teacher_temperature)
+
+
+def _measure_labels(
+    params: Params, beton: Beton, store: SoftLabels | None
+) -> TargetSoftness | None:
+    from pipeline.training.run import split_samples
+    from pipeline.training.target_softness import measure_targets
+
+    if store is None:
+        return None
+    training, _ = split_samples(beton, params.train.images, params.seed)
+    return measure_targets(params.train, store, training)
+
+
 def _fit(
     params: Params,
     beton: Beton,
     store: SoftLabels | None,
+    teacher: LiveTeacher | None,
     team: Team,
     out: Path,
     *,
@@ -124,7 +154,11 @@ def _fit(
         device=device,
         temperature=section.temperature,
     )
-    decides = {"seed": params.seed, "labels": store.identity if store else None}
+    decides = {
+        "seed": params.seed,
+        "labels": store.identity if store else None,
+        "teacher": teacher.sha256 if teacher else None,
+    }
     precision = team.agree(
         {"run": run_facts("student", section, manifest, **decides)},
         lambda: choose_precision(section.precision, model, section.batch_size),
@@ -147,17 +181,27 @@ def _fit(
         snapshots=snapshots,
         seed=params.seed,
         precision=precision,
+        teacher=teacher,
         team=team,
     )
     return fit, snapshots
 
 
-def _facts(params: Params, beton: Beton, store: SoftLabels | None) -> dict[str, Any]:
+def _facts(
+    params: Params,
+    beton: Beton,
+    store: SoftLabels | None,
+    teacher: LiveTeacher | None,
+    softness: TargetSoftness | None,
+) -> dict[str, Any]:
     from pipeline.training.run import common_facts
     from pipeline.training.student import threat_model
 
-    labels = None
+    labels: dict[str, Any] | None = None
     if store is not None:
         labels = {"identity": store.identity, "temperature": store.attributes.temperature}
+        labels |= softness.facts if softness else {}
     more = {"labels": labels, "threat_model": threat_model(params.train)}
+    if teacher is not None:
+        more["teacher"] = teacher.facts
     return common_facts("student", params.train, beton.manifest, params.seed, **more)

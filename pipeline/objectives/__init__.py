@@ -38,7 +38,7 @@ from pipeline.objectives.igdm import Igdm
 from pipeline.objectives.madry import Madry
 from pipeline.objectives.mart import Mart
 from pipeline.objectives.mtard import BalancedTeachers, Balances, balanced
-from pipeline.objectives.objective import Labels, Loss, Moment, Objective
+from pipeline.objectives.objective import Attacker, Labels, Loss, Moment, Objective
 from pipeline.objectives.opposing import AttackLoss, Opposing, opposing
 from pipeline.objectives.rslad import Rslad
 from pipeline.objectives.trades import Trades
@@ -49,6 +49,7 @@ __all__ = [
     "Around",
     "AttackLoss",
     "AttackedExits",
+    "Attacker",
     "BalancedTeachers",
     "Balances",
     "Clean",

@@ -14,8 +14,8 @@ from pipeline.objectives.objective import Loss, Objective
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.attacks import Adversary, LossOfLogits, Start
-    from pipeline.objectives.objective import Labels
+    from pipeline.attacks import LossOfLogits, Start
+    from pipeline.objectives.objective import Attacker, Labels
 
 __all__ = ["Adaad"]
 
@@ -52,7 +52,7 @@ class Adaad(Objective):
 
     def attack(
         self,
-        adversary: Adversary,
+        adversary: Attacker,
         model: torch.nn.Module,
         images: torch.Tensor,
         labels: Labels,

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.objectives.objective import Labels, Loss, Objective
+from pipeline.objectives.objective import Attacker, Labels, Loss, Objective
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import torch
 
-    from pipeline.attacks import Adversary, LossOfLogits, Start
+    from pipeline.attacks import LossOfLogits, Start
 
 __all__ = ["Around", "Taught"]
 
@@ -45,7 +45,7 @@ class Around(Objective):
 
     def attack(
         self,
-        adversary: Adversary,
+        adversary: Attacker,
         model: torch.nn.Module,
         images: torch.Tensor,
         labels: Labels,

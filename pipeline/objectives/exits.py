@@ -18,9 +18,9 @@ from pipeline.objectives.objective import Loss, Objective
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipeline.attacks import Adversary, LossOfLogits, Start
+    from pipeline.attacks import LossOfLogits, Start
     from pipeline.models.classifier import Classifier
-    from pipeline.objectives.objective import Labels
+    from pipeline.objectives.objective import Attacker, Labels
 
 __all__ = ["AttackedExits", "MultiExit"]
 
@@ -57,7 +57,7 @@ class MultiExit(Objective):
 
     def attack(
         self,
-        adversary: Adversary,
+        adversary: Attacker,
         model: torch.nn.Module,
         images: torch.Tensor,
         labels: Labels,

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import torch
 
-    from pipeline.attacks import Adversary, LossOfLogits, Start
+    from pipeline.attacks import LossOfLogits, Start
 
-__all__ = ["Labels", "Loss", "Moment", "Objective"]
+__all__ = ["Attacker", "Labels", "Loss", "Moment", "Objective"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,22 @@ class Labels:
     target: torch.Tensor
     truth: torch.Tensor
     moment: Moment = field(default_factory=Moment)
+
+
+class Attacker(Protocol):
+    """What finds adversarial images: an `Adversary`, or what stands for one."""
+
+    def attack(
+        self,
+        model: torch.nn.Module,
+        images: torch.Tensor,
+        loss: LossOfLogits,
+        *,
+        start: Start,
+        index: torch.Tensor,
+        key: int,
+    ) -> torch.Tensor:
+        """See `pipeline.attacks.Adversary.attack`."""
 
 
 class Objective(abc.ABC):
@@ -132,7 +148,7 @@ class Objective(abc.ABC):
 
     def attack(
         self,
-        adversary: Adversary,
+        adversary: Attacker,
         model: torch.nn.Module,
         images: torch.Tensor,
         labels: Labels,
@@ -142,7 +158,7 @@ class Objective(abc.ABC):
 
         Parameters
         ----------
-        adversary : Adversary
+        adversary : Attacker
         model, images, labels
             As in `opposed`.
         **how

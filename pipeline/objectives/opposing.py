@@ -15,8 +15,8 @@ from pipeline.objectives.trades import Trades
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.attacks import Adversary, LossOfLogits
-    from pipeline.objectives.objective import Labels
+    from pipeline.attacks import LossOfLogits
+    from pipeline.objectives.objective import Attacker, Labels
 
 __all__ = ["AttackLoss", "Opposing", "opposing"]
 
@@ -53,7 +53,7 @@ class Opposing(Around):
 
     def attack(
         self,
-        adversary: Adversary,
+        adversary: Attacker,
         model: torch.nn.Module,
         images: torch.Tensor,
         labels: Labels,

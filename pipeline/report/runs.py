@@ -31,7 +31,13 @@ __all__ = ["CURVES", "Curve", "Run", "RunFacts", "Timing", "read_run"]
 
 CURVES = ("train/loss", "validation/clean_accuracy", "validation/robust_accuracy")
 
-_LABEL_NAMES = {"ltd": "soft labels", "smooth": "smoothed labels", "onehot": "one-hot labels"}
+_LABEL_NAMES = {
+    "ltd": "soft labels",
+    "live": "soft labels of a teacher in the run",
+    "adr": "soft labels of its own average",
+    "smooth": "smoothed labels",
+    "onehot": "one-hot labels",
+}
 
 
 class DataFacts(Document):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipeline import rng
+from pipeline.objectives import Moment
 from pipeline.team import Team
 from pipeline.training.clock import Clock
 from pipeline.training.ema import MovingAverage
@@ -187,8 +188,9 @@ class Fit:
         step = self.progress.step
         images = min(self._params.batch_size, len(self._samples) - done * self._params.batch_size)
         rate = learning_rate(self._params, step, self.total_steps)
-        with out_of_memory_explained(self._step, batch, epoch, self.team):
-            tally = self._step.take(batch, epoch, rate, images)
+        moment = Moment(step, self.total_steps, epoch, self._params.epochs)
+        with out_of_memory_explained(self._step, batch, moment, self.team):
+            tally = self._step.take(batch, moment, rate, images)
         self._meters.add(tally, images, step)
         self.progress.step += 1
         self.average.update(self.model, self.progress.step)

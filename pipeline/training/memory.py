@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pipeline.images.stream import Batch
+    from pipeline.objectives import Moment
     from pipeline.team import Team
     from pipeline.training.step import Step
 
@@ -21,7 +22,7 @@ __all__ = ["out_of_memory_explained"]
 
 
 @contextlib.contextmanager
-def out_of_memory_explained(step: Step, batch: Batch, epoch: int, team: Team) -> Iterator[None]:
+def out_of_memory_explained(step: Step, batch: Batch, moment: Moment, team: Team) -> Iterator[None]:
     """Turn the block's lack of memory into an error that says what would fit.
 
     Parameters
@@ -30,7 +31,7 @@ def out_of_memory_explained(step: Step, batch: Batch, epoch: int, team: Team) ->
         Of which passes are tried with fewer images; the run is over by then.
     batch : Batch
         That did not fit.
-    epoch : int
+    moment : Moment
     team : Team
 
     Raises
@@ -47,7 +48,7 @@ def out_of_memory_explained(step: Step, batch: Batch, epoch: int, team: Team) ->
         return
     # Outside the handler: the traceback would keep the tensors that are in the way.
     size = len(batch.rows)
-    fits = _largest_that_fits(step, batch, epoch) if team.count == 1 else None
+    fits = _largest_that_fits(step, batch, moment) if team.count == 1 else None
     raise MachineError(
         f"{batch.images.device}: {size} images per step",
         f"do not fit into memory ({reason[:120]})",
@@ -80,14 +81,14 @@ def _remedy(size: int, fits: int | None) -> str:
     )
 
 
-def _largest_that_fits(step: Step, batch: Batch, epoch: int) -> int:
+def _largest_that_fits(step: Step, batch: Batch, moment: Moment) -> int:
     size = len(batch.rows) // 2
     while size:
         gc.collect()
         if batch.images.is_cuda:
             torch.cuda.empty_cache()
         try:
-            step.differentiate(step.attacked(batch.part(slice(size)), epoch, size))
+            step.differentiate(step.attacked(batch.part(slice(size)), moment, size))
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _is_about_memory(error):
                 raise

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.device import Precision
     from pipeline.images.stream import Batch
     from pipeline.models.classifier import Classifier
-    from pipeline.objectives import Loss, Objective
+    from pipeline.objectives import Attacker, Loss, Moment, Objective
     from pipeline.params import FitParams
     from pipeline.team import Team
     from pipeline.training.awp import Perturbation
@@ -84,20 +84,23 @@ class Step:
         team: Team,
     ) -> None:
         self._model, self._objective, self._examples = model, objective, examples
-        self._adversary, self._awp, self._params = adversary, awp, params
+        self._awp, self._params = awp, params
+        # Float16 has no small gradients.
+        self._adversary = _Scaled(adversary) if precision == "float16" and adversary else adversary
         self._seed, self._precision, self._team = seed, precision, team
         self._device = next(model.parameters()).device
         self._optimiser = make_optimiser(model, params)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=precision == "float16")
 
-    def take(self, batch: Batch, epoch: int, rate: float, images: int) -> torch.Tensor:
+    def take(self, batch: Batch, moment: Moment, rate: float, images: int) -> torch.Tensor:
         """Train on a batch.
 
         Parameters
         ----------
         batch : Batch
             This process's part of the step's images.
-        epoch : int
+        moment : Moment
+            When the step is.
         rate : float
             Learning rate.
         images : int
@@ -111,24 +114,25 @@ class Step:
         """
         for group in self._optimiser.param_groups:
             group["lr"] = rate
-        parts = self.attacked(batch, epoch, images)
-        with self._perturbed(parts, epoch):
+        parts = self.attacked(batch, moment, images)
+        with self._perturbed(parts, moment.epoch):
             tally = self.differentiate(parts)
             self._reduce(tally)
             self._move()
+        self._objective.finish(self._team.sum_)
         tally[0] *= images
         return tally
 
-    def attacked(self, batch: Batch, epoch: int, images: int) -> list[_Part]:
+    def attacked(self, batch: Batch, moment: Moment, images: int) -> list[_Part]:
         """Augment, join and attack a batch, in as many parts as gradients are summed over."""
-        augmented, target = self._examples.draw(batch, epoch)
+        augmented, target = self._examples.draw(batch, moment.epoch)
         # As many in every process, or they would wait for each other's messages.
         least = max(1, images // self._team.count)
         count = min(self._params.accumulation_steps, least)
         bounds = [len(batch.rows) * part // count for part in range(count + 1)]
         slices = [slice(*pair) for pair in itertools.pairwise(bounds)]
         return [
-            self._part(batch.part(part), augmented[part], target[part], epoch, images)
+            self._part(batch.part(part), augmented[part], target[part], moment, images)
             for part in slices
         ]
 
@@ -152,25 +156,31 @@ class Step:
 
     def state(self) -> dict[str, Any]:
         """What continues the run, but for the model's weights."""
-        return {"optimiser": self._optimiser.state_dict(), "scaler": self._scaler.state_dict()}
+        return {
+            "optimiser": self._optimiser.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "objective": self._objective.state_dict(),
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` said."""
         self._optimiser.load_state_dict(state["optimiser"])
         self._scaler.load_state_dict(state["scaler"])
+        self._objective.load_state_dict(state["objective"])
 
     def _part(
         self,
         batch: Batch,
         augmented: torch.Tensor,
         target: torch.Tensor,
-        epoch: int,
+        moment: Moment,
         step_images: int,
     ) -> _Part:
         images = to_unit(augmented)
-        labels = Labels(target, onehot(batch.labels, self._model.num_classes))
+        given = Labels(target, onehot(batch.labels, self._model.num_classes), moment)
         with autocast(self._device, self._precision):
-            adversarial = self._attack(batch, images, labels, epoch)
+            labels = self._objective.prepared(images, given)
+            adversarial = self._attack(batch, images, labels)
 
         def loss() -> Loss:
             with autocast(self._device, self._precision):
@@ -178,19 +188,16 @@ class Step:
 
         return _Part(loss, batch.labels, len(batch.rows) / step_images)
 
-    def _attack(
-        self, batch: Batch, images: torch.Tensor, labels: Labels, epoch: int
-    ) -> torch.Tensor:
-        opposed = self._objective.opposed(self._model, images, labels)
-        if self._adversary is None or opposed is None:
+    def _attack(self, batch: Batch, images: torch.Tensor, labels: Labels) -> torch.Tensor:
+        if self._adversary is None:
             return images
-        return self._adversary.attack(
+        return self._objective.attack(
+            self._adversary,
             self._model,
             images,
-            _scaled(opposed) if self._precision == "float16" else opposed,
-            start=self._objective.start,
+            labels,
             index=batch.index,
-            key=rng.stream_key(self._seed, "attack-start", epoch),
+            key=rng.stream_key(self._seed, "attack-start", labels.moment.epoch),
         )
 
     def _perturbed(self, parts: list[_Part], epoch: int) -> contextlib.AbstractContextManager[None]:
@@ -226,14 +233,28 @@ class Step:
         self._scaler.update()
 
 
-def _scaled(loss: LossOfLogits) -> LossOfLogits:
-    return lambda logits: _ATTACK_SCALE * loss(logits)
+class _Scaled:
+    """An adversary whose gradients are scaled, which leaves their signs."""
+
+    def __init__(self, adversary: Attacker) -> None:
+        self._adversary = adversary
+
+    def attack(
+        self, model: torch.nn.Module, images: torch.Tensor, loss: LossOfLogits, **how: Any
+    ) -> torch.Tensor:
+        def scaled(logits: torch.Tensor) -> torch.Tensor:
+            return _ATTACK_SCALE * loss(logits)
+
+        return self._adversary.attack(model, images, scaled, **how)
 
 
 def _weight_gradients(parts: list[_Part], weights: list[torch.Tensor]) -> list[torch.Tensor]:
     sums: list[torch.Tensor] = []
     for part in parts:
-        gradients = torch.autograd.grad(part.loss().value * part.share, weights)
+        # Of a network with several exits not all weights need have a part in the loss.
+        gradients = torch.autograd.grad(
+            part.loss().value * part.share, weights, materialize_grads=True
+        )
         sums = [a + b for a, b in zip(sums, gradients, strict=True)] if sums else list(gradients)
     return sums
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from pipeline import objectives, rng
+from pipeline import rng
 from pipeline.attacks import Adversary, Ball, pgd
 from pipeline.images.pixels import to_unit
 from pipeline.team import Team
@@ -16,6 +16,7 @@ from pipeline.training import targets
 from pipeline.training.awp import Perturbation
 from pipeline.training.examples import FreshExamples
 from pipeline.training.loop import Fit
+from pipeline.training.objective import Ingredients, choose_objective
 from pipeline.training.stored_examples import stored_examples
 
 if TYPE_CHECKING:
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
     from pipeline.images.stream import ImageStream
     from pipeline.labels.read import SoftLabels
     from pipeline.models.classifier import Classifier
-    from pipeline.objectives import Objective
     from pipeline.params import TrainParams
     from pipeline.training.examples import Examples
+    from pipeline.training.live_teacher import LiveTeacher
     from pipeline.training.state import Snapshots
 
 __all__ = [
@@ -49,6 +50,8 @@ def student_examples(
     seed: int,
 ) -> Examples:
     """What the student learns from: images with their target distributions.
+
+    A teacher in the run, for the kinds `live` and `adr`, replaces them later by its own.
 
     Parameters
     ----------
@@ -161,14 +164,6 @@ def threat_model(params: TrainParams) -> dict[str, Any]:
     }
 
 
-def _objective(params: TrainParams) -> Objective:
-    if params.objective == "trades":
-        return objectives.Trades(params.beta)
-    if params.objective == "mart":
-        return objectives.Mart(params.beta)
-    return objectives.Madry(params.attack_label)
-
-
 def student_fit(
     model: Classifier,
     stream: ImageStream,
@@ -180,6 +175,7 @@ def student_fit(
     snapshots: Snapshots,
     seed: int,
     precision: Precision,
+    teacher: LiveTeacher | None = None,
     team: Team | None = None,
 ) -> Fit:
     """Put together the student's run; the best checkpoint has the highest robust accuracy.
@@ -199,20 +195,31 @@ def student_fit(
     seed : int
     precision : str
         Of the training passes; validation is always float32.
+    teacher : LiveTeacher, optional
+        Needed where the parameters ask a teacher in the run.
     team : Team, optional
         Processes that train together.
 
     Returns
     -------
     Fit
+
+    Raises
+    ------
+    ModelError, ParamsError
+        When the network has not the exits that are to be trained.
     """
     team = team or Team()
-    return Fit(
+    if teacher is not None:
+        teacher = teacher.placed(stream.device, channels_last=params.channels_last)
+    # The average is the run's own, which exists once the run is put together.
+    ingredients = Ingredients(model, lambda: fit.average.model, teacher)
+    fit = Fit(
         model=model,
         stream=stream,
         samples=training,
         params=params,
-        objective=objectives.opposing(_objective(params), params.attack_loss),
+        objective=choose_objective(params, ingredients),
         examples=examples,
         adversary=training_adversary(params),
         validate=lambda candidate: validate_robustness(
@@ -229,3 +236,4 @@ def student_fit(
         awp=Perturbation(params.awp_gamma, params.awp_from_epoch) if params.awp_gamma else None,
         team=team,
     )
+    return fit

@@ -20,19 +20,22 @@ ATTACK = {"eps": 0.1, "step_size": 0.05, "attack_steps": 2, "validation_attack_s
 def make_student(train_beton, train_stream, tmp_path):
     """A function that puts a student's run together; changes go to its parameters."""
 
-    def make(*, store=None, seed=0, state=None, stream=None, **changes):
+    def make(*, store=None, seed=0, state=None, stream=None, teacher=None, **changes):
         content = {**SHORT, **ATTACK, "label_kind": "onehot", "ema_decay": 0.9} | changes
+        if teacher is not None:
+            content["teacher"] = "teacher.safetensors"
         params = TrainParams(**content)
         model = new_classifier(params, train_beton.manifest, seed=seed, role="student", device=CPU)
         return student_fit(
             model,
             stream or train_stream,
-            *split_samples(train_beton),
+            *split_samples(train_beton, params.images, seed),
             params,
             examples=student_examples(params, 10, store, "train.beton", CPU, seed),
             snapshots=Snapshots(state or tmp_path / "state"),
             seed=seed,
-            precision="float32",
+            precision="float32" if params.precision == "auto" else params.precision,
+            teacher=teacher,
         )
 
     return make

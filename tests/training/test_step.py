@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pipeline.errors import ModelError
+from pipeline.objectives import Moment
 from pipeline.params import FitParams
 from pipeline.training.loop import Watcher
 from pipeline.training.meters import Meters
@@ -22,7 +23,7 @@ def after_a_step(fit):
     batch = next(fit._stream.batches(fit._samples, 32))
     fit.model.train()
     step = fit._step
-    tally = step.differentiate(step.attacked(batch, 0, 32))
+    tally = step.differentiate(step.attacked(batch, Moment(), 32))
     return [weight.grad.clone() for weight in fit.model.parameters()], tally
 
 

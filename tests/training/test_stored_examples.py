@@ -78,6 +78,7 @@ class WatchedStream:
 
     def __init__(self, stream):
         self._stream, self.rows = stream, None
+        self.device = stream.device
 
     def batches(self, *asked, **more):
         for batch in self._stream.batches(*asked, **more):
@@ -89,9 +90,10 @@ class WatchedObjective:
     """Notes what the loop's step computes its loss from, then computes it."""
 
     def __init__(self, fit, stream):
-        self._inner, self._fit, self._stream, self.steps = fit._objective, fit, stream, []
-        self.start = self._inner.start
-        self.opposed = self._inner.opposed
+        self._inner, self._fit, self._stream, self.steps = fit._step._objective, fit, stream, []
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
 
     def loss(self, model, images, adversarial, labels):
         epoch = len(self._fit.progress.history)
@@ -108,7 +110,7 @@ def watch(make_student, train_stream, tmp_path):
         state = tmp_path / f"state-{len(list(tmp_path.iterdir()))}"
         options = SOFT | CROPPED | changes
         fit = make_student(store=store, stream=stream, state=state, **options)
-        objective = fit._objective = WatchedObjective(fit, stream)
+        objective = fit._step._objective = WatchedObjective(fit, stream)
         fit.run(Watcher())
         return objective.steps
 

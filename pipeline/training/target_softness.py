@@ -1,0 +1,120 @@
+"""How soft the targets of a run are, and how often they contradict the ground truth."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from pipeline.labels.resident import LabelsOnDevice
+from pipeline.labels.softness import Softness
+from pipeline.training import targets
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pipeline.labels.read import SoftLabels
+    from pipeline.params import TrainParams
+
+__all__ = ["TargetSoftness", "measure_targets"]
+
+# Enough for three digits of a share; of a thousand classes it takes a second or two.
+_MAX_ROWS = 2**16
+_BLOCK_ELEMENTS = 2**20
+# Where docs/robustness.md found first signs of harm, and what a sound teacher does not exceed.
+_SOFTEST, _MOST_CONTRADICTIONS = 0.85, 0.03
+
+
+@dataclass(frozen=True)
+class TargetSoftness:
+    """What the targets of the training samples are like, as they are trained on.
+
+    Attributes
+    ----------
+    mean_top_probability : float
+    mean_entropy : float
+        In nats.
+    contradictions : float
+        Share whose largest probability is not on the true class.
+    targets : int
+        How many were measured; a sample has one per view.
+    """
+
+    mean_top_probability: float
+    mean_entropy: float
+    contradictions: float
+    targets: int
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """Plain values, for the student's checkpoint."""
+        return asdict(self)
+
+    def sentence(self) -> str:
+        """For the summary of the run."""
+        return (
+            f"mean top probability of its labels {self.mean_top_probability:.3f}, mean entropy "
+            f"{self.mean_entropy:.3f} nats; {self.contradictions:.2%} contradict the ground truth"
+        )
+
+    def warnings(self) -> list[str]:
+        """What may have cost robustness, with where that was measured."""
+        found = []
+        if self.mean_top_probability <= _SOFTEST:
+            found.append(
+                f"labels of a mean top probability of {self.mean_top_probability:.2f} are soft, "
+                "which may cost robustness"
+            )
+        if self.contradictions > _MOST_CONTRADICTIONS:
+            found.append(
+                f"{self.contradictions:.1%} of the labels contradict the ground truth; "
+                "'rectify: true' lowers the weight of these"
+            )
+        return [f"{what}: see docs/robustness.md" for what in found]
+
+
+def measure_targets(
+    params: TrainParams, store: SoftLabels, samples: NDArray[np.int64]
+) -> TargetSoftness:
+    """Measure the targets that a store gives for the training samples.
+
+    Temperature, mixing with one-hot labels and rectification are taken into account.
+
+    Parameters
+    ----------
+    params : TrainParams
+    store : SoftLabels
+    samples : ndarray of shape (N,), dtype int64
+        Trained on. Of many, evenly spaced ones are measured: 65,536 targets at most.
+    """
+    chosen = _evenly_spaced(samples, _MAX_ROWS // store.num_views)
+    labels = LabelsOnDevice(
+        store, torch.device("cpu"), temperature=params.label_temperature, resident=False
+    )
+    softness = Softness(store.num_classes)
+    step = max(_BLOCK_ELEMENTS // store.num_classes, 1)
+    for view in range(store.num_views):
+        for at in range(0, len(chosen), step):
+            rows = chosen[at : at + step]
+            truth = store.labels[rows]
+            mixed = targets.mixed(
+                labels.rows(rows, view=view),
+                torch.from_numpy(truth.astype(np.int64)),
+                params.soft_weight,
+                rectify=params.rectify,
+            )
+            softness.add(truth, mixed.numpy())
+    found = softness.summary()
+    return TargetSoftness(
+        found.mean_top_probability,
+        found.mean_entropy,
+        found.disagreement or 0.0,
+        len(chosen) * store.num_views,
+    )
+
+
+def _evenly_spaced(samples: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    count = max(min(len(samples), most), 1)
+    return samples[np.arange(count) * len(samples) // count]

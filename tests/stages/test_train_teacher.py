@@ -1,0 +1,97 @@
+"""`ltd-pipe train` with a teacher in the run, and what it says of the labels."""
+
+import re
+from pathlib import Path
+
+from pipeline.labels import SoftLabels
+from pipeline.models.checkpoint import load_classifier, read_facts, save_classifier
+from pipeline.models.classifier import Classifier
+from pipeline.models.multi_exit import at_exit
+from pipeline.models.registry import build
+from pipeline.provenance import sha256_file
+
+TEACHER = "data/teacher/model.safetensors"
+SHORT = ("train", "--epochs", "1", "--attack-steps", "1", "--out", "new")
+LIVE = (*SHORT, "--label-kind", "live", "--teacher", TEACHER)
+
+
+def test_a_teacher_in_the_run_is_in_the_students_facts(ltd_pipe, project):
+    """By the hash of its file, and at the temperature it was asked at; there is no store."""
+    words = ("--objective", "adaad", "--igdm-weight", "5", "--teacher-temperature", "2")
+    outcome = ltd_pipe(*LIVE, *words)
+    assert outcome.code == 0, outcome.err
+    facts = read_facts(Path("new/model.safetensors"))
+    expected = {"architecture": "small-cnn-w8", "sha256": sha256_file(Path(TEACHER))}
+    assert facts["teacher"] == expected | {"temperature": 2.0}
+    assert facts["labels"] is None
+
+
+def test_another_teacher_is_another_run(ltd_pipe, project, monkeypatch):
+    """A run with another file under the same name does not continue this one."""
+    keys = []
+    monkeypatch.setattr("pipeline.training.state.Snapshots.__init__", refuse(keys))
+    for number in (1, 2):
+        ltd_pipe(*LIVE)
+        model = load_classifier(Path(TEACHER))
+        save_classifier(model, Path(TEACHER), note=number)
+    assert len(set(keys)) == 2
+
+
+def refuse(keys):
+    """Instead of opening snapshots: note their folder's name, and end the command."""
+
+    def init(_, folder):
+        keys.append(folder.name)
+        raise KeyboardInterrupt
+
+    return init
+
+
+def test_a_teacher_of_other_classes_stops_training(ltd_pipe, project):
+    """Before the first step, naming the class."""
+    names = ("zero", *"123456789")
+    network = build("small-cnn-w4", 10, (1, 8, 8))
+    facts = {"architecture": "small-cnn-w4", "class_names": names, "shape": (1, 8, 8)}
+    save_classifier(Classifier(network, **facts), Path("other.safetensors"))
+    outcome = ltd_pipe(*SHORT, "--label-kind", "live", "--teacher", "other.safetensors")
+    assert outcome.code == 1
+    assert "class 0: expected 'zero' by the model, found '0'" in outcome.err
+    assert not Path("new/model.safetensors").exists()
+
+
+def test_a_teacher_that_is_not_asked_is_not_opened(ltd_pipe, project):
+    """So that the baseline of a run with one needs no more than another label kind."""
+    outcome = ltd_pipe(*SHORT, "--label-kind", "onehot", "--teacher", "nowhere.safetensors")
+    assert outcome.code == 0, outcome.err
+    assert "teacher" not in read_facts(Path("new/model.safetensors"))
+
+
+def test_the_summary_says_how_soft_the_labels_were(ltd_pipe, project):
+    """In the last line and in the facts, of the training samples and as they were mixed."""
+    outcome = ltd_pipe(*SHORT, "--soft-weight", "0.5")
+    assert outcome.code == 0, outcome.err
+    pattern = r"mean top probability of its labels 0\.9\d\d, mean entropy 0\.\d{3} nats; "
+    assert re.search(pattern + r"\d+\.\d\d% contradict the ground truth$", outcome.out.strip())
+    labels = read_facts(Path("new/model.safetensors"))["labels"]
+    stored = SoftLabels.open(Path("data/labels.zarr")).summary().mean_top_probability
+    assert labels["mean_top_probability"] > stored + 0.005
+    assert labels["targets"] < 240  # without the validation split
+
+
+def test_soft_labels_are_warned_of(ltd_pipe, project):
+    """With where their harm was measured."""
+    outcome = ltd_pipe(*SHORT, "--label-temperature", "20")
+    assert outcome.code == 0, outcome.err
+    assert re.search(r"warning: labels of a mean .* are soft.*see docs/robustness.md", outcome.err)
+
+
+def test_a_single_exit_is_evaluated_as_any_student(ltd_pipe, project):
+    """Trained with three exits; the first one, saved by itself, goes through `evaluate`."""
+    words = ("--objective", "exits", "--architecture", "small-cnn-exits-w4", "--label-kind", "ltd")
+    assert ltd_pipe(*SHORT, *words).code == 0
+    student = load_classifier(Path("new/model.safetensors"))
+    save_classifier(at_exit(student, 1), Path("exit-1.safetensors"))
+    words = ("evaluate", "exit-1.safetensors", "--metrics", "exit-1.json", "--out", "exit-1")
+    outcome = ltd_pipe(*words)
+    assert outcome.code == 0, outcome.err
+    assert "clean accuracy" in outcome.out

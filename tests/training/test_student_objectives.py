@@ -1,0 +1,244 @@
+"""Every objective with every kind of label, in short runs of the real loop on real digits."""
+
+from __future__ import annotations
+
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import ModelError, ParamsError
+from pipeline.labels import SoftLabels
+from pipeline.labels.format import DatasetFacts, StoreFacts, TeacherFacts
+from pipeline.labels.labelling import label_images
+from pipeline.labels.write import StoreWriter
+from pipeline.models.checkpoint import save_classifier
+from pipeline.objectives import Around
+from pipeline.params import TeacherParams
+from pipeline.training.interrupt import Interrupted
+from pipeline.training.live_teacher import open_teacher
+from pipeline.training.loop import Watcher
+from pipeline.training.run import new_classifier
+
+CPU = torch.device("cpu")
+# Two steps an epoch.
+TINY = {
+    "images": 48,
+    "batch_size": 24,
+    "epochs": 1,
+    "architecture": "small-cnn-w4",
+    "crop_padding": 0,
+    "attack_steps": 1,
+    "validation_attack_steps": 1,
+    "awp_from_epoch": 0,
+    "label_kind": "ltd",
+}
+
+
+@pytest.fixture(scope="module")
+def model(train_beton):
+    """A network whose answers are not uniform, if not right either."""
+    params = TeacherParams(architecture="small-cnn-w4", epochs=1)
+    return new_classifier(params, train_beton.manifest, seed=5, role="teacher", device=CPU).eval()
+
+
+@pytest.fixture(scope="module")
+def teacher(model, train_beton, tmp_path_factory):
+    """That network, asked in the run."""
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    save_classifier(model, path)
+    return open_teacher(path, train_beton.manifest)
+
+
+@pytest.fixture(scope="module")
+def store(model, train_beton, train_stream, tmp_path_factory):
+    """Its answers to all digits, at temperature 0.25."""
+    manifest, folder = train_beton.manifest, tmp_path_factory.mktemp("store")
+    facts = StoreFacts(
+        num_samples=240,
+        num_classes=10,
+        class_names=manifest.class_names,
+        dataset=DatasetFacts(name="digits", split="train", fingerprint=manifest.fingerprint),
+        teachers=(TeacherFacts(sha256="0" * 64, architecture="small-cnn-w4"),),
+    )
+    writer = StoreWriter(folder / "draft", facts, keep_logits=True, rows=240)
+    label_images([model], train_stream, writer, batch_size=240, precision="float32")
+    writer.publish(folder / "labels.zarr", 0.25)
+    return SoftLabels.open(folder / "labels.zarr")
+
+
+@pytest.fixture
+def put_together(make_student, store, teacher, tmp_path):
+    """A function that puts a tiny student's run together."""
+    states = iter(range(100))
+
+    def make(**changes):
+        state = tmp_path / f"state-{next(states)}"
+        own = {"store": store, "teacher": teacher, "state": state}
+        return make_student(**TINY | own | changes)
+
+    return make
+
+
+@pytest.fixture
+def run(put_together):
+    """A function that trains one; it gives the weights and the history."""
+
+    def train(watcher=None, **changes):
+        fit = put_together(**changes)
+        history = fit.run(watcher or Watcher())
+        return torch.cat([value.flatten() for value in fit.model.parameters()]), history
+
+    return train
+
+
+OBJECTIVES = {
+    "at": {"objective": "at"},
+    "at-target": {"objective": "at", "attack_label": "target"},
+    "trades": {"objective": "trades", "beta": 1.0},
+    "mart": {"objective": "mart", "beta": 1.0},
+    "awp": {"objective": "trades", "beta": 1.0, "awp_gamma": 0.01},
+    "rslad": {"objective": "rslad"},
+    "igdm": {"objective": "at", "igdm_weight": 5.0},
+    "adaad": {"objective": "adaad", "robust_weight": 0.5},
+    "exits": {"objective": "exits", "architecture": "small-cnn-exits-w4"},
+}
+LABELS = {
+    "onehot": {"label_kind": "onehot"},
+    "smooth": {"label_kind": "smooth"},
+    "ltd": {"label_kind": "ltd"},
+    "mixed": {"label_kind": "ltd", "soft_weight": 0.5, "rectify": True},
+    "warm": {"label_kind": "ltd", "label_temperature": 2.0},
+    "live": {"label_kind": "live", "teacher_temperature": 0.5},
+    "adr": {"label_kind": "adr"},
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_every_objective_takes_every_kind_of_label(run, objective):
+    """Each kind trains to weights of its own, and its loss is finite."""
+    found = {name: run(**objective, **labels) for name, labels in LABELS.items()}
+    assert all(np.isfinite(history[0]["train/loss"]) for _, history in found.values())
+    different = {tuple(weights.tolist()) for weights, _ in found.values()}
+    assert len(different) == len(LABELS)
+
+
+class Witness(Around):
+    """Remembers which labels an objective was given, and by which call."""
+
+    def __init__(self, inner):
+        object.__setattr__(self, "inner", inner)
+        object.__setattr__(self, "seen", [])
+
+    def opposed(self, model, images, labels):
+        self.seen.append(("attack", labels))
+        return self.inner.opposed(model, images, labels)
+
+    def attack(self, adversary, model, images, labels, **how):
+        self.opposed(model, images, labels)
+        return super().attack(adversary, model, images, labels, **how)
+
+    def loss(self, model, images, adversarial, labels):
+        self.seen.append(("loss", labels))
+        return super().loss(model, images, adversarial, labels)
+
+
+def witnessed(fit, monkeypatch):
+    """The objective of a run, watched."""
+    witness = Witness(fit._step._objective)
+    monkeypatch.setattr(fit._step, "_objective", witness)
+    return witness
+
+
+def test_stored_labels_reach_attack_proxy_and_step(put_together, store, monkeypatch):
+    """The same q in the attack, in AWP's proxy and in the step: the store's, of these samples."""
+    fit = put_together(objective="trades", awp_gamma=0.01)
+    witness = witnessed(fit, monkeypatch)
+    fit.run(Watcher())
+    assert [call for call, _ in witness.seen] == ["attack", "loss", "loss"] * 2
+    stored = torch.from_numpy(store.gather(np.arange(240)).astype(np.float32))
+    for step in (witness.seen[:3], witness.seen[3:]):
+        assert len({id(labels) for _, labels in step}) == 1
+        target = step[0][1].target
+        distances = torch.cdist(target, stored).amin(dim=1)
+        assert distances.max() < 2e-3
+        assert (target.amax(dim=1) < 0.999).any()
+
+
+def test_a_step_knows_when_it_is(put_together, monkeypatch):
+    """Steps and epochs done, and in all."""
+    fit = put_together(objective="at", epochs=2)
+    witness = witnessed(fit, monkeypatch)
+    fit.run(Watcher())
+    moments = [labels.moment for call, labels in witness.seen if call == "loss"]
+    found = [(m.step, m.steps, m.epoch, m.epochs) for m in moments]
+    assert found == [(0, 4, 0, 2), (1, 4, 0, 2), (2, 4, 1, 2), (3, 4, 1, 2)]
+
+
+STATEFUL = {
+    "adr": {"objective": "at", "label_kind": "adr", "attack_label": "target"},
+    "igdm": {"objective": "at", "igdm_weight": 5.0},
+    "mtard": {"objective": "mtard", "label_temperature": 1.0, "awp_gamma": 0.01},
+    "ard": {"objective": "ard", "label_temperature": 4.0},
+    "exits": {"objective": "exits", "architecture": "small-cnn-exits-w4", "exits": (1, 3)},
+}
+
+
+class StopAt(Watcher):
+    """Asks the run to stop after its third step."""
+
+    def step(self, done, *_):
+        if done == 3:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("changes", STATEFUL.values(), ids=STATEFUL)
+def test_an_interrupted_run_ends_with_the_same_bits(run, tmp_path, changes):
+    """What schedules and balances go by is in the snapshot, or follows from the step."""
+    whole = run(**changes, epochs=2)
+    state = tmp_path / "interrupted"
+    with pytest.raises(Interrupted):
+        run(StopAt(), **changes, epochs=2, state=state)
+    continued = run(**changes, epochs=2, state=state)
+    assert torch.equal(whole[0], continued[0])
+    assert whole[1] == continued[1]
+
+
+def test_another_moment_is_another_target(run):
+    """ADR's schedule goes by the step: a run of more epochs has other first steps."""
+    rows = [run(label_kind="adr", epochs=e, schedule="constant")[1][0] for e in (1, 2)]
+    assert rows[0]["train/loss"] != rows[1]["train/loss"]
+
+
+def test_the_teacher_in_the_run_stays_as_it_was(put_together, teacher):
+    """Weights, batch statistics and mode."""
+    before = {name: value.clone() for name, value in teacher.model.state_dict().items()}
+    put_together(objective="adaad", igdm_weight=1.0, label_kind="live").run(Watcher())
+    after = teacher.model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert not teacher.model.training
+
+
+def test_a_network_without_exits_is_refused(put_together):
+    """Before the first step, with the names of those that have some."""
+    with pytest.raises(ModelError, match=r"has one exit only. Choose small-cnn-exits"):
+        put_together(objective="exits")
+
+
+def test_an_exit_that_is_not_there_is_refused(put_together):
+    """With how many there are."""
+    with pytest.raises(ParamsError, match=r"exits: small-cnn-exits-w4 has 3: expected numbers fr"):
+        put_together(objective="exits", architecture="small-cnn-exits-w4", exits=(2, 4))
+
+
+def test_only_the_chosen_exits_are_trained(put_together):
+    """The head of the others keeps its weights."""
+    fit = put_together(
+        objective="exits", architecture="small-cnn-exits-w4", exits=(2,), weight_decay=0.0
+    )
+    heads = fit.model.network.heads
+    before = [head[-1].weight.clone() for head in heads]
+    fit.run(Watcher())
+    kept = [torch.equal(head[-1].weight, old) for head, old in zip(heads, before, strict=True)]
+    assert kept == [True, False]
