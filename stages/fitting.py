@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+import click
+
 from pipeline.publish import exclusive
 from pipeline.training.interrupt import Interrupted
 from pipeline.training.loop import Watcher
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from pipeline.team import Team
     from pipeline.training.loop import Fit
+    from pipeline.training.passes import Passes
 
 __all__ = ["fit_on_screen", "turn"]
 
@@ -98,6 +101,7 @@ def fit_on_screen(fit: Fit, description: str, out: Path) -> dict[str, float]:
     """
     if not fit.team.leads:
         return _run_in_silence(fit)
+    _tell_choice(fit.passes)
     with _Screen(description, fit.total_steps, out / "live") as screen:
         try:
             return run_fit(fit, screen)
@@ -106,6 +110,13 @@ def fit_on_screen(fit: Fit, description: str, out: Path) -> dict[str, float]:
                 f"Interrupted after step {fit.progress.step} of {fit.total_steps}; "
                 "run the same command again to go on."
             ) from error
+
+
+def _tell_choice(passes: Passes) -> None:
+    if not passes.measured:
+        return
+    rates = "; ".join(f"{name}: {rate:,.0f}" for name, rate in passes.measured.items())
+    click.echo(f"passes in {passes} (images/s of an attack's pass: {rates})", err=True)
 
 
 def _run_in_silence(fit: Fit) -> dict[str, float]:

@@ -73,9 +73,11 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
 def _train(
     params: Params, train: Beton, test: Beton, team: Team, out: Path, *, fresh: bool
 ) -> dict[str, Any]:
-    from pipeline.device import choose_device, choose_precision, deterministic
+    from pipeline.device import choose_device, deterministic
     from pipeline.images.stream import ImageStream
+    from pipeline.training.passes import choose_passes
     from pipeline.training.run import (
+        common_facts,
         new_classifier,
         run_facts,
         run_key,
@@ -89,11 +91,11 @@ def _train(
     device = team.device(choose_device(params.device))
     section = params.teacher
     model = new_classifier(section, train.manifest, seed=params.seed, role="teacher", device=device)
-    precision = team.agree(
+    passes = team.agree(
         {"run": run_facts("teacher", section, train.manifest, seed=params.seed)},
-        lambda: choose_precision(section.precision, model, section.batch_size),
+        lambda: choose_passes(section, model),
     )
-    key = run_key("teacher", section, train.manifest, seed=params.seed, precision=precision)
+    key = run_key("teacher", section, train.manifest, seed=params.seed, **passes.decides)
     snapshots = Snapshots(out.parent / "state" / key)
     if fresh and team.leads:
         snapshots.clear()
@@ -107,13 +109,14 @@ def _train(
             section,
             snapshots=snapshots,
             seed=params.seed,
-            precision=precision,
+            passes=passes,
             team=team,
         )
         timing = fit_on_screen(fit, "teacher", out)
         if not team.leads:
             return {}
-        facts = _facts(params, train) | _measure(fit.best.model, test)
+        made = common_facts("teacher", section, train.manifest, params.seed, passes)
+        facts = made | _measure(fit.best.model, test)
     save_results(fit, out, facts, timing, last=False)
     snapshots.clear()
     return facts

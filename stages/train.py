@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.team import Team
     from pipeline.training.live_teacher import LiveTeacher
     from pipeline.training.loop import Fit
+    from pipeline.training.passes import Passes
     from pipeline.training.target_softness import TargetSoftness
 
 __all__ = ["train"]
@@ -77,7 +78,7 @@ def train(params: Params, data: Path, labels: str, out: Path, fresh: bool, force
         timing = fit_on_screen(fit, out.name, out)
         if not team.leads:
             return
-        facts = _facts(params, beton, store, teacher, softness)
+        facts = _facts(params, beton, store, teacher, softness, fit.passes)
         save_results(fit, out, facts, timing, last=True)
         snapshots.clear()
     best = fit.progress.best
@@ -138,8 +139,9 @@ def _fit(
     *,
     fresh: bool,
 ) -> tuple[Fit, Any]:
-    from pipeline.device import choose_device, choose_precision
+    from pipeline.device import choose_device
     from pipeline.images.stream import ImageStream
+    from pipeline.training.passes import choose_passes
     from pipeline.training.run import new_classifier, run_facts, run_key, split_samples
     from pipeline.training.state import Snapshots
     from pipeline.training.student import student_examples, student_fit
@@ -159,11 +161,11 @@ def _fit(
         "labels": store.identity if store else None,
         "teacher": teacher.sha256 if teacher else None,
     }
-    precision = team.agree(
+    passes = team.agree(
         {"run": run_facts("student", section, manifest, **decides)},
-        lambda: choose_precision(section.precision, model, section.batch_size),
+        lambda: choose_passes(section, model),
     )
-    key = run_key("student", section, manifest, **decides, precision=precision)
+    key = run_key("student", section, manifest, **decides, **passes.decides)
     snapshots = Snapshots(out.parent / "state" / key)
     if fresh and team.leads:
         snapshots.clear()
@@ -180,7 +182,7 @@ def _fit(
         examples=examples,
         snapshots=snapshots,
         seed=params.seed,
-        precision=precision,
+        passes=passes,
         teacher=teacher,
         team=team,
     )
@@ -193,6 +195,7 @@ def _facts(
     store: SoftLabels | None,
     teacher: LiveTeacher | None,
     softness: TargetSoftness | None,
+    passes: Passes,
 ) -> dict[str, Any]:
     from pipeline.training.run import common_facts
     from pipeline.training.student import threat_model
@@ -204,4 +207,4 @@ def _facts(
     more = {"labels": labels, "threat_model": threat_model(params.train)}
     if teacher is not None:
         more["teacher"] = teacher.facts
-    return common_facts("student", params.train, beton.manifest, params.seed, **more)
+    return common_facts("student", params.train, beton.manifest, params.seed, passes, **more)

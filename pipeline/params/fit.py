@@ -99,7 +99,14 @@ class FitParams(Section):
         description="auto: bfloat16 where a short measurement finds it faster; float16 scales "
         "its gradients",
     )
-    channels_last: bool = Field(True, description="memory format of images and weights")
+    channels_last: bool | Literal["auto"] = Field(
+        True, description="memory format of images and weights; auto: as measured"
+    )
+    compile: Literal["auto", "none", "default", "reduce-overhead"] = Field(
+        "none",
+        description="torch.compile's mode; reduce-overhead replays the passes as CUDA graphs; "
+        "auto: as measured on a GPU, none on a CPU",
+    )
     snapshot_minutes: float = Field(
         5.0, ge=0, description="minutes between snapshots to resume from; also at each epoch's end"
     )

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.attacks import Adversary
-    from pipeline.device import Precision
     from pipeline.images.stream import Batch, ImageStream
     from pipeline.models.classifier import Classifier
     from pipeline.objectives import Objective
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from pipeline.training.ema import Average
     from pipeline.training.examples import Examples
     from pipeline.training.interrupt import StopRequest
+    from pipeline.training.passes import Passes
     from pipeline.training.state import Snapshots
 
 __all__ = ["Fit", "Watcher"]
@@ -74,8 +74,8 @@ class Fit:
         Maps a row of measures to what is compared.
     snapshots : Snapshots
     seed : int
-    precision : str
-        `float32`, `bfloat16` or `float16`, for the passes of training and attack.
+    passes : Passes
+        How those of training and attack are computed.
     validate_every : int
         Epochs.
     awp : Perturbation, optional
@@ -103,7 +103,7 @@ class Fit:
         select: Callable[[dict[str, float]], tuple[float, ...]],
         snapshots: Snapshots,
         seed: int,
-        precision: Precision = "float32",
+        passes: Passes,
         validate_every: int = 1,
         awp: Perturbation | None = None,
         team: Team | None = None,
@@ -111,9 +111,11 @@ class Fit:
         self.model, self._stream, self._samples, self._params = model, stream, samples, params
         self._validate, self._select, self._snapshots = validate, select, snapshots
         self._seed, self._validate_every = seed, validate_every
+        self.passes = passes
         self._adversarial = adversary is not None
         self.team = team or Team()
         require_shares(len(samples), params.batch_size, self.team.count)
+        passes.apply(model)
         if params.sync_batch_norm and self.team.count > 1:
             synchronise(model)
         self.steps_per_epoch = -(-len(samples) // params.batch_size)
@@ -126,7 +128,7 @@ class Fit:
             awp=awp,
             params=params,
             seed=seed,
-            precision=precision,
+            passes=passes,
             team=self.team,
         )
         self.average = _average(model, params, self.steps_per_epoch)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pipeline.images.manifest import Manifest
     from pipeline.params import FitParams
     from pipeline.training.loop import Fit, Watcher
+    from pipeline.training.passes import Passes
 
 __all__ = [
     "common_facts",
@@ -118,8 +119,7 @@ def new_classifier(
         std=params.std,
         temperature=temperature,
     )
-    layout = torch.channels_last if params.channels_last else torch.contiguous_format
-    return model.to(device).to(memory_format=layout)
+    return model.to(device)
 
 
 def run_facts(kind: str, params: FitParams, manifest: Manifest, **decides: Any) -> dict[str, Any]:
@@ -203,7 +203,12 @@ def _chosen(row: dict[str, float]) -> dict[str, Any]:
 
 
 def common_facts(
-    kind: str, params: FitParams, manifest: Manifest, seed: int, **more: Any
+    kind: str,
+    params: FitParams,
+    manifest: Manifest,
+    seed: int,
+    passes: Passes | None = None,
+    **more: Any,
 ) -> dict[str, Any]:
     """What a checkpoint says of how it was made.
 
@@ -215,12 +220,15 @@ def common_facts(
     manifest : Manifest
         Of the training images.
     seed : int
+    passes : Passes, optional
+        How it was trained; None: it was not.
     **more
         What only this kind has, such as the labels of a student.
     """
     return {
         "kind": kind,
         "seed": seed,
+        "passes": passes and passes.decides,
         "params": params.model_dump(mode="json"),
         "data": {"dataset": manifest.dataset, "fingerprint": manifest.fingerprint},
         "software": provenance.software(),

@@ -19,10 +19,9 @@ from pipeline.training.optimiser import make_optimiser
 from pipeline.training.targets import onehot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from pipeline.attacks import Adversary, LossOfLogits
-    from pipeline.device import Precision
     from pipeline.images.stream import Batch
     from pipeline.models.classifier import Classifier
     from pipeline.objectives import Attacker, Loss, Moment, Objective
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from pipeline.team import Team
     from pipeline.training.awp import Perturbation
     from pipeline.training.examples import Examples
+    from pipeline.training.passes import Passes
 
 __all__ = ["Step"]
 
@@ -64,8 +64,8 @@ class Step:
         Of the weights.
     params : FitParams
     seed : int
-    precision : str
-        Of the passes of training and attack.
+    passes : Passes
+        How those of training and attack are computed.
     team : Team
         Its processes take one step together.
     """
@@ -80,17 +80,18 @@ class Step:
         awp: Perturbation | None,
         params: FitParams,
         seed: int,
-        precision: Precision,
+        passes: Passes,
         team: Team,
     ) -> None:
         self._model, self._objective, self._examples = model, objective, examples
         self._awp, self._params = awp, params
         # Float16 has no small gradients.
-        self._adversary = _Scaled(adversary) if precision == "float16" and adversary else adversary
-        self._seed, self._precision, self._team = seed, precision, team
+        scaled = passes.precision == "float16"
+        self._adversary = _Scaled(adversary) if scaled and adversary else adversary
+        self._seed, self._passes, self._team = seed, passes, team
         self._device = next(model.parameters()).device
         self._optimiser = make_optimiser(model, params)
-        self._scaler = torch.amp.GradScaler(self._device.type, enabled=precision == "float16")
+        self._scaler = torch.amp.GradScaler(self._device.type, enabled=scaled)
 
     def take(self, batch: Batch, moment: Moment, rate: float, images: int) -> torch.Tensor:
         """Train on a batch.
@@ -178,12 +179,13 @@ class Step:
     ) -> _Part:
         images = to_unit(augmented)
         given = Labels(target, onehot(batch.labels, self._model.num_classes), moment)
-        with autocast(self._device, self._precision):
+        with autocast(self._device, self._passes.precision):
             labels = self._objective.prepared(images, given)
-            adversarial = self._attack(batch, images, labels)
+            with self._input_gradients_only():
+                adversarial = self._attack(batch, images, labels)
 
         def loss() -> Loss:
-            with autocast(self._device, self._precision):
+            with autocast(self._device, self._passes.precision):
                 return self._objective.loss(self._model, images, adversarial, labels)
 
         return _Part(loss, batch.labels, len(batch.rows) / step_images)
@@ -199,6 +201,20 @@ class Step:
             index=batch.index,
             key=rng.stream_key(self._seed, "attack-start", labels.moment.epoch),
         )
+
+    @contextlib.contextmanager
+    def _input_gradients_only(self) -> Iterator[None]:
+        # Asked for the gradient of its input alone, a compiled network still computes those of
+        # all weights that could have one.
+        frozen = self._passes.compiled != "none"
+        weights = [w for w in self._model.parameters() if frozen and w.requires_grad]
+        for weight in weights:
+            weight.requires_grad = False
+        try:
+            yield
+        finally:
+            for weight in weights:
+                weight.requires_grad = True
 
     def _perturbed(self, parts: list[_Part], epoch: int) -> contextlib.AbstractContextManager[None]:
         if self._awp is None or epoch < self._awp.from_epoch:

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from pipeline.device import Precision
     from pipeline.images.stream import ImageStream
     from pipeline.labels.read import SoftLabels
     from pipeline.models.classifier import Classifier
     from pipeline.params import TrainParams
     from pipeline.training.examples import Examples
     from pipeline.training.live_teacher import LiveTeacher
+    from pipeline.training.passes import Passes
     from pipeline.training.state import Snapshots
 
 __all__ = [
@@ -174,7 +174,7 @@ def student_fit(
     examples: Examples,
     snapshots: Snapshots,
     seed: int,
-    precision: Precision,
+    passes: Passes,
     teacher: LiveTeacher | None = None,
     team: Team | None = None,
 ) -> Fit:
@@ -193,8 +193,8 @@ def student_fit(
         From `student_examples`.
     snapshots : Snapshots
     seed : int
-    precision : str
-        Of the training passes; validation is always float32.
+    passes : Passes
+        How the training passes are computed; validation is always float32.
     teacher : LiveTeacher, optional
         Needed where the parameters ask a teacher in the run.
     team : Team, optional
@@ -231,7 +231,7 @@ def student_fit(
         ),
         snapshots=snapshots,
         seed=seed,
-        precision=precision,
+        passes=passes,
         validate_every=params.validation_every,
         awp=Perturbation(params.awp_gamma, params.awp_from_epoch) if params.awp_gamma else None,
         team=team,

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from pipeline.device import Precision
     from pipeline.images.stream import ImageStream
     from pipeline.models.classifier import Classifier
     from pipeline.params import TeacherParams
+    from pipeline.training.passes import Passes
     from pipeline.training.state import Snapshots
 
 __all__ = ["teacher_fit"]
@@ -33,7 +33,7 @@ def teacher_fit(
     *,
     snapshots: Snapshots,
     seed: int,
-    precision: Precision,
+    passes: Passes,
     team: Team | None = None,
 ) -> Fit:
     """Put together the teacher's run; the best checkpoint has the highest clean accuracy.
@@ -49,7 +49,7 @@ def teacher_fit(
     params : TeacherParams
     snapshots : Snapshots
     seed : int
-    precision : str
+    passes : Passes
     team : Team, optional
         Processes that train together.
 
@@ -83,6 +83,6 @@ def teacher_fit(
         select=lambda row: (row.get("validation/clean_accuracy", 0.0),),
         snapshots=snapshots,
         seed=seed,
-        precision=precision,
+        passes=passes,
         team=team,
     )

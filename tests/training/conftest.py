@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pipeline.params import TeacherParams, TrainParams
+from pipeline.training.passes import Passes
 from pipeline.training.run import new_classifier, split_samples
 from pipeline.training.state import Snapshots
 from pipeline.training.student import student_examples, student_fit
@@ -20,7 +21,9 @@ ATTACK = {"eps": 0.1, "step_size": 0.05, "attack_steps": 2, "validation_attack_s
 def make_student(train_beton, train_stream, tmp_path):
     """A function that puts a student's run together; changes go to its parameters."""
 
-    def make(*, store=None, seed=0, state=None, stream=None, teacher=None, **changes):
+    def make(
+        *, store=None, seed=0, state=None, stream=None, teacher=None, passes=None, **changes
+    ):
         content = {**SHORT, **ATTACK, "label_kind": "onehot", "ema_decay": 0.9} | changes
         if teacher is not None:
             content["teacher"] = "teacher.safetensors"
@@ -34,7 +37,7 @@ def make_student(train_beton, train_stream, tmp_path):
             examples=student_examples(params, 10, store, "train.beton", CPU, seed),
             snapshots=Snapshots(state or tmp_path / "state"),
             seed=seed,
-            precision="float32" if params.precision == "auto" else params.precision,
+            passes=passes or Passes(),
             teacher=teacher,
         )
 
@@ -55,7 +58,7 @@ def make_teacher(train_beton, train_stream, tmp_path):
             params,
             snapshots=Snapshots(tmp_path / "state"),
             seed=0,
-            precision="float32",
+            passes=Passes(),
         )
 
     return make

@@ -18,6 +18,7 @@ from pipeline.params import TrainParams
 from pipeline.team import Team
 from pipeline.training.interrupt import Interrupted
 from pipeline.training.loop import Watcher
+from pipeline.training.passes import Passes
 from pipeline.training.run import new_classifier, split_samples
 from pipeline.training.state import Snapshots
 from pipeline.training.student import student_examples, student_fit
@@ -59,7 +60,7 @@ def make_fit(beton, folder, case, team, *, fresh=False, stream=None):
         examples=student_examples(params, 10, None, "", cpu, 0),
         snapshots=Snapshots(Path(folder) / ("fresh-" * fresh + case)),
         seed=0,
-        precision="float32",
+        passes=Passes(),
         team=team,
     )
 

@@ -225,6 +225,7 @@ from pipeline.images.beton import open_beton
 from pipeline.images.stream import ImageStream
 from pipeline.params import TrainParams
 from pipeline.training.loop import Watcher
+from pipeline.training.passes import Passes
 from pipeline.training.run import new_classifier, split_samples
 from pipeline.training.state import Snapshots
 from pipeline.training.student import student_examples, student_fit
@@ -242,7 +243,7 @@ student_fit(
     model, ImageStream(beton, cpu), *split_samples(beton), params,
     examples=student_examples(params, 10, None, "", cpu, 0),
     snapshots=Snapshots(Path(sys.argv[2])),
-    seed=0, precision="float32",
+    seed=0, passes=Passes(),
 ).run(Kill())
 """
 

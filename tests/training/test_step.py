@@ -14,6 +14,7 @@ from pipeline.params import FitParams
 from pipeline.training.loop import Watcher
 from pipeline.training.meters import Meters
 from pipeline.training.optimiser import make_optimiser
+from pipeline.training.passes import Passes
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,7 +46,7 @@ def test_parts_of_a_batch_add_up_to_its_gradient(make_student, tmp_path):
 def test_half_precision_learns(make_student, tmp_path):
     """Float16 with scaled gradients goes about where float32 goes, and can be resumed."""
     fits = [
-        make_student(precision=name, state=tmp_path / name, epochs=3)
+        make_student(passes=Passes(precision=name), state=tmp_path / name, epochs=3)
         for name in ("float32", "float16")
     ]
     rows = [fit.run(Watcher())[-1] for fit in fits]

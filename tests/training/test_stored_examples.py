@@ -15,6 +15,7 @@ from pipeline.labels.write import StoreWriter
 from pipeline.params import TeacherParams
 from pipeline.training.interrupt import Interrupted
 from pipeline.training.loop import Watcher
+from pipeline.training.passes import Passes
 from pipeline.training.run import new_classifier, split_samples
 from pipeline.training.state import Snapshots
 from pipeline.training.teacher import teacher_fit
@@ -38,7 +39,7 @@ def teacher(train_beton, train_stream, tmp_path_factory):
         params,
         snapshots=Snapshots(tmp_path_factory.mktemp("teacher")),
         seed=0,
-        precision="float32",
+        passes=Passes(),
     )
     fit.run(Watcher())
     return fit.best.model.eval()

@@ -1,0 +1,53 @@
+"""How passes are computed: chosen by measurement, and part of what a run is."""
+
+import pytest
+import torch
+
+from pipeline.params import FitParams
+from pipeline.training.loop import Watcher
+from pipeline.training.passes import Passes, choose_passes
+
+
+def params(**changes):
+    return FitParams(architecture="small-cnn-w8", epochs=1, **changes)
+
+
+def test_what_is_given_is_not_measured(make_student):
+    """One candidate needs no measurement."""
+    given = params(precision="bfloat16", channels_last=False, compile="default")
+    assert choose_passes(given, make_student().model) == Passes("bfloat16", False, "default")
+    assert choose_passes(given, make_student().model).measured == {}
+
+
+def test_what_is_open_is_measured(make_student):
+    """All candidates, and nothing of the model changes; on a CPU nothing is compiled."""
+    model = make_student().model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = choose_passes(params(precision="auto", channels_last="auto", compile="auto"), model)
+    assert found.compiled == "none"
+    assert len(found.measured) == 4
+    assert all(rate > 0 for rate in found.measured.values())
+    assert all(weight.requires_grad for weight in model.parameters())
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_what_was_measured_does_not_decide_a_run():
+    """Two runs that chose alike may continue each other, whatever the stopwatch said."""
+    one, two = Passes(measured={"a": 1.0}), Passes(measured={"a": 2.0})
+    assert one == two
+    assert one.decides == two.decides
+    assert "measured" not in one.decides
+
+
+@pytest.mark.slow
+def test_a_compiled_run_goes_where_the_plain_one_goes(make_student, tmp_path):
+    """With torch's real compiler; the checkpoint's names do not tell of it."""
+    fits = [
+        make_student(passes=Passes(compiled=mode), state=tmp_path / mode, epochs=1)
+        for mode in ("none", "default")
+    ]
+    rows = [fit.run(Watcher())[-1] for fit in fits]
+    assert rows[1]["train/loss"] == pytest.approx(rows[0]["train/loss"], rel=0.02)
+    names = [list(fit.best.model.state_dict()) for fit in fits]
+    assert names[0] == names[1]
+    assert all(weight.requires_grad for weight in fits[1].model.parameters())
