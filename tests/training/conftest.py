@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from short_runs import ATTACK, SHORT
 
 from pipeline.params import TeacherParams, TrainParams
 from pipeline.training.passes import Passes
@@ -13,8 +14,6 @@ from pipeline.training.student import student_examples, student_fit
 from pipeline.training.teacher import teacher_fit
 
 CPU = torch.device("cpu")
-SHORT = {"architecture": "small-cnn-w8", "epochs": 2, "batch_size": 32, "crop_padding": 1}
-ATTACK = {"eps": 0.1, "step_size": 0.05, "attack_steps": 2, "validation_attack_steps": 2}
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import ATTACK, SHORT
+from short_runs import ATTACK, SHORT
 
 from pipeline.errors import LtdPipeError
 from pipeline.images.beton import open_beton

@@ -220,7 +220,7 @@ import os, signal, sys
 import numpy as np, torch
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-from conftest import ATTACK, SHORT
+from short_runs import ATTACK, SHORT
 from pipeline.images.beton import open_beton
 from pipeline.images.stream import ImageStream
 from pipeline.params import TrainParams

@@ -5,7 +5,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from conftest import SHORT
+from short_runs import SHORT
 
 from pipeline.errors import JoinError
 from pipeline.labels import SoftLabels
