@@ -12,6 +12,7 @@ from pipeline.recipes import recipe_names, recipe_summary, recipe_text
 
 ROOT = Path(__file__).parents[2]
 NAMES = [
+    "cifar10-fast",
     "cifar10-resnet18",
     "cifar10-wrn34-10",
     "cifar100-wrn34-10",
@@ -26,7 +27,7 @@ def recipe(name):
 
 
 def test_all_recipes_are_there():
-    """The documentation names these six."""
+    """The documentation names these seven."""
     assert recipe_names() == NAMES
 
 

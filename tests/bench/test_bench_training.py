@@ -1,0 +1,61 @@
+"""The training benchmark runs, and the floor it names is the passes of a step."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from our_loop import BarePasses
+from torch import nn
+
+from pipeline.models.classifier import Classifier
+from pipeline.training.passes import Passes
+
+ROOT = Path(__file__).parents[2]
+
+
+class Counted(nn.Module):
+    """Counts its passes, by mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+        self.calls = {"attack": 0, "training": 0}
+
+    def forward(self, images):
+        self.calls["training" if self.training else "attack"] += 1
+        return self.linear(images.flatten(1))
+
+
+def test_the_floor_has_the_passes_of_a_step():
+    """Ten of the attack and one of training, and nothing else."""
+    network = Counted()
+    model = Classifier(network, architecture="counted", class_names=("a", "b"), shape=(1, 2, 2))
+    floor = BarePasses(model, Passes(), 3, 10)
+    floor.step()
+    assert network.calls == {"attack": 10, "training": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("torchattacks") is None,
+    reason="needs 'pip install --no-deps torchattacks==3.5.1'",
+)
+def test_the_training_benchmark_runs(tmp_path):
+    """At a tiny size; the ratio to the floor is printed last, and both loops' losses are kept."""
+    target = tmp_path / "training.json"
+    done = subprocess.run(
+        [sys.executable, ROOT / "bench/training.py", "--quick", "--json", target],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert " of the floor (" in done.stdout.splitlines()[-1]
+    result = json.loads(target.read_text())
+    assert {len(losses) for losses in result["losses"].values()} == {3}
+    assert result["machine"]["cores"] >= 1
