@@ -39,6 +39,8 @@ def test_what_was_measured_does_not_decide_a_run():
     assert "measured" not in one.decides
 
 
+# torch's compiler looks at that attribute of whatever it is given.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.slow
 def test_a_compiled_run_goes_where_the_plain_one_goes(make_student, tmp_path):
     """With torch's real compiler; the checkpoint's names do not tell of it."""
