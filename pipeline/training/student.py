@@ -211,7 +211,7 @@ def student_fit(
     """
     team = team or Team()
     if teacher is not None:
-        teacher = teacher.placed(stream.device, channels_last=params.channels_last)
+        teacher = teacher.placed(stream.device, channels_last=passes.channels_last)
     # The average is the run's own, which exists once the run is put together.
     ingredients = Ingredients(model, lambda: fit.average.model, teacher)
     fit = Fit(

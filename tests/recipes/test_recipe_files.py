@@ -92,7 +92,7 @@ def test_what_is_not_known_is_said(name):
 
 UNKNOWN = [
     ("digit", "digit: no such recipe. Did you mean 'digits'?"),
-    ("zzz", "zzz: no such recipe. There are cifar10-resnet18, "),
+    ("zzz", "zzz: no such recipe. There are cifar10-fast, cifar10-resnet18, "),
     ("../params", "no such recipe"),
     ("", "no such recipe"),
 ]

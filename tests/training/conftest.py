@@ -20,9 +20,7 @@ CPU = torch.device("cpu")
 def make_student(train_beton, train_stream, tmp_path):
     """A function that puts a student's run together; changes go to its parameters."""
 
-    def make(
-        *, store=None, seed=0, state=None, stream=None, teacher=None, passes=None, **changes
-    ):
+    def make(*, store=None, seed=0, state=None, stream=None, teacher=None, passes=None, **changes):
         content = {**SHORT, **ATTACK, "label_kind": "onehot", "ema_decay": 0.9} | changes
         if teacher is not None:
             content["teacher"] = "teacher.safetensors"
