@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[2]
 NAMES = [
     "cifar10-fast",
     "cifar10-resnet18",
+    "cifar10-resnet18-adr",
     "cifar10-wrn34-10",
+    "cifar10-wrn34-20",
     "cifar100-wrn34-10",
     "digits",
     "imagenet-resnet50",
@@ -27,7 +29,7 @@ def recipe(name):
 
 
 def test_all_recipes_are_there():
-    """The documentation names these seven."""
+    """No other file counts as one."""
     assert recipe_names() == NAMES
 
 
@@ -106,9 +108,17 @@ def test_an_unknown_recipe_is_refused_with_the_names(name, message):
     assert message in str(refusal.value)
 
 
-@pytest.mark.parametrize("name", ["cifar10-wrn34-10", "cifar100-wrn34-10"])
+@pytest.mark.parametrize("name", ["cifar10-wrn34-10", "cifar10-wrn34-20", "cifar100-wrn34-10"])
 def test_the_papers_setting_perturbs_the_weights(name):
     """TRADES with beta 6, and AWP's gamma of 0.005 from epoch 10."""
     train = recipe(name).train
     assert (train.objective, train.beta) == ("trades", 6)
     assert (train.awp_gamma, train.awp_from_epoch) == (0.005, 10)
+
+
+def test_adrs_recipe_has_its_authors_settings():
+    """Of resnet18_pgd_sgd_adr.gin in yuyuwu5/ADR at 515da0e."""
+    train = recipe("cifar10-resnet18-adr").train
+    assert (train.label_kind, train.attack_label, train.ema_decay) == ("adr", "target", 0.995)
+    assert (train.adr_temperatures, train.adr_weights) == ((2.5, 2.0), (0.7, 0.95))
+    assert (train.epochs, train.milestones, train.weight_decay) == (200, (0.5, 0.75), 5e-4)

@@ -26,6 +26,7 @@ from pipeline.training.student import student_examples, student_fit
 CASES = {
     "at": {},
     "mart-awp": {"objective": "mart", "awp_gamma": 0.005, "awp_from_epoch": 1},
+    "adr": {"label_kind": "adr", "attack_label": "target"},
     "parts": {"accumulation_steps": 3, "clip_norm": 0.5},
     "own-statistics": {"sync_batch_norm": False},
     "killed": {"snapshot_steps": 3},
