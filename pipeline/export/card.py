@@ -66,7 +66,8 @@ def format_card(facts: CardFacts) -> str:
 def _front_matter(facts: CardFacts) -> str:
     lines = [] if facts.licence is None else [f"license: {licence_name(facts.licence)}"]
     lines += ["library_name: ltd-pipe", "pipeline_tag: image-classification", "tags:"]
-    soft = ("knowledge-distillation", "soft-labels") if facts.run.labels else ()
+    taught = facts.run.labels or facts.run.teacher
+    soft = ("knowledge-distillation", "soft-labels") if taught else ()
     # Without adversarial training the tags would promise what nobody claims.
     robust = _TAGS if facts.threat_model else _TAGS[-1:]
     lines += [f"- {tag}" for tag in (*robust, *soft)]
@@ -112,7 +113,12 @@ def _introduction(facts: CardFacts) -> str:
 
 
 def _label_words(run: RunFacts) -> str:
-    words = {"ltd": "soft labels of a teacher", "smooth": "smoothed labels"}
+    words = {
+        "ltd": "soft labels of a teacher",
+        "live": "soft labels of a teacher in the run",
+        "adr": "labels softened by its own moving average",
+        "smooth": "smoothed labels",
+    }
     return words.get(str(run.params.get("label_kind")), "one-hot labels")
 
 
@@ -262,6 +268,8 @@ def _data(facts: CardFacts) -> Iterator[tuple[str, str]]:
         yield "temperature of the soft labels", number_text(run.labels.temperature)
         if run.labels.mean_top_probability is not None:
             yield "their mean top probability", number_text(run.labels.mean_top_probability)
+    if run.teacher is not None:
+        yield "SHA-256 of the teacher asked in the run", code(run.teacher.sha256)
 
 
 def _training(facts: CardFacts) -> Iterator[str]:

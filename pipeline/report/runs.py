@@ -55,6 +55,12 @@ class UsedLabels(Document):
     mean_top_probability: Share | None = None
 
 
+class AskedTeacher(Document):
+    """The teacher that was asked while a student was trained."""
+
+    sha256: str
+
+
 class RunFacts(Document):
     """What a checkpoint says of its run; what is None was not said."""
 
@@ -67,6 +73,7 @@ class RunFacts(Document):
     params: dict[str, Any] = Field({})
     data: DataFacts | None = None
     labels: UsedLabels | None = None
+    teacher: AskedTeacher | None = None
     epoch: int | None = None
     validation: dict[str, float] = Field({})
     clean_accuracy: Share | None = None

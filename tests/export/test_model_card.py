@@ -147,6 +147,22 @@ def test_another_radius_than_the_training_is_pointed_out(folder):
     )
 
 
+TAUGHT = {"live": "soft labels of a teacher in the run", "adr": "its own moving average"}
+
+
+@pytest.mark.parametrize(("kind", "words"), TAUGHT.items(), ids=TAUGHT)
+def test_labels_that_were_made_in_the_run_are_not_called_one_hot(tmp_path, kind, words):
+    """A teacher that was asked is named by its hash, and tagged."""
+    model, asked = make_classifier("small-cnn-w4", (1, 8, 8)), {"sha256": "c" * 64}
+    facts = {"kind": "student", "params": {"label_kind": kind, "eps": 0.1}}
+    facts |= {"teacher": asked} if kind == "live" else {}
+    save_classifier(model, tmp_path / "model.safetensors", **facts)
+    text = format_card(gather_card(tmp_path / "model.safetensors"))
+    assert words in text
+    assert "one-hot" not in text
+    assert ("c" * 64 in text) == ("soft-labels" in text) == (kind == "live")
+
+
 def test_a_teachers_card_claims_no_robustness(tmp_path):
     """Neither in words nor in tags."""
     model = make_classifier("small-cnn-w4", (1, 8, 8))
