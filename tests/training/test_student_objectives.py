@@ -233,10 +233,9 @@ def test_an_exit_that_is_not_there_is_refused(put_together):
 
 
 def test_only_the_chosen_exits_are_trained(put_together):
-    """The head of the others keeps its weights."""
-    fit = put_together(
-        objective="exits", architecture="small-cnn-exits-w4", exits=(2,), weight_decay=0.0
-    )
+    """The head of the others keeps its weights, under weight perturbation as well."""
+    options = {"architecture": "small-cnn-exits-w4", "awp_gamma": 0.01, "weight_decay": 0.0}
+    fit = put_together(objective="exits", exits=(2,), **options)
     heads = fit.model.network.heads
     before = [head[-1].weight.clone() for head in heads]
     fit.run(Watcher())
