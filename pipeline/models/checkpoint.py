@@ -156,14 +156,14 @@ def _read_header(path: Path) -> Header:
         raise CheckpointError(
             path,
             "is a pickle, which can hold code and is never loaded as it is",
-            remedy="'ltd-pipe label --arch NAME' takes only the tensors out of it.",
+            remedy="Pass --arch NAME, its network: only the tensors are taken out of it.",
         )
     metadata = read_metadata(path)
     if KEY not in metadata:
         raise CheckpointError(
             path,
             "holds weights without a description of their network",
-            remedy="Pass --arch NAME to 'ltd-pipe label' to say which network they belong to.",
+            remedy="Pass --arch NAME to say which network they belong to.",
         )
     return parse_header(metadata[KEY], path)
 

@@ -19,7 +19,9 @@ __all__ = ["load_foreign"]
 
 # Where training scripts keep their state dict. The moving average comes first: it is what
 # those scripts evaluate.
-_WRAPPERS = ("model_ema", "state_dict_ema", "state_dict", "model_state_dict", "model", "net")
+_WRAPPERS = (
+    "model_ema", "state_dict_ema", "state_dict", "model_state_dict", "model", "net", "last",
+)  # fmt: skip
 # A hostile file can hold a dict that holds itself.
 _DEEPEST = 3
 # DataParallel, torch.compile, and wrapping modules.
@@ -28,6 +30,7 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "network.")
 _NEVER_RUN = ("sub_block1.",)
 # Input normalisation that RobustBench and others keep among the weights.
 _CONSTANTS = (("mean", "std"), ("mu", "sigma"), ("normalize.mean", "normalize.std"))
+_ALL_CONSTANTS = frozenset(name for names in _CONSTANTS for name in names)
 _SAME_CONSTANT = 1e-4
 
 
@@ -74,7 +77,9 @@ def load_foreign(
     # The new weights are overwritten: the caller's random numbers must not be used up.
     with torch.random.fork_rng(devices=[]):
         network = build(architecture, num_classes, shape)
-    state = _renamed(_unwrapped(content, path), network.state_dict(), path)
+    # RobustBench's networks are built with the normalisation that few of its files hold.
+    optional = _ALL_CONSTANTS if architecture.startswith("robustbench:") else frozenset()
+    state = _renamed(_unwrapped(content, path), network.state_dict(), path, optional)
     held_mean, held_std = _take_constants(state, network.state_dict())
     model = Classifier(
         network,
@@ -121,7 +126,10 @@ def _unwrapped(content: Any, path: Path) -> dict[str, torch.Tensor]:
 
 
 def _renamed(
-    state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], path: Path
+    state: Mapping[str, torch.Tensor],
+    expected: Mapping[str, torch.Tensor],
+    path: Path,
+    optional: frozenset[str],
 ) -> dict[str, torch.Tensor]:
     renamed: dict[str, torch.Tensor] = {}
     for given, tensor in state.items():
@@ -133,7 +141,7 @@ def _renamed(
         renamed[name] = tensor
     for name, tensor in expected.items():
         # torch before 0.4.1 did not count batches; the count only matters to training.
-        if name.endswith("num_batches_tracked"):
+        if name.endswith("num_batches_tracked") or name in optional:
             renamed.setdefault(name, tensor)
     return renamed
 
@@ -144,7 +152,9 @@ def _without_prefixes(name: str, expected: Mapping[str, torch.Tensor]) -> str:
         if prefix is None:
             break
         name = name.removeprefix(prefix)
-    return name
+    # RobustBench puts an input normalisation around networks that were saved without.
+    inside = f"model.{name}"
+    return inside if name not in expected and inside in expected else name
 
 
 def _take_constants(

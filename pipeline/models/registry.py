@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import ModelError
 from pipeline.models.external import build_timm, build_torchvision
 from pipeline.models.resnet import MultiExitResNet18, PreActResNet18, ResNet18
+from pipeline.models.robustbench_zoo import build_robustbench
 from pipeline.models.small_cnn import MultiExitSmallCNN, SmallCNN
 from pipeline.models.wide_resnet import WideResNet
 
@@ -82,6 +83,8 @@ def build(architecture: str, num_classes: int, shape: tuple[int, int, int]) -> n
         return build_timm(name, num_classes, shape)
     if colon and package == "torchvision":
         return build_torchvision(name, num_classes, shape)
+    if colon and package == "robustbench":
+        return build_robustbench(name, num_classes)
     call, arguments = own_call(architecture, num_classes, shape)
     network: Any = call(**arguments)
     if arguments.get("judged") is not None:
