@@ -5,35 +5,45 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from stages.given import Foreign, foreign_options
 from stages.measured import (
-    checkpoint_argument,
     choose_images,
+    load_measured,
+    load_source,
+    model_argument,
+    name_model,
     open_test_data,
     test_data_option,
+    weights_option,
 )
+from stages.outputs import refuse_existing
 from stages.parameters import params_options
 from stages.progress import bar, ticker
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.masking import AuditSettings, Finding
+    from pipeline.evaluation.masking import Audit, AuditSettings
     from pipeline.params import Params
+    from stages.measured import Measured, Named
 
 __all__ = ["audit"]
 
 
 @click.command()
-@checkpoint_argument
+@model_argument
+@weights_option
 @params_options("evaluate")
 @test_data_option
+@foreign_options
 @click.option(
+    "--transfer-from",
     "--source",
     "sources",
-    type=click.Path(path_type=Path, dir_okay=False),
     multiple=True,
+    metavar="MODEL",
     help="Another model, such as the teacher, whose adversarial images are tried on this one.",
 )
 @click.option("--steps", type=click.IntRange(1), default=100, show_default=True, help="PGD steps.")
@@ -44,14 +54,26 @@ __all__ = ["audit"]
     show_default=True,
     help="Queries of the black-box attack Square.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("data/audit"),
+    show_default=True,
+    help="Folder of audit.json and loss_surface.svg.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing audit.")
+@click.option("--json", "as_json", is_flag=True, help="Print audit.json to stdout.")
 def audit(
-    checkpoint: Path,
+    model: str,
+    weights: Path | None,
     params: Params,
     data: Path,
-    sources: tuple[Path, ...],
+    foreign: Foreign,
+    sources: tuple[str, ...],
     steps: int,
     square_queries: int,
+    out: Path,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Look for gradient masking; exit code 1 when a check fails.
@@ -63,9 +85,11 @@ def audit(
     Example:
       ltd-pipe audit student/model.safetensors --source teacher/model.safetensors --images 500
     """
+    from pipeline.evaluation.lines import audit_lines
     from pipeline.evaluation.masking import AuditSettings
-    from pipeline.provenance import sha256_file
+    from pipeline.publish import exclusive, write_json
 
+    refuse_existing(out / "audit.json", force=force)
     settings = AuditSettings(
         params.evaluate.eps,
         params.seed,
@@ -74,59 +98,77 @@ def audit(
         square_queries=square_queries,
         norm=params.evaluate.norm,
     )
-    found, n = _measure(checkpoint, params, data, sources, settings)
-    passed = all(finding.passed for finding in found)
+    named = name_model(model, weights, foreign)
+    with exclusive(out / "audit.json"):
+        measured, found = _measure(named, params, data, sources, settings)
+        summary = _summary(measured, found, settings, sources)
+        _draw(found, settings, out / "loss_surface.svg")
+        write_json(out / "audit.json", summary)
     if as_json:
-        rows = [
-            {**vars(finding), "share": finding.share, "low": finding.low, "passed": finding.passed}
-            for finding in found
-        ]
-        summary = {"passed": passed, "n": n, "eps": params.evaluate.eps, "findings": rows}
-        # What it is of: a model's card takes no other's.
-        measured = {"checkpoint_sha256": sha256_file(checkpoint)}
-        click.echo(json.dumps(measured | summary, indent=2))
+        click.echo(json.dumps(summary, indent=2))
     else:
-        _show(found, checkpoint, params.evaluate.eps, n)
-    sys.exit(0 if passed else 1)
+        for line in audit_lines(summary, model):
+            click.echo(line)
+    sys.exit(0 if summary["passed"] else 1)
 
 
 def _measure(
-    checkpoint: Path,
+    named: Named,
     params: Params,
     data: Path,
-    sources: tuple[Path, ...],
+    sources: tuple[str, ...],
     settings: AuditSettings,
-) -> tuple[list[Finding], int]:
+) -> tuple[Measured, Audit]:
     from pipeline.device import choose_device, deterministic
     from pipeline.evaluation.masking import audit as run_audit
-    from pipeline.models.checkpoint import load_classifier
 
     device = choose_device(params.device)
-    models = {str(path): load_classifier(path).to(device) for path in (checkpoint, *sources)}
     with deterministic(), bar() as progress:
-        test = choose_images(open_test_data(data, models.values()), params, device)
+        images = open_test_data(data, named, device)
+        measured = load_measured(named, images, device)
+        others = [load_source(text, images, device) for text in sources]
         found = run_audit(
-            models[str(checkpoint)],
-            test,
+            measured.model,
+            choose_images(images, params, device),
             settings,
-            sources={str(path): models[str(path)] for path in sources},
+            sources={other.name: other.model for other in others},
             tick=ticker(progress),
         )
-    return found.findings, len(test)
+    return measured, found
 
 
-def _show(found: list[Finding], checkpoint: Path, eps: float, n: int) -> None:
-    width = max(len(finding.name) for finding in found)
-    click.echo(f"{checkpoint}: {n:,} test images, eps {eps:.4g}")
-    for finding in found:
-        verdict = "pass" if finding.passed else "FAIL"
-        share = f"{finding.share:7.2%} of images, at most {finding.limit:.0%}"
-        click.echo(f"  {verdict}  {finding.name:<{width}}  {share}")
-        if not finding.passed:
-            click.echo(f"        {finding.meaning}")
-    failed = sum(not finding.passed for finding in found)
-    click.echo(
-        f"{failed} of {len(found)} checks failed: do not believe its robust accuracy."
-        if failed
-        else f"All {len(found)} checks passed: no sign of gradient masking."
-    )
+def _summary(
+    measured: Measured, found: Audit, settings: AuditSettings, sources: tuple[str, ...]
+) -> dict[str, Any]:
+    """What audit.json holds; each part says what it is."""
+    from pipeline.provenance import software
+
+    rows = [
+        {**vars(finding), "share": finding.share, "low": finding.low, "passed": finding.passed}
+        for finding in found.findings
+    ]
+    return {
+        **measured.facts(),
+        "passed": all(finding.passed for finding in found.findings),
+        "n": found.findings[0].n,
+        "norm": settings.norm,
+        "eps": settings.eps,
+        "seed": settings.seed,
+        "steps": settings.steps,
+        "restarts": settings.restarts,
+        "square_queries": settings.square_queries,
+        "sources": list(sources),
+        "findings": rows,
+        "by_eps": found.curve.points,
+        "zero_accuracy_at_eps": found.curve.zero_at,
+        "loss_surface": found.surface.facts(),
+        "software": software(),
+    }
+
+
+def _draw(found: Audit, settings: AuditSettings, path: Path) -> None:
+    from pipeline.attacks import Ball
+    from pipeline.evaluation.surface_figure import draw_surface
+    from pipeline.publish import write_text
+
+    write_text(path, draw_surface(found.surface, Ball(settings.norm, settings.eps)))

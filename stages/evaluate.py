@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stages.given import Foreign, foreign_options
 from stages.measured import (
-    checkpoint_argument,
     choose_images,
+    load_measured,
+    load_source,
+    model_argument,
+    name_model,
     open_test_data,
     test_data_option,
+    weights_option,
 )
 from stages.outputs import refuse_existing
 from stages.parameters import params_options
@@ -21,19 +26,35 @@ from stages.progress import bar, ticker
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.evaluation.robustness import Evaluation
+    from pipeline.evaluation.corruptions import CorruptedSet
+    from pipeline.evaluation.robustness import Evaluation, Source
     from pipeline.evaluation.selection import TestImages
-    from pipeline.images.beton import Beton
-    from pipeline.models.classifier import Classifier
     from pipeline.params import Params
+    from stages.measured import Measured
 
 __all__ = ["evaluate"]
 
 
 @click.command()
-@checkpoint_argument
+@model_argument
+@weights_option
 @params_options("evaluate")
 @test_data_option
+@foreign_options
+@click.option(
+    "--transfer-from",
+    "sources",
+    multiple=True,
+    metavar="MODEL",
+    help="A model, such as the teacher, whose adversarial images are tried on this one: a "
+    "checkpoint, or NAME=FILE. May be given several times.",
+)
+@click.option(
+    "--corruptions",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of corrupted images: NAME.npy with labels.npy, as CIFAR-10-C, or "
+    "NAME/SEVERITY/CLASS/.",
+)
 @click.option("--quick", is_flag=True, help="A first look: 200 images, PGD-10. Marked as such.")
 @click.option(
     "--metrics",
@@ -52,9 +73,13 @@ __all__ = ["evaluate"]
 @click.option("--force", is_flag=True, help="Replace existing results.")
 @click.option("--json", "as_json", is_flag=True, help="Print metrics.json to stdout.")
 def evaluate(
-    checkpoint: Path,
+    model: str,
+    weights: Path | None,
     params: Params,
     data: Path,
+    foreign: Foreign,
+    sources: tuple[str, ...],
+    corruptions: Path | None,
     quick: bool,
     metrics: Path,
     out: Path,
@@ -63,42 +88,54 @@ def evaluate(
 ) -> None:
     """Measure clean and robust accuracy: FGSM, PGD, CW-PGD and AutoAttack, and by eps.
 
+    MODEL is a checkpoint of ours, another project's weights with --arch, or timm:NAME,
+    torchvision:NAME or robustbench:NAME with --weights.
+
     \b
     Examples:
       ltd-pipe evaluate student/model.safetensors --quick
       ltd-pipe evaluate student/model.safetensors --images 1000 --eps 8/255
       ltd-pipe evaluate student/model.safetensors --norm l2 --eps 0.5 --metrics l2.json --out l2
+      ltd-pipe evaluate student/model.safetensors --transfer-from teacher/model.safetensors
+      ltd-pipe evaluate robustbench:Rice2020Overfitting --corruptions CIFAR-10-C --eps 8/255
     """
     from pipeline.device import choose_device, deterministic
     from pipeline.evaluation.robustness import examples
     from pipeline.evaluation.summary import metrics_of
-    from pipeline.models.checkpoint import load_classifier
     from pipeline.publish import exclusive, remove_state, write_json
 
     refuse_existing(metrics, force=force)
-    device = choose_device(params.device)
-    model = load_classifier(checkpoint).to(device)
+    named, device = name_model(model, weights, foreign), choose_device(params.device)
     with exclusive(metrics), deterministic():
-        beton = open_test_data(data, [model])
+        images = open_test_data(data, named, device)
+        measured = load_measured(named, images, device)
+        others = [load_source(text, images, device) for text in sources]
         if quick:
-            section = params.evaluate.quick(beton.manifest.num_samples)
+            section = params.evaluate.quick(images.manifest.num_samples)
             params = params.model_copy(update={"evaluate": section})
-        test = choose_images(beton, params, device)
-        facts = _settings(params, checkpoint, beton)
-        state = _state_of(metrics, params, facts, device)
-        result = _measure(model, test, params, state)
+        corrupted = _corrupted(corruptions, measured)
+        test = choose_images(images, params, device)
+        settings = _settings(params, measured, len(test), images.manifest.fingerprint)
+        state = _state_of(metrics, params, settings, device, others, corruptions)
+        result = _measure(measured, test, params, state, others, corrupted)
         pictures = examples(
-            model, test, params.evaluate, count=params.report.examples, seed=params.seed
+            measured.model, test, params.evaluate, count=params.report.examples, seed=params.seed
         )
         numbers = metrics_of(result, params.evaluate, quick=quick)
-        _write(result, model, pictures, facts, out)
+        _write(result, measured, pictures, settings, out)
         # The last to appear: its presence tells that all is there.
         write_json(metrics, numbers)
         remove_state(state)
-    _show(numbers, checkpoint, as_json=as_json)
+    _show(numbers, model, as_json=as_json)
 
 
-def _settings(params: Params, checkpoint: Path, beton: Beton) -> dict[str, Any]:
+def _corrupted(folder: Path | None, measured: Measured) -> list[CorruptedSet]:
+    from pipeline.evaluation.corruptions import find_corruptions
+
+    return [] if folder is None else find_corruptions(folder, measured.model.class_names)
+
+
+def _settings(params: Params, measured: Measured, n: int, fingerprint: str) -> dict[str, Any]:
     from pipeline import provenance
 
     section = params.evaluate
@@ -115,44 +152,67 @@ def _settings(params: Params, checkpoint: Path, beton: Beton) -> dict[str, Any]:
         "autoattack_version": section.autoattack,
         "norm": section.norm,
         "eps": section.eps,
-        "images": section.images or beton.manifest.num_samples,
+        "images": n,
         "batch_size": section.batch_size,
         "seed": params.seed,
-        "checkpoint_sha256": provenance.sha256_file(checkpoint),
-        "data_fingerprint": beton.manifest.fingerprint,
+        **measured.facts(),
+        "data_fingerprint": fingerprint,
         "software": provenance.software(),
         "hardware": provenance.hardware(),
     }
 
 
 def _state_of(
-    metrics: Path, params: Params, settings: dict[str, Any], device: torch.device
+    metrics: Path,
+    params: Params,
+    settings: dict[str, Any],
+    device: torch.device,
+    sources: list[Source],
+    corruptions: Path | None,
 ) -> Path:
+    """The folder of this evaluation's finished batches, named by all that decides them."""
     from pipeline import provenance
+    from pipeline.evaluation.corruptions import state_of_corruptions
 
-    decided = {"params": params.evaluate.model_dump(), "code": provenance.code_digest()}
-    key = provenance.digest(settings | decided | {"device": str(device)})
+    decided = {
+        "params": params.evaluate.model_dump(),
+        "device": str(device),
+        "code": provenance.code_digest(),
+        "sources": [[source.name, source.sha256] for source in sources],
+        "corruptions": None if corruptions is None else state_of_corruptions(corruptions),
+    }
+    key = provenance.digest(settings | decided)
     return metrics.parent / "state" / f"evaluate-{key[:16]}"
 
 
-def _measure(model: Classifier, test: TestImages, params: Params, state: Path) -> Evaluation:
+def _measure(
+    measured: Measured,
+    test: TestImages,
+    params: Params,
+    state: Path,
+    sources: list[Source],
+    corrupted: list[CorruptedSet],
+) -> Evaluation:
     from pipeline.evaluation.robustness import evaluate as measure
 
     with bar() as progress:
         return measure(
-            model,
+            measured.model,
             test,
             params.evaluate,
             seed=params.seed,
             state=state,
             tick=ticker(progress),
+            sources=sources,
+            corruptions=corrupted,
+            said=measured.said,
             warn=lambda line: click.echo(f"WARNING: {line}", err=True),
         )
 
 
 def _write(
     result: Evaluation,
-    model: Classifier,
+    measured: Measured,
     pictures: dict[str, Any],
     settings: dict[str, Any],
     out: Path,
@@ -163,7 +223,10 @@ def _write(
     flags = result.autoattack.flags if result.autoattack else []
     write_json(out / "settings.json", settings | {"flags": flags})
     write_json(out / "by_eps.json", result.curve.points if result.curve else [])
-    write_json(out / "per_class.json", per_class(result, model.class_names))
+    write_json(out / "per_class.json", per_class(result, measured.model.class_names))
+    (out / "corruptions.json").unlink(missing_ok=True)
+    if result.corruptions:
+        write_json(out / "corruptions.json", result.corruptions)
     _write_arrays(out / "per_sample.npz", per_sample(result))
     _write_arrays(out / "examples.npz", pictures)
 
@@ -177,12 +240,12 @@ def _write_arrays(path: Path, arrays: dict[str, Any]) -> None:
         np.savez(handle, **arrays)
 
 
-def _show(metrics: dict[str, Any], checkpoint: Path, *, as_json: bool) -> None:
+def _show(metrics: dict[str, Any], model: str, *, as_json: bool) -> None:
     from pipeline.evaluation.lines import result_lines
 
     if as_json:
         click.echo(json.dumps(metrics, indent=2))
         return
-    click.echo(f"{checkpoint}:")
+    click.echo(f"{model}:")
     for line in result_lines(metrics):
         click.echo(line)

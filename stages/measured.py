@@ -2,51 +2,188 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from stages.given import Foreign, load_teacher, open_images, stream_of
 
+if TYPE_CHECKING:
     import torch
 
+    from pipeline.evaluation.robustness import Said, Source
     from pipeline.evaluation.selection import TestImages
     from pipeline.images.beton import Beton
+    from pipeline.images.folder import FolderStream
     from pipeline.models.classifier import Classifier
     from pipeline.params import Params
 
-__all__ = ["checkpoint_argument", "choose_images", "open_test_data", "test_data_option"]
+__all__ = [
+    "Measured",
+    "Named",
+    "checkpoint_argument",
+    "choose_images",
+    "load_measured",
+    "load_source",
+    "model_argument",
+    "name_model",
+    "open_test_data",
+    "test_data_option",
+    "weights_option",
+]
 
+model_argument = click.argument(
+    "model", default=str(Path("data/student/model.safetensors")), metavar="MODEL"
+)
 checkpoint_argument = click.argument(
     "checkpoint",
     type=click.Path(path_type=Path, dir_okay=False),
     default=Path("data/student/model.safetensors"),
+)
+weights_option = click.option(
+    "--weights",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Weights of a MODEL that is timm:NAME, torchvision:NAME or robustbench:NAME.",
 )
 test_data_option = click.option(
     "--data",
     type=click.Path(path_type=Path),
     default=Path("data/test.beton"),
     show_default=True,
-    help="Test images.",
+    help="Test images: a beton, or a folder with one folder per class.",
 )
 
-
-def open_test_data(data: Path, models: Iterable[Classifier]) -> Beton:
-    """Open a beton whose images each of the models takes."""
-    from pipeline.images.beton import open_beton
-
-    beton = open_beton(data)
-    for model in models:
-        model.require_data(beton.manifest.class_names, beton.manifest.shape, str(data))
-    return beton
+_PACKAGES = ("timm:", "torchvision:", "robustbench:")
 
 
-def choose_images(beton: Beton, params: Params, device: torch.device) -> TestImages:
-    """Choose `evaluate.images` of its images."""
+@dataclass(frozen=True)
+class Named:
+    """A model as the user named it.
+
+    Attributes
+    ----------
+    text : str
+        What was typed.
+    path : Path or None
+        Its weights; None: where RobustBench's loader leaves them.
+    foreign : Foreign
+        With the architecture of weights that are not ours.
+    """
+
+    text: str
+    path: Path | None
+    foreign: Foreign
+
+    @property
+    def own(self) -> Path | None:
+        """The checkpoint, where it is one of ours, which knows its classes and image shape."""
+        return self.path if self.foreign.architecture is None else None
+
+
+def name_model(text: str, weights: Path | None, foreign: Foreign) -> Named:
+    """Read `FILE`, `FILE` with --arch, `timm:NAME` with --weights, or `timm:NAME=FILE`.
+
+    Raises
+    ------
+    click.UsageError
+        When weights are missing, or given twice.
+    """
+    if not text.startswith(_PACKAGES):
+        if weights is not None:
+            raise click.UsageError(f"--weights is for a MODEL such as timm:NAME, not for '{text}'")
+        return Named(text, Path(text), foreign)
+    architecture, given, file = text.partition("=")
+    if (given and weights) or foreign.architecture is not None:
+        raise click.UsageError(f"'{text}' already names the network, and perhaps its weights")
+    path = Path(file) if given else weights
+    if path is None and not architecture.startswith("robustbench:"):
+        raise click.UsageError(f"{text} needs --weights FILE: nothing is downloaded")
+    return Named(text, path, replace(foreign, architecture=architecture))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model that is ready to be measured.
+
+    Attributes
+    ----------
+    model : Classifier
+        In evaluation mode, on its device.
+    path : Path
+        Of its weights.
+    said : Said or None
+        The clean accuracy that its checkpoint states.
+    """
+
+    model: Classifier
+    path: Path
+    said: Said | None
+
+    def facts(self) -> dict[str, Any]:
+        """What decides its answers, as plain values."""
+        from pipeline.provenance import sha256_file
+
+        return {
+            "checkpoint_sha256": sha256_file(self.path),
+            "architecture": self.model.architecture,
+            "mean": self.model.mean.tolist(),
+            "std": self.model.std.tolist(),
+        }
+
+
+def open_test_data(data: Path, named: Named, device: torch.device) -> Beton | FolderStream:
+    """Open the test images, which a checkpoint of ours knows the classes and size of."""
+    return open_images(data, named.foreign, device, teacher=named.own)
+
+
+def load_measured(named: Named, images: Beton | FolderStream, device: torch.device) -> Measured:
+    """Load a model for the images.
+
+    Raises
+    ------
+    LtdPipeError
+        When it cannot be loaded, or is of other classes or another shape.
+    """
+    facts = images.manifest
+    path = named.path or _zoo_file(named, facts.num_classes)
+    model = load_teacher(path, facts, named.foreign).to(device).eval()
+    return Measured(model, path, None if named.own is None else _said(path))
+
+
+def _zoo_file(named: Named, num_classes: int) -> Path:
+    from pipeline.models.robustbench_zoo import zoo_weights
+
+    return zoo_weights(str(named.foreign.architecture).partition(":")[2], num_classes)
+
+
+def _said(path: Path) -> Said | None:
+    from pipeline.evaluation.robustness import Said
+    from pipeline.models.checkpoint import read_facts
+
+    facts = read_facts(path)
+    validation = facts.get("validation") or {}
+    places = (
+        (facts.get("clean_accuracy"), "the test images of its training"),
+        (validation.get("clean_accuracy"), "validation images"),
+    )
+    found = ((share, what) for share, what in places if isinstance(share, float))
+    return next((Said(*pair) for pair in found), None)
+
+
+def load_source(text: str, images: Beton | FolderStream, device: torch.device) -> Source:
+    """Load a model whose adversarial images are tried on another: a checkpoint or `NAME=FILE`."""
+    from pipeline.evaluation.robustness import Source
+    from pipeline.provenance import sha256_file
+
+    found = load_measured(name_model(text, None, Foreign()), images, device)
+    return Source(text, sha256_file(found.path), found.model)
+
+
+def choose_images(images: Beton | FolderStream, params: Params, device: torch.device) -> TestImages:
+    """Choose `evaluate.images` of the test images."""
     from pipeline.evaluation.selection import select_images
-    from pipeline.images.stream import ImageStream
 
-    stream, count = ImageStream(beton, device), params.evaluate.images
-    return select_images(stream, beton.manifest.num_samples, count, params.seed)
+    count, total = params.evaluate.images, images.manifest.num_samples
+    return select_images(stream_of(images, device), total, count, params.seed)

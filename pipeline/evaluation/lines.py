@@ -1,4 +1,4 @@
-"""An evaluation as lines for people; each says under which threat and of how many images."""
+"""Evaluations and audits as lines for people, with threat and number of images in each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.evaluation.radius import threat_text
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["result_lines"]
+__all__ = ["audit_lines", "result_lines"]
 
 
 def result_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
@@ -22,11 +22,17 @@ def result_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
     """
     if metrics["quick"]:
         yield "QUICK LOOK: few images and a weak attack. Not a result: leave --quick out for one."
-    width = max(len(row["name"]) for row in metrics["attacks"])
+    width = max(17, *(len(row["name"]) for row in metrics["attacks"]))
     for row in metrics["attacks"]:
         yield f"  {row['name']:<{width}}{_measured(row)}   {_conditions(row)}"
     clean, attacked = (metrics[f"expected_calibration_error{of}"] for of in ("", "_under_attack"))
     yield f"  calibration error {clean:.2%} on clean images, {attacked:.2%} under PGD's first start"
+    if "corruption_accuracy" in metrics:
+        low, high = metrics["intervals"]["corruption_accuracy"]
+        n, sets = metrics["corruptions"]["n"], metrics["corruptions"]["sets"]
+        row = {"accuracy": metrics["corruption_accuracy"], "low": low, "high": high}
+        mean = "corruptions, mean"
+        yield f"  {mean:<{width}}{_measured(row)}   no attack, {sets} sets of {n:,} images"
     if metrics.get("zero_accuracy_at_eps") is not None:
         threat = threat_text(metrics["norm"], metrics["zero_accuracy_at_eps"])
         yield f"  no image stands at {threat}"
@@ -48,3 +54,31 @@ def _conditions(row: Mapping[str, Any]) -> str:
         return f"no attack, {images}"
     package = f", {row['package']}" if "package" in row else ""
     return f"{threat_text(row['norm'], row['eps'])}, {images}{package}"
+
+
+def audit_lines(summary: Mapping[str, Any], model: str) -> Iterator[str]:
+    """What a terminal shows of audit.json.
+
+    Parameters
+    ----------
+    summary : mapping
+    model : str
+        As the user named it.
+    """
+    rows, norm = summary["findings"], summary["norm"]
+    width = max(len(row["name"]) for row in rows)
+    yield f"{model}: {summary['n']:,} test images, {threat_text(norm, summary['eps'])}"
+    for row in rows:
+        verdict = "pass" if row["passed"] else "FAIL"
+        share = f"{row['share']:7.2%} of images, at most {row['limit']:.0%}"
+        yield f"  {verdict}  {row['name']:<{width}}  {share}"
+        if not row["passed"]:
+            yield f"        {row['meaning']}"
+    zero = summary["zero_accuracy_at_eps"]
+    where = "no radius" if zero is None else threat_text(norm, zero)
+    yield f"Robust accuracy by eps (PGD-20, {summary['n']:,} images) falls to 0 at {where}."
+    failed = sum(not row["passed"] for row in rows)
+    if failed:
+        yield f"{failed} of {len(rows)} checks failed: do not believe its robust accuracy."
+    else:
+        yield f"All {len(rows)} checks passed: no sign of gradient masking."

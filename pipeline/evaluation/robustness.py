@@ -13,6 +13,7 @@ from pipeline import rng
 from pipeline.attacks import Ball
 from pipeline.evaluation.autoattack import AutoAttackResult, package_version, run_autoattack
 from pipeline.evaluation.bench import Bench, silent
+from pipeline.evaluation.corruptions import corruption_accuracies
 from pipeline.evaluation.curve import CURVE_STEPS, Curve, automatic_curve, curve_at
 from pipeline.evaluation.input_scale import contradicted_accuracy, wrong_scale
 from pipeline.evaluation.ledger import Ledger
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from pipeline.evaluation.answers import Answers
     from pipeline.evaluation.bench import Tick
+    from pipeline.evaluation.corruptions import CorruptedSet
     from pipeline.evaluation.selection import TestImages
     from pipeline.models.classifier import Classifier
     from pipeline.params import EvaluateParams
@@ -91,6 +93,8 @@ class Evaluation:
         By eps.
     curve_rows : ndarray of shape (m,), dtype int64
         The rows of the images behind the curve.
+    corruptions : list of dict
+        See `pipeline.evaluation.corruptions`.
     warnings : list of str
         What makes the numbers doubtful.
     """
@@ -102,6 +106,7 @@ class Evaluation:
     autoattack: AutoAttackResult | None = None
     curve: Curve | None = None
     curve_rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    corruptions: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -114,6 +119,7 @@ def evaluate(
     state: Path | None = None,
     tick: Tick = silent,
     sources: Sequence[Source] = (),
+    corruptions: Sequence[CorruptedSet] = (),
     said: Said | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> Evaluation:
@@ -134,6 +140,8 @@ def evaluate(
         Told what is under way, the images just done, and at most how many are to come.
     sources : sequence of Source
         Models whose adversarial images are tried on this one.
+    corruptions : sequence of CorruptedSet
+        On which accuracy without attack is measured.
     said : Said, optional
         What the clean accuracy is held against.
     warn : callable, optional
@@ -161,6 +169,7 @@ def evaluate(
     name = "all attacks together"
     result.scores.append(Score("all-attacks", name, together, _threat(ball)))
     _curve(bench, params, right, result)
+    result.corruptions = corruption_accuracies(bench, corruptions, params.images)
     return result
 
 

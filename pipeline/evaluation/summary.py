@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.evaluation.autoattack import package_version
+from pipeline.evaluation.corruptions import corruption_summary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,9 +54,15 @@ def metrics_of(result: Evaluation, params: EvaluateParams, *, quick: bool) -> di
         metrics["autoattack_version"] = f"{params.autoattack}, {package_version()}"
     if result.curve is not None:
         metrics["zero_accuracy_at_eps"] = result.curve.zero_at
+    if result.corruptions:
+        mean = corruption_summary(result.corruptions)
+        metrics["corruption_accuracy"] = mean["accuracy"]
+        metrics["intervals"]["corruption_accuracy"] = [mean["low"], mean["high"]]
+        metrics["corruptions"] = {"n": mean["n"], "sets": mean["sets"]}
     metrics["attacks"] = [score.row() for score in result.scores]
     metrics["not_measured"] = not_measured(result, params)
-    metrics["warnings"] = result.warnings
+    flags = result.autoattack.flags if result.autoattack is not None else []
+    metrics["warnings"] = [*result.warnings, *(f"AutoAttack: {flag}" for flag in flags)]
     return metrics
 
 
@@ -67,6 +74,7 @@ def not_measured(result: Evaluation, params: EvaluateParams) -> list[str]:
         "other attacks than PGD on the model's own gradient": not params.attacks,
         "transfer attacks": "transfer-1" not in keys,
         "robust accuracy by eps": result.curve is None,
+        "corrupted images": not result.corruptions,
         {"linf": "L2", "l2": "Linf"}[params.norm]: True,
     }
     return [what for what, lacking in lacks.items() if lacking]

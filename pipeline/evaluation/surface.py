@@ -24,7 +24,7 @@ __all__ = ["Surface", "loss_surface"]
 
 _IMAGES = 16
 # Both axes reach two radii to each side: what is beyond the ball shows how the surface goes on.
-_REACH, _POINTS = 2.0, 21
+_REACH, _STEPS = 2.0, 10
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,11 @@ def loss_surface(bench: Bench, ball: Ball, right: torch.Tensor) -> Surface:
         at = (images + along * up + across * side).clamp(0.0, 1.0)
         return functional.cross_entropy(bench.model(at).float(), labels, reduction="none")
 
-    reach = torch.linspace(-_REACH, _REACH, _POINTS, dtype=torch.float64)
-    offsets = (ball.eps * reach).tolist()
-    grid = [[float(loss(along, across).mean()) for across in offsets] for along in offsets]
+    offsets = [ball.eps * _REACH * step / _STEPS for step in range(-_STEPS, _STEPS + 1)]
+    # NaN and infinity, which a masked model may give, have no place in JSON.
+    grid = [
+        [float(loss(along, across).mean().nan_to_num()) for across in offsets] for along in offsets
+    ]
     here, gradient, random = loss(0.0, 0.0), loss(ball.eps, 0.0), loss(0.0, ball.eps)
     return Surface(
         offsets=offsets,

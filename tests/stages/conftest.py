@@ -25,7 +25,8 @@ train:
   {architecture: small-cnn-w8, epochs: 2, batch_size: 64, precision: float32, eps: 0.1,
    step_size: 0.05, attack_steps: 2, validation_attack_steps: 2, ema_decay: 0.9}
 evaluate:
-  {eps: 0.1, images: 40, pgd_steps: 5, pgd_restarts: 1, autoattack: none, eps_grid: [0, 0.1]}
+  {eps: 0.1, images: 40, pgd_steps: 5, pgd_restarts: 1, attacks: none, autoattack: none,
+   eps_grid: [0, 0.1]}
 report: {examples: 4}
 """
 

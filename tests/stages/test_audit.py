@@ -2,9 +2,9 @@
 
 import json
 
-import pytest
 import torch
 
+from pipeline.evaluation.lines import audit_lines
 from pipeline.models.checkpoint import load_classifier, save_classifier
 
 STUDENT = "data/student/model.safetensors"
@@ -16,9 +16,25 @@ def test_a_student_passes(ltd_pipe, project):
     """A line for each check, and the verdict; exit code 0."""
     outcome = ltd_pipe("audit", STUDENT, "--source", TEACHER, *QUICK)
     assert outcome.code == 0, outcome.out
-    assert f"{STUDENT}: 40 test images, eps 0.1" in outcome.out
+    assert f"{STUDENT}: 40 test images, Linf 0.1" in outcome.out
     assert f"pass  white box beats transfer from {TEACHER}" in outcome.out
     assert "checks passed: no sign of gradient masking." in outcome.out
+    _require_self_explaining(project / "data/audit")
+    again = ltd_pipe("audit", STUDENT, *QUICK)
+    assert again.code == 1
+    assert "data/audit/audit.json: exists already. Pass --force" in again.err
+
+
+def _require_self_explaining(folder):
+    """The findings, the curve and the surface with what they are of, and a picture."""
+    summary = json.loads((folder / "audit.json").read_text())
+    assert (summary["norm"], summary["eps"], summary["steps"]) == ("linf", 0.1, 20)
+    assert (summary["passed"], summary["sources"]) == (True, [TEACHER])
+    assert summary["by_eps"][-1]["n"] == summary["n"] == 40
+    zero = [point["eps"] for point in summary["by_eps"] if not point["robust_accuracy"]]
+    assert summary["zero_accuracy_at_eps"] == min(zero)
+    assert "offsets[i] along the gradient" in summary["loss_surface"]["what"]
+    assert "Loss around" in (folder / "loss_surface.svg").read_text()
 
 
 def saturate(path):
@@ -32,21 +48,29 @@ def saturate(path):
     return path.with_name("saturated.safetensors")
 
 
-@pytest.mark.parametrize("words", [(), ("--json",)], ids=["text", "json"])
-def test_a_masked_model_fails(ltd_pipe, project, words):
-    """Exit code 1, and what a failure means."""
-    outcome = ltd_pipe("audit", saturate(project / STUDENT), *QUICK, *words)
+def test_a_masked_model_fails(ltd_pipe, project):
+    """Exit code 1, and what a failure means; `--json` prints the file, which says so, too."""
+    outcome = ltd_pipe("audit", saturate(project / STUDENT), *QUICK, "--json")
     assert outcome.code == 1
-    if words:
-        summary = json.loads(outcome.out)
-        failed = {finding["name"] for finding in summary["findings"] if not finding["passed"]}
-        assert summary["passed"] is False
-        assert (summary["n"], summary["eps"]) == (40, 0.1)
-        assert "live gradients" in failed
-    else:
-        assert "FAIL  live gradients" in outcome.out
-        assert "gradient attacks have nothing to follow" in outcome.out
-        assert "checks failed: do not believe its robust accuracy." in outcome.out
+    summary = json.loads(outcome.out)
+    assert json.loads((project / "data/audit/audit.json").read_text()) == summary
+    failed = {found["name"]: found for found in summary["findings"] if not found["passed"]}
+    assert summary["passed"] is False
+    assert (summary["n"], summary["eps"]) == (40, 0.1)
+    assert "gradient attacks have nothing to follow" in failed["live gradients"]["meaning"]
+
+
+def test_a_failure_is_shown_with_what_it_means():
+    """In words, under the check's line, and in the last line."""
+    finding = {"name": "live gradients", "share": 0.5, "limit": 0.05, "passed": False}
+    summary = {"findings": [finding | {"meaning": "nothing to follow"}], "n": 40}
+    shown = "\n".join(
+        audit_lines(summary | {"norm": "l2", "eps": 0.5, "zero_accuracy_at_eps": None}, "model")
+    )
+    assert "FAIL  live gradients   50.00% of images, at most 5%" in shown
+    assert "nothing to follow" in shown
+    assert "1 of 1 checks failed: do not believe its robust accuracy." in shown
+    assert "falls to 0 at no radius" in shown
 
 
 def test_other_images_are_refused(ltd_pipe, project):

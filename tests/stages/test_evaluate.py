@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
+from PIL import Image
 
+from pipeline.images.beton import open_beton
+from pipeline.images.sources import open_source
+from pipeline.images.stream import ImageStream
+from pipeline.models.registry import build
+from pipeline.params import PrepareParams
+
+TEACHER = "data/teacher/model.safetensors"
 STUDENT = "data/student/model.safetensors"
 
 
@@ -38,9 +49,8 @@ def test_json_is_the_file(ltd_pipe, project):
     assert (found["n"], found["norm"], found["quick"]) == (40, "linf", False)
 
 
-def test_samples_can_be_compared_between_runs(ltd_pipe, project):
+def test_samples_can_be_compared_between_runs(project):
     """By index and hash, read by plain numpy; classes have their own numbers."""
-    evaluate(ltd_pipe)
     found = np.load("data/evaluation/per_sample.npz", allow_pickle=False)
     metrics = json.loads(Path("data/metrics.json").read_text())
     assert found["correct_clean"].mean() == pytest.approx(metrics["clean_accuracy"])
@@ -107,3 +117,105 @@ def test_killed_and_run_again_it_gives_the_same_bytes(ltd_pipe, project):
     evaluate(ltd_pipe, *words)
     assert {path: path.read_bytes() for path in outputs} == whole
     assert not Path("data/state").exists()
+
+
+def plain_weights(path):
+    """The student's state dict as another project would have left it."""
+    torch.save({"state_dict": safetensors.torch.load_file(STUDENT)}, path)
+    return path
+
+
+def test_foreign_weights_are_measured_as_our_own(ltd_pipe, project):
+    """The same numbers for the same network; the settings say what it was taken for."""
+    own = json.loads(Path("data/metrics.json").read_text())
+    outcome = ltd_pipe("evaluate", plain_weights("s.pt"), "--arch", "small-cnn-w8", "--force")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(Path("data/metrics.json").read_text()) == own
+    settings = json.loads(Path("data/evaluation/settings.json").read_text())
+    assert settings["architecture"] == "small-cnn-w8"
+
+
+def test_a_package_names_the_network(ltd_pipe, project):
+    """`timm:NAME --weights FILE`, and the same as `timm:NAME=FILE`."""
+    network = build("timm:test_resnet", 10, (1, 8, 8))
+    torch.save(network.state_dict(), "resnet.pt")
+    words = ("--quick", "--images", "10", "--force", "--json")
+    found = ltd_pipe("evaluate", "timm:test_resnet", "--weights", "resnet.pt", *words)
+    assert found.code == 0, found.err
+    assert ltd_pipe("evaluate", "timm:test_resnet=resnet.pt", *words).out == found.out
+
+
+USAGE = [
+    (["timm:test_resnet"], "needs --weights FILE: nothing is downloaded"),
+    ([STUDENT, "--weights", "x.pt"], "--weights is for a MODEL such as timm:NAME"),
+    (["timm:a=x.pt", "--weights", "x.pt"], "already names the network"),
+    (["timm:a", "--weights", "x.pt", "--arch", "b"], "already names the network"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), USAGE)
+def test_a_model_that_is_named_twice_or_by_half_is_refused(ltd_pipe, project, words, message):
+    """Usage errors, exit code 2."""
+    outcome = ltd_pipe("evaluate", *words, "--force")
+    assert outcome.code == 2
+    assert message in outcome.err
+
+
+def test_a_missing_normalisation_is_noticed(ltd_pipe, project):
+    """Weights of a network that expects 0…255: the warning is on the screen and in the file."""
+    state = safetensors.torch.load_file(STUDENT)
+    first = next(name for name, tensor in state.items() if tensor.ndim == 4)
+    state[first] = state[first] / 255
+    torch.save(state, "levels.pt")
+    outcome = ltd_pipe("evaluate", "levels.pt", "--arch", "small-cnn-w8", "--quick", "--force")
+    assert outcome.code == 0, outcome.err
+    assert "WARNING: of 40 images" in outcome.err
+    (warning,) = json.loads(Path("data/metrics.json").read_text())["warnings"]
+    assert "multiplied by 255: the network expects pixels in 0…255" in warning
+
+
+def test_transfer_from_two_models(ltd_pipe, project):
+    """The teacher and another student: a line, a row and a bit per image for each."""
+    shutil.copy(STUDENT, "second.safetensors")
+    words = ("--transfer-from", TEACHER, "--transfer-from", "second.safetensors")
+    out = evaluate(ltd_pipe, *words).out
+    assert f"transfer from {TEACHER}" in out
+    metrics = json.loads(Path("data/metrics.json").read_text())
+    rows = {row["key"]: row for row in metrics["attacks"]}
+    assert rows["transfer-1"]["source"] == TEACHER
+    # A copy of the model transfers as well as one start of its own attack breaks it.
+    assert rows["pgd"]["accuracy"] <= rows["transfer-2"]["accuracy"] < rows["clean"]["accuracy"]
+    found = np.load("data/evaluation/per_sample.npz", allow_pickle=False)
+    assert {"correct_transfer-1", "correct_transfer-2"} <= set(found.files)
+
+
+def test_corruptions_of_a_folder(ltd_pipe, project):
+    """A mean with its interval on the screen, all sets in corruptions.json; else no such file."""
+    stream = ImageStream(open_beton(Path("data/test.beton")), torch.device("cpu"))
+    (batch,) = stream.batches(np.arange(60), 60)
+    Path("corrupted").mkdir()
+    np.save("corrupted/dark.npy", (batch.images[:, 0] // 2).numpy())
+    np.save("corrupted/labels.npy", batch.labels.numpy())
+    out = evaluate(ltd_pipe, "--corruptions", "corrupted").out
+    assert "corruptions, mean" in out
+    assert "no attack, 1 sets of 40 images" in out
+    (row,) = json.loads(Path("data/evaluation/corruptions.json").read_text())
+    metrics = json.loads(Path("data/metrics.json").read_text())
+    assert (row["corruption"], row["severity"], row["n"]) == ("dark", None, 40)
+    assert metrics["corruption_accuracy"] == row["accuracy"]
+    evaluate(ltd_pipe, "--quick")
+    assert not Path("data/evaluation/corruptions.json").exists()
+
+
+def test_a_folder_of_images_is_measured_as_its_beton(ltd_pipe, project):
+    """Straight from PNG files, without `prepare`."""
+    source = open_source(PrepareParams(dataset="digits", channels=1), "test")
+    for i in range(60):
+        place = Path("photos") / str(source.labels[i]) / f"{i:03}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(source.images[i]).save(place)
+    words = ("--images", "60", "--quick", "--json")
+    found = json.loads(evaluate(ltd_pipe, "--data", "photos", *words).out)
+    own = json.loads(evaluate(ltd_pipe, *words).out)
+    assert found["n"] == own["n"] == 60
+    assert found["clean_accuracy"] == own["clean_accuracy"]

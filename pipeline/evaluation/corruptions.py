@@ -1,0 +1,236 @@
+"""Accuracy on corrupted images, such as CIFAR-10-C and ImageNet-C (Hendrycks and Dietterich 2019).
+
+Two layouts of a folder are known: files NAME.npy beside labels.npy, with five severities one
+after the other where the labels repeat five times; and folders of images, NAME/SEVERITY/CLASS/
+or NAME/CLASS/.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pipeline.errors import DataError, MissingError
+from pipeline.evaluation.accuracy import wilson_interval
+from pipeline.evaluation.selection import select_images
+from pipeline.images.folder import open_folder
+from pipeline.images.sources import ArraySource, FolderSource
+from pipeline.provenance import digest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from pipeline.evaluation.bench import Bench
+    from pipeline.images.sources import Source
+
+__all__ = [
+    "CorruptedSet",
+    "corruption_accuracies",
+    "corruption_summary",
+    "find_corruptions",
+    "state_of_corruptions",
+]
+
+_SEVERITIES = 5
+_LABELS = "labels.npy"
+
+
+@dataclass(frozen=True)
+class CorruptedSet:
+    """Images under one corruption at one severity.
+
+    Attributes
+    ----------
+    corruption : str
+    severity : int or None
+        None where the folder does not tell severities apart.
+    source : Source
+    """
+
+    corruption: str
+    severity: int | None
+    source: Source
+
+
+def find_corruptions(folder: Path, class_names: Sequence[str]) -> list[CorruptedSet]:
+    """Look through a folder of corrupted images, before anything is computed.
+
+    Parameters
+    ----------
+    folder : Path
+    class_names : sequence of str
+        The model's, in the order of its classes.
+
+    Returns
+    -------
+    list of CorruptedSet
+        By name, then by severity.
+
+    Raises
+    ------
+    MissingError, DataError
+        When it is not there, of neither layout, damaged, or of other classes.
+    """
+    if not folder.is_dir():
+        raise MissingError(folder, "no such folder")
+    names = tuple(class_names)
+    if (folder / _LABELS).exists():
+        return _array_sets(folder, names)
+    found = [one for part in _folders(folder) for one in _folder_sets(part, names)]
+    if not found:
+        raise DataError(
+            folder,
+            "holds no corrupted images",
+            expected=f"NAME.npy beside {_LABELS}, or folders NAME/SEVERITY/CLASS/",
+        )
+    return found
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(
+        entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+    )
+
+
+def _folder_sets(folder: Path, names: tuple[str, ...]) -> list[CorruptedSet]:
+    parts = _folders(folder)
+    # Classes may be called by numbers, too.
+    if {part.name for part in parts} == set(names):
+        return [CorruptedSet(folder.name, None, FolderSource(folder, names))]
+    for part in parts:
+        if not part.name.isdecimal():
+            raise DataError(part, "is neither a class nor a severity", expected="a number")
+    return [
+        CorruptedSet(folder.name, int(part.name), FolderSource(part, names))
+        for part in sorted(parts, key=lambda part: int(part.name))
+    ]
+
+
+def _array_sets(folder: Path, names: tuple[str, ...]) -> list[CorruptedSet]:
+    labels = _read(folder / _LABELS)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels):
+        raise DataError(folder / _LABELS, "is no list of labels", found=_form(labels))
+    if labels.min() < 0 or labels.max() >= len(names):
+        spread = f"{labels.min()}…{labels.max()}"
+        expected = f"0…{len(names) - 1}, the model's classes"
+        raise DataError(folder / _LABELS, "labels", expected=expected, found=spread)
+    files = sorted(path for path in folder.glob("*.npy") if path.name != _LABELS)
+    if not files:
+        raise DataError(folder, "holds no corrupted images", expected=f"NAME.npy beside {_LABELS}")
+    return [one for file in files for one in _array_set(file, labels.astype(np.int32), names)]
+
+
+def _array_set(file: Path, labels: NDArray[np.int32], names: tuple[str, ...]) -> list[CorruptedSet]:
+    images = _read(file)
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) != len(labels):
+        expected = f"uint8 of shape ({len(labels)}, height, width, 3)"
+        raise DataError(file, "holds other images", expected=expected, found=_form(images))
+    if images.ndim == 4 and images.shape[3] == 1:
+        images = images[..., 0]
+    if images.ndim == 4 and images.shape[3] != 3:
+        raise DataError(file, "holds other images", expected="1 or 3 channels", found=_form(images))
+    size, rest = divmod(len(labels), _SEVERITIES)
+    repeats = rest == 0 and bool((labels.reshape(_SEVERITIES, size) == labels[:size]).all())
+    if not repeats:
+        return [CorruptedSet(file.stem, None, ArraySource(file.name, names, images, labels))]
+    blocks = [slice(size * i, size * (i + 1)) for i in range(_SEVERITIES)]
+    return [
+        CorruptedSet(file.stem, number, ArraySource(file.name, names, images[block], labels[block]))
+        for number, block in enumerate(blocks, 1)
+    ]
+
+
+def _read(file: Path) -> NDArray[Any]:
+    try:
+        # Gigabytes, of which few may be wanted; and pickles are never read.
+        found: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(file, f"is no array of numpy ({str(error).splitlines()[0]})") from error
+    return found
+
+
+def _form(array: NDArray[Any]) -> str:
+    return f"{array.dtype} of shape {array.shape}"
+
+
+def state_of_corruptions(folder: Path) -> str:
+    """What changes when the files do: names, sizes and times, not gigabytes of content."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return digest(
+        {
+            path.relative_to(folder).as_posix(): [path.stat().st_size, path.stat().st_mtime_ns]
+            for path in files
+        }
+    )
+
+
+def corruption_accuracies(
+    bench: Bench, sets: Sequence[CorruptedSet], count: int | None
+) -> list[dict[str, Any]]:
+    """Measure the model on each set.
+
+    Parameters
+    ----------
+    bench : Bench
+        Its images are not used.
+    sets : sequence of CorruptedSet
+        Of the model's classes.
+    count : int or None
+        Images of each set, chosen at random; None, or more than there are: all.
+
+    Returns
+    -------
+    list of dict
+        `corruption`, `severity`, `n`, `accuracy` and its interval `low`, `high`.
+
+    Raises
+    ------
+    DataError
+        When images cannot be read or have another shape than the model's.
+    """
+    return [_measure(bench, one, number, count) for number, one in enumerate(sets)]
+
+
+def _measure(bench: Bench, one: CorruptedSet, number: int, count: int | None) -> dict[str, Any]:
+    model, device = bench.model, bench.test.device
+    channels, height, width = model.shape
+    size = height if height == width else None
+    title = one.corruption if one.severity is None else f"{one.corruption} {one.severity}"
+    stream, _ = open_folder(
+        one.source,
+        image_size=size,
+        channels=1 if channels == 1 else 3,
+        device=device,
+        split="test",
+    )
+    model.require_data(stream.manifest.class_names, stream.manifest.shape, title)
+    total = len(one.source)
+    test = select_images(stream, total, None if count is None else min(count, total), bench.seed)
+    part = replace(bench, test=test)
+    answers = part.answers(f"corruption-{number}", torch.arange(len(test)), title=title)
+    hits, n = int(answers.right(test.labels).sum()), len(test)
+    low, high = wilson_interval(hits, n)
+    measured = {"n": n, "accuracy": hits / n, "low": low, "high": high}
+    return {"corruption": one.corruption, "severity": one.severity, **measured}
+
+
+def corruption_summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The mean over all corruptions and severities.
+
+    The sets show the same images, so that their answers are no independent trials: the interval
+    is that of one set's images alone, and rather too wide.
+
+    Returns
+    -------
+    dict
+        `accuracy`, `low`, `high`, `n` (images of the smallest set), `sets`.
+    """
+    mean, n = sum(row["accuracy"] for row in rows) / len(rows), min(row["n"] for row in rows)
+    low, high = wilson_interval(round(mean * n), n)
+    return {"accuracy": mean, "low": low, "high": high, "n": n, "sets": len(rows)}
