@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from pipeline.team import Team
+    from pipeline.training.alarm import Collapse
     from pipeline.training.loop import Fit
     from pipeline.training.passes import Passes
 
@@ -66,6 +67,9 @@ class _Screen(Watcher):
         self._progress.console.print(
             f"epoch {row['epoch'] + 1}  loss {row['train/loss']:.3f}  {measures}", highlight=False
         )
+
+    def collapse(self, collapse: Collapse) -> None:
+        self._progress.console.print(f"warning: {collapse}.", highlight=False)
 
 
 def _measures(row: dict[str, float]) -> str:

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = ["train"]
 
+_STOPPED = (
+    "warning: stopped after epoch {done} of {epochs}, which has collapsed: see above. "
+    "model.safetensors is the best epoch before. Use attack: n-fgsm or pgd, a smaller eps or "
+    "step_size; overfitting_alarm: warn goes on all the same."
+)
+
 
 @click.command()
 @params_options("train")
@@ -52,7 +58,8 @@ def train(params: Params, data: Path, labels: str, out: Path, fresh: bool, force
     """Train the student adversarially on soft or one-hot labels.
 
     Interrupted, it goes on where it was when run again with the same parameters. Under torchrun
-    all processes train one student, the same for any number of them.
+    all processes train one student, the same for any number of them. If training collapses
+    (catastrophic overfitting), it ends early with exit code 0, the best checkpoint and a warning.
 
     \b
     Examples:
@@ -79,9 +86,15 @@ def train(params: Params, data: Path, labels: str, out: Path, fresh: bool, force
         if not team.leads:
             return
         facts = _facts(params, beton, store, teacher, softness, fit.passes)
+        if fit.collapse is not None:
+            facts["catastrophic_overfitting"] = fit.collapse.facts()
         save_results(fit, out, facts, timing, last=True)
         snapshots.clear()
     best = fit.progress.best
+    if fit.stopped:
+        click.echo(
+            _STOPPED.format(done=len(fit.progress.history), **params.train.model_dump()), err=True
+        )
     if not any(name.startswith("validation/") for name in best):
         click.echo("warning: no validation images: model.safetensors is the last epoch.", err=True)
     measures = ", ".join(

@@ -86,6 +86,8 @@ REFUSED = {
         "the loss that trades opposes has no gradient at the image",
     ),
     "another loss": ({"attack_loss": "dlr"}, "attack_loss\n.*'ce', 'kl' or 'margin'"),
+    "an alarm that is on": ({"overfitting_alarm": True}, "overfitting_alarm\n.*'stop', 'warn'"),
+    "a warm-up before the start": ({"eps_warmup_epochs": -1}, "eps_warmup_epochs\n.*or equal to 0"),
     "no step": ({"attack_steps": 0}, "attack_steps\n.*greater than or equal to 1"),
 }
 
@@ -102,10 +104,17 @@ def test_the_adversary_is_what_the_parameters_say():
     adversary = training_adversary(attack(attack="fgsm-rs", norm="l2", eps=0.5))
     assert (adversary.ball.norm, adversary.ball.eps) == ("l2", 0.5)
     assert (adversary.method, adversary.start, adversary.steps) == ("pgd", "uniform", 1)
+    assert training_adversary(attack(eps_warmup_epochs="1/2")).warmup_epochs == 0.5
     noisy = training_adversary(attack(attack="n-fgsm", attack_noise=1.5))
     assert (noisy.method, noisy.noise) == ("n-fgsm", 1.5)
     assert training_adversary(attack(attack_start="none")).start == "none"
     assert training_adversary(attack()).start is None
+
+
+@pytest.mark.parametrize(("written", "meant"), [(False, "off"), ("off", "off"), ("warn", "warn")])
+def test_off_is_a_word(written, meant):
+    """YAML reads an unquoted off as false."""
+    assert attack(overfitting_alarm=written).overfitting_alarm == meant
 
 
 def test_facts_name_the_threat_model():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -78,6 +79,7 @@ class Adversary:
         start: Start,
         index: torch.Tensor,
         key: int,
+        epochs: float = math.inf,
     ) -> torch.Tensor:
         """Adversarial images of a batch, the model in evaluation mode meanwhile.
 
@@ -94,23 +96,37 @@ class Adversary:
             Sample indices.
         key : int
             Of the random starts, from `pipeline.rng.stream_key`.
+        epochs : float
+            When this is, see `at`; by default after the warm-up.
 
         Returns
         -------
         Tensor like images
             In [0, 1], and for PGD in the ball.
         """
+        now = self.at(epochs)
         with evaluation_mode(model):
-            if self.method == "n-fgsm":
-                wide = replace(self.ball, eps=self.noise * self.ball.eps)
-                noisy = wide.uniform(images, index, key)
-                return n_fgsm(model, noisy, loss, ball=self.ball, step_size=self.step_size)
-            return pgd(
-                model,
-                images,
-                loss,
-                start=begin(self.start or start, self.ball, images, index, key),
-                ball=self.ball,
-                step_size=self.step_size,
-                steps=self.steps,
-            )
+            return now._from(now.start or start, model, images, loss, index, key)
+
+    def _from(
+        self,
+        start: Start,
+        model: torch.nn.Module,
+        images: torch.Tensor,
+        loss: LossOfLogits,
+        index: torch.Tensor,
+        key: int,
+    ) -> torch.Tensor:
+        if self.method == "n-fgsm":
+            wide = replace(self.ball, eps=self.noise * self.ball.eps)
+            noisy = wide.uniform(images, index, key)
+            return n_fgsm(model, noisy, loss, ball=self.ball, step_size=self.step_size)
+        return pgd(
+            model,
+            images,
+            loss,
+            start=begin(start, self.ball, images, index, key),
+            ball=self.ball,
+            step_size=self.step_size,
+            steps=self.steps,
+        )

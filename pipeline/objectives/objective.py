@@ -49,6 +49,11 @@ class Moment:
     epoch: int = 0
     epochs: int = 1
 
+    @property
+    def position(self) -> float:
+        """Epochs done at the middle of this step, with fractions."""
+        return (self.step + 0.5) * self.epochs / self.steps
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -79,6 +84,7 @@ class Attacker(Protocol):
         start: Start,
         index: torch.Tensor,
         key: int,
+        epochs: float,
     ) -> torch.Tensor:
         """See `pipeline.attacks.Adversary.attack`."""
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.params.section import Number, Section, require_pixel_units
 
 __all__ = ["AttackParams"]
+
+
+def _as_word(value: Any) -> Any:
+    # YAML reads off, unquoted, as false.
+    return "off" if value is False else value
 
 
 class AttackParams(Section):
@@ -52,10 +57,19 @@ class AttackParams(Section):
     attack_noise: Number = Field(
         2.0, ge=0, description="n-fgsm: its noise is uniform within so many times eps"
     )
+    eps_warmup_epochs: Number = Field(
+        0.0, ge=0, description="eps and step_size grow from 0 over these epochs of training"
+    )
     validation_attack_steps: int = Field(
         10,
         ge=1,
         description="PGD steps, of 2.5 eps / steps each, when choosing the best checkpoint",
+    )
+    overfitting_alarm: Annotated[Literal["stop", "warn", "off"], BeforeValidator(_as_word)] = Field(
+        "stop",
+        description="when robust accuracy in validation collapses while the training attack finds "
+        "ever less (catastrophic overfitting): stop keeps the best checkpoint and ends, warn goes "
+        "on, off does not look",
     )
 
     @field_validator("eps", "step_size")

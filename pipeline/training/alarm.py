@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Row = dict[str, float]
 
-__all__ = ["Collapse", "first_collapse"]
+__all__ = ["Alarm", "Collapse", "first_collapse"]
 
 _VALIDATED, _TRAINED = "validation/robust_accuracy", "train/robust_accuracy"
 # A fall to below half of the best: robust overfitting costs up to a third of it.
@@ -128,3 +128,25 @@ def _never_was(row: Row, images: int) -> bool:
 
 def _interval(row: Row, images: int) -> tuple[float, float]:
     return wilson_interval(round(row[_VALIDATED] * images), images)
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """What a run looks for after each validation, and whether it stops when it is there.
+
+    Attributes
+    ----------
+    images : int
+        Of the validation split.
+    warmup_epochs : float
+        See `first_collapse`.
+    stops : bool
+    """
+
+    images: int
+    warmup_epochs: float = 0.0
+    stops: bool = True
+
+    def collapse(self, history: Sequence[Row]) -> Collapse | None:
+        """The collapse that the rows so far show."""
+        return first_collapse(history, images=self.images, warmup_epochs=self.warmup_epochs)

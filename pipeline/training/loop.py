@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pipeline.models.classifier import Classifier
     from pipeline.objectives import Objective
     from pipeline.params import FitParams
+    from pipeline.training.alarm import Alarm, Collapse
     from pipeline.training.awp import Perturbation
     from pipeline.training.ema import Average
     from pipeline.training.examples import Examples
@@ -48,6 +49,9 @@ class Watcher:
 
     def epoch(self, history: list[dict[str, float]]) -> None:
         """After an epoch: one row per epoch so far."""
+
+    def collapse(self, collapse: Collapse) -> None:
+        """After the epoch at which training was first seen to have collapsed."""
 
 
 class Fit:
@@ -82,6 +86,8 @@ class Fit:
         Of the weights.
     team : Team
         Processes that take each step together, connected.
+    alarm : Alarm, optional
+        Told of, or stopped at, when training collapses.
 
     Raises
     ------
@@ -107,12 +113,13 @@ class Fit:
         validate_every: int = 1,
         awp: Perturbation | None = None,
         team: Team | None = None,
+        alarm: Alarm | None = None,
     ) -> None:
         self.model, self._stream, self._samples, self._params = model, stream, samples, params
         self._validate, self._select, self._snapshots = validate, select, snapshots
         self._seed, self._validate_every = seed, validate_every
         self.passes = passes
-        self._adversarial = adversary is not None
+        self._adversarial, self._alarm = adversary is not None, alarm
         self.team = team or Team()
         require_shares(len(samples), params.batch_size, self.team.count)
         passes.apply(model)
@@ -155,9 +162,19 @@ class Fit:
         self._clock.restart()
         # torchrun passes on to each process what the terminal has sent it already.
         with listen(patient=self.team.count > 1) as stop:
-            while len(self.progress.history) < self._params.epochs:
+            while len(self.progress.history) < self._params.epochs and not self.stopped:
                 self._epoch(watcher, stop)
         return self.progress.history
+
+    @property
+    def collapse(self) -> Collapse | None:
+        """The collapse that the rows so far show; a resumed run finds the same."""
+        return self._alarm.collapse(self.progress.history) if self._alarm else None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run ends here, before its last epoch, because it has collapsed."""
+        return self._alarm is not None and self._alarm.stops and self.collapse is not None
 
     @property
     def images_per_second(self) -> float:
@@ -184,6 +201,8 @@ class Fit:
                 raise Interrupted
         self._finish_epoch(epoch)
         watcher.epoch(self.progress.history)
+        if (collapse := self.collapse) and collapse.epoch == epoch:
+            watcher.collapse(collapse)
         self._save()
 
     def _take(self, batch: Batch, epoch: int, done: int) -> None:

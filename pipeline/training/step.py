@@ -200,6 +200,7 @@ class Step:
             labels,
             index=batch.index,
             key=rng.stream_key(self._seed, "attack-start", labels.moment.epoch),
+            epochs=labels.moment.position,
         )
 
     @contextlib.contextmanager

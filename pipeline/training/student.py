@@ -13,6 +13,7 @@ from pipeline.attacks import Adversary, Ball, pgd
 from pipeline.images.pixels import to_unit
 from pipeline.team import Team
 from pipeline.training import targets
+from pipeline.training.alarm import Alarm
 from pipeline.training.awp import Perturbation
 from pipeline.training.examples import FreshExamples
 from pipeline.training.loop import Fit
@@ -145,6 +146,7 @@ def training_adversary(params: TrainParams) -> Adversary:
         method="n-fgsm" if params.attack == "n-fgsm" else "pgd",
         start="uniform" if params.attack == "fgsm-rs" else params.attack_start,
         noise=params.attack_noise,
+        warmup_epochs=params.eps_warmup_epochs,
     )
 
 
@@ -235,5 +237,12 @@ def student_fit(
         validate_every=params.validation_every,
         awp=Perturbation(params.awp_gamma, params.awp_from_epoch) if params.awp_gamma else None,
         team=team,
+        alarm=_alarm(params, len(validation)),
     )
     return fit
+
+
+def _alarm(params: TrainParams, images: int) -> Alarm | None:
+    if params.overfitting_alarm == "off":
+        return None
+    return Alarm(images, params.eps_warmup_epochs, stops=params.overfitting_alarm == "stop")

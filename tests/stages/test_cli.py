@@ -71,7 +71,7 @@ OPTIONS = [
     (["train", "-S", "nonsense"], "expected SECTION.KEY=VALUE"),
     (["train", "--epochs", "many"], "train.epochs: input should be a valid integer"),
     (["label", "--teacher", "x.pt", "--temperature", "-1"], "temperature must be above 0"),
-    (["evaluate", "--eps", "8"], "evaluate.eps: input should be less than or equal to 1"),
+    (["evaluate", "--eps", "8"], "evaluate: radii of linf are at most 1, in pixel units, found 8"),
 ]
 
 

@@ -7,6 +7,7 @@ import torch
 from pipeline.images.stream import ImageStream
 from pipeline.params import TrainParams
 from pipeline.team import Team
+from pipeline.training.loop import Watcher
 from pipeline.training.run import new_classifier
 from pipeline.training.student import validate_robustness
 
@@ -58,3 +59,30 @@ def test_the_threat_model_reaches_validation(validate):
 def test_without_samples_nothing_is_measured(validate):
     """An empty validation split gives an empty row, not a division by zero."""
     assert validate(samples=ALL[:0]) == {}
+
+
+def test_warm_up_is_a_function_of_the_step(make_student):
+    """Each step tells the attack how many epochs are done, at its middle."""
+    fit, told = make_student(), []
+    adversary = fit._step._adversary
+
+    class Listening:
+        def attack(self, *images, **how):
+            told.append(how["epochs"])
+            return adversary.attack(*images, **how)
+
+    fit._step._adversary = Listening()
+    fit.run(Watcher())
+    steps = np.arange(fit.total_steps)
+    np.testing.assert_allclose(told, (steps + 0.5) / fit.steps_per_epoch)
+
+
+def test_a_warm_up_reaches_the_attack(make_student, tmp_path):
+    """Against a ball that still grows, more of the first epoch's images are right."""
+    accuracies = [
+        make_student(epochs=1, eps=0.3, attack_start="none", state=tmp_path / name, **changes).run(
+            Watcher()
+        )[0]["train/robust_accuracy"]
+        for name, changes in (("whole", {}), ("warm", {"eps_warmup_epochs": 1000}))
+    ]
+    assert accuracies[1] > accuracies[0]
