@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 
 from pipeline.errors import MachineError
@@ -28,6 +29,7 @@ __all__ = [
     "choose_precision",
     "deterministic",
     "free_memory",
+    "on_device",
     "seconds_per_pass",
 ]
 
@@ -137,6 +139,21 @@ def free_memory(device: torch.device) -> int:
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     found = dict(line.split(":", 1) for line in lines)
     return int(found["MemAvailable"].split()[0]) * 1024
+
+
+def on_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
+    """A copy of an array on a device, which arrives while the host goes on.
+
+    Whatever the current stream does next comes after it.
+    """
+    if device.type != "cuda":
+        return torch.from_numpy(np.array(array, order="C")).to(device)
+    # Only from pinned memory does a copy not hold up whoever asks for it. Torch does not use that
+    # memory again before the copy is over.
+    kind = torch.from_numpy(np.empty(0, array.dtype)).dtype
+    pinned = torch.empty(array.shape, dtype=kind, pin_memory=True)
+    np.copyto(pinned.numpy(), array)
+    return pinned.to(device, non_blocking=True)
 
 
 class OnHost:

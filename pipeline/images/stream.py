@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pipeline.device import free_memory
+from pipeline.device import free_memory, on_device
 from pipeline.errors import DataError
 from pipeline.images.raw import read_raw
 from pipeline.images.reader import BetonReader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from numpy.typing import NDArray
 
@@ -41,6 +41,8 @@ class Batch:
         The indices, on the host.
     sample_hash : ndarray of shape (B,), dtype uint64
         On the host.
+    ahead : tuple, optional
+        Label rows that were gathered ahead: the number of the view, and tensors on the device.
     """
 
     images: torch.Tensor
@@ -48,6 +50,7 @@ class Batch:
     index: torch.Tensor
     rows: NDArray[np.int64]
     sample_hash: NDArray[np.uint64]
+    ahead: tuple[int, tuple[torch.Tensor, ...]] | None = None
 
     def part(self, which: slice) -> Batch:
         """Some of the samples."""
@@ -89,7 +92,9 @@ class ImageStream:
             resident = _decoded_size(beton) < _RESIDENT_SHARE * free_memory(device)
         self._resident = self._load() if resident else None
 
-    def batches(self, order: NDArray[np.int64], batch_size: int, start: int = 0) -> Iterator[Batch]:
+    def batches(
+        self, order: NDArray[np.int64], batch_size: int, start: int = 0
+    ) -> Generator[Batch, None, None]:
         """Yield the samples of `order`, `batch_size` at a time; the last batch may be short.
 
         Parameters
@@ -119,7 +124,7 @@ class ImageStream:
         images, labels = self._resident
         for begin in range(0, len(order), batch_size):
             rows = np.ascontiguousarray(order[begin : begin + batch_size])
-            index = torch.from_numpy(rows).to(self.device)
+            index = on_device(rows, self.device)
             # index_select copies whole images: ten times as fast on a CPU as images[index].
             taken = images.index_select(0, index)
             yield Batch(taken, labels[index], index, rows, self._beton.sample_hash[rows])
@@ -154,12 +159,12 @@ class ImageStream:
         image, label, index, hashes = fields
         self._require_asked(asked, index[:, 0], hashes[:, 0].view(np.uint64))
         # FFCV uses its buffers again: everything is copied before it goes on.
-        pixels = np.array(image.transpose(0, 3, 1, 2)[:, : self._channels], order="C")
+        pixels = image.transpose(0, 3, 1, 2)[:, : self._channels]
         rows = np.array(asked)
         return Batch(
-            torch.from_numpy(pixels).to(self.device),
-            torch.from_numpy(label[:, 0].copy()).to(self.device),
-            torch.from_numpy(rows).to(self.device),
+            on_device(pixels, self.device),
+            on_device(label[:, 0], self.device),
+            on_device(rows, self.device),
             rows,
             self._beton.sample_hash[rows],
         )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from pipeline.device import free_memory
+from pipeline.device import free_memory, on_device
 from pipeline.labels.topk import spread
 
 if TYPE_CHECKING:
@@ -81,17 +81,37 @@ class LabelsOnDevice:
         Tensor of shape (B, K), dtype float32
             On the device; rows sum to one.
         """
+        return self.distributions(self.fetch(index, view=view))
+
+    def fetch(self, index: NDArray[np.int64], *, view: int = 0) -> tuple[torch.Tensor, ...]:
+        """Start bringing the rows of some samples to the device; arguments as in `rows`.
+
+        Returns
+        -------
+        tuple of Tensor
+            For `distributions`. They are as stored, and may still be on their way.
+        """
         index = self._store.arrays["labels"].require_rows(index)
         if self._whole is None:
-            return self._distributions([self._send(part) for part in self._gather(index, view)])
+            return self._gather(index, view)
         # A damaged view number would count from the end.
         self._store.require_view(view)
-        # A copy: torch takes no negative strides, which a contiguous array of one number may have.
-        place = torch.from_numpy(index.copy()).to(self._device)
+        place = on_device(index, self._device)
         parts = [whole.index_select(0, place) for whole in self._whole]
         if self._store.num_views > 1:
             parts = [part[:, view] for part in parts]
-        return self._distributions(parts)
+        return tuple(parts)
+
+    def distributions(self, parts: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """What `fetch` has brought, as `rows` gives it."""
+        if len(parts) == 2:
+            return spread(parts[0], parts[1], self._store.num_classes)
+        rows = parts[0].to(torch.float32)
+        if self._temperature is not None:
+            # As `pipeline.labels.softmax.soften`: the maximum first, then the division.
+            rows = rows - rows.amax(dim=1, keepdim=True)
+            return torch.softmax(rows / self._temperature, dim=1)
+        return rows / rows.sum(dim=1, keepdim=True)
 
     def _names(self) -> tuple[str, ...]:
         if self._temperature is not None:
@@ -118,11 +138,13 @@ class LabelsOnDevice:
             whole[start : start + layout.rows_in(chunk)] = _tensor(array.chunk(chunk))
         return whole
 
-    def _gather(self, index: NDArray[np.int64], view: int) -> list[torch.Tensor]:
+    def _gather(self, index: NDArray[np.int64], view: int) -> tuple[torch.Tensor, ...]:
         if self._store.num_views == 1:
             self._store.require_view(view)
         if self._names() == ("topk_indices", "topk_probs"):
-            return [_tensor(part) for part in self._store.gather_topk(index, view=view)]
+            parts = self._store.gather_topk(index, view=view)
+            return tuple(on_device(_signed(part), self._device) for part in parts)
+        # Straight into pinned memory, if it goes to a GPU.
         out = torch.empty(
             (len(index), self._store.num_classes),
             dtype=torch.float16,
@@ -132,24 +154,14 @@ class LabelsOnDevice:
             self._store.gather_logits(index, out.numpy(), view=view)
         else:
             self._store.gather(index, out.numpy(), view=view)
-        return [out]
-
-    def _send(self, part: torch.Tensor) -> torch.Tensor:
-        return part.to(self._device, non_blocking=True)
-
-    def _distributions(self, parts: list[torch.Tensor]) -> torch.Tensor:
-        if len(parts) == 2:
-            return spread(parts[0], parts[1], self._store.num_classes)
-        rows = parts[0].to(torch.float32)
-        if self._temperature is not None:
-            # As `pipeline.labels.softmax.soften`: the maximum first, then the division.
-            rows = rows - rows.amax(dim=1, keepdim=True)
-            return torch.softmax(rows / self._temperature, dim=1)
-        return rows / rows.sum(dim=1, keepdim=True)
+        return (out.to(self._device, non_blocking=True),)
 
 
-def _tensor(rows: NDArray[np.generic]) -> torch.Tensor:
-    # Classes as int32: torch can hardly do anything with uint16. Copied, since torch warns of
-    # memory that must not be written to.
-    kept = rows.astype(np.int32) if rows.dtype.kind == "u" else np.array(rows)
-    return torch.from_numpy(kept)
+def _signed(rows: NDArray[Any]) -> NDArray[Any]:
+    # Classes as int32: torch can hardly do anything with uint16.
+    return rows.astype(np.int32) if rows.dtype.kind == "u" else rows
+
+
+def _tensor(rows: NDArray[Any]) -> torch.Tensor:
+    # Copied, since torch warns of memory that must not be written to.
+    return torch.from_numpy(np.array(_signed(rows)))

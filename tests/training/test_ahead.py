@@ -1,0 +1,130 @@
+"""Batches prepared ahead are the same batches, and leave nothing running."""
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.images.stream import ImageStream
+from pipeline.training.ahead import ahead
+
+CPU = torch.device("cpu")
+ORDER = np.random.default_rng(0).permutation(240)
+COUNTS = pytest.mark.parametrize("count", [0, 1, 2])
+
+
+def marked(batch):
+    return replace(batch, ahead=(0, (batch.index + 1,)))
+
+
+class Source:
+    """Numbers instead of batches; notes how far it was read, and whether it was closed."""
+
+    def __init__(self, end=10, broken=None):
+        self.end, self.broken, self.read, self.closed = end, broken, 0, False
+
+    def batches(self):
+        try:
+            for number in range(self.end):
+                if number == self.broken:
+                    raise ValueError("broken")
+                self.read = number + 1
+                yield number
+        finally:
+            self.closed = True
+
+
+def background():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("background")]
+
+
+@COUNTS
+@pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
+def test_the_same_batches_in_the_same_order(train_beton, resident, count):
+    """Fetched, and equal to those of the stream alone; also when some are left out."""
+    stream = ImageStream(train_beton, CPU, resident=resident)
+    plain = list(stream.batches(ORDER, 50, start=1))
+    found = list(ahead(stream.batches(ORDER, 50, start=1), marked, CPU, count=count))
+    assert [len(batch.rows) for batch in found] == [50, 50, 50, 40]
+    for one, two in zip(plain, found, strict=True):
+        assert torch.equal(one.images, two.images)
+        assert one.rows.tolist() == two.rows.tolist()
+        assert torch.equal(two.ahead[1][0], one.index + 1)
+    assert not background()
+
+
+@COUNTS
+def test_no_more_than_so_many_are_read_ahead(count):
+    """Memory is bounded: however long a step takes, `count` batches wait for it."""
+    source = Source()
+    for number in ahead(source.batches(), lambda x: x, CPU, count=count):
+        deadline = threading.Event()
+        deadline.wait(0.02)
+        assert source.read <= number + 1 + count
+    assert source.read == 10
+
+
+def test_the_next_batch_is_prepared_while_a_step_runs():
+    """It is asked for before the step ends."""
+    begun = threading.Event()
+
+    def fetch(number):
+        if number == 1:
+            begun.set()
+        return number
+
+    steps = ahead(Source().batches(), fetch, CPU)
+    assert next(steps) == 0
+    assert begun.wait(10)
+    steps.close()
+
+
+@COUNTS
+@pytest.mark.parametrize("where", ["reading", "fetching"])
+def test_an_error_comes_when_its_batch_would(where, count):
+    """After those before it, as it was raised; nothing is left running."""
+
+    def fetch(number):
+        if where == "fetching" and number == 3:
+            raise ValueError("broken")
+        return number
+
+    source, seen = Source(broken=3 if where == "reading" else None), []
+    with pytest.raises(ValueError, match="broken"):
+        seen.extend(ahead(source.batches(), fetch, CPU, count=count))
+    assert source.closed
+    assert not background()
+
+
+def test_what_was_prepared_before_an_error_is_given():
+    """Each batch in its turn."""
+    seen = []
+    with pytest.raises(ValueError, match="broken"):
+        for number in ahead(Source(broken=3).batches(), lambda x: x, CPU, count=2):
+            seen.append(number)  # noqa: PERF402  extend would lose them
+    assert seen == [0, 1, 2]
+
+
+@COUNTS
+def test_a_run_that_stops_leaves_nothing_running(count):
+    """Closed early: the thread has ended, the source is closed, and was not read to its end."""
+    source = Source(end=1000)
+    steps = ahead(source.batches(), lambda x: x, CPU, count=count)
+    assert [next(steps), next(steps)] == [0, 1]
+    steps.close()
+    assert source.closed
+    assert source.read <= 3 + count
+    assert not background()
+
+
+def test_ffcvs_thread_ends_too(train_beton):
+    """A streamed epoch that is left in the middle."""
+    before = threading.active_count()
+    stream = ImageStream(train_beton, CPU, resident=False)
+    steps = ahead(stream.batches(ORDER, 5), marked, CPU)
+    next(steps)
+    steps.close()
+    assert threading.active_count() == before
+    assert torch.get_num_threads() == 1
