@@ -6,6 +6,7 @@ that the classifier is judged by, so these steps cannot come to use different co
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from torch import nn
 from pipeline.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 __all__ = ["Classifier"]
 
@@ -70,6 +71,7 @@ class Classifier(nn.Module):
         self.class_names = tuple(class_names)
         self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
         self._temperature = float(temperature)
+        self._taken = frozenset({self.shape})
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
 
@@ -142,6 +144,20 @@ class Classifier(nn.Module):
             )
         return int(network.num_exits)
 
+    @contextlib.contextmanager
+    def also_taking(self, sizes: Iterable[tuple[int, int]]) -> Iterator[None]:
+        """Take images of these heights and widths too, in the block: training with growing ones.
+
+        Outside of it, and so wherever the classifier is judged, images have its own shape. That
+        the network can take them is what `pipeline.models.sizes.require_sizes` proves.
+        """
+        before = self._taken
+        self._taken = before | {(self.shape[0], *size) for size in sizes}
+        try:
+            yield
+        finally:
+            self._taken = before
+
     def require_data(
         self, class_names: Sequence[str], shape: tuple[int, int, int], data: str
     ) -> None:
@@ -195,7 +211,7 @@ class Classifier(nn.Module):
                 found=images.dtype,
                 remedy="Divide uint8 images by 255." if images.dtype == torch.uint8 else "",
             )
-        if images.ndim != 4 or tuple(images.shape[1:]) != self.shape:
+        if images.ndim != 4 or tuple(images.shape[1:]) not in self._taken:
             raise ModelError(
                 self.architecture,
                 "shape of the images",
