@@ -53,6 +53,10 @@ ACCEPTED = [
     ("label.augmentation", "flip,trivialaugment,cutout:8"),
     ("train.policy", "randaugment:2-9"),
     ("teacher.cutout", "8"),
+    ("train.cutmix_probability", "1/2"),
+    ("teacher.mixup_alpha", "0.4"),
+    ("train.progressive_resize", "[128, 224]"),
+    ("train.progressive_between", "[1/4, 1/2]"),
     ("label.seed", "7"),
 ]
 
@@ -91,6 +95,10 @@ REFUSED = [
     ("train.crop_padding", "2000", "train: crop_padding: expected 0 to 1024"),
     ("train.policy", "randaugment", "train: policy: expected trivialaugment, randaugment:N-M"),
     ("train.cutout", "2000", "train: cutout: expected 0 to 1024"),
+    ("train.cutmix_probability", "2", "train.cutmix_probability: input should be less than"),
+    ("train.mixup_alpha", "0", "train: mixup_alpha: expected 0.01 to 100, found 0"),
+    ("train.progressive_resize", "[100, 224]", "train: progressive_resize: expected two multiples"),
+    ("train.progressive_resize", "128", "train.progressive_resize"),
     ("prepare.dataset", "folder", "dataset 'folder' needs prepare.path"),
     ("prepare.validation_fraction", "1", "prepare.validation_fraction"),
     ("evaluate.eps", "8", "radii of linf are at most 1, .* found 8; perhaps 8/255 is meant"),
@@ -165,3 +173,40 @@ def test_a_file_that_is_not_there_is_named():
     """A missing file is a MissingError, which is a FileNotFoundError."""
     with pytest.raises(MissingError, match="nowhere.yaml: no such parameter file"):
         load_params(Path("nowhere.yaml"))
+
+
+ONE_CLASS = {
+    "mart": {"train.objective": "mart"},
+    "margin": {"train.attack_loss": "margin"},
+    "adr": {"train.label_kind": "adr", "train.ema_decay": "0.9"},
+    "rectified": {
+        "train.label_kind": "live",
+        "train.teacher": "a.safetensors",
+        "train.rectify": "true",
+    },
+}
+
+
+@pytest.mark.parametrize("case", ONE_CLASS)
+def test_what_needs_one_true_class_is_not_mixed(case):
+    """By CutMix or by Mixup: the objective or label that needs it is named."""
+    minimal(**ONE_CLASS[case])
+    for kind in ("cutmix", "mixup"):
+        with pytest.raises(ParamsError, match="one true class, which a mixture has not"):
+            minimal(**ONE_CLASS[case], **{f"train.{kind}_probability": "0.5"})
+
+
+def test_mixtures_together_are_at_most_all_images():
+    """And pairs need an even batch."""
+    both = {"teacher.cutmix_probability": "0.7", "teacher.mixup_probability": "0.4"}
+    with pytest.raises(ParamsError, match=r"teacher: cutmix_probability and mixup_probability: .*"):
+        minimal(**both)
+    with pytest.raises(ParamsError, match="teacher: batch_size: cutmix and mixup take pairs"):
+        minimal(**{"teacher.batch_size": "31", "teacher.mixup_probability": "1"})
+
+
+def test_no_teacher_is_asked_about_small_images():
+    """It was trained on the data's size, and its labels are of that."""
+    asked = {"train.label_kind": "live", "train.teacher": "a.safetensors"}
+    with pytest.raises(ParamsError, match="progressive_resize: a teacher in the run"):
+        minimal(**asked, **{"train.progressive_resize": "[32, 64]"})

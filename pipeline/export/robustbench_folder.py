@@ -16,7 +16,6 @@ import torch
 
 from pipeline.export.agreement import Agreement, require_agreement
 from pipeline.export.facts import FACTS_FILE
-from pipeline.export.writing import foreign
 from pipeline.export.zoo_module import module_text
 from pipeline.publish import staged_folder, write_json, write_text
 
@@ -45,7 +44,7 @@ def write_robustbench(model: Classifier, facts: dict[str, Any], out: Path) -> Ag
     Raises
     ------
     ModelError
-        When it is a network of RobustBench's own zoo, or the logits are others.
+        When the logits are others.
     WriteError
         When the disk refuses.
     """
@@ -53,8 +52,7 @@ def write_robustbench(model: Classifier, facts: dict[str, Any], out: Path) -> Ag
         write_text(beside / MODULE_FILE, module_text(model))
         (beside / WEIGHTS_FILE).write_bytes(_weights(model))
         write_json(beside / FACTS_FILE, facts)
-        with foreign(out, "loaded from the folder"):
-            return require_agreement(model, _loaded(beside / MODULE_FILE), out)
+        return require_agreement(model, _loaded(beside / MODULE_FILE), out)
 
 
 def _weights(model: Classifier) -> bytes:

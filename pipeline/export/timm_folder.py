@@ -137,8 +137,7 @@ def _config(model: Classifier, name: str, network: nn.Module) -> dict[str, Any]:
     known: Any = network.pretrained_cfg
     options = timm_options(name, model.num_classes, model.shape)
     return {
-        # Without the tag of timm's own weights, which these are not.
-        "architecture": name.partition(".")[0],
+        "architecture": name,
         "num_classes": model.num_classes,
         "label_names": list(model.class_names),
         "model_args": {

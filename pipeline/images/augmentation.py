@@ -96,6 +96,11 @@ class Augmentation:
         if text == _NONE:
             return cls()
         match = _TEXT.fullmatch(text)
+        if "mixup" in text or "cutmix" in text:
+            raise ValueError(
+                f"'{text}': a mixture of two images is no view of one, and has no label of its "
+                "own in a store. Label views without it, and mix them in training."
+            )
         if not text or match is None:
             raise ValueError(
                 "expected 'none', or in this order and with commas between them: 'crop:PIXELS' or "

@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from pipeline.images.augmentation import Augmentation
+from pipeline.images.mixing import PAIR, Mixing
+from pipeline.images.progressive import Sizes
 from pipeline.params.section import Number, Probability, Section
 
 __all__ = ["FitParams"]
@@ -87,6 +89,28 @@ class FitParams(Section):
         "autoaugment:cifar10, :imagenet or :svhn; null: none",
     )
     cutout: int = Field(0, ge=0, description="side of a grey square, in pixels, anywhere; 0: none")
+    cutmix_probability: Probability = Field(
+        0.0, description="share of the images that get a rectangle of another one, and its label"
+    )
+    cutmix_alpha: Number = Field(
+        1.0, description="of the Beta distribution of the rectangle's share; 1: any as likely"
+    )
+    mixup_probability: Probability = Field(
+        0.0, description="share of the images that are averaged with another one, with its label"
+    )
+    mixup_alpha: Number = Field(
+        0.2, description="of the Beta distribution of the weight; small: near 0 and 1"
+    )
+    progressive_resize: tuple[int, int] | None = Field(
+        None,
+        description="sides of the training images in the first and in the last epochs, such as "
+        "[128, 224]: multiples of 32; null: as they are",
+    )
+    progressive_between: tuple[Number, Number] = Field(
+        (0.0, 0.75),
+        description="fractions of the run between which progressive_resize grows from one to the "
+        "other",
+    )
     mean: tuple[Number, ...] | None = Field(
         None,
         description="per channel, subtracted from pixels in [0, 1] inside the model; null: 0",
@@ -123,10 +147,30 @@ class FitParams(Section):
 
     @model_validator(mode="after")
     def _augmentation_is_possible(self) -> FitParams:
-        assert self.augmentation  # noqa: S101  making it is the check
+        # Making them is the check.
+        assert self.augmentation  # noqa: S101
+        assert self.sizes or self.progressive_resize is None  # noqa: S101
+        if not self.mixing.is_none and self.batch_size % PAIR:
+            raise ValueError(
+                f"batch_size: cutmix and mixup take pairs of images, found {self.batch_size}"
+            )
         return self
 
     @property
     def augmentation(self) -> Augmentation:
         """What is done to the training images at random."""
         return Augmentation(self.crop_padding, self.flip, self.crop_scale, self.policy, self.cutout)
+
+    @property
+    def mixing(self) -> Mixing:
+        """How training images are mixed with each other."""
+        return Mixing(
+            self.cutmix_probability, self.mixup_probability, self.cutmix_alpha, self.mixup_alpha
+        )
+
+    @property
+    def sizes(self) -> Sizes | None:
+        """Sizes of the training images by epoch; None: as they are."""
+        if self.progressive_resize is None:
+            return None
+        return Sizes(*self.progressive_resize, *self.progressive_between, self.epochs)

@@ -34,3 +34,31 @@ class TrainParams(AttackParams, ObjectiveParams):
                 "leave it null, or choose an attack_loss"
             )
         return self
+
+    @model_validator(mode="after")
+    def _labels_can_be_mixed(self) -> TrainParams:
+        if self.mixing.is_none:
+            return self
+        one_class = {
+            "objective mart": self.objective == "mart",
+            "attack_loss margin": self.attack_loss == "margin",
+            "label_kind adr": self.label_kind == "adr",
+            "label_kind live with soft_weight below 1 or rectify": self.label_kind == "live"
+            and (self.soft_weight < 1 or self.rectify),
+        }
+        for what, asked in one_class.items():
+            if asked:
+                raise ValueError(
+                    f"{what} is defined by an image's one true class, which a mixture has not: "
+                    "set cutmix_probability and mixup_probability to 0"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _only_the_student_sees_small_images(self) -> TrainParams:
+        if self.progressive_resize and (self.asks_teacher or self.label_kind == "adr"):
+            raise ValueError(
+                "progressive_resize: a teacher in the run (or the average of adr) is not asked "
+                "about images of other sizes than the data's: take labels from a store"
+            )
+        return self

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from pipeline import rng
+from pipeline.images.mixing import PAIR
+from pipeline.models.sizes import require_sizes
 from pipeline.objectives import Moment
 from pipeline.team import Team
+from pipeline.training.ahead import ahead
 from pipeline.training.clock import Clock
 from pipeline.training.ema import MovingAverage
 from pipeline.training.interrupt import Interrupted, listen
@@ -93,6 +97,8 @@ class Fit:
     ------
     ParamsError
         When a step's images cannot be shared among the processes.
+    ModelError
+        When the network cannot take the sizes that training images will have.
     """
 
     def __init__(
@@ -116,12 +122,16 @@ class Fit:
         alarm: Alarm | None = None,
     ) -> None:
         self.model, self._stream, self._samples, self._params = model, stream, samples, params
-        self._validate, self._select, self._snapshots = validate, select, snapshots
+        self._examples, self._snapshots = examples, snapshots
+        self._validate, self._select = validate, select
         self._seed, self._validate_every = seed, validate_every
         self.passes = passes
         self._adversarial, self._alarm = adversary is not None, alarm
         self.team = team or Team()
-        require_shares(len(samples), params.batch_size, self.team.count)
+        self._unit = 1 if params.mixing.is_none else PAIR
+        require_shares(len(samples), params.batch_size, self.team.count, self._unit)
+        self._sizes = [] if params.sizes is None else params.sizes.all()
+        require_sizes(model, self._sizes)
         passes.apply(model)
         if params.sync_batch_norm and self.team.count > 1:
             synchronise(model)
@@ -187,18 +197,24 @@ class Fit:
         epoch = len(self.progress.history)
         done = self.progress.step - epoch * self.steps_per_epoch
         order = rng.permutation(rng.stream_key(self._seed, "order", epoch), self._samples)
-        mine, batch_size = share_of(order, self._params.batch_size, self.team)
+        mine, batch_size = share_of(order, self._params.batch_size, self.team, self._unit)
         self.model.train()
         self._clock.skip()
-        for batch in self._stream.batches(mine, batch_size, start=done):
-            self._take(batch, epoch, done)
-            done += 1
-            self._tell(watcher)
-            stopped, due = self.team.any(stop.received, self._snapshot_is_due())
-            if stopped or due:
-                self._save()
-            if stopped:
-                raise Interrupted
+        batches = ahead(
+            self._stream.batches(mine, batch_size, start=done),
+            lambda batch: self._examples.fetch(batch, epoch),
+            self._stream.device,
+        )
+        with contextlib.closing(batches), self.model.also_taking(self._sizes):
+            for batch in batches:
+                self._take(batch, epoch, done)
+                done += 1
+                self._tell(watcher)
+                stopped, due = self.team.any(stop.received, self._snapshot_is_due())
+                if stopped or due:
+                    self._save()
+                if stopped:
+                    raise Interrupted
         self._finish_epoch(epoch)
         watcher.epoch(self.progress.history)
         if (collapse := self.collapse) and collapse.epoch == epoch:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["require_shares", "share_of"]
 
 
-def require_shares(images: int, batch_size: int, processes: int) -> None:
+def require_shares(images: int, batch_size: int, processes: int, unit: int = 1) -> None:
     """Refuse what leaves a process without an image in some step.
 
     Parameters
@@ -26,20 +26,23 @@ def require_shares(images: int, batch_size: int, processes: int) -> None:
     batch_size : int
         Images per step, of all processes together.
     processes : int
+    unit : int
+        Neighbours that are not parted.
 
     Raises
     ------
     ParamsError
     """
-    if batch_size % processes:
+    if batch_size % (unit * processes):
         raise ParamsError(
             "batch_size",
-            f"cannot be shared evenly among {processes} processes",
-            expected=f"a multiple of {processes}",
+            f"cannot be shared evenly among {processes} processes"
+            + (f", {unit} neighbours together" if unit > 1 else ""),
+            expected=f"a multiple of {unit * processes}",
             found=batch_size,
         )
     last = images % batch_size
-    if 0 < last < processes:
+    if 0 < last <= unit * (processes - 1):
         raise ParamsError(
             "batch_size",
             f"leaves {last} image(s) for the last step of an epoch of {images}",
@@ -49,7 +52,7 @@ def require_shares(images: int, batch_size: int, processes: int) -> None:
 
 
 def share_of(
-    order: NDArray[np.int64], batch_size: int, team: Team
+    order: NDArray[np.int64], batch_size: int, team: Team, unit: int = 1
 ) -> tuple[NDArray[np.int64], int]:
     """A process's images, step by step.
 
@@ -58,8 +61,10 @@ def share_of(
     order : ndarray of shape (N,), dtype int64
         The epoch's samples in the order of training, the same in every process.
     batch_size : int
-        Images per step, of all processes together: a multiple of their number.
+        Images per step, of all processes together: a multiple of their number and of `unit`.
     team : Team
+    unit : int
+        Neighbours that go to one process, such as the pairs that are mixed with each other.
 
     Returns
     -------
@@ -72,5 +77,11 @@ def share_of(
     whole = len(order) // batch_size * batch_size
     size = batch_size // team.count
     steps = order[:whole].reshape(-1, team.count, size)
-    last = np.array_split(order[whole:], team.count)[team.rank]
+    last = _parts(order[whole:], team.count, unit)[team.rank]
     return np.concatenate([steps[:, team.rank].reshape(-1), last]), size
+
+
+def _parts(samples: NDArray[np.int64], count: int, unit: int) -> list[NDArray[np.int64]]:
+    units = -(-len(samples) // unit)
+    ends = [unit * len(part) for part in np.array_split(np.arange(units), count)]
+    return np.split(samples, np.cumsum(ends)[:-1])

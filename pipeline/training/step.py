@@ -16,7 +16,6 @@ from pipeline.images.pixels import to_unit
 from pipeline.objectives import Labels
 from pipeline.training.awp import perturbed_weights
 from pipeline.training.optimiser import make_optimiser
-from pipeline.training.targets import onehot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from pipeline.params import FitParams
     from pipeline.team import Team
     from pipeline.training.awp import Perturbation
-    from pipeline.training.examples import Examples
+    from pipeline.training.examples import Drawn, Examples
     from pipeline.training.passes import Passes
 
 __all__ = ["Step"]
@@ -42,7 +41,7 @@ class _Part:
     """Images of a step, attacked: what is left is a function of the weights alone."""
 
     loss: Callable[[], Loss]
-    labels: torch.Tensor
+    truth: torch.Tensor
     share: float  # of the step's images, over all processes
 
 
@@ -126,16 +125,13 @@ class Step:
 
     def attacked(self, batch: Batch, moment: Moment, images: int) -> list[_Part]:
         """Augment, join and attack a batch, in as many parts as gradients are summed over."""
-        augmented, target = self._examples.draw(batch, moment.epoch)
+        drawn = self._examples.draw(batch, moment.epoch)
         # As many in every process, or they would wait for each other's messages.
         least = max(1, images // self._team.count)
         count = min(self._params.accumulation_steps, least)
         bounds = [len(batch.rows) * part // count for part in range(count + 1)]
         slices = [slice(*pair) for pair in itertools.pairwise(bounds)]
-        return [
-            self._part(batch.part(part), augmented[part], target[part], moment, images)
-            for part in slices
-        ]
+        return [self._part(batch.part(part), drawn.part(part), moment, images) for part in slices]
 
     def differentiate(self, parts: list[_Part]) -> torch.Tensor:
         """Set the gradients of the step's loss: this process's share of it.
@@ -151,7 +147,8 @@ class Step:
             loss = part.loss()
             value = loss.value * part.share
             self._scaler.scale(value).backward()  # type: ignore[no-untyped-call]
-            hits = (loss.logits.detach().argmax(dim=1) == part.labels).sum()
+            # Of a mixture, the share of the class that was found.
+            hits = part.truth.gather(1, loss.logits.detach().argmax(dim=1)[:, None]).sum()
             tally += torch.stack([value.detach().float(), hits.float()])
         return tally
 
@@ -172,13 +169,12 @@ class Step:
     def _part(
         self,
         batch: Batch,
-        augmented: torch.Tensor,
-        target: torch.Tensor,
+        drawn: Drawn,
         moment: Moment,
         step_images: int,
     ) -> _Part:
-        images = to_unit(augmented)
-        given = Labels(target, onehot(batch.labels, self._model.num_classes), moment)
+        images = to_unit(drawn.images)
+        given = Labels(drawn.target, drawn.truth, moment)
         with autocast(self._device, self._passes.precision):
             labels = self._objective.prepared(images, given)
             with self._input_gradients_only():
@@ -188,7 +184,7 @@ class Step:
             with autocast(self._device, self._passes.precision):
                 return self._objective.loss(self._model, images, adversarial, labels)
 
-        return _Part(loss, batch.labels, len(batch.rows) / step_images)
+        return _Part(loss, drawn.truth, len(batch.rows) / step_images)
 
     def _attack(self, batch: Batch, images: torch.Tensor, labels: Labels) -> torch.Tensor:
         if self._adversary is None:

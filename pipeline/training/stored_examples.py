@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.errors import JoinError
+from pipeline.images.resized_crop import resized
 from pipeline.labels.replay import Replay
 from pipeline.labels.resident import LabelsOnDevice
 from pipeline.training import targets
-from pipeline.training.examples import FreshExamples
+from pipeline.training.examples import Drawn, fresh_examples, mixed_as_asked
 
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.images.progressive import Sizes
     from pipeline.images.stream import Batch
     from pipeline.labels.read import SoftLabels
     from pipeline.params import TrainParams
@@ -41,6 +44,17 @@ class SoftTargets:
         self._params, self._store, self._data = params, store, data
         self._labels = LabelsOnDevice(store, device, temperature=params.label_temperature)
 
+    def fetch(self, batch: Batch, view: int = 0) -> Batch:
+        """Check a batch, and start bringing the label rows of one view to the device.
+
+        Raises
+        ------
+        JoinError
+            At the first sample whose label belongs to another image.
+        """
+        self._store.join(batch.rows, batch.sample_hash, self._data)
+        return replace(batch, ahead=(view, self._labels.fetch(batch.rows, view=view)))
+
     def of(self, batch: Batch, view: int = 0) -> torch.Tensor:
         """Targets for one view of the samples.
 
@@ -51,10 +65,12 @@ class SoftTargets:
         Raises
         ------
         JoinError
-            At the first sample whose label belongs to another image.
+            As `fetch`, for a batch that has not been through it with this view.
         """
-        self._store.join(batch.rows, batch.sample_hash, self._data)
-        soft = self._labels.rows(batch.rows, view=view)
+        if batch.ahead is None or batch.ahead[0] != view:
+            batch = self.fetch(batch, view)
+        assert batch.ahead is not None  # noqa: S101  that is what fetch adds
+        soft = self._labels.distributions(batch.ahead[1])
         weight, rectify = self._params.soft_weight, self._params.rectify
         return targets.mixed(soft, batch.labels, weight, rectify=rectify)
 
@@ -71,16 +87,25 @@ class ReplayedExamples:
         Of the store.
     soft : SoftTargets
         Of the same store.
+    sizes : Sizes, optional
+        Into which the views are shrunk, by epoch; None: they are as the teacher saw them.
     """
 
-    def __init__(self, replay: Replay, soft: SoftTargets) -> None:
-        self._replay, self._soft = replay, soft
+    def __init__(self, replay: Replay, soft: SoftTargets, sizes: Sizes | None = None) -> None:
+        self._replay, self._soft, self._sizes = replay, soft, sizes
 
-    def draw(self, batch: Batch, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def fetch(self, batch: Batch, epoch: int) -> Batch:
+        """See `Examples`."""
+        return self._soft.fetch(batch, epoch % self._replay.count)
+
+    def draw(self, batch: Batch, epoch: int) -> Drawn:
         """See `Examples`."""
         view = epoch % self._replay.count
         images = self._replay.images(batch.images, batch.index, view)
-        return images, self._soft.of(batch, view)
+        if self._sizes is not None:
+            images = resized(images, self._sizes.at(epoch))
+        target = self._soft.of(batch, view)
+        return Drawn(images, target, targets.onehot(batch.labels, target.shape[1]))
 
 
 def stored_examples(
@@ -99,10 +124,10 @@ def stored_examples(
     soft = SoftTargets(params, store, data, device)
     views = store.attributes.views
     if views.augmentation is None:
-        return FreshExamples(params.augmentation, seed, soft.of)
+        return fresh_examples(params, seed, soft.of, soft.fetch)
     replay = Replay.of(views, store.path)
     _require_same_augmentation(params, replay, store)
-    return ReplayedExamples(replay, soft)
+    return mixed_as_asked(ReplayedExamples(replay, soft, params.sizes), params, seed)
 
 
 def _require_same_augmentation(params: TrainParams, replay: Replay, store: SoftLabels) -> None:

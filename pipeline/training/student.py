@@ -15,7 +15,7 @@ from pipeline.team import Team
 from pipeline.training import targets
 from pipeline.training.alarm import Alarm
 from pipeline.training.awp import Perturbation
-from pipeline.training.examples import FreshExamples
+from pipeline.training.examples import fresh_examples
 from pipeline.training.loop import Fit
 from pipeline.training.objective import Ingredients, choose_objective
 from pipeline.training.stored_examples import stored_examples
@@ -80,8 +80,8 @@ def student_examples(
             raise ValueError("label_kind 'ltd' needs a store")
         return stored_examples(params, store, data, device, seed)
     smoothing = params.smoothing if params.label_kind == "smooth" else 0.0
-    return FreshExamples(
-        params.augmentation,
+    return fresh_examples(
+        params,
         seed,
         lambda batch: targets.smoothed(batch.labels, num_classes, smoothing),
     )

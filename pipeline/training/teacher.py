@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pipeline import objectives
 from pipeline.evaluation.accuracy import predict
 from pipeline.team import Team
-from pipeline.training.examples import FreshExamples
+from pipeline.training.examples import fresh_examples
 from pipeline.training.loop import Fit
 from pipeline.training.targets import smoothed
 
@@ -73,8 +73,8 @@ def teacher_fit(
         samples=training,
         params=params,
         objective=objectives.Clean(),
-        examples=FreshExamples(
-            params.augmentation,
+        examples=fresh_examples(
+            params,
             seed,
             lambda batch: smoothed(batch.labels, model.num_classes, params.label_smoothing),
         ),

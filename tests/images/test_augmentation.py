@@ -74,7 +74,8 @@ REFUSED = {
     "randaugment:0-9": "N of 1 to 9 and M of 0 to 30",
     "randaugment:2-31": "N of 1 to 9 and M of 0 to 30",
     "randaugment:2-09": "N of 1 to 9 and M of 0 to 30",
-    "mixup:0.2": "expected 'none'",
+    "mixup:0.2": "'mixup:0.2': a mixture of two images is no view of one",
+    "crop:4,cutmix": "mix them in training",
 }
 
 

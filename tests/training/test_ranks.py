@@ -151,3 +151,28 @@ def test_what_cannot_be_shared_is_refused():
         require_shares(103, 24, 5)
     with pytest.raises(ParamsError, match=r"leaves 1 image.*Set images: 96, or"):
         require_shares(97, 24, 2)
+
+
+@pytest.mark.parametrize("images", [96, 103, 106, 101])
+def test_pairs_are_not_parted(images):
+    """Neighbours that are mixed with each other go to one process, also in the last step."""
+    order, teams = np.arange(images) * 3, [Team(rank, 4) for rank in range(4)]
+    shares = [share_of(order, 24, team, unit=2) for team in teams]
+    assert {size for _, size in shares} == {6}
+    assert sorted(np.concatenate([mine for mine, _ in shares])) == order.tolist()
+    for mine, _ in shares:
+        pairs = mine[: len(mine) // 2 * 2].reshape(-1, 2)
+        assert (pairs[:, 0] // 3 % 2 == 0).all()
+        assert (pairs[:, 1] == pairs[:, 0] + 3).all()
+    # The one without a partner is the last of all.
+    odd = [mine[-1] for mine, _ in shares if len(mine) % 2]
+    assert odd == ([order[-1]] if images % 2 else [])
+
+
+def test_pairs_that_cannot_be_shared_are_refused():
+    """Two images for each process, in every step."""
+    require_shares(96 + 7, 24, 4, unit=2)
+    with pytest.raises(ParamsError, match="8 processes, 2 neighbours together: .* multiple of 16"):
+        require_shares(96, 24, 8, unit=2)
+    with pytest.raises(ParamsError, match=r"leaves 6 image"):
+        require_shares(96 + 6, 24, 4, unit=2)

@@ -74,45 +74,45 @@ def store(make_store):
     return make_store()
 
 
-class WatchedStream:
-    """Remembers which samples the loop was given last."""
+class WatchedExamples:
+    """Remembers which samples a step has drawn last."""
 
-    def __init__(self, stream):
-        self._stream, self.rows = stream, None
-        self.device = stream.device
+    def __init__(self, examples):
+        self._examples, self.rows = examples, None
 
-    def batches(self, *asked, **more):
-        for batch in self._stream.batches(*asked, **more):
-            self.rows = batch.rows
-            yield batch
+    def draw(self, batch, epoch):
+        self.rows = batch.rows
+        return self._examples.draw(batch, epoch)
 
 
 class WatchedObjective:
     """Notes what the loop's step computes its loss from, then computes it."""
 
-    def __init__(self, fit, stream):
-        self._inner, self._fit, self._stream, self.steps = fit._step._objective, fit, stream, []
+    def __init__(self, fit, examples):
+        self._inner, self._fit, self._examples = fit._step._objective, fit, examples
+        self.steps = []
 
     def __getattr__(self, name):
         return getattr(self._inner, name)
 
     def loss(self, model, images, adversarial, labels):
         epoch = len(self._fit.progress.history)
-        self.steps.append((epoch, self._stream.rows, images.clone(), labels.target.clone()))
+        self.steps.append((epoch, self._examples.rows, images.clone(), labels.target.clone()))
         return self._inner.loss(model, images, adversarial, labels)
 
 
 @pytest.fixture
-def watch(make_student, train_stream, tmp_path):
+def watch(make_student, tmp_path):
     """A function that trains and gives, of each step, (epoch, rows, images, target)."""
 
     def watched(store, **changes):
-        stream = WatchedStream(train_stream)
         state = tmp_path / f"state-{len(list(tmp_path.iterdir()))}"
         options = SOFT | CROPPED | changes
-        fit = make_student(store=store, stream=stream, state=state, **options)
-        objective = fit._step._objective = WatchedObjective(fit, stream)
+        fit = make_student(store=store, state=state, **options)
+        examples = fit._step._examples = WatchedExamples(fit._step._examples)
+        objective = fit._step._objective = WatchedObjective(fit, examples)
         fit.run(Watcher())
+        assert objective.steps
         return objective.steps
 
     return watched

@@ -1,0 +1,118 @@
+"""Progressive resizing: small images first, the data's own size wherever the model is judged."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from short_runs import ATTACK
+
+from pipeline.errors import ModelError
+from pipeline.images.beton import open_beton, write_beton
+from pipeline.images.resized_crop import resized
+from pipeline.images.sources import open_source
+from pipeline.images.stream import ImageStream
+from pipeline.params import PrepareParams, TrainParams
+from pipeline.training.examples import fresh_examples
+from pipeline.training.loop import Watcher
+from pipeline.training.passes import Passes
+from pipeline.training.run import new_classifier, split_samples
+from pipeline.training.state import Snapshots
+from pipeline.training.student import student_examples, student_fit
+
+CPU = torch.device("cpu")
+GROWING = {"progressive_resize": (32, 96), "progressive_between": (0.0, 0.66), "epochs": 3}
+
+
+@pytest.fixture(scope="module")
+def beton(tmp_path_factory):
+    """24 pictures of 96×96, of two classes."""
+    root = tmp_path_factory.mktemp("pictures")
+    draw = np.random.default_rng(0)
+    for number in range(24):
+        folder = root / "train" / ("dark", "light")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = draw.integers(0, 128, (96, 96, 3), dtype=np.uint8) + 127 * (number % 2)
+        content = io.BytesIO()
+        Image.fromarray(pixels.astype(np.uint8)).save(content, "PNG")
+        (folder / f"{number}.png").write_bytes(content.getvalue())
+    params = PrepareParams(dataset="folder", path=str(root), validation_fraction=0.3)
+    write_beton(open_source(params, "train"), root / "train.beton", params, "train")
+    return open_beton(root / "train.beton")
+
+
+def make_fit(beton, folder, **changes):
+    content = {"architecture": "resnet18-w4", "batch_size": 8, "label_kind": "onehot"}
+    params = TrainParams(**content | ATTACK | GROWING | changes)
+    model = new_classifier(params, beton.manifest, seed=0, role="student", device=CPU)
+    return student_fit(
+        model,
+        ImageStream(beton, CPU, resident=True),
+        *split_samples(beton),
+        params,
+        examples=student_examples(params, 2, None, "train.beton", CPU, 0),
+        snapshots=Snapshots(folder),
+        seed=0,
+        # With few channels, oneDNN of torch 2.15 writes beyond its memory in the other layout.
+        passes=Passes(channels_last=False),
+    )
+
+
+def test_training_sees_growing_images_and_validation_the_datas(beton, tmp_path):
+    """32 pixels, then 64, then 96; each validation has 96, and nothing else is taken after it."""
+    fit, seen = make_fit(beton, tmp_path), []
+    network = fit.model.network.register_forward_pre_hook(
+        lambda _, given: seen.append((len(fit.progress.history), given[0].shape[2]))
+    )
+    history = fit.run(Watcher())
+    network.remove()
+    assert set(seen) == {(0, 32), (1, 64), (2, 96)}
+    assert all(0 <= row["validation/robust_accuracy"] <= 1 for row in history)
+    for model in (fit.model, fit.average.model, fit.best.model):
+        with pytest.raises(ModelError, match="shape of the images"):
+            model(torch.zeros(1, 3, 32, 32))
+
+
+def test_a_resumed_run_is_the_same(beton, tmp_path):
+    """Sizes are those of the epoch, wherever the run was interrupted."""
+    whole = make_fit(beton, tmp_path / "whole").run(Watcher())
+
+    class Stopped(Watcher):
+        def epoch(self, history):
+            if len(history) == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_fit(beton, tmp_path / "parts").run(Stopped())
+    assert make_fit(beton, tmp_path / "parts").run(Watcher()) == whole
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "small-cnn-w4"}, r"small-cnn-w4: cannot take images of 32×32"),
+        ({"progressive_resize": (64, 128)}, r"cannot grow to images of 128×128: .* found 96×96"),
+    ],
+    ids=["network", "size"],
+)
+def test_what_cannot_grow_is_refused_before_the_first_step(beton, tmp_path, changes, message):
+    """Naming the network or the size."""
+    with pytest.raises(ModelError, match=message):
+        make_fit(beton, tmp_path, **changes)
+
+
+def test_any_batch_gives_the_same_small_images(beton):
+    """Of plain images, the whole image shrunk; with crops, the crop drawn in that size."""
+    params = TrainParams(
+        architecture="resnet18-w4", eps=0.1, step_size=0.1, crop_scale=(0.3, 1.0), **GROWING
+    )
+    stream = ImageStream(beton, CPU, resident=True)
+    for one in (params, params.model_copy(update={"crop_scale": None})):
+        examples = fresh_examples(one, 0, lambda batch: torch.eye(2)[batch.labels])
+        (batch,) = stream.batches(np.arange(24), 24)
+        whole = examples.draw(batch, 1).images
+        assert whole.shape == (24, 3, 64, 64)
+        parts = [examples.draw(part, 1).images for part in stream.batches(np.arange(24), 7)]
+        assert torch.equal(torch.cat(parts), whole)
+    assert torch.equal(whole, resized(batch.images, (64, 64)))
