@@ -35,7 +35,7 @@ __all__ = ["audit"]
 @click.command()
 @model_argument
 @weights_option
-@params_options("evaluate")
+@params_options("evaluate", standalone=True)
 @test_data_option
 @foreign_options
 @click.option(

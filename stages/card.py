@@ -24,7 +24,7 @@ _RESULT = click.Path(path_type=Path, exists=True, dir_okay=False)
     show_default="evaluation beside --metrics",
     help="Folder that its evaluation left.",
 )
-@click.option("--audit", type=_RESULT, help="What 'ltd-pipe audit --json' printed of it.")
+@click.option("--audit", type=_RESULT, help="audit.json that 'ltd-pipe audit' left of it.")
 @click.option("--name", show_default="architecture and data set", help="What the model is called.")
 @click.option("--licence", help="Of the weights, as SPDX names it where it does.")
 @click.option(
@@ -52,9 +52,8 @@ def card(
 
     \b
     Example:
-      ltd-pipe audit student/model.safetensors --json > audit.json
-      ltd-pipe card student/model.safetensors --metrics data/metrics.json --audit audit.json \\
-          --out student/README.md
+      ltd-pipe card student/model.safetensors --metrics data/metrics.json \\
+          --audit data/audit/audit.json --out student/README.md
     """
     from pipeline.export.card import format_card
     from pipeline.export.card_facts import gather_card

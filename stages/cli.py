@@ -19,6 +19,7 @@ _COMMANDS = {
     "train": "Train the student adversarially on soft or one-hot labels.",
     "evaluate": "Measure clean and robust accuracy.",
     "audit": "Look for gradient masking: can the robust accuracy be believed?",
+    "compare": "Compare runs, paired by test image.",
     "report": "Write report.html.",
     "export": "Write a checkpoint for RobustBench, timm, ONNX or TorchScript.",
     "card": "Write a model's README.md: what was measured of it, and what was not.",

@@ -38,7 +38,7 @@ __all__ = ["evaluate"]
 @click.command()
 @model_argument
 @weights_option
-@params_options("evaluate")
+@params_options("evaluate", standalone=True)
 @test_data_option
 @foreign_options
 @click.option(
@@ -119,7 +119,7 @@ def evaluate(
         state = _state_of(metrics, params, settings, device, others, corruptions)
         result = _measure(measured, test, params, state, others, corrupted)
         pictures = examples(
-            measured.model, test, params.evaluate, count=params.report.examples, seed=params.seed
+            measured.model, test, params.evaluate, count=_examples(params), seed=params.seed
         )
         numbers = metrics_of(result, params.evaluate, quick=quick)
         _write(result, measured, pictures, settings, out)
@@ -127,6 +127,13 @@ def evaluate(
         write_json(metrics, numbers)
         remove_state(state)
     _show(numbers, model, as_json=as_json)
+
+
+def _examples(params: Params) -> int:
+    """How many pictures the report wants; its default where there is no params.yaml."""
+    from pipeline.params import ReportParams
+
+    return getattr(params, "report", ReportParams()).examples
 
 
 def _corrupted(folder: Path | None, measured: Measured) -> list[CorruptedSet]:
@@ -175,6 +182,8 @@ def _state_of(
     from pipeline.evaluation.corruptions import state_of_corruptions
 
     decided = {
+        # Of two runs at the same time, each has its own.
+        "metrics": metrics.name,
         "params": params.evaluate.model_dump(),
         "device": str(device),
         "code": provenance.code_digest(),

@@ -107,7 +107,8 @@ def train(params: Params, data: Path, labels: str, out: Path, fresh: bool, force
         f"on the validation split: {measures or 'not measured'}"
         + (f"; {softness.sentence()}" if softness else "")
     )
-    for warning in softness.warnings() if softness else []:
+    softened = params.train.objective == "ard"
+    for warning in softness.warnings(student_softened=softened) if softness else []:
         click.echo(f"warning: {warning}", err=True)
 
 

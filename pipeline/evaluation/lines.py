@@ -26,16 +26,17 @@ def result_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
     for row in metrics["attacks"]:
         yield f"  {row['name']:<{width}}{_measured(row)}   {_conditions(row)}"
     clean, attacked = (metrics[f"expected_calibration_error{of}"] for of in ("", "_under_attack"))
-    yield f"  calibration error {clean:.2%} on clean images, {attacked:.2%} under PGD's first start"
+    n = f"{metrics['n']:,} images"
+    yield f"  calibration error {clean:.2%} clean, {attacked:.2%} under PGD's first start, {n}"
     if "corruption_accuracy" in metrics:
         low, high = metrics["intervals"]["corruption_accuracy"]
-        n, sets = metrics["corruptions"]["n"], metrics["corruptions"]["sets"]
+        part, sets = metrics["corruptions"]["n"], metrics["corruptions"]["sets"]
         row = {"accuracy": metrics["corruption_accuracy"], "low": low, "high": high}
         mean = "corruptions, mean"
-        yield f"  {mean:<{width}}{_measured(row)}   no attack, {sets} sets of {n:,} images"
+        yield f"  {mean:<{width}}{_measured(row)}   no attack, {sets} sets of {part:,} images"
     if metrics.get("zero_accuracy_at_eps") is not None:
         threat = threat_text(metrics["norm"], metrics["zero_accuracy_at_eps"])
-        yield f"  no image stands at {threat}"
+        yield f"  PGD-20 leaves nothing at {threat}, {metrics['eps_grid_images']:,} images"
     if "autoattack_accuracy" not in metrics:
         yield "  AutoAttack was left out: the PGD number alone is no claim of robustness."
     yield f"  not measured: {', '.join(metrics['not_measured'])}"

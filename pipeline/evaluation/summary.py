@@ -54,6 +54,7 @@ def metrics_of(result: Evaluation, params: EvaluateParams, *, quick: bool) -> di
         metrics["autoattack_version"] = f"{params.autoattack}, {package_version()}"
     if result.curve is not None:
         metrics["zero_accuracy_at_eps"] = result.curve.zero_at
+        metrics["eps_grid_images"] = len(result.curve_rows)
     if result.corruptions:
         mean = corruption_summary(result.corruptions)
         metrics["corruption_accuracy"] = mean["accuracy"]

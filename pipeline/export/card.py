@@ -12,18 +12,21 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from pipeline.markdown import code, fenced, licence_name, quoted, table
+from pipeline.report.measured import CORRUPTION
 from pipeline.report.wording import eps_text, interval_text, number_text, percent_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pipeline.export.card_facts import CardFacts, Measured
+    from pipeline.export.card_facts import CardFacts
+    from pipeline.report.measured import Measured
     from pipeline.report.runs import RunFacts
     from pipeline.report.scores import Score
 
 __all__ = ["format_card"]
 
 _NORMS = {"linf": "L∞", "l2": "L2"}
+_NO_ATTACK = {"clean": "clean", CORRUPTION: "mean corruption"}
 _MOST_CLASSES = 100
 _TAGS = ("adversarial-robustness", "adversarial-training", "ltd-pipe")
 
@@ -94,8 +97,8 @@ def _model_index(facts: CardFacts, measured: Measured) -> Iterator[str]:
 
 
 def _plain_name(key: str, measured: Measured) -> str:
-    if key == "clean":
-        return "clean accuracy"
+    if key in _NO_ATTACK:
+        return f"{_NO_ATTACK[key]} accuracy"
     return f"robust accuracy, {key}, {measured.norm}, eps {eps_text(measured.eps)}"
 
 
@@ -192,12 +195,17 @@ def _row(key: str, score: Score, found: Measured) -> list[str]:
 
 
 def _shown_name(key: str, found: Measured) -> str:
+    if key in _NO_ATTACK:
+        return _NO_ATTACK[key]
+    if key in found.names:
+        return code(found.names[key])
+    # Evaluations of before give no names.
     attacks = {attack.name.lower(): attack for attack in found.settings.attacks}
     if key == "autoattack":
         return f"AutoAttack {code(found.settings.autoattack_version or 'of unknown version')}"
     if key == "pgd" and (pgd := attacks.get("pgd")) and pgd.steps:
         return f"PGD, {pgd.steps} steps, {pgd.restarts or 1} restarts"
-    return key if key == "clean" else code(key)
+    return code(key)
 
 
 def _other_radius(facts: CardFacts, found: Measured) -> str:
@@ -341,11 +349,13 @@ def _not_measured(facts: CardFacts) -> Iterator[str]:
     elif "autoattack" not in found.scores:
         yield "AutoAttack. Without it a robust accuracy is a first look, no claim."
     if found is not None:
-        yield from (code(what) for what in found.not_measured)
+        yield from (code(what) for what in found.not_measured if what != "corrupted images")
     if facts.audit is None:
         yield "Gradient masking."
     yield "Other training seeds: all numbers are of this one checkpoint."
     yield "Attacks made for this very model, and any attack beyond those named above."
     yield "Other norms and radii than those named above; patches, rotations, physical attacks."
-    yield "Common corruptions, and images of another origin than the test images."
+    if found is None or CORRUPTION not in found.scores:
+        yield "Common corruptions."
+    yield "Images of another origin than the test images."
     yield "Differences between classes or groups of people in what is depicted."

@@ -9,38 +9,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from pipeline.errors import ResultError
 from pipeline.export.facts import threat_model
 from pipeline.models.checkpoint import read_facts
 from pipeline.provenance import sha256_file
+from pipeline.report.measured import Measured, read_measured
 from pipeline.report.results import Document, Share, parse_result, read_result
 from pipeline.report.runs import RunFacts
-from pipeline.report.scores import Score, Settings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Audit", "AuditFinding", "CardFacts", "Measured", "gather_card"]
+__all__ = ["Audit", "AuditFinding", "CardFacts", "gather_card"]
 
-_EVALUATE, _AUDIT = "ltd-pipe evaluate", "ltd-pipe audit --json"
-
-
-class _Metrics(Document):
-    """metrics.json, whatever attacks it has."""
-
-    model_config = ConfigDict(extra="allow")
-
-    n: int = Field(ge=1)
-    eps: float = Field(gt=0)
-    norm: str = "linf"
-    quick: bool = False
-    clean_accuracy: Share
-    expected_calibration_error: Share | None = None
-    autoattack: dict[str, Share] = Field({})
-    intervals: dict[str, tuple[Share, Share]]
-    not_measured: tuple[str, ...] = ()
+_EVALUATE, _AUDIT = "ltd-pipe evaluate", "ltd-pipe audit"
 
 
 class AuditFinding(Document):
@@ -55,7 +39,7 @@ class AuditFinding(Document):
 
 
 class Audit(Document):
-    """What `ltd-pipe audit --json` printed."""
+    """audit.json, as `ltd-pipe audit` leaves it."""
 
     passed: bool
     n: int = Field(ge=1)
@@ -63,40 +47,6 @@ class Audit(Document):
     norm: str = "linf"
     checkpoint_sha256: str
     findings: tuple[AuditFinding, ...] = Field(min_length=1)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """An evaluation.
-
-    Attributes
-    ----------
-    n : int
-        Test images.
-    norm : str
-    eps : float
-        Radius, pixel units.
-    quick : bool
-        It was a first look.
-    scores : dict of str to Score
-        By what they are called in metrics.json without `_accuracy`, `clean` first.
-    after : dict of str to float
-        What AutoAttack's attacks left, in the order they ran.
-    calibration_error : float or None
-    not_measured : tuple of str
-        What the evaluation itself says that it left out.
-    settings : Settings
-    """
-
-    n: int
-    norm: str
-    eps: float
-    quick: bool
-    scores: dict[str, Score]
-    after: dict[str, float]
-    calibration_error: float | None
-    not_measured: tuple[str, ...]
-    settings: Settings
 
 
 @dataclass(frozen=True)
@@ -150,7 +100,7 @@ def gather_card(
     metrics, evaluation : Path, optional
         metrics.json and the folder of its settings.json; both or none.
     audit : Path, optional
-        What `ltd-pipe audit --json` printed.
+        audit.json, as `ltd-pipe audit` leaves it.
     name : str, optional
         The model's; by default made of architecture and data set.
     licence : str, optional
@@ -184,38 +134,10 @@ def _name(run: RunFacts) -> str:
 
 
 def _measured(metrics: Path, evaluation: Path, sha256: str) -> Measured:
-    found = read_result(metrics, _Metrics, _EVALUATE)
+    found = read_measured(metrics, evaluation)
     place = evaluation / "settings.json"
-    settings = read_result(place, Settings, _EVALUATE)
-    _require_same(place, settings.checkpoint_sha256, sha256, _EVALUATE)
-    scores = {
-        name.removesuffix("_accuracy"): _score(found, name, metrics) for name in found.intervals
-    }
-    return Measured(
-        n=found.n,
-        norm=found.norm,
-        eps=found.eps,
-        quick=found.quick,
-        scores=scores,
-        after=found.autoattack,
-        calibration_error=found.expected_calibration_error,
-        not_measured=found.not_measured,
-        settings=settings,
-    )
-
-
-def _score(found: _Metrics, name: str, path: Path) -> Score:
-    value, (low, high) = getattr(found, name, None), found.intervals[name]
-    # Half a millionth: the bounds may have been rounded when they were written.
-    if not isinstance(value, int | float) or not low - 5e-7 <= value <= high + 5e-7:
-        raise ResultError(
-            path,
-            f"intervals.{name}",
-            expected=f"bounds around {value}",
-            found=[low, high],
-            remedy=f"Run '{_EVALUATE}' again.",
-        )
-    return Score(float(value), low, high, found.n)
+    _require_same(place, found.settings.checkpoint_sha256, sha256, _EVALUATE)
+    return found
 
 
 def _audit(path: Path, sha256: str) -> Audit:

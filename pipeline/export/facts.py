@@ -85,4 +85,6 @@ def _labels(run: RunFacts) -> dict[str, Any] | None:
     if run.labels is not None:
         store = {"identity": run.labels.identity, "temperature": run.labels.temperature}
         return {"kind": kind, **store}
+    if run.teacher is not None:
+        return {"kind": kind, "teacher_sha256": run.teacher.sha256}
     return None if kind is None else {"kind": kind}

@@ -16,6 +16,7 @@ import torch
 
 from pipeline.export.agreement import Agreement, require_agreement
 from pipeline.export.facts import FACTS_FILE
+from pipeline.export.writing import foreign
 from pipeline.export.zoo_module import module_text
 from pipeline.publish import staged_folder, write_json, write_text
 
@@ -44,7 +45,7 @@ def write_robustbench(model: Classifier, facts: dict[str, Any], out: Path) -> Ag
     Raises
     ------
     ModelError
-        When the logits are others.
+        When it is a network of RobustBench's own zoo, or the logits are others.
     WriteError
         When the disk refuses.
     """
@@ -52,7 +53,8 @@ def write_robustbench(model: Classifier, facts: dict[str, Any], out: Path) -> Ag
         write_text(beside / MODULE_FILE, module_text(model))
         (beside / WEIGHTS_FILE).write_bytes(_weights(model))
         write_json(beside / FACTS_FILE, facts)
-        return require_agreement(model, _loaded(beside / MODULE_FILE), out)
+        with foreign(out, "loaded from the folder"):
+            return require_agreement(model, _loaded(beside / MODULE_FILE), out)
 
 
 def _weights(model: Classifier) -> bytes:

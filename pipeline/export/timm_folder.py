@@ -137,7 +137,8 @@ def _config(model: Classifier, name: str, network: nn.Module) -> dict[str, Any]:
     known: Any = network.pretrained_cfg
     options = timm_options(name, model.num_classes, model.shape)
     return {
-        "architecture": name,
+        # Without the tag of timm's own weights, which these are not.
+        "architecture": name.partition(".")[0],
         "num_classes": model.num_classes,
         "label_names": list(model.class_names),
         "model_args": {

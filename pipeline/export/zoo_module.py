@@ -12,6 +12,7 @@ import inspect
 import sys
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import ModelError
 from pipeline.models.external import timm_options, torchvision_options
 from pipeline.models.registry import own_call
 
@@ -56,9 +57,9 @@ class Model(nn.Module):
 
 
 def _add_prefix(module, state_dict, prefix, *more):
-    del module, more
-    for name in list(state_dict):
-        if name.startswith(prefix) and not name.startswith(prefix + "model."):
+    del more
+    if not all(prefix + name in state_dict for name in module.state_dict()):
+        for name in list(state_dict):
             state_dict[prefix + "model." + name[len(prefix) :]] = state_dict.pop(name)
 
 
@@ -76,8 +77,19 @@ def module_text(model: Classifier) -> str:
     Parameters
     ----------
     model : Classifier
+
+    Raises
+    ------
+    ModelError
+        When it is a network of RobustBench's zoo.
     """
     package, colon, name = model.architecture.partition(":")
+    if package == "robustbench":
+        raise ModelError(
+            model.architecture,
+            "is a network of RobustBench's own zoo",
+            remedy="Give its load_model() the weights, or use --to onnx or torchscript.",
+        )
     if not colon:
         return _around(model, *_own_network(model))
     if package == "timm":

@@ -59,10 +59,17 @@ class TargetSoftness:
             f"{self.mean_entropy:.3f} nats; {self.contradictions:.2%} contradict the ground truth"
         )
 
-    def warnings(self) -> list[str]:
-        """What may have cost robustness, with where that was measured."""
+    def warnings(self, *, student_softened: bool = False) -> list[str]:
+        """What may have cost robustness, with where that was measured.
+
+        Parameters
+        ----------
+        student_softened : bool
+            The student's logits are divided by the labels' temperature, too, as in ARD: then
+            their softness alone says nothing.
+        """
         found = []
-        if self.mean_top_probability <= _SOFTEST:
+        if self.mean_top_probability <= _SOFTEST and not student_softened:
             found.append(
                 f"labels of a mean top probability of {self.mean_top_probability:.2f} are soft, "
                 "which may cost robustness"

@@ -79,10 +79,10 @@ def test_every_row_says_all_that_decides_it(metrics):
 
 def test_what_was_not_measured_is_said(metrics):
     """Beside the numbers, and on the screen."""
-    assert metrics["not_measured"] == ["AutoAttack", "L2"]
+    assert metrics["not_measured"] == ["AutoAttack", "corrupted images", "L2"]
     shown = "\n".join(result_lines(metrics))
     assert "AutoAttack was left out: the PGD number alone is no claim" in shown
-    assert "not measured: AutoAttack, L2" in shown
+    assert "not measured: AutoAttack, corrupted images, L2" in shown
 
 
 def test_every_line_says_threat_and_images(metrics):

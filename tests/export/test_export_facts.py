@@ -20,6 +20,15 @@ def test_facts_say_what_a_model_is(making_students):
     assert facts["temperature"] == 1.5
 
 
+def test_a_teacher_that_was_asked_in_the_run_is_named(making_students, tmp_path):
+    """By its hash: there is no store whose identity would tell."""
+    model = making_students("small-cnn-w4", (1, 8, 8))[1]
+    facts = {"params": {"label_kind": "live"}, "teacher": {"sha256": "c" * 64}}
+    save_classifier(model, tmp_path / "model.safetensors", kind="student", **facts)
+    found = export_facts(tmp_path / "model.safetensors")["labels"]
+    assert found == {"kind": "live", "teacher_sha256": "c" * 64}
+
+
 def test_a_teacher_has_no_threat_model(making_students, tmp_path):
     """It was trained on clean images: its eps, if any, is of something else."""
     model = making_students("small-cnn-w4", (1, 8, 8))[1]

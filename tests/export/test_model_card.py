@@ -173,6 +173,19 @@ def test_a_teachers_card_claims_no_robustness(tmp_path):
     assert "## Threat model\n\nNone." in text
 
 
+def test_corrupted_images_are_no_attack(folder):
+    """Their own number of images; measured, they are not among what was not."""
+    assert "- Common corruptions.\n" in format_card(whole(folder))
+    content = json.loads((folder / "metrics.json").read_text())
+    content["intervals"]["corruption_accuracy"] = [0.45, 0.55]
+    corrupted = {"corruption_accuracy": 0.5, "corruptions": {"n": 9500, "sets": 19}}
+    write(folder / "metrics.json", **content, **corrupted)
+    text = format_card(whole(folder))
+    assert cells(text, "mean corruption") == ["50.00 %", "45.00 to 55.00 %", "9,500"]
+    assert "- Common corruptions." not in text
+    assert "mean corruption accuracy" in text.split("---")[1]
+
+
 def test_newer_evaluations_are_shown_whole(folder):
     """Other attacks, another norm, a first look, and what it says that it left out."""
     content = json.loads((folder / "metrics.json").read_text())
@@ -182,11 +195,15 @@ def test_newer_evaluations_are_shown_whole(folder):
         **content,
         cw_pgd_20_accuracy=0.69,
         norm="l2",
+        attacks=[
+            {"key": "cw-pgd-20", "name": "CW-PGD-20", "n": N, "accuracy": 0.69}
+            | {"low": 0.64, "high": 0.73, "steps": 20}
+        ],
         quick=True,
         not_measured=["transfer attacks"],
     )
     text = format_card(whole(folder))
-    assert cells(text, "`cw_pgd_20`")[0] == "69.0 %"
+    assert cells(text, "`CW-PGD-20`")[0] == "69.0 %"
     assert "attacks within L2 distance 0.1. **It was trained for another threat model" in text
     assert "**A quick first look, no result.**" in text
     assert "- `transfer attacks`\n" in text

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.errors import ModelError
 from pipeline.export.agreement import probes
 from pipeline.export.robustbench_folder import write_robustbench
 from pipeline.export.zoo_module import module_text
@@ -59,6 +60,30 @@ def test_networks_of_ours_import_torch_alone(module):
     }
     imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert imported <= {"__future__", "math", "torch", "torch.nn"}
+
+
+def test_weights_with_and_without_prefix_are_taken(making_students, tmp_path):
+    """The zoo's loader takes `model.` away from names, and adds it to those of ImageNet."""
+    _, model, facts = making_students("small-cnn-w4", (1, 8, 8))
+    write_robustbench(model, facts, tmp_path / "zoo")
+    state = torch.load(tmp_path / "zoo/weights.pt")
+    assert state.keys() == model.network.state_dict().keys()
+    for prefix in ("", "model."):
+        loaded = _exported(tmp_path / "zoo").Model().eval()
+        loaded.load_state_dict({prefix + name: tensor for name, tensor in state.items()})
+        with torch.no_grad():
+            torch.testing.assert_close(loaded(probes((1, 8, 8))), model(probes((1, 8, 8))))
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*model.extra"):
+        loaded.load_state_dict(state | {"extra": torch.zeros(1)})
+
+
+def test_networks_of_the_zoo_itself_are_refused(making_students, tmp_path):
+    """There is nothing to bring there."""
+    _, model, facts = making_students("small-cnn-w4", (1, 8, 8))
+    model.architecture = "robustbench:Wong2020Fast"
+    with pytest.raises(ModelError, match="is a network of RobustBench's own zoo"):
+        write_robustbench(model, facts, tmp_path / "zoo")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_names_of_people_stay_out_of_the_code(making_students):

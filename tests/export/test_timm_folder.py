@@ -15,7 +15,7 @@ from pipeline.export.timm_folder import timm_name, write_timm
 
 NETWORKS = [
     ("timm:resnet18", (1, 32, 32), 1.5),
-    ("timm:test_resnet", (3, 32, 32), 1.0),
+    ("timm:test_resnet.r160_in1k", (3, 32, 32), 1.0),
     ("timm:test_vit", (3, 64, 64), 0.5),
     ("torchvision:resnet18", (3, 32, 32), 2.0),
 ]

@@ -12,7 +12,7 @@ import pytest
 from stages.cli import cli
 
 COMMANDS = ["prepare", "teacher", "label", "train", "evaluate", "report", "recipe", "doctor"]
-COMMANDS += ["audit", "card", "export"]
+COMMANDS += ["audit", "card", "compare", "export"]
 COMMANDS += ["store", "store info", "store sign", "store verify"]
 
 

@@ -135,6 +135,16 @@ def test_foreign_weights_are_measured_as_our_own(ltd_pipe, project):
     assert settings["architecture"] == "small-cnn-w8"
 
 
+def test_no_parameter_file_is_needed(ltd_pipe, project):
+    """Only the radius is: without it the refusal names it."""
+    Path("params.yaml").unlink()
+    outcome = ltd_pipe("evaluate", STUDENT, "--force")
+    assert outcome.code == 1
+    assert "options: eps: is missing" in outcome.err
+    words = ("--eps", "0.1", "--quick", "--set", "device=cpu")
+    assert "Linf 0.1, 60 images" in evaluate(ltd_pipe, *words).out
+
+
 def test_a_package_names_the_network(ltd_pipe, project):
     """`timm:NAME --weights FILE`, and the same as `timm:NAME=FILE`."""
     network = build("timm:test_resnet", 10, (1, 8, 8))

@@ -1,0 +1,162 @@
+"""An evaluation with whatever attacks it has: metrics.json, and what its settings say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ConfigDict, Field
+
+from pipeline.errors import ResultError
+from pipeline.report.results import Document, Share, read_result
+from pipeline.report.scores import Score, Settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["CORRUPTION", "Measured", "read_measured"]
+
+# The score that is of corrupted images, not of attacked ones.
+CORRUPTION = "corruption"
+
+_EVALUATE = "ltd-pipe evaluate"
+
+
+class _Attack(Document):
+    """One row of `attacks`: what it is called, what was measured, and all that decides it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    key: str
+    name: str
+    n: int
+    accuracy: Share
+    low: Share
+    high: Share
+
+    @property
+    def decides(self) -> dict[str, Any]:
+        """Norm, steps and whatever else decides the number."""
+        return dict(self.model_extra or {})
+
+
+class _Corruptions(Document):
+    """How many images, and sets of them, the accuracy on corrupted images is of."""
+
+    n: int = Field(ge=1)
+    sets: int = Field(ge=1)
+
+
+class _Metrics(Document):
+    """metrics.json; each accuracy that has an interval is read."""
+
+    model_config = ConfigDict(extra="allow")
+
+    n: int = Field(ge=1)
+    eps: float = Field(gt=0)
+    norm: str = "linf"
+    quick: bool = False
+    clean_accuracy: Share
+    expected_calibration_error: Share | None = None
+    autoattack: dict[str, Share] = Field({})
+    intervals: dict[str, tuple[Share, Share]]
+    not_measured: tuple[str, ...] = ()
+    attacks: tuple[_Attack, ...] = ()
+    corruptions: _Corruptions | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An evaluation.
+
+    Attributes
+    ----------
+    n : int
+        Test images.
+    norm : str
+    eps : float
+        Radius, pixel units.
+    quick : bool
+        It was a first look.
+    scores : dict of str to Score
+        By what they are called in metrics.json without `_accuracy`, `clean` first.
+    after : dict of str to float
+        What AutoAttack's attacks left, in the order they ran.
+    calibration_error : float or None
+    not_measured : tuple of str
+        What the evaluation itself says that it left out.
+    settings : Settings
+    names : dict of str to str
+        What people call an attack, where the evaluation says so.
+    decides : dict of str to dict
+        What decides an attack's number, likewise; plain values.
+    """
+
+    n: int
+    norm: str
+    eps: float
+    quick: bool
+    scores: dict[str, Score]
+    after: dict[str, float]
+    calibration_error: float | None
+    not_measured: tuple[str, ...]
+    settings: Settings
+    names: dict[str, str] = field(default_factory=dict)
+    decides: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def read_measured(metrics: Path, evaluation: Path) -> Measured:
+    """Read an evaluation.
+
+    Parameters
+    ----------
+    metrics : Path
+        metrics.json.
+    evaluation : Path
+        Folder of its settings.json.
+
+    Raises
+    ------
+    MissingError
+        When one of them is not there.
+    ResultError
+        When one is damaged, or an accuracy is outside its interval.
+    """
+    found = read_result(metrics, _Metrics, _EVALUATE)
+    settings = read_result(evaluation / "settings.json", Settings, _EVALUATE)
+    scores = {
+        name.removesuffix("_accuracy"): _score(found, name, metrics) for name in found.intervals
+    }
+    return Measured(
+        n=found.n,
+        norm=found.norm,
+        eps=found.eps,
+        quick=found.quick,
+        scores=scores,
+        after=found.autoattack,
+        calibration_error=found.expected_calibration_error,
+        not_measured=found.not_measured,
+        settings=settings,
+        names={_filed(attack.key): attack.name for attack in found.attacks},
+        decides={_filed(attack.key): attack.decides for attack in found.attacks},
+    )
+
+
+def _filed(key: str) -> str:
+    # As metrics.json and dvc metrics call it.
+    return key.replace("-", "_")
+
+
+def _score(found: _Metrics, name: str, path: Path) -> Score:
+    value, (low, high) = getattr(found, name, None), found.intervals[name]
+    # Half a millionth: the bounds may have been rounded when they were written.
+    if not isinstance(value, int | float) or not low - 5e-7 <= value <= high + 5e-7:
+        raise ResultError(
+            path,
+            f"intervals.{name}",
+            expected=f"bounds around {value}",
+            found=[low, high],
+            remedy=f"Run '{_EVALUATE}' again.",
+        )
+    corrupted = found.corruptions if name == f"{CORRUPTION}_accuracy" else None
+    return Score(float(value), low, high, corrupted.n if corrupted else found.n)

@@ -1,0 +1,160 @@
+"""Runs are paired by the hash of each image, or not at all."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pipeline.compare.run import evaluation_beside, metrics_in, read_run
+from pipeline.compare.table import compare
+from pipeline.errors import MissingError, ResultError
+
+CLEAN = [1, 1, 1, 1, 0]
+
+
+def both(evaluated, folder, first, second):
+    """Two evaluations compared."""
+    runs = []
+    for name, facts in (("a", first), ("b", second)):
+        (folder / name).mkdir()
+        runs.append(read_run(name, evaluated(folder / name / "metrics.json", **facts)))
+    (found,) = compare(runs)
+    return found
+
+
+def test_images_are_paired_by_hash_whatever_their_order(evaluated, tmp_path):
+    """The second run has them reversed: image 7 is right for both, 9 only for the second."""
+    first = {"hashes": [5, 7, 9], "labels": [0, 1, 2], "clean": [1, 1, 0], "pgd": [0, 1, 0]}
+    second = {"hashes": [9, 7, 5], "labels": [2, 1, 0], "clean": [1, 1, 1], "pgd": [1, 1, 0]}
+    found = both(evaluated, tmp_path, first, second)
+    assert (found.paired["pgd"].gained, found.paired["pgd"].lost) == (1, 0)
+    assert (found.paired["clean"].gained, found.paired["clean"].lost) == (1, 0)
+    assert found.left_out == ()
+
+
+def test_one_image_twice_is_no_obstacle(evaluated, tmp_path):
+    """Two files with the same bytes have one hash."""
+    first = {"hashes": [5, 5, 9], "clean": [1, 1, 0]}
+    found = both(evaluated, tmp_path, first, first | {"clean": [1, 1, 1]})
+    assert (found.paired["clean"].gained, found.paired["clean"].lost) == (1, 0)
+
+
+OTHERS = {
+    "another image": {"hashes": [1, 2, 3, 4, 6]},
+    "fewer images": {"hashes": [1, 2, 3, 4], "clean": CLEAN[:4], "autoattack": CLEAN[:4]},
+    "another label": {"labels": [0, 0, 0, 0, 1]},
+}
+
+
+@pytest.mark.parametrize("change", OTHERS.values(), ids=OTHERS.keys())
+def test_other_test_images_are_not_paired(evaluated, tmp_path, change):
+    """Shares of other images are another measurement."""
+    run = {"hashes": [1, 2, 3, 4, 5], "clean": CLEAN, "autoattack": CLEAN}
+    found = both(evaluated, tmp_path, run, run | change)
+    assert (found.paired, found.left_out) == ({}, ("other test images",))
+
+
+UNLIKE = {
+    "another radius": ({"eps": 0.2}, "autoattack: linf 0.2 against linf 0.1"),
+    "another version": ({"version": "plus"}, "autoattack: another version of AutoAttack"),
+}
+
+
+@pytest.mark.parametrize(("change", "reason"), UNLIKE.values(), ids=UNLIKE.keys())
+def test_other_attacks_are_not_compared_but_clean_accuracy_is(evaluated, tmp_path, change, reason):
+    """A weaker attack makes no better model."""
+    run = {"hashes": [1, 2, 3, 4, 5], "clean": CLEAN, "autoattack": CLEAN}
+    found = both(evaluated, tmp_path, run, run | change)
+    assert list(found.paired) == ["clean"]
+    assert found.left_out == (reason,)
+
+
+def test_other_settings_of_pgd_are_not_compared(evaluated, tmp_path):
+    """Nor an attack that the first run has not."""
+    run = {"hashes": [1, 2, 3, 4, 5], "clean": CLEAN, "pgd": CLEAN}
+    for name, facts in (("a", run), ("b", run | {"fgsm": CLEAN})):
+        (tmp_path / name).mkdir()
+        evaluated(tmp_path / name / "metrics.json", **facts)
+    settings = tmp_path / "b/evaluation/settings.json"
+    settings.write_text(settings.read_text().replace("50", "10"))
+    (found,) = compare([read_run(name, tmp_path / name / "metrics.json") for name in "ab"])
+    assert found.left_out == ("pgd: other settings", "fgsm: not measured of a")
+
+
+def test_settings_of_each_attack_are_compared_where_they_are_known(evaluated, tmp_path):
+    """As newer evaluations write them, in rows of metrics.json."""
+    for name, steps in (("a", 20), ("b", 10)):
+        (tmp_path / name).mkdir()
+        correct = {"clean": CLEAN, "cw-pgd": CLEAN, "fgsm": CLEAN}
+        path = evaluated(tmp_path / name / "metrics.json", [1, 2, 3, 4, 5], **correct)
+        content = json.loads(path.read_text().replace("cw-pgd", "cw_pgd"))
+        row = {"n": 5, "accuracy": 0.8, "low": 0.3, "high": 0.9}
+        cw = {"key": "cw-pgd", "name": "CW-PGD", **row, "steps": steps}
+        fgsm = {"key": "fgsm", "name": "FGSM", **row, "steps": 1}
+        path.write_text(json.dumps(content | {"attacks": [cw, fgsm]}))
+    (found,) = compare([read_run(name, tmp_path / name / "metrics.json") for name in "ab"])
+    assert list(found.paired) == ["clean", "fgsm"]
+    assert found.left_out == ("cw-pgd: other settings (steps)",)
+
+
+def test_without_results_by_image_nothing_is_paired(evaluated, tmp_path):
+    """As older evaluations are: named, and shown all the same."""
+    run = {"hashes": [1, 2, 3, 4, 5], "clean": CLEAN}
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        evaluated(tmp_path / name / "metrics.json", **run)
+    (tmp_path / "a/evaluation/per_sample.npz").unlink()
+    runs = [read_run(name, tmp_path / name / "metrics.json") for name in "ab"]
+    (found,) = compare(runs)
+    assert (found.paired, found.left_out) == ({}, ("no results by image of a",))
+    assert runs[0].measured.scores["clean"].value == 0.8
+
+
+def rewrite(path, **changes):
+    """Change arrays of a .npz file; None removes one."""
+    with np.load(path) as file:
+        arrays = dict(file) | changes
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+
+
+DAMAGED = {
+    "no hashes": ({"sample_hash": None}, "holds no sample_hash"),
+    "hashes as text": ({"sample_hash": np.array(["a"] * 5)}, "sample_hash is no column of 5"),
+    "a column too short": ({"correct_clean": np.ones(4, bool)}, "correct_clean is no column of 5"),
+    "answers as numbers": ({"correct_clean": np.ones(5)}, "correct_clean is no column of 5"),
+    "another run's answers": ({"correct_clean": np.zeros(5, bool)}, "is of another evaluation"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), DAMAGED.values(), ids=DAMAGED.keys())
+def test_damaged_results_are_refused(evaluated, tmp_path, changes, message):
+    """Each with the file's name."""
+    metrics = evaluated(tmp_path / "metrics.json", hashes=[1, 2, 3, 4, 5], clean=CLEAN)
+    rewrite(tmp_path / "evaluation/per_sample.npz", **changes)
+    with pytest.raises(ResultError, match=f"per_sample.npz: {message}"):
+        read_run("a", metrics)
+
+
+def test_pickles_and_torn_files_are_refused(evaluated, tmp_path):
+    """Nothing in a file of results is ever run."""
+    metrics = evaluated(tmp_path / "metrics.json", hashes=[1, 2, 3, 4, 5], clean=CLEAN)
+    path = tmp_path / "evaluation/per_sample.npz"
+    content = path.read_bytes()
+    rewrite(path, label=np.array([{}] * 5, dtype=object))
+    with pytest.raises(ResultError, match=r"per_sample.npz: is damaged"):
+        read_run("a", metrics)
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ResultError, match=r"per_sample.npz: is damaged"):
+        read_run("a", metrics)
+
+
+def test_a_run_is_found_by_folder_or_file(tmp_path):
+    """A stage's data/, any folder, or metrics.json under another name."""
+    (tmp_path / "run/data").mkdir(parents=True)
+    (tmp_path / "run/data/metrics.json").touch()
+    found = tmp_path / "run/data/metrics.json"
+    assert metrics_in(tmp_path / "run") == metrics_in(tmp_path / "run/data") == metrics_in(found)
+    assert evaluation_beside(found).name == "evaluation"
+    assert evaluation_beside(tmp_path / "baseline-metrics.json").name == "baseline-evaluation"
+    with pytest.raises(MissingError, match=r"holds no metrics.json. Name the folder or the file"):
+        metrics_in(tmp_path)

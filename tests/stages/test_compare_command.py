@@ -1,0 +1,102 @@
+"""`ltd-pipe compare`: folders, files, revisions."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from made_evaluations import write_evaluation
+
+HASHES = list(range(40))
+FIRST = {"clean": [1] * 39 + [0], "autoattack": [1] * 20 + [0] * 20}
+SECOND = {"clean": [1] * 39 + [0], "autoattack": [1] * 30 + [0] * 10}
+
+
+@pytest.fixture
+def two_runs(tmp_path, monkeypatch):
+    """A student and its baseline, as the stages leave them."""
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    write_evaluation(tmp_path / "data/baseline-metrics.json", HASHES, **FIRST)
+    write_evaluation(tmp_path / "data/metrics.json", HASHES, **SECOND)
+    return tmp_path
+
+
+def test_a_table_and_what_differs(ltd_pipe, two_runs):
+    """Both runs, then each attack: points, interval, images, p."""
+    outcome = ltd_pipe("compare", "data/baseline-metrics.json", "data")
+    assert outcome.code == 0, outcome.err
+    head, first, second, title, clean, attacked, note = outcome.out.splitlines()
+    assert head.split() == ["accuracy", "of", "images", "within", "clean", "autoattack"]
+    assert first.split() == ["data/baseline-metrics.json", "40", "linf", "0.1", "97.50%", "50.00%"]
+    assert second.split() == ["data", "40", "linf", "0.1", "97.50%", "75.00%"]
+    assert title == "data against data/baseline-metrics.json"
+    assert clean.startswith("  clean       +0.00 points")
+    assert "+25.00 points (95 % interval +1" in attacked
+    assert attacked.endswith("right alone on 10, wrong alone on 0 of 40  p = 0.002")
+    assert note.startswith("p: McNemar's exact test")
+
+
+def test_json_has_the_same_numbers(ltd_pipe, two_runs):
+    """For scripts."""
+    found = json.loads(ltd_pipe("compare", "data/baseline-metrics.json", "data", "--json").out)
+    assert [run["scores"]["autoattack"]["value"] for run in found["runs"]] == [0.5, 0.75]
+    (comparison,) = found["comparisons"]
+    paired = comparison["paired"]["autoattack"]
+    assert (paired["gained"], paired["lost"], paired["difference"]) == (10, 0, 0.25)
+    assert paired["p"] == pytest.approx(2 / 2**10)
+
+
+def test_one_run_is_shown_alone(ltd_pipe, two_runs):
+    """There is nothing to compare it with, and no p value."""
+    outcome = ltd_pipe("compare", "data")
+    assert (outcome.code, len(outcome.out.splitlines())) == (0, 2)
+
+
+def test_what_is_neither_folder_nor_revision_is_refused(ltd_pipe, two_runs):
+    """One line, that says where to look."""
+    outcome = ltd_pipe("compare", "data", "nonsense")
+    assert outcome.code == 1
+    assert "nonsense: is no folder, and no revision with an evaluation" in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_evaluations_of_the_pipeline_are_paired(ltd_pipe, project):
+    """What evaluate writes is what compare reads: student and teacher on the same images."""
+    files = ["--metrics", "data/teacher-metrics.json", "--out", "data/teacher-evaluation"]
+    evaluated = ltd_pipe("evaluate", "data/teacher/model.safetensors", *files)
+    assert evaluated.code == 0, evaluated.err
+    outcome = ltd_pipe("compare", "data/teacher-metrics.json", "data", "--json")
+    found = json.loads(outcome.out)
+    (comparison,) = found["comparisons"]
+    assert comparison["left_out"] == []
+    teacher, student = (run["scores"] for run in found["runs"])
+    assert {"clean", "pgd"} <= set(comparison["paired"])
+    for attack, paired in comparison["paired"].items():
+        key = attack.replace("-", "_")
+        difference = student[key]["value"] - teacher[key]["value"]
+        assert paired["difference"] == pytest.approx(difference)
+        assert paired["n"] == 40
+
+
+def _run(*words):
+    subprocess.run(words, check=True, capture_output=True)
+
+
+@pytest.mark.slow
+def test_revisions_come_out_of_dvcs_cache(ltd_pipe, two_runs):
+    """The first commit's evaluation beside that of the working folder, whose files changed."""
+    identity = ["-c", "user.name=x", "-c", "user.email=x@example.com"]
+    dvc = [sys.executable, "-m", "dvc"]
+    _run("git", "init", "-q")
+    _run(*dvc, "init", "-q")
+    _run(*dvc, "config", "core.analytics", "false")
+    _run(*dvc, "add", "-q", "data/metrics.json", "data/evaluation")
+    _run("git", "add", ".")
+    _run("git", *identity, "commit", "-qm", "first")
+    _run("git", "tag", "first")
+    write_evaluation(two_runs / "new/metrics.json", HASHES, **FIRST)
+    found = json.loads(ltd_pipe("compare", "first", "new", "--json").out)
+    (comparison,) = found["comparisons"]
+    assert (comparison["against"], comparison["run"]) == ("first", "new")
+    assert comparison["paired"]["autoattack"]["lost"] == 10
