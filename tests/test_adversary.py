@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from pipeline import rng
 from pipeline.attacks import Adversary, Ball
+from pipeline.objectives import Labels, Madry, opposing
 
 EPS = 0.1
 KEY = rng.stream_key(0, "adversary")
@@ -118,3 +119,25 @@ def test_a_small_ball_holds_any_start(model, start):
     adversary = Adversary(Ball("linf", EPS), 0.03, 2, start=start, warmup_epochs=5.0)
     attacked = attack(adversary, model, epochs=0.001)
     assert adversary.ball.distance(attacked, IMAGES).max() <= EPS * 0.001 / 5 + 1e-7
+
+
+EVERY_KIND = {
+    "linf": Adversary(Ball("linf", EPS), 0.03, 2),
+    "l2": Adversary(Ball("l2", 1.0), 0.3, 2),
+    "from a normal start": Adversary(Ball("l2", 1.0), 0.3, 2, start="normal"),
+    "from the image": Adversary(Ball("linf", EPS), 0.03, 2, start="none"),
+    "in warm-up": Adversary(Ball("l2", 1.0), 0.3, 2, warmup_epochs=5.0),
+    "n-fgsm": N_FGSM,
+}
+
+
+@pytest.mark.parametrize("adversary", EVERY_KIND.values(), ids=EVERY_KIND)
+@pytest.mark.parametrize("loss", ["ce", "kl", "margin"])
+def test_no_value_is_read_back_from_the_device(adversary, loss):
+    """On the meta device there are none: an item(), a branch or a copy would raise."""
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(36, 3)).to("meta")
+    images, index = IMAGES.to("meta"), INDEX.to("meta")
+    labels = Labels(*[torch.zeros(32, 3, device="meta")] * 2)
+    objective = opposing(Madry(), loss)
+    how = {"index": index, "key": KEY, "epochs": 1.0}
+    assert objective.attack(adversary, model, images, labels, **how).shape == images.shape
