@@ -54,9 +54,12 @@ def test_accepted(changes):
 
 
 REFUSED = {
-    "linf above 1": ({"eps": 3}, "eps\n.*less than or equal to 1 for norm linf.*: found 3"),
-    "linf step": ({"step_size": 2}, "step_size\n.*less than or equal to 1 for norm linf"),
-    "bytes as L2": ({"norm": "l2", "eps": 128}, "eps\n.*equal to 20 for norm l2.*: found 128"),
+    "linf above 1": ({"eps": 3}, "eps\n.*radii of linf are at most 1, .* found 3"),
+    "linf step": ({"step_size": 2}, "step_size\n.*radii of linf are at most 1"),
+    "bytes as L2": (
+        {"norm": "l2", "eps": 128},
+        "eps\n.*radii of l2 are at most 20, .* found 128; perhaps 128/255",
+    ),
     "no ball": ({"eps": 0}, "eps\n.*greater than 0"),
     "another norm": ({"norm": "l1"}, "norm\n.*'linf' or 'l2'"),
     "another attack": ({"attack": "fgsm"}, "attack\n.*'pgd', 'n-fgsm' or 'fgsm-rs'"),

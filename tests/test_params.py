@@ -68,8 +68,12 @@ def test_accepted(key, value):
 
 
 REFUSED = [
-    ("train.eps", "1.5", r"option: train.eps: input should be less than or equal to 1"),
-    ("train.eps", "8", r"train.eps: input should be less than or equal to 1 .*: found 8"),
+    ("train.eps", "1.5", r"option: train.eps: radii of linf are at most 1"),
+    (
+        "train.eps",
+        "8",
+        r"train.eps: radii of linf are at most 1, .* found 8; perhaps 8/255 is meant",
+    ),
     ("train.eps", "0", "train.eps: input should be greater than 0"),
     ("train.eps", "8/0", "train.eps: '8/0' is not a number or a fraction"),
     ("train.eps", "null", "train.eps: input should be a valid number"),
@@ -103,6 +107,7 @@ REFUSED = [
     ("prepare.validation_fraction", "1", "prepare.validation_fraction"),
     ("evaluate.eps", "8", "radii of linf are at most 1, .* found 8; perhaps 8/255 is meant"),
     ("evaluate.eps_grid", "[0, 8]", "evaluate: radii of linf are at most 1"),
+    ("evaluate", "{norm: l2, eps: 128}", "evaluate: radii of l2 are at most 20, .* found 128"),
     ("evaluate.eps_grid", "[-1]", r"evaluate.eps_grid: expected auto, or radii .*found \[-1\]"),
     ("evaluate.eps_grid", "all", "evaluate.eps_grid: expected auto, or radii"),
     ("evaluate.attacks", "[bim]", "evaluate.attacks: expected 'fgsm', 'pgd-20', .* found 'bim'"),

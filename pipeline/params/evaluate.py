@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from pipeline.params.section import Number, Section, as_number
+from pipeline.params.section import Number, Section, as_number, require_pixel_units
 
 __all__ = ["EvaluateParams", "split_attack"]
 
@@ -100,13 +100,8 @@ class EvaluateParams(Section):
 
     @model_validator(mode="after")
     def _units_are_pixels(self) -> EvaluateParams:
-        # Images are in [0, 1], so a larger change of a pixel means a wrong unit.
-        radii = (self.eps, *(() if self.eps_grid == "auto" else self.eps_grid))
-        if self.norm == "linf" and max(radii) > 1:
-            raise ValueError(
-                f"radii of linf are at most 1, in pixel units, found {max(radii):g}; "
-                f"perhaps {max(radii):g}/255 is meant"
-            )
+        for radius in (self.eps, *(() if self.eps_grid == "auto" else self.eps_grid)):
+            require_pixel_units(radius, self.norm)
         return self
 
     def quick(self, total: int) -> EvaluateParams:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-__all__ = ["Number", "Pixels", "Probability", "Section", "as_number", "require_pixel_units"]
+__all__ = ["Number", "Probability", "Section", "as_number", "require_pixel_units"]
 
 
 def as_number(value: Any) -> Any:
@@ -21,8 +21,6 @@ def as_number(value: Any) -> Any:
 
 
 Number = Annotated[float, BeforeValidator(as_number)]
-# Pixel units: images are in [0, 1], so a perturbation above 1 means a wrong unit.
-Pixels = Annotated[float, BeforeValidator(as_number), Field(gt=0, le=1)]
 Probability = Annotated[float, BeforeValidator(as_number), Field(ge=0, le=1)]
 
 # By what a wrong unit is noticed, since images are in [0, 1]. The field's largest L2 radius is
@@ -40,8 +38,8 @@ def require_pixel_units(value: float, norm: str) -> None:
     """
     if value > _LARGEST[norm]:
         raise ValueError(
-            f"input should be less than or equal to {_LARGEST[norm]:g} for norm {norm}, in pixel "
-            f"units [0, 1]: found {value:g}"
+            f"radii of {norm} are at most {_LARGEST[norm]:g}, in pixel units, found {value:g}; "
+            f"perhaps {value:g}/255 is meant"
         )
 
 

@@ -66,7 +66,7 @@ def test_help_does_not_import_torch():
 
 
 OPTIONS = [
-    (["train", "--eps", "2"], "train.eps: input should be less than or equal to 1"),
+    (["train", "--eps", "2"], "train.eps: radii of linf are at most 1"),
     (["train", "-S", "train.eps=0"], "train.eps: input should be greater than 0"),
     (["train", "-S", "nonsense"], "expected SECTION.KEY=VALUE"),
     (["train", "--epochs", "many"], "train.epochs: input should be a valid integer"),
