@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["train"]
 
 _STOPPED = (
-    "warning: stopped after epoch {done} of {epochs}, which has collapsed: see above. "
-    "model.safetensors is the best epoch before. Use attack: n-fgsm or pgd, a smaller eps or "
+    "warning: stopped after epoch {done} of {epochs} by overfitting_alarm, see above; "
+    "model.safetensors is the best epoch before. Use attack: pgd or n-fgsm, or a smaller eps or "
     "step_size; overfitting_alarm: warn goes on all the same."
 )
 

@@ -15,7 +15,7 @@ teacher: {architecture: small-cnn-w8, epochs: 1}
 label: {temperature: auto:0.9}
 train:
   {architecture: small-cnn-w16, epochs: 25, batch_size: 64, precision: float32, eps: 0.1,
-   attack: n-fgsm, attack_noise: 0, step_size: 0.55, label_kind: onehot}
+   nesterov: true, attack: n-fgsm, attack_noise: 0, step_size: 0.55, label_kind: onehot}
 evaluate: {eps: 0.1}
 """
 

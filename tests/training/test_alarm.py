@@ -110,6 +110,7 @@ FAST = {
     "validation_attack_steps": 10,
     "architecture": "small-cnn-w16",
     "batch_size": 64,
+    "nesterov": True,
     "crop_padding": 0,
     "ema_decay": 0.0,
     "epochs": 25,
