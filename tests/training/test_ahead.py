@@ -128,3 +128,23 @@ def test_ffcvs_thread_ends_too(train_beton):
     steps.close()
     assert threading.active_count() == before
     assert torch.get_num_threads() == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_copies_have_arrived_when_they_are_used(train_beton, resident, count):
+    """While the device is busy with steps, and memory is used again: each batch is its own."""
+    gpu = torch.device("cuda")
+    plain = list(ImageStream(train_beton, CPU, resident=True).batches(np.tile(ORDER, 20), 48))
+    stream = ImageStream(train_beton, gpu, resident=resident)
+    work, sums = torch.rand(2048, 2048, device=gpu), []
+    for batch in ahead(stream.batches(np.tile(ORDER, 20), 48), marked, gpu, count=count):
+        work = work @ work / 2048  # many milliseconds that the host does not wait for
+        sums.append((batch.images.sum(), batch.labels.sum(), batch.ahead[1][0].sum()))
+        del batch
+    for one, (images, labels, marks) in zip(plain, sums, strict=True):
+        assert images.item() == one.images.sum()
+        assert labels.item() == one.labels.sum()
+        assert marks.item() == (one.index + 1).sum()
