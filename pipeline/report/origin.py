@@ -115,6 +115,10 @@ def _model(run: Run) -> Source:
     if facts.epoch is not None:
         # Checkpoints count epochs from zero, people from one.
         entries.append(("epoch of the checkpoint", _chosen(run)))
+    collapse = facts.catastrophic_overfitting
+    if collapse is not None:
+        what = f"at epoch {collapse.epoch + 1}: PGD left {collapse.robust_accuracy:.1%} right"
+        entries.append(("catastrophic overfitting", what))
     if run.timing is not None:
         entries.append(("time of training", duration_text(run.timing.seconds)))
         entries.append(("training speed", f"{run.timing.images_per_second:,.0f} images/s"))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["CURVES", "Curve", "Run", "RunFacts", "Timing", "read_run"]
+__all__ = ["CURVES", "CollapseFacts", "Curve", "Run", "RunFacts", "Timing", "read_run"]
 
 CURVES = ("train/loss", "validation/clean_accuracy", "validation/robust_accuracy")
 
@@ -61,6 +61,14 @@ class AskedTeacher(Document):
     sha256: str
 
 
+class CollapseFacts(Document):
+    """Where training was seen to have learnt to fool its own attack; epochs from 0."""
+
+    epoch: int
+    robust_accuracy: Share
+    attack_accuracy: Share
+
+
 class RunFacts(Document):
     """What a checkpoint says of its run; what is None was not said."""
 
@@ -76,6 +84,7 @@ class RunFacts(Document):
     teacher: AskedTeacher | None = None
     epoch: int | None = None
     validation: dict[str, float] = Field({})
+    catastrophic_overfitting: CollapseFacts | None = None
     clean_accuracy: Share | None = None
     expected_calibration_error: Share | None = None
     n: int | None = Field(None, ge=1)

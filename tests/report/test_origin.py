@@ -8,6 +8,7 @@ import pytest
 from run_folders import SOFTWARE
 
 from pipeline.report.origin import parameter_table, sources, version_table
+from pipeline.report.runs import CollapseFacts
 from pipeline.report.scores import AttackSettings
 
 
@@ -46,6 +47,16 @@ def test_seed_hardware_and_times_are_there(facts):
     assert student["hardware"] == "A & B processor, 2 threads"
     assert student["time of training"].replace("\u00a0", " ") == "1 min 11 s"
     assert student["epoch of the checkpoint"] == "27 of 30"
+
+
+def test_a_collapse_of_training_is_said(facts):
+    """Where there was one, and nowhere else; epochs as people count them."""
+    assert "catastrophic overfitting" not in entries(facts, "Student")
+    collapse = CollapseFacts(epoch=8, robust_accuracy=0.01, attack_accuracy=0.7)
+    told = facts.student.facts.model_copy(update={"catastrophic_overfitting": collapse})
+    collapsed = replace(facts, student=replace(facts.student, facts=told))
+    told_text = entries(collapsed, "Student")["catastrophic overfitting"]
+    assert told_text == "at epoch 9: PGD left 1.0% right"
 
 
 def test_what_was_not_recorded_is_said(facts):
