@@ -40,8 +40,8 @@ def limit() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     used = int(time.process_time()) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (used + CPU_SECONDS, used + CPU_SECONDS + 5))
-    # A pipe or a lock costs no processor time.
-    signal.alarm(2 * CPU_SECONDS)
+    # A pipe or a lock costs no processor time; nor does waiting for a core that others use.
+    signal.alarm(15 * CPU_SECONDS)
 
 
 def attempt(path: Path) -> dict[str, object]:
