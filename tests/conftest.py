@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,13 +24,15 @@ if TYPE_CHECKING:
 
 
 def pytest_configure():
-    """One thread here and in every process that tests start.
+    """One thread, and Ctrl-C, here and in every process that tests start.
 
     `make test` runs as many test processes as small machines have cores, and threads that wait
     for a core in turns are slower than one.
     """
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+    # A shell's background jobs, and all that they start, ignore Ctrl-C, which some tests send.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -65,7 +68,7 @@ def train_beton(digits):
 
 @pytest.fixture(scope="session")
 def train_stream(train_beton) -> ImageStream:
-    """Its images in memory, so that FFCV compiles its reader once (1 s) and not in each test."""
+    """Its images in memory, read once."""
     return ImageStream(train_beton, torch.device("cpu"), resident=True)
 
 
