@@ -132,7 +132,9 @@ def _pixels(
 
     beton = open_beton(data)
     labels.require_data(beton.manifest, str(data))
-    stream = ImageStream(beton, torch.device("cpu"), resident=False)
+    # All raw images are copied into memory, if they fit, sooner than FFCV compiles its reader.
+    resident = None if beton.manifest.encoding == "raw" else False
+    stream = ImageStream(beton, torch.device("cpu"), resident=resident)
     found: dict[int, NDArray[np.uint8]] = {}
     for batch in stream.batches(rows, len(rows)):
         labels.join(batch.rows, batch.sample_hash, str(data))
