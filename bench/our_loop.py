@@ -80,7 +80,8 @@ class OurLoop:
     def step(self) -> None:
         """One step."""
         batch, epoch = next(self._batches)
-        tally = self._step.take(batch, epoch, self._rate, self._batch)
+        moment = objectives.Moment(step=self._done, epoch=epoch)
+        tally = self._step.take(batch, moment, self._rate, self._batch)
         self._meters.add(tally, self._batch, self._done)
         self._done += 1
         self._average.update(self._model, self._done)

@@ -95,6 +95,7 @@ def _measure(
         momentum=0.9,
         ema_decay=0.999,
         precision=precision,
+        channels_last="auto",
         compile=compiled,
     )
     model = new_classifier(params, beton.manifest, seed=seed, role="student", device=device)
