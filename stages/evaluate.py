@@ -100,9 +100,7 @@ def evaluate(
       ltd-pipe evaluate robustbench:Rice2020Overfitting --corruptions CIFAR-10-C --eps 8/255
     """
     from pipeline.device import choose_device, deterministic
-    from pipeline.evaluation.robustness import examples
-    from pipeline.evaluation.summary import metrics_of
-    from pipeline.publish import exclusive, remove_state, write_json
+    from pipeline.publish import exclusive
 
     refuse_existing(metrics, force=force)
     named, device = name_model(model, weights, foreign), choose_device(params.device)
@@ -113,20 +111,50 @@ def evaluate(
         if quick:
             section = params.evaluate.quick(images.manifest.num_samples)
             params = params.model_copy(update={"evaluate": section})
-        corrupted = _corrupted(corruptions, measured)
-        test = choose_images(images, params, device)
-        settings = _settings(params, measured, len(test), images.manifest.fingerprint)
-        state = _state_of(metrics, params, settings, device, others, corruptions)
-        result = _measure(measured, test, params, state, others, corrupted)
-        pictures = examples(
-            measured.model, test, params.evaluate, count=_examples(params), seed=params.seed
+        numbers = _publish(
+            measured,
+            choose_images(images, params, device),
+            images.manifest.fingerprint,
+            params,
+            others,
+            corruptions,
+            metrics,
+            out,
+            quick=quick,
         )
-        numbers = metrics_of(result, params.evaluate, quick=quick)
-        _write(result, measured, pictures, settings, out)
-        # The last to appear: its presence tells that all is there.
-        write_json(metrics, numbers)
-        remove_state(state)
     _show(numbers, model, as_json=as_json)
+
+
+def _publish(
+    measured: Measured,
+    test: TestImages,
+    fingerprint: str,
+    params: Params,
+    sources: list[Source],
+    corruptions: Path | None,
+    metrics: Path,
+    out: Path,
+    *,
+    quick: bool,
+) -> dict[str, Any]:
+    """Measure, and write all files; what metrics.json holds."""
+    from pipeline.evaluation.robustness import examples
+    from pipeline.evaluation.summary import metrics_of
+    from pipeline.publish import remove_state, write_json
+
+    corrupted = _corrupted(corruptions, measured)
+    settings = _settings(params, measured, len(test), fingerprint)
+    state = _state_of(metrics, params, settings, test.device, sources, corruptions)
+    result = _measure(measured, test, params, state, sources, corrupted)
+    pictures = examples(
+        measured.model, test, params.evaluate, count=_examples(params), seed=params.seed
+    )
+    _write(result, measured, pictures, settings, out)
+    numbers = metrics_of(result, params.evaluate, quick=quick)
+    # The last to appear: its presence tells that all is there.
+    write_json(metrics, numbers)
+    remove_state(state)
+    return numbers
 
 
 def _examples(params: Params) -> int:

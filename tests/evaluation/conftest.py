@@ -29,9 +29,15 @@ def sums_model():
     return Classifier(Sums(), architecture="sums", class_names=names, shape=SHAPE).eval()
 
 
+@pytest.fixture(scope="session")
+def new_model():
+    """The function that makes the model of sums."""
+    return sums_model
+
+
 @pytest.fixture
 def model():
-    """The model of sums."""
+    """The model of sums, of this test alone."""
     return sums_model()
 
 
