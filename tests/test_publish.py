@@ -138,5 +138,5 @@ def test_checkpoints_and_snapshots_on_a_disk_that_fills_up(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     model, snapshot = done.stdout.splitlines()
     assert "model.safetensors: cannot be written" in model
-    assert "snapshot.pt: cannot be written" in snapshot
+    assert "step-000000000-epoch-000000.pt: cannot be written" in snapshot
     assert list(tmp_path.iterdir()) == []

@@ -21,6 +21,7 @@ from pipeline.labels.write import write_store
 from pipeline.models.classifier import Classifier
 from pipeline.params import PrepareParams, TrainParams
 from pipeline.training.loop import Watcher
+from pipeline.training.passes import Passes
 from pipeline.training.run import new_classifier, split_samples
 from pipeline.training.state import Snapshots
 from pipeline.training.student import student_examples, student_fit
@@ -131,7 +132,7 @@ def student(betons, clean, tmp_path_factory):
             examples=student_examples(params, 10, store, "train.beton", CPU, 0),
             snapshots=Snapshots(folder / name),
             seed=0,
-            precision="float32",
+            passes=Passes(),
         )
         fit.run(Watcher())
         return fit.average.model.eval()

@@ -114,7 +114,7 @@ def test_ctrl_c_leaves_nothing_half_written(project):
     assert running.returncode == 130
     assert "run the same command again to go on" in err.splitlines()[-1]
     assert not (project / "new/student/model.safetensors").exists()
-    assert list((project / "new/state").glob("student-*/snapshot.pt"))
+    assert list((project / "new/state").glob("student-*/step-*.pt"))
 
 
 @pytest.mark.slow
