@@ -22,18 +22,19 @@ from pipeline.training.state import Snapshots
 from pipeline.training.student import student_examples, student_fit
 
 CPU = torch.device("cpu")
-GROWING = {"progressive_resize": (32, 96), "progressive_between": (0.0, 0.66), "epochs": 3}
+GROWING = {"progressive_resize": (32, 64), "progressive_between": (0.0, 0.5), "epochs": 2}
+SHORT = ATTACK | {"attack_steps": 1, "validation_attack_steps": 1}
 
 
 @pytest.fixture(scope="module")
 def beton(tmp_path_factory):
-    """24 pictures of 96×96, of two classes."""
+    """24 pictures of 64×64, of two classes."""
     root = tmp_path_factory.mktemp("pictures")
     draw = np.random.default_rng(0)
     for number in range(24):
         folder = root / "train" / ("dark", "light")[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
-        pixels = draw.integers(0, 128, (96, 96, 3), dtype=np.uint8) + 127 * (number % 2)
+        pixels = draw.integers(0, 128, (64, 64, 3), dtype=np.uint8) + 127 * (number % 2)
         content = io.BytesIO()
         Image.fromarray(pixels.astype(np.uint8)).save(content, "PNG")
         (folder / f"{number}.png").write_bytes(content.getvalue())
@@ -44,7 +45,7 @@ def beton(tmp_path_factory):
 
 def make_fit(beton, folder, **changes):
     content = {"architecture": "resnet18-w4", "batch_size": 8, "label_kind": "onehot"}
-    params = TrainParams(**content | ATTACK | GROWING | changes)
+    params = TrainParams(**content | SHORT | GROWING | changes)
     model = new_classifier(params, beton.manifest, seed=0, role="student", device=CPU)
     return student_fit(
         model,
@@ -60,14 +61,14 @@ def make_fit(beton, folder, **changes):
 
 
 def test_training_sees_growing_images_and_validation_the_datas(beton, tmp_path):
-    """32 pixels, then 64, then 96; each validation has 96, and nothing else is taken after it."""
+    """32 pixels, then 64; each validation has 64, and nothing else is taken after it."""
     fit, seen = make_fit(beton, tmp_path), []
     network = fit.model.network.register_forward_pre_hook(
         lambda _, given: seen.append((len(fit.progress.history), given[0].shape[2]))
     )
     history = fit.run(Watcher())
     network.remove()
-    assert set(seen) == {(0, 32), (1, 64), (2, 96)}
+    assert set(seen) == {(0, 32), (1, 64)}
     assert all(0 <= row["validation/robust_accuracy"] <= 1 for row in history)
     for model in (fit.model, fit.average.model, fit.best.model):
         with pytest.raises(ModelError, match="shape of the images"):
@@ -80,7 +81,7 @@ def test_a_resumed_run_is_the_same(beton, tmp_path):
 
     class Stopped(Watcher):
         def epoch(self, history):
-            if len(history) == 2:
+            if len(history) == 1:
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -92,7 +93,7 @@ def test_a_resumed_run_is_the_same(beton, tmp_path):
     ("changes", "message"),
     [
         ({"architecture": "small-cnn-w4"}, r"small-cnn-w4: cannot take images of 32×32"),
-        ({"progressive_resize": (64, 128)}, r"cannot grow to images of 128×128: .* found 96×96"),
+        ({"progressive_resize": (64, 128)}, r"cannot grow to images of 128×128: .* found 64×64"),
     ],
     ids=["network", "size"],
 )
@@ -111,8 +112,8 @@ def test_any_batch_gives_the_same_small_images(beton):
     for one in (params, params.model_copy(update={"crop_scale": None})):
         examples = fresh_examples(one, 0, lambda batch: torch.eye(2)[batch.labels])
         (batch,) = stream.batches(np.arange(24), 24)
-        whole = examples.draw(batch, 1).images
-        assert whole.shape == (24, 3, 64, 64)
-        parts = [examples.draw(part, 1).images for part in stream.batches(np.arange(24), 7)]
+        whole = examples.draw(batch, 0).images
+        assert whole.shape == (24, 3, 32, 32)
+        parts = [examples.draw(part, 0).images for part in stream.batches(np.arange(24), 7)]
         assert torch.equal(torch.cat(parts), whole)
-    assert torch.equal(whole, resized(batch.images, (64, 64)))
+    assert torch.equal(whole, resized(batch.images, (32, 32)))
