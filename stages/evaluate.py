@@ -68,7 +68,8 @@ __all__ = ["evaluate"]
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("data/evaluation"),
     show_default=True,
-    help="Folder of by_eps.json, per_class.json, per_sample.npz, examples.npz, settings.json.",
+    help="Folder of by_eps.json, per_class.json, reliability.json, per_sample.npz, examples.npz "
+    "and settings.json.",
 )
 @click.option("--force", is_flag=True, help="Replace existing results.")
 @click.option("--json", "as_json", is_flag=True, help="Print metrics.json to stdout.")
@@ -254,13 +255,14 @@ def _write(
     settings: dict[str, Any],
     out: Path,
 ) -> None:
-    from pipeline.evaluation.summary import per_class, per_sample
+    from pipeline.evaluation.summary import per_class, per_sample, reliability_of
     from pipeline.publish import write_json
 
     flags = result.autoattack.flags if result.autoattack else []
     write_json(out / "settings.json", settings | {"flags": flags})
     write_json(out / "by_eps.json", result.curve.points if result.curve else [])
     write_json(out / "per_class.json", per_class(result, measured.model.class_names))
+    write_json(out / "reliability.json", reliability_of(result))
     (out / "corruptions.json").unlink(missing_ok=True)
     if result.corruptions:
         write_json(out / "corruptions.json", result.corruptions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,14 @@ if TYPE_CHECKING:
     from pipeline.images.stream import ImageStream
     from pipeline.models.classifier import Classifier
 
-__all__ = ["calibration_error", "expected_calibration_error", "predict", "wilson_interval"]
+__all__ = [
+    "ConfidenceBin",
+    "calibration_error",
+    "expected_calibration_error",
+    "predict",
+    "reliability",
+    "wilson_interval",
+]
 
 
 def wilson_interval(hits: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
@@ -89,13 +97,58 @@ def calibration_error(
     float
         In [0, 1]; lower is better.
     """
+    found = reliability(confidence, correct, bins)
+    gaps = (one.count * abs(one.confidence - one.accuracy) for one in found)
+    return float(sum(gaps) / len(confidence))
+
+
+@dataclass(frozen=True)
+class ConfidenceBin:
+    """Answers of about one confidence.
+
+    Attributes
+    ----------
+    number : int
+        Bin k of B holds the confidences in (k/B, (k+1)/B].
+    count : int
+        Answers in it, at least one.
+    confidence : float
+        Their mean confidence.
+    accuracy : float
+        Share of them that are right.
+    """
+
+    number: int
+    count: int
+    confidence: float
+    accuracy: float
+
+
+def reliability(
+    confidence: NDArray[np.float32], correct: NDArray[np.bool_], bins: int = 15
+) -> list[ConfidenceBin]:
+    """A reliability diagram: accuracy by confidence, in bins that hold something.
+
+    Guo et al. 2017, eq. 1 and 2; `calibration_error` is the mean gap of these bins.
+
+    Parameters
+    ----------
+    confidence : ndarray of shape (N,), dtype float32
+        Probability of the predicted class.
+    correct : ndarray of shape (N,), dtype bool
+    bins : int
+        Equal parts of (0, 1].
+    """
     which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gaps = [
-        abs(confidence[which == b].mean(dtype=np.float64) - correct[which == b].mean())
-        * np.count_nonzero(which == b)
+    return [
+        ConfidenceBin(
+            number=int(b),
+            count=int(np.count_nonzero(which == b)),
+            confidence=float(confidence[which == b].mean(dtype=np.float64)),
+            accuracy=float(correct[which == b].mean()),
+        )
         for b in np.unique(which)
     ]
-    return float(sum(gaps) / len(confidence))
 
 
 @torch.no_grad()

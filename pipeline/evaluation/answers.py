@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.evaluation.accuracy import calibration_error
+from pipeline.evaluation.accuracy import ConfidenceBin, calibration_error, reliability
 
 if TYPE_CHECKING:
     from pipeline.models.classifier import Classifier
@@ -47,6 +47,10 @@ class Answers:
     def calibration_error(self, labels: torch.Tensor) -> float:
         """Expected calibration error over all images, each of which was asked for."""
         return calibration_error(self.confidence.numpy(), self.right(labels).numpy())
+
+    def reliability(self, labels: torch.Tensor) -> list[ConfidenceBin]:
+        """Accuracy by confidence, likewise: the bins behind `calibration_error`."""
+        return reliability(self.confidence.numpy(), self.right(labels).numpy())
 
 
 @torch.no_grad()

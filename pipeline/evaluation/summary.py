@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipeline.evaluation.robustness import Evaluation
     from pipeline.params import EvaluateParams
 
-__all__ = ["metrics_of", "not_measured", "per_class", "per_sample"]
+__all__ = ["metrics_of", "not_measured", "per_class", "per_sample", "reliability_of"]
 
 
 def metrics_of(result: Evaluation, params: EvaluateParams, *, quick: bool) -> dict[str, Any]:
@@ -90,6 +90,23 @@ def per_class(result: Evaluation, class_names: Sequence[str]) -> list[dict[str, 
         }
         for number, name in enumerate(class_names)
     ]
+
+
+def reliability_of(result: Evaluation) -> dict[str, list[dict[str, Any]]]:
+    """What reliability.json holds: accuracy by confidence, without and under attack.
+
+    Returns
+    -------
+    dict
+        `clean` and `under_attack` (the first start of PGD, on all images): rows of `number`,
+        `count`, `confidence` and `accuracy`, of the bins that hold an image. Bin k of the 15
+        has the confidences in (k/15, (k+1)/15].
+    """
+    answers = {"clean": result.clean, "under_attack": result.under_attack}
+    return {
+        name: [vars(one) for one in each.reliability(result.test.labels)]
+        for name, each in answers.items()
+    }
 
 
 def per_sample(result: Evaluation) -> dict[str, NDArray[Any]]:

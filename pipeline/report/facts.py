@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Facts", "Places", "gather_facts"]
 
-# Images whose soft labels are shown: one row of the page on a wide screen.
-_AMBIGUOUS = 6
+# Images whose soft labels are shown: two rows of the page on a wide screen, and a top ten.
+_AMBIGUOUS, _CONTRADICTED = 6, 10
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _labels(student: Run, teacher: Run | None, places: Places) -> LabelFacts | N
     if places.labels is None or not places.labels.exists():
         return None
     data = places.data if _is_there(places.data) else None
-    labels = read_labels(places.labels, data, _AMBIGUOUS)
+    labels = read_labels(places.labels, data, _AMBIGUOUS, _CONTRADICTED)
     used = student.facts.labels
     if used is not None and used.identity != labels.identity:
         raise ResultError(
@@ -219,12 +219,20 @@ def _missing(facts: Facts, places: Places) -> list[str]:
         ),
         (not facts.scores.by_eps, "Robust accuracy by ε (evaluate.eps_grid is empty)."),
         (facts.examples is None, "Pictures of attacked images."),
+        (
+            facts.scores.reliability is None,
+            f"Reliability diagrams (no {_inside(places.evaluation, 'reliability.json')}).",
+        ),
         (facts.teacher is None, f"The teacher (no {places.teacher})."),
         (facts.labels is None, f"The soft labels (no {places.labels})."),
         (
             facts.labels is not None and not _is_there(places.data),
-            f"Pictures of ambiguous images (no {places.data}).",
+            f"Pictures of training images (no {places.data}).",
         ),
         (not facts.student.curves, "Curves of training."),
     ]
     return [text.replace(" (no None)", "") for lacking, text in lacks if lacking]
+
+
+def _inside(folder: Path | None, name: str) -> Path | None:
+    return None if folder is None else folder / name

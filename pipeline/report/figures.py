@@ -1,19 +1,18 @@
-"""Figures as SVG that takes its colours from the page, so that one file suits light and dark."""
+"""Curves, robust accuracy by eps, and the histogram of the labels."""
 
 from __future__ import annotations
 
-import io
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.report.drawing import COLOURS, STYLES, draw
 from pipeline.report.scores import CURVE_ATTACK
 from pipeline.report.wording import eps_text, number_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -21,45 +20,6 @@ if TYPE_CHECKING:
     from pipeline.report.scores import EpsPoint, Score
 
 __all__ = ["EpsSeries", "Series", "draw_curves", "draw_eps", "draw_histogram"]
-
-# Stand-ins that no default of matplotlib uses; each becomes the CSS variable of its name.
-_COLOURS = {
-    "ink": "#010203",
-    "muted": "#010204",
-    "rule": "#010205",
-    "student": "#010206",
-    "baseline": "#010207",
-    "teacher": "#010208",
-}
-# Not by colour alone: each model has a line style and a marker of its own.
-_STYLES: dict[str, dict[str, Any]] = {
-    "student": {"linestyle": "-", "marker": "o"},
-    "baseline": {"linestyle": (0, (5, 2)), "marker": "s"},
-    "teacher": {"linestyle": (0, (1, 1.5)), "marker": "^"},
-}
-_SIZE = (5.2, 3.4)
-_SETTINGS: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "font.size": 12,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": _COLOURS["rule"],
-    "axes.labelcolor": _COLOURS["muted"],
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.labelsize": 12,
-    "grid.color": _COLOURS["rule"],
-    "grid.linewidth": 0.6,
-    "xtick.color": _COLOURS["rule"],
-    "ytick.color": _COLOURS["rule"],
-    "xtick.labelcolor": _COLOURS["muted"],
-    "ytick.labelcolor": _COLOURS["muted"],
-    "text.color": _COLOURS["ink"],
-    "legend.frameon": False,
-    "legend.fontsize": 11,
-    "lines.linewidth": 2,
-    "lines.markersize": 4,
-}
 
 
 @dataclass(frozen=True)
@@ -122,7 +82,7 @@ def draw_curves(name: str, series: Sequence[Series], *, label: str, percent: boo
     def paint(axes: Any) -> None:
         scale = 100 if percent else 1
         for one in series:
-            colour, style = _COLOURS[one.run], _STYLES[one.run]
+            colour, style = COLOURS[one.run], STYLES[one.run]
             x, y = one.curve.epochs, scale * one.curve.values
             # A marker at each of many epochs hides the line.
             every = max(1, len(x) // 8)
@@ -135,7 +95,7 @@ def draw_curves(name: str, series: Sequence[Series], *, label: str, percent: boo
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(loc="best")
 
-    return _draw(name, paint)
+    return draw(name, paint)
 
 
 def draw_eps(name: str, series: Sequence[EpsSeries]) -> str:
@@ -143,7 +103,7 @@ def draw_eps(name: str, series: Sequence[EpsSeries]) -> str:
 
     def paint(axes: Any) -> None:
         for one in series:
-            colour, style = _COLOURS[one.run], _STYLES[one.run]
+            colour, style = COLOURS[one.run], STYLES[one.run]
             x = [point.eps for point in one.points]
             low, high = ([100 * getattr(p, side) for p in one.points] for side in ("low", "high"))
             axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
@@ -155,7 +115,7 @@ def draw_eps(name: str, series: Sequence[EpsSeries]) -> str:
         axes.set_ylabel("robust accuracy, %")
         axes.legend(loc="best")
 
-    return _draw(name, paint)
+    return draw(name, paint)
 
 
 def _mark_strongest(axes: Any, series: Sequence[EpsSeries]) -> None:
@@ -169,7 +129,7 @@ def _mark_strongest(axes: Any, series: Sequence[EpsSeries]) -> None:
         x = one.eps + 0.012 * width * (number - (len(measured) - 1) / 2)
         y = 100 * score.value
         bars = [[y - 100 * score.low], [100 * score.high - y]]
-        colour = _COLOURS[one.run]
+        colour = COLOURS[one.run]
         label = f"{one.run}, AutoAttack"
         axes.errorbar([x], [y], bars, fmt="D", color=colour, ms=6, capsize=3, lw=1.4, label=label)
 
@@ -202,8 +162,8 @@ def draw_histogram(name: str, counts: NDArray[np.int64], mean: float) -> str:
         width = 1 / len(counts)
         left = np.arange(len(counts)) * width
         share = 100 * counts / max(int(counts.sum()), 1)
-        axes.bar(left, share, width=0.86 * width, align="edge", color=_COLOURS["teacher"])
-        axes.axvline(mean, color=_COLOURS["ink"], linewidth=1.4, linestyle=(0, (4, 2)))
+        axes.bar(left, share, width=0.86 * width, align="edge", color=COLOURS["teacher"])
+        axes.axvline(mean, color=COLOURS["ink"], linewidth=1.4, linestyle=(0, (4, 2)))
         axes.annotate(
             f"mean {number_text(round(mean, 3))}",
             (mean, 1),
@@ -219,38 +179,4 @@ def draw_histogram(name: str, counts: NDArray[np.int64], mean: float) -> str:
         axes.set_xlabel("largest probability of a soft label")
         axes.set_ylabel("images, %")
 
-    return _draw(name, paint)
-
-
-def _draw(name: str, paint: Callable[[Any], None]) -> str:
-    # Here and not at the top: importing matplotlib makes a folder in the user's home.
-    import matplotlib as mpl
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    text = io.StringIO()
-    settings: Any = _SETTINGS | {"svg.hashsalt": name}
-    with mpl.rc_context():
-        # The user's own settings would give other bytes.
-        mpl.rcdefaults()
-        mpl.rcParams.update(settings)
-        figure = Figure(figsize=_SIZE, layout="constrained")
-        FigureCanvasSVG(figure)
-        paint(figure.add_subplot())
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(text.getvalue(), name)
-
-
-def _inline(svg: str, name: str) -> str:
-    """An SVG file as an element of the page: no prolog, ids of its own, colours by variable."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'href="#', f'href="#{name}-', svg)
-    svg = svg.replace("url(#", f"url(#{name}-")
-    for colour, stand_in in _COLOURS.items():
-        svg = svg.replace(stand_in, f"var(--{colour})")
-    # What it shows is said in the figure's caption.
-    return svg.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1).strip()
+    return draw(name, paint)

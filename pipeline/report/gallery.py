@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.report.examples import Examples
-    from pipeline.report.softness import AmbiguousImage
+    from pipeline.report.softness import TrainingImage
 
 __all__ = [
     "Answer",
@@ -31,8 +31,8 @@ __all__ = [
     "soft_pictures",
 ]
 
-# All pictures together stay below this, so that the page stays below 3 MB.
-_PICTURE_BYTES = 1_500_000
+# The pictures of one gallery stay below this, so that the page stays below 3 MB.
+_PICTURE_BYTES = 1_200_000
 _LARGEST_SIDE = 128
 _BARS = 4
 _SHOWN = 0.0005
@@ -80,7 +80,7 @@ class SoftPicture:
     picture : str
         Data URI; empty where the image was not at hand.
     bars : tuple of Bar
-        The largest first, at most four.
+        The largest first, at most four; then the ground truth, where it is not among them.
     rest : float
         Fraction left for the other classes.
     """
@@ -133,16 +133,19 @@ def magnification_text(eps: float) -> str:
 
 
 def soft_pictures(
-    images: Sequence[AmbiguousImage], class_names: Sequence[str]
+    images: Sequence[TrainingImage], class_names: Sequence[str]
 ) -> tuple[SoftPicture, ...]:
     """Images with the largest classes of their soft labels."""
     side = _side(len(images))
 
-    def picture(image: AmbiguousImage) -> SoftPicture:
+    def picture(image: TrainingImage) -> SoftPicture:
         # A stable sort: equal probabilities come in the order of the classes.
         order = np.argsort(-image.soft, kind="stable")[:_BARS]
         # The first always, then those that are more than 0.0 % when printed.
         order = order[: max(1, int((image.soft[order] >= _SHOWN).sum()))]
+        if image.label >= 0 and image.label not in order:
+            # What the teacher thinks of it is the point, were it nothing.
+            order = np.append(order, image.label)
         shares = [float(image.soft[k]) for k in order]
         pixels = image.pixels
         return SoftPicture(

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from pipeline.errors import ResultError
 from pipeline.evaluation.accuracy import wilson_interval
+from pipeline.report.reliability import Reliability, read_reliability
 from pipeline.report.results import Document, Share, read_result
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class Metrics(Document):
     pgd_accuracy: Share
     autoattack_accuracy: Share | None = None
     expected_calibration_error: Share
+    expected_calibration_error_under_attack: Share | None = None
     autoattack: dict[str, Share] = Field({})
     intervals: dict[str, tuple[Share, Share]] = Field({})
 
@@ -128,11 +130,14 @@ class Scores:
     by_eps : tuple of EpsPoint
         Rising in eps; empty where it was not measured.
     settings : Settings
+    reliability : Reliability or None
+        Accuracy by confidence; None of an evaluation that did not write it.
     """
 
     metrics: Metrics
     by_eps: tuple[EpsPoint, ...]
     settings: Settings
+    reliability: Reliability | None = None
 
     def score(self, name: str) -> Score | None:
         """An accuracy of metrics.json with its interval, or None where it was not measured.
@@ -172,14 +177,15 @@ def read_scores(metrics: Path, folder: Path | None) -> Scores:
     metrics : Path
         metrics.json.
     folder : Path or None
-        Holds settings.json and by_eps.json; either may be missing.
+        Holds settings.json, by_eps.json and reliability.json; each may be missing.
 
     Raises
     ------
     MissingError
         When there is no metrics.json.
     ResultError
-        When a file is damaged, or an accuracy is outside its interval.
+        When a file is damaged, an accuracy is outside its interval, or two of them are of
+        different evaluations.
     """
     found = read_result(metrics, Metrics, _COMMAND)
     _require_intervals(found, metrics)
@@ -189,7 +195,19 @@ def read_scores(metrics: Path, folder: Path | None) -> Scores:
         by_eps = read_result(folder / "by_eps.json", list[EpsPoint], _COMMAND)
     if folder is not None and (folder / "settings.json").exists():
         settings = read_result(folder / "settings.json", Settings, _COMMAND)
-    return Scores(found, tuple(sorted(by_eps, key=lambda point: point.eps)), settings)
+    rising = tuple(sorted(by_eps, key=lambda point: point.eps))
+    return Scores(found, rising, settings, _reliability(found, folder))
+
+
+def _reliability(found: Metrics, folder: Path | None) -> Reliability | None:
+    path = None if folder is None else folder / "reliability.json"
+    if path is None or not path.exists():
+        return None
+    errors = {
+        "clean": found.expected_calibration_error,
+        "under_attack": found.expected_calibration_error_under_attack,
+    }
+    return read_reliability(path, found.n, errors)
 
 
 def _require_intervals(found: Metrics, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the soft labels are like, and the images that the teacher found hardest to name."""
+"""What the soft labels are like, and the images on which they say most: unsure, or otherwise."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipeline.labels.format import StoreAttributes
     from pipeline.labels.softness import LabelSummary
 
-__all__ = ["AmbiguousImage", "LabelFacts", "read_labels"]
+__all__ = ["LabelFacts", "TrainingImage", "read_labels"]
 
 _BINS = 20
 # Rows at a time: about 16 MiB of float32 whatever the number of classes.
@@ -25,8 +25,8 @@ _BLOCK_ELEMENTS = 2**22
 
 
 @dataclass(frozen=True)
-class AmbiguousImage:
-    """A training image whose soft label is spread over several classes.
+class TrainingImage:
+    """A training image with its soft label.
 
     Attributes
     ----------
@@ -56,26 +56,49 @@ class LabelFacts:
     summary : LabelSummary
     histogram : ndarray of shape (20,), dtype int64
         Samples by their top probability, in equal parts of [0, 1].
-    ambiguous : tuple of AmbiguousImage
+    ambiguous : tuple of TrainingImage
         Those of the highest entropy, the highest first.
+    known : int
+        Samples whose ground truth is known.
+    disagreements : int
+        Those of them whose largest probability is on another class.
+    contradicted : tuple of TrainingImage
+        Those of them on which the teacher is furthest from the ground truth, the furthest first.
     """
 
     attributes: StoreAttributes
     identity: str
     summary: LabelSummary
     histogram: NDArray[np.int64]
-    ambiguous: tuple[AmbiguousImage, ...]
+    ambiguous: tuple[TrainingImage, ...]
+    known: int
+    disagreements: int
+    contradicted: tuple[TrainingImage, ...]
 
 
-def read_labels(store: Path, data: Path | None, count: int) -> LabelFacts:
-    """Read a store and the `count` images it is least sure of.
+@dataclass(frozen=True)
+class _Scan:
+    """What each sample's soft label gives: shape (N,) but for the histogram."""
+
+    histogram: NDArray[np.int64]
+    entropy: NDArray[np.float32]
+    # Largest probability less that of the ground truth; -1 where they are of one class, or the
+    # ground truth is unknown.
+    excess: NDArray[np.float32]
+
+
+def read_labels(
+    store: Path, data: Path | None, ambiguous: int, contradicted: int = 0
+) -> LabelFacts:
+    """Read a store and the images it is least sure of, and contradicts most.
 
     Parameters
     ----------
     store : Path
     data : Path or None
         Beton of the images, or None where it is not at hand.
-    count : int
+    ambiguous, contradicted : int
+        How many of each, at most.
 
     Raises
     ------
@@ -85,38 +108,57 @@ def read_labels(store: Path, data: Path | None, count: int) -> LabelFacts:
         When the beton is damaged.
     """
     labels = SoftLabels.open(store)
-    histogram, entropy = _scan(labels)
-    # A stable sort: of equal entropies the first sample comes first, on every machine.
-    hardest = np.argsort(-entropy, kind="stable")[:count].astype(np.int64)
-    pixels = _pixels(labels, data, hardest) if data is not None and count else {}
-    soft = _normalised(labels, hardest)
+    scan = _scan(labels)
+    unsure = _highest(scan.entropy, ambiguous)
+    disagreements = int(np.count_nonzero(scan.excess >= 0))
+    against = _highest(scan.excess, min(contradicted, disagreements))
+    images = _images(labels, data, np.concatenate([unsure, against]))
     return LabelFacts(
         attributes=labels.attributes,
         identity=labels.identity,
         summary=labels.summary(),
-        histogram=histogram,
-        ambiguous=tuple(
-            AmbiguousImage(int(i), int(labels.labels[i]), row, pixels.get(int(i)))
-            for i, row in zip(hardest, soft, strict=True)
-        ),
+        histogram=scan.histogram,
+        ambiguous=tuple(images[: len(unsure)]),
+        known=int(np.count_nonzero(labels.labels[:] >= 0)),
+        disagreements=disagreements,
+        contradicted=tuple(images[len(unsure) :]),
     )
 
 
-def _scan(labels: SoftLabels) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    histogram = np.zeros(_BINS, dtype=np.int64)
-    entropy = np.empty(labels.num_samples, dtype=np.float32)
+def _highest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    # A stable sort: of equal values the first sample comes first, on every machine.
+    return np.argsort(-values, kind="stable")[:count].astype(np.int64)
+
+
+def _images(labels: SoftLabels, data: Path | None, rows: NDArray[np.int64]) -> list[TrainingImage]:
+    pixels = _pixels(labels, data, np.unique(rows)) if data is not None and len(rows) else {}
+    return [
+        TrainingImage(int(i), int(labels.labels[i]), row, pixels.get(int(i)))
+        for i, row in zip(rows, _normalised(labels, rows), strict=True)
+    ]
+
+
+def _scan(labels: SoftLabels) -> _Scan:
+    n = labels.num_samples
+    found = _Scan(np.zeros(_BINS, np.int64), np.empty(n, np.float32), np.empty(n, np.float32))
     step = max(_BLOCK_ELEMENTS // labels.num_classes, 1)
-    for begin in range(0, labels.num_samples, step):
-        rows = np.arange(begin, min(begin + step, labels.num_samples))
-        soft = _normalised(labels, rows)
-        histogram += np.histogram(soft.max(axis=1), bins=_BINS, range=(0, 1))[0]
+    for begin in range(0, n, step):
+        rows = np.arange(begin, min(begin + step, n))
+        soft, truth = _normalised(labels, rows), np.asarray(labels.labels[rows])
+        top = soft.max(axis=1)
+        found.histogram[:] += np.histogram(top, bins=_BINS, range=(0, 1))[0]
         # p log p tends to 0 with p; the maximum keeps log(0) out of the product.
-        entropy[rows] = -(soft * np.log(np.maximum(soft, 1e-30))).sum(axis=1)
-    return histogram, entropy
+        found.entropy[rows] = -(soft * np.log(np.maximum(soft, 1e-30))).sum(axis=1)
+        apart = (truth >= 0) & (soft.argmax(axis=1) != truth)
+        found.excess[rows] = np.where(apart, top - soft[np.arange(len(rows)), truth], -1)
+    return found
 
 
 def _normalised(labels: SoftLabels, rows: NDArray[np.int64]) -> NDArray[np.float32]:
     soft = labels.gather(rows).astype(np.float32)
+    if soft.ndim == 3:
+        # Of several views, what the teacher says on average.
+        soft = soft.mean(axis=1)
     normalised: NDArray[np.float32] = soft / soft.sum(axis=1, keepdims=True)
     return normalised
 

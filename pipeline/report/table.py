@@ -72,6 +72,12 @@ def results_table(facts: Facts) -> tuple[tuple[str, ...], tuple[Row, ...]]:
             "expected, on clean images; lower is better",
             tuple(_calibration(column) for column in columns),
         ),
+        Row(
+            "under attack",
+            "",
+            tuple(_calibration_under_attack(column) for column in columns),
+            kind="part",
+        ),
         Row("Test images", "", tuple(Cell(f"{n:,}" if (n := _n(c)) else "") for c in columns)),
     ]
     found = [row for row in rows if any(cell.number for cell in row.cells)]
@@ -105,6 +111,14 @@ def _calibration(column: _Column) -> Cell:
         else column.run.facts.expected_calibration_error
     )
     return Cell(percent_text(error, n)) if error is not None and n is not None else Cell()
+
+
+def _calibration_under_attack(column: _Column) -> Cell:
+    if column.scores is None:
+        return Cell()
+    metrics = column.scores.metrics
+    error = metrics.expected_calibration_error_under_attack
+    return Cell() if error is None else Cell(percent_text(error, metrics.n))
 
 
 def _attacked(facts: Facts, columns: list[_Column]) -> list[Row]:

@@ -7,6 +7,7 @@ from scipy.stats import binomtest
 from pipeline.evaluation.accuracy import (
     calibration_error,
     expected_calibration_error,
+    reliability,
     wilson_interval,
 )
 
@@ -36,6 +37,23 @@ def test_calibration_needs_confidence_and_correctness_alone():
     correct = np.array([True, True, False, False])
     by_hand = (abs(0.3 - 1) + 2 * abs(0.5 - 0.5) + abs(0.95 - 0)) / 4
     assert calibration_error(confidence, correct) == pytest.approx(by_hand, abs=1e-7)
+
+
+def test_reliability_is_accuracy_by_confidence():
+    """Bins of 0.3, of 0.5 twice and of 0.95; the twelve that hold nothing are left out."""
+    confidence = np.array([0.95, 0.5, 0.3, 0.5], dtype=np.float32)
+    found = reliability(confidence, np.array([False, True, True, False]))
+    assert [one.number for one in found] == [4, 7, 14]
+    assert [one.count for one in found] == [1, 2, 1]
+    assert [one.accuracy for one in found] == [1.0, 0.5, 0.0]
+    assert [one.confidence for one in found] == pytest.approx([0.3, 0.5, 0.95])
+
+
+@pytest.mark.parametrize(("confidence", "number"), [(0.0, 0), (1 / 15, 0), (0.0667, 1), (1.0, 14)])
+def test_a_bin_holds_its_upper_edge(confidence, number):
+    """Bin k is (k/15, (k+1)/15]; what nobody was asked for, 0, is in the first."""
+    (found,) = reliability(np.array([confidence], dtype=np.float32), np.array([True]))
+    assert found.number == number
 
 
 def test_a_calibrated_model_has_no_error():

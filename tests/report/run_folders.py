@@ -7,6 +7,7 @@ import json
 import numpy as np
 import sklearn.datasets
 
+from pipeline.evaluation.accuracy import calibration_error, reliability
 from pipeline.images.beton import open_beton, write_beton
 from pipeline.images.sources import ArraySource
 from pipeline.labels.format import DatasetFacts, StoreAttributes, TeacherFacts
@@ -87,8 +88,12 @@ def write_curves(folder, top, seed):
     write_curve(folder, "validation/clean_accuracy", np.clip(0.3 + 0.68 * rise + noise[2], 0, 1))
 
 
-def write_scores(metrics, folder, checkpoint, clean, pgd, auto, ece):
-    """metrics.json, by_eps.json and settings.json of one model."""
+def write_scores(metrics, folder, checkpoint, clean, pgd, auto, sure):
+    """metrics.json, by_eps.json, reliability.json and settings.json of one model."""
+    answers = {"clean": _answers(clean, sure), "under_attack": _answers(pgd, sure)}
+    rows = {name: [vars(one) for one in reliability(*pair)] for name, pair in answers.items()}
+    write_json(folder / "reliability.json", rows)
+    errors = {name: calibration_error(*pair) for name, pair in answers.items()}
     hits = {"clean_accuracy": clean, "pgd_accuracy": pgd, "autoattack_accuracy": auto}
     scores = {name: Score.of(count / N, N) for name, count in hits.items()}
     write_json(
@@ -98,7 +103,8 @@ def write_scores(metrics, folder, checkpoint, clean, pgd, auto, ece):
             "eps": EPS,
             **{name: score.value for name, score in scores.items()},
             "intervals": {name: [score.low, score.high] for name, score in scores.items()},
-            "expected_calibration_error": ece,
+            "expected_calibration_error": errors["clean"],
+            "expected_calibration_error_under_attack": errors["under_attack"],
             "autoattack": {
                 "apgd-ce": (auto + 9) / N,
                 "apgd-t": (auto + 1) / N,
@@ -121,6 +127,13 @@ def write_scores(metrics, folder, checkpoint, clean, pgd, auto, ece):
             "hardware": HARDWARE,
         },
     )
+
+
+def _answers(hits, sure):
+    """Confidences up to one, the more of them the surer the model, and which are right."""
+    confidence = (0.1 + 0.9 * np.linspace(0, 1, N) ** (1 / sure)).astype(np.float32)
+    order = np.random.default_rng(hits).permutation(N)
+    return confidence, order < hits
 
 
 def _point(eps, clean, pgd):
@@ -198,8 +211,8 @@ def write_runs(folder):
     write_curves(folder / "student", 0.76, 1)
     write_curves(folder / "baseline", 0.73, 2)
     for name, prefix, hits in (
-        ("student", "", (585, 461, 449, 0.0412)),
-        ("baseline", "baseline-", (582, 447, 431, 0.0975)),
+        ("student", "", (585, 461, 449, 5)),
+        ("baseline", "baseline-", (582, 447, 431, 3)),
     ):
         evaluation, metrics = folder / f"{prefix}evaluation", folder / f"{prefix}metrics.json"
         write_scores(metrics, evaluation, folder / name / "model.safetensors", *hits)

@@ -31,7 +31,7 @@ def test_a_whole_run_lacks_nothing(facts):
         ("evaluation/examples.npz", "Pictures of attacked images"),
         ("teacher", "The teacher"),
         ("labels.zarr", "The soft labels"),
-        ("train.beton", "Pictures of ambiguous images"),
+        ("train.beton", "Pictures of training images"),
         ("student/live", "Curves of training"),
     ],
 )

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.report.examples import Examples
 from pipeline.report.gallery import attacked_pictures, picture_uri, soft_pictures
-from pipeline.report.softness import AmbiguousImage
+from pipeline.report.softness import TrainingImage
 
 
 def decode(uri):
@@ -77,7 +77,7 @@ def test_many_large_pictures_stay_within_the_page():
 def test_bars_are_the_largest_classes_and_the_rest_is_kept():
     """Shares add up to one."""
     soft = np.array([0.05, 0.4, 0.1, 0.3, 0.1, 0.05], dtype=np.float32)
-    picture = soft_pictures([AmbiguousImage(7, 3, soft)], "abcdef")[0]
+    picture = soft_pictures([TrainingImage(7, 3, soft)], "abcdef")[0]
     assert [bar.text for bar in picture.bars] == ["b", "d", "c", "e"]
     assert [bar.is_truth for bar in picture.bars] == [False, True, False, False]
     assert picture.rest == pytest.approx(0.1)
@@ -87,11 +87,20 @@ def test_bars_are_the_largest_classes_and_the_rest_is_kept():
 def test_a_class_of_no_weight_has_no_bar():
     """A sure label is one bar, not four of which three say 0.0 %."""
     soft = np.array([0.99985, 0.0001, 0.00005], dtype=np.float32)
-    assert len(soft_pictures([AmbiguousImage(0, 0, soft)], "abc")[0].bars) == 1
+    assert len(soft_pictures([TrainingImage(0, 0, soft)], "abc")[0].bars) == 1
+
+
+def test_the_ground_truth_is_shown_however_unlikely():
+    """What the teacher thinks of it is what a reader looks for; shares still add up to one."""
+    soft = np.array([0.4, 0.3, 0.15, 0.1, 0.05, 0.0], dtype=np.float32)
+    picture = soft_pictures([TrainingImage(0, 5, soft)], "abcdef")[0]
+    assert [bar.text for bar in picture.bars] == ["a", "b", "c", "d", "f"]
+    assert picture.bars[-1].is_truth
+    assert picture.rest == pytest.approx(0.05)
 
 
 def test_an_unlabelled_image_has_no_truth():
     """-1 is not the last class."""
-    picture = soft_pictures([AmbiguousImage(0, -1, np.array([0.5, 0.5]))], "ab")[0]
+    picture = soft_pictures([TrainingImage(0, -1, np.array([0.5, 0.5]))], "ab")[0]
     assert picture.truth == ""
     assert not any(bar.is_truth for bar in picture.bars)

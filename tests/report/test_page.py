@@ -5,6 +5,7 @@ from __future__ import annotations
 import html.parser
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -83,10 +84,11 @@ def test_text_of_the_user_is_escaped(page):
 def test_every_picture_has_a_text(page):
     """For those who cannot see it."""
     pictures = [attributes for tag, attributes in read(page).tags if tag == "img"]
-    assert len(pictures) == 6 + 3 * 8
+    # Ambiguous, contradicted and attacked images.
+    assert len(pictures) == 6 + 10 + 3 * 8
     assert all(attributes["alt"] for attributes in pictures)
     drawings = [a for _, a in read(page).tags if a.get("role") == "img"]
-    assert len(drawings) == 5
+    assert len(drawings) == 7
     assert all(len(attributes["aria-label"]) > 40 for attributes in drawings)
 
 
@@ -96,6 +98,32 @@ def test_right_and_wrong_are_told_by_words_too(page):
     # Eight clean and eight attacked answers, of which 1 and 2 or 3 are wrong.
     assert text.count("✓ right:") + text.count("✗ wrong:") == 16
     assert text.count("✗ wrong:") >= 3
+
+
+def test_contradictions_are_candidates_and_no_more(page, facts):
+    """How many there are, and that either side may be wrong."""
+    text = " ".join("".join(read(page).text).split())
+    assert facts.labels.disagreements > 10
+    assert f"For {facts.labels.disagreements} of 400 training images" in text
+    assert "These 10, on which it is furthest from it, are candidates for a wrong label" in text
+    assert "The teacher may be the one that is wrong" in text
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (0, "Nowhere: the teacher's largest probability is on the ground truth for all 400"),
+        (1, "It is a candidate for a wrong label in the data."),
+        (2, "They are all here: candidates for a wrong label in the data."),
+    ],
+)
+def test_few_contradictions_make_plain_sentences(facts, count, words):
+    """Where there is none, the page says so."""
+    labels = replace(
+        facts.labels, disagreements=count, contradicted=facts.labels.contradicted[:count]
+    )
+    text = " ".join("".join(read(render_page(replace(facts, labels=labels))).text).split())
+    assert words in text
 
 
 def test_the_verdict_comes_first(page):

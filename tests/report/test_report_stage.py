@@ -45,7 +45,7 @@ def test_parameters_reach_the_page(run, runs):
     assert run("--title", "My <model>", "--examples", "2").exit_code == 0
     page = (runs / "report.html").read_text()
     assert "<h1>My &lt;model&gt;</h1>" in page
-    assert page.count("data:image/png") == 6 + 3 * 2
+    assert page.count("data:image/png") == 6 + 10 + 3 * 2
 
 
 def test_what_is_missing_is_told_on_stderr(run, runs):

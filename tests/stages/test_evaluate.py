@@ -60,6 +60,20 @@ def test_samples_can_be_compared_between_runs(project):
     assert [row["class"] for row in rows] == [str(digit) for digit in range(10)]
 
 
+@pytest.mark.parametrize("of", ["", "_under_attack"], ids=["clean", "attacked"])
+def test_bins_of_confidence_are_those_of_the_calibration_error(project, of):
+    """reliability.json holds every image once, and the mean gap of its bins is metrics.json's."""
+    metrics = json.loads(Path("data/metrics.json").read_text())
+    found = json.loads(Path("data/evaluation/reliability.json").read_text())
+    bins = found["under_attack" if of else "clean"]
+    assert sum(one["count"] for one in bins) == 40
+    gaps = sum(one["count"] * abs(one["confidence"] - one["accuracy"]) for one in bins)
+    assert gaps / 40 == pytest.approx(metrics[f"expected_calibration_error{of}"], abs=1e-12)
+    hits = sum(one["count"] * one["accuracy"] for one in bins)
+    if not of:
+        assert hits / 40 == pytest.approx(metrics["clean_accuracy"])
+
+
 def test_an_l2_ball_is_one_option(ltd_pipe, project):
     """Its radius may be above one, and stands in every line."""
     words = ("--norm", "l2", "--eps", "1.5", "--eps-grid", "none", "--metrics", "l2.json")
