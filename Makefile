@@ -36,10 +36,14 @@ format: set-up ## rewrite the code as ruff wants it
 	@$(VENV) ruff check --fix .
 	@$(VENV) ruff format .
 
-lock: set-up ## choose the newest versions again and write requirements.lock
+lock: set-up ## choose the newest versions again and write the lock files
 	@$(VENV) uv pip compile --universal --python-version 3.11 --extra dev --generate-hashes \
 	    --no-annotate --custom-compile-command 'make lock' --upgrade --quiet \
 	    --output-file requirements.lock setup.cfg
+# Alone: torchattacks, which bench/training.py is measured against, pins a requests of 2020.
+	@echo torchattacks==3.5.1 | $(VENV) uv pip compile --universal --python-version 3.11 \
+	    --no-deps --generate-hashes --no-annotate --custom-compile-command 'make lock' --quiet \
+	    --output-file requirements-bench.lock -
 
 clean: ## remove .venv and caches; results in data/ stay
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

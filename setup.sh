@@ -14,6 +14,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 readonly VENV=.venv
+# Packages whose own pins are out of date: no resolver takes them in beside the others.
+readonly BENCH_PINS=requirements-bench.lock
 readonly STAMP=$VENV/set-up
 readonly BACKEND_FILE=$VENV/torch-backend
 DRY_RUN=
@@ -90,14 +92,16 @@ choose_torch_backend() {
 key() {
     echo "Python $(python_version "$PYTHON")"
     echo "in $PWD, torch backend ${TORCH_BACKEND:-default}"
-    sha256sum requirements.lock setup.cfg pyproject.toml setup.sh
+    sha256sum requirements.lock "$BENCH_PINS" setup.cfg pyproject.toml setup.sh
 }
 
 is_up_to_date() {
     [[ -f $STAMP && -x $VENV/bin/ltd-pipe && $(<"$STAMP") == "$(key)" ]] || return 1
     # The stamp tells what was installed, this what still is: it takes 0.1 s.
     local changes=("$VENV/bin/uv" pip install --python "$VENV/bin/python" --dry-run --offline)
-    [[ $("${changes[@]}" "${OPTIONS[@]}" -r "$PINS" 2>&1) == *"no changes"* ]]
+    # Both files are complete, and what the second one's packages ask for cannot be had.
+    changes+=(--no-deps "${OPTIONS[@]}" -r "$PINS" -r "$BENCH_PINS")
+    [[ $("${changes[@]}" 2>&1) == *"no changes"* ]]
 }
 
 # ---------------------------------------------------------------- system packages
@@ -178,9 +182,11 @@ install_python_packages() {
     # Progress bars are for people; logs need the errors only.
     [[ -t 2 ]] || target+=(--quiet)
     [[ -n $TORCH_BACKEND ]] && resolve_for_torch_backend
-    say "installing the packages of $PINS"
+    say "installing the packages of $PINS and $BENCH_PINS"
+    # It installs just what the files name, whatever else that asks for.
     # Without byte code every process would start 5 s later where Python may not write its own.
-    run "$VENV/bin/uv" pip sync "${target[@]}" --compile-bytecode "${OPTIONS[@]}" "$PINS" ||
+    run "$VENV/bin/uv" pip sync "${target[@]}" --compile-bytecode "${OPTIONS[@]}" \
+        "$PINS" "$BENCH_PINS" ||
         stop "some packages did not install." \
             "If it was ffcv: it needs a C++ compiler, OpenCV and libjpeg-turbo with headers;" \
             "on Debian and Ubuntu: sudo apt-get install libopencv-dev libturbojpeg0-dev pkg-config g++"

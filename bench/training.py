@@ -1,6 +1,5 @@
 """PGD adversarial training beside torchattacks in a plain loop, and beside the bare passes.
 
-    pip install --no-deps torchattacks==3.5.1      (it pins an old requests)
     python bench/training.py                       ResNet-18, PGD-10, 32×32: minutes on two cores
     python bench/training.py --architecture wrn-34-10 --batch 128 --rounds 20       on a GPU
     python bench/training.py --quick               a tiny network: does it run?
@@ -57,7 +56,7 @@ OURS, RIVAL, FLOOR = "ltd-pipe", "torchattacks, plain loop", "bare passes"
 def main(json_file: Path | None, quick: bool, **options: Any) -> None:
     """Time steps of adversarial training; see the file's first lines."""
     if torchattacks is None:
-        raise click.ClickException("run 'pip install --no-deps torchattacks==3.5.1' first")
+        raise click.ClickException("torchattacks is not installed: run 'make set-up' first")
     if quick:
         options |= {"architecture": "small-cnn-w8", "batch": 16, "attack_steps": 2, "rounds": 2}
     with tempfile.TemporaryDirectory() as folder, deterministic():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from configparser import ConfigParser
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 LOCK = (ROOT / "requirements.lock").read_text()
-FILES = ("setup.sh", "setup.cfg", "pyproject.toml", "requirements.lock")
+BENCH_LOCK = (ROOT / "requirements-bench.lock").read_text()
+LOCKS = ("requirements.lock", "requirements-bench.lock")
+FILES = ("setup.sh", "setup.cfg", "pyproject.toml", *LOCKS)
 # What an empty machine still has: enough for the script to find out what is missing.
 ESSENTIALS = ("bash", "cat", "dirname", "env", "flock", "git", "grep", "sed", "sha256sum", "g++")
 # Settings of whoever runs the tests.
@@ -48,12 +51,14 @@ def test_every_package_of_the_lock_has_hashes():
     pins = re.split(r"^(?=\w)", LOCK, flags=re.MULTILINE)[1:]
     assert len(pins) > 100
     assert all("--hash=sha256:" in pin for pin in pins)
+    assert re.search(r"^torchattacks==3\.5\.1 \\\n +--hash=sha256:", BENCH_LOCK, re.MULTILINE)
 
 
 def test_the_lock_names_no_host():
     """Mirrors and private indexes work: where packages come from is the user's setting."""
-    assert "://" not in LOCK
-    assert "--index" not in LOCK
+    for lock in (LOCK, BENCH_LOCK):
+        assert "://" not in lock
+        assert "--index" not in lock
 
 
 def test_the_lock_serves_what_setup_cfg_asks_for():
@@ -87,7 +92,9 @@ def test_the_default_build_is_installed_with_hashes(fresh):
     assert " -m venv --clear .venv" in commands[0]
     assert "pip install --quiet --require-hashes" in commands[1]
     assert "uv pip sync" in commands[2]
-    assert commands[2].strip().endswith("--require-hashes requirements.lock")
+    assert (
+        commands[2].strip().endswith("--require-hashes requirements.lock requirements-bench.lock")
+    )
     assert "--no-deps --editable ." in commands[3]
     assert not (fresh / ".venv").exists()
 
@@ -99,7 +106,9 @@ def test_another_build_of_torch_is_resolved_anew(fresh, variable):
     assert "uv pip compile" in resolve
     assert "--torch-backend cu130 --extra dev" in resolve
     assert resolve.strip().endswith("--output-file .venv/requirements.txt setup.cfg")
-    assert sync.strip().endswith("--torch-backend cu130 .venv/requirements.txt")
+    assert sync.strip().endswith(
+        "--torch-backend cu130 .venv/requirements.txt requirements-bench.lock"
+    )
 
 
 def test_the_torch_backend_is_remembered_until_it_is_emptied(fresh):
@@ -173,7 +182,7 @@ console_scripts =
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A project of the same set-up whose lock holds uv and click alone, set up."""
+    """A project of the same set-up whose locks hold uv, click and torchattacks alone, set up."""
     folder = tmp_path_factory.mktemp("small")
     for name in FILES:
         shutil.copy(ROOT / name, folder)
@@ -197,6 +206,14 @@ def test_set_up_installs_a_working_command(small):
 
 
 @pytest.mark.slow
+def test_set_up_installs_torchattacks_without_what_it_pins(small):
+    """Its `requests~=2.25.1` would make every other package's resolution fail."""
+    packages = {path.name for path in small.glob(".venv/lib/python3*/site-packages/*")}
+    assert {"torchattacks", "click"} <= packages
+    assert "requests" not in packages
+
+
+@pytest.mark.slow
 def test_the_second_time_is_silent_and_quick(small):
     """Nothing is said, nothing is run, and it takes under 3 s."""
     begin = time.monotonic()
@@ -205,8 +222,10 @@ def test_the_second_time_is_silent_and_quick(small):
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
-def remove_a_package(folder):
-    for path in folder.glob(".venv/lib/python3*/site-packages/click*"):
+def remove_a_package(folder, name="click"):
+    found = list(folder.glob(f".venv/lib/python3*/site-packages/{name}*"))
+    assert found
+    for path in found:
         shutil.rmtree(path)
 
 
@@ -217,10 +236,14 @@ def change_a_version(folder):
 
 DAMAGE = {
     "a package removed": remove_a_package,
+    "a package of the benchmarks removed": partial(remove_a_package, name="torchattacks"),
     "another version": change_a_version,
     "the command removed": lambda folder: (folder / ".venv/bin/ltd-pipe").unlink(),
     "the interpreter gone": lambda folder: (folder / ".venv/bin/python").unlink(),
     "setup.cfg changed": lambda folder: (folder / "setup.cfg").write_text(f"{SMALL}\n"),
+    "the benchmarks' lock changed": lambda folder: (folder / LOCKS[1]).write_text(
+        f"{BENCH_LOCK}\n"
+    ),
 }
 
 

@@ -1,6 +1,5 @@
 """The training benchmark runs, and the floor it names is the passes of a step."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -40,10 +39,6 @@ def test_the_floor_has_the_passes_of_a_step():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("torchattacks") is None,
-    reason="needs 'pip install --no-deps torchattacks==3.5.1'",
-)
 def test_the_training_benchmark_runs(tmp_path):
     """At a tiny size; the ratio to the floor is printed last, and both loops' losses are kept."""
     target = tmp_path / "training.json"
