@@ -20,7 +20,7 @@ help: ## show this list
 set-up: ## install everything into .venv, system packages included
 	@./setup.sh
 
-repro: set-up ## run the pipeline of dvc.yaml: prepare, teacher, label, train, evaluate, report
+repro: set-up ## run the pipeline of dvc.yaml: prepare, teacher, label, train, evaluate, audit, report
 	@$(VENV) dvc repro
 
 test: lint ## lint, types, spelling and all tests

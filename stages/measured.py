@@ -181,9 +181,13 @@ def load_source(text: str, images: Beton | FolderStream, device: torch.device) -
     return Source(text, sha256_file(found.path), found.model)
 
 
-def choose_images(images: Beton | FolderStream, params: Params, device: torch.device) -> TestImages:
-    """Choose `evaluate.images` of the test images."""
+def choose_images(
+    images: Beton | FolderStream, params: Params, device: torch.device, at_most: int | None = None
+) -> TestImages:
+    """Choose `evaluate.images` of the test images, or fewer."""
     from pipeline.evaluation.selection import select_images
 
     count, total = params.evaluate.images, images.manifest.num_samples
+    if at_most is not None:
+        count = min(at_most, total if count is None else count)
     return select_images(stream_of(images, device), total, count, params.seed)

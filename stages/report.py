@@ -28,7 +28,8 @@ _OPTIONAL = {
     "baseline-evaluation": (Path("data/baseline-evaluation"), "Folder of its evaluation."),
     "teacher": (Path("data/teacher"), "Folder of the teacher."),
     "labels": (Path("data/labels.zarr"), "Soft-label store."),
-    "data": (Path("data/train.beton"), "Training images, for the most ambiguous ones."),
+    "data": (Path("data/train.beton"), "Training images, for pictures of them."),
+    "audit": (Path("data/audit/audit.json"), "What 'ltd-pipe audit' found of the student."),
 }
 
 
@@ -111,6 +112,7 @@ def _tell(facts: Facts, out: Path, *, as_json: bool) -> None:
             "bytes": size,
             "headline": verdict.headline,
             "sentence": verdict.sentence,
+            "gradient_masking": verdict.masking,
             "caveats": verdict.caveats,
             "missing": facts.missing,
         }

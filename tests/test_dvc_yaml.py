@@ -174,7 +174,11 @@ def test_repro_runs_everything_and_then_nothing(clone):
         assert (clone / "data" / name).exists()
     metrics = json.loads((clone / "data/metrics.json").read_text())
     assert metrics["n"] == 20
-    assert "<html" in (clone / "data/report.html").read_text()
+    page = (clone / "data/report.html").read_text()
+    assert "<html" in page
+    # Whatever the audit found, it is on the page, and kept nothing from being written.
+    assert json.loads((clone / "data/audit/audit.json").read_text())["n"] == 20
+    assert 'id="masking"' in page
     assert "Data and pipelines are up to date." in dvc(clone, "repro")
 
 
@@ -183,7 +187,7 @@ def test_another_label_temperature_leaves_the_teacher_alone(clone):
     """`dvc exp run -S label.temperature=1.5` re-runs label and what follows, nothing else."""
     out = dvc(clone, "exp", "run", "-S", "label.temperature=1.5")
     ran = {name for name in STAGES if f"Running stage '{name}'" in out}
-    assert ran == {"label", "train", "evaluate", "report"}
+    assert ran == {"label", "train", "evaluate", "audit", "report"}
 
 
 @pytest.mark.slow

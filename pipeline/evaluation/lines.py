@@ -67,8 +67,11 @@ def audit_lines(summary: Mapping[str, Any], model: str) -> Iterator[str]:
         As the user named it.
     """
     rows, norm = summary["findings"], summary["norm"]
-    width = max(len(row["name"]) for row in rows)
     yield f"{model}: {summary['n']:,} test images, {threat_text(norm, summary['eps'])}"
+    if "refused" in summary:
+        yield f"No check could be made: {summary['refused']}"
+        return
+    width = max(len(row["name"]) for row in rows)
     for row in rows:
         verdict = "pass" if row["passed"] else "FAIL"
         share = f"{row['share']:7.2%} of images, at most {row['limit']:.0%}"

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.evaluation.radius import threat_text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.attacks import Ball
     from pipeline.evaluation.surface import Surface
 
-__all__ = ["draw_surface"]
+__all__ = ["draw_surface", "paint_surface"]
 
 
 def draw_surface(surface: Surface, ball: Ball) -> str:
@@ -36,14 +38,31 @@ def draw_surface(surface: Surface, ball: Ball) -> str:
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "loss-surface"}):
         figure = Figure(figsize=(5.6, 4.4), layout="constrained")
         axes = figure.subplots()
-        along, loss = np.array(surface.offsets) / ball.eps, np.array(surface.loss)
-        filled = axes.contourf(along, along, loss.T, levels=12, cmap="viridis")
-        figure.colorbar(filled, label="mean cross entropy")
-        axes.plot([-1, 1, 1, -1, -1], [-1, -1, 1, 1, -1], color="white", linewidth=1)
-        axes.plot(0, 0, "o", color="white", markersize=4)
-        axes.set_xlabel("along the gradient, radii")
-        axes.set_ylabel("along a random direction, radii")
+        paint_surface(axes, surface.offsets, surface.loss, ball.eps)
         axes.set_title(f"Loss around {surface.n} images ({threat_text(ball.norm, ball.eps)})")
         written = io.StringIO()
         figure.savefig(written, format="svg", metadata={"Date": None})
     return written.getvalue()
+
+
+def paint_surface(
+    axes: Any, offsets: Sequence[float], loss: Sequence[Sequence[float]], eps: float
+) -> None:
+    """Paint the contours and their scale.
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+        Of a figure that lays itself out.
+    offsets, loss : sequence of float, and of sequences of float
+        As in `Surface`.
+    eps : float
+        Radius of the ball.
+    """
+    along, values = np.array(offsets) / eps, np.array(loss)
+    filled = axes.contourf(along, along, values.T, levels=12, cmap="viridis")
+    axes.figure.colorbar(filled, ax=axes, label="mean cross entropy")
+    axes.plot([-1, 1, 1, -1, -1], [-1, -1, 1, 1, -1], color="white", linewidth=1)
+    axes.plot(0, 0, "o", color="white", markersize=4)
+    axes.set_xlabel("along the gradient, radii")
+    axes.set_ylabel("along a random direction, radii")

@@ -242,6 +242,9 @@ def _audit(facts: CardFacts) -> Iterator[str]:
         yield "**Not audited.** No report of `ltd-pipe audit` was given to this card."
         return
     norm = _NORMS.get(found.norm) or code(found.norm)
+    if found.refused is not None:
+        yield f"**Could not be audited.** {code(found.refused)}"
+        return
     failed = sum(not finding.passed for finding in found.findings)
     verdict = (
         f"**{failed} of {len(found.findings)} checks failed: do not believe the robust accuracy.**"

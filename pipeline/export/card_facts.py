@@ -9,44 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
 from pipeline.errors import ResultError
 from pipeline.export.facts import threat_model
 from pipeline.models.checkpoint import read_facts
 from pipeline.provenance import sha256_file
+from pipeline.report.audit import Audit, read_audit
 from pipeline.report.measured import Measured, read_measured
-from pipeline.report.results import Document, Share, parse_result, read_result
+from pipeline.report.results import parse_result
 from pipeline.report.runs import RunFacts
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Audit", "AuditFinding", "CardFacts", "gather_card"]
+__all__ = ["CardFacts", "gather_card"]
 
-_EVALUATE, _AUDIT = "ltd-pipe evaluate", "ltd-pipe audit"
-
-
-class AuditFinding(Document):
-    """One check of the audit."""
-
-    name: str
-    count: int = Field(ge=0)
-    n: int = Field(ge=1)
-    limit: Share
-    meaning: str
-    passed: bool
-
-
-class Audit(Document):
-    """audit.json, as `ltd-pipe audit` leaves it."""
-
-    passed: bool
-    n: int = Field(ge=1)
-    eps: float = Field(gt=0)
-    norm: str = "linf"
-    checkpoint_sha256: str
-    findings: tuple[AuditFinding, ...] = Field(min_length=1)
+_EVALUATE = "ltd-pipe evaluate"
 
 
 @dataclass(frozen=True)
@@ -124,7 +101,7 @@ def gather_card(
         std=tuple(header["std"]),
         threat_model=threat_model(run),
         measured=_measured(metrics, evaluation, sha256) if metrics and evaluation else None,
-        audit=_audit(audit, sha256) if audit else None,
+        audit=read_audit(audit, sha256) if audit else None,
         licence=licence,
     )
 
@@ -137,14 +114,6 @@ def _measured(metrics: Path, evaluation: Path, sha256: str) -> Measured:
     found = read_measured(metrics, evaluation)
     place = evaluation / "settings.json"
     _require_same(place, found.settings.checkpoint_sha256, sha256, _EVALUATE)
-    return found
-
-
-def _audit(path: Path, sha256: str) -> Audit:
-    found = read_result(path, Audit, _AUDIT)
-    _require_same(path, found.checkpoint_sha256, sha256, _AUDIT)
-    if found.passed != all(finding.passed for finding in found.findings):
-        raise ResultError(path, "passed contradicts its findings", remedy=f"Run '{_AUDIT}' again.")
     return found
 
 

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from pipeline.report.figures import EpsSeries, Series, draw_curves, draw_eps, draw_histogram
+from pipeline.report.figures import (
+    EpsSeries,
+    Series,
+    draw_curves,
+    draw_eps,
+    draw_histogram,
+    draw_loss_surface,
+)
 from pipeline.report.origin import Parameter
 from pipeline.report.reliability import BINS, draw_reliability
 from pipeline.report.scores import CURVE_ATTACK
@@ -19,7 +26,14 @@ if TYPE_CHECKING:
     from pipeline.report.runs import Run
     from pipeline.report.scores import Scores
 
-__all__ = ["Figure", "bin_table", "calibration_figures", "curve_figures", "histogram_figure"]
+__all__ = [
+    "Figure",
+    "bin_table",
+    "calibration_figures",
+    "curve_figures",
+    "histogram_figure",
+    "surface_figure",
+]
 
 
 @dataclass(frozen=True)
@@ -124,6 +138,21 @@ def histogram_figure(facts: Facts) -> Figure | None:
         "How sure the teacher is",
         f"Training images by the largest probability of their soft label: {sure} are at 0.9 "
         "or above.",
+    )
+
+
+def surface_figure(facts: Facts) -> Figure | None:
+    """The loss around some images; None without an audit that measured it."""
+    audit = facts.audit
+    surface = audit.loss_surface if audit is not None else None
+    if audit is None or surface is None:
+        return None
+    return Figure(
+        _ours(draw_loss_surface("loss-surface", surface, audit.eps)),
+        f"The loss around {surface.n} images",
+        f"The square is the ball of ε = {eps_text(audit.eps)}. A smooth slope, steeper along the "
+        "gradient than along a random direction, is what attacks need; a plateau, or crags, is "
+        "what masking looks like.",
     )
 
 

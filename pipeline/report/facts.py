@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import ResultError
 from pipeline.images.manifest import Manifest, manifest_path
+from pipeline.report.audit import Audit, read_audit
 from pipeline.report.examples import Examples, read_examples
 from pipeline.report.runs import Run, read_run
 from pipeline.report.scores import Scores, read_scores
@@ -41,6 +42,8 @@ class Places:
         The soft-label store.
     data : Path
         Beton of the training images.
+    audit : Path
+        The student's audit.json.
     """
 
     student: Path
@@ -52,6 +55,7 @@ class Places:
     teacher: Path | None = None
     labels: Path | None = None
     data: Path | None = None
+    audit: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class Facts:
     manifest : Manifest or None
         Of the training images.
     examples : Examples or None
+    audit : Audit or None
+        Of the student.
     missing : tuple of str
         What the page lacks and why, in words.
     """
@@ -84,6 +90,7 @@ class Facts:
     labels: LabelFacts | None
     manifest: Manifest | None
     examples: Examples | None
+    audit: Audit | None
     missing: tuple[str, ...]
 
 
@@ -123,6 +130,7 @@ def gather_facts(places: Places, params: ReportParams) -> Facts:
         labels=labels,
         manifest=_manifest(places.data),
         examples=_examples(student, places, params.examples),
+        audit=_audit(student, places.audit),
         missing=(),
     )
     return Facts(**vars(facts) | {"missing": tuple(_missing(facts, places))})
@@ -156,6 +164,10 @@ def _examples(student: Run, places: Places, count: int) -> Examples | None:
         return None
     path = places.evaluation / "examples.npz"
     return read_examples(path, len(student.facts.class_names), count)
+
+
+def _audit(student: Run, path: Path | None) -> Audit | None:
+    return read_audit(path, student.sha256) if path is not None and path.exists() else None
 
 
 def _labels(student: Run, teacher: Run | None, places: Places) -> LabelFacts | None:
@@ -223,6 +235,7 @@ def _missing(facts: Facts, places: Places) -> list[str]:
             facts.scores.reliability is None,
             f"Reliability diagrams (no {_inside(places.evaluation, 'reliability.json')}).",
         ),
+        (facts.audit is None, f"Checks for gradient masking (no {places.audit})."),
         (facts.teacher is None, f"The teacher (no {places.teacher})."),
         (facts.labels is None, f"The soft labels (no {places.labels})."),
         (

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.evaluation.surface_figure import paint_surface
 from pipeline.report.drawing import COLOURS, STYLES, draw
 from pipeline.report.scores import CURVE_ATTACK
 from pipeline.report.wording import eps_text, number_text
@@ -16,10 +17,18 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pipeline.report.audit import SurfaceFacts
     from pipeline.report.runs import Curve
     from pipeline.report.scores import EpsPoint, Score
 
-__all__ = ["EpsSeries", "Series", "draw_curves", "draw_eps", "draw_histogram"]
+__all__ = [
+    "EpsSeries",
+    "Series",
+    "draw_curves",
+    "draw_eps",
+    "draw_histogram",
+    "draw_loss_surface",
+]
 
 
 @dataclass(frozen=True)
@@ -178,5 +187,26 @@ def draw_histogram(name: str, counts: NDArray[np.int64], mean: float) -> str:
         axes.grid(visible=False, axis="x")
         axes.set_xlabel("largest probability of a soft label")
         axes.set_ylabel("images, %")
+
+    return draw(name, paint)
+
+
+def draw_loss_surface(name: str, surface: SurfaceFacts, eps: float) -> str:
+    """The loss around images, from audit.json's numbers; see `draw_curves`.
+
+    loss_surface.svg beside it shows the same. It is not taken from there: what is in the page
+    is drawn here, so that no text of a file's can come in.
+
+    Parameters
+    ----------
+    name : str
+    surface : SurfaceFacts
+    eps : float
+        Radius of the ball.
+    """
+
+    def paint(axes: Any) -> None:
+        paint_surface(axes, surface.offsets, surface.loss, eps)
+        axes.grid(visible=False)
 
     return draw(name, paint)

@@ -16,6 +16,7 @@ from pipeline.report.wording import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pipeline.report.audit import Audit
     from pipeline.report.facts import Facts
     from pipeline.report.runs import Run
     from pipeline.report.scores import AttackSettings, Scores
@@ -64,6 +65,8 @@ def sources(facts: Facts) -> tuple[Source, ...]:
     found.append(_evaluation("Evaluation of the student", facts.scores))
     if facts.baseline_scores is not None:
         found.append(_evaluation("Evaluation of the baseline", facts.baseline_scores))
+    if facts.audit is not None:
+        found.append(_audit(facts.audit))
     return tuple(source for source in found if source.entries)
 
 
@@ -157,6 +160,20 @@ def _evaluation(title: str, scores: Scores) -> Source:
     if settings.hardware:
         entries.append(("hardware", _hardware(settings.hardware)))
     return Source(title, tuple(entries))
+
+
+def _audit(audit: Audit) -> Source:
+    radius = f"{eps_text(audit.eps)}, {norm_text(audit.norm)}"
+    known = {
+        "PGD": None if audit.steps is None else f"{audit.steps} steps",
+        "PGD's restarts": audit.restarts,
+        "queries of Square": None if audit.square_queries is None else f"{audit.square_queries:,}",
+        "transfer from": ", ".join(audit.sources) or None,
+        "seed": audit.seed,
+    }
+    entries = [(term, str(value)) for term, value in known.items() if value is not None]
+    head = [("test images", f"{audit.n:,}"), ("ε", radius)]
+    return Source("Audit of the student", (*head, *entries))
 
 
 def _steps(attack: AttackSettings) -> str:

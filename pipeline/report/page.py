@@ -14,6 +14,7 @@ from pipeline.report.captioned import (
     calibration_figures,
     curve_figures,
     histogram_figure,
+    surface_figure,
 )
 from pipeline.report.gallery import attacked_pictures, magnification_text, soft_pictures
 from pipeline.report.origin import parameter_table, sources, version_table
@@ -74,6 +75,7 @@ def _content(facts: Facts) -> dict[str, Any]:
         "figures": curve_figures(facts),
         "calibration": calibration_figures(facts),
         "bins": bin_table(facts),
+        "surface": surface_figure(facts),
         "uniform_entropy": math.log(len(class_names)),
         "histogram": histogram_figure(facts),
         "soft": soft_pictures(labels.ambiguous, class_names) if labels else (),

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline.report.audit import masking_line
 from pipeline.report.wording import eps_text, interval_text, norm_text, percent_text, phrase
 
 if TYPE_CHECKING:
@@ -63,6 +64,10 @@ class Verdict:
     caveats : tuple of str
         What weakens it.
     clean, robust : Contest
+    masking : str
+        What the checks for gradient masking came to.
+    masking_passed : bool or None
+        None where they were not run.
     """
 
     headline: str
@@ -71,6 +76,8 @@ class Verdict:
     caveats: tuple[str, ...]
     clean: Contest
     robust: Contest
+    masking: str
+    masking_passed: bool | None
 
 
 def judge(facts: Facts) -> Verdict:
@@ -86,12 +93,14 @@ def judge(facts: Facts) -> Verdict:
     clean = _contest("on clean images", "clean_accuracy", scores, other)
     robust = _contest(robust_title, attack, scores, other)
     return Verdict(
-        headline=_headline(facts.student, clean, robust),
+        headline=_headline(facts, clean, robust),
         sentence=_sentence(facts, clean, robust),
         scope=_SCOPE if other is not None else "",
         caveats=tuple(_caveats(facts, other, attack)),
         clean=clean,
         robust=robust,
+        masking=masking_line(facts.audit),
+        masking_passed=None if facts.audit is None else facts.audit.passed,
     )
 
 
@@ -133,11 +142,14 @@ _SCOPE = (
 )
 
 
-def _headline(student: Run, clean: Contest, robust: Contest) -> str:
+def _headline(facts: Facts, clean: Contest, robust: Contest) -> str:
+    if facts.audit is not None and facts.audit.failed:
+        # Whoever is ahead: attacks that cannot find their way measure nothing.
+        return "The student's robust accuracy cannot be believed: signs of gradient masking"
     if clean.outcome is None or robust.outcome is None:
         share = percent_text(robust.student.value, robust.student.n)
         return f"{share} robust accuracy, with nothing to compare it to"
-    headline = _HEADLINES[robust.outcome, clean.outcome].format(student.label_name)
+    headline = _HEADLINES[robust.outcome, clean.outcome].format(facts.student.label_name)
     return headline[0].upper() + headline[1:]
 
 
@@ -185,11 +197,25 @@ def _caveats(facts: Facts, other: Scores | None, attack: str) -> list[str]:
     for run, scores in ((facts.student, facts.scores), (facts.baseline, facts.baseline_scores)):
         flags = scores.settings.flags if scores is not None and run is not None else ()
         found += [f"AutoAttack warns of the {run.name if run else ''}: {flag}" for flag in flags]
+    found += _audit_caveats(facts)
     if facts.baseline_scores is not None and other is None:
         eps = eps_text(facts.baseline_scores.metrics.eps)
         found.append(f"The baseline was attacked with another ε ({eps}), so it is not compared.")
     if facts.baseline is not None and other is not None:
         found += _comparison_caveats(facts.student, facts.baseline, facts.scores, other)
+    return found
+
+
+def _audit_caveats(facts: Facts) -> list[str]:
+    audit, metrics = facts.audit, facts.scores.metrics
+    if audit is None:
+        return []
+    found = []
+    if audit.refused is not None:
+        found.append(f"Gradient masking could not be looked for: {audit.refused}")
+    if (audit.norm, audit.eps) != (metrics.norm, metrics.eps):
+        radius = f"ε = {eps_text(audit.eps)} in {norm_text(audit.norm)}"
+        found.append(f"The checks for gradient masking are of another threat ({radius}).")
     return found
 
 

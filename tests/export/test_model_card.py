@@ -13,9 +13,10 @@ from test_markdown import HOSTILE, kinds
 from pipeline.errors import MissingError, ResultError
 from pipeline.evaluation.accuracy import wilson_interval
 from pipeline.export.card import format_card
-from pipeline.export.card_facts import Audit, gather_card
+from pipeline.export.card_facts import gather_card
 from pipeline.models.checkpoint import save_classifier
 from pipeline.provenance import sha256_file
+from pipeline.report.audit import Audit
 
 N = 500
 HITS = {"clean_accuracy": 490, "pgd_accuracy": 350, "autoattack_accuracy": 340}

@@ -143,6 +143,44 @@ def _point(eps, clean, pgd):
     return {"eps": float(eps), "robust_accuracy": score.value, **ends}
 
 
+def write_audit(folder, checkpoint, failing=(), **changes):
+    """audit.json of a checkpoint, where some checks may have failed; None removes a key."""
+    checks = [
+        ("live gradients", 0, 0.05, "have an input gradient that is zero: nothing to follow"),
+        ("more effort gains little", 19, 0.06, "broken only by 5 restarts: no convergence"),
+        ("white box beats transfer from <b>.pt", 1, 0.02, "broken by another model's attack"),
+    ]
+    findings = []
+    for name, count, limit, meaning in checks:
+        low = Score.of((count := N // 2 if name in failing else count) / N, N).low
+        row = {"name": name, "count": count, "n": N, "limit": limit, "meaning": meaning}
+        findings.append(row | {"share": count / N, "low": low, "passed": low <= limit})
+    offsets = [EPS * k / 2 for k in range(-4, 5)]
+    content = {
+        "checkpoint_sha256": sha256_file(checkpoint),
+        "passed": all(one["passed"] for one in findings),
+        "n": N,
+        "norm": "linf",
+        "eps": EPS,
+        "seed": 0,
+        "steps": 100,
+        "restarts": 5,
+        "square_queries": 1000,
+        "sources": ["<b>.pt"],
+        "findings": findings,
+        "zero_accuracy_at_eps": 0.425,
+        "loss_surface": {
+            "n": 16,
+            "offsets": offsets,
+            "loss": [[1 + x + 0.1 * y * y for y in offsets] for x in offsets],
+            "share_whose_loss_rises_along_the_gradient": 1.0,
+            "share_where_the_gradient_beats_the_random_direction": 0.9375,
+        },
+    }
+    content |= changes
+    write_json(folder / "audit.json", {k: v for k, v in content.items() if v is not None})
+
+
 def digits():
     """The first images of scikit-learn's digits, as `prepare` has them."""
     content = sklearn.datasets.load_digits()
@@ -216,6 +254,7 @@ def write_runs(folder):
     ):
         evaluation, metrics = folder / f"{prefix}evaluation", folder / f"{prefix}metrics.json"
         write_scores(metrics, evaluation, folder / name / "model.safetensors", *hits)
+    write_audit(folder / "audit", folder / "student" / "model.safetensors")
     write_examples(folder / "evaluation" / "examples.npz", images[900:], labels[900:])
 
 
@@ -231,6 +270,7 @@ def places_in(folder):
         teacher=folder / "teacher",
         labels=folder / "labels.zarr",
         data=folder / "train.beton",
+        audit=folder / "audit" / "audit.json",
     )
 
 

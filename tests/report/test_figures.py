@@ -10,7 +10,15 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 
-from pipeline.report.figures import EpsSeries, Series, draw_curves, draw_eps, draw_histogram
+from pipeline.report.audit import SurfaceFacts
+from pipeline.report.figures import (
+    EpsSeries,
+    Series,
+    draw_curves,
+    draw_eps,
+    draw_histogram,
+    draw_loss_surface,
+)
 from pipeline.report.runs import Curve
 from pipeline.report.scores import EpsPoint, Score
 
@@ -38,7 +46,20 @@ def histogram():
     return draw_histogram("some-bars", np.arange(20), 0.7)
 
 
-every = pytest.mark.parametrize("draw", [curves, by_eps, histogram])
+def surface():
+    """A slope."""
+    offsets = [-0.2, -0.1, 0.0, 0.1, 0.2]
+    facts = SurfaceFacts(
+        n=16,
+        offsets=offsets,
+        loss=[[x + y * y for y in offsets] for x in offsets],
+        share_whose_loss_rises_along_the_gradient=1,
+        share_where_the_gradient_beats_the_random_direction=1,
+    )
+    return draw_loss_surface("some-slope", facts, 0.1)
+
+
+every = pytest.mark.parametrize("draw", [curves, by_eps, histogram, surface])
 
 
 @every
@@ -57,12 +78,19 @@ def test_a_figure_is_well_formed_and_refers_to_nothing_outside(draw):
     assert "<metadata" not in svg
 
 
-@every
+@pytest.mark.parametrize("draw", [curves, by_eps, histogram])
 def test_a_figure_takes_all_colours_from_the_page(draw):
     """A fixed colour would vanish on one of the two backgrounds."""
     svg = draw()
     assert "var(--muted)" in svg
     assert set(re.findall(r"#[0-9a-f]{6}\b", svg)) == set()
+
+
+def test_the_words_beside_the_surface_take_theirs():
+    """Its loss has a scale of its own, which is beside it; what is read is the page's."""
+    words = re.findall(r"<text[^>]*>", surface())
+    assert len(words) > 8
+    assert all("var(--" in word for word in words)
 
 
 @every

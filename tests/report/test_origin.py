@@ -27,6 +27,7 @@ def test_every_source_is_named(facts):
         "Baseline",
         "Evaluation of the student",
         "Evaluation of the baseline",
+        "Audit of the student",
     ]
 
 

@@ -88,7 +88,7 @@ def test_every_picture_has_a_text(page):
     assert len(pictures) == 6 + 10 + 3 * 8
     assert all(attributes["alt"] for attributes in pictures)
     drawings = [a for _, a in read(page).tags if a.get("role") == "img"]
-    assert len(drawings) == 7
+    assert len(drawings) == 8
     assert all(len(attributes["aria-label"]) > 40 for attributes in drawings)
 
 
@@ -137,7 +137,7 @@ def test_the_page_is_small_enough_to_send(page):
 
 
 @pytest.mark.parametrize(
-    "name", ["baseline", "teacher", "labels.zarr", "evaluation", "student/live"]
+    "name", ["baseline", "teacher", "labels.zarr", "evaluation", "student/live", "audit"]
 )
 def test_a_page_without_a_piece_says_so(runs, gather, name):
     """And is a page all the same."""
@@ -149,7 +149,7 @@ def test_a_page_without_a_piece_says_so(runs, gather, name):
 
 def test_a_student_alone_is_a_page(runs, gather):
     """The least there can be: a checkpoint and its metrics."""
-    for name in ("baseline", "teacher", "labels.zarr", "evaluation", "student/live"):
+    for name in ("baseline", "teacher", "labels.zarr", "evaluation", "student/live", "audit"):
         shutil.rmtree(runs / name)
     (runs / "student" / "timing.json").unlink()
     (runs / "train.beton.json").unlink()

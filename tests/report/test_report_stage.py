@@ -6,7 +6,7 @@ import json
 
 import pytest
 from click.testing import CliRunner
-from run_folders import edit_json
+from run_folders import edit_json, write_audit
 
 from pipeline.errors import MissingError, ResultError, WriteError
 from stages.report import report
@@ -37,7 +37,17 @@ def test_json_has_the_verdict(run):
     content = json.loads(run("--json", "--title", "Mine").stdout)
     assert content["headline"].startswith("No difference")
     assert content["missing"] == []
+    assert content["gradient_masking"].startswith("passed (all 3")
     assert content["bytes"] > 10_000
+
+
+def test_an_audit_of_another_checkpoint_is_one_line(run, runs):
+    """With --audit; nothing is written."""
+    write_audit(runs / "other", runs / "baseline/model.safetensors")
+    result = run("--audit", "data/other/audit.json")
+    assert isinstance(result.exception, ResultError)
+    assert "data/other/audit.json: is not of this checkpoint" in str(result.exception)
+    assert not (runs / "report.html").exists()
 
 
 def test_parameters_reach_the_page(run, runs):

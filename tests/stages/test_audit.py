@@ -6,6 +6,8 @@ import torch
 
 from pipeline.evaluation.lines import audit_lines
 from pipeline.models.checkpoint import load_classifier, save_classifier
+from pipeline.provenance import sha256_file
+from pipeline.report.audit import read_audit
 
 STUDENT = "data/student/model.safetensors"
 QUICK = ("--steps", "20", "--square-queries", "100")
@@ -71,6 +73,41 @@ def test_a_failure_is_shown_with_what_it_means():
     assert "nothing to follow" in shown
     assert "1 of 1 checks failed: do not believe its robust accuracy." in shown
     assert "falls to 0 at no radius" in shown
+
+
+def test_report_only_writes_the_verdict_and_ends_with_0(ltd_pipe, project):
+    """What a pipeline needs: a failed audit is a result; only so many images are asked."""
+    words = (*QUICK, "--report-only", "--at-most", "25")
+    outcome = ltd_pipe("audit", saturate(project / STUDENT), *words)
+    assert outcome.code == 0
+    assert "do not believe its robust accuracy" in outcome.out
+    summary = json.loads((project / "data/audit/audit.json").read_text())
+    assert (summary["passed"], summary["n"]) == (False, 25)
+
+
+def forget(path):
+    """A copy of the student that answers all images alike."""
+    model = load_classifier(path)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    save_classifier(model, path.with_name("forgot.safetensors"))
+    return path.with_name("forgot.safetensors")
+
+
+def test_a_model_that_knows_nothing_is_refused_or_reported(ltd_pipe, project):
+    """Nothing is written and exit code 1; with --report-only audit.json says why."""
+    model, place = forget(project / STUDENT), project / "data/audit/audit.json"
+    outcome = ltd_pipe("audit", model, *QUICK)
+    assert outcome.code == 1
+    assert "no better than chance" in outcome.err
+    assert not place.exists()
+    outcome = ltd_pipe("audit", model, *QUICK, "--report-only")
+    assert outcome.code == 0
+    assert "No check could be made: model: is no better than chance" in outcome.out
+    found = read_audit(place, sha256_file(model))
+    assert (found.passed, found.findings) == (False, ())
+    assert not place.with_name("loss_surface.svg").exists()
 
 
 def test_other_images_are_refused(ltd_pipe, project):
