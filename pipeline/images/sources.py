@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import os
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -174,13 +175,25 @@ def _class_folders(folder: Path) -> tuple[str, ...]:
     names = (entry.name for entry in folder.iterdir() if entry.is_dir())
     found = tuple(sorted(name for name in names if not name.startswith(".")))
     for name in found:
-        try:
-            name.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                folder, "a class folder's name is not UTF-8", found=ascii(name), remedy="Rename it."
-            ) from error
+        _require_plain_name(folder, name)
     return found
+
+
+def _require_plain_name(folder: Path, name: str) -> None:
+    """It becomes a class's name, which is printed and stands in every store's metadata."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            folder, "a class folder's name is not UTF-8", found=ascii(name), remedy="Rename it."
+        ) from error
+    if any(unicodedata.category(letter) == "Cc" for letter in name):
+        raise DataError(
+            folder,
+            "a class folder's name has a control character",
+            found=ascii(name),
+            remedy="Rename it.",
+        )
 
 
 def _images_below(folder: Path) -> list[Path]:

@@ -139,6 +139,10 @@ def not_utf8(root):
     (root / "train" / os.fsdecode(b"caf\xe9")).mkdir()
 
 
+def control_character(root):
+    (root / "train/a\x1b[31mred").mkdir()
+
+
 def flat_without_images(root):
     empty(root)
     no_classes(root)
@@ -150,6 +154,12 @@ REFUSED = [
         "train",
         DataError,
         r"train: a class folder's name is not UTF-8: found 'caf\\udce9'",
+    ),
+    (
+        control_character,
+        "train",
+        DataError,
+        r"train: a class folder's name has a control character: found 'a\\x1b\[31mred'",
     ),
     (flat_without_images, "train", DataError, "train: has no class folders"),
     (empty, "train", DataError, "train: has no images: expected files ending in .bmp, .jpeg"),
