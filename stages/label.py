@@ -11,6 +11,7 @@ from stages.given import Foreign, foreign_options, load_teacher, open_images, st
 from stages.labelling import Work, interruptible, publish, show, show_part, turn
 from stages.outputs import refuse_overlap
 from stages.parameters import params_options
+from stages.usage import of_option
 
 if TYPE_CHECKING:
     from pipeline.images.manifest import ImageFacts
@@ -81,7 +82,8 @@ def label(
     from pipeline.labels.write import require_replaceable
     from pipeline.team import Team
 
-    part = Part.parse(part_text) if part_text else None
+    with of_option("--part"):
+        part = None if part_text is None else Part.parse(part_text)
     require_replaceable(out, replace=force)
     refuse_overlap(out, data, *teachers)
     team = Team.here()

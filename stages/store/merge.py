@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.errors import StoreError
 from stages.outputs import refuse_overlap
 from stages.progress import counter
 from stages.store.made import data_option, made_options, read_images, show_made
+from stages.usage import of_option
 
 if TYPE_CHECKING:
     from pipeline.combine.source import ProvenStore
@@ -59,6 +61,7 @@ def merge(
       ltd-pipe store merge part-0.zarr part-1.zarr --data train.beton --out labels.zarr
       ltd-pipe store merge a.zarr b.zarr --average --weights 0.7,0.3 --out both.zarr
     """
+    from pipeline.combine.average import normalised_weights
     from pipeline.combine.source import ProvenStore
     from pipeline.labels.write import require_replaceable
 
@@ -68,6 +71,8 @@ def merge(
         raise click.UsageError("--weights and --by-hash belong to --average")
     if average and data:
         raise click.UsageError("--data belongs to parts; an average is in the first store's order")
+    with of_option("--weights"):
+        normalised_weights(weights, len(paths))
     require_replaceable(out, replace=force)
     refuse_overlap(out, *paths, *([data] if data else []))
     sources = [ProvenStore(path) for path in paths]
@@ -88,10 +93,24 @@ def _averaged(
 ) -> str:
     from pipeline.combine.average import average_stores
 
+    _refuse_repeated(sources)
     with counter("average", sources[0].store.num_samples) as progress:
         return average_stores(
             sources, out, weights=weights, by_hash=by_hash, replace=force, progress=progress
         )
+
+
+def _refuse_repeated(sources: list[ProvenStore]) -> None:
+    # By identity: a copy under another name is the same teacher's answers, too.
+    found: dict[str, ProvenStore] = {}
+    for source in sources:
+        first = found.setdefault(source.store.identity, source)
+        if first is not source:
+            raise StoreError(
+                source.store.path,
+                f"is the same store as {first.store.path}",
+                remedy="Name each store once; --weights says whose answers count for more.",
+            )
 
 
 def _merged(sources: list[ProvenStore], out: Path, data: Path | None, *, force: bool) -> str:

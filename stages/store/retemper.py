@@ -10,6 +10,7 @@ import click
 from stages.outputs import refuse_overlap
 from stages.progress import counter
 from stages.store.made import made_options, show_made
+from stages.usage import of_option
 
 __all__ = ["retemper"]
 
@@ -61,17 +62,22 @@ def retemper(
     """
     from pipeline.combine.retemper import retemper_store, temperature_for
     from pipeline.combine.source import ProvenStore
+    from pipeline.labels.softmax import require_temperature
     from pipeline.labels.write import require_replaceable
 
     if temperature is None and top_k is None:
         raise click.UsageError("--temperature, --top-k or both are needed")
+    if temperature is not None and not temperature[1]:
+        with of_option("--temperature"):
+            require_temperature(temperature[0])
     require_replaceable(out, replace=force)
     refuse_overlap(out, path)
     source = ProvenStore(path)
     number = None
     if temperature is not None:
         number, solve = temperature
-        number = temperature_for(source, number) if solve else number
+        with of_option("--temperature"):
+            number = temperature_for(source, number) if solve else number
     with counter("retemper", source.store.num_samples) as progress:
         identity = retemper_store(
             source, out, number, top_k=top_k, replace=force, progress=progress

@@ -10,6 +10,7 @@ import click
 from stages.outputs import refuse_overlap
 from stages.progress import counter
 from stages.store.made import data_option, made_options, read_images, show_made
+from stages.usage import of_option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +32,8 @@ class RowRange(click.ParamType[tuple[int | None, int | None]]):
         first, colon, last = value.partition(":")
         if not colon or not all(part == "" or part.isdecimal() for part in (first, last)):
             self.fail(f"'{value}' is no range such as 0:1000, 500: or :500", param, ctx)
+        if last and int(last) <= int(first or 0):
+            self.fail(f"'{value}' holds no row: A:B are rows A to B - 1", param, ctx)
         return tuple(int(part) if part else None for part in (first, last))
 
 
@@ -106,4 +109,5 @@ def _chosen(
         return rows_of_images(store, images, str(data))
     if classes:
         return rows_of_classes(store, classes)
-    return rows_of_range(store, *(rows or (None, None)))
+    with of_option("--rows"):
+        return rows_of_range(store, *(rows or (None, None)))

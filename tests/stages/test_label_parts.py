@@ -129,8 +129,8 @@ def test_a_part_of_a_store_that_is_there_is_refused(label):
 
 
 def test_no_part_is_a_usage_that_is_told(label):
-    """One line."""
-    assert "--part: expected one such as 3/8" in label("--part", "9/8", code=1).err
+    """With an example, and exit code 2."""
+    assert "'--part': expected one such as 3/8" in label("--part", "9/8", code=2).err
 
 
 def torchrun(processes, *words, before=()):

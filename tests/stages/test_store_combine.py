@@ -1,6 +1,7 @@
 """`ltd-pipe store subset`, `merge`, …, as people run them."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -64,16 +65,36 @@ def test_a_subset_is_cut_to_a_folder_of_images(ltd_pipe, pictures):
         assert outcome.code == 0, outcome.err
 
 
-def test_stores_are_averaged(ltd_pipe, store, tmp_path):
+def test_stores_are_averaged(ltd_pipe, answers, store, tmp_path):
     """With weights, which say whose answers count for more."""
-    words = ("store", "merge", store, store, "--average", "--out", tmp_path / "c")
+    other = replace(answers, logits=answers.logits / 2).write(tmp_path / "other.zarr")
+    words = ("store", "merge", store, other, "--average", "--out", tmp_path / "c")
     outcome = ltd_pipe(*words, "--weights", "0.7,0.3")
     assert outcome.code == 0, outcome.err
-    outcome = ltd_pipe(*words, "--weights", "0.7")
+    outcome = ltd_pipe(*words)
     assert outcome.code == 1
     assert "exists already. Pass --force" in outcome.err
-    outcome = ltd_pipe(*words, "--weights", "0.7", "--force")
-    assert "weights: are one number above zero for each store" in outcome.err
+
+
+def test_one_store_is_not_averaged_with_itself(ltd_pipe, store, tmp_path):
+    """Not under another name either: it would look like two teachers' agreement."""
+    shutil.copytree(store, tmp_path / "copy.zarr")
+    for again in (store, tmp_path / "copy.zarr"):
+        outcome = ltd_pipe("store", "merge", store, again, "--average", "--out", tmp_path / "c")
+        assert outcome.code == 1
+        assert f"{again}: is the same store as {store}. Name each store once" in outcome.err
+        assert not (tmp_path / "c").exists()
+
+
+def test_values_that_this_store_cannot_have_are_refused_with_usage(ltd_pipe, store, tmp_path):
+    """Exit code 2, as for values that no store can have."""
+    for words, message in (
+        (["subset", store, "--rows", "5:12"], "expected A:B with 0 <= A < B <= 11, found 5:12"),
+        (["retemper", store, "--temperature", "auto:0.1"], "found auto:0.1"),
+    ):
+        outcome = ltd_pipe("store", *words, "--out", tmp_path / "c")
+        assert outcome.code == 2
+        assert message in outcome.err
 
 
 USAGE = {
@@ -88,6 +109,17 @@ USAGE = {
     "no images": (["convert", "a", "--from", "fkd"], "needs the images as a folder"),
     "no crops": (["convert", "a", "--from", "npz", "--top-k", "3"], "has no meaning for a npz"),
     "no range": (["subset", "a", "--rows", "5"], "is no range such as 0:1000"),
+    "rows backwards": (["subset", "a", "--rows", "5:3"], "'5:3' holds no row"),
+    "no rows": (["pull", "a", "--rows", ":0"], "':0' holds no row"),
+    "a weight too few": (
+        ["merge", "a", "b", "--average", "--weights", "0.7"],
+        "are one number above zero for each store: expected 2 numbers, found 0.7",
+    ),
+    "a weight of zero": (["merge", "a", "b", "--average", "--weights", "1,0"], "found 1, 0"),
+    "a temperature of zero": (
+        ["retemper", "a", "--temperature", "0"],
+        "'--temperature': is out of range: expected 1e-06 to 1e+06, found 0.0",
+    ),
     "rows and class": (["subset", "a", "--rows", "0:5", "--class", "x"], "exclude each other"),
 }
 
