@@ -3,41 +3,48 @@
     python bench/training.py                       ResNet-18, PGD-10, 32×32: minutes on two cores
     python bench/training.py --architecture wrn-34-10 --batch 128 --rounds 20       on a GPU
     python bench/training.py --quick               a tiny network: does it run?
+    python bench/training.py --curve 150           and their loss curves: minutes more
     python bench/training.py --json bench/results/training.json
 
 The digits of scikit-learn, enlarged to 32×32 RGB, with the crops and flips of CIFAR-10's recipes:
 what is timed does not depend on what is on the pictures. The three ways take their steps in turns,
 from the same initial weights, so that all meet the same machine. Ratios of each round, and last
 how many times as many images/s as the plain loop, and which share of the floor.
+
+`--curve STEPS` then trains ours and the plain loop on from equal initial weights, for each seed:
+small-cnn of width 8, PGD-3, batches of 64, in the precision that was timed. Both take SGD at the
+same constant rate with momentum and weight decay on all weights, and attack in evaluation mode.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 import torch
+from curves import compare_curves, curve_lines
+from entrants import FLOOR, OURS, RIVAL, Entrants
 from hardware import describe_machine, describe_software, load
-from our_loop import BarePasses, OurLoop
-from rival_loop import RivalLoop, torchattacks
-from sklearn.datasets import load_digits
+from rival_loop import torchattacks
 from tables import table
 from timing import Clock, Spread
 
-from pipeline.device import choose_device, deterministic
-from pipeline.images.beton import open_beton, write_beton
-from pipeline.images.sources import ArraySource
-from pipeline.images.stream import ImageStream
-from pipeline.params import PrepareParams, TeacherParams
-from pipeline.training.passes import choose_passes
-from pipeline.training.run import new_classifier
+from pipeline.device import deterministic
 
-OURS, RIVAL, FLOOR = "ltd-pipe", "torchattacks, plain loop", "bare passes"
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# What the loss curves are of.
+_CURVE_OF = {
+    "architecture": "small-cnn-w8",
+    "batch": 64,
+    "attack_steps": 3,
+    "compiled": "none",
+}
 
 
 @click.command()
@@ -51,83 +58,48 @@ OURS, RIVAL, FLOOR = "ltd-pipe", "torchattacks, plain loop", "bare passes"
 @click.option("--compile", "compiled", default="auto", show_default=True)
 @click.option("--device", "device_name", default="auto", show_default=True)
 @click.option("--seed", default=0, show_default=True)
-@click.option("--quick", is_flag=True, help="A tiny network and two rounds.")
+@click.option("--curve", default=0, show_default=True, help="Steps of the loss curves; 0: none.")
+@click.option("--curve-seeds", default=3, show_default=True, help="How many curves each.")
+@click.option("--quick", is_flag=True, help="A tiny network, two rounds, curves of six steps.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write results here.")
-def main(json_file: Path | None, quick: bool, **options: Any) -> None:
+def main(json_file: Path | None, quick: bool, curve: int, curve_seeds: int, **options: Any) -> None:
     """Time steps of adversarial training; see the file's first lines."""
     if torchattacks is None:
         raise click.ClickException("torchattacks is not installed: run 'make set-up' first")
+    if 0 < curve < 3:
+        raise click.BadParameter("expected 3 steps at least", param_hint="'--curve'")
     if quick:
         options |= {"architecture": "small-cnn-w8", "batch": 16, "attack_steps": 2, "rounds": 2}
+        curve, curve_seeds = 6, 2
     with tempfile.TemporaryDirectory() as folder, deterministic():
         result = _measure(Path(folder), **options)
+        if curve:
+            result["curves"] = _compare(
+                Path(folder), curve, curve_seeds, options, result["passes"]["precision"]
+            )
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=2) + "\n")
     _show(result)
 
 
 def _measure(
-    folder: Path,
-    *,
-    architecture: str,
-    batch: int,
-    attack_steps: int,
-    rounds: int,
-    warm_up: int,
-    workers: int,
-    precision: str,
-    compiled: str,
-    device_name: str,
-    seed: int,
+    folder: Path, *, rounds: int, warm_up: int, seed: int, **options: Any
 ) -> dict[str, Any]:
-    device = choose_device(device_name)
-    images, labels = _pictures()
-    prepare = PrepareParams(dataset="digits", validation_fraction=0)
-    source = ArraySource("digits", tuple(map(str, range(10))), images, labels.astype(np.int32))
-    write_beton(source, folder / "train.beton", prepare, "train")
-    beton = open_beton(folder / "train.beton")
-    params = TeacherParams(
-        architecture=architecture,
-        epochs=1,
-        batch_size=batch,
-        learning_rate=0.05,
-        momentum=0.9,
-        ema_decay=0.999,
-        precision=precision,
-        channels_last="auto",
-        compile=compiled,
-    )
-    model = new_classifier(params, beton.manifest, seed=seed, role="student", device=device)
-    passes = choose_passes(params, model)
-    settings = {
-        "batch": batch,
-        "attack_steps": attack_steps,
-        "rate": params.learning_rate,
-        "momentum": params.momentum,
-        "weight_decay": params.weight_decay,
-        "padding": 4,
-    }
-    torch.manual_seed(seed)
-    rival = RivalLoop(copy.deepcopy(model.network), images, labels, settings, device, workers)
-    floor = BarePasses(copy.deepcopy(model), passes, batch, attack_steps)
-    stream = ImageStream(beton, device)
-    ours = OurLoop(model, stream, np.arange(len(labels)), params, passes, settings, seed)
+    entrants = Entrants.of(folder, seed=seed, **options)
+    settings, passes = entrants.settings, entrants.passes
     clock, losses = Clock(), {OURS: [], RIVAL: []}
-
-    def our_step() -> None:
-        ours.step()
-        losses[OURS].append(ours.mean_loss())
-
+    steps = entrants.steps()
     for turn in range(warm_up + rounds):
         if turn == warm_up:
             clock = Clock()
-        clock.time(RIVAL, lambda: losses[RIVAL].append(rival.step()))
-        clock.time(OURS, our_step)
-        clock.time(FLOOR, floor.step)
+        for way in (RIVAL, OURS):
+            clock.time(way, lambda way=way: losses[way].append(steps[way]()))
+        clock.time(FLOOR, entrants.floor.step)
+    batch = settings["batch"]
     compared = clock.comparison("a step", RIVAL, batch, "images")
     against_floor = clock.comparison("a step", FLOOR, batch, "images")
     return {
-        "settings": settings | {"architecture": architecture, "rounds": rounds, "seed": seed},
+        "settings": settings | {"rounds": rounds, "seed": seed},
         "passes": passes.decides,
         "passes_measured": passes.measured,
         "steps": compared.to_json(),
@@ -142,12 +114,20 @@ def _measure(
     }
 
 
-def _pictures() -> tuple[Any, Any]:
-    """1,797 pictures of 32×32 RGB, dtype uint8, with their labels."""
-    digits = load_digits()
-    grey = (digits.images * 255 / 16).round().astype(np.uint8)
-    large = grey.repeat(4, axis=1).repeat(4, axis=2)
-    return np.stack([large] * 3, axis=3), digits.target.astype(np.int64)
+def _compare(
+    folder: Path, steps: int, seeds: int, options: dict[str, Any], precision: str
+) -> dict[str, Any]:
+    how = {name: options[name] for name in ("workers", "device_name")} | _CURVE_OF
+    made: list[Entrants] = []
+
+    def loops(seed: int) -> dict[str, Callable[[], float]]:
+        # Not before their turn: torch's generator is one for all.
+        made.append(Entrants.of(folder, seed=seed, precision=precision, **how))
+        return made[-1].steps()
+
+    first = options["seed"]
+    curves = compare_curves(loops, steps, range(first, first + seeds))
+    return {"settings": made[0].settings, "passes": made[0].passes.decides} | curves
 
 
 def _ratios(clock: Clock, way: str, other: str) -> list[float]:
@@ -164,6 +144,8 @@ def _show(result: dict[str, Any]) -> None:
         loss = np.mean(result["losses"].get(way, [float("nan")]))
         rows.append([way, *(f"{rate:,.1f}" for rate in rates), f"{loss:.3f}"])
     print(table(["way", "images/s", "from", "to", "mean loss"], rows))
+    if "curves" in result:
+        print(f"\n{curve_lines(result['curves'])}")
     print(
         f"\nPasses: {result['passes']}; load {result['load']}; n = {result['settings']['rounds']}"
     )

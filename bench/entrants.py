@@ -1,0 +1,125 @@
+"""The training loops that are compared, and their floor, from the same initial weights."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from our_loop import BarePasses, OurLoop
+from rival_loop import RivalLoop
+from sklearn.datasets import load_digits
+
+from pipeline.device import choose_device
+from pipeline.images.beton import open_beton, write_beton
+from pipeline.images.sources import ArraySource
+from pipeline.images.stream import ImageStream
+from pipeline.params import PrepareParams, TeacherParams
+from pipeline.training.passes import choose_passes
+from pipeline.training.run import new_classifier
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from pipeline.images.beton import Beton
+    from pipeline.training.passes import Passes
+
+__all__ = ["FLOOR", "OURS", "RIVAL", "Entrants"]
+
+OURS, RIVAL, FLOOR = "ltd-pipe", "torchattacks, plain loop", "bare passes"
+
+
+@dataclass
+class Entrants:
+    """Ours, the plain loop and the floor, on digits enlarged to 32×32 RGB.
+
+    Attributes
+    ----------
+    ours : OurLoop
+    rival : RivalLoop
+    floor : BarePasses
+    passes : Passes
+        Of ours and of the floor; the plain loop's are float32.
+    settings : dict
+        What all have in common.
+    """
+
+    ours: OurLoop
+    rival: RivalLoop
+    floor: BarePasses
+    passes: Passes
+    settings: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        folder: Path,
+        *,
+        architecture: str,
+        batch: int,
+        attack_steps: int,
+        workers: int,
+        precision: str,
+        compiled: str,
+        device_name: str,
+        seed: int,
+    ) -> Entrants:
+        """Make them."""
+        device = choose_device(device_name)
+        images, labels = _pictures()
+        beton = _beton(folder / "train.beton", images, labels)
+        params = TeacherParams(
+            architecture=architecture,
+            epochs=1,
+            batch_size=batch,
+            learning_rate=0.05,
+            momentum=0.9,
+            ema_decay=0.999,
+            precision=precision,
+            channels_last="auto",
+            compile=compiled,
+        )
+        model = new_classifier(params, beton.manifest, seed=seed, role="student", device=device)
+        passes = choose_passes(params, model)
+        settings = {
+            "architecture": architecture,
+            "batch": batch,
+            "attack_steps": attack_steps,
+            "rate": params.learning_rate,
+            "momentum": params.momentum,
+            "weight_decay": params.weight_decay,
+            "padding": 4,
+        }
+        torch.manual_seed(seed)
+        rival = RivalLoop(copy.deepcopy(model.network), images, labels, settings, device, workers)
+        floor = BarePasses(copy.deepcopy(model), passes, batch, attack_steps)
+        stream, samples = ImageStream(beton, device), np.arange(len(labels))
+        ours = OurLoop(model, stream, samples, params, passes, settings, seed)
+        return cls(ours, rival, floor, passes, settings)
+
+    def steps(self) -> dict[str, Callable[[], float]]:
+        """By way: take a step, return its loss."""
+        return {OURS: self._our_step, RIVAL: self.rival.step}
+
+    def _our_step(self) -> float:
+        self.ours.step()
+        return self.ours.mean_loss()
+
+
+def _beton(path: Path, images: Any, labels: Any) -> Beton:
+    if not path.exists():
+        prepare = PrepareParams(dataset="digits", validation_fraction=0)
+        source = ArraySource("digits", tuple(map(str, range(10))), images, labels.astype(np.int32))
+        write_beton(source, path, prepare, "train")
+    return open_beton(path)
+
+
+def _pictures() -> tuple[Any, Any]:
+    """1,797 pictures of 32×32 RGB, dtype uint8, with their labels."""
+    digits = load_digits()
+    grey = (digits.images * 255 / 16).round().astype(np.uint8)
+    large = grey.repeat(4, axis=1).repeat(4, axis=2)
+    return np.stack([large] * 3, axis=3), digits.target.astype(np.int64)
