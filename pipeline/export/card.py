@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from pipeline.export.card_facts import CardFacts
     from pipeline.report.measured import Measured
-    from pipeline.report.runs import RunFacts
+    from pipeline.report.runs import CollapseFacts, RunFacts
     from pipeline.report.scores import Score
 
 __all__ = ["format_card"]
@@ -297,6 +297,19 @@ def _training(facts: CardFacts) -> Iterator[str]:
     if run.hardware:
         rows.append(("hardware", code(_pairs(run.hardware), limit=1000)))
     yield table(["parameter", "value"], rows)
+    if run.catastrophic_overfitting is not None:
+        yield _collapse(run.catastrophic_overfitting, run.epoch)
+
+
+def _collapse(found: CollapseFacts, epoch: int | None) -> str:
+    when = "not recorded to be from before it"
+    if epoch is not None:
+        when = "from before it" if epoch < found.epoch else "not from before it"
+    return (
+        f"**Training collapsed at epoch {found.epoch + 1} (catastrophic overfitting): PGD left"
+        f" {found.robust_accuracy:.1%} right, the training attack {found.attack_accuracy:.1%}."
+        f" This checkpoint is {when}.**"
+    )
 
 
 def _plain(value: Any) -> str:

@@ -17,6 +17,7 @@ from pipeline.export.card_facts import gather_card
 from pipeline.models.checkpoint import save_classifier
 from pipeline.provenance import sha256_file
 from pipeline.report.audit import Audit
+from pipeline.report.runs import CollapseFacts
 
 N = 500
 HITS = {"clean_accuracy": 490, "pgd_accuracy": 350, "autoattack_accuracy": 340}
@@ -322,3 +323,19 @@ def test_equal_files_give_an_equal_card(folder):
     assert text == format_card(whole(folder))
     assert str(folder) not in text
     assert isinstance(whole(folder).audit, Audit)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "when"),
+    [(4, "from before it"), (6, "not from before it"), (None, "not recorded to be from before it")],
+)
+def test_a_collapse_of_training_is_told(folder, epoch, when):
+    """In one line, with whether the checkpoint is from before it; else nothing is said of it."""
+    facts = gather_card(folder / "model.safetensors")
+    assert "collapsed" not in format_card(facts)
+    seen = CollapseFacts(epoch=6, robust_accuracy=0.004, attack_accuracy=0.84)
+    run = facts.run.model_copy(update={"catastrophic_overfitting": seen, "epoch": epoch})
+    assert (
+        "**Training collapsed at epoch 7 (catastrophic overfitting): PGD left 0.4% right, the "
+        f"training attack 84.0%. This checkpoint is {when}.**"
+    ) in format_card(dataclasses.replace(facts, run=run))
