@@ -18,6 +18,8 @@ import torch
 from pyautoattack import AutoAttack
 from pyautoattack.checks import check_square_sr
 
+from pipeline.errors import ModelError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -31,6 +33,7 @@ __all__ = [
     "attacks_of",
     "build",
     "package_version",
+    "require_possible",
     "run_autoattack",
     "run_one",
 ]
@@ -43,6 +46,9 @@ _ATTACKS = {
 # The DLR loss divides by a difference of the first and the third logit, the targeted one by one
 # of the first and the fourth.
 _FEWEST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
+# Square's first L2 perturbation is of tiles of a fifth of the image's side: pyautoattack divides
+# by zero where that is none.
+_LEAST_SIDE = 5
 
 
 @dataclass
@@ -79,6 +85,33 @@ class _Flags(logging.Handler):
 def package_version() -> str:
     """Name and version of the package, as results state it."""
     return f"pyautoattack {importlib.metadata.version('pyautoattack')}"
+
+
+def require_possible(shape: tuple[int, int, int], ball: Ball, version: Version) -> None:
+    """Refuse images that one of the version's attacks cannot take.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (C, H, W) of the images.
+    ball : Ball
+    version : {"standard", "rand"}
+
+    Raises
+    ------
+    ModelError
+        For images that are too small for Square in L2.
+    """
+    height, width = shape[1:]
+    if ball.norm != "l2" or "square" not in _ATTACKS[version] or min(shape[1:]) >= _LEAST_SIDE:
+        return
+    raise ModelError(
+        "AutoAttack",
+        "images are too small for its attack Square in L2",
+        expected=f"{_LEAST_SIDE} pixels a side or more",
+        found=f"{height}×{width}",
+        remedy="Measure with --norm linf, or in L2 without AutoAttack: evaluate.autoattack: none.",
+    )
 
 
 def run_autoattack(

@@ -118,6 +118,7 @@ class _Checks:
         self.bench, self.settings = bench, settings
         self.model, self.test = bench.model, bench.test
         self.ball = Ball(settings.norm, settings.eps)
+        autoattack.require_possible(self.model.shape, self.ball, "standard")
         rows = torch.arange(len(self.test))
         self.right = bench.answers("clean", rows, title="clean").right(self.test.labels)
 

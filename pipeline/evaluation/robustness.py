@@ -11,7 +11,12 @@ import torch
 
 from pipeline import rng
 from pipeline.attacks import Ball
-from pipeline.evaluation.autoattack import AutoAttackResult, package_version, run_autoattack
+from pipeline.evaluation.autoattack import (
+    AutoAttackResult,
+    package_version,
+    require_possible,
+    run_autoattack,
+)
 from pipeline.evaluation.bench import Bench, silent
 from pipeline.evaluation.corruptions import corruption_accuracies
 from pipeline.evaluation.curve import CURVE_STEPS, Curve, automatic_curve, curve_at
@@ -152,6 +157,9 @@ def evaluate(
     ModelError
         When a model is not fit to be measured.
     """
+    ball = Ball(params.norm, params.eps)
+    if params.autoattack != "none":
+        require_possible(model.shape, ball, params.autoattack)
     bench = Bench(model, test, seed, params.batch_size, Ledger(state), tick)
     random = _require_sound(bench, params, sources)
     clean = bench.answers("clean", torch.arange(len(test)), title="clean")
@@ -161,7 +169,6 @@ def evaluate(
     if warn is not None:
         for line in result.warnings:
             warn(line)
-    ball = Ball(params.norm, params.eps)
     _gradient_attacks(bench, params, ball, right, result)
     _transfer(bench, params, ball, right, sources, result)
     _autoattack(bench, params, ball, right, result)

@@ -6,9 +6,14 @@ from pyautoattack import AutoAttack
 from torch import nn
 
 from pipeline.attacks import Ball
+from pipeline.errors import ModelError
 from pipeline.evaluation import autoattack
 from pipeline.evaluation.ledger import Ledger
+from pipeline.evaluation.masking import AuditSettings, audit
+from pipeline.evaluation.robustness import evaluate
+from pipeline.evaluation.selection import TestImages
 from pipeline.models.classifier import Classifier
+from pipeline.params import EvaluateParams
 
 RADII = {"linf": 0.05, "l2": 0.16}
 
@@ -143,3 +148,40 @@ def test_few_classes_leave_attacks_out_and_say_so(version, classes, attacks):
     found, flags = autoattack.attacks_of(version, classes)
     assert found == attacks
     assert len(flags) == {"standard": 4, "rand": 2}[version] - len(attacks)
+
+
+@pytest.mark.parametrize(
+    ("shape", "norm", "version"),
+    [((1, 5, 5), "l2", "standard"), ((1, 4, 4), "linf", "standard"), ((1, 4, 4), "l2", "rand")],
+    ids=["five pixels", "another norm", "without Square"],
+)
+def test_images_that_square_can_take_are_accepted(shape, norm, version):
+    """Its tiles are of a fifth of the side, in L2 alone."""
+    autoattack.require_possible(shape, Ball(norm, 0.1), version)
+
+
+def small_model_and_images():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
+    model = Classifier(network, architecture="s", class_names=tuple("abcd"), shape=(1, 4, 4))
+    pixels = torch.arange(64, dtype=torch.uint8).reshape(4, 1, 4, 4)
+    rows = torch.arange(4)
+    images = TestImages(pixels, rows, rows, rows.numpy().astype("uint64"), torch.device("cpu"))
+    return model.eval(), images
+
+
+def evaluated(model, images, tick):
+    params = EvaluateParams(norm="l2", eps=0.1, images=4, eps_grid=())
+    evaluate(model, images, params, seed=0, tick=tick)
+
+
+def audited(model, images, tick):
+    audit(model, images, AuditSettings(eps=0.1, norm="l2"), tick=tick)
+
+
+@pytest.mark.parametrize("measure", [evaluated, audited])
+def test_images_too_small_for_square_are_refused_first(measure):
+    """Before anything is measured, where the package divided by zero after the other attacks."""
+    ticks = []
+    with pytest.raises(ModelError, match="5 pixels a side or more, found 4×4. Measure with"):
+        measure(*small_model_and_images(), lambda *told: ticks.append(told))
+    assert not ticks
