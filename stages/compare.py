@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.errors import MissingError
+from stages.evaluated import find_metrics
 
 if TYPE_CHECKING:
     from pipeline.compare.mcnemar import Paired
@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from pipeline.compare.table import Comparison
 
 __all__ = ["compare"]
-
-# What DVC keeps of an evaluation; the last one is missing from older ones.
-_METRICS = "data/metrics.json"
-_FILES = (_METRICS, "data/evaluation/settings.json", "data/evaluation/per_sample.npz")
 
 
 @click.command()
@@ -59,36 +55,9 @@ def compare(runs: tuple[str, ...], as_json: bool) -> None:
 
 
 def _read(name: str, folder: Path) -> EvaluatedRun:
-    from pipeline.compare.run import metrics_in, read_run
+    from pipeline.compare.run import read_run
 
-    if Path(name).exists():
-        return read_run(name, metrics_in(Path(name)))
-    _fetch(name, folder)
-    return read_run(name, folder / _METRICS)
-
-
-def _fetch(revision: str, folder: Path) -> None:
-    """Copy an evaluation out of DVC's cache or remote."""
-    from dvc.api import DVCFileSystem
-    from dvc.exceptions import DvcException
-    from dvc.scm import SCMError
-
-    try:
-        files = DVCFileSystem(rev=revision)
-        for name in _FILES:
-            if name != _FILES[-1] or files.exists(name):
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                files.get_file(name, str(folder / name))
-    except (DvcException, SCMError, OSError) as error:
-        raise MissingError(
-            revision,
-            f"is no folder, and no revision with an evaluation ({_one_line(error)})",
-            remedy="'dvc exp show' lists the experiments; 'dvc pull' fetches results.",
-        ) from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200].rstrip(".")
+    return read_run(name, find_metrics(name, folder))
 
 
 def _show_runs(runs: list[EvaluatedRun]) -> None:

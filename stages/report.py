@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
+from stages.evaluated import TRAINING, find_metrics
 from stages.outputs import refuse_existing
 from stages.parameters import params_options
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["report"]
 
+_PAGE, _PAIR_PAGE = Path("data/report.html"), Path("data/comparison.html")
 _STUDENT, _METRICS = Path("data/student"), Path("data/metrics.json")
 # Shown where they are there; a report of a student alone is a report too.
 _OPTIONAL = {
@@ -62,10 +66,16 @@ def _optional_places(command: Callable[..., None]) -> Callable[..., None]:
 )
 @_optional_places
 @click.option(
+    "--compare",
+    "pair",
+    nargs=2,
+    metavar="A B",
+    help="Write a page about two runs, named as for 'ltd-pipe compare', and not of the student.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("data/report.html"),
-    show_default=True,
+    show_default=f"{_PAGE}; with --compare {_PAIR_PAGE}",
     help="The page.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing page.")
@@ -74,7 +84,8 @@ def report(
     params: Params,
     student: Path,
     metrics: Path,
-    out: Path,
+    pair: tuple[str, str] | None,
+    out: Path | None,
     force: bool,
     as_json: bool,
     **optional: Path | None,
@@ -87,11 +98,18 @@ def report(
     Examples:
       ltd-pipe report
       ltd-pipe report --student runs/7 --metrics runs/7/metrics.json --out seven.html
+      ltd-pipe report --compare data/baseline-metrics.json data
+      ltd-pipe report --compare main exp-soft --out soft.html
     """
+    if pair is not None:
+        _refuse_other_places(click.get_current_context())
+        _report_pair(params, pair, out or _PAIR_PAGE, force=force, as_json=as_json)
+        return
     from pipeline.publish import write_text
     from pipeline.report.facts import Places, gather_facts
     from pipeline.report.page import render_page
 
+    out = out or _PAGE
     refuse_existing(out, force=force)
     found = {
         name.replace("-", "_"): optional[name.replace("-", "_")] or default
@@ -102,22 +120,54 @@ def report(
     _tell(facts, out, as_json=as_json)
 
 
+def _refuse_other_places(context: click.Context) -> None:
+    for name in ("student", "metrics", *_OPTIONAL):
+        source = context.get_parameter_source(name.replace("-", "_"))
+        if source is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name} is of the page of one student, not of --compare")
+
+
+def _report_pair(
+    params: Params, pair: tuple[str, str], out: Path, *, force: bool, as_json: bool
+) -> None:
+    from pipeline.publish import write_text
+    from pipeline.report.pair import gather_pair
+    from pipeline.report.pair_page import render_pair
+    from pipeline.report.pair_verdict import judge_pair
+
+    refuse_existing(out, force=force)
+    with tempfile.TemporaryDirectory() as folder:
+        places = [Path(folder) / letter for letter in "ab"]
+        a, b = (
+            (name, find_metrics(name, place, TRAINING))
+            for name, place in zip(pair, places, strict=True)
+        )
+        facts = gather_pair(params.report.title, a, b)
+    write_text(out, render_pair(facts))
+    verdict = judge_pair(facts)
+    _print(out, vars(verdict) | {"missing": facts.missing}, as_json=as_json)
+
+
 def _tell(facts: Facts, out: Path, *, as_json: bool) -> None:
     from pipeline.report.verdict import judge
 
-    verdict, size = judge(facts), out.stat().st_size
+    verdict = judge(facts)
+    content = {
+        "headline": verdict.headline,
+        "sentence": verdict.sentence,
+        "gradient_masking": verdict.masking,
+        "caveats": verdict.caveats,
+        "missing": facts.missing,
+    }
+    _print(out, content, as_json=as_json)
+
+
+def _print(out: Path, content: dict[str, Any], *, as_json: bool) -> None:
+    size = out.stat().st_size
     if as_json:
-        content = {
-            "report": str(out),
-            "bytes": size,
-            "headline": verdict.headline,
-            "sentence": verdict.sentence,
-            "gradient_masking": verdict.masking,
-            "caveats": verdict.caveats,
-            "missing": facts.missing,
-        }
-        click.echo(json.dumps(content, indent=2, ensure_ascii=False))
+        whole = {"report": str(out), "bytes": size, **content}
+        click.echo(json.dumps(whole, indent=2, ensure_ascii=False))
         return
-    click.echo(f"{out}: {size / 2**10:,.0f} KiB. {verdict.headline}.")
-    for text in facts.missing:
+    click.echo(f"{out}: {size / 2**10:,.0f} KiB. {content['headline']}.")
+    for text in content["missing"]:
         click.echo(f"not in it: {text}", err=True)

@@ -21,6 +21,8 @@ from pipeline.report.scores import CURVE_ATTACK
 from pipeline.report.wording import eps_text, number_text, percent_text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.report.facts import Facts
     from pipeline.report.reliability import Bin
     from pipeline.report.runs import Run
@@ -31,6 +33,8 @@ __all__ = [
     "bin_table",
     "calibration_figures",
     "curve_figures",
+    "epoch_figures",
+    "eps_figure",
     "histogram_figure",
     "surface_figure",
 ]
@@ -47,11 +51,28 @@ class Figure:
 
 def curve_figures(facts: Facts) -> list[Figure]:
     """Robust accuracy by eps, and the measures of training by epoch, as far as they are there."""
-    robust = _curves(facts, "validation/robust_accuracy", "robust accuracy, %")
-    clean = _curves(facts, "validation/clean_accuracy", "clean accuracy, %")
-    return [figure for figure in (_eps_figure(facts), robust, clean, _loss(facts)) if figure]
+    runs = [run for run in (facts.student, facts.baseline) if run is not None]
+    pairs = ((facts.student, facts.scores), (facts.baseline, facts.baseline_scores))
+    measured = [
+        EpsSeries(run.name, scores.by_eps, scores.metrics.eps, scores.score("autoattack_accuracy"))
+        for run, scores in pairs
+        if run is not None and scores is not None and scores.by_eps
+    ]
+    by_eps = eps_figure(measured, facts.scores.metrics.n)
+    return [figure for figure in (by_eps, *epoch_figures(runs)) if figure]
 
 
+def epoch_figures(runs: Sequence[Run]) -> list[Figure]:
+    """The measures of training by epoch, of runs whose names are styles of `drawing`."""
+    found = (_curves(runs, measure, label) for measure, label in _MEASURES.items())
+    return [figure for figure in found if figure is not None]
+
+
+_MEASURES = {
+    "validation/robust_accuracy": "robust accuracy, %",
+    "validation/clean_accuracy": "clean accuracy, %",
+    "train/loss": "loss",
+}
 _RING = "The ring is the checkpoint that was kept."
 _TITLES = {
     "validation/robust_accuracy": (
@@ -72,8 +93,8 @@ _TITLES = {
 }
 
 
-def _curves(facts: Facts, measure: str, label: str) -> Figure | None:
-    runs = [run for run in (facts.student, facts.baseline) if run and measure in run.curves]
+def _curves(every: Sequence[Run], measure: str, label: str) -> Figure | None:
+    runs = [run for run in every if measure in run.curves]
     if not runs:
         return None
     percent = measure.endswith("accuracy")
@@ -83,10 +104,6 @@ def _curves(facts: Facts, measure: str, label: str) -> Figure | None:
     title, caption = _TITLES[measure]
     ends = "; ".join(_last(run, measure, percent=percent) for run in runs)
     return Figure(_ours(svg), title, f"{caption} Last epoch: {ends}.")
-
-
-def _loss(facts: Facts) -> Figure | None:
-    return _curves(facts, "train/loss", "loss")
 
 
 def _series(run: Run, measure: str, *, ring: bool) -> Series:
@@ -102,29 +119,23 @@ def _last(run: Run, measure: str, *, percent: bool) -> str:
     return f"{run.name} {percent_text(values[-1], 1) if percent else number_text(values[-1])}"
 
 
-def _eps_figure(facts: Facts) -> Figure | None:
-    pairs = ((facts.student, facts.scores), (facts.baseline, facts.baseline_scores))
-    series = [
-        EpsSeries(
-            run.name,
-            scores.by_eps,
-            scores.metrics.eps,
-            scores.score("autoattack_accuracy"),
-        )
-        for run, scores in pairs
-        if run is not None and scores is not None and scores.by_eps
-    ]
+def eps_figure(series: Sequence[EpsSeries], n: int) -> Figure | None:
+    """Robust accuracy by eps of models, of which the first was measured on n images."""
     if not series:
         return None
     widest = series[0].points[-1]
-    end = percent_text(widest.robust_accuracy, facts.scores.metrics.n)
+    end = percent_text(widest.robust_accuracy, n)
     return Figure(
         _ours(draw_eps("by-eps", series)),
         "Robust accuracy by strength of the attack",
         f"{CURVE_ATTACK} with 95 % bands; diamonds are AutoAttack. At ε = "
-        f"{eps_text(widest.eps)} the {series[0].run} keeps {end}. A sound "
+        f"{eps_text(widest.eps)} {_article(series[0].run)} keeps {end}. A sound "
         "evaluation falls to 0 % as ε grows.",
     )
+
+
+def _article(run: str) -> str:
+    return run if run in ("A", "B") else f"the {run}"
 
 
 def histogram_figure(facts: Facts) -> Figure | None:

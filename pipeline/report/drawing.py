@@ -19,12 +19,16 @@ COLOURS = {
     "student": "#010206",
     "baseline": "#010207",
     "teacher": "#010208",
+    "A": "#010209",
+    "B": "#01020b",
 }
-# Not by colour alone: each model has a line style and a marker of its own.
+# Not by colour alone: each model, and each of two runs, has a line style and a marker of its own.
 STYLES: dict[str, dict[str, Any]] = {
     "student": {"linestyle": "-", "marker": "o"},
     "baseline": {"linestyle": (0, (5, 2)), "marker": "s"},
     "teacher": {"linestyle": (0, (1, 1.5)), "marker": "^"},
+    "A": {"linestyle": (0, (5, 2)), "marker": "s"},
+    "B": {"linestyle": "-", "marker": "o"},
 }
 _SIZE = (5.2, 3.4)
 _SETTINGS: dict[str, Any] = {

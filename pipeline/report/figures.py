@@ -38,7 +38,7 @@ class Series:
     Attributes
     ----------
     run : str
-        `student`, `baseline` or `teacher`: decides colour and line.
+        `student`, `baseline`, `teacher`, `A` or `B`: decides colour and line.
     curve : Curve
     chosen : int or None
         Epoch of the checkpoint that was kept.

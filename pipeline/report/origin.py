@@ -14,14 +14,21 @@ from pipeline.report.wording import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from pipeline.report.audit import Audit
     from pipeline.report.facts import Facts
     from pipeline.report.runs import Run
     from pipeline.report.scores import AttackSettings, Scores
 
-__all__ = ["Parameter", "Source", "parameter_table", "sources", "version_table"]
+__all__ = [
+    "Parameter",
+    "Source",
+    "parameter_rows",
+    "parameter_table",
+    "sources",
+    "version_table",
+]
 
 _UNKNOWN = "not recorded"
 
@@ -187,14 +194,30 @@ def parameter_table(facts: Facts) -> tuple[tuple[str, ...], tuple[Parameter, ...
     """Names of the models, and every parameter that they were trained with."""
     runs = [run for run in (facts.student, facts.baseline, facts.teacher) if run is not None]
     runs = [run for run in runs if run.facts.params]
-    names = sorted({name for run in runs for name in run.facts.params})
+    # The teacher is trained otherwise: only student and baseline are to be alike.
+    alike = [run is not facts.teacher for run in runs]
+    rows = parameter_rows([run.facts.params for run in runs], alike)
+    return tuple(run.name for run in runs), rows
+
+
+def parameter_rows(
+    params: Sequence[Mapping[str, Any]], alike: Sequence[bool]
+) -> tuple[Parameter, ...]:
+    """A row for each parameter of some runs.
+
+    Parameters
+    ----------
+    params : sequence of mapping
+        By name, of each run.
+    alike : sequence of bool
+        Which runs should have been made alike.
+    """
     rows = []
-    for name in names:
-        values = tuple(_value(run.facts.params, name) for run in runs)
-        # The teacher is trained otherwise: only student and baseline are to be alike.
-        pair = {v for v, run in zip(values, runs, strict=True) if run is not facts.teacher}
-        rows.append(Parameter(name, values, differs=len(pair) > 1))
-    return tuple(run.name for run in runs), tuple(rows)
+    for name in sorted({name for one in params for name in one}):
+        values = tuple(_value(one, name) for one in params)
+        same = {value for value, wanted in zip(values, alike, strict=True) if wanted}
+        rows.append(Parameter(name, values, differs=len(same) > 1))
+    return tuple(rows)
 
 
 def _value(params: Mapping[str, Any], name: str) -> str:

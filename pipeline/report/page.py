@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import jinja2
-from markupsafe import Markup
 
 from pipeline.report.captioned import (
     bin_table,
@@ -18,10 +14,10 @@ from pipeline.report.captioned import (
 )
 from pipeline.report.gallery import attacked_pictures, magnification_text, soft_pictures
 from pipeline.report.origin import parameter_table, sources, version_table
+from pipeline.report.rendering import render
 from pipeline.report.scores import CURVE_ATTACK
 from pipeline.report.table import results_table
 from pipeline.report.verdict import judge
-from pipeline.report.wording import eps_text, interval_text, norm_text, number_text, percent_text
 
 if TYPE_CHECKING:
     from pipeline.report.facts import Facts
@@ -41,25 +37,7 @@ def render_page(facts: Facts) -> str:
     str
         HTML that needs no other file and no network; the same facts give the same text.
     """
-    folder = Path(__file__).parent
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
-        # Class names and titles are the user's: all are escaped but what is marked as ours.
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "percent": percent_text,
-        "interval": interval_text,
-        "eps": eps_text,
-        "norm": norm_text,
-        "number": number_text,
-    }
-    style = Markup((folder / "page.css").read_text(encoding="utf-8"))  # noqa: S704
-    return environment.get_template("page.html.j2").render(style=style, **_content(facts))
+    return render("page.html.j2", _content(facts))
 
 
 def _content(facts: Facts) -> dict[str, Any]:

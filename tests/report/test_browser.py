@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 
 import pytest
+from pair_folders import gather, write_pair
+
+from pipeline.report.pair_page import render_pair
 
 _CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 _DRIVER = shutil.which("chromedriver")
@@ -73,11 +77,28 @@ def scheme(request, browser):
     return request.param
 
 
+@pytest.fixture(scope="module")
+def pair_page(tmp_path_factory):
+    """The page of two runs, one with a name as long as a path may be."""
+    folder = tmp_path_factory.mktemp("pair")
+    write_pair(folder)
+    return render_pair(gather(folder, ("runs/" + "deep/" * 40 + "metrics.json", "main")))
+
+
 @pytest.fixture
-def opened(browser, page, tmp_path, width, scheme):
-    """The page, open, all its folds unfolded."""
-    path = tmp_path / "report.html"
-    path.write_text(page, encoding="utf-8")
+def opened(show, page):
+    """The report, open."""
+    return show(page)
+
+
+@pytest.fixture
+def show(browser, tmp_path, width, scheme):
+    """Open a page, all its folds unfolded."""
+    return functools.partial(_show, browser, tmp_path / "page.html")
+
+
+def _show(browser, path, text):
+    path.write_text(text, encoding="utf-8")
     for log in ("browser", "performance"):
         browser.get_log(log)
     browser.get(path.as_uri())
@@ -100,6 +121,17 @@ def contrast(one, other):
 
 def test_the_page_opens_without_a_complaint(opened, width):
     """No console message, no request, no broken image, no sideways scrolling."""
+    for section in ("calibration", "masking", "labels", "attacked"):
+        assert opened.find_element("id", section).is_displayed()
+    _require_quiet(opened, width)
+
+
+def test_the_page_of_two_runs_opens_without_a_complaint(show, pair_page, width):
+    """Nor does a long name make it scroll sideways."""
+    _require_quiet(show(pair_page), width)
+
+
+def _require_quiet(opened, width):
     assert opened.get_log("browser") == []
     assert opened.execute_script(_REQUESTS) == []
     assert opened.execute_script(_BROKEN) == 0
@@ -115,6 +147,7 @@ def test_text_and_figures_can_be_read_in_both_schemes(opened, scheme):
     style = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
     paper = opened.execute_script(style, "body", "backgroundColor")
     card = opened.execute_script(style, ".drawing", "backgroundColor")
+    verdict = opened.execute_script(style, ".verdict", "backgroundColor")
     assert (luminance(paper) < 0.2) == (scheme == "dark")
     for selector, kind, behind in (
         ("h1", "color", paper),
@@ -123,6 +156,9 @@ def test_text_and_figures_can_be_read_in_both_schemes(opened, scheme):
         (".drawing svg text", "fill", card),
         (".right", "color", card),
         (".wrong", "color", card),
+        (".checks .right", "color", card),
+        (".checks .note", "color", card),
+        (".masking .right", "color", verdict),
         ("th.student", "color", card),
         ("th.baseline", "color", card),
     ):

@@ -2,48 +2,14 @@
 
 from __future__ import annotations
 
-import html.parser
 import re
 import shutil
 from dataclasses import replace
 
 import pytest
+from page_reader import read
 
 from pipeline.report.page import render_page
-
-_VOID = {"meta", "link", "img", "br", "path", "use"}
-
-
-class Reader(html.parser.HTMLParser):
-    """Collects tags, and notices one that is not closed."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.tags, self.ids, self.text = [], [], [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self.ids += [value for name, value in attrs if name == "id"]
-        if tag not in _VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        if tag not in _VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-
-def read(page):
-    """Parse a page; all tags are closed in the end."""
-    reader = Reader()
-    reader.feed(page)
-    assert reader.open == []
-    return reader
 
 
 def test_the_page_is_well_formed_and_names_are_unique(page):

@@ -88,6 +88,9 @@ def test_revisions_come_out_of_dvcs_cache(ltd_pipe, two_runs):
     """The first commit's evaluation beside that of the working folder, whose files changed."""
     identity = ["-c", "user.name=x", "-c", "user.email=x@example.com"]
     dvc = [sys.executable, "-m", "dvc"]
+    point = {"robust_accuracy": 0.5, "low": 0.3, "high": 0.7}
+    by_eps = [point | {"eps": eps} for eps in (0.0, 0.1)]
+    (two_runs / "data/evaluation/by_eps.json").write_text(json.dumps(by_eps))
     _run("git", "init", "-q")
     _run(*dvc, "init", "-q")
     _run(*dvc, "config", "core.analytics", "false")
@@ -100,3 +103,7 @@ def test_revisions_come_out_of_dvcs_cache(ltd_pipe, two_runs):
     (comparison,) = found["comparisons"]
     assert (comparison["against"], comparison["run"]) == ("first", "new")
     assert comparison["paired"]["autoattack"]["lost"] == 10
+    page = ltd_pipe("report", "--compare", "first", "new")
+    assert page.code == 0, page.err
+    assert 'id="curves"' in (two_runs / "data/comparison.html").read_text()
+    assert "Training curves and settings of A" in page.err

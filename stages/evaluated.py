@@ -1,0 +1,71 @@
+"""Evaluations that a user names: folders, files, and revisions of the DVC repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.errors import MissingError
+
+__all__ = ["TRAINING", "find_metrics"]
+
+# What DVC keeps of an evaluation.
+_METRICS = "data/metrics.json"
+_REQUIRED = (_METRICS, "data/evaluation/settings.json")
+# Older ones lack it.
+_OPTIONAL = ("data/evaluation/per_sample.npz",)
+# What else there is to say about a run.
+_CURVES = ("train/loss", "validation/clean_accuracy", "validation/robust_accuracy")
+TRAINING = (
+    "data/evaluation/by_eps.json",
+    "data/student/model.safetensors",
+    *(f"data/student/live/plots/metrics/{name}.tsv" for name in _CURVES),
+)
+
+
+def find_metrics(name: str, folder: Path, more: tuple[str, ...] = ()) -> Path:
+    """The metrics.json of a run, with its evaluation beside it.
+
+    Parameters
+    ----------
+    name : str
+        A folder that evaluate wrote to, its metrics.json, or a revision or experiment.
+    folder : Path
+        Where the files of a revision are copied to.
+    more : tuple of str
+        Files of a revision that are copied, too, where it has them.
+
+    Raises
+    ------
+    MissingError
+        When it is nothing of that.
+    """
+    from pipeline.compare.run import metrics_in
+
+    if Path(name).exists():
+        return metrics_in(Path(name))
+    _fetch(name, folder, more)
+    return folder / _METRICS
+
+
+def _fetch(revision: str, folder: Path, more: tuple[str, ...]) -> None:
+    """Copy files out of DVC's cache or remote."""
+    from dvc.api import DVCFileSystem
+    from dvc.exceptions import DvcException
+    from dvc.scm import SCMError
+
+    try:
+        files = DVCFileSystem(rev=revision)
+        for name in (*_REQUIRED, *_OPTIONAL, *more):
+            if name in _REQUIRED or files.exists(name):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                files.get_file(name, str(folder / name))
+    except (DvcException, SCMError, OSError) as error:
+        raise MissingError(
+            revision,
+            f"is no folder, and no revision with an evaluation ({_one_line(error)})",
+            remedy="'dvc exp show' lists the experiments; 'dvc pull' fetches results.",
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200].rstrip(".")
