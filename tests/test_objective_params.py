@@ -26,6 +26,8 @@ ACCEPTED = {
     "adr": {"label_kind": "adr", "ema_decay": "0.995"},
     "exits": {"objective": "exits", "exits": "[1, 3]", "attacked_exits": "average"},
     "idle": TEACHER,
+    "awp": {"awp_gamma": "0.01", "awp_from_epoch": "0"},
+    "no-awp": {"awp_from_epoch": "10"},
 }
 
 
@@ -57,6 +59,12 @@ REFUSED = {
         {"adr_weights": "[0, 1.5]"},
         r"adr_weights.1: input should be less than or equal to 1",
     ),
+    "awp-never": (
+        {"awp_gamma": "0.01"},
+        "awp_from_epoch: expected less than epochs, 1, found 10: no epoch would have awp_gamma; "
+        "lower it, or set awp_gamma: 0",
+    ),
+    "awp-after": ({"awp_gamma": "0.01", "awp_from_epoch": "1"}, "less than epochs, 1, found 1"),
     "objective": ({"objective": "madry"}, "objective: input should be 'at', 'trades'"),
 }
 

@@ -37,6 +37,7 @@ ACCEPTED = [
     ("seed", "3"),
     ("train.learning_rate", "1e-2"),
     ("train.milestones", "[1/2, 0.75]"),
+    ("teacher.label_smoothing", "0.1"),
     ("evaluate.images", "null"),
     ("evaluate.attacks", "[fgsm, pgd-20, cw-100x5]"),
     ("evaluate.attacks", "fgsm, pgd-20"),
@@ -103,6 +104,31 @@ REFUSED = [
     ("train.mixup_alpha", "0", "train: mixup_alpha: expected 0.01 to 100, found 0"),
     ("train.progressive_resize", "[100, 224]", "train: progressive_resize: expected two multiples"),
     ("train.progressive_resize", "128", "train.progressive_resize"),
+    (
+        "train.label_smoothing",
+        "0.1",
+        "train: label_smoothing: is the teacher's alone: remove it, or set label_kind: smooth, "
+        "smoothing: 0.1",
+    ),
+    (
+        "train.milestones",
+        "[100, 150]",
+        r"train.milestones: expected fractions of the run, above 0 and below 1, "
+        r"found \[100, 150\]; perhaps \[100/200, 150/200\] is meant",
+    ),
+    (
+        "train",
+        "{architecture: x, epochs: 160, eps: 0.1, milestones: [100, 150]}",
+        r"perhaps \[100/160, 150/160\] is meant",
+    ),
+    ("teacher.milestones", "[0, 1/2]", "teacher.milestones: expected fractions of the run"),
+    ("teacher.milestones", "[1/2, 1]", "teacher.milestones: expected fractions of the run"),
+    (
+        "train.milestones",
+        "[3/4, 1/2]",
+        r"expected different numbers in ascending order, found \[0.75, 0.5\]",
+    ),
+    ("train.milestones", "[1/2, 1/2]", "expected different numbers in ascending order"),
     ("prepare.dataset", "folder", "dataset 'folder' needs prepare.path"),
     ("prepare.validation_fraction", "1", "prepare.validation_fraction"),
     ("evaluate.eps", "8", "radii of linf are at most 1, .* found 8; perhaps 8/255 is meant"),

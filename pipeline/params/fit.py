@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.images.augmentation import Augmentation
 from pipeline.images.mixing import PAIR, Mixing
@@ -71,9 +71,6 @@ class FitParams(Section):
         description="average the weights at the ends of epochs from this fraction of the run on, "
         "with schedule constant, cosine or step; null: no such average",
     )
-    label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="mass moved from the true class to all classes evenly"
-    )
     crop_padding: int = Field(
         0, ge=0, description="random crop after padding by these pixels, for small images"
     )
@@ -138,6 +135,24 @@ class FitParams(Section):
     snapshot_steps: int = Field(
         0, ge=0, description="steps between snapshots; 0: only by time, and at each epoch's end"
     )
+
+    @field_validator("milestones")
+    @classmethod
+    def _milestones_are_fractions(
+        cls, values: tuple[float, ...], info: ValidationInfo
+    ) -> tuple[float, ...]:
+        found = ", ".join(f"{value:g}" for value in values)
+        if list(values) != sorted({*values}):
+            raise ValueError(f"expected different numbers in ascending order, found [{found}]")
+        if values and not 0 < values[0] <= values[-1] < 1:
+            epochs = info.data.get("epochs", 0)
+            of = epochs if 0 < values[0] and values[-1] < epochs else 200
+            meant = ", ".join(f"{value:g}/{of}" for value in values)
+            raise ValueError(
+                f"expected fractions of the run, above 0 and below 1, found [{found}]; "
+                f"perhaps [{meant}] is meant"
+            )
+        return values
 
     @model_validator(mode="after")
     def _one_average(self) -> FitParams:

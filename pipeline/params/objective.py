@@ -36,7 +36,9 @@ class ObjectiveParams(FitParams):
         description="adversarial weight perturbation, relative to each weight's norm: 0.005 for "
         "trades and mart, 0.01 for at (Wu et al. 2020); 0: none",
     )
-    awp_from_epoch: int = Field(10, ge=0, description="epochs before it are trained without")
+    awp_from_epoch: int = Field(
+        10, ge=0, description="so many epochs are trained without, before the first that has it"
+    )
     igdm_weight: Number = Field(
         0.0,
         ge=0,
@@ -135,6 +137,16 @@ class ObjectiveParams(FitParams):
         numbers = self.exits
         if numbers is not None and (not numbers or list(numbers) != sorted({*numbers})):
             raise ValueError("exits must be different numbers in ascending order")
+        return self
+
+    @model_validator(mode="after")
+    def _perturbation_begins(self) -> ObjectiveParams:
+        if self.awp_gamma and self.awp_from_epoch >= self.epochs:
+            raise ValueError(
+                f"awp_from_epoch: expected less than epochs, {self.epochs}, found "
+                f"{self.awp_from_epoch}: no epoch would have awp_gamma; lower it, or set "
+                "awp_gamma: 0"
+            )
         return self
 
     def _require_plain_answers(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field, model_validator
 
 from pipeline.params.attack import AttackParams
@@ -18,6 +20,16 @@ class TrainParams(AttackParams, ObjectiveParams):
         1.0, gt=0, description="the student's own, part of the model, in training and inference"
     )
     validation_every: int = Field(1, ge=1, description="epochs between validations")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _labels_are_smoothed_by_their_kind(cls, content: Any) -> Any:
+        if isinstance(content, dict) and "label_smoothing" in content:
+            raise ValueError(
+                "label_smoothing: is the teacher's alone: remove it, or set label_kind: smooth, "
+                f"smoothing: {content['label_smoothing']}"
+            )
+        return content
 
     @model_validator(mode="after")
     def _weights_can_be_perturbed(self) -> TrainParams:

