@@ -30,6 +30,7 @@ def test_steps_and_their_size_are_the_methods_own(changes, expected):
 
 
 ACCEPTED = {
+    "a target": {"attack_label": "target"},
     "an L2 radius above 1": {"norm": "l2", "eps": 3},
     "an L2 step above 1": {"norm": "l2", "eps": 3, "step_size": 1.5},
     "the largest radius": {"eps": 1},
@@ -91,6 +92,14 @@ REFUSED = {
     "another loss": ({"attack_loss": "dlr"}, "attack_loss\n.*'ce', 'kl' or 'margin'"),
     "an alarm that is on": ({"overfitting_alarm": True}, "overfitting_alarm\n.*'stop', 'warn'"),
     "a warm-up before the start": ({"eps_warmup_epochs": -1}, "eps_warmup_epochs\n.*or equal to 0"),
+    "a warm-up to the end": (
+        {"eps_warmup_epochs": 1},
+        "eps_warmup_epochs: expected less than epochs, 1, found 1: eps would never be reached",
+    ),
+    "a target without a part": (
+        {"attack_label": "target", "attack_loss": "ce"},
+        "attack_label: target has no part in attack_loss ce: set attack_loss: null, or",
+    ),
     "no step": ({"attack_steps": 0}, "attack_steps\n.*greater than or equal to 1"),
 }
 

@@ -59,10 +59,31 @@ REFUSED = {
         {"adr_weights": "[0, 1.5]"},
         r"adr_weights.1: input should be less than or equal to 1",
     ),
+    "mtard-mixtures": (
+        MTARD | {"mixup_probability": "0.5"},
+        "objective mtard softens a teacher's answers anew, .* set cutmix_probability and",
+    ),
+    "ard-live-warm": (
+        {"objective": "ard", "label_kind": "live", "label_temperature": "4", **TEACHER},
+        (
+            "label_temperature is that of a store, for label_kind ltd, found live: set "
+            "label_temperature: null; the teacher's is teacher_temperature"
+        ),
+    ),
+    "onehot-warm": (
+        {"label_kind": "onehot", "label_temperature": "4"},
+        "for label_kind ltd, found onehot: set label_temperature: null",
+    ),
+    "opposed": (
+        {"objective": "trades", "attack_label": "target"},
+        "attack_label: target is for objective at, found trades, which .* attack_label: truth",
+    ),
     "awp-never": (
         {"awp_gamma": "0.01"},
-        "awp_from_epoch: expected less than epochs, 1, found 10: no epoch would have awp_gamma; "
-        "lower it, or set awp_gamma: 0",
+        (
+            "awp_from_epoch: expected less than epochs, 1, found 10: no epoch would have "
+            "awp_gamma; lower it, or set awp_gamma: 0"
+        ),
     ),
     "awp-after": ({"awp_gamma": "0.01", "awp_from_epoch": "1"}, "less than epochs, 1, found 1"),
     "objective": ({"objective": "madry"}, "objective: input should be 'at', 'trades'"),

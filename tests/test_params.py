@@ -107,14 +107,18 @@ REFUSED = [
     (
         "train.label_smoothing",
         "0.1",
-        "train: label_smoothing: is the teacher's alone: remove it, or set label_kind: smooth, "
-        "smoothing: 0.1",
+        (
+            "train: label_smoothing: is the teacher's alone: remove it, or set label_kind: smooth, "
+            "smoothing: 0.1"
+        ),
     ),
     (
         "train.milestones",
         "[100, 150]",
-        r"train.milestones: expected fractions of the run, above 0 and below 1, "
-        r"found \[100, 150\]; perhaps \[100/200, 150/200\] is meant",
+        (
+            r"train.milestones: expected fractions of the run, above 0 and below 1, "
+            r"found \[100, 150\]; perhaps \[100/200, 150/200\] is meant"
+        ),
     ),
     (
         "train",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -12,6 +13,9 @@ from pipeline.images.progressive import Sizes
 from pipeline.params.section import Number, Probability, Section
 
 __all__ = ["FitParams"]
+
+_LEAST_AVERAGED = 2
+_ROUNDING = 1e-9
 
 
 class FitParams(Section):
@@ -146,7 +150,7 @@ class FitParams(Section):
             raise ValueError(f"expected different numbers in ascending order, found [{found}]")
         if values and not 0 < values[0] <= values[-1] < 1:
             epochs = info.data.get("epochs", 0)
-            of = epochs if 0 < values[0] and values[-1] < epochs else 200
+            of = epochs if values[0] > 0 and values[-1] < epochs else 200
             meant = ", ".join(f"{value:g}/{of}" for value in values)
             raise ValueError(
                 f"expected fractions of the run, above 0 and below 1, found [{found}]; "
@@ -161,6 +165,22 @@ class FitParams(Section):
         return self
 
     @model_validator(mode="after")
+    def _epochs_can_be_averaged(self) -> FitParams:
+        if self.swa_epoch is None:
+            return self
+        if self.schedule == "one-cycle":
+            raise ValueError(
+                "swa_from: expected schedule constant, cosine or step, found one-cycle: set "
+                "schedule, or ema_decay instead of swa_from"
+            )
+        if self.epochs - self.swa_epoch < _LEAST_AVERAGED:
+            raise ValueError(
+                f"swa_from: expected the ends of two epochs or more to average, found "
+                f"{self.epochs - self.swa_epoch} of {self.epochs}: lower swa_from"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _augmentation_is_possible(self) -> FitParams:
         # Making them is the check.
         assert self.augmentation  # noqa: S101
@@ -170,6 +190,14 @@ class FitParams(Section):
                 f"batch_size: cutmix and mixup take pairs of images, found {self.batch_size}"
             )
         return self
+
+    @property
+    def swa_epoch(self) -> int | None:
+        """The first epoch, from 0, whose end lies behind `swa_from`; None: no such average."""
+        if self.swa_from is None:
+            return None
+        # 0.29 of 100 is less than 29 in binary.
+        return math.floor(self.swa_from * self.epochs + _ROUNDING)
 
     @property
     def augmentation(self) -> Augmentation:

@@ -124,6 +124,12 @@ class ObjectiveParams(FitParams):
             raise ValueError("ard softens the student as its labels were: set label_temperature")
         if self.objective == "mtard":
             self._require_plain_answers()
+        if self.label_temperature is not None and self.label_kind != "ltd":
+            instead = "; the teacher's is teacher_temperature" if self.label_kind == "live" else ""
+            raise ValueError(
+                f"label_temperature is that of a store, for label_kind ltd, found "
+                f"{self.label_kind}: set label_temperature: null{instead}"
+            )
         if self.label_kind == "adr" and not self.ema_decay:
             raise ValueError(
                 "label_kind adr learns from the weights' moving average: set ema_decay"

@@ -48,9 +48,39 @@ class TrainParams(AttackParams, ObjectiveParams):
         return self
 
     @model_validator(mode="after")
+    def _attack_opposes_one_label(self) -> TrainParams:
+        if self.attack_label == "truth":
+            return self
+        if self.objective != "at":
+            raise ValueError(
+                f"attack_label: target is for objective at, found {self.objective}, which opposes "
+                "what is its own: set attack_label: truth"
+            )
+        if self.attack_loss is not None:
+            raise ValueError(
+                f"attack_label: target has no part in attack_loss {self.attack_loss}: set "
+                "attack_loss: null, or attack_label: truth"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _eps_is_reached(self) -> TrainParams:
+        if self.eps_warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"eps_warmup_epochs: expected less than epochs, {self.epochs}, found "
+                f"{self.eps_warmup_epochs:g}: eps would never be reached; lower it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _labels_can_be_mixed(self) -> TrainParams:
         if self.mixing.is_none:
             return self
+        if self.objective == "mtard":
+            raise ValueError(
+                "objective mtard softens a teacher's answers anew, which those of a mixture's two "
+                "images together are not: set cutmix_probability and mixup_probability to 0"
+            )
         one_class = {
             "objective mart": self.objective == "mart",
             "attack_loss margin": self.attack_loss == "margin",

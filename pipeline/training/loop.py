@@ -299,6 +299,6 @@ class Fit:
 
 
 def _average(model: Classifier, params: FitParams, steps_per_epoch: int) -> Average:
-    if params.swa_from is None:
+    if params.swa_epoch is None:
         return MovingAverage(model, params.ema_decay)
-    return EpochAverage(model, int(params.swa_from * params.epochs), steps_per_epoch)
+    return EpochAverage(model, params.swa_epoch, steps_per_epoch)

@@ -83,6 +83,6 @@ def test_a_warm_up_reaches_the_attack(make_student, tmp_path):
         make_student(epochs=1, eps=0.3, attack_start="none", state=tmp_path / name, **changes).run(
             Watcher()
         )[0]["train/robust_accuracy"]
-        for name, changes in (("whole", {}), ("warm", {"eps_warmup_epochs": 1000}))
+        for name, changes in (("whole", {}), ("warm", {"eps_warmup_epochs": 0.99}))
     ]
     assert accuracies[1] > accuracies[0]
