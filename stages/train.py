@@ -86,6 +86,8 @@ def train(params: Params, data: Path, labels: str, out: Path, fresh: bool, force
         if not team.leads:
             return
         facts = _facts(params, beton, store, teacher, softness, fit.passes)
+        if fit.target_softness is not None:
+            facts["targets"] = fit.target_softness.facts
         if fit.collapse is not None:
             facts["catastrophic_overfitting"] = fit.collapse.facts()
         save_results(fit, out, facts, timing, last=True)
@@ -102,10 +104,11 @@ def train(params: Params, data: Path, labels: str, out: Path, fresh: bool, force
         for name, value in best.items()
         if name.startswith("validation/")
     )
+    measured = softness or fit.target_softness
     click.echo(
         f"{out / 'model.safetensors'}: epoch {best['epoch'] + 1} of {params.train.epochs}; "
         f"on the validation split: {measures or 'not measured'}"
-        + (f"; {softness.sentence()}" if softness else "")
+        + (f"; {measured.sentence()}" if measured else "")
     )
     softened = params.train.objective == "ard"
     for warning in softness.warnings(student_softened=softened) if softness else []:

@@ -22,6 +22,7 @@ from pipeline.training.state import Progress
 from pipeline.training.step import Step
 from pipeline.training.swa import EpochAverage
 from pipeline.training.synced_norm import synchronise
+from pipeline.training.target_softness import TARGET_SUMS, TargetSoftness
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -182,6 +183,12 @@ class Fit:
         return self._alarm.collapse(self.progress.history) if self._alarm else None
 
     @property
+    def target_softness(self) -> TargetSoftness | None:
+        """What the last epoch's targets were like; None where no teacher in the run gave them."""
+        sums = self.progress.targets
+        return TargetSoftness.of_sums(sums, int(sums["images"])) if sums else None
+
+    @property
     def stopped(self) -> bool:
         """Whether the run ends here, before its last epoch, because it has collapsed."""
         return self._alarm is not None and self._alarm.stops and self.collapse is not None
@@ -259,6 +266,7 @@ class Fit:
             row |= self._validate(self.average.model)
             self._keep_best(row)
         self.progress.history.append(row)
+        self.progress.targets = sums if TARGET_SUMS[0] in sums else {}
         self._meters = Meters(self._stream.device)
 
     def _accuracy_name(self) -> str:

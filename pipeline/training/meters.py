@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 
 from pipeline.errors import ModelError
+from pipeline.training.target_softness import TARGET_SUMS
 
 __all__ = ["Meters"]
 
 _NEVER = 2**62
+# Of a step's tally, in its order; one without a teacher in the run has the first two.
+_NAMES = ("loss", "hits", *TARGET_SUMS)
 
 
 class Meters:
@@ -21,23 +24,25 @@ class Meters:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(2, dtype=torch.float64, device=device)
+        self._sums = torch.zeros(len(_NAMES), dtype=torch.float64, device=device)
         self._broken = torch.full((), _NEVER, dtype=torch.int64, device=device)
-        self._images = 0
+        self._images, self._summed = 0, 2
 
     def add(self, tally: torch.Tensor, images: int, step: int) -> None:
         """Add a step.
 
         Parameters
         ----------
-        tally : Tensor of shape (2,), dtype float32
-            Sum of the losses over its images, and how many were classified right.
+        tally : Tensor of shape (2,) or (5,), dtype float32
+            Sum of the losses over its images, how many were classified right, and where a
+            teacher gave the targets their `target_sums`.
         images : int
             Of the step.
         step : int
             Its number, for the error.
         """
-        self._sums += tally
+        self._summed = len(tally)
+        self._sums[: self._summed] += tally
         self._images += images
         finite = torch.isfinite(tally[0])
         self._broken = torch.where(finite, self._broken, self._broken.clamp(max=step))
@@ -48,7 +53,8 @@ class Meters:
         Returns
         -------
         dict
-            `images`, `loss` and `hits`; empty before the first step.
+            `images`, `loss` and `hits`, and the TARGET_SUMS where tallies had them; empty
+            before the first step.
 
         Raises
         ------
@@ -64,10 +70,11 @@ class Meters:
                 "the loss is not finite",
                 remedy="Lower learning_rate, or set precision: float32.",
             )
-        loss, hits = self._sums.tolist()
-        return {"images": float(self._images), "loss": loss, "hits": hits}
+        sums = dict(zip(_NAMES, self._sums.tolist(), strict=True))
+        return {"images": float(self._images)} | {n: sums[n] for n in _NAMES[: self._summed]}
 
     def restore(self, sums: dict[str, float]) -> None:
         """Go on from what `read` said."""
-        self._sums = self._sums.new_tensor([sums.get("loss", 0.0), sums.get("hits", 0.0)])
+        self._sums = self._sums.new_tensor([sums.get(name, 0.0) for name in _NAMES])
+        self._summed = len(_NAMES) if TARGET_SUMS[0] in sums else 2
         self._images = int(sums.get("images", 0))

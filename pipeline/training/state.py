@@ -36,12 +36,15 @@ class Progress:
         Sums over the steps of the epoch under way.
     best : dict
         Row of the best checkpoint so far, empty before the first.
+    targets : dict of str to float
+        The last finished epoch's sums, where a teacher in the run gave its targets.
     """
 
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
+    targets: dict[str, float] = field(default_factory=dict)
 
 
 class Snapshots:

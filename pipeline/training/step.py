@@ -13,9 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pipeline import rng
 from pipeline.device import autocast
 from pipeline.images.pixels import to_unit
-from pipeline.objectives import Labels
+from pipeline.objectives import Labels, Taught
 from pipeline.training.awp import perturbed_weights
 from pipeline.training.optimiser import make_optimiser
+from pipeline.training.target_softness import TARGET_SUMS, target_sums
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,6 +44,7 @@ class _Part:
     loss: Callable[[], Loss]
     truth: torch.Tensor
     share: float  # of the step's images, over all processes
+    targets: torch.Tensor | None  # their `target_sums`, where a teacher in the run gave them
 
 
 class Step:
@@ -84,6 +86,8 @@ class Step:
     ) -> None:
         self._model, self._objective, self._examples = model, objective, examples
         self._awp, self._params = awp, params
+        # Of stored labels it is known beforehand what they are like.
+        self._taught = isinstance(objective, Taught)
         # Float16 has no small gradients.
         scaled = passes.precision == "float16"
         self._adversary = _Scaled(adversary) if scaled and adversary else adversary
@@ -108,9 +112,9 @@ class Step:
 
         Returns
         -------
-        Tensor of shape (2,), dtype float32
-            Over all images of the step: the sum of their losses, and how many were classified
-            right.
+        Tensor of shape (2,) or (5,), dtype float32
+            Over all images of the step: the sum of their losses, how many were classified
+            right, and where a teacher in the run gave their targets `target_sums` of these.
         """
         for group in self._optimiser.param_groups:
             group["lr"] = rate
@@ -138,18 +142,21 @@ class Step:
 
         Returns
         -------
-        Tensor of shape (2,), dtype float32
-            The share of the mean loss, and how many were classified right.
+        Tensor of shape (2,) or (5,), dtype float32
+            The share of the mean loss, and the rest of what `take` gives.
         """
         self._optimiser.zero_grad(set_to_none=True)
-        tally = torch.zeros(2, device=self._device)
+        width = 2 + self._taught * len(TARGET_SUMS)
+        tally = torch.zeros(width, device=self._device)
         for part in parts:
             loss = part.loss()
             value = loss.value * part.share
             self._scaler.scale(value).backward()  # type: ignore[no-untyped-call]
             # Of a mixture, the share of the class that was found.
             hits = part.truth.gather(1, loss.logits.detach().argmax(dim=1)[:, None]).sum()
-            tally += torch.stack([value.detach().float(), hits.float()])
+            tally[:2] += torch.stack([value.detach().float(), hits.float()])
+            if part.targets is not None:
+                tally[2:] += part.targets
         return tally
 
     def state(self) -> dict[str, Any]:
@@ -184,7 +191,8 @@ class Step:
             with autocast(self._device, self._passes.precision):
                 return self._objective.loss(self._model, images, adversarial, labels)
 
-        return _Part(loss, drawn.truth, len(batch.rows) / step_images)
+        sums = target_sums(labels.target, labels.truth) if self._taught else None
+        return _Part(loss, drawn.truth, len(batch.rows) / step_images, sums)
 
     def _attack(self, batch: Batch, images: torch.Tensor, labels: Labels) -> torch.Tensor:
         if self._adversary is None:

@@ -13,12 +13,17 @@ from pipeline.labels.softness import Softness
 from pipeline.training import targets
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from pipeline.labels.read import SoftLabels
     from pipeline.params import TrainParams
 
-__all__ = ["TargetSoftness", "measure_targets"]
+__all__ = ["TARGET_SUMS", "TargetSoftness", "measure_targets", "target_sums"]
+
+# What `target_sums` adds up, in its order.
+TARGET_SUMS = ("top_probabilities", "entropies", "contradictions")
 
 # Enough for three digits of a share; of a thousand classes it takes a second or two.
 _MAX_ROWS = 2**16
@@ -46,6 +51,12 @@ class TargetSoftness:
     mean_entropy: float
     contradictions: float
     targets: int
+
+    @classmethod
+    def of_sums(cls, sums: Mapping[str, float], targets: int) -> TargetSoftness:
+        """From what `target_sums` of so many targets add up to, by the names of TARGET_SUMS."""
+        top, entropy, contradictions = (sums[name] / targets for name in TARGET_SUMS)
+        return cls(top, entropy, contradictions, targets)
 
     @property
     def facts(self) -> dict[str, float]:
@@ -80,6 +91,26 @@ class TargetSoftness:
                 "'rectify: true' lowers the weight of these"
             )
         return [f"{what}: see docs/robustness.md" for what in found]
+
+
+@torch.no_grad()
+def target_sums(target: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """What the targets of a step add up to; stays on the device.
+
+    Parameters
+    ----------
+    target, truth : Tensor of shape (B, K), dtype float32
+        Rows are distributions; the truth of a mixed image is the class with most of it.
+
+    Returns
+    -------
+    Tensor of shape (3,), dtype float32
+        Sums over the rows: of the largest probability, of the entropy in nats, and of whether
+        the largest probability is not on the true class.
+    """
+    top, found = target.max(dim=1)
+    wrong = found != truth.argmax(dim=1)
+    return torch.stack([top.sum(), torch.special.entr(target).sum(), wrong.sum()]).float()
 
 
 def measure_targets(

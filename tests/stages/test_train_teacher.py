@@ -26,6 +26,16 @@ def test_a_teacher_in_the_run_is_in_the_students_facts(ltd_pipe, project):
     assert facts["labels"] is None
 
 
+def test_the_summary_says_how_soft_a_teachers_answers_were(ltd_pipe, project):
+    """Of the last epoch, in the last line and in the facts."""
+    outcome = ltd_pipe(*LIVE)
+    assert outcome.code == 0, outcome.err
+    targets = read_facts(Path("new/model.safetensors"))["targets"]
+    said = f"mean top probability of its labels {targets['mean_top_probability']:.3f}, mean entropy"
+    assert said in outcome.out
+    assert f"{targets['contradictions']:.2%} contradict the ground truth" in outcome.out
+
+
 def test_another_teacher_is_another_run(ltd_pipe, project, monkeypatch):
     """A run with another file under the same name does not continue this one."""
     keys = []

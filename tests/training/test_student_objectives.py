@@ -205,6 +205,42 @@ def test_an_interrupted_run_ends_with_the_same_bits(run, tmp_path, changes):
     assert whole[1] == continued[1]
 
 
+@pytest.mark.parametrize("kind", ["live", "adr"])
+def test_measuring_the_targets_changes_no_bit(put_together, kind):
+    """Of weights and history; a run that does not measure them has nothing to say of them."""
+    measured, blind = (put_together(label_kind=kind, epochs=2) for _ in range(2))
+    blind._step._taught = False
+    assert measured.run(Watcher()) == blind.run(Watcher())
+    theirs = blind.model.state_dict()
+    assert all(torch.equal(mine, theirs[n]) for n, mine in measured.model.state_dict().items())
+    assert measured.target_softness.targets > blind.progress.step
+    assert blind.target_softness is None
+
+
+def test_the_targets_of_the_last_epoch_are_measured(put_together, monkeypatch, tmp_path):
+    """As they were trained with, in several parts, and across an interruption."""
+    changes = {"label_kind": "adr", "epochs": 2, "accumulation_steps": 2}
+    fit = put_together(**changes)
+    witness = witnessed(fit, monkeypatch)
+    fit.run(Watcher())
+    labels = [labels for call, labels in witness.seen if call == "loss"]
+    last = [each for each in labels if each.moment.epoch == 1]
+    target = torch.cat([each.target for each in last]).double()
+    wrong = target.argmax(dim=1) != torch.cat([each.truth for each in last]).argmax(dim=1)
+    found = fit.target_softness
+    assert found.targets == len(target)
+    assert found.mean_top_probability == pytest.approx(target.amax(dim=1).mean().item(), rel=1e-5)
+    entropy = torch.special.entr(target).sum(dim=1).mean().item()
+    assert found.mean_entropy == pytest.approx(entropy, rel=1e-5)
+    assert found.contradictions == wrong.double().mean().item()
+    state = tmp_path / "interrupted"
+    with pytest.raises(Interrupted):
+        put_together(**changes, state=state).run(StopAt())
+    continued = put_together(**changes, state=state)
+    continued.run(Watcher())
+    assert continued.target_softness == found
+
+
 def test_another_moment_is_another_target(run):
     """ADR's schedule goes by the step: a run of more epochs has other first steps."""
     rows = [run(label_kind="adr", epochs=e, schedule="constant")[1][0] for e in (1, 2)]

@@ -5,12 +5,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from made_answers import attributes, make_answers
 
 from pipeline.labels.read import SoftLabels
 from pipeline.params import TrainParams
 from pipeline.training import target_softness
-from pipeline.training.target_softness import TargetSoftness, measure_targets
+from pipeline.training.target_softness import (
+    TARGET_SUMS,
+    TargetSoftness,
+    measure_targets,
+    target_sums,
+)
 
 # Softmax at temperature 1: (1/2, 1/4, 1/4), which is right, and (1/4, 1/4, 1/2), which is not.
 LOGITS = np.log(np.array([[2.0, 1.0, 1.0], [1.0, 1.0, 2.0]], np.float32))
@@ -120,3 +126,12 @@ def test_a_student_that_is_softened_alike_needs_no_warning_of_softness():
     """ARD's labels at temperature 30 are meant to be soft; contradictions stay contradictions."""
     found = TargetSoftness(0.2, 2.0, 0.1, 9).warnings(student_softened=True)
     assert [warning[:5] for warning in found] == ["10.0%"]
+
+
+def test_of_the_targets_of_a_step():
+    """The same measures: 1/2, 1.5 ln 2, and one of two on another class; one-hot has no entropy."""
+    target = torch.tensor([[0.5, 0.25, 0.25], [0.0, 0.0, 1.0]])
+    sums = target_sums(target, torch.eye(3)[[0, 1]]).tolist()
+    found = TargetSoftness.of_sums(dict(zip(TARGET_SUMS, sums, strict=True)), 2)
+    assert (found.mean_top_probability, found.contradictions, found.targets) == (0.75, 0.5, 2)
+    assert found.mean_entropy == pytest.approx(0.75 * math.log(2))
