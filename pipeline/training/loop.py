@@ -17,7 +17,7 @@ from pipeline.training.interrupt import Interrupted, listen
 from pipeline.training.memory import out_of_memory_explained
 from pipeline.training.meters import Meters
 from pipeline.training.schedule import learning_rate
-from pipeline.training.shares import require_shares, share_of
+from pipeline.training.shares import images_per_epoch, require_shares, share_of
 from pipeline.training.state import Progress
 from pipeline.training.step import Step
 from pipeline.training.swa import EpochAverage
@@ -130,13 +130,14 @@ class Fit:
         self._adversarial, self._alarm = adversary is not None, alarm
         self.team = team or Team()
         self._unit = 1 if params.mixing.is_none else PAIR
-        require_shares(len(samples), params.batch_size, self.team.count, self._unit)
+        self._images = images_per_epoch(len(samples), params.batch_size)
+        require_shares(self._images, params.batch_size, self.team.count, self._unit)
         self._sizes = [] if params.sizes is None else params.sizes.all()
         require_sizes(model, self._sizes)
         passes.apply(model)
         if params.sync_batch_norm and self.team.count > 1:
             synchronise(model)
-        self.steps_per_epoch = -(-len(samples) // params.batch_size)
+        self.steps_per_epoch = -(-self._images // params.batch_size)
         self.total_steps = self.steps_per_epoch * params.epochs
         self._step = Step(
             model=model,
@@ -204,6 +205,7 @@ class Fit:
         epoch = len(self.progress.history)
         done = self.progress.step - epoch * self.steps_per_epoch
         order = rng.permutation(rng.stream_key(self._seed, "order", epoch), self._samples)
+        order = order[: self._images]
         mine, batch_size = share_of(order, self._params.batch_size, self.team, self._unit)
         self.model.train()
         self._clock.skip()
@@ -230,7 +232,7 @@ class Fit:
 
     def _take(self, batch: Batch, epoch: int, done: int) -> None:
         step = self.progress.step
-        images = min(self._params.batch_size, len(self._samples) - done * self._params.batch_size)
+        images = min(self._params.batch_size, self._images - done * self._params.batch_size)
         rate = learning_rate(self._params, step, self.total_steps)
         moment = Moment(step, self.total_steps, epoch, self._params.epochs)
         with out_of_memory_explained(self._step, batch, moment, self.team):

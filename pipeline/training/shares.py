@@ -13,7 +13,24 @@ if TYPE_CHECKING:
 
     from pipeline.team import Team
 
-__all__ = ["require_shares", "share_of"]
+__all__ = ["images_per_epoch", "require_shares", "share_of"]
+
+
+def images_per_epoch(images: int, batch_size: int) -> int:
+    """How many of the images an epoch trains on: all, but for one that would be a step alone.
+
+    One image has no batch statistics: batch normalisation refuses it where the features are one
+    pixel, and learns its mean and a wrong variance where they are more. Which one is left out is
+    the epoch's last, and so another one in each epoch.
+
+    Parameters
+    ----------
+    images : int
+        Above 0.
+    batch_size : int
+        Images per step.
+    """
+    return images - 1 if images > 1 and images % batch_size == 1 else images
 
 
 def require_shares(images: int, batch_size: int, processes: int, unit: int = 1) -> None:

@@ -182,6 +182,27 @@ def test_validation_samples_are_never_trained_on(make_student, train_beton):
     assert not set(validation) & set(np.concatenate(seen))
 
 
+def test_an_image_that_would_be_a_step_alone_is_left_out(make_student, tmp_path):
+    """Of 65 at 64 another one in each epoch; two are a step, and so is a single one of all."""
+    counts = {65: [64], 66: [64, 2], 63: [63], 1: [1]}
+    for images, expected in counts.items():
+        fit = make_student(images=images, batch_size=64, state=tmp_path / str(images))
+        steps = []
+        take = fit._step.take
+
+        def watched(batch, moment, rate, count, take=take, steps=steps):
+            assert count == len(batch.rows)
+            steps.append(batch.rows)
+            return take(batch, moment, rate, count)
+
+        fit._step.take = watched
+        fit.run(Watcher())
+        assert [len(rows) for rows in steps] == 2 * expected
+        if images == 65:
+            left = [set(fit._samples) - set(rows) for rows in steps]
+            assert left[0] != left[1]
+
+
 def test_the_best_checkpoint_is_the_best_row(make_student):
     """`best` is the row of highest robust accuracy, the later of equal ones."""
     fit = make_student(epochs=5)
