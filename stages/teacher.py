@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.errors import MissingError
 from stages.outputs import refuse_existing, refuse_overlap
 from stages.parameters import params_options
 
@@ -99,7 +100,7 @@ def _train(
     snapshots = Snapshots(out.parent / "state" / key)
     if fresh and team.leads:
         snapshots.clear()
-    training, validation = split_samples(train, section.images, params.seed)
+    training, validation = split_samples(train, section.images, params.seed, "teacher")
     with deterministic():
         fit = teacher_fit(
             model,
@@ -127,8 +128,15 @@ def _take(params: Params, train: Beton, test: Beton, out: Path) -> dict[str, Any
     from pipeline.models.checkpoint import open_classifier, save_classifier
 
     section, manifest = params.teacher, train.manifest
+    path = Path(str(section.checkpoint))
+    if not path.exists():
+        raise MissingError(
+            f"teacher.checkpoint: {path}",
+            "no such file",
+            remedy="Give trained weights, or null to train a teacher.",
+        )
     model = open_classifier(
-        Path(str(section.checkpoint)),
+        path,
         architecture=section.architecture,
         class_names=manifest.class_names,
         shape=manifest.shape,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.errors import MissingError
 from stages.fetched import local_folder
 from stages.outputs import refuse_existing
 from stages.parameters import params_options
@@ -110,15 +111,14 @@ def train(params: Params, data: Path, labels: str, out: Path, fresh: bool, force
         f"on the validation split: {measures or 'not measured'}"
         + (f"; {measured.sentence()}" if measured else "")
     )
-    softened = params.train.objective == "ard"
-    for warning in softness.warnings(student_softened=softened) if softness else []:
+    for warning in softness.warnings(params.train) if softness else []:
         click.echo(f"warning: {warning}", err=True)
 
 
 def _open_store(params: Params, labels: str, beton: Beton) -> SoftLabels | None:
     from pipeline.labels.read import SoftLabels
 
-    if params.train.label_kind != "ltd":
+    if not params.train.reads_store:
         return None
     store = SoftLabels.open(local_folder(labels))
     store.require_data(beton.manifest, str(beton.path))
@@ -131,7 +131,14 @@ def _open_teacher(params: Params, beton: Beton) -> LiveTeacher | None:
     section = params.train
     if section.teacher is None or not section.asks_teacher:
         return None
-    return open_teacher(Path(section.teacher), beton.manifest, section.teacher_temperature)
+    path = Path(section.teacher)
+    if not path.exists():
+        raise MissingError(
+            f"train.teacher: {path}",
+            "no such file",
+            remedy="Give the checkpoint that is asked in the run, or choose what asks no teacher.",
+        )
+    return open_teacher(path, beton.manifest, section.teacher_temperature)
 
 
 def _measure_labels(

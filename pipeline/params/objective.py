@@ -102,6 +102,16 @@ class ObjectiveParams(FitParams):
         return self.teacher_temperature if self.label_kind == "live" else self.label_temperature
 
     @property
+    def learns_from_labels(self) -> bool:
+        """Whether labels are part of the loss: AdaAD's are that of its clean term alone."""
+        return self.objective != "adaad" or self.robust_weight not in (None, 1.0)
+
+    @property
+    def reads_store(self) -> bool:
+        """Whether the run needs a store's labels."""
+        return self.label_kind == "ltd" and self.learns_from_labels
+
+    @property
     def asks_teacher(self) -> bool:
         """Whether the run asks a teacher."""
         asked = self.objective in _ASK_TEACHER or self.label_kind == "live"

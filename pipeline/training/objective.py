@@ -74,15 +74,10 @@ def _with_labels(objective: Objective, params: TrainParams, ingredients: Ingredi
             objective,
             SelfDistillation(ingredients.average, params.adr_temperatures, params.adr_weights),
         )
-    if params.label_kind == "live" and not _without_labels(params):
+    if params.label_kind == "live" and params.learns_from_labels:
         labels = LiveLabels(ingredients.require_teacher(), params.soft_weight, params.rectify)
         return objectives.Taught(objective, labels)
     return objective
-
-
-def _without_labels(params: TrainParams) -> bool:
-    # AdaAD's labels weigh nothing by default: nobody needs to be asked for them.
-    return params.objective == "adaad" and params.robust_weight in (None, 1.0)
 
 
 def _at(params: TrainParams, _: Ingredients) -> Objective:
@@ -126,7 +121,7 @@ def _exits(params: TrainParams, ingredients: Ingredients) -> Objective:
     numbers = params.exits or tuple(range(1, count + 1))
     if numbers[0] < 1 or numbers[-1] > count:
         raise ParamsError(
-            "exits",
+            "train.exits",
             f"{ingredients.model.architecture} has {count}",
             expected=f"numbers from 1 to {count}",
             found=list(numbers),

@@ -43,7 +43,7 @@ _CHANGE_NOTHING = {"snapshot_minutes", "snapshot_steps"}
 
 
 def split_samples(
-    beton: Beton, images: int | None = None, seed: int = 0
+    beton: Beton, images: int | None = None, seed: int = 0, section: str = "train"
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Indices that are trained on, and those held out to choose checkpoints.
 
@@ -53,6 +53,8 @@ def split_samples(
     images : int, optional
         Train on so many, chosen by the seed; the validation split stays whole.
     seed : int
+    section : str
+        Of the parameters, for the error.
 
     Returns
     -------
@@ -71,7 +73,11 @@ def split_samples(
     if images is not None:
         if images > len(training):
             raise ParamsError(
-                "images", "more than there are to train on", expected=len(training), found=images
+                f"{section}.images",
+                "more than there are to train on",
+                expected=f"at most {len(training)}",
+                found=images,
+                remedy="Set null for all of them.",
             )
         order = rng.permutation(rng.stream_key(seed, "training-images"), training)
         training = np.sort(order[:images])
@@ -106,7 +112,13 @@ def new_classifier(
     device : torch.device
     temperature : float
         Part of the model.
+
+    Raises
+    ------
+    ParamsError
+        When a crop may miss the images.
     """
+    _require_padding(params, manifest, "teacher" if role == "teacher" else "train")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.stream_key(seed, f"{role}-weights") >> 1)
         network = build(params.architecture, manifest.num_classes, manifest.shape)
@@ -120,6 +132,18 @@ def new_classifier(
         temperature=temperature,
     )
     return model.to(device)
+
+
+def _require_padding(params: FitParams, manifest: Manifest, section: str) -> None:
+    side = min(manifest.shape[1:])
+    if params.crop_padding >= side:
+        raise ParamsError(
+            f"{section}.crop_padding",
+            "some crops would show nothing of the image",
+            expected=f"less than its side, {side} pixels",
+            found=params.crop_padding,
+            remedy=f"An eighth of the side is usual: {side // 8}.",
+        )
 
 
 def run_facts(kind: str, params: FitParams, manifest: Manifest, **decides: Any) -> dict[str, Any]:

@@ -61,8 +61,8 @@ def student_examples(
     num_classes : int
         K.
     store : SoftLabels or None
-        Needed for kind `ltd`. Each batch's sample hashes are checked against the store's
-        before its rows are used.
+        Needed for kind `ltd`, unless labels weigh nothing. Each batch's sample hashes are
+        checked against the store's before its rows are used.
     data : str
         How the user knows the images, for the error.
     device : torch.device
@@ -75,7 +75,7 @@ def student_examples(
     JoinError
         When the store's labels belong to other views than the parameters ask for.
     """
-    if params.label_kind == "ltd":
+    if params.reads_store:
         if store is None:
             raise ValueError("label_kind 'ltd' needs a store")
         return stored_examples(params, store, data, device, seed)

@@ -30,6 +30,7 @@ _MAX_ROWS = 2**16
 _BLOCK_ELEMENTS = 2**20
 # Where docs/robustness.md found first signs of harm, and what a sound teacher does not exceed.
 _SOFTEST, _MOST_CONTRADICTIONS = 0.85, 0.03
+_SOFTEN_THEMSELVES = ("ard", "mtard")
 
 
 @dataclass(frozen=True)
@@ -70,25 +71,28 @@ class TargetSoftness:
             f"{self.mean_entropy:.3f} nats; {self.contradictions:.2%} contradict the ground truth"
         )
 
-    def warnings(self, *, student_softened: bool = False) -> list[str]:
+    def warnings(self, params: TrainParams) -> list[str]:
         """What may have cost robustness, with where that was measured.
 
         Parameters
         ----------
-        student_softened : bool
-            The student's logits are divided by the labels' temperature, too, as in ARD: then
-            their softness alone says nothing.
+        params : TrainParams
+            Of the run. Softness alone says nothing where the student's logits are divided by the
+            labels' temperature, too (ARD), or where the objective moves the temperature itself
+            (B-MTARD). Rectification is recommended where it can be had and is not.
         """
         found = []
-        if self.mean_top_probability <= _SOFTEST and not student_softened:
+        if self.mean_top_probability <= _SOFTEST and params.objective not in _SOFTEN_THEMSELVES:
             found.append(
                 f"labels of a mean top probability of {self.mean_top_probability:.2f} are soft, "
                 "which may cost robustness"
             )
         if self.contradictions > _MOST_CONTRADICTIONS:
+            remedy = "; 'rectify: true' lowers the weight of these"
+            without = params.rectify or params.objective == "mtard"
             found.append(
-                f"{self.contradictions:.1%} of the labels contradict the ground truth; "
-                "'rectify: true' lowers the weight of these"
+                f"{self.contradictions:.1%} of the labels contradict the ground truth"
+                + ("" if without else remedy)
             )
         return [f"{what}: see docs/robustness.md" for what in found]
 

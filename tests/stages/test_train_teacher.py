@@ -26,6 +26,30 @@ def test_a_teacher_in_the_run_is_in_the_students_facts(ltd_pipe, project):
     assert facts["labels"] is None
 
 
+def test_a_checkpoint_that_is_not_there_is_named_with_its_option(ltd_pipe, project):
+    """A teacher in the run, and one that is taken instead of trained."""
+    words = {
+        "train.teacher": (*SHORT, "--label-kind", "live", "--teacher", "no.safetensors"),
+        "teacher.checkpoint": ("teacher", "--checkpoint", "no.safetensors", "--out", "other"),
+    }
+    for option, command in words.items():
+        outcome = ltd_pipe(*command)
+        assert outcome.code == 1
+        assert f"{option}: no.safetensors: no such file. Give" in outcome.err
+
+
+def test_labels_that_weigh_nothing_are_not_read(ltd_pipe, project):
+    """AdaAD's are of its clean term, which it has not by default; one that has it needs a store."""
+    words = (*SHORT, "--objective", "adaad", "--teacher", TEACHER, "--labels", "nowhere.zarr")
+    outcome = ltd_pipe(*words)
+    assert outcome.code == 0, outcome.err
+    assert "labels" not in outcome.out + outcome.err
+    assert read_facts(Path("new/model.safetensors"))["labels"] is None
+    outcome = ltd_pipe(*words, "--robust-weight", "0.5", "--force")
+    assert outcome.code == 1
+    assert "nowhere.zarr" in outcome.err
+
+
 def test_the_summary_says_how_soft_a_teachers_answers_were(ltd_pipe, project):
     """Of the last epoch, in the last line and in the facts."""
     outcome = ltd_pipe(*LIVE)

@@ -41,9 +41,22 @@ def test_a_part_of_the_images_leaves_the_validation_whole(train_beton):
 
 
 def test_more_images_than_there_are_is_refused(train_beton):
-    """With how many there are."""
-    with pytest.raises(ParamsError, match="more than there are to train on: expected 1"):
-        split_samples(train_beton, 10_000)
+    """With how many there are, and whose option it is."""
+    for section in ("train", "teacher"):
+        message = rf"^{section}.images: more than there are to train on: expected at most 1\d\d,"
+        with pytest.raises(ParamsError, match=message):
+            split_samples(train_beton, 10_000, section=section)
+
+
+@pytest.mark.parametrize(("role", "section"), [("student", "train"), ("teacher", "teacher")])
+def test_a_crop_that_may_miss_the_image_is_refused(train_beton, role, section):
+    """Padding by the side or more; one pixel less always leaves some of the image."""
+    model(train_beton, role=role, crop_padding=7)
+    message = (
+        rf"^{section}.crop_padding: some .* expected less than its side, 8 pixels, found 8. An"
+    )
+    with pytest.raises(ParamsError, match=message):
+        model(train_beton, role=role, crop_padding=8)
 
 
 def test_nothing_left_to_train_on_is_refused(train_beton, monkeypatch):

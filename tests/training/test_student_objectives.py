@@ -264,7 +264,9 @@ def test_a_network_without_exits_is_refused(put_together):
 
 def test_an_exit_that_is_not_there_is_refused(put_together):
     """With how many there are."""
-    with pytest.raises(ParamsError, match=r"exits: small-cnn-exits-w4 has 3: expected numbers fr"):
+    with pytest.raises(
+        ParamsError, match=r"train.exits: small-cnn-exits-w4 has 3: expected numbers fr"
+    ):
         put_together(objective="exits", architecture="small-cnn-exits-w4", exits=(2, 4))
 
 

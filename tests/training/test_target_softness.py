@@ -33,9 +33,12 @@ def store(tmp_path):
     return SoftLabels.open(answers.write(tmp_path / "labels.zarr"))
 
 
+def params(**changes):
+    return TrainParams(architecture="x", epochs=1, eps=0.1, **changes)
+
+
 def measure(store, samples=range(12), **changes):
-    params = TrainParams(architecture="x", epochs=1, eps=0.1, **changes)
-    return measure_targets(params, store, np.array(samples))
+    return measure_targets(params(**changes), store, np.array(samples))
 
 
 def test_of_the_labels_as_they_are_stored(store):
@@ -102,7 +105,7 @@ def test_the_summary_and_the_facts_say_it():
         "ground truth"
     )
     assert found.facts["contradictions"] == 0.0042
-    assert found.warnings() == []
+    assert found.warnings(params()) == []
 
 
 WARNED = {
@@ -115,17 +118,26 @@ WARNED = {
 @pytest.mark.parametrize(("found", "expected"), WARNED.values(), ids=WARNED)
 def test_labels_that_may_do_harm_are_warned_of(found, expected):
     """With where it was measured."""
-    warnings = found.warnings()
+    warnings = found.warnings(params())
     assert len(warnings) == len(expected)
     for warning, text in zip(warnings, expected, strict=True):
         assert text in warning
         assert warning.endswith("see docs/robustness.md")
 
 
-def test_a_student_that_is_softened_alike_needs_no_warning_of_softness():
-    """ARD's labels at temperature 30 are meant to be soft; contradictions stay contradictions."""
-    found = TargetSoftness(0.2, 2.0, 0.1, 9).warnings(student_softened=True)
+SOFT_ON_PURPOSE = {
+    "ard": ({"objective": "ard", "label_temperature": 30}, True),
+    "ard-rectified": ({"objective": "ard", "label_temperature": 30, "rectify": True}, False),
+    "mtard": ({"objective": "mtard", "label_temperature": 1, "teacher": "robust"}, False),
+}
+
+
+@pytest.mark.parametrize(("changes", "remedy"), SOFT_ON_PURPOSE.values(), ids=SOFT_ON_PURPOSE)
+def test_labels_that_are_meant_to_be_soft_need_no_warning_of_softness(changes, remedy):
+    """Contradictions stay contradictions; what is refused or done already is not recommended."""
+    found = TargetSoftness(0.2, 2.0, 0.1, 9).warnings(params(**changes))
     assert [warning[:5] for warning in found] == ["10.0%"]
+    assert ("'rectify: true'" in found[0]) == remedy
 
 
 def test_of_the_targets_of_a_step():
