@@ -119,6 +119,9 @@ def fit_on_screen(fit: Fit, description: str, out: Path) -> dict[str, float]:
 def _tell_choice(passes: Passes) -> None:
     if not passes.measured:
         return
+    if passes.kept:
+        click.echo(f"passes in {passes}, as when this run began (not measured again)", err=True)
+        return
     rates = "; ".join(f"{name}: {rate:,.0f}" for name, rate in passes.measured.items())
     click.echo(f"passes in {passes} (images/s of an attack's pass: {rates})", err=True)
 

@@ -76,30 +76,23 @@ def _train(
 ) -> dict[str, Any]:
     from pipeline.device import choose_device, deterministic
     from pipeline.images.stream import ImageStream
-    from pipeline.training.passes import choose_passes
     from pipeline.training.run import (
         common_facts,
         new_classifier,
+        open_run,
         run_facts,
-        run_key,
         save_results,
         split_samples,
     )
-    from pipeline.training.state import Snapshots
     from pipeline.training.teacher import teacher_fit
     from stages.fitting import fit_on_screen
 
     device = team.device(choose_device(params.device))
     section = params.teacher
     model = new_classifier(section, train.manifest, seed=params.seed, role="teacher", device=device)
-    passes = team.agree(
-        {"run": run_facts("teacher", section, train.manifest, seed=params.seed)},
-        lambda: choose_passes(section, model),
-    )
-    key = run_key("teacher", section, train.manifest, seed=params.seed, **passes.decides)
-    snapshots = Snapshots(out.parent / "state" / key)
-    if fresh and team.leads:
-        snapshots.clear()
+    decides = {"seed": params.seed, "device": device.type}
+    facts = run_facts("teacher", section, train.manifest, **decides)
+    snapshots, passes = open_run(facts, out.parent / "state", section, model, team, fresh=fresh)
     training, validation = split_samples(train, section.images, params.seed, "teacher")
     with deterministic():
         fit = teacher_fit(
@@ -117,10 +110,10 @@ def _train(
         if not team.leads:
             return {}
         made = common_facts("teacher", section, train.manifest, params.seed, passes)
-        facts = made | _measure(fit.best.model, test)
-    save_results(fit, out, facts, timing, last=False)
+        made |= _measure(fit.best.model, test)
+    save_results(fit, out, made, timing, last=False)
     snapshots.clear()
-    return facts
+    return made
 
 
 def _take(params: Params, train: Beton, test: Beton, out: Path) -> dict[str, Any]:

@@ -165,9 +165,7 @@ def _fit(
 ) -> tuple[Fit, Any]:
     from pipeline.device import choose_device
     from pipeline.images.stream import ImageStream
-    from pipeline.training.passes import choose_passes
-    from pipeline.training.run import new_classifier, run_facts, run_key, split_samples
-    from pipeline.training.state import Snapshots
+    from pipeline.training.run import new_classifier, open_run, run_facts, split_samples
     from pipeline.training.student import student_examples, student_fit
 
     section, manifest = params.train, beton.manifest
@@ -182,17 +180,12 @@ def _fit(
     )
     decides = {
         "seed": params.seed,
+        "device": device.type,
         "labels": store.identity if store else None,
         "teacher": teacher.sha256 if teacher else None,
     }
-    passes = team.agree(
-        {"run": run_facts("student", section, manifest, **decides)},
-        lambda: choose_passes(section, model),
-    )
-    key = run_key("student", section, manifest, **decides, **passes.decides)
-    snapshots = Snapshots(out.parent / "state" / key)
-    if fresh and team.leads:
-        snapshots.clear()
+    facts = run_facts("student", section, manifest, **decides)
+    snapshots, passes = open_run(facts, out.parent / "state", section, model, team, fresh=fresh)
     training, validation = split_samples(beton, section.images, params.seed)
     examples = student_examples(
         section, model.num_classes, store, str(beton.path), device, params.seed

@@ -285,7 +285,7 @@ class Fit:
         # Read first: weights that a broken loss has spoilt must not replace sound ones.
         self.progress.sums = self._meters.read()
         if self.team.leads:
-            self._snapshots.save(self.progress, self._state())
+            self._snapshots.save(self.progress, self._state(), self.passes.chosen)
         self._clock.restart()
 
     def _state(self) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """How a network's passes are computed: precision, memory format and compilation.
 
 Whatever is left open is chosen by a short measurement on this machine. The choice decides a run's
-bits, so it is part of what a run is, and of what a checkpoint says of itself.
+bits, so it is kept in the run's snapshots, which a later measurement does not overrule, and in what
+a checkpoint says of itself.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
     from pipeline.device import Precision
     from pipeline.models.classifier import Classifier
     from pipeline.params import FitParams
+    from pipeline.training.state import Snapshots
 
-__all__ = ["Compilation", "Passes", "choose_passes"]
+__all__ = ["Compilation", "Passes", "choose_passes", "kept_passes"]
 
 Compilation = Literal["none", "default", "reduce-overhead"]
 
@@ -46,17 +48,26 @@ class Passes:
     measured : dict of str to float
         Images per second of an attack's pass for each candidate, where there were several. What
         was measured decides nothing any more.
+    kept : bool
+        Whether this is the choice of an interrupted run that goes on.
     """
 
     precision: Precision = "float32"
     channels_last: bool = True
     compiled: Compilation = "none"
     measured: dict[str, float] = field(default_factory=dict, compare=False, hash=False)
+    kept: bool = field(default=False, compare=False)
 
     @property
     def decides(self) -> dict[str, Any]:
         """What of it decides a run's bits."""
-        return {name: value for name, value in asdict(self).items() if name != "measured"}
+        content = asdict(self)
+        return {name: content[name] for name in ("precision", "channels_last", "compiled")}
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What a snapshot keeps of it: the answers, and what was measured to find them."""
+        return self.decides | {"measured": self.measured}
 
     def apply(self, model: Classifier) -> None:
         """Lay the weights out in memory, and let the network be compiled at its first pass."""
@@ -96,6 +107,28 @@ def choose_passes(params: FitParams, model: Classifier) -> Passes:
     best = min(candidates, key=lambda passes: seconds[passes] * _handicap(passes))
     measured = {str(passes): round(images / seconds[passes], 1) for passes in candidates}
     return Passes(best.precision, best.channels_last, best.compiled, measured)
+
+
+def kept_passes(snapshots: Snapshots) -> Passes | None:
+    """The choice with which an interrupted run began: measured again it could be another one.
+
+    Parameters
+    ----------
+    snapshots : Snapshots
+        Of the run.
+
+    Returns
+    -------
+    Passes or None
+        None when there is nothing to go on from.
+
+    Raises
+    ------
+    StateError
+        When no snapshot can be read.
+    """
+    chosen = snapshots.passes()
+    return None if chosen is None else Passes(**chosen, kept=True)
 
 
 def _candidates(params: FitParams, device: torch.device) -> Iterator[Passes]:

@@ -15,6 +15,8 @@ from pipeline.models.checkpoint import save_classifier
 from pipeline.models.classifier import Classifier
 from pipeline.models.registry import build
 from pipeline.publish import write_json
+from pipeline.training.passes import choose_passes, kept_passes
+from pipeline.training.state import Snapshots
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,12 +26,14 @@ if TYPE_CHECKING:
     from pipeline.images.beton import Beton
     from pipeline.images.manifest import Manifest
     from pipeline.params import FitParams
+    from pipeline.team import Team
     from pipeline.training.loop import Fit, Watcher
     from pipeline.training.passes import Passes
 
 __all__ = [
     "common_facts",
     "new_classifier",
+    "open_run",
     "run_facts",
     "run_fit",
     "run_key",
@@ -156,7 +160,7 @@ def run_facts(kind: str, params: FitParams, manifest: Manifest, **decides: Any) 
     params : FitParams
     manifest : Manifest
     **decides
-        What else does: seed, store identity, precision.
+        What else does: seed, store identity, kind of device.
     """
     return {
         "kind": kind,
@@ -170,14 +174,56 @@ def run_facts(kind: str, params: FitParams, manifest: Manifest, **decides: Any) 
     }
 
 
-def run_key(kind: str, params: FitParams, manifest: Manifest, **decides: Any) -> str:
+def run_key(facts: dict[str, Any]) -> str:
     """Hash of everything that decides a run's result: only an equal key resumes it.
 
-    Parameters are those of `run_facts`. The number of processes is not among them: a run may go
-    on with more or fewer.
+    Parameters
+    ----------
+    facts : dict
+        Of `run_facts`. Neither the number of processes is among them, since a run may go on with
+        more or fewer, nor what is measured when it begins, since its state keeps that.
     """
-    content = run_facts(kind, params, manifest, **decides)
-    return f"{kind}-{provenance.digest(content)[:16]}"
+    return f"{facts['kind']}-{provenance.digest(facts)[:16]}"
+
+
+def open_run(
+    facts: dict[str, Any],
+    states: Path,
+    params: FitParams,
+    model: Classifier,
+    team: Team,
+    *,
+    fresh: bool,
+) -> tuple[Snapshots, Passes]:
+    """A run's state, and how its passes are computed: as when it began, if it was interrupted.
+
+    Parameters
+    ----------
+    facts : dict
+        Of `run_facts`.
+    states : Path
+        Folder of the states of runs.
+    params : FitParams
+    model : Classifier
+        On its device; it is not changed.
+    team : Team
+        Connected; the first process looks for the state, or measures, for all.
+    fresh : bool
+        Forget the state, and measure anew.
+
+    Raises
+    ------
+    StateError
+        When processes are at different work, or no snapshot can be read.
+    """
+    snapshots = Snapshots(states / run_key(facts))
+    passes = team.agree(
+        {"run": facts},
+        lambda: (None if fresh else kept_passes(snapshots)) or choose_passes(params, model),
+    )
+    if fresh and team.leads:
+        snapshots.clear()
+    return snapshots, passes
 
 
 def run_fit(fit: Fit, watcher: Watcher) -> dict[str, float]:

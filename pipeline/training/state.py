@@ -1,7 +1,8 @@
 """Snapshots: what a run needs to continue as if it had never stopped.
 
 Everything random is a function of (seed, stream, epoch, sample index), so the state is the
-weights, their average, the optimiser and the number of steps done; there is no generator.
+weights, their average, the optimiser and the number of steps done; there is no generator. What
+was chosen by a measurement, which could end otherwise, is kept with it.
 """
 
 from __future__ import annotations
@@ -56,20 +57,33 @@ class Snapshots:
     Parameters
     ----------
     folder : Path
-        `STATE/<kind>-<key>`: an equal key, and only that, continues a run.
+        `STATE/<kind>-<key>`: an equal key, and only that, continues a run. What is measured
+        (`Passes`) is not in the key.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def save(self, progress: Progress, tensors: dict[str, Any]) -> None:
-        """Write the state beside the last ones, rename it, and forget all but two."""
+    def save(
+        self, progress: Progress, tensors: dict[str, Any], passes: dict[str, Any] | None = None
+    ) -> None:
+        """Write the state beside the last ones, rename it, and forget all but two.
+
+        Parameters
+        ----------
+        progress : Progress
+        tensors : dict
+        passes : dict, optional
+            How passes are computed (`Passes.chosen`).
+        """
         # An epoch's last step has two: before its validation, and after.
         name = f"step-{progress.step:09d}-epoch-{len(progress.history):06d}.pt"
         target = self.folder / name
         with staged(target) as beside:
             try:
-                torch.save({"progress": asdict(progress), "tensors": tensors}, beside)
+                torch.save(
+                    {"progress": asdict(progress), "tensors": tensors, "passes": passes}, beside
+                )
             except RuntimeError as error:  # torch's writer does not say OSError
                 raise unwritable(target, error) from error
         for old in self._files()[_KEPT:]:
@@ -83,11 +97,29 @@ class Snapshots:
         StateError
             When there are some, and all are damaged.
         """
+        found = self._newest()
+        return found and found[:2]
+
+    def passes(self) -> dict[str, Any] | None:
+        """How the run's passes are computed; None when there is no state.
+
+        Raises
+        ------
+        StateError
+            When there are some, and all are damaged.
+        """
+        # Mapped, the tensors are not read; it is the same in all snapshots of a run.
+        found = self._newest(mmap=True)
+        return found and found[2]
+
+    def _newest(
+        self, *, mmap: bool = False
+    ) -> tuple[Progress, dict[str, Any], dict[str, Any] | None] | None:
         first_error: Exception | None = None
         for file in self._files():
             try:
-                content = torch.load(file, map_location="cpu", weights_only=True)
-                return Progress(**content["progress"]), content["tensors"]
+                content = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+                return Progress(**content["progress"]), content["tensors"], content["passes"]
             except Exception as error:
                 first_error = first_error or error
         if first_error is None:

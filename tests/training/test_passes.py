@@ -5,7 +5,8 @@ import torch
 
 from pipeline.params import FitParams
 from pipeline.training.loop import Watcher
-from pipeline.training.passes import Passes, choose_passes
+from pipeline.training.passes import Passes, choose_passes, kept_passes
+from pipeline.training.state import Progress, Snapshots
 
 
 def params(**changes):
@@ -37,6 +38,18 @@ def test_what_was_measured_does_not_decide_a_run():
     assert one == two
     assert one.decides == two.decides
     assert "measured" not in one.decides
+
+
+def test_a_runs_choice_is_in_each_of_its_snapshots(tmp_path):
+    """With what was measured; before there is one, and when the newest is damaged."""
+    snapshots, chosen = Snapshots(tmp_path), Passes("bfloat16", measured={"a": 1.0, "b": 2.0})
+    assert kept_passes(snapshots) is None
+    for step in (1, 2):
+        snapshots.save(Progress(step), {"weights": torch.zeros(9)}, chosen.chosen)
+    newest = max(tmp_path.iterdir())
+    newest.write_bytes(newest.read_bytes()[:-100])
+    kept = kept_passes(snapshots)
+    assert (kept, kept.measured, kept.kept) == (chosen, chosen.measured, True)
 
 
 # torch's compiler looks at that attribute of whatever it is given.

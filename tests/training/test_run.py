@@ -7,7 +7,7 @@ import torch
 from pipeline.errors import DataError, ParamsError
 from pipeline.images.split import validation_mask
 from pipeline.params import TrainParams
-from pipeline.training.run import new_classifier, run_key, split_samples
+from pipeline.training.run import new_classifier, run_facts, run_key, split_samples
 
 PARAMS = TrainParams(architecture="small-cnn-w8", epochs=1, eps=0.1, step_size=0.1)
 
@@ -89,10 +89,17 @@ def test_building_a_model_leaves_the_generator_alone(train_beton):
 
 def key(beton, kind="student", labels=None, seed=0, **changes):
     params = PARAMS.model_copy(update=changes)
-    return run_key(kind, params, beton.manifest, seed=seed, labels=labels)
+    return run_key(run_facts(kind, params, beton.manifest, seed=seed, labels=labels))
 
 
-CHANGES = [{"kind": "teacher"}, {"labels": "abc"}, {"seed": 1}, {"epochs": 2}, {"eps": 0.2}]
+CHANGES = [
+    {"kind": "teacher"},
+    {"labels": "abc"},
+    {"seed": 1},
+    {"epochs": 2},
+    {"eps": 0.2},
+    {"precision": "float32"},
+]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=str)
