@@ -14,6 +14,7 @@ from pipeline.training.ahead import ahead
 from pipeline.training.clock import Clock
 from pipeline.training.ema import MovingAverage
 from pipeline.training.interrupt import Interrupted, listen
+from pipeline.training.lone_image import lone_image_explained
 from pipeline.training.memory import out_of_memory_explained
 from pipeline.training.meters import Meters
 from pipeline.training.schedule import learning_rate
@@ -235,7 +236,10 @@ class Fit:
         images = min(self._params.batch_size, self._images - done * self._params.batch_size)
         rate = learning_rate(self._params, step, self.total_steps)
         moment = Moment(step, self.total_steps, epoch, self._params.epochs)
-        with out_of_memory_explained(self._step, batch, moment, self.team):
+        with (
+            lone_image_explained(self.model.architecture),
+            out_of_memory_explained(self._step, batch, moment, self.team),
+        ):
             tally = self._step.take(batch, moment, rate, images)
         self._meters.add(tally, images, step)
         self.progress.step += 1

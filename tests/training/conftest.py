@@ -51,7 +51,7 @@ def make_teacher(train_beton, train_stream, tmp_path):
         return teacher_fit(
             model,
             train_stream,
-            *split_samples(train_beton),
+            *split_samples(train_beton, params.images),
             params,
             snapshots=Snapshots(tmp_path / "state"),
             seed=0,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import ModelError, StateError
+from pipeline.errors import ModelError, ParamsError, StateError
 from pipeline.images.stream import ImageStream
 from pipeline.training.interrupt import Interrupted
 from pipeline.training.loop import Watcher
@@ -201,6 +201,22 @@ def test_an_image_that_would_be_a_step_alone_is_left_out(make_student, tmp_path)
         if images == 65:
             left = [set(fit._samples) - set(rows) for rows in steps]
             assert left[0] != left[1]
+
+
+ALONE = {
+    "of a batch": {"batch_size": 1},
+    "of a part": {"batch_size": 2, "accumulation_steps": 2},
+    "of all": {"batch_size": 64, "images": 1},
+}
+
+
+@pytest.mark.parametrize("changes", ALONE.values(), ids=ALONE)
+def test_one_image_without_batch_statistics_is_refused(make_teacher, changes):
+    """By a network whose last features are one pixel; with what to set."""
+    options = {"architecture": "timm:resnet10t", "crop_padding": 0, "images": 2}
+    fit = make_teacher(**options | changes)
+    with pytest.raises(ParamsError, match=r"batch_size: timm:resnet10t .* Raise batch_size"):
+        fit.run(Watcher())
 
 
 def test_the_best_checkpoint_is_the_best_row(make_student):
