@@ -145,7 +145,7 @@ def _measure_labels(
     params: Params, beton: Beton, store: SoftLabels | None
 ) -> TargetSoftness | None:
     from pipeline.training.run import split_samples
-    from pipeline.training.target_softness import measure_targets
+    from pipeline.training.stored_softness import measure_targets
 
     if store is None:
         return None

@@ -35,6 +35,7 @@ PLUMBING = {
     "stages/outputs.py",
     "stages/parameters.py",
     "stages/progress.py",
+    "stages/usage.py",
 }
 
 

@@ -5,29 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-
-from pipeline.labels.resident import LabelsOnDevice
-from pipeline.labels.softness import Softness
-from pipeline.training import targets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from numpy.typing import NDArray
-
-    from pipeline.labels.read import SoftLabels
     from pipeline.params import TrainParams
 
-__all__ = ["TARGET_SUMS", "TargetSoftness", "measure_targets", "target_sums"]
+__all__ = ["TARGET_SUMS", "TargetSoftness", "target_sums"]
 
 # What `target_sums` adds up, in its order.
 TARGET_SUMS = ("top_probabilities", "entropies", "contradictions")
 
-# Enough for three digits of a share; of a thousand classes it takes a second or two.
-_MAX_ROWS = 2**16
-_BLOCK_ELEMENTS = 2**20
 # Where docs/robustness.md found first signs of harm, and what a sound teacher does not exceed.
 _SOFTEST, _MOST_CONTRADICTIONS = 0.85, 0.03
 _SOFTEN_THEMSELVES = ("ard", "mtard")
@@ -115,48 +104,3 @@ def target_sums(target: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     top, found = target.max(dim=1)
     wrong = found != truth.argmax(dim=1)
     return torch.stack([top.sum(), torch.special.entr(target).sum(), wrong.sum()]).float()
-
-
-def measure_targets(
-    params: TrainParams, store: SoftLabels, samples: NDArray[np.int64]
-) -> TargetSoftness:
-    """Measure the targets that a store gives for the training samples.
-
-    Temperature, mixing with one-hot labels and rectification are taken into account.
-
-    Parameters
-    ----------
-    params : TrainParams
-    store : SoftLabels
-    samples : ndarray of shape (N,), dtype int64
-        Trained on. Of many, evenly spaced ones are measured: 65,536 targets at most.
-    """
-    chosen = _evenly_spaced(samples, _MAX_ROWS // store.num_views)
-    labels = LabelsOnDevice(
-        store, torch.device("cpu"), temperature=params.label_temperature, resident=False
-    )
-    softness = Softness(store.num_classes)
-    step = max(_BLOCK_ELEMENTS // store.num_classes, 1)
-    for view in range(store.num_views):
-        for at in range(0, len(chosen), step):
-            rows = chosen[at : at + step]
-            truth = store.labels[rows]
-            mixed = targets.mixed(
-                labels.rows(rows, view=view),
-                torch.from_numpy(truth.astype(np.int64)),
-                params.soft_weight,
-                rectify=params.rectify,
-            )
-            softness.add(truth, mixed.numpy())
-    found = softness.summary()
-    return TargetSoftness(
-        found.mean_top_probability,
-        found.mean_entropy,
-        found.disagreement or 0.0,
-        len(chosen) * store.num_views,
-    )
-
-
-def _evenly_spaced(samples: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    count = max(min(len(samples), most), 1)
-    return samples[np.arange(count) * len(samples) // count]

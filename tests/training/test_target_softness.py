@@ -10,11 +10,11 @@ from made_answers import attributes, make_answers
 
 from pipeline.labels.read import SoftLabels
 from pipeline.params import TrainParams
-from pipeline.training import target_softness
+from pipeline.training import stored_softness
+from pipeline.training.stored_softness import measure_targets
 from pipeline.training.target_softness import (
     TARGET_SUMS,
     TargetSoftness,
-    measure_targets,
     target_sums,
 )
 
@@ -92,7 +92,7 @@ def test_every_view_counts(tmp_path):
 
 def test_of_many_samples_evenly_spaced_ones_are_measured(store, monkeypatch):
     """Samples 0, 3, 6 and 9 of twelve, the last of which is wrong."""
-    monkeypatch.setattr(target_softness, "_MAX_ROWS", 4)
+    monkeypatch.setattr(stored_softness, "_MAX_ROWS", 4)
     found = measure(store)
     assert (found.targets, found.contradictions) == (4, 0.25)
 
