@@ -1,0 +1,95 @@
+"""table.md, figure.svg and runs.json of the study in this folder.
+
+python ../table.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from study_figure import draw
+from study_runs import Arm, difference, read_arms, read_teachers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+HEAD = (
+    "labels",
+    "P",
+    "entropy",
+    "τ",
+    "clean",
+    "PGD-20",
+    "AutoAttack",
+    "less the first row's",
+    "CW-PGD-50, best",
+    "last",
+    "ECE",
+    "ECE attacked",
+)
+
+_LEGEND = """\
+Percent, mean ± standard deviation over {seeds} seeds; n = {n} test images. P is the mean top
+probability of the labels, entropy is in nats. AutoAttack is `standard`, on the best checkpoint;
+its difference to the first row has the 95 % interval of Student's t over seeds, each seed paired.
+CW-PGD-50 compares the best checkpoint with the last.
+"""
+
+
+def main() -> None:
+    """Read the runs and write the three files."""
+    folder = Path()
+    content, arms = read_arms(folder)
+    teachers = read_teachers(folder, content)
+    result = {"seeds": content["seeds"], "teachers": teachers}
+    result["arms"] = {arm.name: arm.to_json() for arm in arms}
+    Path("runs.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    Path("table.md").write_text(_page(teachers, arms, len(content["seeds"])))
+    Path("figure.svg").write_text(draw(arms))
+
+
+def _page(teachers: dict[str, list[float]], arms: list[Arm], seeds: int) -> str:
+    accuracies = "; ".join(f"{name} {_spread(values)}" for name, values in teachers.items())
+    parts = [
+        _LEGEND.format(seeds=seeds, n=arms[0].n),
+        f"Teachers, clean accuracy: {accuracies}.\n",
+    ]
+    for group in dict.fromkeys(arm.group for arm in arms):
+        rows = [arm for arm in arms if arm.group == group]
+        parts.append(f"**{group}**\n")
+        parts.append(_table([_row(arm, rows[0]) for arm in rows]))
+    return "\n".join(parts)
+
+
+def _row(arm: Arm, first: Arm) -> list[str]:
+    apart = difference(arm.best["autoattack"], first.best["autoattack"])
+    compared = f"{100 * apart.mean:+.1f} ({100 * apart.low:+.1f} to {100 * apart.high:+.1f})"
+    return [
+        arm.title,
+        f"{arm.top:.3f}",
+        f"{arm.entropy:.2f}",
+        "–" if arm.tau is None else f"{arm.tau:.2f}",
+        *(_spread(arm.best[measure]) for measure in ("clean", "pgd", "autoattack")),
+        "" if arm is first else compared,
+        _spread(arm.best["cw"]),
+        _spread(arm.last["cw"]) if arm.last else "",
+        _spread(arm.best["ece"]),
+        _spread(arm.best["ece_attacked"]),
+    ]
+
+
+def _spread(values: Sequence[float]) -> str:
+    spread = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{100 * np.mean(values):.1f}{spread}"
+
+
+def _table(rows: list[list[str]]) -> str:
+    lines = [HEAD, ["---"] * len(HEAD), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
