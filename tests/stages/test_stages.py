@@ -356,9 +356,21 @@ def test_fresh_starts_over_and_replaces(ltd_pipe, project):
 
 
 def test_a_baseline_needs_no_store(ltd_pipe, project):
-    """One-hot training does not open the labels, and says in its facts that it had none."""
+    """One-hot training does not open the labels, and says in its facts that it had none.
+
+    Whatever temperature the student reads them at: as in dvc.yaml.
+    """
     shutil.rmtree("data/labels.zarr")
-    outcome = ltd_pipe("train", "--label-kind", "onehot", "--out", "data/baseline")
+    words = (
+        "--set",
+        "train.label_temperature=3",
+        "--label-kind",
+        "onehot",
+        "--out",
+        "data/baseline",
+    )
+    assert "label_temperature: null" in ltd_pipe("train", *words).err
+    outcome = ltd_pipe("train", *words, "--label-temperature", "null")
     assert outcome.code == 0, outcome.err
     assert read_facts(Path("data/baseline/model.safetensors"))["labels"] is None
 
