@@ -12,6 +12,7 @@ from pipeline.objectives import Moment
 from pipeline.team import Team
 from pipeline.training.ahead import ahead
 from pipeline.training.clock import Clock
+from pipeline.training.dropout import caller_generators_kept
 from pipeline.training.ema import MovingAverage
 from pipeline.training.interrupt import Interrupted, listen
 from pipeline.training.lone_image import lone_image_explained
@@ -174,7 +175,8 @@ class Fit:
         self._restore()
         self._clock.restart()
         # torchrun passes on to each process what the terminal has sent it already.
-        with listen(patient=self.team.count > 1) as stop:
+        generators = caller_generators_kept(self._stream.device)
+        with generators, listen(patient=self.team.count > 1) as stop:
             while len(self.progress.history) < self._params.epochs and not self.stopped:
                 self._epoch(watcher, stop)
         return self.progress.history

@@ -15,6 +15,7 @@ from pipeline.device import autocast
 from pipeline.images.pixels import to_unit
 from pipeline.objectives import Labels, Taught
 from pipeline.training.awp import perturbed_weights
+from pipeline.training.dropout import seed_dropout
 from pipeline.training.optimiser import make_optimiser
 from pipeline.training.target_softness import TARGET_SUMS, target_sums
 
@@ -118,6 +119,7 @@ class Step:
         """
         for group in self._optimiser.param_groups:
             group["lr"] = rate
+        seed_dropout(self._seed, moment.step, self._team.rank, self._device)
         parts = self.attacked(batch, moment, images)
         with self._perturbed(parts, moment.epoch):
             tally = self.differentiate(parts)
