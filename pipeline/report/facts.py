@@ -112,7 +112,7 @@ def gather_facts(places: Places, params: ReportParams) -> Facts:
     """
     student = read_run(places.student, "student", "ltd-pipe train")
     scores = read_scores(places.metrics, places.evaluation)
-    _require_measured_on(scores, student, places.metrics)
+    student.require_measured(scores.settings.checkpoint_sha256, places.metrics, "this student")
     teacher = _optional_run(places.teacher, "teacher", "ltd-pipe teacher")
     baseline = _optional_run(places.baseline, "baseline", "ltd-pipe train --label-kind onehot")
     baseline_scores = _baseline_scores(baseline, places)
@@ -149,7 +149,7 @@ def _baseline_scores(baseline: Run | None, places: Places) -> Scores | None:
     if baseline is None or metrics is None or not metrics.exists():
         return None
     scores = read_scores(metrics, places.baseline_evaluation)
-    _require_measured_on(scores, baseline, metrics)
+    baseline.require_measured(scores.settings.checkpoint_sha256, metrics, "this baseline")
     return scores
 
 
@@ -194,18 +194,6 @@ def _labels(student: Run, teacher: Run | None, places: Places) -> LabelFacts | N
             remedy="Pass that one's folder with --teacher, or run 'ltd-pipe label' again.",
         )
     return labels
-
-
-def _require_measured_on(scores: Scores, run: Run, metrics: Path) -> None:
-    measured = scores.settings.checkpoint_sha256
-    if measured is not None and measured != run.sha256:
-        raise ResultError(
-            metrics,
-            f"is not of this {run.name}: SHA-256 of the checkpoint that was measured",
-            expected=run.sha256[:12],
-            found=measured[:12],
-            remedy="Run 'ltd-pipe evaluate' again.",
-        )
 
 
 def _require_same_classes(student: Run, baseline: Run, places: Places) -> None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from pipeline.compare.run import EvaluatedRun, evaluation_beside, read_run
 from pipeline.compare.table import Comparison, compare
-from pipeline.errors import ResultError
 from pipeline.report.results import read_result
 from pipeline.report.runs import Run
 from pipeline.report.runs import read_run as read_trained
@@ -122,13 +121,6 @@ def _trained(letter: str, evaluated: EvaluatedRun, metrics: Path) -> Run | None:
             continue
         run = read_trained(folder, letter, "ltd-pipe train")
         measured = evaluated.measured.settings.checkpoint_sha256
-        if measured is not None and measured != run.sha256:
-            raise ResultError(
-                metrics,
-                f"is not of {folder / _MODEL}: SHA-256 of the checkpoint that was measured",
-                expected=run.sha256[:12],
-                found=measured[:12],
-                remedy="Run 'ltd-pipe evaluate' again.",
-            )
+        run.require_measured(measured, metrics, str(folder / _MODEL))
         return run
     return None

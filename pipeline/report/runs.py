@@ -141,6 +141,31 @@ class Run:
         """What kind of labels it was trained on, in words."""
         return _LABEL_NAMES.get(str(self.facts.params.get("label_kind")), "labels")
 
+    def require_measured(self, sha256: str | None, metrics: Path, what: str) -> None:
+        """Refuse what was measured of another checkpoint.
+
+        Parameters
+        ----------
+        sha256 : str or None
+            Of the checkpoint behind `metrics`; None where that was not said.
+        metrics : Path
+        what : str
+            This checkpoint, for the message.
+
+        Raises
+        ------
+        ResultError
+            When it is another one.
+        """
+        if sha256 is not None and sha256 != self.sha256:
+            raise ResultError(
+                metrics,
+                f"is not of {what}: SHA-256 of the checkpoint that was measured",
+                expected=self.sha256[:12],
+                found=sha256[:12],
+                remedy="Run 'ltd-pipe evaluate' again.",
+            )
+
 
 def read_run(folder: Path, name: str, command: str) -> Run:
     """Read a run's folder.
