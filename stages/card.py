@@ -55,6 +55,7 @@ def card(
       ltd-pipe card student/model.safetensors --metrics data/metrics.json \\
           --audit data/audit/audit.json --out student/README.md
     """
+    from pipeline.compare.run import evaluation_beside
     from pipeline.export.card import format_card
     from pipeline.export.card_facts import gather_card
     from pipeline.publish import write_text
@@ -64,7 +65,7 @@ def card(
     refuse_existing(out, force=force)
     _refuse_other_text(out)
     if metrics is not None and evaluation is None:
-        evaluation = metrics.parent / "evaluation"
+        evaluation = evaluation_beside(metrics)
     facts = gather_card(
         checkpoint,
         metrics=metrics,

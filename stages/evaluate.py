@@ -152,6 +152,7 @@ def _publish(
     )
     _write(result, measured, pictures, settings, out)
     numbers = metrics_of(result, params.evaluate, quick=quick)
+    numbers["checkpoint_sha256"] = settings["checkpoint_sha256"]
     # The last to appear: its presence tells that all is there.
     write_json(metrics, numbers)
     remove_state(state)

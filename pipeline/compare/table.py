@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.compare.mcnemar import Paired, pair
-from pipeline.differences import differences
+from pipeline.report.conditions import unlike
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,29 +62,8 @@ def _against(first: EvaluatedRun, run: EvaluatedRun) -> Comparison:
     for attack in mine.correct:
         if attack not in theirs.correct:
             left_out.append(f"{attack}: not measured of {first.name}")
-        elif reason := _unlike(attack, first, run):
+        elif reason := unlike(attack, run.measured.conditions, first.measured.conditions):
             left_out.append(f"{attack}: {reason}")
         else:
             paired[attack] = pair(mine.correct[attack], theirs.correct[attack])
     return Comparison(run, paired, tuple(left_out))
-
-
-def _unlike(attack: str, first: EvaluatedRun, run: EvaluatedRun) -> str:
-    """Why numbers under one attack cannot be compared, or nothing."""
-    mine, theirs = run.measured, first.measured
-    if attack == "clean":
-        return ""
-    if (mine.norm, mine.eps) != (theirs.norm, theirs.eps):
-        return f"{mine.norm} {mine.eps:.4g} against {theirs.norm} {theirs.eps:.4g}"
-    if mine.quick != theirs.quick:
-        return "one is a first look"
-    key = attack.replace("-", "_")
-    if key in mine.decides and key in theirs.decides:
-        found = differences(theirs.decides[key], mine.decides[key])
-        unequal = [name for name, _, _ in found]
-        return f"other settings ({', '.join(unequal)})" if unequal else ""
-    # Evaluations of before say it once for all attacks.
-    if attack == "autoattack":
-        versions = [each.settings.autoattack_version for each in (mine, theirs)]
-        return "" if versions[0] == versions[1] else "another version of AutoAttack"
-    return "" if mine.settings.attacks == theirs.settings.attacks else "other settings"

@@ -112,8 +112,7 @@ def _name(run: RunFacts) -> str:
 
 def _measured(metrics: Path, evaluation: Path, sha256: str) -> Measured:
     found = read_measured(metrics, evaluation)
-    place = evaluation / "settings.json"
-    _require_same(place, found.settings.checkpoint_sha256, sha256, _EVALUATE)
+    _require_same(metrics, found.checkpoint_sha256, sha256, _EVALUATE)
     return found
 
 

@@ -112,7 +112,7 @@ def gather_facts(places: Places, params: ReportParams) -> Facts:
     """
     student = read_run(places.student, "student", "ltd-pipe train")
     scores = read_scores(places.metrics, places.evaluation)
-    student.require_measured(scores.settings.checkpoint_sha256, places.metrics, "this student")
+    student.require_measured(scores.checkpoint_sha256, places.metrics, "this student")
     teacher = _optional_run(places.teacher, "teacher", "ltd-pipe teacher")
     baseline = _optional_run(places.baseline, "baseline", "ltd-pipe train --label-kind onehot")
     baseline_scores = _baseline_scores(baseline, places)
@@ -149,7 +149,7 @@ def _baseline_scores(baseline: Run | None, places: Places) -> Scores | None:
     if baseline is None or metrics is None or not metrics.exists():
         return None
     scores = read_scores(metrics, places.baseline_evaluation)
-    baseline.require_measured(scores.settings.checkpoint_sha256, metrics, "this baseline")
+    baseline.require_measured(scores.checkpoint_sha256, metrics, "this baseline")
     return scores
 
 

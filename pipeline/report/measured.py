@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ConfigDict, Field
 
 from pipeline.errors import ResultError
+from pipeline.report.conditions import Conditions
 from pipeline.report.results import Document, Share, read_result
-from pipeline.report.scores import Score, Settings
+from pipeline.report.scores import AttackRow, Score, Settings, require_one_evaluation
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,24 +21,6 @@ __all__ = ["CORRUPTION", "Measured", "read_measured"]
 CORRUPTION = "corruption"
 
 _EVALUATE = "ltd-pipe evaluate"
-
-
-class _Attack(Document):
-    """One row of `attacks`: what it is called, what was measured, and all that decides it."""
-
-    model_config = ConfigDict(extra="allow")
-
-    key: str
-    name: str
-    n: int
-    accuracy: Share
-    low: Share
-    high: Share
-
-    @property
-    def decides(self) -> dict[str, Any]:
-        """Norm, steps and whatever else decides the number."""
-        return dict(self.model_extra or {})
 
 
 class _Corruptions(Document):
@@ -56,12 +39,13 @@ class _Metrics(Document):
     eps: float = Field(gt=0)
     norm: str = "linf"
     quick: bool = False
+    checkpoint_sha256: str | None = None
     clean_accuracy: Share
     expected_calibration_error: Share | None = None
     autoattack: dict[str, Share] = Field({})
     intervals: dict[str, tuple[Share, Share]]
     not_measured: tuple[str, ...] = ()
-    attacks: tuple[_Attack, ...] = ()
+    attacks: tuple[AttackRow, ...] = ()
     corruptions: _Corruptions | None = None
 
 
@@ -90,6 +74,8 @@ class Measured:
         What people call an attack, where the evaluation says so.
     decides : dict of str to dict
         What decides an attack's number, likewise; plain values.
+    checkpoint_sha256 : str or None
+        Of the checkpoint that was measured; None where the evaluation does not say.
     """
 
     n: int
@@ -103,6 +89,13 @@ class Measured:
     settings: Settings
     names: dict[str, str] = field(default_factory=dict)
     decides: dict[str, dict[str, Any]] = field(default_factory=dict)
+    checkpoint_sha256: str | None = None
+
+    @property
+    def conditions(self) -> Conditions:
+        """What decides the accuracies."""
+        threat, settings = (self.norm, self.eps, self.quick), self.settings
+        return Conditions(*threat, self.decides, settings.attacks, settings.autoattack_version)
 
 
 def read_measured(metrics: Path, evaluation: Path) -> Measured:
@@ -120,10 +113,13 @@ def read_measured(metrics: Path, evaluation: Path) -> Measured:
     MissingError
         When one of them is not there.
     ResultError
-        When one is damaged, or an accuracy is outside its interval.
+        When one is damaged, an accuracy is outside its interval, or the two are of different
+        evaluations.
     """
     found = read_result(metrics, _Metrics, _EVALUATE)
     settings = read_result(evaluation / "settings.json", Settings, _EVALUATE)
+    said = (found.checkpoint_sha256, found.norm, found.eps, found.n)
+    require_one_evaluation(*said, settings, evaluation / "settings.json")
     scores = {
         name.removesuffix("_accuracy"): _score(found, name, metrics) for name in found.intervals
     }
@@ -137,14 +133,10 @@ def read_measured(metrics: Path, evaluation: Path) -> Measured:
         calibration_error=found.expected_calibration_error,
         not_measured=found.not_measured,
         settings=settings,
-        names={_filed(attack.key): attack.name for attack in found.attacks},
-        decides={_filed(attack.key): attack.decides for attack in found.attacks},
+        names={attack.filed: attack.name for attack in found.attacks},
+        decides={attack.filed: attack.decides for attack in found.attacks},
+        checkpoint_sha256=found.checkpoint_sha256 or settings.checkpoint_sha256,
     )
-
-
-def _filed(key: str) -> str:
-    # As metrics.json and dvc metrics call it.
-    return key.replace("-", "_")
 
 
 def _score(found: _Metrics, name: str, path: Path) -> Score:

@@ -120,7 +120,7 @@ def _trained(letter: str, evaluated: EvaluatedRun, metrics: Path) -> Run | None:
         if not (folder / _MODEL).is_file():
             continue
         run = read_trained(folder, letter, "ltd-pipe train")
-        measured = evaluated.measured.settings.checkpoint_sha256
+        measured = evaluated.measured.checkpoint_sha256
         run.require_measured(measured, metrics, str(folder / _MODEL))
         return run
     return None

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from pipeline.errors import ResultError
 from pipeline.evaluation.accuracy import wilson_interval
+from pipeline.report.conditions import Conditions
 from pipeline.report.reliability import Reliability, read_reliability
 from pipeline.report.results import Document, Share, read_result
 
@@ -25,6 +26,7 @@ __all__ = [
     "Scores",
     "Settings",
     "read_scores",
+    "require_one_evaluation",
 ]
 
 _COMMAND = "ltd-pipe evaluate"
@@ -52,7 +54,9 @@ class Score:
 
 
 class AttackRow(Document):
-    """One attack of metrics.json, with all that decides it."""
+    """One attack of metrics.json: what it is called, what was measured, and what decides it."""
+
+    model_config = ConfigDict(extra="allow")
 
     key: str
     name: str
@@ -60,6 +64,16 @@ class AttackRow(Document):
     accuracy: Share
     low: Share
     high: Share
+
+    @property
+    def filed(self) -> str:
+        """Its key as metrics.json and dvc metrics call it."""
+        return self.key.replace("-", "_")
+
+    @property
+    def decides(self) -> dict[str, Any]:
+        """Norm, steps and whatever else decides the number."""
+        return dict(self.model_extra or {})
 
 
 class Metrics(Document):
@@ -69,6 +83,7 @@ class Metrics(Document):
     norm: Literal["linf", "l2"] = "linf"
     eps: float = Field(gt=0)
     quick: bool = False
+    checkpoint_sha256: str | None = None
     attacks: tuple[AttackRow, ...] = ()
     autoattack_version: str | None = None
     clean_accuracy: Share
@@ -113,6 +128,9 @@ class Settings(Document):
     attacks: tuple[AttackSettings, ...] = ()
     autoattack_version: str | None = None
     flags: tuple[str, ...] = ()
+    norm: str | None = None
+    eps: float | None = None
+    images: int | None = None
     checkpoint_sha256: str | None = None
     data_fingerprint: str | None = None
     seed: int | None = None
@@ -138,6 +156,19 @@ class Scores:
     by_eps: tuple[EpsPoint, ...]
     settings: Settings
     reliability: Reliability | None = None
+
+    @property
+    def checkpoint_sha256(self) -> str | None:
+        """Of the checkpoint that was measured; None where the evaluation does not say."""
+        return self.metrics.checkpoint_sha256 or self.settings.checkpoint_sha256
+
+    @property
+    def conditions(self) -> Conditions:
+        """What decides the accuracies."""
+        metrics, settings = self.metrics, self.settings
+        threat = (metrics.norm, metrics.eps, metrics.quick)
+        decides = {row.filed: row.decides for row in metrics.attacks}
+        return Conditions(*threat, decides, settings.attacks, settings.autoattack_version)
 
     def score(self, name: str) -> Score | None:
         """An accuracy of metrics.json with its interval, or None where it was not measured.
@@ -195,8 +226,53 @@ def read_scores(metrics: Path, folder: Path | None) -> Scores:
         by_eps = read_result(folder / "by_eps.json", list[EpsPoint], _COMMAND)
     if folder is not None and (folder / "settings.json").exists():
         settings = read_result(folder / "settings.json", Settings, _COMMAND)
+        said = (found.checkpoint_sha256, found.norm, found.eps, found.n)
+        require_one_evaluation(*said, settings, folder / "settings.json")
     rising = tuple(sorted(by_eps, key=lambda point: point.eps))
     return Scores(found, rising, settings, _reliability(found, folder))
+
+
+def require_one_evaluation(
+    sha256: str | None, norm: str, eps: float, n: int, settings: Settings, path: Path
+) -> None:
+    """Refuse settings of another evaluation than that of the numbers.
+
+    Parameters
+    ----------
+    sha256 : str or None
+        Of the checkpoint, as metrics.json has it; that of older ones does not.
+    norm : str
+    eps : float
+    n : int
+        Images.
+    settings : Settings
+    path : Path
+        settings.json.
+
+    Raises
+    ------
+    ResultError
+        When both say one of these, and differ.
+    """
+    pairs = {
+        "SHA-256 of the checkpoint": (sha256, settings.checkpoint_sha256),
+        "norm": (norm, settings.norm),
+        "eps": (eps, settings.eps),
+        "images": (n, settings.images),
+    }
+    for what, (expected, found) in pairs.items():
+        if None not in (expected, found) and expected != found:
+            raise ResultError(
+                path,
+                f"is of another evaluation than the metrics: {what}",
+                expected=_short(expected),
+                found=_short(found),
+                remedy=f"Name the folder that '{_COMMAND}' wrote with these metrics.",
+            )
+
+
+def _short(value: Any) -> Any:
+    return value[:12] if isinstance(value, str) else value
 
 
 def _reliability(found: Metrics, folder: Path | None) -> Reliability | None:

@@ -97,6 +97,33 @@ def test_settings_of_each_attack_are_compared_where_they_are_known(evaluated, tm
     assert found.left_out == ("cw-pgd: other settings (steps)",)
 
 
+ROWS = {"fgsm": {"steps": 1}, "cw-pgd": {"steps": 50}, "autoattack": {"version": "standard"}}
+SETS = {
+    "the same": (ROWS, ""),
+    "one attack less": ({"fgsm": {"steps": 1}}, "other attacks (cw_pgd, autoattack)"),
+    "one more": (ROWS | {"pgd": {"steps": 50}}, "other attacks (pgd)"),
+    "a weaker one": (ROWS | {"cw-pgd": {"steps": 10}}, "other attacks (cw_pgd)"),
+    "not recorded": ({}, "the attacks behind it are not recorded"),
+}
+
+
+@pytest.mark.parametrize(("rows", "reason"), SETS.values(), ids=SETS.keys())
+def test_all_attacks_together_are_paired_where_they_are_the_same(evaluated, tmp_path, rows, reason):
+    """What stood under more attacks is another number, whatever the norm and eps."""
+    for name, attacks in (("a", ROWS), ("b", rows)):
+        (tmp_path / name).mkdir()
+        correct = {"clean": CLEAN, "all-attacks": CLEAN}
+        path = evaluated(tmp_path / name / "metrics.json", [1, 2, 3, 4, 5], **correct)
+        content = json.loads(path.read_text().replace("all-attacks", "all_attacks"))
+        row = {"n": 5, "accuracy": 0.8, "low": 0.3, "high": 0.9, "norm": "linf", "eps": 0.1}
+        every = attacks | {"all-attacks": {}} if attacks else {}
+        listed = [{"key": key, "name": key, **row, **facts} for key, facts in every.items()]
+        path.write_text(json.dumps(content | {"attacks": listed}))
+    (found,) = compare([read_run(name, tmp_path / name / "metrics.json") for name in "ab"])
+    assert ("all-attacks" in found.paired) == (not reason)
+    assert found.left_out == ((f"all-attacks: {reason}",) if reason else ())
+
+
 def test_without_results_by_image_nothing_is_paired(evaluated, tmp_path):
     """As older evaluations are: named, and shown all the same."""
     run = {"hashes": [1, 2, 3, 4, 5], "clean": CLEAN}

@@ -217,7 +217,7 @@ def test_newer_evaluations_are_shown_whole(folder):
 def test_numbers_of_another_checkpoint_are_refused(folder):
     """Of the evaluation and of the audit; one that does not say whose it is, too."""
     edit(folder / "evaluation/settings.json", checkpoint_sha256="0" * 64)
-    with pytest.raises(ResultError, match=r"settings.json: is not of this checkpoint.*found 0000"):
+    with pytest.raises(ResultError, match=r"metrics.json: is not of this checkpoint.*found 0000"):
         whole(folder)
     edit(folder / "evaluation/settings.json", checkpoint_sha256=None)
     with pytest.raises(ResultError, match="found none. Run 'ltd-pipe evaluate' on it"):

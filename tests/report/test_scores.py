@@ -10,6 +10,7 @@ from run_folders import EPS, N, edit_json, scores_of
 from pipeline.errors import MissingError, ResultError
 from pipeline.evaluation import curve
 from pipeline.evaluation.accuracy import wilson_interval
+from pipeline.report.measured import read_measured
 from pipeline.report.scores import CURVE_ATTACK, Score, read_scores
 
 
@@ -110,3 +111,32 @@ def test_the_curve_is_called_by_the_attack_that_made_it():
 def test_pgd_without_settings_is_plain_pgd():
     """Steps are not invented."""
     assert scores_of(900, 500).pgd_name == "PGD"
+
+
+OF_ANOTHER = {
+    "checkpoint": ({"checkpoint_sha256": "a" * 64}, "SHA-256 of the checkpoint: expected a{12}"),
+    "norm": ({"norm": "l2"}, "norm: expected l2, found linf"),
+    "eps": ({"eps": 0.25}, "eps: expected 0.25, found 0.15"),
+    "images": ({"n": N + 1}, "images: expected 600, found 599"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), OF_ANOTHER.values(), ids=OF_ANOTHER.keys())
+@pytest.mark.parametrize("read", [read_scores, read_measured])
+def test_settings_of_another_evaluation_are_refused(runs, read, change, message):
+    """Numbers would be shown with what was never said of them."""
+    (runs / "evaluation/reliability.json").unlink()
+    edit_json(runs / "evaluation/settings.json", norm="linf", eps=EPS, images=N)
+    read(runs / "metrics.json", runs / "evaluation")
+    edit_json(runs / "metrics.json", **change)
+    with pytest.raises(ResultError, match=f"of another evaluation than the metrics: {message}"):
+        read(runs / "metrics.json", runs / "evaluation")
+
+
+def test_metrics_say_which_checkpoint_they_are_of(runs):
+    """Also where their folder is lost, and the other way round in older evaluations."""
+    edit_json(runs / "metrics.json", checkpoint_sha256="a" * 64)
+    assert read_scores(runs / "metrics.json", None).checkpoint_sha256 == "a" * 64
+    metrics, folder = runs / "baseline-metrics.json", runs / "baseline-evaluation"
+    expected = read_measured(metrics, folder).settings.checkpoint_sha256
+    assert read_scores(metrics, folder).checkpoint_sha256 == expected

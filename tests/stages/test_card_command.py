@@ -1,8 +1,11 @@
 """`ltd-pipe card`: writes a card, and never over anything else."""
 
 import json
+import shutil
 
 import pytest
+
+from pipeline.provenance import sha256_file
 
 STUDENT = "data/student/model.safetensors"
 
@@ -44,3 +47,21 @@ def test_a_card_is_replaced_with_force_only(ltd_pipe, project):
     assert ltd_pipe("card", STUDENT).code == 1
     assert ltd_pipe("card", STUDENT, "--force").code == 0
     assert (project / "README.md").read_bytes() == first
+
+
+def test_the_evaluation_of_other_metrics_is_the_one_beside_them(ltd_pipe, project):
+    """NAME-evaluation beside NAME-metrics.json: no card shows another model's numbers."""
+    teacher = "data/teacher/model.safetensors"
+    metrics = "data/teacher-metrics.json"
+    (project / metrics).write_bytes((project / "data/metrics.json").read_bytes())
+    shutil.copytree(project / "data/evaluation", project / "data/teacher-evaluation")
+    for path in (metrics, "data/teacher-evaluation/settings.json"):
+        content = json.loads((project / path).read_text())
+        content["checkpoint_sha256"] = sha256_file(project / teacher)
+        (project / path).write_text(json.dumps(content))
+    refused = ltd_pipe("card", STUDENT, "--metrics", metrics, "--out", "card.md")
+    assert refused.code == 1
+    assert "teacher-metrics.json: is not of this checkpoint" in refused.err
+    mixed = ["--metrics", metrics, "--evaluation", "data/evaluation", "--out", "card.md"]
+    assert "is of another evaluation than the metrics" in ltd_pipe("card", STUDENT, *mixed).err
+    assert ltd_pipe("card", teacher, "--metrics", metrics, "--out", "card.md").code == 0

@@ -20,6 +20,7 @@ from pipeline.images.sources import open_source
 from pipeline.images.stream import ImageStream
 from pipeline.models.registry import build
 from pipeline.params import PrepareParams
+from pipeline.provenance import sha256_file
 
 TEACHER = "data/teacher/model.safetensors"
 STUDENT = "data/student/model.safetensors"
@@ -144,7 +145,10 @@ def test_foreign_weights_are_measured_as_our_own(ltd_pipe, project):
     own = json.loads(Path("data/metrics.json").read_text())
     outcome = ltd_pipe("evaluate", plain_weights("s.pt"), "--arch", "small-cnn-w8", "--force")
     assert outcome.code == 0, outcome.err
-    assert json.loads(Path("data/metrics.json").read_text()) == own
+    found = json.loads(Path("data/metrics.json").read_text())
+    assert found.pop("checkpoint_sha256") == sha256_file(Path("s.pt"))
+    assert own.pop("checkpoint_sha256") == sha256_file(Path(STUDENT))
+    assert found == own
     settings = json.loads(Path("data/evaluation/settings.json").read_text())
     assert settings["architecture"] == "small-cnn-w8"
 
