@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.evaluation.accuracy import ConfidenceBin, calibration_error, reliability
+from pipeline.evaluation.soundness import require_finite
 
 if TYPE_CHECKING:
     from pipeline.models.classifier import Classifier
@@ -62,6 +63,13 @@ def answer(model: Classifier, images: torch.Tensor) -> dict[str, Any]:
     model : Classifier
         In evaluation mode.
     images : Tensor of shape (B, C, H, W), dtype float32, in [0, 1]
+
+    Raises
+    ------
+    ModelError
+        When a logit is NaN or infinite: it would count as class 0.
     """
-    confidence, prediction = model(images).float().softmax(dim=1).max(dim=1)
+    logits = model(images).float()
+    require_finite(logits, "for test images, as they are or attacked")
+    confidence, prediction = logits.softmax(dim=1).max(dim=1)
     return {"prediction": prediction.tolist(), "confidence": confidence.tolist()}

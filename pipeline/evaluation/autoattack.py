@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from pipeline.attacks import Ball
     from pipeline.evaluation.bench import Bench
+    from pipeline.models.classifier import Classifier
 
     Version = Literal["standard", "rand"]
 
@@ -80,6 +81,39 @@ class _Flags(logging.Handler):
         message = record.getMessage()
         if message not in self._into:
             self._into.append(message)
+
+
+class _Watched:
+    """A model that remembers whether it gave NaN or infinity, which the package reads as class 0.
+
+    Nothing waits for the device until it is asked.
+    """
+
+    def __init__(self, model: Classifier) -> None:
+        self._model = model
+        self._lost = torch.zeros((), dtype=torch.bool)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self._model(images)
+        # FAB divides by the gradient: points that it loses so itself are not the model's fault.
+        asked = torch.isfinite(images).flatten(1).all(dim=1)
+        lost = asked & ~torch.isfinite(logits.detach()).all(dim=1)
+        self._lost = self._lost.to(lost.device) | lost.any()
+        return logits
+
+    def require_finite(self, attack: str) -> None:
+        """Refuse the model when it gave such logits.
+
+        Raises
+        ------
+        ModelError
+        """
+        if self._lost:
+            raise ModelError(
+                "model",
+                f"gives logits that are NaN or infinite under AutoAttack's {attack.upper()}",
+                remedy="No attack can be believed that meets such a point.",
+            )
 
 
 def package_version() -> str:
@@ -163,7 +197,7 @@ def build(bench: Bench, ball: Ball, version: Version = "standard") -> Any:
     logger = logging.getLogger("auto-attack")
     logger.propagate = False
     adversary = AutoAttack(
-        bench.model,
+        _Watched(bench.model),
         norm={"linf": "Linf", "l2": "L2"}[ball.norm],
         eps=ball.eps,
         seed=bench.seed,
@@ -214,6 +248,7 @@ def _attack_batch(bench: Bench, adversary: Any, attack: str, rows: torch.Tensor)
     with _collected_flags(adversary, flags):
         # The second result is what the model said when the package judged each image.
         _, said = adversary.run_standard_evaluation(images, labels, batch_size=len(rows))
+    adversary.model.require_finite(attack)
     return {"left": (said == labels).int().tolist(), "flags": flags}
 
 

@@ -24,6 +24,7 @@ from pipeline.evaluation.accuracy import wilson_interval
 from pipeline.evaluation.bench import Bench, silent
 from pipeline.evaluation.curve import automatic_curve, largest_radius
 from pipeline.evaluation.pgd import attack_images, margin, scaled, single_step, survivors
+from pipeline.evaluation.soundness import PROBED, apart, in_halves, probes, require_evaluated
 from pipeline.evaluation.surface import loss_surface
 
 if TYPE_CHECKING:
@@ -165,27 +166,35 @@ class _Checks:
         return autoattack.run_one(self.bench, adversary, attack, self.right, [])
 
     def dead_gradients(self) -> torch.Tensor:
-        """Images whose input gradient is all zeros, or not finite, where an attack starts."""
+        """Images whose input gradient is all zeros, or not finite, where an attack starts.
+
+        That is at the image itself, or at the first random point of its ball.
+        """
         dead = torch.zeros(len(self.test), dtype=torch.bool)
+        key = rng.stream_key(self.settings.seed, "evaluation-start", 0)
         for rows in self.test.batches(torch.arange(len(self.test)), self.settings.batch_size):
-            images, labels, _ = self.test.take(rows)
-            flat = input_gradient(self.model, images, scaled()(labels)).flatten(1)
-            alive = torch.isfinite(flat).all(dim=1) & (flat != 0).any(dim=1)
-            dead[rows] = ~alive.cpu()
+            images, labels, index = self.test.take(rows)
+            for start in (images, self.ball.uniform(images, index, key)):
+                flat = input_gradient(self.model, start, scaled()(labels)).flatten(1)
+                alive = torch.isfinite(flat).all(dim=1) & (flat != 0).any(dim=1)
+                dead[rows] |= ~alive.cpu()
         return dead
 
     @torch.no_grad()
     def inconsistent(self) -> torch.Tensor:
-        """Images that are answered differently when asked again, or in another order."""
+        """Images that are answered differently when asked again, or in another order or batch."""
         different = torch.zeros(len(self.test), dtype=torch.bool)
         for rows in self.test.batches(torch.arange(len(self.test)), self.settings.batch_size):
             images, _, _ = self.test.take(rows)
-            once, again = self.model(images), self.model(images)
-            turned = self.model(images.flip(0)).flip(0)
-            # Rounding depends on how threads share the work; a defence has to do more.
-            tolerance = 1e-3 * once.abs().amax().clamp(min=1.0)
-            apart = torch.maximum((once - again).abs(), (once - turned).abs()).amax(dim=1)
-            different[rows] = (apart > tolerance).cpu()
+            once = self.model(images)
+            # The other order leaves the batch's statistics as they are, and halves change them.
+            others = (
+                self.model(images),
+                self.model(images.flip(0)).flip(0),
+                in_halves(self.model, images),
+            )
+            for again in others:
+                different[rows] |= apart(once, again).cpu()
         return different
 
 
@@ -232,8 +241,11 @@ def audit(
     Raises
     ------
     ModelError
-        When the model knows nothing of the clean images.
+        When the model knows nothing of the clean images, is in training mode, or gives logits
+        that are not finite.
     """
+    images, _, _ = test.take(torch.arange(min(len(test), PROBED)))
+    require_evaluated(model, probes(images))
     bench = Bench(model, test, settings.seed, settings.batch_size, tick=tick)
     checks = _Checks(bench, settings)
     _require_knowledge(checks)
@@ -267,7 +279,7 @@ def _soundness(checks: _Checks) -> list[Finding]:
             "deterministic",
             checks.inconsistent(),
             0.0,
-            "answered differently when asked twice or in another order: "
+            "answered differently when asked twice, in another order or in another batch: "
             "the gradient of one answer says little of the next",
         ),
         checks.finding(

@@ -25,7 +25,7 @@ from pipeline.evaluation.ledger import Ledger
 from pipeline.evaluation.pgd import attack_images, run_gradient_attack
 from pipeline.evaluation.plan import GradientAttack, parse_attack
 from pipeline.evaluation.score import Score
-from pipeline.evaluation.soundness import is_random, probes, require_sound
+from pipeline.evaluation.soundness import PROBED, is_random, probes, require_finite, require_sound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from pipeline.params import EvaluateParams
 
 __all__ = ["Evaluation", "Said", "Source", "evaluate", "examples"]
-
-_PROBES = 32
 
 
 @dataclass(frozen=True)
@@ -182,7 +180,7 @@ def evaluate(
 
 def _require_sound(bench: Bench, params: EvaluateParams, sources: Sequence[Source]) -> bool:
     """Prove each model sound; whether the one that is measured answers at random."""
-    images, _, _ = bench.test.take(torch.arange(min(len(bench.test), _PROBES)))
+    images, _, _ = bench.test.take(torch.arange(min(len(bench.test), PROBED)))
     asked, allowed = probes(images), params.autoattack == "rand"
     require_sound(bench.model, asked, random_allowed=allowed)
     for source in sources:
@@ -305,7 +303,10 @@ def examples(
     key, ball = rng.stream_key(seed, "example-start"), Ball(params.norm, params.eps)
     attacked = attack_images(model, images, labels, index, ball=ball, steps=CURVE_STEPS, key=key)
     with torch.no_grad():
-        before, after = model(images).argmax(dim=1), model(attacked).argmax(dim=1)
+        said = model(images), model(attacked)
+    for logits in said:
+        require_finite(logits, "for test images, as they are or attacked")
+    before, after = (logits.argmax(dim=1) for logits in said)
     return {
         "clean": test.images[rows].numpy(),
         "adversarial": attacked.cpu().numpy(),

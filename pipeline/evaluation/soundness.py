@@ -12,8 +12,19 @@ from pipeline.errors import ModelError
 if TYPE_CHECKING:
     from pipeline.models.classifier import Classifier
 
-__all__ = ["is_random", "probes", "require_sound"]
+__all__ = [
+    "PROBED",
+    "apart",
+    "in_halves",
+    "is_random",
+    "probes",
+    "require_evaluated",
+    "require_finite",
+    "require_sound",
+]
 
+# Test images that a model is asked about before it is measured.
+PROBED = 32
 # Rounding depends on how many images share a call; what a batch does to its images does more.
 _TOLERANCE = 1e-3
 
@@ -62,17 +73,10 @@ def require_sound(model: Classifier, images: torch.Tensor, *, random_allowed: bo
         When it is in training mode, gives NaN or infinity, two answers to one question, or to
         an image answers that depend on the others in its batch.
     """
-    if any(module.training for module in model.modules()):
-        raise ModelError("model", "is in training mode", remedy="Call model.eval() first.")
-    if not torch.isfinite(model(images)).all():
-        raise ModelError(
-            "model",
-            "gives logits that are NaN or infinite for images in [0, 1]",
-            remedy="No attack can be believed that meets such a point.",
-        )
-    if random_allowed:
-        return
+    require_evaluated(model, images)
     if is_random(model, images):
+        if random_allowed:
+            return
         raise ModelError(
             "model",
             "gives different logits for the same images",
@@ -81,15 +85,74 @@ def require_sound(model: Classifier, images: torch.Tensor, *, random_allowed: bo
     _require_batch_independence(model, images)
 
 
+@torch.no_grad()
+def require_evaluated(model: Classifier, images: torch.Tensor) -> None:
+    """Prove what no measurement can do without: evaluation mode, and finite logits.
+
+    Parameters
+    ----------
+    model : Classifier
+    images : Tensor of shape (B, C, H, W), dtype float32, in [0, 1]
+        See `probes`.
+
+    Raises
+    ------
+    ModelError
+    """
+    if any(module.training for module in model.modules()):
+        raise ModelError("model", "is in training mode", remedy="Call model.eval() first.")
+    require_finite(model(images), "for images in [0, 1]")
+
+
+def require_finite(logits: torch.Tensor, where: str) -> None:
+    """Refuse logits from which no class can be read: the largest of NaN is the first.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (B, K)
+    where : str
+        What was asked about, such as `for images in [0, 1]`.
+
+    Raises
+    ------
+    ModelError
+        When one is NaN or infinite.
+    """
+    lost = int((~torch.isfinite(logits)).any(dim=1).sum())
+    if lost:
+        raise ModelError(
+            "model",
+            f"gives logits that are NaN or infinite {where}",
+            found=f"{lost} of {len(logits)} such",
+            remedy="No attack can be believed that meets such a point.",
+        )
+
+
+def apart(logits: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Which images were answered differently, by more than rounding: shape (B,), dtype bool.
+
+    Parameters
+    ----------
+    logits, others : Tensor of shape (B, K)
+        Of the same images.
+    """
+    tolerance = _TOLERANCE * logits.abs().amax().clamp(min=1.0)
+    return (logits - others).abs().amax(dim=1) > tolerance
+
+
+@torch.no_grad()
+def in_halves(model: Classifier, images: torch.Tensor) -> torch.Tensor:
+    """The logits of images that were asked about in two batches: shape (B, K)."""
+    return torch.cat([model(part) for part in images.chunk(2)])
+
+
 def _require_batch_independence(model: Classifier, images: torch.Tensor) -> None:
-    together = model(images)
-    halves = torch.cat([model(part) for part in images.chunk(2)])
-    apart = (together - halves).abs().amax()
-    if apart > _TOLERANCE * together.abs().amax().clamp(min=1.0):
+    together, halves = model(images), in_halves(model, images)
+    if apart(together, halves).any():
         raise ModelError(
             "model",
             "gives an image other logits in another batch",
-            found=f"a difference of {float(apart):.3g}",
+            found=f"a difference of {float((together - halves).abs().amax()):.3g}",
             remedy="Its normalisation takes the batch's own statistics: no attack on one image "
             "says what it does to the next.",
         )

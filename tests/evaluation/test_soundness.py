@@ -85,3 +85,9 @@ def test_black_white_and_noise_are_asked_about():
     assert asked[4].min() == 1
     assert asked.min() >= 0
     assert asked.max() <= 1
+
+
+def test_the_version_for_random_models_excuses_random_ones_alone():
+    """A model that answers alike, but by its batch, is refused there, too."""
+    with pytest.raises(ModelError, match="other logits in another batch"):
+        require_sound(Relative().eval(), probes(torch.rand(2, 1, 4, 4)), random_allowed=True)
