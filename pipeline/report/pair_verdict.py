@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.report.wording import eps_text, norm_text, percent_text
+from pipeline.report.wording import eps_text, interval_text, norm_text, percent_text
 
 if TYPE_CHECKING:
     from pipeline.compare.mcnemar import Paired
@@ -134,6 +134,23 @@ def p_text(p: float) -> str:
     return f"p = {p:.2g}" if p >= 0.0001 else "p < 0.0001"
 
 
+def _smaller_bounds(facts: PairFacts, attack: str | None) -> list[str]:
+    """Where other attacks broke what the one in the sentence did not."""
+    found = []
+    for side in (facts.a, facts.b):
+        shown = None if attack is None else side.score(attack)
+        together = side.score("all-attacks")
+        if shown is not None and together is not None and together.hits < shown.hits:
+            share = percent_text(together.value, together.n)
+            bounds = interval_text(together.low, together.high, together.n)
+            found.append(
+                f"All attacks together leave {share} (95 % interval {bounds}) of {side.letter} "
+                f"right, less than {side.attack_name(str(attack))} alone: the smaller number is "
+                "the bound."
+            )
+    return found
+
+
 def _caveats(facts: PairFacts, attack: str | None) -> list[str]:
     found = [f"Not compared: {line}." for line in facts.comparison.left_out]
     if attack != "autoattack":
@@ -141,6 +158,7 @@ def _caveats(facts: PairFacts, attack: str | None) -> list[str]:
             "Both were not measured with one AutoAttack: another attack alone is no claim of "
             "robustness."
         )
+    found += _smaller_bounds(facts, attack)
     if any(side.evaluated.measured.quick for side in (facts.a, facts.b)):
         found.append("A quick look: few images and a weak attack. It is not a result.")
     runs = [side.run for side in (facts.a, facts.b)]

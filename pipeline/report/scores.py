@@ -48,6 +48,11 @@ class Score:
         """The score of a fraction of n images, with Wilson's interval."""
         return cls(value, *wilson_interval(round(value * n), n), n)
 
+    @property
+    def hits(self) -> int:
+        """How many images were right."""
+        return round(self.value * self.n)
+
     def compared_with(self, other: Score) -> int:
         """1 or -1 where this is higher or lower beyond both intervals, 0 where they overlap."""
         return int(self.low > other.high) - int(self.high < other.low)

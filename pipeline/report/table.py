@@ -66,7 +66,7 @@ def results_table(facts: Facts) -> tuple[tuple[str, ...], tuple[Row, ...]]:
         columns.append(_Column(facts.teacher, None))
     rows = [
         Row("Clean", "no attack", tuple(_clean(column) for column in columns)),
-        *_attacked(facts, columns),
+        *_attacked(columns),
         Row(
             "Calibration error",
             "expected, on clean images; lower is better",
@@ -121,7 +121,7 @@ def _calibration_under_attack(column: _Column) -> Cell:
     return Cell() if error is None else Cell(percent_text(error, metrics.n))
 
 
-def _attacked(facts: Facts, columns: list[_Column]) -> list[Row]:
+def _attacked(columns: list[_Column]) -> list[Row]:
     def cells(name: str) -> tuple[Cell, ...]:
         return tuple(_cell(c.scores.score(name) if c.scores else None) for c in columns)
 
@@ -133,7 +133,7 @@ def _attacked(facts: Facts, columns: list[_Column]) -> list[Row]:
         for key, name in _more_attacks(columns).items()
     ]
     rows += [
-        Row(facts.scores.pgd_name, at, cells("pgd_accuracy")),
+        Row(_pgd_names(columns), at, cells("pgd_accuracy")),
         Row("AutoAttack", "; ".join(filter(None, (at, version))), cells("autoattack_accuracy")),
     ]
     names = [name for c in columns if c.scores is not None for name in c.scores.metrics.autoattack]
@@ -151,7 +151,16 @@ _OWN_ROWS = {"clean", "pgd", "autoattack"}
 def _more_attacks(columns: list[_Column]) -> dict[str, str]:
     """Names of the other attacks by their keys, in the order in which they ran."""
     found = [row for c in columns if c.scores is not None for row in c.scores.metrics.attacks]
-    return {row.key: row.name for row in found if row.key not in _OWN_ROWS}
+    names: dict[str, dict[str, None]] = {}
+    for row in found:
+        if row.key not in _OWN_ROWS:
+            names.setdefault(row.key, {})[row.name] = None
+    return {key: " / ".join(each) for key, each in names.items()}
+
+
+def _pgd_names(columns: list[_Column]) -> str:
+    # Models that were attacked by unequal PGDs are not put under the name of one.
+    return " / ".join(dict.fromkeys(c.scores.pgd_name for c in columns if c.scores is not None))
 
 
 def _threat(scores: Scores) -> str:

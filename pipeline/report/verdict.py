@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.report.audit import masking_line
+from pipeline.report.conditions import unlike
 from pipeline.report.wording import eps_text, interval_text, norm_text, percent_text, phrase
 
 if TYPE_CHECKING:
@@ -83,8 +84,9 @@ class Verdict:
 def judge(facts: Facts) -> Verdict:
     """Compare student and baseline; a difference is claimed only where intervals are disjoint."""
     scores, other = facts.scores, facts.baseline_scores
-    if other is not None and _threat(other) != _threat(scores):
-        # Accuracies under attacks of different strength have no order.
+    # Accuracies under attacks of different strength, or of other images, have no order.
+    unequal = "" if other is None else _unlike(scores, other)
+    if unequal:
         other = None
     attack = _strongest_attack(scores, other)
     norm = "" if scores.metrics.norm == "linf" else f" in {norm_text(scores.metrics.norm)}"
@@ -96,7 +98,7 @@ def judge(facts: Facts) -> Verdict:
         headline=_headline(facts, clean, robust),
         sentence=_sentence(facts, clean, robust),
         scope=_SCOPE if other is not None else "",
-        caveats=tuple(_caveats(facts, other, attack)),
+        caveats=tuple(_caveats(facts, other, attack, unequal)),
         clean=clean,
         robust=robust,
         masking=masking_line(facts.audit),
@@ -104,8 +106,22 @@ def judge(facts: Facts) -> Verdict:
     )
 
 
-def _threat(scores: Scores) -> tuple[str, float]:
-    return scores.metrics.norm, scores.metrics.eps
+def _unlike(scores: Scores, other: Scores) -> str:
+    """Why the baseline cannot be compared, said of it, or nothing."""
+    mine, theirs = scores.metrics, other.metrics
+    if mine.norm != theirs.norm:
+        return f"was attacked in another norm ({norm_text(theirs.norm)})"
+    if mine.eps != theirs.eps:
+        return f"was attacked with another ε ({eps_text(theirs.eps)})"
+    prints = [one.settings.data_fingerprint for one in (scores, other)]
+    if None not in prints and prints[0] != prints[1]:
+        return "was measured on other test images"
+    if mine.n != theirs.n:
+        return f"was measured on another number of test images ({theirs.n:,})"
+    attack = _strongest_attack(scores, other)
+    key = attack.removesuffix("_accuracy")
+    found = unlike(key, scores.conditions, other.conditions)
+    return f"was attacked otherwise ({_attack_title(attack, scores)}: {found})" if found else ""
 
 
 def _strongest_attack(scores: Scores, other: Scores | None) -> str:
@@ -143,9 +159,11 @@ _SCOPE = (
 
 
 def _headline(facts: Facts, clean: Contest, robust: Contest) -> str:
-    if facts.audit is not None and facts.audit.failed:
+    if facts.audit is not None and not facts.audit.passed:
         # Whoever is ahead: attacks that cannot find their way measure nothing.
-        return "The student's robust accuracy cannot be believed: signs of gradient masking"
+        refused = "it could not be checked for gradient masking"
+        why = "signs of gradient masking" if facts.audit.failed else refused
+        return f"The student's robust accuracy cannot be believed: {why}"
     if clean.outcome is None or robust.outcome is None:
         share = percent_text(robust.student.value, robust.student.n)
         return f"{share} robust accuracy, with nothing to compare it to"
@@ -161,11 +179,12 @@ def _sentence(facts: Facts, clean: Contest, robust: Contest) -> str:
         f"{_measured(robust.student)} {robust.title}"
     )
     if facts.baseline is None or clean.baseline is None or robust.baseline is None:
-        return f"{student}; there is no baseline to compare it with."
-    of = "" if clean.baseline.n == clean.student.n else f" (of {clean.baseline.n:,} images)"
+        there = facts.baseline is not None and facts.baseline_scores is not None
+        why = "the baseline was measured otherwise and is not compared"
+        return f"{student}; {why if there else 'there is no baseline to compare it with'}."
     return (
         f"{student}; the baseline on {facts.baseline.label_name} gets "
-        f"{_measured(clean.baseline)} and {_measured(robust.baseline)}{of}: "
+        f"{_measured(clean.baseline)} and {_measured(robust.baseline)}: "
         f"{_conclusion(clean, robust)}."
     )
 
@@ -188,21 +207,34 @@ def _conclusion(clean: Contest, robust: Contest) -> str:
     return ", and ".join(parts)
 
 
-def _caveats(facts: Facts, other: Scores | None, attack: str) -> list[str]:
-    found = []
+def _caveats(facts: Facts, other: Scores | None, attack: str, unequal: str) -> list[str]:
+    found = [f"The baseline {unequal}, so it is not compared."] if unequal else []
     if attack == "pgd_accuracy":
         found.append("AutoAttack was not run on all models: PGD alone is no claim of robustness.")
-    if any(one is not None and one.metrics.quick for one in (facts.scores, other)):
+    if any(one is not None and one.metrics.quick for one in (facts.scores, facts.baseline_scores)):
         found.append("A quick look: few images and a weak attack. It is not a result.")
     for run, scores in ((facts.student, facts.scores), (facts.baseline, facts.baseline_scores)):
         flags = scores.settings.flags if scores is not None and run is not None else ()
         found += [f"AutoAttack warns of the {run.name if run else ''}: {flag}" for flag in flags]
+    found += _smaller_bounds(facts.scores, other, attack)
     found += _audit_caveats(facts)
-    if facts.baseline_scores is not None and other is None:
-        eps = eps_text(facts.baseline_scores.metrics.eps)
-        found.append(f"The baseline was attacked with another ε ({eps}), so it is not compared.")
     if facts.baseline is not None and other is not None:
-        found += _comparison_caveats(facts.student, facts.baseline, facts.scores, other)
+        found += _comparison_caveats(facts.student, facts.baseline)
+    return found
+
+
+def _smaller_bounds(scores: Scores, other: Scores | None, attack: str) -> list[str]:
+    """Where other attacks broke what the one in the sentence did not."""
+    found = []
+    for name, one in (("student", scores), ("baseline", other)):
+        shown = None if one is None else one.score(attack)
+        together = None if one is None else one.attack("all-attacks")
+        if one is None or shown is None or together is None or together.hits >= shown.hits:
+            continue
+        found.append(
+            f"All attacks together leave {_measured(together)} of the {name} right, less than "
+            f"{_attack_title(attack, one)} alone: the smaller number is the bound."
+        )
     return found
 
 
@@ -219,11 +251,8 @@ def _audit_caveats(facts: Facts) -> list[str]:
     return found
 
 
-def _comparison_caveats(student: Run, baseline: Run, scores: Scores, other: Scores) -> list[str]:
+def _comparison_caveats(student: Run, baseline: Run) -> list[str]:
     found = []
-    mine, theirs = scores.settings.data_fingerprint, other.settings.data_fingerprint
-    if mine is not None and theirs is not None and mine != theirs:
-        found.append("The two were measured on different test sets.")
     if student.facts.data != baseline.facts.data:
         found.append("The two were trained on different images.")
     unequal = differences(student, baseline)

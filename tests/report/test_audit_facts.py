@@ -58,6 +58,7 @@ def test_what_could_not_be_audited_is_said(runs, gather):
     write_audit(runs / "audit", runs / STUDENT, **changes)
     facts = gather(runs)
     assert judge(facts).masking == masking_line(facts.audit) == "not possible"
+    assert "cannot be believed: it could not be checked" in judge(facts).headline
     assert any(reason in caveat for caveat in judge(facts).caveats)
     assert reason in render_page(facts)
 

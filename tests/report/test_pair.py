@@ -188,3 +188,14 @@ def test_a_refused_comparison_writes_nothing(run, pair, words, code, error):
     outcome = run(*words)
     assert (outcome.exit_code, type(outcome.exception)) == (code, error)
     assert not list((pair).rglob("*.html"))
+
+
+def test_a_smaller_bound_than_that_of_the_sentence_is_said(pair):
+    """B's transfer attack broke one image that AutoAttack did not; A's all together no more."""
+    for place, robust in (("a", 0.5), ("b/data", 0.645)):
+        metrics = pair / place / "metrics.json"
+        intervals = json.loads(metrics.read_text())["intervals"]
+        intervals["all_attacks_accuracy"] = [0.4, 0.8]
+        edit_json(metrics, all_attacks_accuracy=robust, intervals=intervals)
+    (caveat,) = [text for text in judge_pair(gather(pair)).caveats if "together" in text]
+    assert "leave 64.5\u00a0% (95 % interval 40.0 to 80.0\u00a0%) of B right, less than" in caveat

@@ -71,3 +71,21 @@ def test_more_attacks_have_rows_of_their_own(facts):
     assert titles[:5] == ["Clean", "FGSM", "CW-20", "PGD", "AutoAttack"]
     assert cells(found, "CW-20") == ["60.0 %"]
     assert results_table(found)[1][4].note == "L∞, ε = 8/255; standard, 1"
+
+
+def test_unequal_attacks_are_not_put_under_one_name(facts):
+    """PGD-10 of one model and PGD-50 of the other; so too where one key has two names."""
+    row = {"n": 1000, "accuracy": 0.6, "low": 0.57, "high": 0.63, "key": "transfer-1"}
+    student, baseline = (
+        replace(scores, metrics=scores.metrics.model_copy(update={"attacks": (listed,)}))
+        for scores, listed in (
+            (
+                scores_of(900, None, attacks=({"name": "PGD", "steps": steps},)),
+                AttackRow(**row, name=f"transfer from {name}"),
+            )
+            for steps, name in ((10, "a"), (50, "b"))
+        )
+    )
+    found = replace(facts, scores=student, baseline_scores=baseline, teacher=None)
+    titles = [row.title for row in results_table(found)[1]]
+    assert titles[1:3] == ["transfer from a / transfer from b", "PGD-10 / PGD-50"]

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from run_folders import scores_of
 
+from pipeline.report.scores import AttackRow
 from pipeline.report.verdict import differences, judge
 
 
@@ -110,11 +111,82 @@ def test_a_baseline_that_was_trained_otherwise_is_a_caveat(facts):
     )
 
 
-def test_different_test_sets_are_a_caveat(facts):
-    """Intervals may still be compared, but it must be known."""
-    mine, other = (scores_of(900, 500, data_fingerprint=c * 64) for c in "ab")
+def attacked(scores, **changes):
+    """The same scores with other metrics."""
+    return replace(scores, metrics=scores.metrics.model_copy(update=changes))
+
+
+def row(key, accuracy=0.5, n=1000, **decides):
+    """A row of metrics.json."""
+    measured = {"n": n, "accuracy": accuracy, "low": 0.0, "high": 1.0}
+    return AttackRow(key=key, name=key, **measured, norm="linf", eps=8 / 255, **decides)
+
+
+OURS = scores_of(900, 600, data_fingerprint="a" * 64)
+PGD = scores_of(900, None)
+AUTO = {"version": "standard", "package": "0.2"}
+UNLIKE = {
+    "other test images": (
+        OURS,
+        scores_of(800, 500, data_fingerprint="b" * 64),
+        "was measured on other test images",
+    ),
+    "fewer images": (OURS, scores_of(160, 100, n=200), "another number of test images (200)"),
+    "steps of PGD": (
+        attacked(PGD, attacks=(row("pgd", steps=10, restarts=1),)),
+        attacked(PGD, pgd_accuracy=0.1, attacks=(row("pgd", steps=50, restarts=5),)),
+        "was attacked otherwise (PGD: other settings (steps, restarts))",
+    ),
+    "steps of older PGD": (
+        scores_of(900, None, attacks=({"name": "PGD", "steps": 10},)),
+        attacked(scores_of(800, None, attacks=({"name": "PGD", "steps": 50},)), pgd_accuracy=0.1),
+        "was attacked otherwise (PGD-10: other settings)",
+    ),
+    "AutoAttack's version": (
+        attacked(OURS, attacks=(row("autoattack", **AUTO),)),
+        attacked(scores_of(800, 500), attacks=(row("autoattack", **AUTO | {"version": "rand"}),)),
+        "was attacked otherwise (AutoAttack: other settings (version))",
+    ),
+    "a first look": (
+        attacked(PGD, quick=True),
+        attacked(PGD, pgd_accuracy=0.1),
+        "one is a first look",
+    ),
+}
+
+
+@pytest.mark.parametrize(("mine", "other", "reason"), UNLIKE.values(), ids=UNLIKE.keys())
+def test_what_was_measured_otherwise_is_not_compared(facts, mine, other, reason):
+    """A weaker attack makes no better model: no claim, and the reason."""
     verdict = judge(replace(facts, scores=mine, baseline_scores=other))
-    assert "The two were measured on different test sets." in verdict.caveats
+    assert verdict.headline.endswith("with nothing to compare it to")
+    assert verdict.robust.outcome is verdict.clean.outcome is None
+    assert "the baseline was measured otherwise and is not compared" in verdict.sentence
+    (caveat,) = [text for text in verdict.caveats if "so it is not compared" in text]
+    assert reason in caveat
+
+
+def test_other_settings_of_an_attack_that_is_not_claimed_do_not_matter(facts):
+    """Both were under one AutoAttack, whatever PGD was."""
+    mine, other = (
+        attacked(scores, attacks=(row("pgd", steps=steps), row("autoattack", **AUTO)))
+        for scores, steps in ((scores_of(900, 600), 10), (scores_of(800, 500), 50))
+    )
+    assert judge(replace(facts, scores=mine, baseline_scores=other)).robust.outcome == 1
+
+
+@pytest.mark.parametrize("auto", [500, None], ids=["AutoAttack", "PGD alone"])
+def test_a_smaller_bound_than_the_headlines_is_said(facts, auto):
+    """One image that only another attack broke is enough, and none is not."""
+    scores = scores_of(900, auto)
+    bound = attacked(scores, attacks=(row("all-attacks", 0.499),))
+    equal = attacked(scores, attacks=(row("all-attacks", 0.5),))
+    (caveat,) = [
+        text
+        for text in judge(replace(facts, scores=bound, baseline_scores=equal)).caveats
+        if "All attacks together" in text
+    ]
+    assert "leave 49.9\u00a0% (0.0 to 100.0\u00a0%) of the student right, less than" in caveat
 
 
 def test_what_the_intervals_leave_out_is_said(facts):
@@ -149,4 +221,6 @@ def test_different_norms_are_not_compared(facts):
     verdict = judge(found)
     assert verdict.robust.baseline is None
     assert verdict.robust.title == "under AutoAttack at ε = 0.5 in L2"
-    assert any("not compared" in caveat for caveat in verdict.caveats)
+    assert (
+        "The baseline was attacked in another norm (L∞), so it is not compared." in verdict.caveats
+    )
