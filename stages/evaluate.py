@@ -144,7 +144,7 @@ def _publish(
     from pipeline.publish import remove_state, write_json
 
     corrupted = _corrupted(corruptions, measured)
-    settings = _settings(params, measured, len(test), fingerprint)
+    settings = _settings(params, measured, test, fingerprint)
     state = _state_of(metrics, params, settings, test.device, sources, corruptions)
     result = _measure(measured, test, params, state, sources, corrupted)
     pictures = examples(
@@ -172,7 +172,9 @@ def _corrupted(folder: Path | None, measured: Measured) -> list[CorruptedSet]:
     return [] if folder is None else find_corruptions(folder, measured.model.class_names)
 
 
-def _settings(params: Params, measured: Measured, n: int, fingerprint: str) -> dict[str, Any]:
+def _settings(
+    params: Params, measured: Measured, test: TestImages, fingerprint: str
+) -> dict[str, Any]:
     from pipeline import provenance
 
     section = params.evaluate
@@ -189,11 +191,14 @@ def _settings(params: Params, measured: Measured, n: int, fingerprint: str) -> d
         "autoattack_version": section.autoattack,
         "norm": section.norm,
         "eps": section.eps,
-        "images": n,
+        "images": len(test),
         "batch_size": section.batch_size,
         "seed": params.seed,
         **measured.facts(),
+        # Of the source, however it was stored and resized.
         "data_fingerprint": fingerprint,
+        "image_shape": list(measured.model.shape),
+        "pixels_sha256": test.pixels_sha256,
         "software": provenance.software(),
         "hardware": provenance.hardware(),
     }

@@ -172,7 +172,7 @@ def evaluate(
     _autoattack(bench, params, ball, right, result)
     together = torch.stack([score.standing for score in result.scores]).all(dim=0)
     name = "all attacks together"
-    result.scores.append(Score("all-attacks", name, together, _threat(ball)))
+    result.scores.append(Score("all-attacks", name, together, _threat(bench, ball)))
     _curve(bench, params, right, result)
     result.corruptions = corruption_accuracies(bench, corruptions, params.images)
     return result
@@ -205,8 +205,9 @@ def _doubts(
     return [line for line in found if line is not None]
 
 
-def _threat(ball: Ball) -> dict[str, Any]:
-    return {"norm": ball.norm, "eps": ball.eps}
+def _threat(bench: Bench, ball: Ball) -> dict[str, Any]:
+    # A radius means little without the size of the images that it is of.
+    return {"norm": ball.norm, "eps": ball.eps, "pixels_sha256": bench.test.pixels_sha256}
 
 
 def _gradient_attacks(
@@ -215,7 +216,7 @@ def _gradient_attacks(
     main = GradientAttack("pgd", "cross entropy", params.pgd_steps, params.pgd_restarts)
     for attack in (*map(parse_attack, params.attacks), main):
         outcome = run_gradient_attack(bench, attack, ball, right, all_images=attack is main)
-        facts = {**_threat(ball), **attack.facts(ball.eps)}
+        facts = {**_threat(bench, ball), **attack.facts(ball.eps)}
         result.scores.append(Score(attack.key, attack.title, outcome.standing, facts))
         if outcome.answers is not None:
             result.under_attack = outcome.answers
@@ -236,7 +237,7 @@ def _transfer(
         title = f"transfer from {source.name}"
         standing = bench.standing(f"transfer-{number}", right, attack, title=title)
         origin = {"source": source.name, "source_sha256": source.sha256}
-        facts = {**_threat(ball), **plan.facts(ball.eps), **origin}
+        facts = {**_threat(bench, ball), **plan.facts(ball.eps), **origin}
         result.scores.append(Score(f"transfer-{number}", title, standing, facts))
 
 
@@ -246,7 +247,7 @@ def _autoattack(
     if params.autoattack == "none":
         return
     result.autoattack = run_autoattack(bench, ball, right, params.autoattack)
-    facts = {**_threat(ball), "version": params.autoattack, "package": package_version()}
+    facts = {**_threat(bench, ball), "version": params.autoattack, "package": package_version()}
     name = f"AutoAttack {params.autoattack}"
     result.scores.append(Score("autoattack", name, result.autoattack.standing, facts))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,6 +48,16 @@ class TestImages:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def pixels_sha256(self) -> str:
+        """SHA-256 of what the model is shown: shape, and all pixels in order.
+
+        `sample_hash` is of the stored source, which resizing and another encoding leave alone.
+        """
+        total = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        total.update(self.images.contiguous().numpy().data)
+        return total.hexdigest()
 
     def take(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Some rows on the device: images in [0, 1] (float32), labels, sample indices."""

@@ -247,3 +247,32 @@ def test_a_folder_of_images_is_measured_as_its_beton(ltd_pipe, project):
     own = json.loads(evaluate(ltd_pipe, *words).out)
     assert found["n"] == own["n"] == 60
     assert found["clean_accuracy"] == own["clean_accuracy"]
+
+
+def digits_folder(count):
+    """Test digits as PNG files, in a folder of ten classes."""
+    beton = open_beton(Path("data/test.beton"))
+    (batch,) = ImageStream(beton, torch.device("cpu")).batches(np.arange(count), count)
+    for name in range(10):
+        Path(f"digits/{name}").mkdir(parents=True)
+    for i, (image, label) in enumerate(zip(batch.images, batch.labels, strict=True)):
+        Image.fromarray(image[0].numpy()).save(f"digits/{int(label)}/{i}.png")
+
+
+def test_images_of_another_size_are_other_images(ltd_pipe, project, monkeypatch):
+    """Neither is an evaluation continued with them, nor are its attacks paired."""
+    digits_folder(60)
+    # What an interrupted evaluation leaves behind.
+    monkeypatch.setattr("pipeline.publish.remove_state", lambda _: None)
+    torch.save(build("timm:test_resnet", 10, (3, 8, 8)).state_dict(), "colours.pt")
+    words = ("timm:test_resnet=colours.pt", "--data", "digits", "--images", "20", "--force")
+    place = ("--metrics", "sized/metrics.json", "--out", "sized/evaluation")
+    for size in ("8", "12"):
+        outcome = ltd_pipe("evaluate", *words, *place, "--image-size", size)
+        assert outcome.code == 0, outcome.err
+        shutil.copytree("sized", f"sized-{size}")
+    assert len(list(Path("sized/state").iterdir())) == 2
+    settings = json.loads(Path("sized-12/evaluation/settings.json").read_text())
+    assert settings["image_shape"] == [3, 12, 12]
+    shown = ltd_pipe("compare", "sized-8", "sized-12").out
+    assert "pgd: other settings (pixels_sha256)" in shown
