@@ -45,6 +45,9 @@ def compare(runs: tuple[str, ...], as_json: bool) -> None:
         click.echo(json.dumps({"runs": rows, "comparisons": compared}, indent=2))
         return
     _show_runs(read)
+    for run in read:
+        for line in run.measured.warning_lines(run.name):
+            click.echo(f"WARNING: {line}")
     for each in found:
         _show_comparison(each, read[0].name)
     if any(each.paired for each in found):
@@ -103,7 +106,8 @@ def _row(run: EvaluatedRun) -> dict[str, Any]:
     measured = run.measured
     scores = {name: vars(score) for name, score in measured.scores.items()}
     facts = {"n": measured.n, "norm": measured.norm, "eps": measured.eps}
-    return {"name": run.name, **facts, "scores": scores}
+    warnings = measured.warning_lines(run.name)
+    return {"name": run.name, **facts, "scores": scores, "warnings": warnings}
 
 
 def _comparison(found: Comparison, first: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pipeline.evaluation.autoattack import (
 from pipeline.evaluation.bench import Bench, silent
 from pipeline.evaluation.corruptions import corruption_accuracies
 from pipeline.evaluation.curve import CURVE_STEPS, Curve, automatic_curve, curve_at
+from pipeline.evaluation.doubts import ATTACK_FAILS
 from pipeline.evaluation.input_scale import contradicted_accuracy, wrong_scale
 from pipeline.evaluation.ledger import Ledger
 from pipeline.evaluation.pgd import attack_images, run_gradient_attack
@@ -267,7 +268,7 @@ def _curve(bench: Bench, params: EvaluateParams, right: torch.Tensor, result: Ev
         left = int(result.curve.standing[-1].sum())
         result.warnings.append(
             f"{left} of {len(rows)} images stand although every pixel may take any value: "
-            "it is the attack that fails, and none of these numbers can be believed"
+            f"{ATTACK_FAILS}"
         )
 
 

@@ -11,6 +11,7 @@ import json
 import shlex
 from typing import TYPE_CHECKING, Any
 
+from pipeline.evaluation.doubts import attack_fails
 from pipeline.markdown import code, fenced, licence_name, quoted, table
 from pipeline.report.measured import CORRUPTION
 from pipeline.report.wording import eps_text, interval_text, number_text, percent_text
@@ -185,8 +186,15 @@ def _measured(facts: CardFacts) -> Iterator[str]:
         + _calibration(found)
     )
     yield table(["", ""], _how(found))
-    for flag in found.settings.flags:
-        yield f"**AutoAttack warns:** {code(flag)}"
+    yield from _warnings(found)
+
+
+def _warnings(found: Measured) -> Iterator[str]:
+    if attack_fails(found.warnings):
+        yield "**The attack fails: do not believe the robust accuracy.**"
+    for line in found.warning_lines("it"):
+        who, _, what = line.partition(" warns of it: ")
+        yield f"**{who} warns:** {code(what, limit=1000)}"
 
 
 def _row(key: str, score: Score, found: Measured) -> list[str]:

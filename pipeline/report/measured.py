@@ -10,7 +10,14 @@ from pydantic import ConfigDict, Field
 from pipeline.errors import ResultError
 from pipeline.report.conditions import Conditions
 from pipeline.report.results import Document, Share, read_result
-from pipeline.report.scores import AttackRow, Score, Settings, require_one_evaluation
+from pipeline.report.scores import (
+    AttackRow,
+    CorruptedSets,
+    Score,
+    Settings,
+    require_one_evaluation,
+    warning_lines,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,13 +28,6 @@ __all__ = ["CORRUPTION", "Measured", "read_measured"]
 CORRUPTION = "corruption"
 
 _EVALUATE = "ltd-pipe evaluate"
-
-
-class _Corruptions(Document):
-    """How many images, and sets of them, the accuracy on corrupted images is of."""
-
-    n: int = Field(ge=1)
-    sets: int = Field(ge=1)
 
 
 class _Metrics(Document):
@@ -46,7 +46,8 @@ class _Metrics(Document):
     intervals: dict[str, tuple[Share, Share]]
     not_measured: tuple[str, ...] = ()
     attacks: tuple[AttackRow, ...] = ()
-    corruptions: _Corruptions | None = None
+    corruptions: CorruptedSets | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Measured:
         What decides an attack's number, likewise; plain values.
     checkpoint_sha256 : str or None
         Of the checkpoint that was measured; None where the evaluation does not say.
+    warnings : tuple of str
+        What makes the numbers doubtful.
     """
 
     n: int
@@ -90,12 +93,17 @@ class Measured:
     names: dict[str, str] = field(default_factory=dict)
     decides: dict[str, dict[str, Any]] = field(default_factory=dict)
     checkpoint_sha256: str | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def conditions(self) -> Conditions:
         """What decides the accuracies."""
         threat, settings = (self.norm, self.eps, self.quick), self.settings
         return Conditions(*threat, self.decides, settings.attacks, settings.autoattack_version)
+
+    def warning_lines(self, name: str) -> list[str]:
+        """What the evaluation warns of, each line with the model's name."""
+        return warning_lines(name, self.warnings, self.settings.flags)
 
 
 def read_measured(metrics: Path, evaluation: Path) -> Measured:
@@ -136,6 +144,7 @@ def read_measured(metrics: Path, evaluation: Path) -> Measured:
         names={attack.filed: attack.name for attack in found.attacks},
         decides={attack.filed: attack.decides for attack in found.attacks},
         checkpoint_sha256=found.checkpoint_sha256 or settings.checkpoint_sha256,
+        warnings=found.warnings,
     )
 
 

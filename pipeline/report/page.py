@@ -40,6 +40,13 @@ def render_page(facts: Facts) -> str:
     return render("page.html.j2", _content(facts))
 
 
+def _not_measured(facts: Facts) -> dict[str, str]:
+    """What each evaluation says that it left out, by the model's name."""
+    every = {"student": facts.scores, "baseline": facts.baseline_scores}
+    found = {name: one.metrics.not_measured for name, one in every.items() if one is not None}
+    return {name: ", ".join(lacks) for name, lacks in found.items() if lacks}
+
+
 def _content(facts: Facts) -> dict[str, Any]:
     names, rows = results_table(facts)
     class_names = facts.student.facts.class_names
@@ -50,6 +57,7 @@ def _content(facts: Facts) -> dict[str, Any]:
         "verdict": judge(facts),
         "models": names,
         "rows": rows,
+        "not_measured": _not_measured(facts),
         "figures": curve_figures(facts),
         "calibration": calibration_figures(facts),
         "bins": bin_table(facts),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline.evaluation.doubts import attack_fails
 from pipeline.report.wording import eps_text, interval_text, norm_text, percent_text
 
 if TYPE_CHECKING:
@@ -50,11 +51,18 @@ def judge_pair(facts: PairFacts) -> PairVerdict:
     clean = _outcome(paired.get("clean"))
     robust = _outcome(paired[attack]) if attack is not None else None
     return PairVerdict(
-        headline=_HEADLINES[robust, clean],
+        headline=_failing(facts) or _HEADLINES[robust, clean],
         sentence=_sentence(facts, attack),
         scope=_SCOPE if paired else "",
         caveats=tuple(_caveats(facts, attack)),
     )
+
+
+def _failing(facts: PairFacts) -> str:
+    """The headline where an attack does not work, whoever would be ahead."""
+    failing = (s.letter for s in (facts.a, facts.b) if attack_fails(s.evaluated.measured.warnings))
+    letter = next(failing, None)
+    return f"{letter}'s robust accuracy cannot be believed: the attack fails" if letter else ""
 
 
 _SCOPE = (
@@ -158,6 +166,8 @@ def _caveats(facts: PairFacts, attack: str | None) -> list[str]:
             "Both were not measured with one AutoAttack: another attack alone is no claim of "
             "robustness."
         )
+    for side in (facts.a, facts.b):
+        found += side.evaluated.measured.warning_lines(side.letter)
     found += _smaller_bounds(facts, attack)
     if any(side.evaluated.measured.quick for side in (facts.a, facts.b)):
         found.append("A quick look: few images and a weak attack. It is not a result.")

@@ -20,6 +20,7 @@ __all__ = [
     "CURVE_ATTACK",
     "AttackRow",
     "AttackSettings",
+    "CorruptedSets",
     "EpsPoint",
     "Metrics",
     "Score",
@@ -27,9 +28,12 @@ __all__ = [
     "Settings",
     "read_scores",
     "require_one_evaluation",
+    "warning_lines",
 ]
 
 _COMMAND = "ltd-pipe evaluate"
+# Before its flags, among the warnings of metrics.json.
+_OF_AUTOATTACK = "AutoAttack: "
 # Behind by_eps.json and examples.npz, whatever evaluate.pgd_steps is.
 CURVE_ATTACK = "PGD-20"
 
@@ -81,6 +85,13 @@ class AttackRow(Document):
         return dict(self.model_extra or {})
 
 
+class CorruptedSets(Document):
+    """How many images, and sets of them, the accuracy on corrupted images is of."""
+
+    n: int = Field(ge=1)
+    sets: int = Field(ge=1)
+
+
 class Metrics(Document):
     """metrics.json: accuracies and intervals are fractions, eps is in pixel units."""
 
@@ -98,6 +109,10 @@ class Metrics(Document):
     expected_calibration_error_under_attack: Share | None = None
     autoattack: dict[str, Share] = Field({})
     intervals: dict[str, tuple[Share, Share]] = Field({})
+    corruption_accuracy: Share | None = None
+    corruptions: CorruptedSets | None = None
+    not_measured: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @field_validator("eps")
     @classmethod
@@ -181,13 +196,19 @@ class Scores:
         Parameters
         ----------
         name : str
-            `clean_accuracy`, `pgd_accuracy` or `autoattack_accuracy`.
+            `clean_accuracy`, `pgd_accuracy`, `autoattack_accuracy` or `corruption_accuracy`.
         """
         value = getattr(self.metrics, name)
         if value is None:
             return None
-        bounds = self.metrics.intervals.get(name)
-        return Score(value, *bounds, self.metrics.n) if bounds else Score.of(value, self.metrics.n)
+        bounds, n = self.metrics.intervals.get(name), self.metrics.n
+        if name == "corruption_accuracy" and self.metrics.corruptions is not None:
+            n = self.metrics.corruptions.n
+        return Score(value, *bounds, n) if bounds else Score.of(value, n)
+
+    def warnings(self, name: str) -> list[str]:
+        """What the evaluation warns of, each line with the model's name."""
+        return warning_lines(name, self.metrics.warnings, self.settings.flags)
 
     def attack(self, key: str) -> Score | None:
         """What an attack of the list left, or None where it was not run."""
@@ -203,6 +224,25 @@ class Scores:
                 restarts = f", {attack.restarts} restarts" if (attack.restarts or 1) > 1 else ""
                 return f"PGD-{attack.steps}{restarts}"
         return "PGD"
+
+
+def warning_lines(name: str, warnings: tuple[str, ...], flags: tuple[str, ...]) -> list[str]:
+    """What an evaluation warns of, each line with the model's name.
+
+    Parameters
+    ----------
+    name : str
+        What the model is called: `the student`, `A`.
+    warnings : tuple of str
+        Of metrics.json, those of AutoAttack included.
+    flags : tuple of str
+        AutoAttack's own, of settings.json, where older evaluations have them alone.
+    """
+    told = [line for line in warnings if line.startswith(_OF_AUTOATTACK)]
+    own = [line.removeprefix(_OF_AUTOATTACK) for line in told]
+    found = [f"AutoAttack warns of {name}: {flag}" for flag in dict.fromkeys((*flags, *own))]
+    others = (line for line in warnings if line not in told)
+    return found + [f"The evaluation warns of {name}: {line}" for line in others]
 
 
 def read_scores(metrics: Path, folder: Path | None) -> Scores:

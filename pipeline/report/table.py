@@ -68,6 +68,13 @@ def results_table(facts: Facts) -> tuple[tuple[str, ...], tuple[Row, ...]]:
         Row("Clean", "no attack", tuple(_clean(column) for column in columns)),
         *_attacked(columns),
         Row(
+            "Corrupted images",
+            _corruption_note(columns),
+            tuple(
+                _cell(c.scores.score("corruption_accuracy") if c.scores else None) for c in columns
+            ),
+        ),
+        Row(
             "Calibration error",
             "expected, on clean images; lower is better",
             tuple(_calibration(column) for column in columns),
@@ -101,6 +108,12 @@ def _clean(column: _Column) -> Cell:
     if facts.clean_accuracy is None or facts.n is None:
         return Cell()
     return _cell(Score.of(facts.clean_accuracy, facts.n))
+
+
+def _corruption_note(columns: list[_Column]) -> str:
+    sets = [c.scores.metrics.corruptions for c in columns if c.scores is not None]
+    notes = [f"mean of {one.sets:,} sets of {one.n:,} images" for one in sets if one is not None]
+    return " / ".join(["no attack", *dict.fromkeys(notes)])
 
 
 def _calibration(column: _Column) -> Cell:

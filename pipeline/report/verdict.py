@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline.evaluation.doubts import attack_fails
 from pipeline.report.audit import masking_line
 from pipeline.report.conditions import unlike
 from pipeline.report.wording import eps_text, interval_text, norm_text, percent_text, phrase
@@ -95,7 +96,7 @@ def judge(facts: Facts) -> Verdict:
     clean = _contest("on clean images", "clean_accuracy", scores, other)
     robust = _contest(robust_title, attack, scores, other)
     return Verdict(
-        headline=_headline(facts, clean, robust),
+        headline=_headline(facts, other, clean, robust),
         sentence=_sentence(facts, clean, robust),
         scope=_SCOPE if other is not None else "",
         caveats=tuple(_caveats(facts, other, attack, unequal)),
@@ -158,7 +159,10 @@ _SCOPE = (
 )
 
 
-def _headline(facts: Facts, clean: Contest, robust: Contest) -> str:
+def _headline(facts: Facts, other: Scores | None, clean: Contest, robust: Contest) -> str:
+    for name, scores in (("student", facts.scores), ("baseline", other)):
+        if scores is not None and attack_fails(scores.metrics.warnings):
+            return f"The {name}'s robust accuracy cannot be believed: the attack fails"
     if facts.audit is not None and not facts.audit.passed:
         # Whoever is ahead: attacks that cannot find their way measure nothing.
         refused = "it could not be checked for gradient masking"
@@ -214,8 +218,8 @@ def _caveats(facts: Facts, other: Scores | None, attack: str, unequal: str) -> l
     if any(one is not None and one.metrics.quick for one in (facts.scores, facts.baseline_scores)):
         found.append("A quick look: few images and a weak attack. It is not a result.")
     for run, scores in ((facts.student, facts.scores), (facts.baseline, facts.baseline_scores)):
-        flags = scores.settings.flags if scores is not None and run is not None else ()
-        found += [f"AutoAttack warns of the {run.name if run else ''}: {flag}" for flag in flags]
+        if scores is not None and run is not None:
+            found += scores.warnings(f"the {run.name}")
     found += _smaller_bounds(facts.scores, other, attack)
     found += _audit_caveats(facts)
     if facts.baseline is not None and other is not None:

@@ -12,6 +12,7 @@ from test_markdown import HOSTILE, kinds
 
 from pipeline.errors import MissingError, ResultError
 from pipeline.evaluation.accuracy import wilson_interval
+from pipeline.evaluation.doubts import ATTACK_FAILS
 from pipeline.export.card import format_card
 from pipeline.export.card_facts import gather_card
 from pipeline.models.checkpoint import save_classifier
@@ -339,3 +340,15 @@ def test_a_collapse_of_training_is_told(folder, epoch, when):
         "**Training collapsed at epoch 7 (catastrophic overfitting): PGD left 0.4% right, the "
         f"training attack 84.0%. This checkpoint is {when}.**"
     ) in format_card(dataclasses.replace(facts, run=run))
+
+
+def test_warnings_of_the_evaluation_are_on_the_card(folder):
+    """AutoAttack's once, although two files have them; an attack that fails comes first."""
+    flag = "AutoAttack: Square is better than the others"
+    edit(folder / "metrics.json", warnings=[f"2 of 9 stand: {ATTACK_FAILS}", flag])
+    text = format_card(whole(folder))
+    assert "**The attack fails: do not believe the robust accuracy.**" in text
+    assert f"**The evaluation warns:** `2 of 9 stand: {ATTACK_FAILS}`" in text
+    assert text.count("Square is better") == 1
+    edit(folder / "metrics.json", warnings=["the scale is wrong"])
+    assert "The attack fails" not in format_card(whole(folder))

@@ -129,3 +129,12 @@ def test_a_whole_page_lacks_nothing(page):
     """No box that speaks of missing pieces."""
     assert "Not in this report" not in page
     assert "None" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL)
+
+
+def test_what_an_evaluation_left_out_is_on_the_page(facts):
+    """By model, in the words of metrics.json."""
+    lacks = ("corrupted images", "L2")
+    metrics = facts.scores.metrics.model_copy(update={"not_measured": lacks})
+    text = render_page(replace(facts, scores=replace(facts.scores, metrics=metrics)))
+    assert "Not measured of the student: corrupted images, L2." in text
+    assert "Not measured of the baseline" not in text

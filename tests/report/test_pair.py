@@ -14,6 +14,7 @@ from pair_folders import HASHES, gather, right, write_pair
 from run_folders import edit_json
 
 from pipeline.errors import MissingError, ResultError, WriteError
+from pipeline.evaluation.doubts import ATTACK_FAILS
 from pipeline.report.pair import gather_pair
 from pipeline.report.pair_page import paired_rows, render_pair, setting_rows
 from pipeline.report.pair_verdict import judge_pair
@@ -199,3 +200,14 @@ def test_a_smaller_bound_than_that_of_the_sentence_is_said(pair):
         edit_json(metrics, all_attacks_accuracy=robust, intervals=intervals)
     (caveat,) = [text for text in judge_pair(gather(pair)).caveats if "together" in text]
     assert "leave 64.5\u00a0% (95 % interval 40.0 to 80.0\u00a0%) of B right, less than" in caveat
+
+
+def test_warnings_of_an_evaluation_reach_the_page_of_two(pair):
+    """An attack that fails takes the headline."""
+    edit_json(pair / "a/metrics.json", warnings=["the scale is wrong"])
+    verdict = judge_pair(gather(pair))
+    assert "The evaluation warns of A: the scale is wrong" in verdict.caveats
+    assert verdict.headline.startswith("B is more robust")
+    edit_json(pair / "b/data/metrics.json", warnings=[f"2 of 9 stand: {ATTACK_FAILS}"])
+    headline = judge_pair(gather(pair)).headline
+    assert headline == "B's robust accuracy cannot be believed: the attack fails"

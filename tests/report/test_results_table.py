@@ -6,8 +6,10 @@ from dataclasses import replace
 
 from run_folders import scores_of
 
-from pipeline.report.scores import AttackRow
+from pipeline.evaluation.accuracy import wilson_interval
+from pipeline.report.scores import AttackRow, CorruptedSets
 from pipeline.report.table import results_table
+from pipeline.report.wording import interval_text
 
 
 def cells(facts, title):
@@ -89,3 +91,17 @@ def test_unequal_attacks_are_not_put_under_one_name(facts):
     found = replace(facts, scores=student, baseline_scores=baseline, teacher=None)
     titles = [row.title for row in results_table(found)[1]]
     assert titles[1:3] == ["transfer from a / transfer from b", "PGD-10 / PGD-50"]
+
+
+def test_corrupted_images_have_a_row(facts):
+    """With their own n, which is not that of the attacks."""
+    scores = scores_of(900, 500)
+    changes = {"corruption_accuracy": 0.7, "corruptions": CorruptedSets(n=200, sets=3)}
+    metrics = scores.metrics.model_copy(update=changes)
+    found = replace(facts, scores=replace(scores, metrics=metrics), baseline=None, teacher=None)
+    (row,) = [row for row in results_table(found)[1] if row.title == "Corrupted images"]
+    assert row.note == "no attack / mean of 3 sets of 200 images"
+    assert (row.cells[0].number, row.cells[0].interval) == (
+        "70.0\u00a0%",
+        interval_text(*wilson_interval(140, 200), 200),
+    )

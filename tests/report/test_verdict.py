@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from run_folders import scores_of
 
+from pipeline.evaluation.doubts import ATTACK_FAILS
 from pipeline.report.scores import AttackRow
 from pipeline.report.verdict import differences, judge
 
@@ -224,3 +225,30 @@ def test_different_norms_are_not_compared(facts):
     assert (
         "The baseline was attacked in another norm (L∞), so it is not compared." in verdict.caveats
     )
+
+
+FAILS = f"3 of 9 images stand although every pixel may take any value: {ATTACK_FAILS}"
+SCALE = "the pixels may be on another scale"
+
+
+@pytest.mark.parametrize("name", ["student", "baseline"])
+def test_an_attack_that_fails_takes_the_headline(facts, name):
+    """Whoever's it is, and whoever would be ahead."""
+    sides = {"student": scores_of(900, 600), "baseline": scores_of(900, 500)}
+    sides[name] = attacked(sides[name], warnings=(FAILS,))
+    found = replace(facts, scores=sides["student"], baseline_scores=sides["baseline"])
+    verdict = judge(found)
+    assert verdict.headline == f"The {name}'s robust accuracy cannot be believed: the attack fails"
+    assert f"The evaluation warns of the {name}: {FAILS}" in verdict.caveats
+
+
+def test_every_warning_of_an_evaluation_is_a_caveat_once(facts):
+    """AutoAttack's are in settings.json, too."""
+    scores = scores_of(900, 600, flags=("zero gradients",))
+    warned = attacked(scores, warnings=(SCALE, "AutoAttack: zero gradients"))
+    verdict = judge(replace(facts, scores=warned, baseline_scores=scores_of(900, 500)))
+    assert "ahead on robustness" in verdict.headline
+    assert [text for text in verdict.caveats if " warns of " in text] == [
+        "AutoAttack warns of the student: zero gradients",
+        f"The evaluation warns of the student: {SCALE}",
+    ]

@@ -107,3 +107,13 @@ def test_revisions_come_out_of_dvcs_cache(ltd_pipe, two_runs):
     assert page.code == 0, page.err
     assert 'id="curves"' in (two_runs / "data/comparison.html").read_text()
     assert "Training curves and settings of A" in page.err
+
+
+def test_warnings_stand_below_the_table(ltd_pipe, two_runs):
+    """With the run's name, and in JSON."""
+    path = two_runs / "data/metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"warnings": ["wrong scale"]}))
+    lines = ltd_pipe("compare", "data/baseline-metrics.json", "data").out.splitlines()
+    assert lines[3] == "WARNING: The evaluation warns of data: wrong scale"
+    runs = json.loads(ltd_pipe("compare", "data", "--json").out)["runs"]
+    assert runs[0]["warnings"] == ["The evaluation warns of data: wrong scale"]
