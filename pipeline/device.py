@@ -29,6 +29,7 @@ __all__ = [
     "choose_precision",
     "deterministic",
     "free_memory",
+    "full_float32",
     "on_device",
     "seconds_per_pass",
 ]
@@ -69,6 +70,22 @@ def deterministic() -> Iterator[None]:
         yield
     finally:
         torch.set_deterministic_debug_mode(before)
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """No TF32 while the block runs: a float32 product keeps all 23 bits of its factors.
+
+    Torch lets cuDNN's convolutions round to 10 bits: gradients and logits of an attack would not
+    be those that a result in float32 promises.
+    """
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.backends.cuda.matmul.allow_tf32 = products
 
 
 @contextlib.contextmanager

@@ -135,12 +135,12 @@ def _measure(
     report_only: bool,
 ) -> tuple[dict[str, Any], Audit | None]:
     """What audit.json holds, and what was found: None where nothing could be checked."""
-    from pipeline.device import choose_device, deterministic
+    from pipeline.device import choose_device, deterministic, full_float32
     from pipeline.errors import ModelError
     from pipeline.evaluation.masking import audit as run_audit
 
     device = choose_device(params.device)
-    with deterministic(), bar() as progress:
+    with deterministic(), full_float32(), bar() as progress:
         images = open_test_data(data, named, device)
         measured = load_measured(named, images, device)
         others = [load_source(text, images, device) for text in sources]
@@ -184,7 +184,13 @@ def _head(
 def _found(found: Audit) -> dict[str, Any]:
     """The verdict; each part says what it is."""
     rows = [
-        {**vars(finding), "share": finding.share, "low": finding.low, "passed": finding.passed}
+        {
+            **vars(finding),
+            "share": finding.share,
+            "low": finding.low,
+            "fails_from": finding.fails_from,
+            "passed": finding.passed,
+        }
         for finding in found.findings
     ]
     return {

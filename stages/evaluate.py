@@ -100,12 +100,12 @@ def evaluate(
       ltd-pipe evaluate student/model.safetensors --transfer-from teacher/model.safetensors
       ltd-pipe evaluate robustbench:Rice2020Overfitting --corruptions CIFAR-10-C --eps 8/255
     """
-    from pipeline.device import choose_device, deterministic
+    from pipeline.device import choose_device, deterministic, full_float32
     from pipeline.publish import exclusive
 
     refuse_existing(metrics, force=force)
     named, device = name_model(model, weights, foreign), choose_device(params.device)
-    with exclusive(metrics), deterministic():
+    with exclusive(metrics), deterministic(), full_float32():
         images = open_test_data(data, named, device)
         measured = load_measured(named, images, device)
         others = [load_source(text, images, device) for text in sources]
@@ -175,6 +175,8 @@ def _corrupted(folder: Path | None, measured: Measured) -> list[CorruptedSet]:
 def _settings(
     params: Params, measured: Measured, test: TestImages, fingerprint: str
 ) -> dict[str, Any]:
+    import torch
+
     from pipeline import provenance
 
     section = params.evaluate
@@ -193,6 +195,8 @@ def _settings(
         "eps": section.eps,
         "images": len(test),
         "batch_size": section.batch_size,
+        "precision": "float32",
+        "tf32": torch.backends.cudnn.allow_tf32,
         "seed": params.seed,
         **measured.facts(),
         # Of the source, however it was stored and resized.

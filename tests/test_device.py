@@ -6,7 +6,14 @@ import sys
 import pytest
 import torch
 
-from pipeline.device import OnHost, autocast, choose_device, choose_precision, deterministic
+from pipeline.device import (
+    OnHost,
+    autocast,
+    choose_device,
+    choose_precision,
+    deterministic,
+    full_float32,
+)
 from pipeline.errors import MachineError
 from pipeline.models.classifier import Classifier
 from pipeline.models.registry import build
@@ -105,3 +112,13 @@ def test_answers_arrive_from_the_gpu():
     """Pinned copies, which are not looked at before they are there."""
     found = OnHost(NUMBERS.cuda(), CLASSES.cuda()).numpy()
     assert [array.tolist() for array in found] == [NUMBERS.tolist(), CLASSES.tolist()]
+
+
+def test_nothing_is_rounded_to_tf32_while_a_model_is_measured():
+    """Neither in convolutions, where torch allows it, nor in products; also not after an error."""
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [each.allow_tf32 for each in backends]
+    with pytest.raises(KeyError), full_float32():
+        assert [each.allow_tf32 for each in backends] == [False, False]
+        raise KeyError
+    assert [each.allow_tf32 for each in backends] == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pipeline.evaluation.finding import FEW_IMAGES
 from pipeline.evaluation.radius import threat_text
 
 if TYPE_CHECKING:
@@ -57,6 +58,11 @@ def _conditions(row: Mapping[str, Any]) -> str:
     return f"{threat_text(row['norm'], row['eps'])}, {images}{package}"
 
 
+def _found(row: Mapping[str, Any]) -> str:
+    seen = f"{row['share']:7.2%} of images, lower end {row['low']:.2%}"
+    return f"{seen}, limit {row['limit']:.0%}, fails from {row['fails_from']:.2%}"
+
+
 def audit_lines(summary: Mapping[str, Any], model: str) -> Iterator[str]:
     """What a terminal shows of audit.json.
 
@@ -74,10 +80,15 @@ def audit_lines(summary: Mapping[str, Any], model: str) -> Iterator[str]:
     width = max(len(row["name"]) for row in rows)
     for row in rows:
         verdict = "pass" if row["passed"] else "FAIL"
-        share = f"{row['share']:7.2%} of images, at most {row['limit']:.0%}"
-        yield f"  {verdict}  {row['name']:<{width}}  {share}"
+        yield f"  {verdict}  {row['name']:<{width}}  {_found(row)}"
         if not row["passed"]:
             yield f"        {row['meaning']}"
+    yield (
+        f"A check fails when the lower end of the 95 % interval is above its limit: with "
+        f"{summary['n']:,} images from the last share of its line on."
+    )
+    if summary["n"] < FEW_IMAGES:
+        yield f"WARNING: below {FEW_IMAGES} images, a check that passes says little."
     zero = summary["zero_accuracy_at_eps"]
     where = "no radius" if zero is None else threat_text(norm, zero)
     yield f"Robust accuracy by eps (PGD-20, {summary['n']:,} images) falls to 0 at {where}."

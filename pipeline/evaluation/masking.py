@@ -23,6 +23,7 @@ from pipeline.evaluation import autoattack
 from pipeline.evaluation.accuracy import wilson_interval
 from pipeline.evaluation.bench import Bench, silent
 from pipeline.evaluation.curve import automatic_curve, largest_radius
+from pipeline.evaluation.finding import Finding
 from pipeline.evaluation.pgd import attack_images, margin, scaled, single_step, survivors
 from pipeline.evaluation.soundness import PROBED, apart, in_halves, probes, require_evaluated
 from pipeline.evaluation.surface import loss_surface
@@ -73,43 +74,6 @@ class AuditSettings:
     restarts: int = 5
     square_queries: int = 1000
     norm: Norm = "linf"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One check.
-
-    Attributes
-    ----------
-    name : str
-    count, n : int
-        On how many of so many images it happened.
-    limit : float
-        The share may truly be so high.
-    meaning : str
-        What happened, and what a failure means.
-    """
-
-    name: str
-    count: int
-    n: int
-    limit: float
-    meaning: str
-
-    @property
-    def share(self) -> float:
-        """Of the images."""
-        return self.count / self.n
-
-    @property
-    def low(self) -> float:
-        """The lower end of the share's 95 % interval (Wilson)."""
-        return wilson_interval(self.count, self.n)[0]
-
-    @property
-    def passed(self) -> bool:
-        """Whether the share may be within its limit."""
-        return self.low <= self.limit
 
 
 class _Checks:

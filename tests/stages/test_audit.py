@@ -21,6 +21,7 @@ def test_a_student_passes(ltd_pipe, project):
     assert f"{STUDENT}: 40 test images, Linf 0.1" in outcome.out
     assert f"pass  white box beats transfer from {TEACHER}" in outcome.out
     assert "checks passed: no sign of gradient masking." in outcome.out
+    assert "lower end of the 95 % interval is above its limit: with 40 images from" in outcome.out
     _require_self_explaining(project / "data/audit")
     again = ltd_pipe("audit", STUDENT, *QUICK)
     assert again.code == 1
@@ -32,6 +33,7 @@ def _require_self_explaining(folder):
     summary = json.loads((folder / "audit.json").read_text())
     assert (summary["norm"], summary["eps"], summary["steps"]) == ("linf", 0.1, 20)
     assert (summary["passed"], summary["sources"]) == (True, [TEACHER])
+    assert {found["fails_from"] for found in summary["findings"]} == {0.025, 0.075, 0.125, 0.15}
     assert summary["by_eps"][-1]["n"] == summary["n"] == 40
     zero = [point["eps"] for point in summary["by_eps"] if not point["robust_accuracy"]]
     assert summary["zero_accuracy_at_eps"] == min(zero)
@@ -65,11 +67,14 @@ def test_a_masked_model_fails(ltd_pipe, project):
 def test_a_failure_is_shown_with_what_it_means():
     """In words, under the check's line, and in the last line."""
     finding = {"name": "live gradients", "share": 0.5, "limit": 0.05, "passed": False}
+    finding |= {"low": 0.3520, "fails_from": 0.15}
     summary = {"findings": [finding | {"meaning": "nothing to follow"}], "n": 40}
     shown = "\n".join(
         audit_lines(summary | {"norm": "l2", "eps": 0.5, "zero_accuracy_at_eps": None}, "model")
     )
-    assert "FAIL  live gradients   50.00% of images, at most 5%" in shown
+    line = "FAIL  live gradients   50.00% of images, lower end 35.20%, limit 5%, fails from 15.00%"
+    assert line in shown
+    assert "WARNING: below 100 images, a check that passes says little." in shown
     assert "nothing to follow" in shown
     assert "1 of 1 checks failed: do not believe its robust accuracy." in shown
     assert "falls to 0 at no radius" in shown

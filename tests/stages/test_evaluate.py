@@ -151,6 +151,7 @@ def test_foreign_weights_are_measured_as_our_own(ltd_pipe, project):
     assert found == own
     settings = json.loads(Path("data/evaluation/settings.json").read_text())
     assert settings["architecture"] == "small-cnn-w8"
+    assert (settings["precision"], settings["tf32"]) == ("float32", False)
 
 
 def test_no_parameter_file_is_needed(ltd_pipe, project):

@@ -1,0 +1,22 @@
+"""What a check of an audit shows, and how much it can see."""
+
+import pytest
+
+from pipeline.evaluation.finding import Finding
+
+
+@pytest.mark.parametrize(
+    ("n", "limit"), [(1, 0.0), (5, 0.05), (48, 0.02), (200, 0.05), (617, 0.06), (10_000, 0.02)]
+)
+def test_a_check_fails_from_the_share_that_it_says(n, limit):
+    """With one image less it passes."""
+    first = round(Finding("x", 0, n, limit, "").fails_from * n)
+    assert not Finding("x", first, n, limit, "").passed
+    assert Finding("x", first - 1, n, limit, "").passed
+
+
+def test_more_images_see_smaller_shares():
+    """Toward the limit itself, and never below it."""
+    seen = [Finding("x", 0, n, 0.05, "").fails_from for n in (20, 200, 2_000, 200_000)]
+    assert seen == sorted(seen, reverse=True)
+    assert 0.05 < seen[-1] < 0.052
