@@ -16,7 +16,7 @@ from pipeline.printable import one_line, printable
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["code", "fenced", "licence_name", "quoted", "table"]
+__all__ = ["code", "fenced", "licence_lines", "licence_name", "quoted", "table"]
 
 # Licences as Hugging Face knows them: SPDX names in lower case, GNU's without "-only".
 _LICENCES = re.compile(
@@ -24,6 +24,7 @@ _LICENCES = re.compile(
     r"cc-by(-nd|-nc-nd)-[34]\.0|cc0-1\.0|cdla-(permissive-[12]|sharing-1)\.0|gpl-[23]\.0|isc|"
     r"lgpl-(2\.1|3\.0)|mit|mpl-2\.0|odbl|odc-by|pddl|unlicense"
 )
+_UNNAMED = "other"
 
 
 def code(text: str, limit: int = 200) -> str:
@@ -54,7 +55,17 @@ def quoted(text: str) -> str:
 def licence_name(licence: str) -> str:
     """What Hugging Face's front matter calls a licence: `other` where it has no name for it."""
     name = licence.strip().lower().removesuffix("-only").removesuffix("-or-later")
-    return name if _LICENCES.fullmatch(name) else "other"
+    return name if _LICENCES.fullmatch(name) else _UNNAMED
+
+
+def licence_lines(licence: str) -> list[str]:
+    """A licence in front matter; one that Hugging Face has no name for keeps its own beside it."""
+    lines = [f"license: {licence_name(licence)}"]
+    # Hugging Face wants small letters, digits, dots and dashes.
+    own = re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-")[:96]
+    if own and licence_name(licence) == _UNNAMED:
+        lines.append(f"license_name: {quoted(own)}")
+    return lines
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from pipeline.evaluation.accuracy import wilson_interval
 
-__all__ = ["FEW_IMAGES", "Finding"]
+__all__ = ["FEW_IMAGES", "SLACK", "Finding"]
 
 # With so many, a check with a limit of 5 % fails from 10 % on; with fewer it sees even less.
 FEW_IMAGES = 100
+# The limit of what an attack that works may miss, as a share of the images.
+SLACK = 0.02
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from pipeline.evaluation import autoattack
 from pipeline.evaluation.accuracy import wilson_interval
 from pipeline.evaluation.bench import Bench, silent
 from pipeline.evaluation.curve import automatic_curve, largest_radius
-from pipeline.evaluation.finding import Finding
+from pipeline.evaluation.finding import SLACK, Finding
 from pipeline.evaluation.pgd import attack_images, margin, scaled, single_step, survivors
 from pipeline.evaluation.soundness import PROBED, apart, in_halves, probes, require_evaluated
 from pipeline.evaluation.surface import loss_surface
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Audit", "AuditSettings", "Finding", "audit"]
 
-# Of attacks that should not differ.
-_SLACK = 0.02
 # Of attacks that differ in their loss alone: adversarially trained models have up to about four
 # points between cross entropy and margin losses (LTD's own logs: 60.61 and 56.94 %).
 _LOSS_GAP = 0.06
@@ -267,7 +265,7 @@ def _strength(checks: _Checks, plain: torch.Tensor) -> list[Finding]:
         checks.finding(
             "iterative beats single-step",
             plain & ~checks.fgsm(plain),
-            _SLACK,
+            SLACK,
             f"broken by FGSM and not by PGD-{steps}: the loss surface misleads",
         ),
         checks.finding(
@@ -280,7 +278,7 @@ def _strength(checks: _Checks, plain: torch.Tensor) -> list[Finding]:
         checks.finding(
             "unbounded attack breaks all",
             checks.pgd("unbounded", eps=_everything(checks)),
-            _SLACK,
+            SLACK,
             "stand although every pixel may take any value: it is the attack that fails",
         ),
     ]
@@ -329,7 +327,7 @@ def _black_box(
         checks.finding(
             "white box beats Square",
             strongest & ~checks.package("square"),
-            _SLACK,
+            SLACK,
             "broken by a search without gradients and not by any gradient",
         )
     ]
@@ -337,7 +335,7 @@ def _black_box(
         checks.finding(
             f"white box beats transfer from {name}",
             strongest & ~checks.transfer(strongest, source),
-            _SLACK,
+            SLACK,
             "broken by another model's attack and not by the model's own",
         )
         for name, source in sources.items()
@@ -353,7 +351,7 @@ def _radii(checks: _Checks) -> Finding:
     return checks.finding(
         "accuracy falls with eps",
         risen.any(dim=0),
-        _SLACK,
+        SLACK,
         "broken within a ball and not within a larger one, which holds it",
     )
 

@@ -20,7 +20,7 @@ from pipeline.evaluation.autoattack import (
 from pipeline.evaluation.bench import Bench, silent
 from pipeline.evaluation.corruptions import corruption_accuracies
 from pipeline.evaluation.curve import CURVE_STEPS, Curve, automatic_curve, curve_at
-from pipeline.evaluation.doubts import ATTACK_FAILS
+from pipeline.evaluation.doubts import unbroken
 from pipeline.evaluation.input_scale import contradicted_accuracy, wrong_scale
 from pipeline.evaluation.ledger import Ledger
 from pipeline.evaluation.pgd import attack_images, run_gradient_attack
@@ -265,11 +265,8 @@ def _curve(bench: Bench, params: EvaluateParams, right: torch.Tensor, result: Ev
     )
     result.curve_rows = rows.numpy()
     if params.eps_grid == "auto" and result.curve.zero_at is None:
-        left = int(result.curve.standing[-1].sum())
-        result.warnings.append(
-            f"{left} of {len(rows)} images stand although every pixel may take any value: "
-            f"{ATTACK_FAILS}"
-        )
+        doubt = unbroken(int(result.curve.standing[-1].sum()), len(rows))
+        result.warnings += [doubt] if doubt else []
 
 
 def _chosen(test: TestImages, count: int | None, seed: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from pipeline.evaluation.doubts import attack_fails
-from pipeline.markdown import code, fenced, licence_name, quoted, table
+from pipeline.markdown import code, fenced, licence_lines, quoted, table
 from pipeline.report.measured import CORRUPTION
 from pipeline.report.wording import eps_text, interval_text, number_text, percent_text
 
@@ -68,7 +68,7 @@ def format_card(facts: CardFacts) -> str:
 
 
 def _front_matter(facts: CardFacts) -> str:
-    lines = [] if facts.licence is None else [f"license: {licence_name(facts.licence)}"]
+    lines = [] if facts.licence is None else licence_lines(facts.licence)
     lines += ["library_name: ltd-pipe", "pipeline_tag: image-classification", "tags:"]
     taught = facts.run.labels or facts.run.teacher
     soft = ("knowledge-distillation", "soft-labels") if taught else ()

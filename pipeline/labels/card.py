@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from pipeline.labels.statistics import MAX_TABLE_CLASSES, NUM_BINS, measure
-from pipeline.markdown import code, fenced, licence_name, quoted, table
+from pipeline.markdown import code, fenced, licence_lines, quoted, table
 from pipeline.publish import write_text
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _front_matter(attributes: StoreAttributes) -> str:
     data = attributes.dataset
     lines = [f"pretty_name: {quoted(f'Soft labels of {data.name} ({data.split})')}"]
     if attributes.licence is not None:
-        lines.append(f"license: {licence_name(attributes.licence)}")
+        lines += licence_lines(attributes.licence)
     lines += ["task_categories:", "- image-classification"]
     lines += ["size_categories:", f"- {_size_category(attributes.num_samples)}"]
     lines += ["tags:", *(f"- {tag}" for tag in _TAGS), "viewer: false"]

@@ -204,6 +204,22 @@ def test_licences_have_the_names_of_hugging_face(answers, tmp_path, licence, nam
     assert licence.splitlines()[0] in text.split("## Licence")[1]
 
 
+OWN_NAMES = {
+    "MIT": None,
+    "Ask us first": "ask-us-first",
+    "mit\ntags: [x]": "mit-tags-x",
+    "2.0": "2.0",
+    "専用": None,
+}
+
+
+@pytest.mark.parametrize(("licence", "name"), OWN_NAMES.items(), ids=map(str, OWN_NAMES.values()))
+def test_a_licence_without_a_name_there_keeps_its_own(answers, tmp_path, licence, name):
+    """As Hugging Face spells such names; text, whatever it looks like in YAML."""
+    text = card(changed(answers, licence=licence).write(tmp_path / "a.zarr"))
+    assert front_matter(text).get("license_name") == name
+
+
 def test_without_licence_and_citation_there_are_no_such_sections(store):
     """Nothing is claimed that nobody said."""
     assert "licen" not in card(store).lower()
@@ -286,7 +302,9 @@ def test_names_cannot_act(answers, hostile):
         "Licence",
         "Citation",
     ]
-    assert front_matter(text).keys() == {
+    found = front_matter(text)
+    assert re.fullmatch(r"[a-z0-9.-]*", found.pop("license_name", ""))
+    assert found.keys() == {
         "pretty_name",
         "license",
         "task_categories",
