@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["audit"]
 
+# Unlike a model or data that cannot be read: that is 1, and there is no verdict.
+_NOT_PASSED = 3
+
 
 @click.command()
 @model_argument
@@ -69,7 +72,7 @@ __all__ = ["audit"]
 @click.option(
     "--report-only",
     is_flag=True,
-    help="Exit code 0 even when a check fails or none can be made: audit.json says so.",
+    help="Exit code 0, not 3, when a check fails or none can be made: audit.json says so.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing audit.")
 @click.option("--json", "as_json", is_flag=True, help="Print audit.json to stdout.")
@@ -88,7 +91,7 @@ def audit(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Look for gradient masking; exit code 1 when a check fails.
+    """Look for gradient masking; exit code 3 when a check fails, or none can be made.
 
     A model can look robust because attacks cannot find their way. A robust accuracy is worth
     believing only beside this verdict.
@@ -112,7 +115,7 @@ def audit(
     )
     named = name_model(model, weights, foreign)
     with exclusive(out / "audit.json"):
-        summary, found = _measure(named, params, data, sources, settings, at_most, report_only)
+        summary, found = _measure(named, params, data, sources, settings, at_most)
         (out / "loss_surface.svg").unlink(missing_ok=True)
         if found is not None:
             _draw(found, settings, out / "loss_surface.svg")
@@ -122,7 +125,7 @@ def audit(
     else:
         for line in audit_lines(summary, model):
             click.echo(line)
-    sys.exit(0 if summary["passed"] or report_only else 1)
+    sys.exit(0 if summary["passed"] or report_only else _NOT_PASSED)
 
 
 def _measure(
@@ -132,7 +135,6 @@ def _measure(
     sources: tuple[str, ...],
     settings: AuditSettings,
     at_most: int | None,
-    report_only: bool,
 ) -> tuple[dict[str, Any], Audit | None]:
     """What audit.json holds, and what was found: None where nothing could be checked."""
     from pipeline.device import choose_device, deterministic, full_float32
@@ -155,8 +157,6 @@ def _measure(
                 tick=ticker(progress),
             )
         except ModelError as error:
-            if not report_only:
-                raise
             return head | {"passed": False, "refused": str(error), "findings": []}, None
     return head | _found(found), found
 

@@ -53,9 +53,9 @@ def saturate(path):
 
 
 def test_a_masked_model_fails(ltd_pipe, project):
-    """Exit code 1, and what a failure means; `--json` prints the file, which says so, too."""
+    """Exit code 3, and what a failure means; `--json` prints the file, which says so, too."""
     outcome = ltd_pipe("audit", saturate(project / STUDENT), *QUICK, "--json")
-    assert outcome.code == 1
+    assert outcome.code == 3
     summary = json.loads(outcome.out)
     assert json.loads((project / "data/audit/audit.json").read_text()) == summary
     failed = {found["name"]: found for found in summary["findings"] if not found["passed"]}
@@ -100,14 +100,16 @@ def forget(path):
     return path.with_name("forgot.safetensors")
 
 
-def test_a_model_that_knows_nothing_is_refused_or_reported(ltd_pipe, project):
-    """Nothing is written and exit code 1; with --report-only audit.json says why."""
+def test_a_model_that_knows_nothing_has_not_passed(ltd_pipe, project):
+    """audit.json says why, with --json on the screen, too, and no older one is left standing."""
     model, place = forget(project / STUDENT), project / "data/audit/audit.json"
-    outcome = ltd_pipe("audit", model, *QUICK)
-    assert outcome.code == 1
-    assert "no better than chance" in outcome.err
-    assert not place.exists()
-    outcome = ltd_pipe("audit", model, *QUICK, "--report-only")
+    place.parent.mkdir()
+    place.write_text('{"passed": true}')
+    outcome = ltd_pipe("audit", model, *QUICK, "--json", "--force")
+    assert outcome.code == 3
+    assert json.loads(outcome.out) == json.loads(place.read_text())
+    assert "no better than chance" in json.loads(outcome.out)["refused"]
+    outcome = ltd_pipe("audit", model, *QUICK, "--report-only", "--force")
     assert outcome.code == 0
     assert "No check could be made: model: is no better than chance" in outcome.out
     found = read_audit(place, sha256_file(model))
