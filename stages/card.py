@@ -55,7 +55,7 @@ def card(
       ltd-pipe card student/model.safetensors --metrics data/metrics.json \\
           --audit data/audit/audit.json --out student/README.md
     """
-    from pipeline.compare.run import evaluation_beside
+    from pipeline.evaluation.places import evaluation_beside
     from pipeline.export.card import format_card
     from pipeline.export.card_facts import gather_card
     from pipeline.publish import write_text

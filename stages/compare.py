@@ -46,6 +46,8 @@ def compare(runs: tuple[str, ...], as_json: bool) -> None:
         return
     _show_runs(read)
     for run in read:
+        if run.measured.quick:
+            click.echo(f"QUICK LOOK: {run.name}: few images and a weak attack. Not a result.")
         for line in run.measured.warning_lines(run.name):
             click.echo(f"WARNING: {line}")
     for each in found:
@@ -105,7 +107,8 @@ def _p_words(p: float) -> str:
 def _row(run: EvaluatedRun) -> dict[str, Any]:
     measured = run.measured
     scores = {name: vars(score) for name, score in measured.scores.items()}
-    facts = {"n": measured.n, "norm": measured.norm, "eps": measured.eps}
+    threat = {"norm": measured.norm, "eps": measured.eps}
+    facts = {"n": measured.n, **threat, "quick": measured.quick}
     warnings = measured.warning_lines(run.name)
     return {"name": run.name, **facts, "scores": scores, "warnings": warnings}
 

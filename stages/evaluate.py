@@ -103,7 +103,7 @@ def evaluate(
     from pipeline.device import choose_device, deterministic, full_float32
     from pipeline.publish import exclusive
 
-    refuse_existing(metrics, force=force)
+    refuse_existing(*_results(metrics, out), force=force)
     named, device = name_model(model, weights, foreign), choose_device(params.device)
     with exclusive(metrics), deterministic(), full_float32():
         images = open_test_data(data, named, device)
@@ -124,6 +124,15 @@ def evaluate(
             quick=quick,
         )
     _show(numbers, model, as_json=as_json)
+
+
+def _results(metrics: Path, out: Path) -> list[Path]:
+    """What must not be there already."""
+    from pipeline.evaluation.places import evaluation_beside
+
+    # Beside it the folder is of these metrics, which appear last: without them it is half done.
+    own = out.resolve() == evaluation_beside(metrics).resolve()
+    return [metrics] if own else [metrics, out / "settings.json"]
 
 
 def _publish(

@@ -18,22 +18,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.params import Params
-    from pipeline.report.facts import Facts
+    from pipeline.report.facts import Facts, Places
 
 __all__ = ["report"]
 
 _PAGE, _PAIR_PAGE = Path("data/report.html"), Path("data/comparison.html")
 _STUDENT, _METRICS = Path("data/student"), Path("data/metrics.json")
+_TEACHER, _LABELS = Path("data/teacher"), Path("data/labels.zarr")
+_DATA = Path("data/train.beton")
 # Shown where they are there; a report of a student alone is a report too.
 _OPTIONAL = {
-    "evaluation": (Path("data/evaluation"), "Folder that its evaluation left."),
-    "baseline": (Path("data/baseline"), "Folder of the model to compare with."),
-    "baseline-metrics": (Path("data/baseline-metrics.json"), "Metrics of that model."),
-    "baseline-evaluation": (Path("data/baseline-evaluation"), "Folder of its evaluation."),
-    "teacher": (Path("data/teacher"), "Folder of the teacher."),
-    "labels": (Path("data/labels.zarr"), "Soft-label store."),
-    "data": (Path("data/train.beton"), "Training images, for pictures of them."),
-    "audit": (Path("data/audit/audit.json"), "What 'ltd-pipe audit' found of the student."),
+    "evaluation": ("evaluation beside --metrics", "Folder that its evaluation left."),
+    "baseline": ("baseline beside --metrics", "Folder of the model to compare with."),
+    "baseline-metrics": ("those beside --baseline, or in it", "Metrics of that model."),
+    "baseline-evaluation": ("that beside --baseline-metrics", "Folder of its evaluation."),
+    "teacher": (str(_TEACHER), "Folder of the teacher."),
+    "labels": (str(_LABELS), "Soft-label store."),
+    "data": (str(_DATA), "Training images, for pictures of them."),
+    "audit": ("audit/audit.json beside --metrics", "What 'ltd-pipe audit' found of the student."),
 }
 
 
@@ -106,18 +108,38 @@ def report(
         _report_pair(params, pair, out or _PAIR_PAGE, force=force, as_json=as_json)
         return
     from pipeline.publish import write_text
-    from pipeline.report.facts import Places, gather_facts
+    from pipeline.report.facts import gather_facts
     from pipeline.report.page import render_page
 
     out = out or _PAGE
     refuse_existing(out, force=force)
-    found = {
-        name.replace("-", "_"): optional[name.replace("-", "_")] or default
-        for name, (default, _) in _OPTIONAL.items()
-    }
-    facts = gather_facts(Places(student=student, metrics=metrics, **found), params.report)
+    named = {name: path for name, path in optional.items() if path is not None}
+    facts = gather_facts(_places(student, metrics, named), params.report)
     write_text(out, render_page(facts))
     _tell(facts, out, as_json=as_json)
+
+
+def _places(student: Path, metrics: Path, named: dict[str, Path]) -> Places:
+    """Where the files are: those that were named, and those of the same run beside them."""
+    from pipeline.evaluation.places import evaluation_beside
+    from pipeline.report.facts import Places
+
+    # What lies in data/ is of the student in data/: another one's would be refused.
+    baseline = named.get("baseline", metrics.with_name("baseline"))
+    candidates = (baseline.with_name(f"{baseline.name}-metrics.json"), baseline / "metrics.json")
+    there = (path for path in candidates if path.exists())
+    theirs = named.get("baseline_metrics") or next(there, candidates[0])
+    beside = {
+        "evaluation": evaluation_beside(metrics),
+        "baseline": baseline,
+        "baseline_metrics": theirs,
+        "baseline_evaluation": evaluation_beside(theirs),
+        "teacher": _TEACHER,
+        "labels": _LABELS,
+        "data": _DATA,
+        "audit": metrics.with_name("audit") / "audit.json",
+    }
+    return Places(student=student, metrics=metrics, **beside | named)
 
 
 def _refuse_other_places(context: click.Context) -> None:

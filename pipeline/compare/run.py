@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import MissingError, ResultError
+from pipeline.evaluation.places import evaluation_beside
 from pipeline.report.measured import Measured, read_measured
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["SAMPLES_FILE", "EvaluatedRun", "Samples", "evaluation_beside", "metrics_in", "read_run"]
+__all__ = ["SAMPLES_FILE", "EvaluatedRun", "Samples", "metrics_in", "read_run"]
 
 SAMPLES_FILE = "per_sample.npz"
 _METRICS = "metrics.json"
@@ -86,14 +87,6 @@ def metrics_in(place: Path) -> Path:
             return candidate
     raise MissingError(
         place, f"holds no {_METRICS}", remedy="Name the folder or the file that evaluate wrote."
-    )
-
-
-def evaluation_beside(metrics: Path) -> Path:
-    """The folder of an evaluation: `baseline-evaluation` for `baseline-metrics.json`."""
-    stem = metrics.name.removesuffix(".json")
-    return metrics.with_name(
-        f"{stem.removesuffix('metrics')}evaluation" if stem.endswith("metrics") else stem
     )
 
 

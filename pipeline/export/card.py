@@ -75,7 +75,8 @@ def _front_matter(facts: CardFacts) -> str:
     # Without adversarial training the tags would promise what nobody claims.
     robust = _TAGS if facts.threat_model else _TAGS[-1:]
     lines += [f"- {tag}" for tag in (*robust, *soft)]
-    if facts.measured is not None:
+    # What programs read has no place for a warning: a quick look is not in it.
+    if facts.measured is not None and not facts.measured.quick:
         lines += _model_index(facts, facts.measured)
     return "\n".join(["---", *lines, "---"])
 

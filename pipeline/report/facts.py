@@ -213,6 +213,7 @@ def _missing(facts: Facts, places: Places) -> list[str]:
             facts.baseline is not None and facts.baseline_scores is None,
             f"The baseline's accuracy (no {places.baseline_metrics}).",
         ),
+        *_unproved(facts, places),
         (
             facts.scores.metrics.autoattack_accuracy is None,
             "AutoAttack on the student: it was not run, and PGD alone is no claim of robustness.",
@@ -233,6 +234,20 @@ def _missing(facts: Facts, places: Places) -> list[str]:
         (not facts.student.curves, "Curves of training."),
     ]
     return [text.replace(" (no None)", "") for lacking, text in lacks if lacking]
+
+
+def _unproved(facts: Facts, places: Places) -> list[tuple[bool, str]]:
+    measured = (
+        ("student", facts.scores, places.metrics),
+        ("baseline", facts.baseline_scores, places.baseline_metrics),
+    )
+    return [
+        (
+            scores is not None and scores.checkpoint_sha256 is None,
+            f"Proof that the accuracy is of this {name} ({path} names no checkpoint).",
+        )
+        for name, scores, path in measured
+    ]
 
 
 def _inside(folder: Path | None, name: str) -> Path | None:

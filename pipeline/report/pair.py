@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.compare.run import EvaluatedRun, evaluation_beside, read_run
+from pipeline.compare.run import EvaluatedRun, read_run
 from pipeline.compare.table import Comparison, compare
+from pipeline.evaluation.places import evaluation_beside
 from pipeline.report.results import read_result
 from pipeline.report.runs import Run
 from pipeline.report.runs import read_run as read_trained

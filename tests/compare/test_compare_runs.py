@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from pipeline.compare.run import evaluation_beside, metrics_in, read_run
+from pipeline.compare.run import metrics_in, read_run
 from pipeline.compare.table import compare
 from pipeline.errors import MissingError, ResultError
+from pipeline.evaluation.places import evaluation_beside
 
 CLEAN = [1, 1, 1, 1, 0]
 

@@ -352,3 +352,12 @@ def test_warnings_of_the_evaluation_are_on_the_card(folder):
     assert text.count("Square is better") == 1
     edit(folder / "metrics.json", warnings=["the scale is wrong"])
     assert "The attack fails" not in format_card(whole(folder))
+
+
+def test_a_quick_look_is_not_in_the_front_matter(folder):
+    """Programs that read it know no warning; people are told."""
+    assert "model-index" in format_card(whole(folder))
+    edit(folder / "metrics.json", quick=True)
+    text = format_card(whole(folder))
+    assert "model-index" not in text
+    assert "**A quick first look, no result.**" in text

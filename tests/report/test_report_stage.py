@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from click.testing import CliRunner
@@ -101,4 +102,38 @@ def test_help_has_an_example():
     """And the defaults."""
     text = CliRunner().invoke(report, ["--help"]).stdout
     assert "ltd-pipe report --student" in text
-    assert "data/baseline, where it is" in " ".join(text.split())
+    assert "baseline beside --metrics, where it is" in " ".join(text.split())
+
+
+def test_another_run_is_not_mixed_with_data(run, runs):
+    """The help's own example: what is not beside its metrics is left out, not refused."""
+    shutil.copytree(runs / "baseline", "runs/7")
+    shutil.copy(runs / "baseline-metrics.json", "runs/7/metrics.json")
+    shutil.copytree(runs / "baseline-evaluation", "runs/7/evaluation")
+    result = run("--student", "runs/7", "--metrics", "runs/7/metrics.json", "--json")
+    assert result.exit_code == 0, result.exception
+    content = json.loads(result.stdout)
+    assert "no baseline to compare it with" in content["sentence"]
+    assert "A baseline to compare with (no runs/7/baseline)." in content["missing"]
+    assert "Checks for gradient masking (no runs/7/audit/audit.json)." in content["missing"]
+    assert not any("Robust accuracy by" in text for text in content["missing"])
+
+
+def test_a_named_baseline_has_its_metrics_beside_it_or_in_it(run, runs):
+    """NAME-metrics.json with NAME-evaluation, or all in one folder."""
+    shutil.copytree(runs / "baseline", "runs/7")
+    shutil.copy(runs / "baseline-metrics.json", "runs/7/metrics.json")
+    shutil.copytree(runs / "baseline-evaluation", "runs/7/evaluation")
+    for number, folder in enumerate(("runs/7", "data/baseline")):
+        result = run("--baseline", folder, "--json", "--out", f"{number}.html")
+        assert result.exit_code == 0, result.exception
+        assert "the baseline on one-hot labels gets 97.2" in json.loads(result.stdout)["sentence"]
+
+
+@pytest.mark.parametrize("prefix", ["", "baseline-"], ids=["student", "baseline"])
+def test_numbers_of_no_known_checkpoint_are_said_to_be_so(run, runs, prefix):
+    """Without settings.json, nothing ties older metrics to the model."""
+    (runs / f"{prefix}evaluation/settings.json").unlink()
+    missing = json.loads(run("--json").stdout)["missing"]
+    (line,) = [text for text in missing if text.startswith("Proof that the accuracy is of this")]
+    assert f"data/{prefix}metrics.json names no checkpoint" in line

@@ -109,6 +109,19 @@ def test_revisions_come_out_of_dvcs_cache(ltd_pipe, two_runs):
     assert "Training curves and settings of A" in page.err
 
 
+def test_quick_looks_are_marked(ltd_pipe, two_runs):
+    """Two of them are paired, but are no result; in JSON, too."""
+    for name in ("baseline-metrics.json", "metrics.json"):
+        path = two_runs / "data" / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"quick": True}))
+    lines = ltd_pipe("compare", "data/baseline-metrics.json", "data").out.splitlines()
+    first = "data/baseline-metrics.json: few images and a weak attack. Not a result."
+    assert lines[3] == f"QUICK LOOK: {first}"
+    assert lines[4].startswith("QUICK LOOK: data:")
+    runs = json.loads(ltd_pipe("compare", "data", "--json").out)["runs"]
+    assert runs[0]["quick"] is True
+
+
 def test_warnings_stand_below_the_table(ltd_pipe, two_runs):
     """With the run's name, and in JSON."""
     path = two_runs / "data/metrics.json"

@@ -82,6 +82,16 @@ def test_an_l2_ball_is_one_option(ltd_pipe, project):
     assert json.loads(Path("l2.json").read_text())["norm"] == "l2"
 
 
+def test_the_folder_of_other_metrics_is_not_replaced(ltd_pipe, project):
+    """New metrics and the default folder: that one is of data/metrics.json."""
+    before = Path("data/evaluation/settings.json").read_bytes()
+    outcome = ltd_pipe("evaluate", STUDENT, "--eps", "0.05", "--metrics", "new.json")
+    assert outcome.code == 1
+    assert "data/evaluation/settings.json: exists already. Pass --force" in outcome.err
+    assert Path("data/evaluation/settings.json").read_bytes() == before
+    assert not Path("new.json").exists()
+
+
 def test_a_wrong_unit_is_refused(ltd_pipe, project):
     """In Linf a radius above one is grey levels: the message says how to write them."""
     outcome = ltd_pipe("evaluate", STUDENT, "--force", "--eps", "8")
