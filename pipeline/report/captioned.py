@@ -18,7 +18,7 @@ from pipeline.report.figures import (
 from pipeline.report.origin import Parameter
 from pipeline.report.reliability import BINS, draw_reliability
 from pipeline.report.scores import CURVE_ATTACK
-from pipeline.report.wording import eps_text, number_text, percent_text
+from pipeline.report.wording import eps_text, interval_text, number_text, percent_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -120,17 +120,27 @@ def _last(run: Run, measure: str, *, percent: bool) -> str:
 
 
 def eps_figure(series: Sequence[EpsSeries], n: int) -> Figure | None:
-    """Robust accuracy by eps of models, of which the first was measured on n images."""
+    """Robust accuracy by eps of models.
+
+    Parameters
+    ----------
+    series : sequence of EpsSeries
+    n : int
+        Images of the first one's evaluation; of older ones, whose curve does not say its own.
+    """
     if not series:
         return None
     widest = series[0].points[-1]
-    end = percent_text(widest.robust_accuracy, n)
+    behind = widest.n or n
+    end = percent_text(widest.robust_accuracy, behind)
+    bounds = interval_text(widest.low, widest.high, behind)
     return Figure(
         _ours(draw_eps("by-eps", series)),
         "Robust accuracy by strength of the attack",
         f"{CURVE_ATTACK} with 95 % bands; diamonds are AutoAttack. At ε = "
-        f"{eps_text(widest.eps)} {_article(series[0].run)} keeps {end}. A sound "
-        "evaluation falls to 0 % as ε grows.",
+        f"{eps_text(widest.eps)} {_article(series[0].run)} keeps {end} "
+        f"(95 % interval {bounds}) of {behind:,} images. A sound evaluation falls to 0 % as ε "
+        "grows.",
     )
 
 

@@ -129,6 +129,7 @@ class EpsPoint(Document):
     robust_accuracy: Share
     low: Share
     high: Share
+    n: int | None = Field(None, ge=1)
 
 
 class AttackSettings(Document):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.report.audit import SurfaceFacts
+from pipeline.report.captioned import eps_figure
 from pipeline.report.figures import (
     EpsSeries,
     Series,
@@ -148,3 +149,12 @@ def test_importing_the_report_does_not_import_matplotlib():
     """Its import writes a cache into the user's home."""
     code = "import sys, pipeline.report.page; sys.exit('matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize(("own", "n"), [(100, "100"), (None, "5,000")], ids=["own", "older"])
+def test_the_curves_end_has_its_own_n_and_interval(own, n):
+    """Fewer images are behind the curve than behind the rest."""
+    point = EpsPoint(eps=0.4, robust_accuracy=0.25, low=0.17, high=0.34, n=own)
+    figure = eps_figure([EpsSeries("student", (point, point), 0.2, None)], 5_000)
+    end = f"17.0 to 34.0\u00a0%) of {n} images" if own else f"17.00 to 34.00\u00a0%) of {n} images"
+    assert end in figure.caption
