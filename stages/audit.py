@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["audit"]
 
-# Unlike a model or data that cannot be read: that is 1, and there is no verdict.
-_NOT_PASSED = 3
-
 
 @click.command()
 @model_argument
@@ -72,7 +69,7 @@ _NOT_PASSED = 3
 @click.option(
     "--report-only",
     is_flag=True,
-    help="Exit code 0, not 3, when a check fails or none can be made: audit.json says so.",
+    help="Exit code 0, not 1, when a check fails or none can be made: audit.json says so.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing audit.")
 @click.option("--json", "as_json", is_flag=True, help="Print audit.json to stdout.")
@@ -91,7 +88,7 @@ def audit(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Look for gradient masking; exit code 3 when a check fails, or none can be made.
+    """Look for gradient masking; exit code 1 when a check fails, or none can be made.
 
     A model can look robust because attacks cannot find their way. A robust accuracy is worth
     believing only beside this verdict.
@@ -125,7 +122,7 @@ def audit(
     else:
         for line in audit_lines(summary, model):
             click.echo(line)
-    sys.exit(0 if summary["passed"] or report_only else _NOT_PASSED)
+    sys.exit(0 if summary["passed"] or report_only else 1)
 
 
 def _measure(

@@ -48,7 +48,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line: exit code 0 done, 1 refused, 2 usage, 3 not passed, 130 interrupted."""
+    """Run the command line: exit code 0 done, 1 refused, 2 usage, 130 interrupted."""
     if os.environ.get("RANK", "0") != "0" and not _SHARED.intersection(sys.argv[1:2]):
         return
     try:

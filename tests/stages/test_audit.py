@@ -53,9 +53,9 @@ def saturate(path):
 
 
 def test_a_masked_model_fails(ltd_pipe, project):
-    """Exit code 3, and what a failure means; `--json` prints the file, which says so, too."""
+    """Exit code 1, and what a failure means; `--json` prints the file, which says so, too."""
     outcome = ltd_pipe("audit", saturate(project / STUDENT), *QUICK, "--json")
-    assert outcome.code == 3
+    assert outcome.code == 1
     summary = json.loads(outcome.out)
     assert json.loads((project / "data/audit/audit.json").read_text()) == summary
     failed = {found["name"]: found for found in summary["findings"] if not found["passed"]}
@@ -106,7 +106,7 @@ def test_a_model_that_knows_nothing_has_not_passed(ltd_pipe, project):
     place.parent.mkdir()
     place.write_text('{"passed": true}')
     outcome = ltd_pipe("audit", model, *QUICK, "--json", "--force")
-    assert outcome.code == 3
+    assert outcome.code == 1
     assert json.loads(outcome.out) == json.loads(place.read_text())
     assert "no better than chance" in json.loads(outcome.out)["refused"]
     outcome = ltd_pipe("audit", model, *QUICK, "--report-only", "--force")
