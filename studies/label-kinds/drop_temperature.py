@@ -1,6 +1,6 @@
 """A copy of a student without its temperature: the mistake of defensive distillation.
 
-python drop_temperature.py students/…/model.safetensors dropped/…/model.safetensors
+python drop_temperature.py students/…/model.safetensors results/…/model.safetensors
 """
 
 from __future__ import annotations

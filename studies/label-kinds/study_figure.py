@@ -29,7 +29,7 @@ _SETTINGS: dict[str, Any] = {
     "grid.color": "#dedad2",
     "ytick.major.size": 0,
 }
-_PANELS = {"clean": "clean accuracy", "autoattack": "AutoAttack accuracy"}
+_TITLES = {"clean": "clean accuracy", "autoattack": "AutoAttack accuracy", "cw": "CW-PGD-50"}
 _TITLE = "Less one-hot labels of the same seed: mean, 95 % interval, each seed"
 _SMOOTHED, _SOFT = "#b4520a", "#1f5fbf"
 
@@ -53,14 +53,14 @@ def draw(arms: Sequence[Arm]) -> str:
         mpl.rcdefaults()
         settings: Any = _SETTINGS
         mpl.rcParams.update(settings)
-        figure = Figure(figsize=(10, 1.1 + 0.3 * len(pairs)), layout="constrained")
+        figure = Figure(figsize=(10, 1.3 + 0.3 * len(pairs)), layout="constrained")
         FigureCanvasSVG(figure)
-        panels = figure.subplots(1, len(_PANELS), sharey=True)
-        for axes, (measure, title) in zip(panels, _PANELS.items(), strict=True):
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, measure in zip(panels, ("clean", arms[0].strongest), strict=True):
             for row, (arm, first) in enumerate(pairs):
                 _paint(axes, row, arm, first, measure)
             axes.axvline(0, color="#5f5b54", linewidth=1)
-            axes.set_xlabel(f"{title}, points")
+            axes.set_xlabel(f"{_TITLES[measure]}, points")
         panels[0].set_yticks(
             range(len(pairs)), [f"{arm.group}: {arm.title.split(' (')[0]}" for arm, _ in pairs]
         )

@@ -59,6 +59,11 @@ class Arm:
     best: dict[str, list[float]]
     last: dict[str, list[float]]
 
+    @property
+    def strongest(self) -> str:
+        """The strongest attack that all its best checkpoints were measured under."""
+        return "autoattack" if "autoattack" in self.best else "cw"
+
     def to_json(self) -> dict[str, Any]:
         """All of it as plain values."""
         return dict(vars(self))
@@ -138,9 +143,10 @@ def _read_arm(folder: Path, arm: dict[str, Any], seeds: list[int]) -> Arm:
 
 
 def _read_dropped(folder: Path, arm: Arm, seeds: list[int]) -> Arm:
-    found = [_metrics(folder / "dropped" / arm.name / str(seed) / "best") for seed in seeds]
+    name = f"{arm.name}-dropped"
+    found = [_metrics(folder / "results" / name / str(seed) / "best") for seed in seeds]
     changed = {
-        "name": f"{arm.name}-dropped",
+        "name": name,
         "title": f"the same students, temperature dropped in inference ({arm.name})",
         "best": _measured(found),
         "last": {},

@@ -33,9 +33,10 @@ HEAD = (
 
 _LEGEND = """\
 Percent, mean ± standard deviation over {seeds} seeds; n = {n} test images. P is the mean top
-probability of the labels, entropy is in nats. AutoAttack is `standard`, on the best checkpoint;
-its difference to the first row has the 95 % interval of Student's t over seeds, each seed paired.
-CW-PGD-50 compares the best checkpoint with the last.
+probability of the labels, entropy is in nats. AutoAttack is `standard`, on the best checkpoint.
+The difference to the first row, in AutoAttack accuracy or else under CW-PGD-50, has the 95 %
+interval of Student's t over seeds, each seed paired. CW-PGD-50 compares the best checkpoint with
+the last.
 """
 
 
@@ -65,23 +66,25 @@ def _page(teachers: dict[str, list[float]], arms: list[Arm], seeds: int) -> str:
 
 
 def _row(arm: Arm, first: Arm) -> list[str]:
-    apart = difference(arm.best["autoattack"], first.best["autoattack"])
+    apart = difference(arm.best[first.strongest], first.best[first.strongest])
     compared = f"{100 * apart.mean:+.1f} ({100 * apart.low:+.1f} to {100 * apart.high:+.1f})"
     return [
         arm.title,
         f"{arm.top:.3f}",
         f"{arm.entropy:.2f}",
         "–" if arm.tau is None else f"{arm.tau:.2f}",
-        *(_spread(arm.best[measure]) for measure in ("clean", "pgd", "autoattack")),
+        *(_spread(arm.best.get(measure, [])) for measure in ("clean", "pgd", "autoattack")),
         "" if arm is first else compared,
         _spread(arm.best["cw"]),
-        _spread(arm.last["cw"]) if arm.last else "",
+        _spread(arm.last.get("cw", [])),
         _spread(arm.best["ece"]),
         _spread(arm.best["ece_attacked"]),
     ]
 
 
 def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
     spread = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
     return f"{100 * np.mean(values):.1f}{spread}"
 

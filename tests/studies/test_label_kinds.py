@@ -98,7 +98,7 @@ def digits(tmp_path):
     return folder / "digits"
 
 
-GENERATED = ("data", "dropped", "labels", "results", "students", "teachers", "tmp", "cache",
+GENERATED = ("data", "labels", "results", "students", "teachers", "tmp", "cache",
              "dvc.lock", "table.md", "figure.svg", "runs.json", "images")  # fmt: skip
 
 
