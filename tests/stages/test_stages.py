@@ -307,7 +307,7 @@ def test_a_model_of_other_classes_is_not_evaluated(ltd_pipe, project):
     network = build("small-cnn-w8", 2, shape)
     model = Classifier(network, architecture="small-cnn-w8", class_names=names, shape=shape)
     save_classifier(model, Path("two.safetensors"))
-    outcome = ltd_pipe("evaluate", "two.safetensors", "--metrics", "new.json")
+    outcome = ltd_pipe("evaluate", "two.safetensors", "--metrics", "new.json", "--out", "new")
     assert outcome.code == 1
     assert "number of classes: expected 2 by the model, found 10" in outcome.err
     assert not Path("new.json").exists()

@@ -121,12 +121,13 @@ def test_a_run_that_stops_leaves_nothing_running(count):
 
 def test_ffcvs_thread_ends_too(train_beton):
     """A streamed epoch that is left in the middle."""
-    before = threading.active_count()
+    before = set(threading.enumerate())
     stream = ImageStream(train_beton, CPU, resident=False)
     steps = ahead(stream.batches(ORDER, 5), marked, CPU)
     next(steps)
     steps.close()
-    assert threading.active_count() == before
+    # Threads of earlier tests may end meanwhile.
+    assert set(threading.enumerate()) <= before
     assert torch.get_num_threads() == 1
 
 
