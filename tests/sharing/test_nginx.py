@@ -1,5 +1,8 @@
 """From nginx, as publishers run it."""
 
+import getpass
+import grp
+import os
 import shutil
 import signal
 import subprocess
@@ -20,7 +23,7 @@ NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 
 CONFIG = """
-daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log;
+user {user}; daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log;
 events {{}}
 http {{
   log_format asked '$request_uri $http_range $status $body_bytes_sent';
@@ -46,12 +49,10 @@ def nginx(tmp_path_factory):
     folder, port = tmp_path_factory.mktemp("nginx"), free_port()
     root = make_store(folder / "root" / "labels.zarr", rows=100).parent
     (folder / "users").write_text("me:{PLAIN}hunter2\n")
-    # Its workers run as another user where the tests run as root.
-    for path in (*folder.parents[:2], folder, *folder.rglob("*")):
-        if path.is_relative_to(folder.parents[1]):
-            path.chmod(path.stat().st_mode | (0o755 if path.is_dir() else 0o644))
     config = folder / "nginx.conf"
-    config.write_text(CONFIG.format(folder=folder, port=port, root=root))
+    # Started by root its workers would be another user, who may not read pytest's folders.
+    user = f"{getpass.getuser()} {grp.getgrgid(os.getgid()).gr_name}"
+    config.write_text(CONFIG.format(folder=folder, port=port, root=root, user=user))
     with running([NGINX, "-c", str(config)], port, folder / "output.log"):
         yield f"http://127.0.0.1:{port}", folder / "access.log", root / "labels.zarr"
 
