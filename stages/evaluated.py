@@ -6,20 +6,24 @@ from pathlib import Path
 
 from pipeline.errors import MissingError
 
-__all__ = ["TRAINING", "find_metrics"]
+__all__ = ["find_metrics", "training_files"]
 
 # What DVC keeps of an evaluation.
 _METRICS = "data/metrics.json"
 _REQUIRED = (_METRICS, "data/evaluation/settings.json")
 # Older ones lack it.
 _OPTIONAL = ("data/evaluation/per_sample.npz",)
-# What else there is to say about a run.
-_CURVES = ("train/loss", "validation/clean_accuracy", "validation/robust_accuracy")
-TRAINING = (
-    "data/evaluation/by_eps.json",
-    "data/student/model.safetensors",
-    *(f"data/student/live/plots/metrics/{name}.tsv" for name in _CURVES),
-)
+
+
+def training_files() -> tuple[str, ...]:
+    """What else there is to say about a run."""
+    from pipeline.report.runs import CURVES
+
+    return (
+        "data/evaluation/by_eps.json",
+        "data/student/model.safetensors",
+        *(f"data/student/live/plots/metrics/{name}.tsv" for name in CURVES),
+    )
 
 
 def find_metrics(name: str, folder: Path, more: tuple[str, ...] = ()) -> Path:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from stages.evaluated import TRAINING, find_metrics
+from stages.evaluated import find_metrics, training_files
 from stages.outputs import refuse_existing
 from stages.parameters import params_options
 
@@ -161,7 +161,7 @@ def _report_pair(
     with tempfile.TemporaryDirectory() as folder:
         places = [Path(folder) / letter for letter in "ab"]
         a, b = (
-            (name, find_metrics(name, place, TRAINING))
+            (name, find_metrics(name, place, training_files()))
             for name, place in zip(pair, places, strict=True)
         )
         facts = gather_pair(params.report.title, a, b)

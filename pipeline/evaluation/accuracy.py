@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -12,19 +12,26 @@ import torch
 from pipeline.images.pixels import to_unit
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from pipeline.images.stream import ImageStream
     from pipeline.models.classifier import Classifier
 
 __all__ = [
+    "BINS",
     "ConfidenceBin",
     "calibration_error",
     "expected_calibration_error",
+    "mean_gap",
     "predict",
     "reliability",
     "wilson_interval",
 ]
+
+# Equal parts of (0, 1] behind a calibration error, as in Guo et al. 2017.
+BINS = 15
 
 
 def wilson_interval(hits: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
@@ -55,7 +62,7 @@ def wilson_interval(hits: int, n: int, z: float = 1.959963984540054) -> tuple[fl
 
 
 def expected_calibration_error(
-    probabilities: NDArray[np.float32], labels: NDArray[np.int64], bins: int = 15
+    probabilities: NDArray[np.float32], labels: NDArray[np.int64], bins: int = BINS
 ) -> float:
     """Mean gap between confidence and accuracy over equal bins of confidence.
 
@@ -80,7 +87,7 @@ def expected_calibration_error(
 
 
 def calibration_error(
-    confidence: NDArray[np.float32], correct: NDArray[np.bool_], bins: int = 15
+    confidence: NDArray[np.float32], correct: NDArray[np.bool_], bins: int = BINS
 ) -> float:
     """`expected_calibration_error` of what is known of each answer.
 
@@ -97,9 +104,7 @@ def calibration_error(
     float
         In [0, 1]; lower is better.
     """
-    found = reliability(confidence, correct, bins)
-    gaps = (one.count * abs(one.confidence - one.accuracy) for one in found)
-    return float(sum(gaps) / len(confidence))
+    return mean_gap(reliability(confidence, correct, bins))
 
 
 @dataclass(frozen=True)
@@ -124,8 +129,25 @@ class ConfidenceBin:
     accuracy: float
 
 
+class Binned(Protocol):
+    """What `mean_gap` reads of a bin."""
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def confidence(self) -> float: ...
+    @property
+    def accuracy(self) -> float: ...
+
+
+def mean_gap(bins: Sequence[Binned]) -> float:
+    """The calibration error of a reliability diagram (Guo et al. 2017, eq. 3), in [0, 1]."""
+    gaps = (one.count * abs(one.confidence - one.accuracy) for one in bins)
+    return float(sum(gaps) / sum(one.count for one in bins))
+
+
 def reliability(
-    confidence: NDArray[np.float32], correct: NDArray[np.bool_], bins: int = 15
+    confidence: NDArray[np.float32], correct: NDArray[np.bool_], bins: int = BINS
 ) -> list[ConfidenceBin]:
     """A reliability diagram: accuracy by confidence, in bins that hold something.
 

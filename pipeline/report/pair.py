@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING
 from pipeline.compare.run import EvaluatedRun, read_run
 from pipeline.compare.table import Comparison, compare
 from pipeline.evaluation.places import evaluation_beside
-from pipeline.report.results import read_result
 from pipeline.report.runs import Run
 from pipeline.report.runs import read_run as read_trained
-from pipeline.report.scores import EpsPoint
+from pipeline.report.scores import read_by_eps
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.report.scores import Score
+    from pipeline.report.scores import EpsPoint, Score
 
 __all__ = ["PairFacts", "Side", "gather_pair"]
 
@@ -106,11 +105,7 @@ def gather_pair(title: str, first: tuple[str, Path], second: tuple[str, Path]) -
 
 def _side(letter: str, name: str, metrics: Path) -> Side:
     evaluated, folder = read_run(name, metrics), evaluation_beside(metrics)
-    by_eps: list[EpsPoint] = []
-    if (folder / "by_eps.json").exists():
-        by_eps = read_result(folder / "by_eps.json", list[EpsPoint], "ltd-pipe evaluate")
-    rising = tuple(sorted(by_eps, key=lambda point: point.eps))
-    return Side(letter, evaluated, rising, _trained(letter, evaluated, metrics))
+    return Side(letter, evaluated, read_by_eps(folder), _trained(letter, evaluated, metrics))
 
 
 def _trained(letter: str, evaluated: EvaluatedRun, metrics: Path) -> Run | None:

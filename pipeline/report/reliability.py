@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from pipeline.errors import ResultError
-from pipeline.evaluation.accuracy import wilson_interval
+from pipeline.evaluation.accuracy import BINS, mean_gap, wilson_interval
 from pipeline.report.drawing import COLOURS, STYLES, draw
 from pipeline.report.results import Document, Share, read_result
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BINS", "Bin", "Reliability", "draw_reliability", "read_reliability"]
 
-# Of the calibration error, too (pipeline.evaluation.accuracy).
-BINS = 15
 _COMMAND = "ltd-pipe evaluate"
 
 
@@ -66,8 +64,8 @@ def read_reliability(path: Path, n: int, errors: Mapping[str, float | None]) -> 
         if sum(one.count for one in bins) != n:
             raise _other(path, f"{name}: images", n, sum(one.count for one in bins))
         # What is left is rounding: the sums are of the same numbers.
-        if error is not None and abs(_calibration_error(bins) - error) > 1e-6:
-            raise _other(path, f"{name}: calibration error", error, _calibration_error(bins))
+        if error is not None and abs(mean_gap(bins) - error) > 1e-6:
+            raise _other(path, f"{name}: calibration error", error, mean_gap(bins))
     return found
 
 
@@ -79,11 +77,6 @@ def _other(path: Path, what: str, expected: float, found: float) -> ResultError:
         found=f"{found:.6g}",
         remedy=f"Run '{_COMMAND}' again.",
     )
-
-
-def _calibration_error(bins: Sequence[Bin]) -> float:
-    n = sum(one.count for one in bins)
-    return sum(one.count * abs(one.confidence - one.accuracy) for one in bins) / max(n, 1)
 
 
 def draw_reliability(name: str, models: Mapping[str, Sequence[Bin]]) -> str:

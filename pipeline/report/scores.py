@@ -26,6 +26,7 @@ __all__ = [
     "Score",
     "Scores",
     "Settings",
+    "read_by_eps",
     "read_scores",
     "require_one_evaluation",
     "warning_lines",
@@ -266,16 +267,26 @@ def read_scores(metrics: Path, folder: Path | None) -> Scores:
     """
     found = read_result(metrics, Metrics, _COMMAND)
     _require_intervals(found, metrics)
-    by_eps: list[EpsPoint] = []
     settings = Settings()
-    if folder is not None and (folder / "by_eps.json").exists():
-        by_eps = read_result(folder / "by_eps.json", list[EpsPoint], _COMMAND)
     if folder is not None and (folder / "settings.json").exists():
         settings = read_result(folder / "settings.json", Settings, _COMMAND)
         said = (found.checkpoint_sha256, found.norm, found.eps, found.n)
         require_one_evaluation(*said, settings, folder / "settings.json")
-    rising = tuple(sorted(by_eps, key=lambda point: point.eps))
-    return Scores(found, rising, settings, _reliability(found, folder))
+    by_eps = () if folder is None else read_by_eps(folder)
+    return Scores(found, by_eps, settings, _reliability(found, folder))
+
+
+def read_by_eps(folder: Path) -> tuple[EpsPoint, ...]:
+    """The curve of an evaluation's folder, rising in eps; empty where it was not measured.
+
+    Raises
+    ------
+    ResultError
+        When by_eps.json is damaged.
+    """
+    path = folder / "by_eps.json"
+    found = read_result(path, list[EpsPoint], _COMMAND) if path.exists() else []
+    return tuple(sorted(found, key=lambda point: point.eps))
 
 
 def require_one_evaluation(
