@@ -23,6 +23,8 @@ Each is one line: `<where>: <what>: expected <x>, found <y>. <What to do.>`
 
 from __future__ import annotations
 
+import importlib.metadata
+
 __all__ = [
     "BusyError",
     "CheckpointError",
@@ -41,7 +43,18 @@ __all__ = [
     "StoreError",
     "TransferError",
     "WriteError",
+    "install_extra",
 ]
+
+
+def install_extra(extra: str) -> str:
+    """How to install what an extra of ours needs: by the packages' names, as we are on no index."""
+    try:
+        lines = importlib.metadata.requires("ltd-pipe") or ()
+    except importlib.metadata.PackageNotFoundError:
+        return f"Install the packages of setup.cfg's extra {extra}."
+    needed = [line.partition(";")[0].strip() for line in lines if f'extra == "{extra}"' in line]
+    return f"Run: pip install {' '.join(repr(name) for name in needed)}."
 
 
 class LtdPipeError(Exception):

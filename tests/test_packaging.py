@@ -1,6 +1,7 @@
 """`pip install .`: what the wheel holds, and that it works where there is no source tree."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -8,6 +9,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from pipeline.errors import install_extra
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
@@ -102,3 +105,20 @@ def test_a_store_is_read_by_the_installed_library(installed):
         check=True,
     )
     assert str(installed) in ended.stdout
+
+
+def test_nothing_asks_an_index_for_this_package():
+    """`pip install 'ltd-pipe[onnx]'` finds nothing: what an extra needs is named instead."""
+    places = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*")]
+    places += [*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("stages/**/*.py")]
+    wrong = re.compile(r"install ['\"]?ltd-pipe")
+    assert [path.name for path in places if wrong.search(path.read_text())] == []
+
+
+@pytest.mark.parametrize(
+    ("extra", "package"), [("onnx", "onnxscript>="), ("gs", "gcsfs>="), ("parquet", "pyarrow>=")]
+)
+def test_a_missing_extra_is_said_by_its_packages(extra, package):
+    """Which pip can install, whether we run from a clone or from a wheel."""
+    assert install_extra(extra).startswith("Run: pip install ")
+    assert f"'{package}" in install_extra(extra)

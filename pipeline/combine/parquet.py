@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.combine.columns import WIDE, Carried, carried_text, parse_carried
-from pipeline.errors import MachineError, MissingError, StoreError
+from pipeline.errors import MachineError, MissingError, StoreError, install_extra
 from pipeline.labels.format import ATTRIBUTE
 from pipeline.labels.half import to_float32
 from pipeline.publish import staged
@@ -84,7 +84,7 @@ def _packages() -> tuple[Any, Any]:
         raise MachineError(
             "pyarrow",
             "is not installed, and Parquet files need it",
-            remedy="Install it: pip install 'ltd-pipe[parquet]'.",
+            remedy=install_extra("parquet"),
         ) from error
     return pyarrow, pyarrow.parquet
 

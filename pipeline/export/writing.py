@@ -9,7 +9,7 @@ import mmap
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import LtdPipeError, MachineError, ModelError, WriteError
+from pipeline.errors import LtdPipeError, MachineError, ModelError, WriteError, install_extra
 from pipeline.export.facts import FACTS_FILE
 from pipeline.printable import one_line
 
@@ -79,7 +79,7 @@ def package(name: str, extra: str) -> Any:
         raise MachineError(
             name,
             f"is not installed, and '--to {extra}' needs it",
-            remedy=f"Install it: pip install 'ltd-pipe[{extra}]'.",
+            remedy=install_extra(extra),
         ) from error
 
 

@@ -10,7 +10,7 @@ import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import MachineError, MissingError, ModelError
+from pipeline.errors import MachineError, MissingError, ModelError, install_extra
 
 if TYPE_CHECKING:
     from torch import nn
@@ -97,8 +97,8 @@ def _zoo(name: str) -> dict[str, dict[str, dict[str, Any]]]:
         raise MachineError(
             f"robustbench:{name}",
             f"needs the package robustbench ({error})",
-            remedy="Install ltd-pipe[robustbench] in an environment of its own: it asks for old "
-            "versions of other packages.",
+            remedy=f"{install_extra('robustbench')} Best in an environment of its own: it asks for "
+            "old versions of other packages.",
         ) from error
     return {
         dataset.value: {threat.value: dict(entries) for threat, entries in threats.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import MachineError, MissingError, StoreError, TransferError
+from pipeline.errors import MachineError, MissingError, StoreError, TransferError, install_extra
 from pipeline.sharing.patience import InterruptedTransferError
 from pipeline.sharing.source import Body
 
@@ -65,7 +65,7 @@ def open_filesystem(location: Location, patience: Patience, *, anonymous: bool =
         raise MachineError(
             location,
             f"{location.scheme}:// needs a package that is not installed",
-            remedy=f"Run: pip install 'ltd-pipe[{location.scheme}]'",
+            remedy=install_extra(location.scheme),
         ) from error
     # Not from fsspec's cache of them, whose settings would be another caller's.
     filesystem = kind(skip_instance_cache=True, use_listings_cache=False, **settings)

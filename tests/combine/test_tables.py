@@ -290,7 +290,7 @@ def test_lists_of_different_lengths_are_refused(answers, tmp_path):
 def test_without_pyarrow_it_is_said_how_to_get_it(source, tmp_path, monkeypatch):
     """An optional package, needed for Parquet alone."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(MachineError, match=r"Install it: pip install 'ltd-pipe\[parquet\]'"):
+    with pytest.raises(MachineError, match=r"pip install 'pyarrow>=16'"):
         write_parquet(source, tmp_path / "table.parquet")
 
 

@@ -150,7 +150,7 @@ def test_hugging_face_urls_name_repository_and_revision(patience):
 def test_a_package_that_is_not_installed_is_named(patience, monkeypatch):
     """With the command that installs it."""
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(MachineError, match=r"gs:// needs a package.*pip install 'ltd-pipe.gs.'"):
+    with pytest.raises(MachineError, match=r"gs:// needs a package.*pip install 'gcsfs>="):
         open_filesystem(parse_location("gs://bucket/labels.zarr"), patience)
 
 
