@@ -41,7 +41,7 @@ def compare(runs: tuple[str, ...], as_json: bool) -> None:
     found = compare_runs(read)
     if as_json:
         rows = [_row(run) for run in read]
-        compared = [_comparison(each, read[0].name) for each in found]
+        compared = [_comparison(each, read[0]) for each in found]
         click.echo(json.dumps({"runs": rows, "comparisons": compared}, indent=2))
         return
     _show_runs(read)
@@ -51,11 +51,11 @@ def compare(runs: tuple[str, ...], as_json: bool) -> None:
         for line in run.measured.warning_lines(run.name):
             click.echo(f"WARNING: {line}")
     for each in found:
-        _show_comparison(each, read[0].name)
+        _show_comparison(each, read[0])
     if any(each.paired for each in found):
         click.echo(
-            "p: McNemar's exact test of each row alone. It compares these checkpoints on these "
-            "images; methods differ when several seeds do."
+            "p: McNemar's exact test of each row alone; a verdict asks p < 0.025 of its two. It "
+            "compares these checkpoints on these images; methods differ when several seeds do."
         )
 
 
@@ -82,13 +82,21 @@ def _show_runs(runs: list[EvaluatedRun]) -> None:
         click.echo("  ".join([f"{first:<{widths[0]}}", *cells]).rstrip())
 
 
-def _show_comparison(found: Comparison, first: str) -> None:
-    click.echo(f"{found.run.name} against {first}")
+def _headline(found: Comparison, first: EvaluatedRun) -> str:
+    from pipeline.report.verdict import Judged, judge
+
+    this, other = (Judged(run.name, run.measured) for run in (found.run, first))
+    return judge(this, other, found).headline
+
+
+def _show_comparison(found: Comparison, first: EvaluatedRun) -> None:
+    click.echo(f"{found.run.name} against {first.name}")
     width = max((len(attack) for attack in found.paired), default=0)
     for attack, paired in found.paired.items():
         click.echo(f"  {attack:<{width}}  {_words(paired)}")
     for line in found.left_out:
         click.echo(f"  not compared: {line}")
+    click.echo(f"  {_headline(found, first)}")
 
 
 def _words(paired: Paired) -> str:
@@ -113,14 +121,15 @@ def _row(run: EvaluatedRun) -> dict[str, Any]:
     return {"name": run.name, **facts, "scores": scores, "warnings": warnings}
 
 
-def _comparison(found: Comparison, first: str) -> dict[str, Any]:
+def _comparison(found: Comparison, first: EvaluatedRun) -> dict[str, Any]:
     paired = {
         attack: {"difference": each.difference, **vars(each)}
         for attack, each in found.paired.items()
     }
     return {
         "run": found.run.name,
-        "against": first,
+        "against": first.name,
+        "headline": _headline(found, first),
         "paired": paired,
         "left_out": list(found.left_out),
     }

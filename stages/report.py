@@ -155,7 +155,7 @@ def _report_pair(
     from pipeline.publish import write_text
     from pipeline.report.pair import gather_pair
     from pipeline.report.pair_page import render_pair
-    from pipeline.report.pair_verdict import judge_pair
+    from pipeline.report.verdict import judge_pair
 
     refuse_existing(out, force=force)
     with tempfile.TemporaryDirectory() as folder:
@@ -171,9 +171,9 @@ def _report_pair(
 
 
 def _tell(facts: Facts, out: Path, *, as_json: bool) -> None:
-    from pipeline.report.verdict import judge
+    from pipeline.report.verdict import judge_student
 
-    verdict = judge(facts)
+    verdict = judge_student(facts)
     content = {
         "headline": verdict.headline,
         "sentence": verdict.sentence,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["SAMPLES_FILE", "EvaluatedRun", "Samples", "metrics_in", "read_run"]
+__all__ = ["SAMPLES_FILE", "EvaluatedRun", "Samples", "evaluated", "metrics_in", "read_run"]
 
 SAMPLES_FILE = "per_sample.npz"
 _METRICS = "metrics.json"
@@ -106,9 +106,19 @@ def read_run(name: str, metrics: Path) -> EvaluatedRun:
         When a file is missing or damaged, or the two contradict each other.
     """
     folder = evaluation_beside(metrics)
-    measured = read_measured(metrics, folder)
-    path = folder / SAMPLES_FILE
-    if not path.exists():
+    return evaluated(name, read_measured(metrics, folder), folder)
+
+
+def evaluated(name: str, measured: Measured, folder: Path | None) -> EvaluatedRun:
+    """An evaluation that was read, with the answers to each image that its folder holds.
+
+    Raises
+    ------
+    ResultError
+        When these are damaged, or contradict the numbers.
+    """
+    path = None if folder is None else folder / SAMPLES_FILE
+    if path is None or not path.exists():
         return EvaluatedRun(name, measured, None)
     samples = _read_samples(path)
     _require_agreement(samples, measured, path)

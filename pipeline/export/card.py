@@ -11,9 +11,9 @@ import json
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from pipeline.evaluation.doubts import attack_fails
 from pipeline.markdown import code, fenced, licence_lines, quoted, table
 from pipeline.report.measured import CORRUPTION
+from pipeline.report.verdict import unbelievable
 from pipeline.report.wording import eps_text, interval_text, number_text, percent_text
 
 if TYPE_CHECKING:
@@ -187,12 +187,8 @@ def _measured(facts: CardFacts) -> Iterator[str]:
         + _calibration(found)
     )
     yield table(["", ""], _how(found))
-    yield from _warnings(found)
-
-
-def _warnings(found: Measured) -> Iterator[str]:
-    if attack_fails(found.warnings):
-        yield "**The attack fails: do not believe the robust accuracy.**"
+    if why := unbelievable(found.warnings, facts.audit):
+        yield f"**The robust accuracy cannot be believed: {why}.**"
     for line in found.warning_lines("it"):
         who, _, what = line.partition(" warns of it: ")
         yield f"**{who} warns:** {code(what, limit=1000)}"

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline.compare.run import evaluated
+from pipeline.compare.table import Comparison, compare
 from pipeline.errors import ResultError
 from pipeline.images.manifest import Manifest, manifest_path
 from pipeline.report.audit import Audit, read_audit
 from pipeline.report.examples import Examples, read_examples
+from pipeline.report.measured import measured_of
 from pipeline.report.runs import Run, read_run
 from pipeline.report.scores import Scores, read_scores
 from pipeline.report.softness import LabelFacts, read_labels
@@ -70,6 +73,8 @@ class Facts:
         Of the student.
     baseline : Run or None
     baseline_scores : Scores or None
+    comparison : Comparison or None
+        Of the student with the baseline, image by image.
     teacher : Run or None
     labels : LabelFacts or None
     manifest : Manifest or None
@@ -86,6 +91,7 @@ class Facts:
     scores: Scores
     baseline: Run | None
     baseline_scores: Scores | None
+    comparison: Comparison | None
     teacher: Run | None
     labels: LabelFacts | None
     manifest: Manifest | None
@@ -126,6 +132,7 @@ def gather_facts(places: Places, params: ReportParams) -> Facts:
         scores=scores,
         baseline=baseline,
         baseline_scores=baseline_scores,
+        comparison=_compared(scores, baseline_scores, places),
         teacher=teacher,
         labels=labels,
         manifest=_manifest(places.data),
@@ -151,6 +158,14 @@ def _baseline_scores(baseline: Run | None, places: Places) -> Scores | None:
     scores = read_scores(metrics, places.baseline_evaluation)
     baseline.require_measured(scores.checkpoint_sha256, metrics, "this baseline")
     return scores
+
+
+def _compared(mine: Scores, theirs: Scores | None, places: Places) -> Comparison | None:
+    if theirs is None:
+        return None
+    baseline = evaluated("the baseline", measured_of(theirs), places.baseline_evaluation)
+    student = evaluated("the student", measured_of(mine), places.evaluation)
+    return compare([baseline, student])[0]
 
 
 def _manifest(data: Path | None) -> Manifest | None:

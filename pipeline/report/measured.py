@@ -20,9 +20,12 @@ from pipeline.report.scores import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["CORRUPTION", "Measured", "read_measured"]
+    from pipeline.report.scores import Scores
+
+__all__ = ["CORRUPTION", "Measured", "measured_of", "read_measured"]
 
 # The score that is of corrupted images, not of attacked ones.
 CORRUPTION = "corruption"
@@ -91,7 +94,7 @@ class Measured:
     not_measured: tuple[str, ...]
     settings: Settings
     names: dict[str, str] = field(default_factory=dict)
-    decides: dict[str, dict[str, Any]] = field(default_factory=dict)
+    decides: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     checkpoint_sha256: str | None = None
     warnings: tuple[str, ...] = ()
 
@@ -145,6 +148,29 @@ def read_measured(metrics: Path, evaluation: Path) -> Measured:
         decides={attack.filed: attack.decides for attack in found.attacks},
         checkpoint_sha256=found.checkpoint_sha256 or settings.checkpoint_sha256,
         warnings=found.warnings,
+    )
+
+
+def measured_of(scores: Scores) -> Measured:
+    """The same face of an evaluation that the report has read."""
+    metrics = scores.metrics
+    names = {"pgd": scores.pgd_name, "autoattack": "AutoAttack"}
+    found = {name: scores.score(f"{name}_accuracy") for name in ("clean", *names)}
+    found |= {row.filed: scores.attack(row.key) for row in metrics.attacks if row.key not in found}
+    return Measured(
+        n=metrics.n,
+        norm=metrics.norm,
+        eps=metrics.eps,
+        quick=metrics.quick,
+        scores={name: score for name, score in found.items() if score is not None},
+        after=metrics.autoattack,
+        calibration_error=metrics.expected_calibration_error,
+        not_measured=metrics.not_measured,
+        settings=scores.settings,
+        names=names | {row.filed: row.name for row in metrics.attacks},
+        decides=scores.conditions.decides,
+        checkpoint_sha256=scores.checkpoint_sha256,
+        warnings=metrics.warnings,
     )
 
 

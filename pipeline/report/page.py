@@ -17,7 +17,7 @@ from pipeline.report.origin import parameter_table, sources, version_table
 from pipeline.report.rendering import render
 from pipeline.report.scores import CURVE_ATTACK
 from pipeline.report.table import results_table
-from pipeline.report.verdict import judge
+from pipeline.report.verdict import judge_student
 
 if TYPE_CHECKING:
     from pipeline.report.facts import Facts
@@ -54,7 +54,7 @@ def _content(facts: Facts) -> dict[str, Any]:
     labels = facts.labels
     return {
         "facts": facts,
-        "verdict": judge(facts),
+        "verdict": judge_student(facts),
         "models": names,
         "rows": rows,
         "not_measured": _not_measured(facts),

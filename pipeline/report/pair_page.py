@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.report.captioned import epoch_figures, eps_figure
 from pipeline.report.figures import EpsSeries
 from pipeline.report.origin import Parameter, parameter_rows
-from pipeline.report.pair_verdict import judge_pair, p_text, points_text, signed_text
 from pipeline.report.rendering import render
+from pipeline.report.verdict import judge_pair, p_text, points_text, signed_text
 from pipeline.report.wording import interval_text, percent_text
 
 if TYPE_CHECKING:

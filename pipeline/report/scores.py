@@ -58,10 +58,6 @@ class Score:
         """How many images were right."""
         return round(self.value * self.n)
 
-    def compared_with(self, other: Score) -> int:
-        """1 or -1 where this is higher or lower beyond both intervals, 0 where they overlap."""
-        return int(self.low > other.high) - int(self.high < other.low)
-
 
 class AttackRow(Document):
     """One attack of metrics.json: what it is called, what was measured, and what decides it."""

@@ -1,4 +1,7 @@
-"""What came out, in a sentence that claims no more than the intervals allow."""
+"""Which of two models is better, in words that claim no more than the paired test allows.
+
+The report, the page of two runs, `ltd-pipe compare` and the card say it with these functions.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,287 @@ from typing import TYPE_CHECKING
 
 from pipeline.evaluation.doubts import attack_fails
 from pipeline.report.audit import masking_line
-from pipeline.report.conditions import unlike
+from pipeline.report.measured import Measured, measured_of
 from pipeline.report.wording import eps_text, interval_text, norm_text, percent_text, phrase
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from pipeline.compare.mcnemar import Paired
+    from pipeline.compare.table import Comparison
+    from pipeline.report.audit import Audit
     from pipeline.report.facts import Facts
+    from pipeline.report.pair import PairFacts
     from pipeline.report.runs import Run
-    from pipeline.report.scores import Score, Scores
+    from pipeline.report.scores import Score
 
-__all__ = ["Contest", "Verdict", "differences", "judge"]
+__all__ = [
+    "Contest",
+    "Judged",
+    "StudentVerdict",
+    "Verdict",
+    "differences",
+    "judge",
+    "judge_pair",
+    "judge_student",
+    "outcome",
+    "p_text",
+    "points_text",
+    "signed_text",
+    "unbelievable",
+]
 
+# Two questions, clean and robust, are asked at 5 % together (Bonferroni).
+_LEVEL, _LEANS = 0.05 / 2, 0.05
+# The strongest first: a claim of robustness is made under one attack, chosen before looking.
+_STRENGTH = ("autoattack", "all-attacks", "pgd")
+_SCOPE = (
+    "A difference is claimed where McNemar's exact test of the same images gives p < 0.025: two "
+    "questions, clean and robust, at 5 % together; a model “may be” better up to p < 0.05. The "
+    "test compares these two checkpoints; whether one way of training is better, several seeds "
+    "decide."
+)
 # They say which labels a student is given, so they differ between student and baseline.
 _LABEL_KEYS = frozenset({"label_kind", "smoothing", "soft_weight", "rectify"})
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A model: what it is called, its evaluation, and where it is known its audit and labels."""
+
+    name: str
+    measured: Measured
+    audit: Audit | None = None
+    labels: str = ""
+
+    @property
+    def described(self) -> str:
+        """With what it was trained on."""
+        return f"{self.name} on {self.labels}" if self.labels else self.name
+
+    def attack_name(self, attack: str) -> str:
+        """What people call it, where the evaluation says so."""
+        return self.measured.names.get(attack.replace("-", "_"), attack)
+
+    def where(self, attack: str) -> str:
+        """On what its accuracy is measured: `under PGD-20 at ε = 8/255`."""
+        if attack == "clean":
+            return "on clean images"
+        norm = "" if self.measured.norm == "linf" else f" in {norm_text(self.measured.norm)}"
+        return f"under {self.attack_name(attack)} at ε = {eps_text(self.measured.eps)}{norm}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came out.
+
+    Attributes
+    ----------
+    headline : str
+    sentence : str
+        With accuracies, differences, intervals and n.
+    scope : str
+        What the test covers; empty where nothing was compared.
+    caveats : tuple of str
+        What weakens it.
+    """
+
+    headline: str
+    sentence: str
+    scope: str
+    caveats: tuple[str, ...]
+
+
+def judge(
+    this: Judged, other: Judged | None = None, comparison: Comparison | None = None
+) -> Verdict:
+    """Judge a model, or compare it with another.
+
+    Parameters
+    ----------
+    this : Judged
+    other : Judged, optional
+    comparison : Comparison, optional
+        Of `this` with `other`. A difference is claimed only where McNemar's test shows one.
+    """
+    paired = comparison.paired if comparison else {}
+    attack, sides = _strongest(this, paired), (this,) if other is None else (other, this)
+    failing = ((one, unbelievable(one.measured.warnings, one.audit)) for one in sides[::-1])
+    doubts = [
+        f"{one.name}'s robust accuracy cannot be believed: {why}" for one, why in failing if why
+    ]
+    headline = doubts[0] if doubts else _headline(this, other, attack, paired)
+    return Verdict(
+        headline=headline[0].upper() + headline[1:],
+        sentence=_sentence(this, other, attack, comparison),
+        scope=_SCOPE if paired else "",
+        caveats=tuple(_caveats(sides, attack, comparison)),
+    )
+
+
+def unbelievable(warnings: Iterable[str], audit: Audit | None) -> str:
+    """Why a robust accuracy measures nothing, whoever would be ahead; empty where it does."""
+    if attack_fails(warnings):
+        return "the attack fails"
+    if audit is None or audit.passed:
+        return ""
+    refused = "it could not be checked for gradient masking"
+    return "signs of gradient masking" if audit.failed else refused
+
+
+def outcome(paired: Paired | None) -> int | None:
+    """1 where this model is better, -1 the other, 0 where neither is shown to be; or None."""
+    if paired is None:
+        return None
+    return _sign(paired) if paired.p < _LEVEL else 0
+
+
+def _sign(paired: Paired) -> int:
+    return (paired.gained > paired.lost) - (paired.gained < paired.lost)
+
+
+def _strongest(this: Judged, paired: Mapping[str, Paired]) -> str:
+    """The attack under which robustness is compared, or of which it is told where none can be."""
+    there = [name for name in _STRENGTH if name.replace("-", "_") in this.measured.scores]
+    return next((name for name in _STRENGTH if name in paired), there[0] if there else "pgd")
+
+
+def _headline(this: Judged, other: Judged | None, attack: str, paired: Mapping[str, Paired]) -> str:
+    if other is None:
+        alone = this.measured.scores.get(attack.replace("-", "_"))
+        share = f"{_share(alone)} robust accuracy" if alone else "One model"
+        return f"{share}, with nothing to compare it to"
+    robust, clean = paired.get(attack), paired.get("clean")
+    if robust is None and clean is None:
+        return f"{this.name} and {other.name} cannot be compared image by image"
+    r, c = outcome(robust), outcome(clean)
+    names = {1: this.name, -1: other.name}
+    if r and r == c:
+        return f"{names[r]} is ahead: more robust, and more accurate on clean images"
+    if r and c:
+        ahead = f"{names[r]} is more robust, {names[c]} more accurate on clean images"
+        return f"A trade-off: {ahead}"
+    parts = [
+        _claim(robust, names, "more robust", "in robustness", "robustness is not compared"),
+        _claim(clean, names, "more accurate on clean images", "on clean images", ""),
+    ]
+    if [rank for rank, _ in parts] == [2, 2]:
+        return f"no difference is shown between {other.name} and {this.name}"
+    # What is shown stands first.
+    return "; ".join(text for _, text in sorted(parts, key=lambda part: part[0]))
+
+
+def _claim(
+    paired: Paired | None, names: Mapping[int, str], better: str, what: str, absent: str
+) -> tuple[int, str]:
+    if paired is None:
+        return 3, absent
+    sign = _sign(paired)
+    if paired.p < _LEANS:
+        shown = paired.p < _LEVEL
+        text = f"{names[sign]} {'is' if shown else 'may be'} {better}"
+        return (0, text) if shown else (1, f"{text} ({p_text(paired.p)})")
+    if what.startswith("on"):
+        return 2, f"no difference is shown {what}"
+    return 2, f"no difference {what} is shown"
+
+
+def _sentence(
+    this: Judged, other: Judged | None, attack: str, comparison: Comparison | None
+) -> str:
+    paired = comparison.paired if comparison else {}
+    parts = []
+    for name in (attack, "clean"):
+        mine = this.measured.scores.get(name.replace("-", "_"))
+        theirs = other.measured.scores.get(name.replace("-", "_")) if other else None
+        if mine is None:
+            continue
+        where, share = this.where(name), percent_text(mine.value, mine.n)
+        if other is None or theirs is None or name not in paired:
+            parts.append(f"{share} (95 % interval {_bounds(mine)}) right {where}")
+            continue
+        against = f"{other.described if not parts else other.name} {_share(theirs)}"
+        parts.append(f"{share} right {where} and {against}, {_difference(paired[name])}")
+    n, told = f"{this.measured.n:,} test images", "; ".join(parts)
+    if paired:
+        return f"Of the same {n}, {this.described} gets {told}."
+    why = "there is no baseline to compare it with"
+    if other is not None and comparison is not None:
+        why = f"{other.described} is not compared: {phrase(list(comparison.left_out))}"
+    return f"Of {n}, {this.described} gets {told}; {why}."
+
+
+def _share(score: Score) -> str:
+    return percent_text(score.value, score.n)
+
+
+def _bounds(score: Score) -> str:
+    return interval_text(score.low, score.high, score.n)
+
+
+def _difference(paired: Paired) -> str:
+    bounds = f"{signed_text(paired.low)} to {signed_text(paired.high)}"
+    return f"a difference of {points_text(paired)} (95 % interval {bounds}, {p_text(paired.p)})"
+
+
+def points_text(paired: Paired) -> str:
+    """The difference in percentage points, with its sign."""
+    return f"{signed_text(paired.difference)} points"
+
+
+def signed_text(difference: float) -> str:
+    """A difference of two shares in percentage points, with its sign."""
+    # A true minus sign, and none before what is printed as 0.0.
+    text = f"{100 * difference:+.1f}".replace("-", "\u2212")
+    return "0.0" if text[1:] == "0.0" else text
+
+
+def p_text(p: float) -> str:
+    """A p value as `p = 0.04`."""
+    return f"p = {p:.2g}" if p >= 0.0001 else "p < 0.0001"
+
+
+def _caveats(sides: tuple[Judged, ...], attack: str, comparison: Comparison | None) -> list[str]:
+    found = [f"Not compared: {line}." for line in comparison.left_out] if comparison else []
+    if attack != "autoattack":
+        run = "was not run" if len(sides) == 1 else "was not run alike on both models"
+        found.append(f"AutoAttack {run}: another attack alone is no claim of robustness.")
+    for one in sides:
+        found += one.measured.warning_lines(one.name)
+        found += _smaller_bound(one, attack)
+    if any(one.measured.quick for one in sides):
+        found.append("A quick look: few images and a weak attack. It is not a result.")
+    return found
+
+
+def _smaller_bound(one: Judged, attack: str) -> list[str]:
+    """Where other attacks broke what the one in the sentence did not."""
+    scores = one.measured.scores
+    shown, together = scores.get(attack.replace("-", "_")), scores.get("all_attacks")
+    if shown is None or together is None or together.hits >= shown.hits:
+        return []
+    text = (
+        f"All attacks together leave {_share(together)} (95 % interval {_bounds(together)}) of "
+        f"{one.name} right, less than {one.attack_name(attack)} alone: the smaller number is "
+        "the bound."
+    )
+    return [text]
+
+
+# ---------------------------------------------------------------- the page of two runs
+
+
+def judge_pair(facts: PairFacts) -> Verdict:
+    """Compare B with A."""
+    a, b = (Judged(side.letter, side.evaluated.measured) for side in (facts.a, facts.b))
+    verdict, runs = judge(b, a, facts.comparison), [side.run for side in (facts.a, facts.b)]
+    if runs[0] is None or runs[1] is None or runs[0].sha256 != runs[1].sha256:
+        return verdict
+    same = "Both are the same checkpoint."
+    return Verdict(**vars(verdict) | {"caveats": (*verdict.caveats, same)})
+
+
+# ---------------------------------------------------------------- the report of a student
 
 
 @dataclass(frozen=True)
@@ -32,11 +304,14 @@ class Contest:
         Which accuracy.
     student : Score
     baseline : Score or None
+    paired : Paired or None
+        Student against baseline; None where they were not compared.
     """
 
     title: str
     student: Score
-    baseline: Score | None
+    baseline: Score | None = None
+    paired: Paired | None = None
 
     @property
     def axis(self) -> tuple[float, float]:
@@ -47,24 +322,21 @@ class Contest:
         return max(low, 0.0), min(high, 1.0)
 
     @property
-    def outcome(self) -> int | None:
-        """1, -1 or 0 as `Score.compared_with`; None without a baseline."""
-        return None if self.baseline is None else self.student.compared_with(self.baseline)
+    def outcome(self) -> str:
+        """What the paired test says, in a line; empty without a baseline."""
+        if self.paired is None:
+            return ""
+        tested = f"{points_text(self.paired)}, {p_text(self.paired.p)}"
+        found = {1: "▲ Student higher", 0: "= No difference shown", -1: "▼ Student lower"}
+        return f"{found[outcome(self.paired) or 0]}: {tested}"
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What stands at the top of the page.
+class StudentVerdict(Verdict):
+    """What stands at the top of the report.
 
     Attributes
     ----------
-    headline : str
-    sentence : str
-        With both accuracies, their intervals and n.
-    scope : str
-        What the intervals cover; empty where nothing is compared.
-    caveats : tuple of str
-        What weakens it.
     clean, robust : Contest
     masking : str
         What the checks for gradient masking came to.
@@ -72,174 +344,43 @@ class Verdict:
         None where they were not run.
     """
 
-    headline: str
-    sentence: str
-    scope: str
-    caveats: tuple[str, ...]
     clean: Contest
     robust: Contest
     masking: str
     masking_passed: bool | None
 
 
-def judge(facts: Facts) -> Verdict:
-    """Compare student and baseline; a difference is claimed only where intervals are disjoint."""
-    scores, other = facts.scores, facts.baseline_scores
-    # Accuracies under attacks of different strength, or of other images, have no order.
-    unequal = "" if other is None else _unlike(scores, other)
-    if unequal:
-        other = None
-    attack = _strongest_attack(scores, other)
-    norm = "" if scores.metrics.norm == "linf" else f" in {norm_text(scores.metrics.norm)}"
-    radius = f"ε = {eps_text(scores.metrics.eps)}{norm}"
-    robust_title = f"under {_attack_title(attack, scores)} at {radius}"
-    clean = _contest("on clean images", "clean_accuracy", scores, other)
-    robust = _contest(robust_title, attack, scores, other)
-    return Verdict(
-        headline=_headline(facts, other, clean, robust),
-        sentence=_sentence(facts, clean, robust),
-        scope=_SCOPE if other is not None else "",
-        caveats=tuple(_caveats(facts, other, attack, unequal)),
-        clean=clean,
-        robust=robust,
+def judge_student(facts: Facts) -> StudentVerdict:
+    """Judge the student, against the baseline where there is one."""
+    student = Judged(
+        "the student", measured_of(facts.scores), facts.audit, facts.student.label_name
+    )
+    baseline = None
+    if facts.baseline is not None and facts.baseline_scores is not None:
+        measured = measured_of(facts.baseline_scores)
+        baseline = Judged("the baseline", measured, labels=facts.baseline.label_name)
+    verdict = judge(student, baseline, facts.comparison)
+    paired = facts.comparison.paired if facts.comparison else {}
+    more = _audit_caveats(facts)
+    if facts.baseline is not None and paired:
+        more += _training_caveats(facts.student, facts.baseline)
+    return StudentVerdict(
+        **vars(verdict) | {"caveats": (*verdict.caveats, *more)},
+        clean=_contest(student, baseline, "clean", paired),
+        robust=_contest(student, baseline, _strongest(student, paired), paired),
         masking=masking_line(facts.audit),
         masking_passed=None if facts.audit is None else facts.audit.passed,
     )
 
 
-def _unlike(scores: Scores, other: Scores) -> str:
-    """Why the baseline cannot be compared, said of it, or nothing."""
-    mine, theirs = scores.metrics, other.metrics
-    if mine.norm != theirs.norm:
-        return f"was attacked in another norm ({norm_text(theirs.norm)})"
-    if mine.eps != theirs.eps:
-        return f"was attacked with another ε ({eps_text(theirs.eps)})"
-    prints = [one.settings.data_fingerprint for one in (scores, other)]
-    if None not in prints and prints[0] != prints[1]:
-        return "was measured on other test images"
-    if mine.n != theirs.n:
-        return f"was measured on another number of test images ({theirs.n:,})"
-    attack = _strongest_attack(scores, other)
-    key = attack.removesuffix("_accuracy")
-    found = unlike(key, scores.conditions, other.conditions)
-    return f"was attacked otherwise ({_attack_title(attack, scores)}: {found})" if found else ""
-
-
-def _strongest_attack(scores: Scores, other: Scores | None) -> str:
-    measured = [one.metrics.autoattack_accuracy for one in (scores, other) if one is not None]
-    return "pgd_accuracy" if None in measured else "autoattack_accuracy"
-
-
-def _attack_title(attack: str, scores: Scores) -> str:
-    return "AutoAttack" if attack == "autoattack_accuracy" else scores.pgd_name
-
-
-def _contest(title: str, name: str, scores: Scores, other: Scores | None) -> Contest:
-    student = scores.score(name)
-    if student is None:
-        raise AssertionError(f"{name} was chosen without being there")
-    return Contest(title, student, other.score(name) if other else None)
-
-
-# By the outcome of the robust and of the clean accuracy; {} is the student.
-_HEADLINES = {
-    (1, 1): "{} are ahead: more robust, and more accurate on clean images",
-    (1, 0): "{} are ahead on robustness; no difference is shown on clean images",
-    (1, -1): "A trade-off: {} are more robust, but less accurate on clean images",
-    (0, 1): "{} are ahead on clean images; no difference in robustness is shown",
-    (0, 0): "No difference is shown between {} and the baseline",
-    (0, -1): "The baseline is ahead on clean images; no difference in robustness is shown",
-    (-1, 1): "A trade-off: the baseline is more robust, but less accurate on clean images",
-    (-1, 0): "The baseline is ahead on robustness; no difference is shown on clean images",
-    (-1, -1): "The baseline is ahead: more robust, and more accurate on clean images",
-}
-_SCOPE = (
-    "The intervals cover the choice of test images alone. Each model was trained once: what "
-    "another seed would have given is not in them."
-)
-
-
-def _headline(facts: Facts, other: Scores | None, clean: Contest, robust: Contest) -> str:
-    for name, scores in (("student", facts.scores), ("baseline", other)):
-        if scores is not None and attack_fails(scores.metrics.warnings):
-            return f"The {name}'s robust accuracy cannot be believed: the attack fails"
-    if facts.audit is not None and not facts.audit.passed:
-        # Whoever is ahead: attacks that cannot find their way measure nothing.
-        refused = "it could not be checked for gradient masking"
-        why = "signs of gradient masking" if facts.audit.failed else refused
-        return f"The student's robust accuracy cannot be believed: {why}"
-    if clean.outcome is None or robust.outcome is None:
-        share = percent_text(robust.student.value, robust.student.n)
-        return f"{share} robust accuracy, with nothing to compare it to"
-    headline = _HEADLINES[robust.outcome, clean.outcome].format(facts.student.label_name)
-    return headline[0].upper() + headline[1:]
-
-
-def _sentence(facts: Facts, clean: Contest, robust: Contest) -> str:
-    n = f"{clean.student.n:,}"
-    student = (
-        f"Of {n} test images, the student trained on {facts.student.label_name} gets "
-        f"{_measured(clean.student, first=True)} right {clean.title} and "
-        f"{_measured(robust.student)} {robust.title}"
-    )
-    if facts.baseline is None or clean.baseline is None or robust.baseline is None:
-        there = facts.baseline is not None and facts.baseline_scores is not None
-        why = "the baseline was measured otherwise and is not compared"
-        return f"{student}; {why if there else 'there is no baseline to compare it with'}."
-    return (
-        f"{student}; the baseline on {facts.baseline.label_name} gets "
-        f"{_measured(clean.baseline)} and {_measured(robust.baseline)}: "
-        f"{_conclusion(clean, robust)}."
-    )
-
-
-def _measured(score: Score, *, first: bool = False) -> str:
-    bounds = interval_text(score.low, score.high, score.n)
-    return f"{percent_text(score.value, score.n)} ({'95 % interval ' if first else ''}{bounds})"
-
-
-def _conclusion(clean: Contest, robust: Contest) -> str:
-    contests = {"clean accuracy": clean.outcome, "robust accuracy": robust.outcome}
-    won = [name for name, outcome in contests.items() if outcome == 1]
-    lost = [name for name, outcome in contests.items() if outcome == -1]
-    open_ = [name for name, outcome in contests.items() if outcome == 0]
-    parts = [f"the student is better in {phrase(won)}"] if won else []
-    parts += [f"the baseline is better in {phrase(lost)}"] if lost else []
-    if len(open_) == 2:
-        return "both pairs of intervals overlap, so neither is shown to be better"
-    parts += [f"the intervals of {phrase(open_)} overlap, which shows no difference"] * bool(open_)
-    return ", and ".join(parts)
-
-
-def _caveats(facts: Facts, other: Scores | None, attack: str, unequal: str) -> list[str]:
-    found = [f"The baseline {unequal}, so it is not compared."] if unequal else []
-    if attack == "pgd_accuracy":
-        found.append("AutoAttack was not run on all models: PGD alone is no claim of robustness.")
-    if any(one is not None and one.metrics.quick for one in (facts.scores, facts.baseline_scores)):
-        found.append("A quick look: few images and a weak attack. It is not a result.")
-    for run, scores in ((facts.student, facts.scores), (facts.baseline, facts.baseline_scores)):
-        if scores is not None and run is not None:
-            found += scores.warnings(f"the {run.name}")
-    found += _smaller_bounds(facts.scores, other, attack)
-    found += _audit_caveats(facts)
-    if facts.baseline is not None and other is not None:
-        found += _comparison_caveats(facts.student, facts.baseline)
-    return found
-
-
-def _smaller_bounds(scores: Scores, other: Scores | None, attack: str) -> list[str]:
-    """Where other attacks broke what the one in the sentence did not."""
-    found = []
-    for name, one in (("student", scores), ("baseline", other)):
-        shown = None if one is None else one.score(attack)
-        together = None if one is None else one.attack("all-attacks")
-        if one is None or shown is None or together is None or together.hits >= shown.hits:
-            continue
-        found.append(
-            f"All attacks together leave {_measured(together)} of the {name} right, less than "
-            f"{_attack_title(attack, one)} alone: the smaller number is the bound."
-        )
-    return found
+def _contest(
+    student: Judged, baseline: Judged | None, attack: str, paired: Mapping[str, Paired]
+) -> Contest:
+    key, title = attack.replace("-", "_"), student.where(attack)
+    if baseline is None or attack not in paired:
+        return Contest(title, student.measured.scores[key])
+    theirs = baseline.measured.scores[key]
+    return Contest(title, student.measured.scores[key], theirs, paired[attack])
 
 
 def _audit_caveats(facts: Facts) -> list[str]:
@@ -255,7 +396,7 @@ def _audit_caveats(facts: Facts) -> list[str]:
     return found
 
 
-def _comparison_caveats(student: Run, baseline: Run) -> list[str]:
+def _training_caveats(student: Run, baseline: Run) -> list[str]:
     found = []
     if student.facts.data != baseline.facts.data:
         found.append("The two were trained on different images.")

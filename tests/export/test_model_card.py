@@ -347,7 +347,7 @@ def test_warnings_of_the_evaluation_are_on_the_card(folder):
     flag = "AutoAttack: Square is better than the others"
     edit(folder / "metrics.json", warnings=[f"2 of 9 stand: {ATTACK_FAILS}", flag])
     text = format_card(whole(folder))
-    assert "**The attack fails: do not believe the robust accuracy.**" in text
+    assert "**The robust accuracy cannot be believed: the attack fails.**" in text
     assert f"**The evaluation warns:** `2 of 9 stand: {ATTACK_FAILS}`" in text
     assert text.count("Square is better") == 1
     edit(folder / "metrics.json", warnings=["the scale is wrong"])

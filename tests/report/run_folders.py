@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import sklearn.datasets
 
+from pipeline.compare.run import EvaluatedRun, Samples
+from pipeline.compare.table import compare
 from pipeline.evaluation.accuracy import calibration_error, reliability
 from pipeline.images.beton import open_beton, write_beton
 from pipeline.images.sources import ArraySource
@@ -19,6 +22,7 @@ from pipeline.models.registry import build
 from pipeline.params import PrepareParams
 from pipeline.provenance import sha256_file
 from pipeline.report.facts import Places
+from pipeline.report.measured import measured_of
 from pipeline.report.scores import Metrics, Score, Scores, Settings
 
 EPS = 0.15
@@ -112,6 +116,14 @@ def write_scores(metrics, folder, checkpoint, clean, pgd, auto, sure):
                 "square": auto / N,
             },
         },
+    )
+    # Which images are right is drawn anew for each attack and model.
+    drawn = {name.removesuffix("_accuracy"): _answers(n, sure)[1] for name, n in hits.items()}
+    np.savez(
+        folder / "per_sample.npz",
+        sample_hash=np.arange(N, dtype=np.uint64),
+        label=np.arange(N) % 10,
+        **{f"correct_{name}": column for name, column in drawn.items()},
     )
     write_json(folder / "by_eps.json", [_point(eps, clean, pgd) for eps in np.linspace(0, 0.4, 9)])
     write_json(
@@ -272,6 +284,33 @@ def places_in(folder):
         data=folder / "train.beton",
         audit=folder / "audit" / "audit.json",
     )
+
+
+def right(count, n=1000, last=False):
+    """Answers of which the first, or the last, so many are right."""
+    order = np.arange(n)[:: -1 if last else 1]
+    return order < count
+
+
+def with_answers(facts, student, baseline, **answers):
+    """Facts with these scores, and answers by attack to one set of images: (student, baseline)."""
+    sides = [
+        EvaluatedRun(
+            name,
+            measured_of(scores),
+            Samples(
+                np.arange(scores.metrics.n, dtype=np.uint64),
+                np.zeros(scores.metrics.n, np.int64),
+                {attack: pair[number] for attack, pair in answers.items()},
+            ),
+        )
+        for number, (name, scores) in enumerate(
+            (("the student", student), ("the baseline", baseline))
+        )
+    ]
+    (comparison,) = compare(sides[::-1])
+    changes = {"scores": student, "baseline_scores": baseline, "comparison": comparison}
+    return replace(facts, **changes)
 
 
 def scores_of(clean, auto, n=1000, eps=8 / 255, **settings):

@@ -11,14 +11,14 @@ from run_folders import edit_json, write_audit
 from pipeline.errors import MissingError, ResultError
 from pipeline.report.audit import masking_line, read_audit
 from pipeline.report.page import render_page
-from pipeline.report.verdict import judge
+from pipeline.report.verdict import judge_student
 
 STUDENT = "student/model.safetensors"
 
 
 def test_a_passed_audit_stands_in_the_verdict(facts, page):
     """With the number of checks and of images; the headline is of the accuracies."""
-    verdict = judge(facts)
+    verdict = judge_student(facts)
     assert (verdict.masking, verdict.masking_passed) == ("passed (all 3, on 599 images)", True)
     assert verdict.headline.startswith("No difference is shown")
     assert page.index("passed (all 3, on 599 images)") < page.index('id="results"')
@@ -28,7 +28,7 @@ def test_a_failed_audit_takes_the_headline(runs, gather):
     """Whoever is ahead: no claim of robustness stands above a failed check."""
     write_audit(runs / "audit", runs / STUDENT, failing=["live gradients"])
     facts = gather(runs)
-    verdict = judge(facts)
+    verdict = judge_student(facts)
     assert (verdict.masking, verdict.masking_passed) == ("1 of 3 failed", False)
     assert verdict.headline.startswith("The student's robust accuracy cannot be believed")
     page = render_page(facts)
@@ -39,7 +39,7 @@ def test_a_failed_audit_takes_the_headline(runs, gather):
 def test_without_an_audit_the_verdict_says_so(facts):
     """Silence would pass for a passed audit."""
     bare = replace(facts, audit=None)
-    assert (judge(bare).masking, judge(bare).masking_passed) == ("not run", None)
+    assert (judge_student(bare).masking, judge_student(bare).masking_passed) == ("not run", None)
     assert "Gradient-masking checks: not run" in render_page(bare)
 
 
@@ -57,16 +57,18 @@ def test_what_could_not_be_audited_is_said(runs, gather):
     changes = {"passed": False, "refused": reason, "findings": [], "loss_surface": None}
     write_audit(runs / "audit", runs / STUDENT, **changes)
     facts = gather(runs)
-    assert judge(facts).masking == masking_line(facts.audit) == "not possible"
-    assert "cannot be believed: it could not be checked" in judge(facts).headline
-    assert any(reason in caveat for caveat in judge(facts).caveats)
+    assert judge_student(facts).masking == masking_line(facts.audit) == "not possible"
+    assert "cannot be believed: it could not be checked" in judge_student(facts).headline
+    assert any(reason in caveat for caveat in judge_student(facts).caveats)
     assert reason in render_page(facts)
 
 
 def test_an_audit_of_another_threat_is_a_caveat(runs, gather):
     """What holds at one radius need not hold at another."""
     write_audit(runs / "audit", runs / STUDENT, eps=0.5)
-    assert any("of another threat (ε = 0.5 in L∞)" in text for text in judge(gather(runs)).caveats)
+    assert any(
+        "of another threat (ε = 0.5 in L∞)" in text for text in judge_student(gather(runs)).caveats
+    )
 
 
 def test_an_audit_of_another_checkpoint_is_refused(runs, gather):

@@ -17,7 +17,7 @@ from pipeline.errors import MissingError, ResultError, WriteError
 from pipeline.evaluation.doubts import ATTACK_FAILS
 from pipeline.report.pair import gather_pair
 from pipeline.report.pair_page import paired_rows, render_pair, setting_rows
-from pipeline.report.pair_verdict import judge_pair
+from pipeline.report.verdict import judge_pair
 from stages.report import report
 
 
@@ -45,7 +45,7 @@ def pair(whole_pair, tmp_path):
         (right(100), right(100), "A is more accurate on clean images; no difference in robust"),
         # Seven against none gives p = 0.016, six 0.031: more than 0.025.
         (right(195), right(107), "B is more robust; no difference"),
-        (right(195), right(106), "No difference is shown between A and B"),
+        (right(195), right(106), "B may be more robust (p = 0.031); no difference is shown on"),
     ],
 )
 def test_a_difference_is_claimed_where_the_paired_test_shows_one(pair, clean, robust, headline):
@@ -83,7 +83,7 @@ def test_other_test_images_are_not_compared(pair):
     hashes = [one + 1 for one in HASHES]
     write_evaluation(pair / "b/data/metrics.json", hashes, clean=right(9), autoattack=right(3))
     facts = gather(pair)
-    assert judge_pair(facts).headline == "The two runs cannot be compared image by image"
+    assert judge_pair(facts).headline == "B and A cannot be compared image by image"
     assert "other test images" in judge_pair(facts).sentence
     assert not any(row.p for row in paired_rows(facts))
     assert render_pair(facts).count("not compared</span>") == 2

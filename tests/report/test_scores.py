@@ -11,7 +11,7 @@ from pipeline.errors import MissingError, ResultError
 from pipeline.evaluation import curve
 from pipeline.evaluation.accuracy import wilson_interval
 from pipeline.report.measured import read_measured
-from pipeline.report.scores import CURVE_ATTACK, Score, read_scores
+from pipeline.report.scores import CURVE_ATTACK, read_scores
 
 
 def test_an_evaluation_is_read_as_it_was_written(runs):
@@ -91,16 +91,6 @@ def test_the_curve_is_sorted_by_eps(runs):
     path.write_text(json.dumps(points[::-1]))
     found = [point.eps for point in read_scores(runs / "metrics.json", path.parent).by_eps]
     assert found == sorted(found)
-
-
-@pytest.mark.parametrize(
-    ("mine", "other", "outcome"),
-    [((0.7, 0.8), (0.5, 0.6), 1), ((0.5, 0.6), (0.7, 0.8), -1), ((0.5, 0.7), (0.7, 0.8), 0)],
-    ids=["higher", "lower", "touching"],
-)
-def test_scores_differ_only_beyond_their_intervals(mine, other, outcome):
-    """Intervals that touch overlap."""
-    assert Score(0.6, *mine, 10).compared_with(Score(0.6, *other, 10)) == outcome
 
 
 def test_the_curve_is_called_by_the_attack_that_made_it():

@@ -4,97 +4,149 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
-from run_folders import scores_of
+from run_folders import right, scores_of, with_answers
 
+from pipeline.errors import ResultError
 from pipeline.evaluation.doubts import ATTACK_FAILS
+from pipeline.report.measured import measured_of
 from pipeline.report.scores import AttackRow
-from pipeline.report.verdict import differences, judge
+from pipeline.report.verdict import Judged, differences, judge, judge_student
 
 
 def verdict_of(facts, student, baseline):
-    """The verdict on two models with so many right answers of 1,000: (clean, AutoAttack)."""
-    return judge(replace(facts, scores=scores_of(*student), baseline_scores=scores_of(*baseline)))
+    """The verdict on two models with so many right answers of 1,000: (clean, AutoAttack).
+
+    As far as possible they are right on the same images.
+    """
+    answers = zip(*(map(right, side) for side in (student, baseline)), strict=True)
+    answers = dict(zip(("clean", "autoattack"), answers, strict=True))
+    scores = (scores_of(*side) for side in (student, baseline))
+    return judge_student(with_answers(facts, *scores, **answers))
 
 
 @pytest.mark.parametrize(
     ("student", "baseline", "headline"),
     [
-        ((900, 600), (800, 500), "Soft labels are ahead: more robust, and more accurate"),
-        ((900, 600), (900, 500), "Soft labels are ahead on robustness; no difference"),
-        ((800, 600), (900, 500), "A trade-off: soft labels are more robust, but less accurate"),
-        ((900, 500), (800, 500), "Soft labels are ahead on clean images; no difference"),
-        ((900, 510), (895, 500), "No difference is shown between soft labels and the baseline"),
-        ((800, 500), (900, 500), "The baseline is ahead on clean images; no difference"),
-        ((900, 500), (800, 600), "A trade-off: the baseline is more robust, but less accurate"),
-        ((900, 500), (900, 600), "The baseline is ahead on robustness; no difference"),
+        ((900, 600), (800, 500), "The student is ahead: more robust, and more accurate on clean"),
+        ((900, 600), (900, 500), "The student is more robust; no difference is shown on clean"),
+        ((800, 600), (900, 500), "A trade-off: the student is more robust, the baseline more acc"),
+        ((900, 500), (800, 500), "The student is more accurate on clean images; no difference in"),
+        ((900, 503), (900, 500), "No difference is shown between the baseline and the student"),
+        ((800, 500), (900, 500), "The baseline is more accurate on clean images; no difference"),
+        ((900, 500), (800, 600), "A trade-off: the baseline is more robust, the student more acc"),
+        ((900, 500), (900, 600), "The baseline is more robust; no difference is shown on clean"),
         ((800, 500), (900, 600), "The baseline is ahead: more robust, and more accurate"),
+        # Six images that only one has right: p = 0.031, seven: 0.016.
+        ((900, 500), (900, 506), "The baseline may be more robust (p = 0.031); no difference"),
+        ((900, 500), (906, 507), "The baseline is more robust; the baseline may be more accurate"),
     ],
 )
 def test_the_headline_says_who_is_ahead_whoever_it_is(facts, student, baseline, headline):
-    """All nine outcomes."""
+    """As far as the paired test shows it, whatever the intervals of the accuracies."""
     assert verdict_of(facts, student, baseline).headline.startswith(headline)
 
 
-def test_a_difference_within_the_intervals_is_not_claimed(facts):
-    """Three points of 1,000 images are not enough, and the sentence says so."""
-    verdict = verdict_of(facts, (900, 530), (900, 500))
-    assert "neither is shown to be better" in verdict.sentence
-    assert "ahead" not in verdict.headline
-    assert verdict.robust.outcome == 0
+def test_overlapping_intervals_are_no_test(facts):
+    """7.5 points less of 200 images at p = 0.049: the intervals overlap far, and it is no tie."""
+    autoattack = (right(97, 200) & ~right(33, 200), right(79, 200))
+    scores = (scores_of(180, int(a.sum()), n=200) for a in autoattack)
+    clean = (right(180, 200),) * 2
+    found = with_answers(facts, *scores, clean=clean, autoattack=autoattack)
+    verdict = judge_student(found)
+    assert verdict.robust.student.high > verdict.robust.baseline.low
+    assert verdict.headline.startswith("The baseline may be more robust (p = 0.049); no")
+    assert "a difference of \u22127.5 points" in verdict.sentence
 
 
-def test_the_sentence_has_both_accuracies_with_n_and_intervals(facts):
+def test_the_report_says_what_compare_and_the_page_of_two_say(facts):
+    """One way to a verdict: but for the names, the same words."""
+    found = with_answers(
+        facts,
+        scores_of(900, 600),
+        scores_of(880, 560),
+        clean=(right(900), right(880, last=True)),
+        autoattack=(right(600), right(560)),
+    )
+    report = judge_student(found)
+    sides = [
+        Judged(name, measured_of(one))
+        for name, one in (("the student", found.scores), ("the baseline", found.baseline_scores))
+    ]
+    assert judge(*sides, found.comparison).headline == report.headline
+    assert report.headline.startswith("The student is more robust; no difference is shown on")
+
+
+def test_the_sentence_has_accuracies_and_their_difference(facts):
     """All that a reader needs to judge for himself."""
-    sentence = judge(facts).sentence.replace("\u00a0", " ")
-    for text in (
-        "599 test images",
-        "97.7 % (95 % interval 96.1 to 98.6 %)",
-        "75.0 % (71.3 to 78.3 %)",
-    ):
-        assert text in sentence
-    assert "trained on soft labels" in sentence
-    assert "the baseline on one-hot labels gets 97.2 % (95.5 to 98.2 %) and 72.0 %" in sentence
-    assert "under AutoAttack at ε = 0.15" in sentence
+    verdict = judge_student(facts)
+    sentence = verdict.sentence.replace("\u00a0", " ")
+    start = (
+        "Of the same 599 test images, the student on soft labels gets 75.0 % right under "
+        "AutoAttack at ε = 0.15 and the baseline on one-hot labels 72.0 %, a difference of +3.0 "
+        "points (95 % interval \u2212"
+    )
+    assert sentence.startswith(start)
+    assert "97.7 % right on clean images and the baseline 97.2 %, a difference of +0.5" in sentence
     assert sentence.count(". ") == 0
-
-
-def test_a_mixed_outcome_names_which_is_which(facts):
-    """The conclusion splits by measure."""
-    sentence = verdict_of(facts, (800, 600), (900, 500)).sentence
-    assert "the student is better in robust accuracy" in sentence
-    assert "the baseline is better in clean accuracy" in sentence
+    assert verdict.robust.outcome.startswith("= No difference shown: +3.0 points, p = 0.")
 
 
 def test_without_a_baseline_nothing_is_compared(facts):
-    """The number stands alone and says so."""
-    verdict = judge(replace(facts, baseline=None, baseline_scores=None))
+    """The number stands alone with its interval, and says so."""
+    nothing = {"baseline": None, "baseline_scores": None, "comparison": None}
+    verdict = judge_student(replace(facts, **nothing))
     assert "nothing to compare it to" in verdict.headline
     assert "no baseline" in verdict.sentence
-    assert verdict.robust.outcome is None
-    assert verdict.scope == ""
+    assert "75.0 % (95 % interval 71.3 to 78.3 %)" in verdict.sentence.replace("\u00a0", " ")
+    assert verdict.robust.outcome == verdict.scope == ""
+
+
+def test_without_answers_by_image_nothing_is_claimed(runs, gather):
+    """An evaluation of before: both numbers are in the table."""
+    (runs / "baseline-evaluation/per_sample.npz").unlink()
+    verdict = judge_student(gather(runs))
+    assert verdict.headline == "The student and the baseline cannot be compared image by image"
+    assert "is not compared: no results by image of the baseline." in verdict.sentence
+    assert verdict.robust.baseline is None
+
+
+def test_answers_of_another_evaluation_are_refused(runs, gather):
+    """They would be paired under numbers that they are not of."""
+    path = runs / "evaluation/per_sample.npz"
+    with np.load(path) as content:
+        arrays = dict(content)
+    np.savez(path, **arrays | {"correct_clean": np.ones_like(arrays["correct_clean"])})
+    with pytest.raises(ResultError) as caught:
+        gather(runs)
+    assert (caught.value.where, caught.value.found) == (str(path), "1.0000")
 
 
 def test_without_autoattack_pgd_is_compared_and_said_to_be_weaker(facts):
     """One model without it is enough: unequal attacks have no order."""
-    verdict = verdict_of(facts, (900, None), (900, 480))
+    answers = {"clean": (right(900), right(900)), "pgd": (right(500), right(480))}
+    sides = scores_of(900, None), attacked(scores_of(900, 470), pgd_accuracy=0.48)
+    verdict = judge_student(with_answers(facts, *sides, **answers))
     assert "PGD" in verdict.robust.title
     assert "AutoAttack" not in verdict.sentence
     assert any("no claim of robustness" in caveat for caveat in verdict.caveats)
 
 
 def test_models_attacked_at_different_eps_are_not_compared(facts):
-    """A weaker attack would win."""
-    other = scores_of(900, 900, eps=4 / 255)
-    verdict = judge(replace(facts, scores=scores_of(900, 500), baseline_scores=other))
+    """A weaker attack would win; on clean images they are."""
+    answers = {"clean": (right(900),) * 2, "autoattack": (right(500), right(900))}
+    sides = scores_of(900, 500), scores_of(900, 900, eps=4 / 255)
+    verdict = judge_student(with_answers(facts, *sides, **answers))
     assert verdict.robust.baseline is None
-    assert any("another ε (4/255)" in caveat for caveat in verdict.caveats)
+    assert verdict.headline.endswith("on clean images; robustness is not compared")
+    assert any("linf 0.03137 against linf 0.01569" in caveat for caveat in verdict.caveats)
 
 
 def test_warnings_of_autoattack_are_passed_on(facts):
     """They say that its verdict may be too kind."""
     flagged = scores_of(900, 500, flags=("zero gradients",))
-    verdict = judge(replace(facts, scores=flagged, baseline_scores=scores_of(900, 500)))
+    verdict = judge_student(replace(facts, scores=flagged))
     assert "AutoAttack warns of the student: zero gradients" in verdict.caveats
 
 
@@ -108,7 +160,7 @@ def test_a_baseline_that_was_trained_otherwise_is_a_caveat(facts):
     assert differences(facts.student, unlike) == ["epochs"]
     assert any(
         "differ in how they were trained: epochs" in c
-        for c in judge(replace(facts, baseline=unlike)).caveats
+        for c in judge_student(replace(facts, baseline=unlike)).caveats
     )
 
 
@@ -127,31 +179,25 @@ OURS = scores_of(900, 600, data_fingerprint="a" * 64)
 PGD = scores_of(900, None)
 AUTO = {"version": "standard", "package": "0.2"}
 UNLIKE = {
-    "other test images": (
-        OURS,
-        scores_of(800, 500, data_fingerprint="b" * 64),
-        "was measured on other test images",
-    ),
-    "fewer images": (OURS, scores_of(160, 100, n=200), "another number of test images (200)"),
     "steps of PGD": (
         attacked(PGD, attacks=(row("pgd", steps=10, restarts=1),)),
         attacked(PGD, pgd_accuracy=0.1, attacks=(row("pgd", steps=50, restarts=5),)),
-        "was attacked otherwise (PGD: other settings (steps, restarts))",
+        "pgd: other settings (steps, restarts)",
     ),
     "steps of older PGD": (
         scores_of(900, None, attacks=({"name": "PGD", "steps": 10},)),
         attacked(scores_of(800, None, attacks=({"name": "PGD", "steps": 50},)), pgd_accuracy=0.1),
-        "was attacked otherwise (PGD-10: other settings)",
+        "pgd: other settings",
     ),
     "AutoAttack's version": (
         attacked(OURS, attacks=(row("autoattack", **AUTO),)),
         attacked(scores_of(800, 500), attacks=(row("autoattack", **AUTO | {"version": "rand"}),)),
-        "was attacked otherwise (AutoAttack: other settings (version))",
+        "autoattack: other settings (version)",
     ),
     "a first look": (
         attacked(PGD, quick=True),
         attacked(PGD, pgd_accuracy=0.1),
-        "one is a first look",
+        "pgd: one is a first look",
     ),
 }
 
@@ -159,12 +205,12 @@ UNLIKE = {
 @pytest.mark.parametrize(("mine", "other", "reason"), UNLIKE.values(), ids=UNLIKE.keys())
 def test_what_was_measured_otherwise_is_not_compared(facts, mine, other, reason):
     """A weaker attack makes no better model: no claim, and the reason."""
-    verdict = judge(replace(facts, scores=mine, baseline_scores=other))
-    assert verdict.headline.endswith("with nothing to compare it to")
-    assert verdict.robust.outcome is verdict.clean.outcome is None
-    assert "the baseline was measured otherwise and is not compared" in verdict.sentence
-    (caveat,) = [text for text in verdict.caveats if "so it is not compared" in text]
-    assert reason in caveat
+    attack = reason.partition(":")[0]
+    answers = {"clean": (right(900),) * 2, attack: (right(500), right(100))}
+    verdict = judge_student(with_answers(facts, mine, other, **answers))
+    assert verdict.headline.endswith("robustness is not compared")
+    assert verdict.robust.paired is None
+    assert f"Not compared: {reason}." in verdict.caveats
 
 
 def test_other_settings_of_an_attack_that_is_not_claimed_do_not_matter(facts):
@@ -173,26 +219,31 @@ def test_other_settings_of_an_attack_that_is_not_claimed_do_not_matter(facts):
         attacked(scores, attacks=(row("pgd", steps=steps), row("autoattack", **AUTO)))
         for scores, steps in ((scores_of(900, 600), 10), (scores_of(800, 500), 50))
     )
-    assert judge(replace(facts, scores=mine, baseline_scores=other)).robust.outcome == 1
+    both = {"clean": (right(900), right(800)), "autoattack": (right(600), right(500))}
+    verdict = judge_student(with_answers(facts, mine, other, **both))
+    assert verdict.headline.startswith("The student is ahead")
 
 
-@pytest.mark.parametrize("auto", [500, None], ids=["AutoAttack", "PGD alone"])
-def test_a_smaller_bound_than_the_headlines_is_said(facts, auto):
+def test_a_smaller_bound_than_the_headlines_is_said(facts):
     """One image that only another attack broke is enough, and none is not."""
-    scores = scores_of(900, auto)
+    scores = scores_of(900, 500)
     bound = attacked(scores, attacks=(row("all-attacks", 0.499),))
     equal = attacked(scores, attacks=(row("all-attacks", 0.5),))
-    (caveat,) = [
-        text
-        for text in judge(replace(facts, scores=bound, baseline_scores=equal)).caveats
-        if "All attacks together" in text
-    ]
-    assert "leave 49.9\u00a0% (0.0 to 100.0\u00a0%) of the student right, less than" in caveat
+    found = judge_student(replace(facts, scores=bound, baseline_scores=equal, comparison=None))
+    (caveat,) = [text for text in found.caveats if "All attacks together" in text]
+    assert "leave 49.9\u00a0% (95 % interval 0.0 to 100.0\u00a0%) of the student" in caveat
+
+
+def test_without_autoattack_all_attacks_together_are_the_bound(facts):
+    """PGD alone leaves more."""
+    bound = attacked(scores_of(900, None), attacks=(row("all-attacks", 0.4),))
+    alone = replace(facts, scores=bound, baseline=None, baseline_scores=None, comparison=None)
+    assert judge_student(alone).headline.startswith("40.0\u00a0% robust accuracy")
 
 
 def test_what_the_intervals_leave_out_is_said(facts):
     """One seed is one seed."""
-    assert "another seed" in judge(facts).scope
+    assert "several seeds decide" in judge_student(facts).scope
 
 
 def test_the_axis_holds_all_intervals(facts):
@@ -210,21 +261,16 @@ def test_a_quick_look_is_no_result(facts):
     scores = scores_of(900, None, eps=facts.scores.metrics.eps)
     quick = replace(scores, metrics=scores.metrics.model_copy(update={"quick": True}))
     for changes in ({"scores": quick}, {"baseline_scores": quick}):
-        assert any("quick look" in caveat for caveat in judge(replace(facts, **changes)).caveats)
-    assert not any("quick look" in caveat for caveat in judge(facts).caveats)
+        found = judge_student(replace(facts, **changes, comparison=None))
+        assert any("quick look" in caveat for caveat in found.caveats)
+    assert not any("quick look" in caveat for caveat in judge_student(facts).caveats)
 
 
-def test_different_norms_are_not_compared(facts):
-    """A radius of one says nothing of the other; the norm that is not usual is named."""
-    scores = scores_of(900, 500, eps=0.5)
-    metrics = scores.metrics.model_copy(update={"norm": "l2"})
-    found = replace(facts, scores=replace(scores, metrics=metrics), baseline_scores=scores)
-    verdict = judge(found)
-    assert verdict.robust.baseline is None
+def test_a_norm_that_is_not_usual_is_named(facts):
+    """A radius of one says nothing of the other."""
+    scores = attacked(scores_of(900, 500, eps=0.5), norm="l2")
+    verdict = judge_student(replace(facts, scores=scores))
     assert verdict.robust.title == "under AutoAttack at ε = 0.5 in L2"
-    assert (
-        "The baseline was attacked in another norm (L∞), so it is not compared." in verdict.caveats
-    )
 
 
 FAILS = f"3 of 9 images stand although every pixel may take any value: {ATTACK_FAILS}"
@@ -237,7 +283,7 @@ def test_an_attack_that_fails_takes_the_headline(facts, name):
     sides = {"student": scores_of(900, 600), "baseline": scores_of(900, 500)}
     sides[name] = attacked(sides[name], warnings=(FAILS,))
     found = replace(facts, scores=sides["student"], baseline_scores=sides["baseline"])
-    verdict = judge(found)
+    verdict = judge_student(found)
     assert verdict.headline == f"The {name}'s robust accuracy cannot be believed: the attack fails"
     assert f"The evaluation warns of the {name}: {FAILS}" in verdict.caveats
 
@@ -246,8 +292,8 @@ def test_every_warning_of_an_evaluation_is_a_caveat_once(facts):
     """AutoAttack's are in settings.json, too."""
     scores = scores_of(900, 600, flags=("zero gradients",))
     warned = attacked(scores, warnings=(SCALE, "AutoAttack: zero gradients"))
-    verdict = judge(replace(facts, scores=warned, baseline_scores=scores_of(900, 500)))
-    assert "ahead on robustness" in verdict.headline
+    verdict = judge_student(replace(facts, scores=warned, baseline_scores=scores_of(900, 500)))
+    assert "cannot be believed" not in verdict.headline
     assert [text for text in verdict.caveats if " warns of " in text] == [
         "AutoAttack warns of the student: zero gradients",
         f"The evaluation warns of the student: {SCALE}",

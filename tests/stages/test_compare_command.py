@@ -26,7 +26,7 @@ def test_a_table_and_what_differs(ltd_pipe, two_runs):
     """Both runs, then each attack: points, interval, images, p."""
     outcome = ltd_pipe("compare", "data/baseline-metrics.json", "data")
     assert outcome.code == 0, outcome.err
-    head, first, second, title, clean, attacked, note = outcome.out.splitlines()
+    head, first, second, title, clean, attacked, verdict, note = outcome.out.splitlines()
     assert head.split() == ["accuracy", "of", "images", "within", "clean", "autoattack"]
     assert first.split() == ["data/baseline-metrics.json", "40", "linf", "0.1", "97.50%", "50.00%"]
     assert second.split() == ["data", "40", "linf", "0.1", "97.50%", "75.00%"]
@@ -34,6 +34,7 @@ def test_a_table_and_what_differs(ltd_pipe, two_runs):
     assert clean.startswith("  clean       +0.00 points")
     assert "+25.00 points (95 % interval +1" in attacked
     assert attacked.endswith("right alone on 10, wrong alone on 0 of 40  p = 0.002")
+    assert verdict == "  Data is more robust; no difference is shown on clean images"
     assert note.startswith("p: McNemar's exact test")
 
 
@@ -45,6 +46,7 @@ def test_json_has_the_same_numbers(ltd_pipe, two_runs):
     paired = comparison["paired"]["autoattack"]
     assert (paired["gained"], paired["lost"], paired["difference"]) == (10, 0, 0.25)
     assert paired["p"] == pytest.approx(2 / 2**10)
+    assert comparison["headline"].startswith("Data is more robust")
 
 
 def test_one_run_is_shown_alone(ltd_pipe, two_runs):
