@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from pipeline.errors import MissingError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["code_digest", "digest", "hardware", "processor", "sha256_file", "software"]
+__all__ = ["code_digest", "commit", "digest", "hardware", "processor", "sha256_file", "software"]
 
 # What can change a result; the rest of the lock file cannot.
 _PACKAGES = ("torch", "torchvision", "numpy", "zarr", "ffcv", "timm", "pyautoattack")
@@ -50,6 +51,20 @@ def code_digest() -> str:
     for path in sorted(root.rglob("*.py")):
         total.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return total.hexdigest()
+
+
+def commit() -> str | None:
+    """The git commit of the working folder, with `+` where files differ from it; or None."""
+    # What DVC's users commit, data aside; untracked files are their notes.
+    asked = ("rev-parse --short=12 HEAD", "status --porcelain --untracked-files=no")
+    try:
+        head, changes = (
+            subprocess.check_output(["git", *words.split()], stderr=subprocess.DEVNULL, text=True)  # noqa: S603, S607
+            for words in asked
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.strip() + "+" * bool(changes)
 
 
 def software() -> dict[str, str]:

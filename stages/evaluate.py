@@ -157,7 +157,12 @@ def _publish(
     state = _state_of(metrics, params, settings, test.device, sources, corruptions)
     result = _measure(measured, test, params, state, sources, corrupted)
     pictures = examples(
-        measured.model, test, params.evaluate, count=_examples(params), seed=params.seed
+        measured.model,
+        test,
+        params.evaluate,
+        count=_examples(params),
+        seed=params.seed,
+        scores=result.scores,
     )
     _write(result, measured, pictures, settings, out)
     numbers = metrics_of(result, params.evaluate, quick=quick)

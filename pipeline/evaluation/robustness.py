@@ -277,7 +277,13 @@ def _chosen(test: TestImages, count: int | None, seed: int) -> torch.Tensor:
 
 
 def examples(
-    model: Classifier, test: TestImages, params: EvaluateParams, *, count: int, seed: int
+    model: Classifier,
+    test: TestImages,
+    params: EvaluateParams,
+    *,
+    count: int,
+    seed: int,
+    scores: Sequence[Score] = (),
 ) -> dict[str, NDArray[Any]]:
     """Some test images, clean and attacked by PGD-20, with both predictions.
 
@@ -288,8 +294,10 @@ def examples(
     test : TestImages
     params : EvaluateParams
     count : int
-        The first so many.
     seed : int
+    scores : sequence of Score, optional
+        Of all images: the first that PGD broke and the first that stood are taken in equal
+        parts, as far as there are such. Without them, the first images.
 
     Returns
     -------
@@ -297,7 +305,7 @@ def examples(
         `clean` uint8 and `adversarial` float32 of shape (M, C, H, W); `label`, `index`,
         `clean_prediction`, `adversarial_prediction` int64 of shape (M,).
     """
-    rows = torch.arange(min(count, len(test)))
+    rows = _telling(len(test), count, {score.key: score.standing for score in scores})
     images, labels, index = test.take(rows)
     key, ball = rng.stream_key(seed, "example-start"), Ball(params.norm, params.eps)
     attacked = attack_images(model, images, labels, index, ball=ball, steps=CURVE_STEPS, key=key)
@@ -314,3 +322,12 @@ def examples(
         "clean_prediction": before.cpu().numpy(),
         "adversarial_prediction": after.cpu().numpy(),
     }
+
+
+def _telling(n: int, count: int, standing: dict[str, torch.Tensor]) -> torch.Tensor:
+    rows = torch.arange(n)
+    if "pgd" not in standing:
+        return rows[:count]
+    stood, wrong = rows[standing["pgd"]], rows[~standing["clean"]]
+    fell = rows[standing["clean"] & ~standing["pgd"]][: max(count // 2, count - len(stood))]
+    return torch.cat([fell, stood[: count - len(fell)], wrong])[:count]

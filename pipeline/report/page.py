@@ -16,7 +16,7 @@ from pipeline.report.gallery import attacked_pictures, magnification_text, soft_
 from pipeline.report.origin import parameter_table, sources, version_table
 from pipeline.report.rendering import render
 from pipeline.report.scores import CURVE_ATTACK
-from pipeline.report.table import results_table
+from pipeline.report.table import class_table, results_table
 from pipeline.report.verdict import judge_student
 
 if TYPE_CHECKING:
@@ -47,6 +47,23 @@ def _not_measured(facts: Facts) -> dict[str, str]:
     return {name: ", ".join(lacks) for name, lacks in found.items() if lacks}
 
 
+def _made(facts: Facts) -> str:
+    """How the student came about, as far as its run says so."""
+    run, params = facts.student, facts.student.facts.params
+    commit = run.timing.commit if run.timing else None
+    told = {
+        "objective": params.get("objective"),
+        "epochs": params.get("epochs"),
+        "commit": commit,
+    }
+    parts = (
+        f"{value} epochs" if what == "epochs" else f"{what} {value}"
+        for what, value in told.items()
+        if value is not None
+    )
+    return ", ".join(parts)
+
+
 def _content(facts: Facts) -> dict[str, Any]:
     names, rows = results_table(facts)
     class_names = facts.student.facts.class_names
@@ -55,8 +72,10 @@ def _content(facts: Facts) -> dict[str, Any]:
     return {
         "facts": facts,
         "verdict": judge_student(facts),
+        "made": _made(facts),
         "models": names,
         "rows": rows,
+        "classes": class_table(facts),
         "not_measured": _not_measured(facts),
         "figures": curve_figures(facts),
         "calibration": calibration_figures(facts),

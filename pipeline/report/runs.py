@@ -97,6 +97,7 @@ class Timing(Document):
 
     seconds: float = Field(ge=0)
     images_per_second: float = Field(ge=0)
+    commit: str | None = None
 
 
 @dataclass(frozen=True)

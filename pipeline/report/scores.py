@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
@@ -20,6 +20,7 @@ __all__ = [
     "CURVE_ATTACK",
     "AttackRow",
     "AttackSettings",
+    "ClassScore",
     "CorruptedSets",
     "EpsPoint",
     "Metrics",
@@ -129,6 +130,20 @@ class EpsPoint(Document):
     n: int | None = Field(None, ge=1)
 
 
+class ClassScore(Document):
+    """One class's images under one attack, in per_class.json."""
+
+    n: int = Field(ge=0)
+    accuracy: Share | None
+    low: Share
+    high: Share
+
+    @property
+    def score(self) -> Score | None:
+        """As other accuracies; None where the class has no images."""
+        return None if self.accuracy is None else Score(self.accuracy, self.low, self.high, self.n)
+
+
 class AttackSettings(Document):
     """One attack of settings.json."""
 
@@ -168,12 +183,15 @@ class Scores:
     settings : Settings
     reliability : Reliability or None
         Accuracy by confidence; None of an evaluation that did not write it.
+    by_class : dict of str to dict
+        For each class its scores by the attack's key; empty likewise.
     """
 
     metrics: Metrics
     by_eps: tuple[EpsPoint, ...]
     settings: Settings
     reliability: Reliability | None = None
+    by_class: dict[str, dict[str, ClassScore]] = field(default_factory=dict)
 
     @property
     def checkpoint_sha256(self) -> str | None:
@@ -251,7 +269,7 @@ def read_scores(metrics: Path, folder: Path | None) -> Scores:
     metrics : Path
         metrics.json.
     folder : Path or None
-        Holds settings.json, by_eps.json and reliability.json; each may be missing.
+        Holds settings.json, by_eps.json, reliability.json and per_class.json; each may be missing.
 
     Raises
     ------
@@ -269,7 +287,18 @@ def read_scores(metrics: Path, folder: Path | None) -> Scores:
         said = (found.checkpoint_sha256, found.norm, found.eps, found.n)
         require_one_evaluation(*said, settings, folder / "settings.json")
     by_eps = () if folder is None else read_by_eps(folder)
-    return Scores(found, by_eps, settings, _reliability(found, folder))
+    return Scores(found, by_eps, settings, _reliability(found, folder), _by_class(folder))
+
+
+def _by_class(folder: Path | None) -> dict[str, dict[str, ClassScore]]:
+    path = None if folder is None else folder / "per_class.json"
+    if path is None or not path.exists():
+        return {}
+    rows = read_result(path, list[dict[str, ClassScore | str]], _COMMAND)
+    return {
+        str(row.get("class")): {k: one for k, one in row.items() if isinstance(one, ClassScore)}
+        for row in rows
+    }
 
 
 def read_by_eps(folder: Path) -> tuple[EpsPoint, ...]:

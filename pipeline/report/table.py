@@ -11,9 +11,12 @@ from pipeline.report.wording import eps_text, interval_text, norm_text, percent_
 if TYPE_CHECKING:
     from pipeline.report.facts import Facts
     from pipeline.report.runs import Run
-    from pipeline.report.scores import Scores
+    from pipeline.report.scores import ClassScore, Scores
 
-__all__ = ["Cell", "Row", "results_table"]
+__all__ = ["Cell", "Row", "class_table", "results_table"]
+
+# Classes in the table of these: those of the lowest robust accuracy.
+_MOST_CLASSES = 20
 
 _ATTACKS = {"apgd-ce": "APGD-CE", "apgd-t": "APGD-T", "fab-t": "FAB-T", "square": "Square"}
 
@@ -36,7 +39,7 @@ class Row:
     cells : tuple of Cell
         One per model.
     kind : str
-        `main`, or `part` for a step of the attack above it.
+        `main`, `part` for a step of the attack above it, or `bound` for all attacks together.
     """
 
     title: str
@@ -86,9 +89,46 @@ def results_table(facts: Facts) -> tuple[tuple[str, ...], tuple[Row, ...]]:
             kind="part",
         ),
         Row("Test images", "", tuple(Cell(f"{n:,}" if (n := _n(c)) else "") for c in columns)),
+        # What a determined attacker leaves is below all of them.
+        Row("All attacks together", _threats(columns), _attack(columns, _TOGETHER), kind="bound"),
     ]
     found = [row for row in rows if any(cell.number for cell in row.cells)]
     return tuple(column.run.name for column in columns), tuple(found)
+
+
+def class_table(facts: Facts) -> tuple[tuple[str, ...], tuple[Row, ...]]:
+    """Accuracy of each class, the lowest under attack first; at most 20 classes.
+
+    Returns
+    -------
+    tuple
+        Titles of the columns, clean and under attack for each model, and the rows; both empty
+        where the student's evaluation has none.
+    """
+    every = {"student": facts.scores, "baseline": facts.baseline_scores}
+    models = {name: one.by_class for name, one in every.items() if one is not None and one.by_class}
+    if "student" not in models:
+        return (), ()
+    order = ("all-attacks", "autoattack", "pgd")
+    # One attack for all: unequal ones have no order.
+    there = [set.intersection(*(set(row) for row in one.values())) for one in models.values()]
+    attack = next((key for key in order if all(key in keys for keys in there)), None)
+    keys = ("clean", *filter(None, [attack]))
+    named = {row.key: row.name for row in facts.scores.metrics.attacks}
+    titles = {"clean": "clean", attack: named.get(str(attack), str(attack))}
+
+    def worst(row: dict[str, ClassScore]) -> float:
+        accuracy = row[keys[-1]].accuracy
+        return 2 if accuracy is None else accuracy
+
+    names = sorted(models["student"], key=lambda name: worst(models["student"][name]))
+    rows = []
+    for name in names[:_MOST_CLASSES]:
+        found = [one.get(name, {}).get(key) for one in models.values() for key in keys]
+        n = models["student"][name]["clean"].n
+        cells = tuple(_cell(one.score if one else None) for one in found)
+        rows.append(Row(name, f"{n:,} image{'s' * (n != 1)}", cells))
+    return tuple(f"{model}, {titles[key]}" for model in models for key in keys), tuple(rows)
 
 
 def _n(column: _Column) -> int | None:
@@ -138,13 +178,10 @@ def _attacked(columns: list[_Column]) -> list[Row]:
     def cells(name: str) -> tuple[Cell, ...]:
         return tuple(_cell(c.scores.score(name) if c.scores else None) for c in columns)
 
-    at = " / ".join(sorted({_threat(c.scores) for c in columns if c.scores is not None}))
+    at = _threats(columns)
     versions = {c.scores.metrics.autoattack_version for c in columns if c.scores is not None}
     version = " / ".join(sorted(filter(None, versions)))
-    rows = [
-        Row(name, at, tuple(_cell(c.scores.attack(key) if c.scores else None) for c in columns))
-        for key, name in _more_attacks(columns).items()
-    ]
+    rows = [Row(name, at, _attack(columns, key)) for key, name in _more_attacks(columns).items()]
     rows += [
         Row(_pgd_names(columns), at, cells("pgd_accuracy")),
         Row("AutoAttack", "; ".join(filter(None, (at, version))), cells("autoattack_accuracy")),
@@ -157,8 +194,17 @@ def _attacked(columns: list[_Column]) -> list[Row]:
     return rows
 
 
+def _attack(columns: list[_Column], key: str) -> tuple[Cell, ...]:
+    return tuple(_cell(c.scores.attack(key) if c.scores else None) for c in columns)
+
+
+def _threats(columns: list[_Column]) -> str:
+    return " / ".join(sorted({_threat(c.scores) for c in columns if c.scores is not None}))
+
+
 # They have rows of their own.
-_OWN_ROWS = {"clean", "pgd", "autoattack"}
+_TOGETHER = "all-attacks"
+_OWN_ROWS = {"clean", "pgd", "autoattack", _TOGETHER}
 
 
 def _more_attacks(columns: list[_Column]) -> dict[str, str]:

@@ -255,7 +255,7 @@ def save_results(
     last : bool
         Keep the last weights too.
     """
-    write_json(out / "timing.json", timing)
+    write_json(out / "timing.json", timing | {"commit": provenance.commit()})
     if last:
         row = fit.progress.history[-1]
         save_classifier(fit.average.model, out / "last.safetensors", **facts | _chosen(row))

@@ -10,6 +10,7 @@ from torch import nn
 from pipeline.errors import ModelError
 from pipeline.evaluation.lines import result_lines
 from pipeline.evaluation.robustness import Said, Source, evaluate, examples
+from pipeline.evaluation.score import Score
 from pipeline.evaluation.summary import metrics_of, per_class, per_sample
 from pipeline.models.classifier import Classifier
 from pipeline.params import EvaluateParams
@@ -222,3 +223,26 @@ def test_examples_show_what_the_attack_did(model, images, norm):
     with torch.no_grad():
         assert found["adversarial_prediction"].tolist() == model(adversarial).argmax(1).tolist()
     assert found["label"].tolist() == images.labels[:5].tolist()
+
+
+@pytest.mark.parametrize(
+    ("fell", "stood", "expected"),
+    [
+        ((1, 4, 6, 7), (0, 2, 3, 5), [1, 4, 0, 2]),
+        ((7,), (0, 1, 2, 3), [7, 0, 1, 2]),
+        ((1, 2, 3), (), [1, 2, 3, 0]),
+        ((), (5,), [5, 0, 1, 2]),
+    ],
+    ids=["both", "few that fell", "none stood", "most are wrong before"],
+)
+def test_examples_hold_images_that_fell_beside_images_that_stood(
+    model, images, fell, stood, expected
+):
+    """The first of each kind; images that are wrong when clean only where others lack."""
+    pgd = torch.zeros(len(images), dtype=torch.bool)
+    pgd[list(stood)] = True
+    clean = pgd.clone()
+    clean[list(fell)] = True
+    scores = [Score("clean", "clean", clean), Score("pgd", "PGD", pgd)]
+    found = examples(model, images, EvaluateParams(eps=EPS), count=4, seed=0, scores=scores)
+    assert found["index"].tolist() == images.index[expected].tolist()

@@ -37,3 +37,25 @@ def read(page):
     reader.feed(page)
     assert reader.open == []
     return reader
+
+
+class _Tables(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tables = []
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        if tag == "table":
+            self.tables.append((attributes, []))
+        elif tag == "tr":
+            self.tables[-1][1].append(0)
+        elif tag in ("td", "th"):
+            self.tables[-1][1][-1] += int(attributes.get("colspan", 1))
+
+
+def tables(page):
+    """Each table's attributes, and how many columns each of its rows fills."""
+    reader = _Tables()
+    reader.feed(page)
+    return reader.tables

@@ -7,9 +7,14 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from page_reader import read
+from page_reader import read, tables
+from pair_folders import gather as gather_two
+from pair_folders import write_pair
+from run_folders import edit_json, write_json
 
 from pipeline.report.page import render_page
+from pipeline.report.pair_page import render_pair
+from pipeline.report.table import class_table
 
 
 def test_the_page_is_well_formed_and_names_are_unique(page):
@@ -138,3 +143,45 @@ def test_what_an_evaluation_left_out_is_on_the_page(facts):
     text = render_page(replace(facts, scores=replace(facts.scores, metrics=metrics)))
     assert "Not measured of the student: corrupted images, L2." in text
     assert "Not measured of the baseline" not in text
+
+
+def test_a_phone_knows_how_many_columns_stand_beside_each_other(page, tmp_path):
+    """There a row is its name above its cells, in as many columns as its table's style says."""
+    write_pair(tmp_path)
+    for text in (page, render_pair(gather_two(tmp_path))):
+        shown = [one for one in tables(text) if one[0]["class"] != "bars"]
+        assert shown
+        for attributes, rows in shown:
+            assert {f"--columns: {filled - 1}" for filled in rows} == {attributes["style"]}
+
+
+def test_how_the_student_was_trained_stands_under_the_title(runs, gather):
+    """Objective, epochs and commit, as far as its run says so."""
+    assert "Trained with 30 epochs</p>" in render_page(gather(runs))
+    edit_json(runs / "student/timing.json", commit="0123456789ab+")
+    page = render_page(gather(runs))
+    assert "Trained with 30 epochs, commit 0123456789ab+</p>" in page
+    assert page.index("commit 0123456789ab+") < page.index('id="verdict"')
+
+
+def test_classes_that_fall_most_often_stand_first(runs, gather):
+    """Under the strongest attack that both were under; no more than 20 of many."""
+    shares = {"clean": {"zero": 0.9, "one": 0.8}, "all-attacks": {"zero": 0.3, "one": 0.1}}
+    for prefix in ("", "baseline-"):
+        rows = [
+            {
+                "class": name,
+                **{
+                    key: {"n": 10, "accuracy": share[name], "low": 0.0, "high": 1.0}
+                    for key, share in shares.items()
+                },
+            }
+            for name in ("zero", "one")
+        ]
+        write_json(runs / f"{prefix}evaluation/per_class.json", rows)
+    titles, found = class_table(gather(runs))
+    assert titles == tuple(f"{model}, {key}" for model in ("student", "baseline") for key in shares)
+    assert [row.title for row in found] == ["one", "zero"]
+    assert [cell.number[:4] for cell in found[0].cells] == ["80.0", "10.0"] * 2
+    text = " ".join("".join(read(render_page(gather(runs))).text).split())
+    assert "The 2 of 10 classes that are right least often under attack." in text

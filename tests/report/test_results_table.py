@@ -105,3 +105,16 @@ def test_corrupted_images_have_a_row(facts):
         "70.0\u00a0%",
         interval_text(*wilson_interval(140, 200), 200),
     )
+
+
+def test_all_attacks_together_are_the_last_row_and_a_bound(facts):
+    """Whatever order metrics.json has."""
+    scores = scores_of(900, 500)
+    row = {"n": 1000, "accuracy": 0.4, "low": 0.37, "high": 0.43}
+    listed = (AttackRow(key="all-attacks", name="all attacks together", **row),)
+    metrics = scores.metrics.model_copy(update={"attacks": listed})
+    found = replace(facts, scores=replace(scores, metrics=metrics), baseline=None, teacher=None)
+    last = results_table(found)[1][-1]
+    assert (last.title, last.kind) == ("All attacks together", "bound")
+    assert last.cells[0].number == "40.0\u00a0%"
+    assert [row.kind for row in results_table(found)[1]].count("bound") == 1

@@ -1,9 +1,12 @@
 """What surrounds a run: samples, initial weights and keys."""
 
+import subprocess
+
 import numpy as np
 import pytest
 import torch
 
+from pipeline import provenance
 from pipeline.errors import DataError, ParamsError
 from pipeline.images.split import validation_mask
 from pipeline.params import TrainParams
@@ -111,3 +114,18 @@ def test_what_decides_the_result_changes_the_key(train_beton, change):
 def test_how_often_snapshots_are_taken_does_not(train_beton):
     """It does not change the result."""
     assert key(train_beton, snapshot_minutes=1.0) == key(train_beton)
+
+
+def test_the_commit_of_the_working_folder_is_known_where_there_is_one(tmp_path, monkeypatch):
+    """With a mark where tracked files differ from it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert provenance.commit() is None
+    (tmp_path / "params.yaml").write_text("a: 1\n")
+    identity = ["-c", "user.name=x", "-c", "user.email=x@example.com"]
+    for words in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "first"]):
+        subprocess.run(["git", *words], check=True)
+    head = subprocess.check_output(["git", "rev-parse", "HEAD"], text=True)
+    assert provenance.commit() == head[:12]
+    (tmp_path / "params.yaml").write_text("a: 2\n")
+    assert provenance.commit() == f"{head[:12]}+"
