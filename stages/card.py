@@ -24,7 +24,12 @@ _RESULT = click.Path(path_type=Path, exists=True, dir_okay=False)
     show_default="evaluation beside --metrics",
     help="Folder that its evaluation left.",
 )
-@click.option("--audit", type=_RESULT, help="audit.json that 'ltd-pipe audit' left of it.")
+@click.option(
+    "--audit",
+    type=_RESULT,
+    show_default="audit/audit.json beside --metrics, where it is of this checkpoint",
+    help="What 'ltd-pipe audit' found of it.",
+)
 @click.option("--name", show_default="architecture and data set", help="What the model is called.")
 @click.option("--licence", help="Of the weights, as SPDX names it where it does.")
 @click.option(
@@ -53,7 +58,7 @@ def card(
     \b
     Example:
       ltd-pipe card student/model.safetensors --metrics data/metrics.json \\
-          --audit data/audit/audit.json --out student/README.md
+          --out student/README.md
     """
     from pipeline.evaluation.places import evaluation_beside
     from pipeline.export.card import format_card
@@ -66,6 +71,8 @@ def card(
     _refuse_other_text(out)
     if metrics is not None and evaluation is None:
         evaluation = evaluation_beside(metrics)
+    if metrics is not None and audit is None:
+        audit = _audit_beside(metrics, checkpoint)
     facts = gather_card(
         checkpoint,
         metrics=metrics,
@@ -80,6 +87,20 @@ def card(
     for what, given in (("accuracy", facts.measured), ("gradient masking", facts.audit)):
         if given is None:
             click.echo(f"not in it: {what}", err=True)
+
+
+def _audit_beside(metrics: Path, checkpoint: Path) -> Path | None:
+    """The audit that the report finds; one of another model was not asked for, and is no error."""
+    from pipeline.evaluation.places import audit_beside
+    from pipeline.provenance import sha256_file
+    from pipeline.report.audit import Audit
+    from pipeline.report.results import read_result
+
+    path = audit_beside(metrics)
+    if not path.exists():
+        return None
+    found = read_result(path, Audit, "ltd-pipe audit").checkpoint_sha256
+    return path if found == sha256_file(checkpoint) else None
 
 
 def _refuse_other_text(out: Path) -> None:

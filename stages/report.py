@@ -121,7 +121,7 @@ def report(
 
 def _places(student: Path, metrics: Path, named: dict[str, Path]) -> Places:
     """Where the files are: those that were named, and those of the same run beside them."""
-    from pipeline.evaluation.places import evaluation_beside
+    from pipeline.evaluation.places import audit_beside, evaluation_beside
     from pipeline.report.facts import Places
 
     # What lies in data/ is of the student in data/: another one's would be refused.
@@ -137,7 +137,7 @@ def _places(student: Path, metrics: Path, named: dict[str, Path]) -> Places:
         "teacher": _TEACHER,
         "labels": _LABELS,
         "data": _DATA,
-        "audit": metrics.with_name("audit") / "audit.json",
+        "audit": audit_beside(metrics),
     }
     return Places(student=student, metrics=metrics, **beside | named)
 

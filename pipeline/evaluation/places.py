@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["evaluation_beside"]
+__all__ = ["audit_beside", "evaluation_beside"]
 
 
 def evaluation_beside(metrics: Path) -> Path:
@@ -16,3 +16,8 @@ def evaluation_beside(metrics: Path) -> Path:
     return metrics.with_name(
         f"{stem.removesuffix('metrics')}evaluation" if stem.endswith("metrics") else stem
     )
+
+
+def audit_beside(metrics: Path) -> Path:
+    """The audit.json of what was measured, where `audit` leaves it."""
+    return metrics.with_name("audit") / "audit.json"

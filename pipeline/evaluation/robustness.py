@@ -215,7 +215,8 @@ def _gradient_attacks(
     bench: Bench, params: EvaluateParams, ball: Ball, right: torch.Tensor, result: Evaluation
 ) -> None:
     main = GradientAttack("pgd", "cross entropy", params.pgd_steps, params.pgd_restarts)
-    for attack in (*map(parse_attack, params.attacks), main):
+    listed = [attack for attack in map(parse_attack, params.attacks) if attack.title != main.title]
+    for attack in (*listed, main):
         outcome = run_gradient_attack(bench, attack, ball, right, all_images=attack is main)
         facts = {**_threat(bench, ball), **attack.facts(ball.eps)}
         result.scores.append(Score(attack.key, attack.title, outcome.standing, facts))

@@ -181,7 +181,9 @@ def _measured(facts: CardFacts) -> Iterator[str]:
         + (" **A quick first look, no result.**" if found.quick else "")
     )
     head = ["accuracy", "share", "95 % interval", "of"]
-    yield table(head, (_row(key, score, found) for key, score in found.scores.items()))
+    # PGD of the list may be the main one over again, in evaluations of before.
+    rows = {_shown_name(key, found): _row(key, score, found) for key, score in found.scores.items()}
+    yield table(head, rows.values())
     yield (
         "Intervals are Wilson's: they cover the choice of test images, not that of the seed."
         + _calibration(found)
@@ -370,7 +372,8 @@ def _not_measured(facts: CardFacts) -> Iterator[str]:
     elif "autoattack" not in found.scores:
         yield "AutoAttack. Without it a robust accuracy is a first look, no claim."
     if found is not None:
-        yield from (code(what) for what in found.not_measured if what != "corrupted images")
+        told = ("corrupted images", "AutoAttack")
+        yield from (code(what) for what in found.not_measured if what not in told)
     if facts.audit is None:
         yield "Gradient masking."
     yield "Other training seeds: all numbers are of this one checkpoint."

@@ -65,3 +65,44 @@ def test_the_evaluation_of_other_metrics_is_the_one_beside_them(ltd_pipe, projec
     mixed = ["--metrics", metrics, "--evaluation", "data/evaluation", "--out", "card.md"]
     assert "is of another evaluation than the metrics" in ltd_pipe("card", STUDENT, *mixed).err
     assert ltd_pipe("card", teacher, "--metrics", metrics, "--out", "card.md").code == 0
+
+
+def write_audit(folder, checkpoint):
+    """An audit of a checkpoint that passed."""
+    finding = {"name": "live gradients", "count": 0, "n": 40, "limit": 0.05, "meaning": "dead"}
+    content = {
+        "checkpoint_sha256": sha256_file(checkpoint),
+        "passed": True,
+        "n": 40,
+        "eps": 0.1,
+        "findings": [finding | {"passed": True}],
+    }
+    folder.mkdir()
+    (folder / "audit.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("model", "lacks"), [("student", ""), ("teacher", "not in it: gradient masking\n")]
+)
+def test_the_audit_beside_the_metrics_is_taken_where_it_is_of_the_model(
+    ltd_pipe, project, model, lacks
+):
+    """As the report does; another model's was not asked for, and is left out."""
+    write_audit(project / "data/audit", project / f"data/{model}/model.safetensors")
+    outcome = ltd_pipe("card", STUDENT, "--metrics", "data/metrics.json", "--out", "card.md")
+    assert (outcome.code, outcome.err) == (0, lacks)
+    assert ("All 1 checks passed" in (project / "card.md").read_text()) == (not lacks)
+
+
+def test_no_attack_is_listed_twice(ltd_pipe, project):
+    """Neither the main PGD, where the list has it, too, nor AutoAttack that was not run."""
+    asked = ["--attacks", "fgsm,pgd-5", "--images", "10", "--force"]
+    assert ltd_pipe("evaluate", STUDENT, *asked).code == 0
+    (run,) = json.loads(ltd_pipe("compare", "data", "--json").out)["runs"]
+    assert list(run["scores"]) == ["clean", "fgsm", "pgd", "all_attacks"]
+    outcome = ltd_pipe("card", STUDENT, "--metrics", "data/metrics.json", "--out", "card.md")
+    assert outcome.code == 0, outcome.err
+    text = (project / "card.md").read_text()
+    assert text.count("| `PGD-5` |") == 1
+    lacks = text.partition("## Not measured")[2]
+    assert lacks.count("AutoAttack") == 1
