@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from pipeline.errors import MissingError, ParamsError
-from pipeline.params import load_params, parse_params
+from pipeline.params import load_params, parse_params, read_yaml
 
 MINIMAL = """
 prepare: {dataset: digits}
@@ -185,6 +185,33 @@ def test_parameters_cannot_be_changed_afterwards():
     """A run's parameters are frozen."""
     with pytest.raises(ValueError, match="frozen"):
         minimal().train.eps = 0.5
+
+
+DUPLICATES = {
+    "section": ("a: 1\ntrain: {b: 1}\nc: 2\ntrain: {b: 2}\n", "p.yaml: line 4", "line 2"),
+    "key": ("train:\n  eps: 1\n  eps: 2\n", "p.yaml: line 3", "line 2"),
+    "in one line": ("train: {eps: 1, eps: 2}\n", "p.yaml: line 1", "line 1"),
+    "quoted": ("seed: 1\n'seed': 1\n", "p.yaml: line 2", "line 1"),
+}
+
+
+@pytest.mark.parametrize("case", DUPLICATES)
+def test_a_key_that_is_there_twice_is_refused(tmp_path, monkeypatch, case):
+    """YAML's own reader takes the last one: half of a file would count for nothing."""
+    monkeypatch.chdir(tmp_path)
+    text, where, first = DUPLICATES[case]
+    Path("p.yaml").write_text(text)
+    with pytest.raises(ParamsError) as refusal:
+        load_params(Path("p.yaml"))
+    assert refusal.value.where == where
+    assert refusal.value.found.endswith(first)
+
+
+def test_equal_keys_of_different_sections_are_no_duplicates(tmp_path):
+    """Nor is a key that a merge brings, which the section's own overrides."""
+    path = tmp_path / "p.yaml"
+    path.write_text("a: &a {eps: 1}\nb: {<<: *a, eps: 2}\n")
+    assert read_yaml(path) == {"a": {"eps": 1}, "b": {"eps": 2}}
 
 
 FILES = [

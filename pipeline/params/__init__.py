@@ -5,7 +5,14 @@ fields are the options of the stage's command.
 """
 
 from pipeline.params.evaluate import EvaluateParams
-from pipeline.params.file import Common, Params, load_params, parse_params, parse_standalone
+from pipeline.params.file import (
+    Common,
+    Params,
+    load_params,
+    parse_params,
+    parse_standalone,
+    read_yaml,
+)
 from pipeline.params.fit import FitParams
 from pipeline.params.label import LabelParams
 from pipeline.params.prepare import PrepareParams
@@ -28,4 +35,5 @@ __all__ = [
     "load_params",
     "parse_params",
     "parse_standalone",
+    "read_yaml",
 ]

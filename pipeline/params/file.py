@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails
 
-__all__ = ["Common", "Params", "load_params", "parse_params", "parse_standalone"]
+__all__ = [
+    "Common",
+    "Params",
+    "load_params",
+    "parse_params",
+    "parse_standalone",
+    "read_yaml",
+]
 
 
 class Common(Section):
@@ -67,18 +74,53 @@ def load_params(path: Path, overrides: Mapping[str, str] | None = None) -> Param
     MissingError, ParamsError
         Naming the file and the key.
     """
+    return parse_params(read_yaml(path), overrides, where=str(path))
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file in which no key is given twice.
+
+    Raises
+    ------
+    MissingError, ParamsError
+    """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506  (a SafeLoader)
     except FileNotFoundError as error:
         raise MissingError(
             path,
             "no such parameter file",
             remedy="Run where params.yaml is, pass --params, or 'ltd-pipe recipe use NAME'.",
         ) from error
+    except _DuplicateKeyError as error:
+        key, first, second = error.args
+        raise ParamsError(
+            f"{path}: line {second}",
+            f"'{key}' is there twice",
+            found=f"the first in line {first}",
+            remedy="Only the last would count: make them one.",
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         first = str(error).replace("\n", " ")
         raise ParamsError(path, f"is not readable as YAML ({first})") from error
-    return parse_params(content, overrides, where=str(path))
+
+
+class _DuplicateKeyError(yaml.YAMLError):
+    """Of the key, and both lines."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice: YAML's own reader takes the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[tuple[str, str], yaml.Node] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                first = seen.setdefault((key.tag, key.value), key)
+                if first is not key:
+                    lines = (mark.line + 1 for mark in (first.start_mark, key.start_mark))
+                    raise _DuplicateKeyError(key.value, *lines)
+        return super().construct_mapping(node, deep)
 
 
 def parse_params(
@@ -120,7 +162,7 @@ def _override(content: dict[str, Any], key: str, value: str) -> None:
         if not isinstance(place, dict):
             raise ParamsError(key, f"'{section}' is a value, not a section")
     try:
-        place[name] = yaml.safe_load(value)
+        place[name] = yaml.load(value, _Loader)  # noqa: S506  (a SafeLoader)
     except yaml.YAMLError as error:
         raise ParamsError(key, "is not readable as YAML", found=repr(value)) from error
 

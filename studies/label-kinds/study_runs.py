@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 from match import smoothed_entropy
 from scipy import stats
 
 from pipeline.models.checkpoint import read_facts
+from pipeline.params import read_yaml
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -111,7 +111,7 @@ def read_arms(folder: Path) -> tuple[dict[str, Any], list[Arm]]:
     folder : Path
         Of the study; all its stages but the last have run.
     """
-    content = yaml.safe_load((folder / "arms.yaml").read_text(encoding="utf-8"))
+    content = read_yaml(folder / "arms.yaml")
     arms = [_read_arm(folder, arm, content["seeds"]) for arm in content["arms"]]
     by_name = {arm.name: arm for arm in arms}
     dropped = [
