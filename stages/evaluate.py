@@ -160,7 +160,7 @@ def _publish(
         measured.model,
         test,
         params.evaluate,
-        count=_examples(params),
+        count=params.evaluate.examples,
         seed=params.seed,
         scores=result.scores,
     )
@@ -171,13 +171,6 @@ def _publish(
     write_json(metrics, numbers)
     remove_state(state)
     return numbers
-
-
-def _examples(params: Params) -> int:
-    """How many pictures the report wants; its default where there is no params.yaml."""
-    from pipeline.params import ReportParams
-
-    return getattr(params, "report", ReportParams()).examples
 
 
 def _corrupted(folder: Path | None, measured: Measured) -> list[CorruptedSet]:
@@ -237,7 +230,7 @@ def _state_of(
     decided = {
         # Of two runs at the same time, each has its own.
         "metrics": metrics.name,
-        "params": params.evaluate.model_dump(),
+        "params": params.evaluate.model_dump(exclude={"examples"}),
         "device": str(device),
         "code": provenance.code_digest(),
         "sources": [[source.name, source.sha256] for source in sources],

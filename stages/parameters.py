@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     Command = Callable[..., Any]
 
-__all__ = ["PARAMS_FILE", "params_options"]
+__all__ = ["PARAMS_FILE", "PIPELINE_FILE", "params_options"]
 
-PARAMS_FILE = Path("params.yaml")
+PARAMS_FILE, PIPELINE_FILE = Path("params.yaml"), Path("dvc.yaml")
 
 
 def params_options(section: str, *, standalone: bool = False) -> Callable[[Command], Command]:

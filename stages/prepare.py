@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from stages.outputs import refuse_existing
-from stages.parameters import params_options
+from stages.parameters import PARAMS_FILE, PIPELINE_FILE, params_options
 from stages.progress import counter
 
 if TYPE_CHECKING:
@@ -41,8 +41,11 @@ def prepare(params: Params, out: Path, force: bool) -> None:
       ltd-pipe prepare --dataset folder --path photos --image-size 32
     """
     from pipeline.images.sources import open_source
+    from pipeline.params import require_named
     from pipeline.publish import exclusive
 
+    if PARAMS_FILE.exists() and PIPELINE_FILE.exists():
+        require_named(PARAMS_FILE, PIPELINE_FILE)
     targets: dict[Split, Path] = {"train": out / "train.beton", "test": out / "test.beton"}
     refuse_existing(*targets.values(), force=force)
     with exclusive(out / "betons"):

@@ -2,18 +2,17 @@
 
 import ast
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
+import dvc_projects
 import pytest
 import yaml
+from dvc_projects import ROOT, dvc
 
-from pipeline.params import Params
+from pipeline.errors import ParamsError
+from pipeline.params import Params, load_params
+from stages.prepare import prepare
 
-ROOT = Path(__file__).parents[1]
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES = PIPELINE["stages"]
 # What a result cannot depend on: the screen, the command line, and the plumbing below all.
@@ -116,6 +115,21 @@ def test_parameters_exist(stage):
         assert not key or key in field.annotation.model_fields
 
 
+@pytest.mark.parametrize("name", ["seed", "device", "report"])
+def test_prepare_refuses_what_a_later_stage_would_miss(name, tmp_path, monkeypatch):
+    """A valid params.yaml may leave these out, but DVC's stages name them."""
+    monkeypatch.chdir(tmp_path)
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    del content[name]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    load_params(tmp_path / "params.yaml")
+    with pytest.raises(ParamsError) as refusal:
+        prepare.main([], standalone_mode=False)
+    assert refusal.value.where == f"params.yaml: {name}"
+    assert not list(tmp_path.glob("data/*"))
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_code_and_data_that_are_read_are_there(stage):
     """A dependency is a file of ours or an output of an earlier stage."""
@@ -135,35 +149,13 @@ SMALL["train"]["validation_attack_steps"] = 1
 SMALL["evaluate"]["eps_grid"] = [0, 0.1]
 
 
-def dvc(folder, *words):
-    # DVC starts `python`: the one that runs the tests has to come first.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    command, environment = [sys.executable, "-m", "dvc", *words], os.environ | {"PATH": path}
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, check=False, env=environment
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     """A fresh copy of the tracked files, small parameters, in a repository of its own."""
     folder = tmp_path_factory.mktemp("clone")
-    listed = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    for name in listed.stdout.splitlines():
-        if (ROOT / name).is_file() and name != "dvc.lock":
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, folder / name)
-    content = yaml.safe_load((folder / "params.yaml").read_text())
-    for section, changes in SMALL.items():
-        content[section] |= changes
-    (folder / "params.yaml").write_text(yaml.safe_dump(content))
-    for words in (["init"], ["add", "."], ["commit", "-m", "x"]):
-        identity = ["-c", "user.name=x", "-c", "user.email=x@example.com"]
-        subprocess.run(["git", *identity, *words], cwd=folder, check=True, capture_output=True)
+    dvc_projects.clone(folder)
+    dvc_projects.write_params(folder, "digits", SMALL)
+    dvc_projects.commit(folder)
     return folder
 
 
@@ -198,6 +190,14 @@ def test_another_objective_is_one_option(clone):
     assert "Running stage 'train'" in out
     assert "Running stage 'label'" not in out.replace("label.temperature", "")
     assert "clean_accuracy" in dvc(clone, "metrics", "show")
+
+
+@pytest.mark.slow
+def test_a_key_that_is_not_in_the_file_can_be_set(clone):
+    """DVC adds it with `++`, and changes it where it is there."""
+    for value in (2, 3):
+        dvc(clone, "exp", "run", "-S", f"++train.beta={value}", "prepare")
+        assert load_params(clone / "params.yaml").train.beta == value
 
 
 @pytest.mark.slow

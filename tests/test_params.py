@@ -187,6 +187,23 @@ def test_parameters_cannot_be_changed_afterwards():
         minimal().train.eps = 0.5
 
 
+def test_as_many_pictures_are_kept_as_an_older_file_shows():
+    """Their number was report.examples alone; evaluate's own goes first."""
+    assert minimal().evaluate.examples == 8
+    assert minimal(**{"report.examples": "3"}).evaluate.examples == 3
+    both = {"report.examples": "3", "evaluate.examples": "5"}
+    assert minimal(**both).evaluate.examples == 5
+
+
+@pytest.mark.parametrize("key", ["train.objective", "train.beta", "report.title", "seed"])
+def test_an_override_sets_a_key_whether_or_not_it_is_in_the_file(key):
+    """Also where its whole section is not."""
+    content = yaml.safe_load(MINIMAL)
+    value = {"train.objective": "trades", "report.title": "Mine"}.get(key, "3")
+    first = parse_params(content, {key: value})
+    assert parse_params(content, {key: value}) == first != parse_params(yaml.safe_load(MINIMAL))
+
+
 DUPLICATES = {
     "section": ("a: 1\ntrain: {b: 1}\nc: 2\ntrain: {b: 2}\n", "p.yaml: line 4", "line 2"),
     "key": ("train:\n  eps: 1\n  eps: 2\n", "p.yaml: line 3", "line 2"),

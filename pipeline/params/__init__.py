@@ -12,6 +12,7 @@ from pipeline.params.file import (
     parse_params,
     parse_standalone,
     read_yaml,
+    require_named,
 )
 from pipeline.params.fit import FitParams
 from pipeline.params.label import LabelParams
@@ -36,4 +37,5 @@ __all__ = [
     "parse_params",
     "parse_standalone",
     "read_yaml",
+    "require_named",
 ]

@@ -94,6 +94,9 @@ class EvaluateParams(Section):
     eps_grid_images: int | None = Field(
         1000, ge=1, description="images behind that curve, at most; null: all"
     )
+    examples: int = Field(
+        8, ge=0, le=64, description="images that are kept for the report, clean and attacked"
+    )
     precision: Literal["float32"] = Field(
         "float32", description="attacks are run in float32: lower precision can mask gradients"
     )

@@ -6,7 +6,7 @@ import difflib
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from pipeline.errors import MissingError, ParamsError
 from pipeline.params.evaluate import EvaluateParams
@@ -30,6 +30,7 @@ __all__ = [
     "parse_params",
     "parse_standalone",
     "read_yaml",
+    "require_named",
 ]
 
 
@@ -53,6 +54,17 @@ class Params(Common):
     train: TrainParams
     evaluate: EvaluateParams
     report: ReportParams = ReportParams()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _report_decided_the_pictures(cls, content: dict[str, Any]) -> dict[str, Any]:
+        # Older files have no evaluate.examples: as many were kept as the report showed.
+        evaluate, report = content.get("evaluate"), content.get("report")
+        if isinstance(evaluate, dict) and isinstance(report, dict):
+            count = report.get("examples")
+            if count is not None:
+                return content | {"evaluate": {"examples": count} | evaluate}
+        return content
 
 
 def load_params(path: Path, overrides: Mapping[str, str] | None = None) -> Params:
@@ -121,6 +133,36 @@ class _Loader(yaml.SafeLoader):
                     lines = (mark.line + 1 for mark in (first.start_mark, key.start_mark))
                     raise _DuplicateKeyError(key.value, *lines)
         return super().construct_mapping(node, deep)
+
+
+def require_named(params: Path, pipeline: Path) -> None:
+    """Refuse a parameter file that lacks what a stage of dvc.yaml names.
+
+    DVC would do so itself when it comes to that stage: after all training.
+
+    Raises
+    ------
+    ParamsError
+        Naming the key and the stage.
+    """
+    content, stages = read_yaml(params), read_yaml(pipeline).get("stages", {})
+    for stage, does in stages.items():
+        for name in does.get("params", []):
+            # Others name another file, or are filled in by DVC.
+            if isinstance(name, str) and "${" not in name and not _holds(content, name):
+                raise ParamsError(
+                    f"{params}: {name}",
+                    f"is missing, and stage '{stage}' of {pipeline} names it",
+                    remedy="Add it; 'ltd-pipe recipe show digits' has all sections.",
+                )
+
+
+def _holds(content: Any, name: str) -> bool:
+    for key in name.split("."):
+        if not isinstance(content, dict) or key not in content:
+            return False
+        content = content[key]
+    return True
 
 
 def parse_params(

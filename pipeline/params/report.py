@@ -13,4 +13,10 @@ class ReportParams(Section):
     """What the report shows."""
 
     title: str = Field("Robust classifier", description="the page's title")
-    examples: int = Field(8, ge=0, le=64, description="pictures of clean and attacked images")
+    examples: int | None = Field(
+        None,
+        ge=0,
+        le=64,
+        description="clean and attacked images that are shown, of those that evaluate.examples "
+        "kept; null: all",
+    )

@@ -42,8 +42,8 @@ class Examples:
         return len(self.label)
 
 
-def read_examples(path: Path, num_classes: int, count: int) -> Examples:
-    """Read the first `count` examples.
+def read_examples(path: Path, num_classes: int, count: int | None) -> Examples:
+    """Read the first `count` examples, or all.
 
     Raises
     ------

@@ -174,11 +174,12 @@ def _manifest(data: Path | None) -> Manifest | None:
     return Manifest.beside(data)
 
 
-def _examples(student: Run, places: Places, count: int) -> Examples | None:
-    if places.evaluation is None or not (places.evaluation / "examples.npz").exists() or not count:
+def _examples(student: Run, places: Places, count: int | None) -> Examples | None:
+    if places.evaluation is None or not (places.evaluation / "examples.npz").exists():
         return None
     path = places.evaluation / "examples.npz"
-    return read_examples(path, len(student.facts.class_names), count)
+    found = read_examples(path, len(student.facts.class_names), count)
+    return found if len(found) else None
 
 
 def _audit(student: Run, path: Path | None) -> Audit | None:
