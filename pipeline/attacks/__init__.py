@@ -7,6 +7,7 @@ evaluation mode, so that the result for one image does not depend on the others 
 from pipeline.attacks.adversary import Adversary, Method
 from pipeline.attacks.ball import Ball, Norm
 from pipeline.attacks.fast import n_fgsm
+from pipeline.attacks.frozen import Frozen
 from pipeline.attacks.margin import margin
 from pipeline.attacks.mode import evaluation_mode
 from pipeline.attacks.pgd import LossOfLogits, input_gradient, pgd
@@ -15,6 +16,7 @@ from pipeline.attacks.start import Start, begin, normal_start
 __all__ = [
     "Adversary",
     "Ball",
+    "Frozen",
     "LossOfLogits",
     "Method",
     "Norm",

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pipeline import rng
-from pipeline.attacks import Ball
+from pipeline.attacks import Ball, Frozen
 from pipeline.evaluation.autoattack import (
     AutoAttackResult,
     package_version,
@@ -161,6 +161,9 @@ def evaluate(
         require_possible(model.shape, ball, params.autoattack)
     bench = Bench(model, test, seed, params.batch_size, Ledger(state), tick)
     random = _require_sound(bench, params, sources)
+    # Sound as it is; and faster frozen.
+    bench = replace(bench, model=Frozen(model).current())
+    sources = [replace(source, model=Frozen(source.model).current()) for source in sources]
     clean = bench.answers("clean", torch.arange(len(test)), title="clean")
     right = clean.right(test.labels)
     result = Evaluation(test, clean, clean, [Score("clean", "clean", right)])

@@ -7,6 +7,7 @@ that the classifier is judged by, so these steps cannot come to use different co
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,7 @@ class Classifier(nn.Module):
         self.class_names = tuple(class_names)
         self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
         self._temperature = float(temperature)
-        self._taken = frozenset({self.shape})
+        self._taken = {self.shape}
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
 
@@ -151,12 +152,18 @@ class Classifier(nn.Module):
         Outside of it, and so wherever the classifier is judged, images have its own shape. That
         the network can take them is what `pipeline.models.sizes.require_sizes` proves.
         """
-        before = self._taken
-        self._taken = before | {(self.shape[0], *size) for size in sizes}
+        # In place: twins share it.
+        before = set(self._taken)
+        self._taken |= {(self.shape[0], *size) for size in sizes}
         try:
             yield
         finally:
-            self._taken = before
+            self._taken &= before
+
+    def twin(self) -> Classifier:
+        """A copy with the same weights and buffers, whose layers can be replaced."""
+        shared: list[Any] = [*self.parameters(), *self.buffers(), self._taken]
+        return copy.deepcopy(self, {id(part): part for part in shared})
 
     def require_data(
         self, class_names: Sequence[str], shape: tuple[int, int, int], data: str

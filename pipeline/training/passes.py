@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
+from pipeline.attacks import Frozen
 from pipeline.device import seconds_per_pass
 
 if TYPE_CHECKING:
@@ -144,8 +145,7 @@ def _candidates(params: FitParams, device: torch.device) -> Iterator[Passes]:
 
 
 def _seconds(passes: Passes, model: Classifier, images: int) -> float:
-    tried = copy.deepcopy(model)
-    tried.requires_grad_(requires_grad=False)
+    tried = Frozen(copy.deepcopy(model).requires_grad_(requires_grad=False)).current()
     passes.apply(tried)
     return seconds_per_pass(tried, images, passes.precision)
 

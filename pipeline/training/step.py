@@ -11,6 +11,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline import rng
+from pipeline.attacks import Frozen
 from pipeline.device import autocast
 from pipeline.images.pixels import to_unit
 from pipeline.objectives import Labels, Taught
@@ -94,6 +95,9 @@ class Step:
         self._adversary = _Scaled(adversary) if scaled and adversary else adversary
         self._seed, self._passes, self._team = seed, passes, team
         self._device = next(model.parameters()).device
+        self._frozen = Frozen(model) if adversary else None
+        if self._frozen and passes.compiled != "none":
+            self._frozen.compile(passes.compiled)
         self._optimiser = make_optimiser(model, params)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=scaled)
 
@@ -197,11 +201,11 @@ class Step:
         return _Part(loss, drawn.truth, len(batch.rows) / step_images, sums)
 
     def _attack(self, batch: Batch, images: torch.Tensor, labels: Labels) -> torch.Tensor:
-        if self._adversary is None:
+        if self._adversary is None or self._frozen is None:
             return images
         return self._objective.attack(
             self._adversary,
-            self._model,
+            self._frozen.current(),
             images,
             labels,
             index=batch.index,

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from pipeline import rng
-from pipeline.attacks import Adversary, Ball, pgd
+from pipeline.attacks import Adversary, Ball, Frozen, pgd
 from pipeline.images.pixels import to_unit
 from pipeline.team import Team
 from pipeline.training import targets
@@ -109,6 +109,7 @@ def validate_robustness(
     """
     if not len(samples):
         return {}
+    model = Frozen(model).current()
     key, ball = rng.stream_key(seed, "validation-start"), Ball(params.norm, params.eps)
     steps = params.validation_attack_steps
     hits = torch.zeros(2, dtype=torch.int64, device=stream.device)

@@ -1,0 +1,239 @@
+"""A model as it is attacked: in evaluation mode, its batch normalisation folded away.
+
+Ten of the twelve passes of a step of PGD-10, and all of an evaluation's, go through batch norms
+that are frozen. Each is one scale and shift per channel, which the convolution before it takes
+into its own weights: a third of a small network's time is saved, and of a GPU's kernels half.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from pipeline.attacks.mode import evaluation_mode
+
+if TYPE_CHECKING:
+    from pipeline.models.classifier import Classifier
+
+__all__ = ["Frozen"]
+
+# Folded wrongly, a network of random statistics is wrong by as much as its logits are large.
+_ROUNDING = 1e-2
+
+
+class Frozen:
+    """A twin of a model that gives the logits and input gradients of its evaluation mode.
+
+    The twin has the model's own weights but for those that are folded, which are computed anew
+    when it is asked for. What cannot be folded stays as it is: a norm that follows no convolution
+    becomes one multiplication and addition, and a network whose twin would not give its logits is
+    its own.
+
+    Parameters
+    ----------
+    model : Classifier
+        On its device, in its memory format. Its mode is left as it is.
+    """
+
+    def __init__(self, model: Classifier) -> None:
+        self._model = model
+        self._folds = _sound_folds(model)
+        self._twin = _twin(model, self._folds) if self._folds else model
+
+    @property
+    def is_twin(self) -> bool:
+        """Whether there was anything to fold; else `current` is the model itself."""
+        return self._twin is not self._model
+
+    def compile(self, mode: str) -> None:
+        """Let the twin's network be compiled at its first pass; see `torch.compile`."""
+        if self.is_twin:
+            self._twin.network.compile(mode=mode)
+
+    def current(self) -> Classifier:
+        """The twin of the model's weights and statistics as they are now.
+
+        Returns
+        -------
+        Classifier
+            The same object each time, in evaluation mode where it is a twin.
+        """
+        for fold in self._folds:
+            fold.refresh(self._model.network, self._twin.network)
+        return self._twin
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """A norm by its name in the network, and the convolution right before it, if any."""
+
+    norm: str
+    convolution: str | None
+
+    def replace(self, network: nn.Module) -> None:
+        """Put in what `refresh` fills."""
+        norm: Any = network.get_submodule(self.norm)
+        # timm's norms hold what follows them: dropout and the activation.
+        rest: list[nn.Module] = list(norm.children())
+        if self.convolution is None:
+            rest = [_ScaleShift(norm), *rest]
+        else:
+            old: Any = network.get_submodule(self.convolution)
+            new = copy.copy(old)
+            new._parameters, new._buffers = {}, {}
+            new.register_buffer("weight", old.weight.detach().clone())
+            new.register_buffer("bias", torch.zeros_like(old.weight[:, 0, 0, 0]))
+            _put(network, self.convolution, new)
+        # Not in a Sequential of one: its call would cost as much as a small network's layer.
+        _put(network, self.norm, rest[0] if len(rest) == 1 else nn.Sequential(*rest))
+
+    @torch.no_grad()
+    def refresh(self, source: nn.Module, twin: nn.Module) -> None:
+        """Compute the twin's constants from the source's weights and statistics."""
+        norm: Any = source.get_submodule(self.norm)
+        scale = torch.rsqrt(norm.running_var + norm.eps)
+        scale = scale if norm.weight is None else scale * norm.weight
+        shift = -norm.running_mean * scale
+        shift = shift if norm.bias is None else shift + norm.bias
+        if self.convolution is None:
+            target: Any = twin.get_submodule(self.norm)
+            target = target if isinstance(target, _ScaleShift) else target[0]
+            target.scale.copy_(scale[:, None, None])
+            target.shift.copy_(shift[:, None, None])
+            return
+        given: Any = source.get_submodule(self.convolution)
+        folded: Any = twin.get_submodule(self.convolution)
+        torch.mul(given.weight, scale[:, None, None, None], out=folded.weight)
+        folded.bias.copy_(shift if given.bias is None else torch.addcmul(shift, given.bias, scale))
+
+
+class _ScaleShift(nn.Module):
+    """A frozen norm that no convolution takes in."""
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        empty = torch.zeros_like(norm.running_mean)[:, None, None]
+        self.register_buffer("scale", empty)
+        self.register_buffer("shift", empty.clone())
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.addcmul(self.shift, images, self.scale)
+
+
+def _put(network: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, own = name.rpartition(".")
+    setattr(network.get_submodule(parent), own, module)
+
+
+def _find_folds(model: Classifier) -> list[_Fold]:
+    """Norms that are called once a pass, each with the convolution whose very output it gets."""
+    network = model.network
+    # A norm without statistics normalises by the batch in evaluation mode, too.
+    norms: dict[nn.Module, str] = {
+        module: name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
+    }
+    if not norms:
+        return []
+    convolutions: dict[nn.Module, str] = {
+        module: name
+        for name, module in network.named_modules()
+        if type(module) is nn.Conv2d and not nn.utils.parametrize.is_parametrized(module)
+    }
+    made: dict[int, tuple[nn.Module, torch.Tensor]] = {}
+    calls: list[tuple[nn.Module, nn.Module | None]] = []
+
+    def convolved(module: nn.Module, _: Any, output: torch.Tensor) -> None:
+        # Kept, so that no later tensor has its identity.
+        made[id(output)] = (module, output)
+        calls.append((module, None))
+
+    def normed(module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        source = made.get(id(given[0]))
+        calls.append((module, source and source[0]))
+
+    hooks = [module.register_forward_hook(convolved) for module in convolutions]
+    hooks += [module.register_forward_pre_hook(normed) for module in norms]
+    try:
+        _logits(model)
+    except Exception:  # a stranger's network may mind hooks
+        return []
+    finally:
+        for hook in hooks:
+            hook.remove()
+    times: dict[nn.Module, int] = {}
+    for module, _ in calls:
+        times[module] = times.get(module, 0) + 1
+    return [
+        _Fold(norms[module], convolutions[source] if source and times[source] == 1 else None)
+        for module, source in calls
+        if module in norms and times[module] == 1
+    ]
+
+
+def _twin(model: Classifier, folds: list[_Fold]) -> Classifier:
+    twin = model.twin().eval()
+    for fold in folds:
+        fold.replace(twin.network)
+    return twin
+
+
+def _sound_folds(model: Classifier) -> list[_Fold]:
+    """Folds whose twin gives the model's logits, whatever its weights and statistics.
+
+    A convolution whose output also goes elsewhere, or a norm that does more than normalise, shows
+    when no scale is 1 and no shift 0.
+    """
+    found = _find_folds(model)
+    if not found:
+        return []
+    tried = copy.deepcopy(model).eval()
+    _randomise(tried, found)
+    expected = _logits(tried)
+
+    def holds(folds: list[_Fold]) -> bool:
+        twin = _twin(tried, folds)
+        for fold in folds:
+            fold.refresh(tried.network, twin.network)
+        try:
+            error = (expected - _logits(twin)).abs().max()
+        except Exception:  # a stranger's network that looks into its own layers
+            return False
+        return bool(error <= _ROUNDING * expected.abs().max())
+
+    if not holds(found):
+        found = [fold if holds([fold]) else replace(fold, convolution=None) for fold in found]
+    return found if holds(found) else []
+
+
+@torch.no_grad()
+def _randomise(model: Classifier, folds: list[_Fold]) -> None:
+    draw = torch.Generator().manual_seed(0)
+    for fold in folds:
+        norm: Any = model.network.get_submodule(fold.norm)
+        for tensor, low, high in (
+            (norm.running_mean, -1.0, 1.0),
+            (norm.running_var, 0.5, 2.0),
+            (norm.weight, 0.5, 2.0),
+            (norm.bias, -1.0, 1.0),
+        ):
+            if tensor is not None:
+                tensor.copy_(torch.rand(tensor.shape, generator=draw) * (high - low) + low)
+
+
+@torch.no_grad()
+def _logits(model: Classifier) -> torch.Tensor:
+    """Of two images, in evaluation mode; the modes are left as they were."""
+    ramp = torch.linspace(0.0, 1.0, 2 * model.mean.numel() * model.shape[1] * model.shape[2])
+    images = ramp.view(2, *model.shape).to(model.mean)
+    with evaluation_mode(model):
+        logits: torch.Tensor = model(images)
+    return logits

@@ -1,0 +1,187 @@
+"""The twin that is attacked: the model's evaluation mode, with less to compute."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from pipeline.attacks import Frozen
+from pipeline.models.classifier import Classifier
+from pipeline.models.registry import build
+from pipeline.training.synced_norm import synchronise
+
+# Architecture, shape, norms that a convolution takes in, and norms left as a scale and shift.
+NETWORKS = [
+    ("small-cnn-w8", (1, 8, 8), 3, 0),
+    ("small-cnn-exits", (3, 16, 16), None, 0),
+    ("resnet18-w8", (3, 32, 32), 20, 0),
+    ("resnet18-exits", (3, 32, 32), None, 0),
+    ("wrn-28-1", (3, 16, 16), 12, 13),
+    ("torchvision:resnet18", (3, 32, 32), 20, 0),
+    ("torchvision:mobilenet_v2", (3, 32, 32), 52, 0),
+    ("torchvision:densenet121", (3, 32, 32), None, None),
+    ("timm:resnet18", (3, 32, 32), 20, 0),
+    ("timm:resnet50", (3, 32, 32), 53, 0),
+    ("timm:efficientnet_b0", (3, 32, 32), 49, 0),
+]
+
+
+def classifier(network, shape, classes=10):
+    return Classifier(
+        network, architecture="any", class_names=[str(k) for k in range(classes)], shape=shape
+    )
+
+
+def trained(network, shape):
+    """In float64, with statistics as training leaves them: no scale is 1 and no shift 0."""
+    draw = torch.Generator().manual_seed(1)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+            for tensor in (module.running_mean, module.weight, module.bias):
+                tensor.data.add_(0.2 * torch.rand(tensor.shape, generator=draw))
+            module.running_var.mul_(1 + torch.rand(module.running_var.shape, generator=draw))
+    return classifier(network, shape).double()
+
+
+def gradient(model, images):
+    point = images.detach().requires_grad_()
+    loss = functional.cross_entropy(model(point), torch.zeros(len(images), dtype=torch.long))
+    return torch.autograd.grad(loss, point)[0]
+
+
+def images_of(shape):
+    return torch.rand(2, *shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+def counts(frozen):
+    norms = sum(isinstance(m, nn.BatchNorm2d) for m in frozen.current().modules())
+    left = sum(type(m).__name__ == "_ScaleShift" for m in frozen.current().modules())
+    return norms, left
+
+
+@pytest.mark.parametrize(("architecture", "shape", "folded", "left"), NETWORKS)
+def test_the_twin_is_the_models_evaluation_mode(architecture, shape, folded, left):
+    """Same logits and input gradients to rounding, in float64; no batch norm is left."""
+    model = trained(build(architecture, 10, shape), shape)
+    frozen, images = Frozen(model), images_of(shape)
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    assert frozen.is_twin
+    remaining, scaled = counts(frozen)
+    assert remaining == 0
+    assert left in (None, scaled)
+    assert folded in (None, norms - scaled)
+    twin = frozen.current()
+    model.eval()
+    torch.testing.assert_close(twin(images), model(images), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        gradient(twin, images), gradient(model, images), rtol=1e-7, atol=1e-9
+    )
+
+
+def test_it_follows_the_model_through_training():
+    """After a step of the optimiser, which also moves the statistics, it is the new model's."""
+    model = trained(build("resnet18-w8", 10, (3, 32, 32)), (3, 32, 32))
+    frozen, images = Frozen(model), images_of((3, 32, 32))
+    before = frozen.current()(images)
+    model.train()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    functional.cross_entropy(model(images), torch.tensor([1, 2])).backward()
+    optimiser.step()
+    twin = frozen.current()
+    assert all(module.training for module in model.modules())
+    after = model.eval()(images)
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(twin(images), after, rtol=1e-9, atol=1e-9)
+
+
+def test_it_holds_no_weights_of_its_own_but_the_folded():
+    """The head is the model's own: what is not folded need not be copied each step."""
+    model = trained(build("small-cnn-w8", 10, (1, 8, 8)), (1, 8, 8))
+    own, theirs = dict(Frozen(model).current().named_parameters()), dict(model.named_parameters())
+    assert own
+    assert all(weight is theirs[name] for name, weight in own.items())
+
+
+def test_nobodys_random_numbers_are_used_up():
+    """A run that looks into its network trains as one that does not."""
+    model = classifier(build("small-cnn-w8", 10, (1, 8, 8)), (1, 8, 8))
+    before = torch.random.get_rng_state()
+    Frozen(model)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_images_of_other_sizes_are_taken_where_the_model_takes_them():
+    """Progressive resizing is said to the model alone."""
+    model = trained(build("resnet18-w8", 10, (3, 16, 16)), (3, 16, 16))
+    frozen = Frozen(model)
+    with model.also_taking([(8, 8)]):
+        assert frozen.current()(images_of((3, 8, 8))).shape == (2, 10)
+    with pytest.raises(ValueError, match="shape of the images"):
+        frozen.current()(images_of((3, 8, 8)))
+
+
+def test_norms_over_several_processes_fold_as_others_do():
+    """They normalise by the same statistics in evaluation mode."""
+    model = trained(build("small-cnn-w8", 10, (1, 8, 8)), (1, 8, 8))
+    synchronise(model)
+    assert counts(Frozen(model)) == (0, 0)
+
+
+class Forked(nn.Module):
+    """The norm's input is also added to its output: the convolution must stay as it is."""
+
+    def __init__(self, again=False):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.again, self.head = again, nn.Linear(4, 10)
+
+    def forward(self, images):
+        before = self.conv(images)
+        after = self.norm(before)
+        after = after + self.norm(self.conv(images)) if self.again else after + before
+        return self.head(after.mean(dim=(2, 3)))
+
+
+class Peeking(Forked):
+    """Looks at a weight of its own norm."""
+
+    def forward(self, images):
+        return super().forward(images) * self.norm.weight.mean()
+
+
+class OwnStatistics(nn.Module):
+    """A norm that always normalises by the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 10, 3, bias=False)
+        self.norm = nn.BatchNorm2d(10, track_running_stats=False)
+
+    def forward(self, images):
+        return self.norm(self.conv(images)).mean(dim=(2, 3)) + images.mean()
+
+
+def test_a_convolution_whose_output_goes_elsewhere_too_keeps_its_weights():
+    """Its norm becomes a scale and shift instead."""
+    model = trained(Forked(), (1, 8, 8))
+    images = images_of((1, 8, 8))
+    assert counts(Frozen(model)) == (0, 1)
+    expected = model.eval()(images)
+    torch.testing.assert_close(Frozen(model).current()(images), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        Forked(again=True),
+        Peeking(),
+        OwnStatistics(),
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 10)),
+    ],
+    ids=["called twice", "peeking", "own statistics", "no norm"],
+)
+def test_what_cannot_be_folded_is_attacked_as_it_is(network):
+    """The model itself is its twin: nothing is guessed."""
+    model = classifier(network, (1, 8, 8))
+    assert not Frozen(model).is_twin
+    assert Frozen(model).current() is model
