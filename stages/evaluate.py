@@ -17,6 +17,7 @@ from stages.measured import (
     name_model,
     open_test_data,
     test_data_option,
+    training_hashes,
     weights_option,
 )
 from stages.outputs import refuse_existing
@@ -24,7 +25,9 @@ from stages.parameters import params_options
 from stages.progress import bar, ticker
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from pipeline.evaluation.corruptions import CorruptedSet
     from pipeline.evaluation.robustness import Evaluation, Source
@@ -122,6 +125,7 @@ def evaluate(
             metrics,
             out,
             quick=quick,
+            training=training_hashes(measured, images, data),
         )
     _show(numbers, model, as_json=as_json)
 
@@ -146,6 +150,7 @@ def _publish(
     out: Path,
     *,
     quick: bool,
+    training: NDArray[np.uint64] | None,
 ) -> dict[str, Any]:
     """Measure, and write all files; what metrics.json holds."""
     from pipeline.evaluation.robustness import examples
@@ -155,7 +160,7 @@ def _publish(
     corrupted = _corrupted(corruptions, measured)
     settings = _settings(params, measured, test, fingerprint)
     state = _state_of(metrics, params, settings, test.device, sources, corruptions)
-    result = _measure(measured, test, params, state, sources, corrupted)
+    result = _measure(measured, test, params, state, sources, corrupted, training)
     pictures = examples(
         measured.model,
         test,
@@ -247,6 +252,7 @@ def _measure(
     state: Path,
     sources: list[Source],
     corrupted: list[CorruptedSet],
+    training: NDArray[np.uint64] | None,
 ) -> Evaluation:
     from pipeline.evaluation.robustness import evaluate as measure
 
@@ -261,6 +267,7 @@ def _measure(
             sources=sources,
             corruptions=corrupted,
             said=measured.said,
+            training=training,
             warn=lambda line: click.echo(f"WARNING: {line}", err=True),
         )
 

@@ -11,7 +11,9 @@ import click
 from stages.given import Foreign, load_teacher, open_images, stream_of
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from pipeline.evaluation.robustness import Said, Source
     from pipeline.evaluation.selection import TestImages
@@ -31,6 +33,7 @@ __all__ = [
     "name_model",
     "open_test_data",
     "test_data_option",
+    "training_hashes",
     "weights_option",
 ]
 
@@ -115,11 +118,14 @@ class Measured:
         Of its weights.
     said : Said or None
         The clean accuracy that its checkpoint states.
+    trained_on : str or None
+        Fingerprint of its training images, likewise.
     """
 
     model: Classifier
     path: Path
     said: Said | None
+    trained_on: str | None = None
 
     def facts(self) -> dict[str, Any]:
         """What decides its answers, as plain values."""
@@ -146,10 +152,16 @@ def load_measured(named: Named, images: Beton | FolderStream, device: torch.devi
     LtdPipeError
         When it cannot be loaded, or is of other classes or another shape.
     """
+    from pipeline.models.checkpoint import read_facts
+
     facts = images.manifest
     path = named.path or _zoo_file(named, facts.num_classes)
     model = load_teacher(path, facts, named.foreign).to(device).eval()
-    return Measured(model, path, None if named.own is None else _said(path))
+    if named.own is None:
+        return Measured(model, path, None)
+    return Measured(
+        model, path, _said(path), (read_facts(path).get("data") or {}).get("fingerprint")
+    )
 
 
 def _zoo_file(named: Named, num_classes: int) -> Path:
@@ -170,6 +182,21 @@ def _said(path: Path) -> Said | None:
     )
     found = ((share, what) for share, what in places if isinstance(share, float))
     return next((Said(*pair) for pair in found), None)
+
+
+def training_hashes(
+    measured: Measured, images: Beton | FolderStream, data: Path
+) -> NDArray[np.uint64] | None:
+    """Hashes of the images that a model was trained on, where they are at hand."""
+    from pipeline.images.beton import hashes_of
+
+    if measured.trained_on is None:
+        return None
+    if images.manifest.fingerprint == measured.trained_on:
+        return images.sample_hash
+    places = dict.fromkeys((data.with_name("train.beton"), Path("data/train.beton")))
+    found = (hashes_of(place, measured.trained_on) for place in places)
+    return next((hashes for hashes in found if hashes is not None), None)
 
 
 def load_source(text: str, images: Beton | FolderStream, device: torch.device) -> Source:

@@ -20,7 +20,7 @@ from pipeline.evaluation.autoattack import (
 from pipeline.evaluation.bench import Bench, silent
 from pipeline.evaluation.corruptions import corruption_accuracies
 from pipeline.evaluation.curve import CURVE_STEPS, Curve, automatic_curve, curve_at
-from pipeline.evaluation.doubts import unbroken
+from pipeline.evaluation.doubts import leaks, unbroken
 from pipeline.evaluation.input_scale import contradicted_accuracy, wrong_scale
 from pipeline.evaluation.ledger import Ledger
 from pipeline.evaluation.pgd import attack_images, run_gradient_attack
@@ -125,6 +125,7 @@ def evaluate(
     sources: Sequence[Source] = (),
     corruptions: Sequence[CorruptedSet] = (),
     said: Said | None = None,
+    training: NDArray[np.uint64] | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Measure a model; see `Evaluation`.
@@ -148,6 +149,8 @@ def evaluate(
         On which accuracy without attack is measured.
     said : Said, optional
         What the clean accuracy is held against.
+    training : ndarray of shape (m,), dtype uint64, optional
+        Hashes of the images that the model was trained on.
     warn : callable, optional
         Given each warning of the clean images, before the first attack.
 
@@ -167,6 +170,7 @@ def evaluate(
     clean = bench.answers("clean", torch.arange(len(test)), title="clean")
     right = clean.right(test.labels)
     result = Evaluation(test, clean, clean, [Score("clean", "clean", right)])
+    result.warnings += leaks(test.sample_hash, test.labels.numpy(), training)
     result.warnings += _doubts(bench, right, params, said, random=random)
     if warn is not None:
         for line in result.warnings:

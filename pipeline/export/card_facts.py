@@ -6,7 +6,7 @@ are of, and one that does not, or says another, is refused.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ResultError
@@ -100,7 +100,7 @@ def gather_card(
         mean=tuple(header["mean"]),
         std=tuple(header["std"]),
         threat_model=threat_model(run),
-        measured=_measured(metrics, evaluation, sha256) if metrics and evaluation else None,
+        measured=_measured(metrics, evaluation, sha256, run) if metrics and evaluation else None,
         audit=read_audit(audit, sha256) if audit else None,
         licence=licence,
     )
@@ -110,10 +110,10 @@ def _name(run: RunFacts) -> str:
     return f"{run.architecture} on {run.data.dataset}" if run.data else run.architecture
 
 
-def _measured(metrics: Path, evaluation: Path, sha256: str) -> Measured:
+def _measured(metrics: Path, evaluation: Path, sha256: str, run: RunFacts) -> Measured:
     found = read_measured(metrics, evaluation)
     _require_same(metrics, found.checkpoint_sha256, sha256, _EVALUATE)
-    return found
+    return replace(found, warnings=run.with_leak(found.warnings, found.settings, found.n))
 
 
 def _require_same(path: Path, found: str | None, sha256: str, command: str) -> None:

@@ -229,6 +229,24 @@ def open_beton(path: Path) -> Beton:
     return Beton(path, manifest, labels, hashes)
 
 
+def hashes_of(path: Path, trained: str) -> NDArray[np.uint64] | None:
+    """The hashes of a beton's images, if it is there and holds those of this fingerprint.
+
+    Its pixels are not read: of a large one that would take minutes.
+    """
+    try:
+        manifest = Manifest.beside(path)
+        if not path.is_file() or manifest.fingerprint != trained:
+            return None
+        samples = read_samples(path, manifest)
+    except DataError:
+        return None
+    hashes: NDArray[np.uint64] = samples["f3"].astype(np.int64).view(np.uint64)
+    labels = samples["f1"].astype(np.int32)
+    same = fingerprint(manifest.class_names, labels, hashes) == trained
+    return hashes if same else None
+
+
 _REMEDY = "Run 'ltd-pipe prepare' again, or copy beton and manifest together."
 
 

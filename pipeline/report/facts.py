@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pipeline.compare.run import evaluated
@@ -117,8 +117,7 @@ def gather_facts(places: Places, params: ReportParams) -> Facts:
         is worse than none.
     """
     student = read_run(places.student, "student", "ltd-pipe train")
-    scores = read_scores(places.metrics, places.evaluation)
-    student.require_measured(scores.checkpoint_sha256, places.metrics, "this student")
+    scores = _scores(student, places.metrics, places.evaluation)
     teacher = _optional_run(places.teacher, "teacher", "ltd-pipe teacher")
     baseline = _optional_run(places.baseline, "baseline", "ltd-pipe train --label-kind onehot")
     baseline_scores = _baseline_scores(baseline, places)
@@ -155,9 +154,14 @@ def _baseline_scores(baseline: Run | None, places: Places) -> Scores | None:
     metrics = places.baseline_metrics
     if baseline is None or metrics is None or not metrics.exists():
         return None
-    scores = read_scores(metrics, places.baseline_evaluation)
-    baseline.require_measured(scores.checkpoint_sha256, metrics, "this baseline")
-    return scores
+    return _scores(baseline, metrics, places.baseline_evaluation)
+
+
+def _scores(run: Run, metrics: Path, evaluation: Path | None) -> Scores:
+    found = read_scores(metrics, evaluation)
+    run.require_measured(found.checkpoint_sha256, metrics, f"this {run.name}")
+    warnings = run.facts.with_leak(found.metrics.warnings, found.settings, found.metrics.n)
+    return replace(found, metrics=found.metrics.model_copy(update={"warnings": warnings}))
 
 
 def _compared(mine: Scores, theirs: Scores | None, places: Places) -> Comparison | None:

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.errors import MissingError, ResultError
+from pipeline.evaluation.doubts import ON_TRAINING, on_training
 from pipeline.models.checkpoint import read_facts
 from pipeline.provenance import sha256_file
 from pipeline.report.results import (
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from pipeline.report.scores import Settings
 
 __all__ = ["CURVES", "CollapseFacts", "Curve", "Run", "RunFacts", "Timing", "read_run"]
 
@@ -90,6 +93,12 @@ class RunFacts(Document):
     n: int | None = Field(None, ge=1)
     software: dict[str, str] = Field({})
     hardware: dict[str, Any] = Field({})
+
+    def with_leak(self, warnings: tuple[str, ...], settings: Settings, n: int) -> tuple[str, ...]:
+        """Warnings of an evaluation; older ones did not look for training images."""
+        same = self.data is not None and self.data.fingerprint == settings.data_fingerprint
+        unsaid = not any(line.endswith(ON_TRAINING) for line in warnings)
+        return (on_training(n), *warnings) if same and unsaid else warnings
 
 
 class Timing(Document):

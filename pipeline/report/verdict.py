@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.evaluation.doubts import attack_fails
+from pipeline.evaluation.doubts import worthless
 from pipeline.report.audit import masking_line
 from pipeline.report.measured import Measured, measured_of
 from pipeline.report.wording import eps_text, interval_text, norm_text, percent_text, phrase
@@ -131,8 +131,8 @@ def judge(
 
 def unbelievable(warnings: Iterable[str], audit: Audit | None) -> str:
     """Why a robust accuracy measures nothing, whoever would be ahead; empty where it does."""
-    if attack_fails(warnings):
-        return "the attack fails"
+    if why := worthless(warnings):
+        return why
     if audit is None or audit.passed:
         return ""
     refused = "it could not be checked for gradient masking"

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from pipeline.errors import DataError, MissingError
-from pipeline.images.beton import _estimate, open_beton, write_beton
+from pipeline.images.beton import _estimate, hashes_of, open_beton, write_beton
 from pipeline.images.decode import resize
 from pipeline.images.manifest import Manifest
 from pipeline.images.sources import ArraySource, open_source
@@ -338,3 +339,16 @@ def test_a_side_beyond_what_ffcv_can_read_is_refused(tmp_path):
     source = ArraySource("strip", ("a", "b"), pixels, np.zeros(1, dtype=np.int32))
     with pytest.raises(DataError, match="strip image 0: is too large: expected at most 8,192"):
         write_beton(source, tmp_path / "x.beton", PrepareParams(dataset="digits"), "train")
+
+
+def test_hashes_are_those_of_the_images_asked_for_or_none(train_beton, tmp_path):
+    """Without a look at the pixels; where anything does not fit there are none."""
+    fingerprint = train_beton.manifest.fingerprint
+    found = hashes_of(train_beton.path, fingerprint)
+    np.testing.assert_array_equal(found, train_beton.sample_hash)
+    assert hashes_of(train_beton.path, "0" * 64) is None
+    assert hashes_of(tmp_path / "train.beton", fingerprint) is None
+    shutil.copy(f"{train_beton.path}.json", tmp_path / "train.beton.json")
+    assert hashes_of(tmp_path / "train.beton", fingerprint) is None
+    (tmp_path / "train.beton").write_bytes(train_beton.path.read_bytes()[:999])
+    assert hashes_of(tmp_path / "train.beton", fingerprint) is None

@@ -15,8 +15,9 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from pipeline.images.beton import open_beton
-from pipeline.images.sources import open_source
+from pipeline.evaluation.doubts import ON_TRAINING
+from pipeline.images.beton import open_beton, write_beton
+from pipeline.images.sources import ArraySource, open_source
 from pipeline.images.stream import ImageStream
 from pipeline.models.registry import build
 from pipeline.params import PrepareParams
@@ -287,3 +288,48 @@ def test_images_of_another_size_are_other_images(ltd_pipe, project, monkeypatch)
     assert settings["image_shape"] == [3, 12, 12]
     shown = ltd_pipe("compare", "sized-8", "sized-12").out
     assert "pgd: other settings (pixels_sha256)" in shown
+
+
+def test_training_images_make_no_evaluation(ltd_pipe, project):
+    """Said before the first attack, in metrics.json, and at the top of card and report."""
+    outcome = evaluate(ltd_pipe, "--data", "data/train.beton")
+    told = f"all 40 images are of the model's training data: {ON_TRAINING}"
+    assert f"WARNING: {told}" in outcome.err
+    assert told in json.loads(Path("data/metrics.json").read_text())["warnings"]
+    files = ("--metrics", "data/metrics.json", "--out", "card.md")
+    assert ltd_pipe("card", STUDENT, *files).code == 0
+    why = "cannot be believed: it was measured on its training images"
+    assert f"**The robust accuracy {why}.**" in Path("card.md").read_text()
+    outcome = ltd_pipe("report", "--json")
+    assert json.loads(outcome.out)["headline"] == f"The student's robust accuracy {why}"
+
+
+@pytest.mark.parametrize("command", ["card", "report"])
+def test_an_older_evaluation_on_training_images_is_noticed(ltd_pipe, project, command):
+    """By the fingerprints of both, which the card printed as those of test and training images."""
+    evaluate(ltd_pipe, "--data", "data/train.beton")
+    metrics = json.loads(Path("data/metrics.json").read_text())
+    Path("data/metrics.json").write_text(json.dumps(metrics | {"warnings": []}))
+    words = [STUDENT, "--metrics", "data/metrics.json"] if command == "card" else []
+    assert ltd_pipe(command, *words, "--out", "page").code == 0
+    page = Path("page").read_text().replace("&#39;", "'")
+    assert "cannot be believed: it was measured on its training images" in page
+    assert page.count(ON_TRAINING) == 1
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["of this model", "of another"])
+def test_test_images_among_the_training_images_are_counted(ltd_pipe, project, known):
+    """Where the beton beside them is the one of the model's training; and one in two classes."""
+    params = PrepareParams(dataset="digits", channels=1)
+    train, test = (open_source(params, split) for split in ("train", "test"))
+    images = np.concatenate([train.images[:3], test.images[:37], test.images[:1]])
+    labels = np.concatenate([train.labels[:3], test.labels[:37], (test.labels[:1] + 1) % 10])
+    mixed = ArraySource("digits", test.class_names, images, labels.astype(np.int32))
+    write_beton(mixed, Path("data/mixed.beton"), params, "test")
+    if not known:
+        write_beton(mixed, Path("data/train.beton"), params, "train")
+    evaluate(ltd_pipe, "--data", "data/mixed.beton", "--images", "41")
+    found = json.loads(Path("data/metrics.json").read_text())["warnings"]
+    twice = "2 of 41 test images are in two classes: one of them is wrong"
+    assert found[-1:] == [twice] if not known else twice in found
+    assert ("3 of 41 test images are of the model's training data, too" in found) == known
