@@ -13,11 +13,12 @@ from stages.given import Foreign, foreign_options
 from stages.measured import (
     choose_images,
     load_measured,
-    load_source,
+    load_sources,
     model_argument,
     name_model,
     open_test_data,
     test_data_option,
+    transfer_options,
     weights_option,
 )
 from stages.outputs import refuse_existing
@@ -38,14 +39,7 @@ __all__ = ["audit"]
 @params_options("evaluate", standalone=True)
 @test_data_option
 @foreign_options
-@click.option(
-    "--transfer-from",
-    "--source",
-    "sources",
-    multiple=True,
-    metavar="MODEL",
-    help="Another model, such as the teacher, whose adversarial images are tried on this one.",
-)
+@transfer_options("--source")
 @click.option("--steps", type=click.IntRange(1), default=100, show_default=True, help="PGD steps.")
 @click.option(
     "--square-queries",
@@ -79,7 +73,7 @@ def audit(
     params: Params,
     data: Path,
     foreign: Foreign,
-    sources: tuple[str, ...],
+    sources: tuple[Named, ...],
     steps: int,
     square_queries: int,
     at_most: int | None,
@@ -129,7 +123,7 @@ def _measure(
     named: Named,
     params: Params,
     data: Path,
-    sources: tuple[str, ...],
+    sources: tuple[Named, ...],
     settings: AuditSettings,
     at_most: int | None,
 ) -> tuple[dict[str, Any], Audit | None]:
@@ -141,8 +135,8 @@ def _measure(
     device = choose_device(params.device)
     with deterministic(), full_float32(), bar() as progress:
         images = open_test_data(data, named, device)
-        measured = load_measured(named, images, device)
-        others = [load_source(text, images, device) for text in sources]
+        measured = load_measured(named, images, device, strict=True)
+        others = load_sources(sources, images, device)
         test = choose_images(images, params, device, at_most)
         head = _head(measured, len(test), settings, sources)
         try:
@@ -159,7 +153,7 @@ def _measure(
 
 
 def _head(
-    measured: Measured, n: int, settings: AuditSettings, sources: tuple[str, ...]
+    measured: Measured, n: int, settings: AuditSettings, sources: tuple[Named, ...]
 ) -> dict[str, Any]:
     """What was audited, and how hard."""
     from pipeline.provenance import software
@@ -173,7 +167,7 @@ def _head(
         "steps": settings.steps,
         "restarts": settings.restarts,
         "square_queries": settings.square_queries,
-        "sources": list(sources),
+        "sources": [source.text for source in sources],
         "software": software(),
     }
 
@@ -193,6 +187,8 @@ def _found(found: Audit) -> dict[str, Any]:
     return {
         "passed": all(finding.passed for finding in found.findings),
         "findings": rows,
+        "source_clean_accuracy": found.source_accuracy,
+        "not_made": found.not_made,
         "by_eps": found.curve.points,
         "zero_accuracy_at_eps": found.curve.zero_at,
         "loss_surface": found.surface.facts(),

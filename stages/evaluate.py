@@ -12,12 +12,13 @@ from stages.given import Foreign, foreign_options
 from stages.measured import (
     choose_images,
     load_measured,
-    load_source,
+    load_sources,
     model_argument,
     name_model,
     open_test_data,
     test_data_option,
     training_hashes,
+    transfer_options,
     weights_option,
 )
 from stages.outputs import refuse_existing
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from pipeline.evaluation.robustness import Evaluation, Source
     from pipeline.evaluation.selection import TestImages
     from pipeline.params import Params
-    from stages.measured import Measured
+    from stages.measured import Measured, Named
 
 __all__ = ["evaluate"]
 
@@ -44,14 +45,7 @@ __all__ = ["evaluate"]
 @params_options("evaluate", standalone=True)
 @test_data_option
 @foreign_options
-@click.option(
-    "--transfer-from",
-    "sources",
-    multiple=True,
-    metavar="MODEL",
-    help="A model, such as the teacher, whose adversarial images are tried on this one: a "
-    "checkpoint, or NAME=FILE. May be given several times.",
-)
+@transfer_options()
 @click.option(
     "--corruptions",
     type=click.Path(path_type=Path, file_okay=False),
@@ -82,7 +76,7 @@ def evaluate(
     params: Params,
     data: Path,
     foreign: Foreign,
-    sources: tuple[str, ...],
+    sources: tuple[Named, ...],
     corruptions: Path | None,
     quick: bool,
     metrics: Path,
@@ -110,8 +104,8 @@ def evaluate(
     named, device = name_model(model, weights, foreign), choose_device(params.device)
     with exclusive(metrics), deterministic(), full_float32():
         images = open_test_data(data, named, device)
-        measured = load_measured(named, images, device)
-        others = [load_source(text, images, device) for text in sources]
+        measured = load_measured(named, images, device, strict=False)
+        others = load_sources(sources, images, device)
         if quick:
             section = params.evaluate.quick(images.manifest.num_samples)
             params = params.model_copy(update={"evaluate": section})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +13,6 @@ from stages.progress import counter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     import torch
 
@@ -21,10 +21,20 @@ if TYPE_CHECKING:
     from pipeline.images.manifest import ImageFacts
     from pipeline.images.stream import ImageStream
     from pipeline.models.classifier import Classifier
+    from pipeline.models.foreign import ClassOrder
 
     Command = Callable[..., Any]
 
-__all__ = ["Foreign", "foreign_options", "load_teacher", "open_images", "stream_of"]
+__all__ = [
+    "TRANSFERRED",
+    "WEIGHTS_OPTIONS",
+    "Foreign",
+    "foreign_options",
+    "load_teacher",
+    "open_images",
+    "refuse_unused",
+    "stream_of",
+]
 
 
 @dataclass(frozen=True)
@@ -36,47 +46,104 @@ class Foreign:
     architecture : str or None
         None: the checkpoint is one of ours.
     mean, std : tuple of float or None
+    classes : Path or None
+        The network's class names, in its order.
+    class_order : {"natural", "lexical"} or None
+        How the network's classes are sorted.
     image_size : int or None
     skip_bad : bool
+    prefix : str
+        What the user's options of these weights begin with.
     """
 
     architecture: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    classes: Path | None = None
+    class_order: ClassOrder | None = None
     image_size: int | None = None
     skip_bad: bool = False
+    prefix: str = "--"
+
+    def checked(self) -> Foreign:
+        """The same, where each option has what it needs beside it."""
+        if (self.mean is None) != (self.std is None):
+            flags = f"{self.prefix}mean and {self.prefix}std"
+            raise click.UsageError(f"{flags} are given together, or neither")
+        if self.classes is not None and self.class_order is not None:
+            flags = f"{self.prefix}classes says the order: leave {self.prefix}class-order out"
+            raise click.UsageError(flags)
+        return self
+
+    def of_weights(self) -> list[str]:
+        """Which of them were given that say something of weights."""
+        given = [name for name in TRANSFERRED if getattr(self, name) is not None]
+        flags = [name.replace("_", "-") for name in given]
+        return [self.prefix + flag.replace("architecture", "arch") for flag in flags]
 
 
 class _Numbers(click.ParamType[tuple[float, ...]]):
     name = "numbers"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        from pipeline.params.fit import meant_in_unit
+
         try:
-            return tuple(float(part) for part in value.split(","))
+            numbers = tuple(float(part) for part in value.split(","))
         except ValueError:
             self.fail(f"'{value}' is not a list such as 0.5,0.5,0.5", param, ctx)
+        if meant := meant_in_unit(numbers):
+            self.fail(f"'{value}' is of pixels in 0…255: perhaps {meant} is meant", param, ctx)
+        return numbers
 
 
-_OPTIONS = (
-    click.option(
-        "--arch",
+def _of_weights(name: str, argument: str, **options: Any) -> Callable[..., Any]:
+    """An option of another project's weights; of a model beside the main one with a prefix."""
+
+    def option(prefix: str = "", **more: Any) -> Any:
+        python = f"{prefix.replace('-', '_')}{argument}"
+        return click.option(f"--{prefix}{name}", python, **options, **more)
+
+    return option
+
+
+WEIGHTS_OPTIONS = (
+    _of_weights(
+        "arch",
         "architecture",
         help="Network of a .pt or .pth file: our name, timm:NAME or torchvision:NAME.",
     ),
-    click.option("--mean", type=_Numbers(), help="Its input normalisation, as 0.5,0.5,0.5."),
-    click.option("--std", type=_Numbers(), help="Likewise."),
+    _of_weights("mean", "mean", type=_Numbers(), help="Its input normalisation, as 0.5,0.5,0.5."),
+    _of_weights("std", "std", type=_Numbers(), help="Likewise."),
+    _of_weights(
+        "classes",
+        "classes",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Its class names in the order of its outputs: one per line, or JSON.",
+    ),
+    _of_weights(
+        "class-order",
+        "class_order",
+        type=click.Choice(["lexical", "natural"]),
+        help="Or how they are sorted: lexical (1, 10, 2) as torchvision's ImageFolder, natural "
+        "(1, 2, 10) as timm's.  [default: as the data's]",
+    ),
+)
+TRANSFERRED = ("architecture", "mean", "std", "classes", "class_order")
+_OPTIONS = (
+    *(option() for option in WEIGHTS_OPTIONS),
     click.option("--image-size", type=click.IntRange(4), help="Folder: resize and crop to this."),
     click.option("--skip-bad", is_flag=True, help="Folder: leave out unreadable images."),
 )
 
 
 def foreign_options(command: Command) -> Command:
-    """Add --arch, --mean, --std, --image-size and --skip-bad; the command gets a `foreign`."""
+    """Add --arch and what else weights and folders do not say; the command gets a `foreign`."""
 
     @functools.wraps(command)
     def wrapper(*args: Any, **given: Any) -> Any:
-        named = {name: given.pop(name) for name in Foreign.__dataclass_fields__}
-        return command(*args, foreign=Foreign(**named), **given)
+        named = {name: given.pop(name) for name in Foreign.__dataclass_fields__ if name in given}
+        return command(*args, foreign=Foreign(**named).checked(), **given)
 
     for option in reversed(_OPTIONS):
         wrapper = option(wrapper)
@@ -108,12 +175,15 @@ def open_images(
         False: only hashes will be looked at, so that a folder's images may differ in size.
     """
     from pipeline.images.beton import open_beton
-    from pipeline.models.checkpoint import read_facts
+    from pipeline.models.checkpoint import is_own, read_facts
 
     if not data.is_dir():
+        for flag, given in (("image-size", foreign.image_size), ("skip-bad", foreign.skip_bad)):
+            if given:
+                raise click.UsageError(f"--{flag} is for a folder of images, and {data} is none")
         return open_beton(data)
     channels, size = 3, foreign.image_size
-    if teacher is not None and foreign.architecture is None:
+    if teacher is not None and (foreign.architecture is None or is_own(teacher)):
         own = read_facts(teacher)
         channels, size = own["shape"][0], size or own["shape"][1]
         class_names = class_names or own["class_names"]
@@ -160,19 +230,119 @@ def stream_of(
     return ImageStream(images, device, resident=resident) if isinstance(images, Beton) else images
 
 
-def load_teacher(path: Path, facts: ImageFacts, foreign: Foreign) -> Classifier:
-    """A checkpoint's network, in evaluation mode, that takes these images."""
-    from pipeline.models.checkpoint import load_classifier, open_classifier
+def refuse_unused(foreign: Foreign, *paths: Path) -> None:
+    """Refuse options of another project's weights where all checkpoints are ours.
 
-    if foreign.architecture is not None:
-        return open_classifier(
-            path,
-            architecture=foreign.architecture,
-            class_names=facts.class_names,
-            shape=facts.shape,
-            mean=foreign.mean,
-            std=foreign.std,
+    Raises
+    ------
+    CheckpointError
+    """
+    from pipeline.errors import CheckpointError
+    from pipeline.models.checkpoint import is_own
+
+    given = foreign.of_weights()
+    if given and all(is_own(path) for path in paths):
+        raise CheckpointError(
+            paths[0],
+            "is a checkpoint of ltd-pipe, which says this itself",
+            found=", ".join(given),
+            remedy="Leave it out.",
         )
-    model = load_classifier(path)
-    model.require_data(facts.class_names, facts.shape, f"the images for {path}")
+
+
+def load_teacher(
+    path: Path,
+    facts: ImageFacts,
+    foreign: Foreign,
+    stream: ImageStream | FolderStream,
+    *,
+    strict: bool = True,
+    quiet: bool = False,
+) -> Classifier:
+    """A checkpoint's network, in evaluation mode, on the stream's device, for its images.
+
+    Another project's weights are asked about some of the images first, see
+    `pipeline.evaluation.input_scale.settle`.
+
+    Parameters
+    ----------
+    path : Path
+    facts : ImageFacts
+        Of the images.
+    foreign : Foreign
+    stream : ImageStream or FolderStream
+        Of the images.
+    strict : bool
+        Refuse weights that are right more often on another scale.
+    quiet : bool
+        Do not say, in a line, what the weights are taken for: another process does.
+    """
+    from pipeline.models.checkpoint import is_own, load_classifier, load_foreign
+    from pipeline.models.foreign import columns_of
+
+    # Without an architecture its refusal says that one is needed.
+    if foreign.architecture is None or is_own(path):
+        model = load_classifier(path)
+        model.require_data(facts.class_names, facts.shape, f"the images for {path}")
+        return model.to(stream.device)
+    model = load_foreign(
+        path,
+        foreign.architecture,
+        facts.num_classes,
+        facts.shape,
+        facts.class_names,
+        foreign.mean,
+        foreign.std,
+        columns=columns_of(facts.class_names, foreign.classes, foreign.class_order),
+    ).to(stream.device)
+    said = _settle(model, path, facts, foreign, stream, strict=strict)
+    if not quiet:
+        click.echo(f"{path}: {said}", err=True)
+        if foreign.classes is None and foreign.class_order is None:
+            _warn_of_order(path, facts, foreign)
     return model
+
+
+def _settle(
+    model: Classifier,
+    path: Path,
+    facts: ImageFacts,
+    foreign: Foreign,
+    stream: ImageStream | FolderStream,
+    *,
+    strict: bool,
+) -> str:
+    from pipeline.evaluation.input_scale import draw_probes, settle, undecided
+    from pipeline.models.external import declared_normalisation
+
+    # Constants that the file holds win, as do those that are given.
+    silent = foreign.mean is None and not model.normalises
+    declared = declared_normalisation(model.architecture, facts.shape[0]) if silent else None
+    by = model.architecture.partition(":")[0]
+    probes = draw_probes(stream, facts.num_samples, facts.num_classes)
+    if probes is None and declared is not None:
+        raise undecided(model, path, declared, by, foreign.prefix, "no image has a class: no")
+    if probes is None:
+        return "neither scale nor order of classes is checked: no image has a class"
+    return settle(
+        model,
+        probes,
+        path,
+        declared=declared,
+        by=by,
+        options=foreign.prefix,
+        strict=strict,
+    )
+
+
+def _warn_of_order(path: Path, facts: ImageFacts, foreign: Foreign) -> None:
+    from pipeline.models.foreign import natural_order
+
+    lexical, natural = list(facts.class_names), natural_order(facts.class_names)
+    if lexical == sorted(lexical) and natural != lexical:
+        at = next(at for at, name in enumerate(natural) if name != lexical[at])
+        click.echo(
+            f"warning: {path}: class {at} is taken to be '{lexical[at]}'; in natural order, as "
+            f"timm has it, it is '{natural[at]}'. {foreign.prefix}class-order says which.",
+            err=True,
+        )

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stages.given import Foreign, foreign_options, load_teacher, open_images, stream_of
+from stages.given import (
+    Foreign,
+    foreign_options,
+    load_teacher,
+    open_images,
+    refuse_unused,
+    stream_of,
+)
 from stages.labelling import Work, interruptible, publish, show, show_part, turn
 from stages.outputs import refuse_overlap
 from stages.parameters import params_options
@@ -86,12 +93,15 @@ def label(
         part = None if part_text is None else Part.parse(part_text)
     require_replaceable(out, replace=force)
     refuse_overlap(out, data, *teachers)
+    refuse_unused(foreign, *teachers)
     team = Team.here()
     device = team.device(choose_device(params.device))
     with interruptible(), turn(out, part, team), deterministic():
         images = open_images(data, foreign, device, teacher=teachers[0])
         facts, stream = images.manifest, stream_of(images, device)
-        models = [load_teacher(path, facts, foreign).to(device) for path in teachers]
+        models = [
+            load_teacher(path, facts, foreign, stream, quiet=not team.leads) for path in teachers
+        ]
         known = [_teacher_facts(path, model) for path, model in zip(teachers, models, strict=True)]
         store = _store_facts(facts, known, _views(params), params.label)
         work = Work(out, store, facts.shape, params.label, device, part, team)

@@ -229,10 +229,19 @@ class Finished:
 
 
 def publish(finished: Finished, out: Path, *, force: bool) -> dict[str, Any]:
-    """Make the store, and sum it up."""
+    """Make the store, and sum it up.
+
+    Raises
+    ------
+    ModelError
+        When a teacher's answers are right but for the order of the classes.
+    """
+    from pipeline.evaluation.input_scale import require_order
     from pipeline.labels.read import SoftLabels
 
     writer, target = finished.writer, finished.params.target_top_probability()
+    for number, (truth, said) in enumerate(writer.answered(), 1):
+        require_order(truth, said, writer.facts.class_names, f"teacher {number} of {out}")
     solved = target is None or finished.params.top_k
     temperature = float(finished.temperature) if solved else writer.solve_temperature(target or 0)
     identity = writer.publish(out, temperature, replace=force)

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from stages.given import Foreign, load_teacher, open_images, stream_of
+from stages.given import (
+    TRANSFERRED,
+    WEIGHTS_OPTIONS,
+    Foreign,
+    load_teacher,
+    open_images,
+    refuse_unused,
+    stream_of,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     import numpy as np
     import torch
     from numpy.typing import NDArray
@@ -21,6 +32,7 @@ if TYPE_CHECKING:
     from pipeline.images.folder import FolderStream
     from pipeline.models.classifier import Classifier
     from pipeline.params import Params
+    from stages.given import Command
 
 __all__ = [
     "Measured",
@@ -28,12 +40,13 @@ __all__ = [
     "checkpoint_argument",
     "choose_images",
     "load_measured",
-    "load_source",
+    "load_sources",
     "model_argument",
     "name_model",
     "open_test_data",
     "test_data_option",
     "training_hashes",
+    "transfer_options",
     "weights_option",
 ]
 
@@ -82,7 +95,12 @@ class Named:
     @property
     def own(self) -> Path | None:
         """The checkpoint, where it is one of ours, which knows its classes and image shape."""
-        return self.path if self.foreign.architecture is None else None
+        from pipeline.models.checkpoint import is_own
+
+        if self.path is None:
+            return None
+        # What needs an architecture and has none is refused as one of ours, which says so.
+        return self.path if self.foreign.architecture is None or is_own(self.path) else None
 
 
 def name_model(text: str, weights: Path | None, foreign: Foreign) -> Named:
@@ -141,11 +159,23 @@ class Measured:
 
 def open_test_data(data: Path, named: Named, device: torch.device) -> Beton | FolderStream:
     """Open the test images, which a checkpoint of ours knows the classes and size of."""
+    if named.path is not None:
+        refuse_unused(named.foreign, named.path)
     return open_images(data, named.foreign, device, teacher=named.own)
 
 
-def load_measured(named: Named, images: Beton | FolderStream, device: torch.device) -> Measured:
+def load_measured(
+    named: Named, images: Beton | FolderStream, device: torch.device, *, strict: bool
+) -> Measured:
     """Load a model for the images.
+
+    Parameters
+    ----------
+    named : Named
+    images : Beton or FolderStream
+    device : torch.device
+    strict : bool
+        Refuse weights that are right more often on another scale.
 
     Raises
     ------
@@ -156,7 +186,8 @@ def load_measured(named: Named, images: Beton | FolderStream, device: torch.devi
 
     facts = images.manifest
     path = named.path or _zoo_file(named, facts.num_classes)
-    model = load_teacher(path, facts, named.foreign).to(device).eval()
+    stream = stream_of(images, device, resident=False)
+    model = load_teacher(path, facts, named.foreign, stream, strict=strict).to(device).eval()
     if named.own is None:
         return Measured(model, path, None)
     return Measured(
@@ -199,13 +230,69 @@ def training_hashes(
     return next((hashes for hashes in found if hashes is not None), None)
 
 
-def load_source(text: str, images: Beton | FolderStream, device: torch.device) -> Source:
-    """Load a model whose adversarial images are tried on another: a checkpoint or `NAME=FILE`."""
+def transfer_options(*names: str) -> Callable[[Command], Command]:
+    """Add --transfer-from and what its weights do not say; the command gets `sources`."""
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def wrapper(*args: Any, transfer_from: tuple[str, ...], **given: Any) -> Any:
+            said = {name: given.pop(f"transfer_{name}") for name in TRANSFERRED}
+            return command(*args, sources=_name_sources(transfer_from, said), **given)
+
+        for option in reversed(WEIGHTS_OPTIONS):
+            wrapper = option("transfer-", multiple=True)(wrapper)
+        return click.option(
+            "--transfer-from",
+            *names,
+            "transfer_from",
+            multiple=True,
+            metavar="MODEL",
+            help="A model, such as the teacher, whose adversarial images are tried on this one: a "
+            "checkpoint, or NAME=FILE. May be given several times; each --transfer-… then counts "
+            "for all of them that are not ours, or is given once for each, in their order.",
+        )(wrapper)
+
+    return decorate
+
+
+def _name_sources(texts: tuple[str, ...], said: dict[str, tuple[Any, ...]]) -> tuple[Named, ...]:
+    from pipeline.models.checkpoint import is_own
+
+    named = [name_model(text, None, Foreign(prefix="--transfer-")) for text in texts]
+    theirs = [one for one in named if one.path is None or not is_own(one.path)]
+    for name, values in said.items():
+        flag = f"--transfer-{name.replace('_', '-').replace('architecture', 'arch')}"
+        if len(values) > 1 and len(values) != len(theirs):
+            raise click.UsageError(
+                f"{flag} is given {len(values)} times, for {len(theirs)} of --transfer-from that "
+                "are not ours"
+            )
+        if values and not theirs:
+            raise click.UsageError(f"{flag} is for a --transfer-from of another project's weights")
+    found, count = [], 0
+    for one in named:
+        if one in theirs:
+            own = {name: v[count if len(v) > 1 else 0] for name, v in said.items() if v}
+            count += 1
+            if one.foreign.architecture is not None and "architecture" in own:
+                raise click.UsageError(f"'{one.text}' names its network: leave --transfer-arch out")
+            one = replace(one, foreign=replace(one.foreign, **own).checked())  # noqa: PLW2901
+        found.append(one)
+    return tuple(found)
+
+
+def load_sources(
+    sources: Sequence[Named], images: Beton | FolderStream, device: torch.device
+) -> list[Source]:
+    """Load the models whose adversarial images are tried on another."""
     from pipeline.evaluation.robustness import Source
     from pipeline.provenance import sha256_file
 
-    found = load_measured(name_model(text, None, Foreign()), images, device)
-    return Source(text, sha256_file(found.path), found.model)
+    loaded = [load_measured(one, images, device, strict=True) for one in sources]
+    return [
+        Source(one.text, sha256_file(found.path), found.model)
+        for one, found in zip(sources, loaded, strict=True)
+    ]
 
 
 def choose_images(

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.errors import MissingError
+from pipeline.errors import MissingError, ParamsError
+from stages.given import Foreign, load_teacher
 from stages.outputs import refuse_existing, refuse_overlap
 from stages.parameters import params_options
 
 if TYPE_CHECKING:
     from pipeline.images.beton import Beton
     from pipeline.models.classifier import Classifier
-    from pipeline.params import Params
+    from pipeline.params import Params, TeacherParams
     from pipeline.team import Team
 
 __all__ = ["teacher"]
@@ -118,7 +119,8 @@ def _train(
 
 def _take(params: Params, train: Beton, test: Beton, out: Path) -> dict[str, Any]:
     from pipeline.device import choose_device
-    from pipeline.models.checkpoint import open_classifier, save_classifier
+    from pipeline.images.stream import ImageStream
+    from pipeline.models.checkpoint import save_classifier
 
     section, manifest = params.teacher, train.manifest
     path = Path(str(section.checkpoint))
@@ -128,18 +130,35 @@ def _take(params: Params, train: Beton, test: Beton, out: Path) -> dict[str, Any
             "no such file",
             remedy="Give trained weights, or null to train a teacher.",
         )
-    model = open_classifier(
-        path,
-        architecture=section.architecture,
-        class_names=manifest.class_names,
-        shape=manifest.shape,
-        mean=section.mean,
-        std=section.std,
+    _refuse_other(section, path)
+    classes = None if section.classes is None else Path(section.classes)
+    foreign = Foreign(section.architecture, section.mean, section.std, classes, section.class_order)
+    model = load_teacher(
+        path, manifest, foreign.checked(), ImageStream(train, choose_device(params.device))
     )
-    model.to(choose_device(params.device))
     facts = _facts(params, train) | _measure(model, test)
     save_classifier(model, out / "model.safetensors", **facts)
     return facts
+
+
+def _refuse_other(section: TeacherParams, path: Path) -> None:
+    """Refuse what contradicts a checkpoint of ours, which says it itself."""
+    from pipeline.models.checkpoint import is_own, read_facts
+
+    if not is_own(path):
+        return
+    held = read_facts(path)
+    for name in ("mean", "std", "classes", "class_order"):
+        given, own = getattr(section, name), held.get(name)
+        if given is None or (own is not None and list(given) == [round(one, 6) for one in own]):
+            continue
+        raise ParamsError(
+            f"teacher.{name}",
+            f"{path} is a checkpoint of ltd-pipe, which brings its own",
+            expected=own or "null",
+            found=given,
+            remedy="Set it to null.",
+        )
 
 
 def _facts(params: Params, train: Beton) -> dict[str, Any]:

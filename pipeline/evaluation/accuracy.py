@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ __all__ = [
     "calibration_error",
     "expected_calibration_error",
     "mean_gap",
+    "permutation",
     "predict",
     "reliability",
     "wilson_interval",
@@ -32,6 +33,8 @@ __all__ = [
 
 # Equal parts of (0, 1] behind a calibration error, as in Guo et al. 2017.
 BINS = 15
+# Share of the classes that are answered as others which are answered as one another.
+_CLOSED = 0.6
 
 
 def wilson_interval(hits: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
@@ -59,6 +62,51 @@ def wilson_interval(hits: int, n: int, z: float = 1.959963984540054) -> tuple[fl
     low = 0.0 if hits == 0 else (centre - spread) / scale
     high = 1.0 if hits == n else (centre + spread) / scale
     return low, high
+
+
+def permutation(truth: NDArray[np.integer[Any]], said: NDArray[np.integer[Any]]) -> dict[int, int]:
+    """Which class's images are answered as which, where answers are right but for their order.
+
+    One half of each class's images matches classes with answers, the most frequent pairs first;
+    the other half has to confirm that the match is clearly better than the order as it is, so
+    that a teacher who knows nothing, or takes one class for another, is no permutation.
+
+    Parameters
+    ----------
+    truth : ndarray of shape (n,)
+        Classes; negative where unknown.
+    said : ndarray of shape (n,)
+        The answers.
+
+    Returns
+    -------
+    dict of int to int
+        The classes that are answered as others; empty where the order is right.
+    """
+    order = np.argsort(truth, kind="stable")
+    order = order[truth[order] >= 0]
+    _, first, counts = np.unique(truth[order], return_index=True, return_counts=True)
+    half = (np.arange(len(order)) - np.repeat(first, counts)) % 2 == 0
+    pairs, times = np.unique(
+        np.stack([truth[order[half]], said[order[half]]], axis=1), axis=0, return_counts=True
+    )
+    # Of equally frequent pairs the class itself is taken.
+    by_count = np.lexsort((pairs[:, 0] != pairs[:, 1], -times))
+    match, taken = dict[int, int](), set[int]()
+    for true, answer in pairs[by_count].tolist():
+        if true not in match and answer not in taken:
+            match[true] = answer
+            taken.add(answer)
+    moved = {true: answer for true, answer in match.items() if true != answer}
+    if sum(answer in moved for answer in moved.values()) < _CLOSED * len(moved):
+        return {}  # answered as classes that are answered as themselves
+    rest = order[~half]
+    rest = rest[np.isin(truth[rest], list(moved))]
+    matched = np.array([moved[true] for true in truth[rest].tolist()], dtype=said.dtype)
+    n, hits, plain = len(rest), int((said[rest] == matched).sum()), int((said == truth)[rest].sum())
+    if n == 0 or wilson_interval(hits, n)[0] <= wilson_interval(plain, n)[1] or hits < 2 * plain:
+        return {}
+    return dict(sorted(moved.items()))
 
 
 def expected_calibration_error(

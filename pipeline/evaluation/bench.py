@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -118,6 +118,12 @@ class Bench:
         for part, record in self.records(name, rows, work, title=title, later=later):
             found.put(part, record)
         return found
+
+    def source_right(self, source: Classifier, number: int) -> torch.Tensor:
+        """Which images another model, whose attack is tried on this one, gets right when clean."""
+        bench, rows = replace(self, model=source), torch.arange(len(self.test))
+        found = bench.answers(f"source-{number}", rows, title=f"clean, by source {number}")
+        return found.right(self.test.labels)
 
     def standing(
         self,

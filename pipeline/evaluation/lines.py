@@ -55,7 +55,9 @@ def _conditions(row: Mapping[str, Any]) -> str:
     if "norm" not in row:
         return f"no attack, {images}"
     package = f", {row['package']}" if "package" in row else ""
-    return f"{threat_text(row['norm'], row['eps'])}, {images}{package}"
+    known = row.get("source_clean_accuracy")
+    source = "" if known is None else f", source {known:.2%} clean"
+    return f"{threat_text(row['norm'], row['eps'])}, {images}{package}{source}"
 
 
 def _found(row: Mapping[str, Any]) -> str:
@@ -87,6 +89,10 @@ def audit_lines(summary: Mapping[str, Any], model: str) -> Iterator[str]:
         f"A check fails when the lower end of the 95 % interval is above its limit: with "
         f"{summary['n']:,} images from the last share of its line on."
     )
+    for name, known in summary.get("source_clean_accuracy", {}).items():
+        yield f"The source {name} has {known:.2%} of the clean images right."
+    for line in summary.get("not_made", []):
+        yield f"WARNING: {line}"
     if summary["n"] < FEW_IMAGES:
         yield f"WARNING: below {FEW_IMAGES} images, a check that passes says little."
     zero = summary["zero_accuracy_at_eps"]

@@ -24,6 +24,7 @@ from pipeline.evaluation.accuracy import wilson_interval
 from pipeline.evaluation.bench import Bench, silent
 from pipeline.evaluation.curve import automatic_curve, largest_radius
 from pipeline.evaluation.finding import SLACK, Finding
+from pipeline.evaluation.input_scale import weak_source
 from pipeline.evaluation.pgd import attack_images, margin, scaled, single_step, survivors
 from pipeline.evaluation.soundness import PROBED, apart, in_halves, probes, require_evaluated
 from pipeline.evaluation.surface import loss_surface
@@ -172,11 +173,17 @@ class Audit:
         Robust accuracy by eps, to where nothing stands.
     surface : Surface
         The loss around some images.
+    source_accuracy : dict of str to float
+        Of each source on the clean images.
+    not_made : list of str
+        Checks that could not be made, and why.
     """
 
     findings: list[Finding]
     curve: Curve
     surface: Surface
+    source_accuracy: dict[str, float]
+    not_made: list[str]
 
 
 def audit(
@@ -213,15 +220,22 @@ def audit(
     _require_knowledge(checks)
     plain = checks.pgd(f"PGD-{settings.steps}")
     by_loss, strongest = _losses(checks, plain)
+    known, n = dict[str, int](), len(test)
+    for number, (name, source) in enumerate((sources or {}).items(), 1):
+        known[name] = int(bench.source_right(source, number).sum())
+    doubts = {name: weak_source(name, hits, n, model.num_classes) for name, hits in known.items()}
+    fit = {name: each for name, each in (sources or {}).items() if doubts[name] is None}
     findings = [
         *_soundness(checks),
         *_strength(checks, plain),
         *by_loss,
-        *_black_box(checks, strongest, sources or {}),
+        *_black_box(checks, strongest, fit),
         _radii(checks),
     ]
     curve = automatic_curve(bench, settings.norm, checks.right, settings.eps)
-    return Audit(findings, curve, loss_surface(bench, checks.ball, checks.right))
+    surface = loss_surface(bench, checks.ball, checks.right)
+    accuracies = {name: hits / n for name, hits in known.items()}
+    return Audit(findings, curve, surface, accuracies, [line for line in doubts.values() if line])
 
 
 def _require_knowledge(checks: _Checks) -> None:

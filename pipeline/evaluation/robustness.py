@@ -21,7 +21,7 @@ from pipeline.evaluation.bench import Bench, silent
 from pipeline.evaluation.corruptions import corruption_accuracies
 from pipeline.evaluation.curve import CURVE_STEPS, Curve, automatic_curve, curve_at
 from pipeline.evaluation.doubts import leaks, unbroken
-from pipeline.evaluation.input_scale import contradicted_accuracy, wrong_scale
+from pipeline.evaluation.input_scale import contradicted_accuracy, weak_source, wrong_scale
 from pipeline.evaluation.ledger import Ledger
 from pipeline.evaluation.pgd import attack_images, run_gradient_attack
 from pipeline.evaluation.plan import GradientAttack, parse_attack
@@ -172,11 +172,15 @@ def evaluate(
     result = Evaluation(test, clean, clean, [Score("clean", "clean", right)])
     result.warnings += leaks(test.sample_hash, test.labels.numpy(), training)
     result.warnings += _doubts(bench, right, params, said, random=random)
+    known = [bench.source_right(one.model, number) for number, one in enumerate(sources, 1)]
+    for source, hits in zip(sources, (int(of.sum()) for of in known), strict=True):
+        doubt = weak_source(source.name, hits, len(test), model.num_classes)
+        result.warnings += [doubt] if doubt else []
     if warn is not None:
         for line in result.warnings:
             warn(line)
     _gradient_attacks(bench, params, ball, right, result)
-    _transfer(bench, params, ball, right, sources, result)
+    _transfer(bench, params, ball, right, list(zip(sources, known, strict=True)), result)
     _autoattack(bench, params, ball, right, result)
     together = torch.stack([score.standing for score in result.scores]).all(dim=0)
     name = "all attacks together"
@@ -236,16 +240,20 @@ def _transfer(
     params: EvaluateParams,
     ball: Ball,
     right: torch.Tensor,
-    sources: Sequence[Source],
+    sources: Sequence[tuple[Source, torch.Tensor]],
     result: Evaluation,
 ) -> None:
     key, steps = rng.stream_key(bench.seed, "evaluation-start", 0), params.pgd_steps
     plan = GradientAttack("transfer", "cross entropy", steps)
-    for number, source in enumerate(sources, 1):
+    for number, (source, known) in enumerate(sources, 1):
         attack = partial(attack_images, source.model, ball=ball, steps=steps, key=key)
         title = f"transfer from {source.name}"
         standing = bench.standing(f"transfer-{number}", right, attack, title=title)
-        origin = {"source": source.name, "source_sha256": source.sha256}
+        origin = {
+            "source": source.name,
+            "source_sha256": source.sha256,
+            "source_clean_accuracy": float(known.float().mean()),
+        }
         facts = {**_threat(bench, ball), **plan.facts(ball.eps), **origin}
         result.scores.append(Score(f"transfer-{number}", title, standing, facts))
 

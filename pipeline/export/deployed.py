@@ -24,6 +24,7 @@ class Deployed(nn.Module):
 
     mean: torch.Tensor
     std: torch.Tensor
+    columns: torch.Tensor | None
 
     def __init__(self, model: Classifier) -> None:
         super().__init__()
@@ -31,9 +32,12 @@ class Deployed(nn.Module):
         self.temperature = model.temperature
         self.register_buffer("mean", model.mean[:, None, None].clone())
         self.register_buffer("std", model.std[:, None, None].clone())
+        self.register_buffer("columns", model.columns, persistent=False)
         self.train(model.training)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits of shape (B, K) for images of shape (B, C, H, W), float32, in [0, 1]."""
         logits: torch.Tensor = self.network((images - self.mean) / self.std)
+        if self.columns is not None:
+            logits = logits[:, self.columns]
         return logits / self.temperature

@@ -1,7 +1,8 @@
 """timm: a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads.
 
 timm's models take normalised images, and their transforms take mean and std from config.json,
-so the normalisation stands there. The temperature divides the weights of the last layer.
+so the normalisation stands there. The temperature divides the weights of the last layer,
+whose rows stand in the order of the class names.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def write_timm(model: Classifier, facts: dict[str, Any], out: Path) -> Agreement
     """
     name = timm_name(model.architecture)
     network = _timm_network(model, name)
-    state = _with_temperature(network, model)
+    state = _with_last_layer(network, model)
     with staged_folder(out) as beside:
         safetensors.torch.save_file(state, beside / WEIGHTS_FILE, {"format": "pt"})
         write_json(beside / CONFIG_FILE, _config(model, name, network))
@@ -110,18 +111,18 @@ def _timm_network(model: Classifier, name: str) -> nn.Module:
     return network.eval()
 
 
-def _with_temperature(network: nn.Module, model: Classifier) -> dict[str, torch.Tensor]:
+def _with_last_layer(network: nn.Module, model: Classifier) -> dict[str, torch.Tensor]:
     state = {
         name: tensor.detach().clone(memory_format=torch.contiguous_format)
         for name, tensor in network.state_dict().items()
     }
-    if model.temperature == 1.0:
+    if model.temperature == 1.0 and model.columns is None:
         return state
     head = network.get_classifier()  # type: ignore[operator]
     if not isinstance(head, nn.Linear):
         raise ModelError(
             model.architecture,
-            "its last layer cannot take the temperature",
+            "its last layer cannot take the temperature and the order of the classes",
             expected="Linear",
             found=type(head).__name__,
             remedy=_REMEDY,
@@ -129,7 +130,8 @@ def _with_temperature(network: nn.Module, model: Classifier) -> dict[str, torch.
     (prefix,) = (name for name, module in network.named_modules() if module is head)
     for name in (f"{prefix}.weight", f"{prefix}.bias"):
         if name in state:
-            state[name] /= model.temperature
+            ordered = state[name] if model.columns is None else state[name][model.columns]
+            state[name] = ordered / model.temperature
     return state
 
 

@@ -53,7 +53,7 @@ class Model(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits of shape (B, {num_classes}) for images of shape (B, {shape}), in [0, 1]."""
-        return self.model((images - self.mean) / self.std) / self.temperature
+        return self.model((images - self.mean) / self.std){order} / self.temperature
 
 
 def _add_prefix(module, state_dict, prefix, *more):
@@ -109,6 +109,7 @@ def _around(model: Classifier, network: str, call: str, package: str = "") -> st
         mean=model.mean.tolist(),
         std=model.std.tolist(),
         temperature=model.temperature,
+        order="" if model.columns is None else f"[:, {model.columns.tolist()}]",
         num_classes=model.num_classes,
         shape=", ".join(map(str, model.shape)),
     )

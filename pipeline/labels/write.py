@@ -35,7 +35,7 @@ from pipeline.labels.topk import largest, total_variation
 from pipeline.publish import remove_state, replace_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -281,6 +281,19 @@ class StoreWriter:
             return total / (self.facts.num_samples * self.facts.views.count)
 
         return bisect_temperature(mean_top, target_top_probability)
+
+    def answered(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
+        """For each teacher the ground truth and its answer for each sample's first view."""
+        self._require_complete()
+        labels = self._draft.column("labels").read()
+        for name in ["topk_indices"] if self._top_k else self._teachers:
+            column = self._draft.column(name)
+            parts = []
+            for chunk in range(column.layout.num_chunks):
+                rows = column.chunk(chunk)
+                rows = rows.reshape(len(rows), -1, rows.shape[-1])[:, 0]
+                parts.append(rows[:, 0] if self._top_k else rows.argmax(axis=1))
+            yield labels, np.concatenate(parts).astype(np.int64)
 
     def publish(
         self,

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "is_own",
     "load_classifier",
     "load_foreign",
     "open_classifier",
@@ -104,6 +105,18 @@ def load_classifier(path: Path) -> Classifier:
     return model.eval()
 
 
+def is_own(path: Path) -> bool:
+    """Whether a file is of `save_classifier`, and so describes itself.
+
+    Raises
+    ------
+    MissingError, CheckpointError
+        When it is no file, or damaged.
+    """
+    require_file(path)
+    return not is_pickle(path) and KEY in read_metadata(path)
+
+
 def read_facts(path: Path) -> dict[str, Any]:
     """The checkpoint's description: the model's constants and the facts saved with it.
 
@@ -123,6 +136,7 @@ def open_classifier(
     shape: tuple[int, int, int],
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    columns: Sequence[int] | None = None,
 ) -> Classifier:
     """Load a checkpoint of either kind for a data set.
 
@@ -134,7 +148,7 @@ def open_classifier(
         Of the other project's network; a checkpoint of ours brings its own.
     class_names, shape
         The data set's; a checkpoint of ours must have been made for them.
-    mean, std : sequence of float, optional
+    mean, std, columns : optional
         As for `load_foreign`; a checkpoint of ours brings its own.
 
     Raises
@@ -142,9 +156,17 @@ def open_classifier(
     MissingError, CheckpointError, ModelError
         See `load_classifier` and `load_foreign`.
     """
-    require_file(path)
-    if is_pickle(path) or KEY not in read_metadata(path):
-        return load_foreign(path, architecture, len(class_names), shape, class_names, mean, std)
+    if not is_own(path):
+        return load_foreign(
+            path,
+            architecture,
+            len(class_names),
+            shape,
+            class_names,
+            mean,
+            std,
+            columns=columns,
+        )
     model = load_classifier(path)
     model.require_data(class_names, shape, f"the data for {path}")
     return model
@@ -180,4 +202,5 @@ def _described(header: Header) -> Classifier:
         mean=header.mean,
         std=header.std,
         temperature=header.temperature,
+        columns=header.columns,
     )

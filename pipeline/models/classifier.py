@@ -40,6 +40,9 @@ class Classifier(nn.Module):
         parameters: training leaves them as they are.
     temperature : float, default 1.0
         Divides the logits, in training and inference alike. Fixed for the model's life.
+    columns : sequence of int, optional
+        For each class the network's output that means it, where another project's network
+        has the classes in another order; None: the outputs are in the order of the names.
 
     Raises
     ------
@@ -49,6 +52,7 @@ class Classifier(nn.Module):
 
     mean: torch.Tensor
     std: torch.Tensor
+    columns: torch.Tensor | None
 
     def __init__(
         self,
@@ -60,6 +64,7 @@ class Classifier(nn.Module):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         temperature: float = 1.0,
+        columns: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         channels, _, _ = shape
@@ -67,6 +72,10 @@ class Classifier(nn.Module):
         std = [1.0] * channels if std is None else list(std)
         _require_constants(architecture, channels, mean, std, temperature)
         _require_names(architecture, class_names)
+        in_order = list(range(len(class_names)))
+        if columns is not None and sorted(columns) != in_order:
+            expected = f"each of 0 to {in_order[-1]} once"
+            raise ModelError(architecture, "columns", expected=expected, found=list(columns))
         self.network = network
         self.architecture = architecture
         self.class_names = tuple(class_names)
@@ -75,6 +84,8 @@ class Classifier(nn.Module):
         self._taken = {self.shape}
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+        moved = None if columns is None or list(columns) == in_order else torch.tensor(columns)
+        self.register_buffer("columns", moved, persistent=False)
 
     @property
     def temperature(self) -> float:
@@ -110,8 +121,7 @@ class Classifier(nn.Module):
 
         Parameters and errors are those of `forward`.
         """
-        logits: torch.Tensor = self.network(self._normalised(images))
-        return logits
+        return self._ordered(self.network(self._normalised(images)))
 
     def exit_logits(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Logits of each exit, the first exit first, divided by the model's temperature.
@@ -132,7 +142,17 @@ class Classifier(nn.Module):
         self.require_exits()
         network: Any = self.network
         logits: list[torch.Tensor] = network.exit_logits(self._normalised(images))
-        return [exit_ / self._temperature for exit_ in logits]
+        return [self._ordered(exit_) / self._temperature for exit_ in logits]
+
+    @property
+    def normalises(self) -> bool:
+        """Whether its input normalisation changes anything."""
+        return bool((self.mean != 0).any()) or bool((self.std != 1).any())
+
+    def normalise(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Take another input normalisation: of weights that do not say theirs."""
+        _require_constants(self.architecture, self.shape[0], [*mean], [*std], self._temperature)
+        self.mean, self.std = (torch.tensor([*v]).to(self.mean) for v in (mean, std))
 
     def require_exits(self) -> int:
         """Refuse a network without several exits; how many it has."""
@@ -204,6 +224,9 @@ class Classifier(nn.Module):
                     found=f"'{theirs}'",
                     remedy="Give the data set the model's classes in the model's order.",
                 )
+
+    def _ordered(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits if self.columns is None else logits[:, self.columns]
 
     def _normalised(self, images: torch.Tensor) -> torch.Tensor:
         self._require_images(images)

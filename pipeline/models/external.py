@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["build_timm", "build_torchvision", "timm_options", "torchvision_options"]
+__all__ = [
+    "build_timm",
+    "build_torchvision",
+    "declared_normalisation",
+    "timm_options",
+    "torchvision_options",
+]
 
 # Their second output exists in training mode only and would change the result's type.
 _WITHOUT_AUXILIARY = {"aux_logits": False, "init_weights": True}
@@ -85,6 +91,29 @@ def build_torchvision(name: str, num_classes: int, shape: tuple[int, int, int]) 
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise _unfit(where, shape, error) from error
     return _tried(network, where, num_classes, shape)
+
+
+def declared_normalisation(
+    architecture: str, channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and std that timm or torchvision declare for their own weights of a network.
+
+    None where they declare none, or for another number of channels. Whether somebody else's
+    weights want them is not said by it.
+    """
+    package, _, name = architecture.partition(":")
+    declared: Any = None
+    if package == "timm":
+        import timm
+
+        declared = timm.get_pretrained_cfg(name)
+    elif package == "torchvision":
+        from torchvision import models
+
+        declared = models.get_model_weights(name).DEFAULT.transforms()
+    if declared is None or len(declared.mean) != channels:
+        return None
+    return tuple(declared.mean), tuple(declared.std)
 
 
 def timm_options(name: str, num_classes: int, shape: tuple[int, int, int]) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import json
+import re
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from pipeline.errors import CheckpointError, ModelError
+from pipeline.errors import CheckpointError, MissingError, ModelError
 from pipeline.models.classifier import Classifier
 from pipeline.models.registry import build
 from pipeline.models.weights import fit, is_pickle, read_pickle, read_tensors, require_file
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["load_foreign"]
+__all__ = ["ClassOrder", "columns_of", "load_foreign", "natural_order"]
+
+ClassOrder = Literal["natural", "lexical"]
 
 # Where training scripts keep their state dict. The moving average comes first: it is what
 # those scripts evaluate.
@@ -43,6 +47,7 @@ def load_foreign(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     temperature: float = 1.0,
+    columns: Sequence[int] | None = None,
 ) -> Classifier:
     """Load another project's weights, on the CPU and in evaluation mode.
 
@@ -62,6 +67,8 @@ def load_foreign(
         The network's input normalisation. None: what the file holds, else 0 and 1.
     temperature : float, default 1.0
         Divides the logits.
+    columns : sequence of int, optional
+        For each class the network's output that means it, see `columns_of`.
 
     Raises
     ------
@@ -89,6 +96,7 @@ def load_foreign(
         mean=_agreed(mean, held_mean, f"{path}: mean"),
         std=_agreed(std, held_std, f"{path}: std"),
         temperature=temperature,
+        columns=columns,
     )
     fit(network, state, path)
     return model.eval()
@@ -185,3 +193,87 @@ def _agreed(
             remedy="Leave it out: the checkpoint brings its own.",
         )
     return given
+
+
+def natural_order(class_names: Sequence[str]) -> list[str]:
+    """Names as timm sorts them: numbers by their value, letters without regard to case."""
+
+    def key(name: str) -> list[Any]:
+        parts: list[Any] = re.split(r"(\d+)", name.lower())
+        parts[1::2] = map(int, parts[1::2])
+        return parts
+
+    return sorted(class_names, key=key)
+
+
+def columns_of(
+    class_names: Sequence[str], classes: Path | None, order: ClassOrder | None
+) -> list[int] | None:
+    """For each class of the data, the output of another project's network that means it.
+
+    Parameters
+    ----------
+    class_names : sequence of str
+        The data's, in the data's order.
+    classes : Path or None
+        The network's, in its order: a name per line, a JSON list, or a JSON dict from numbers
+        to names (each may be a list of one class's names) or from names to numbers.
+    order : {"natural", "lexical"} or None
+        How the network's are sorted, where there is no file; None: as the data's are.
+
+    Raises
+    ------
+    MissingError, ModelError
+        When the file is not there, or names other classes than the data.
+    """
+    if classes is not None:
+        theirs = _read_classes(classes, frozenset(class_names))
+        if sorted(theirs) != sorted(class_names):
+            ours, given = set(class_names), set(theirs)
+            lacking, unknown = sorted(ours - given), sorted(given - ours)
+            raise ModelError(
+                classes,
+                "names other classes than the data has",
+                expected=f"{len(class_names)} classes, {_few(class_names)}",
+                found=f"{len(theirs)} ({len(lacking)} lacking: {_few(lacking)}; "
+                f"{len(unknown)} unknown: {_few(unknown)})",
+                remedy="Give a name per line, as the data's folders have them, in the order of "
+                "the network's outputs.",
+            )
+    elif order is not None:
+        theirs = natural_order(class_names) if order == "natural" else sorted(class_names)
+    else:
+        return None
+    return [theirs.index(name) for name in class_names]
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _read_classes(path: Path, known: frozenset[str]) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise MissingError(path, "no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(path, f"is no text of class names ({error})") from error
+    if not text.lstrip().startswith(("[", "{")):
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    try:
+        content = json.loads(text)
+        if isinstance(content, dict) and all(type(at) is int for at in content.values()):
+            content = {at: name for name, at in content.items()}
+        if isinstance(content, dict):
+            numbered = {int(at): names for at, names in content.items()}
+            content = [numbered[at] for at in range(len(numbered))]
+        # One class may have several names, as ImageNet's "n01440764" and "tench".
+        several = [names if isinstance(names, list) else [names] for names in content]
+        found = [next((name for name in names if name in known), names[0]) for names in several]
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+        raise ModelError(
+            path,
+            "is no list of class names",
+            expected='["cat", "dog"], {"0": "cat", "1": "dog"} or {"cat": 0, "dog": 1}',
+        ) from error
+    return [str(name) for name in found]

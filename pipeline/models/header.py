@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["KEY", "Header", "describe", "parse_header"]
 
 KEY = "ltd_pipe"
-_FORMAT, _VERSION = "ltd-classifier", 1
+# Version 2 has `columns`, which a reader of version 1 would leave out.
+_FORMAT, _VERSION = "ltd-classifier", 2
 
 Side = Annotated[int, Field(ge=1, le=1024)]
 
@@ -29,7 +30,7 @@ class Header(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     format: Literal["ltd-classifier"]
-    version: Literal[1]
+    version: Literal[1, 2]
     architecture: str = Field(max_length=200)
     num_classes: int = Field(ge=2)
     class_names: tuple[str, ...]
@@ -37,6 +38,7 @@ class Header(BaseModel):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     temperature: float = Field(gt=0)
+    columns: tuple[int, ...] | None = None
     # safetensors has no checksum: without this a flipped byte would load as another weight.
     weights_sha256: str
 
@@ -57,7 +59,7 @@ def describe(model: Classifier, weights_sha256: str, facts: Mapping[str, Any]) -
     """
     own = {
         "format": _FORMAT,
-        "version": _VERSION,
+        "version": 1 if model.columns is None else _VERSION,
         "architecture": model.architecture,
         "num_classes": model.num_classes,
         "class_names": list(model.class_names),
@@ -68,6 +70,8 @@ def describe(model: Classifier, weights_sha256: str, facts: Mapping[str, Any]) -
         "temperature": model.temperature,
         "weights_sha256": weights_sha256,
     }
+    if model.columns is not None:
+        own["columns"] = model.columns.tolist()
     given = json.loads(json.dumps(dict(facts), allow_nan=False))
     for name in own.keys() & given.keys():
         if given[name] != own[name]:

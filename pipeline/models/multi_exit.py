@@ -45,6 +45,7 @@ def at_exit(model: Classifier, number: int) -> Classifier:
         mean=model.mean.tolist(),
         std=model.std.tolist(),
         temperature=model.temperature,
+        columns=None if model.columns is None else model.columns.tolist(),
     )
     single.load_state_dict(model.state_dict())
     return single.to(model.mean.device).train(model.training)

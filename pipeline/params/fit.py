@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -12,10 +12,22 @@ from pipeline.images.mixing import PAIR, Mixing
 from pipeline.images.progressive import Sizes
 from pipeline.params.section import Number, Probability, Section
 
-__all__ = ["FitParams"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["FitParams", "meant_in_unit"]
 
 _LEAST_AVERAGED = 2
 _ROUNDING = 1e-9
+# Of pixels in [0, 1] no mean or deviation is above 1; but a std of 2 is somebody's own choice.
+_UNIT = 4.0
+
+
+def meant_in_unit(values: Sequence[float]) -> str:
+    """What means or deviations of pixels in 0…255 are of those in [0, 1]; else nothing."""
+    if max(values, default=0.0) <= _UNIT:
+        return ""
+    return ",".join(f"{value / 255:.3g}" for value in values)
 
 
 class FitParams(Section):
@@ -156,6 +168,15 @@ class FitParams(Section):
                 f"expected fractions of the run, above 0 and below 1, found [{found}]; "
                 f"perhaps [{meant}] is meant"
             )
+        return values
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _constants_are_of_unit_pixels(
+        cls, values: tuple[float, ...] | None
+    ) -> tuple[float, ...] | None:
+        if meant := meant_in_unit(values or ()):
+            raise ValueError(f"expected values for pixels in [0, 1]; perhaps [{meant}] is meant")
         return values
 
     @model_validator(mode="after")

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 import click
 
 from stages.fetched import local_folder
-from stages.given import Foreign, foreign_options, load_teacher, open_images, stream_of
+from stages.given import (
+    Foreign,
+    foreign_options,
+    load_teacher,
+    open_images,
+    stream_of,
+)
 from stages.progress import counter
 
 if TYPE_CHECKING:
@@ -154,14 +160,18 @@ class _Again:
         from pipeline.labels.verify import Check
 
         store, facts = SoftLabels.open(self._path), images.manifest
-        models = [load_teacher(path, facts, self._foreign) for path in self._teachers]
+        stream = stream_of(images, self._device, resident=False)
+        models = [
+            load_teacher(path, facts, self._foreign, stream, strict=False)
+            for path in self._teachers
+        ]
         seed = secrets.randbits(32) if seed is None else seed
         total = store.num_samples * store.num_views
         with deterministic(), counter("ask the teacher", min(sample, total)) as progress:
             found = recompute(
                 store,
-                [model.to(self._device) for model in models],
-                stream_of(images, self._device, resident=False),
+                models,
+                stream,
                 sample=sample,
                 seed=seed,
                 data=f"{facts.dataset} ({facts.split})",

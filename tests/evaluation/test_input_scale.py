@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.evaluation.input_scale import contradicted_accuracy, wrong_scale
+from pipeline.errors import ModelError
+from pipeline.evaluation.accuracy import permutation
+from pipeline.evaluation.input_scale import (
+    Probes,
+    contradicted_accuracy,
+    require_order,
+    settle,
+    weak_source,
+    wrong_scale,
+)
 from pipeline.evaluation.selection import TestImages
 from pipeline.models.classifier import Classifier
 
@@ -85,3 +94,112 @@ def test_a_checkpoint_is_held_to_what_it_says(hits, said, doubted):
     assert (found is not None) is doubted
     if found:
         assert f"the checkpoint says {said:.1%} (validation images)" in found
+
+
+@pytest.fixture
+def probes(grey_images):
+    """The same pictures, as foreign weights are asked about them."""
+    return Probes(grey_images.images, grey_images.labels)
+
+
+@pytest.mark.parametrize(
+    ("network", "mean", "said"),
+    [
+        (Brightness(**CIFAR), MEAN, r"mean 0.49.*: 60 of 60 .* right, \d+ without it; timm decl"),
+        (
+            Brightness(),
+            (0, 0, 0),
+            r"not normalised: 60 of 60 .* right, \d+ when norm.* timm",
+        ),
+    ],
+    ids=["normalised", "not"],
+)
+def test_what_is_declared_is_taken_where_it_is_right(probes, network, mean, said):
+    """Both are tried, and both numbers said."""
+    model = wrapped(network)
+    found = settle(model, probes, "net.pt", declared=(MEAN, STD), by="timm")
+    assert model.mean.tolist() == pytest.approx(mean)
+    assert re.search(said, found), found
+
+
+def test_what_nothing_decides_is_refused(probes):
+    """A network that knows nothing: the remedy has both ways in full."""
+    with pytest.raises(ModelError) as caught:
+        settle(wrapped(Brightness(factor=-1)), probes, "x", declared=(MEAN, STD), by="timm")
+    assert caught.value.where == "x"
+    mean, std = "--mean 0.4914,0.4822,0.4465", "--std 0.2471,0.2435,0.2616"
+    assert caught.value.remedy == f"Pass {mean} {std}, or --mean 0,0,0 --std 1,1,1 for none."
+
+
+@pytest.mark.parametrize(("network", "normalisation", "message"), WRONG)
+def test_foreign_weights_on_a_wrong_scale_are_refused(probes, network, normalisation, message):
+    """Also where the user said the scale; unless a measurement will say it itself."""
+    with pytest.raises(ModelError, match=message):
+        settle(wrapped(network, **normalisation), probes, "net.pt")
+    assert "are right" in settle(wrapped(network, **normalisation), probes, "x", strict=False)
+
+
+class Rolled(Brightness):
+    """Has each class one column further."""
+
+    def forward(self, images):
+        return super().forward(images).roll(1, dims=1)
+
+
+def test_columns_in_another_order_are_named(probes):
+    """Before the scale is blamed for it."""
+    with pytest.raises(ModelError) as caught:
+        settle(wrapped(Rolled()), probes, "net.pt", declared=(MEAN, STD), by="timm")
+    assert caught.value.found == "'a' as 'b', 'b' as 'c', 'c' as 'd', 'd' as 'a'"
+    assert "--classes FILE" in caught.value.remedy
+
+
+def test_the_natural_order_is_recognised():
+    """The usual cause is told with its cure."""
+    names = tuple(sorted(map(str, range(12))))
+    truth = np.repeat(np.arange(12), 10)
+    said = np.array([int(names[true]) for true in truth])
+    with pytest.raises(ModelError) as caught:
+        require_order(truth, said, names, "net.pt")
+    assert caught.value.remedy.endswith("pass --class-order natural.")
+
+
+def _noisy(k, per, share, shift):
+    generator = np.random.default_rng(0)
+    truth = np.repeat(np.arange(k), per)
+    right = generator.random(len(truth)) < share
+    return truth, np.where(right, (truth + shift) % k, generator.integers(0, k, len(truth)))
+
+
+@pytest.mark.parametrize(
+    ("answers", "moved"),
+    [
+        (_noisy(2, 20, 1, 1), 2),
+        (_noisy(10, 26, 0.8, 3), 10),
+        (_noisy(1000, 4, 0.9, 1), 900),
+        (_noisy(1000, 20, 0.4, 1), 990),
+        (_noisy(10, 26, 0.8, 0), 0),
+        (_noisy(10, 26, 0, 0), 0),
+        (_noisy(1000, 4, 0, 0), 0),
+        ((np.repeat([0, 1], 20), np.ones(40, int)), 0),
+        ((np.repeat([0, 1, 2], 20), np.repeat([1, 1, 2], 20)), 0),
+        ((np.repeat([0, 1, 2], 20), np.repeat([1, 0, 2], 20)), 2),
+        ((np.repeat([0, 1], 20), np.tile([0, 0, 1, 1, 1], 8)), 0),
+        ((np.array([0, 1]), np.array([1, 0])), 0),
+        ((np.full(40, -1), np.repeat([0, 1], 20)), 0),
+    ],
+    ids=[
+        "inverted", "ten", "few each", "weak", "right", "chance", "chance, many", "constant",
+        "two alike", "a swap", "confused", "too few", "unknown",
+    ],
+)  # fmt: skip
+def test_only_an_order_is_an_order(answers, moved):
+    """Ignorance and confusion are none, however few images tell."""
+    found = permutation(*answers)
+    assert len(found) >= moved if moved else not found
+
+
+def test_a_source_that_knows_nothing_is_said_to_be_weak():
+    """What it does not break proves nothing."""
+    assert weak_source("s", 90, 100, 10) is None
+    assert "s was not tried in earnest" in (weak_source("s", 14, 100, 10) or "")

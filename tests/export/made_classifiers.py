@@ -11,7 +11,7 @@ from pipeline.models.registry import build
 CLASSES = ("ant", "bee", "<b>cat</b>", "döner")
 
 
-def make_classifier(architecture, shape, temperature=1.5):
+def make_classifier(architecture, shape, temperature=1.5, columns=None):
     """A network in evaluation mode whose normalisation has moved, too."""
     network = build(architecture, len(CLASSES), shape)
     for module in network.modules():
@@ -30,6 +30,7 @@ def make_classifier(architecture, shape, temperature=1.5):
         mean=[0.3, 0.4, 0.5][:channels],
         std=[0.2, 0.25, 0.3][:channels],
         temperature=temperature,
+        columns=columns,
     ).eval()
 
 

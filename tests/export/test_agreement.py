@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from made_classifiers import make_classifier, save_student
 from torch import nn
 
 from pipeline.errors import ModelError
 from pipeline.export.agreement import probes, require_agreement
 from pipeline.export.deployed import Deployed
+from pipeline.export.targets import export
 from pipeline.models.classifier import Classifier
 
 
@@ -70,6 +72,16 @@ def test_logits_that_are_no_numbers_are_refused(model):
     nn.init.constant_(model.network.linear.bias, float("nan"))
     with pytest.raises(ModelError, match="small-cnn-w4: gives logits that are NaN"):
         require_agreement(model, model, "out")
+
+
+@pytest.mark.parametrize("target", ["robustbench", "timm", "torchscript"])
+def test_the_order_of_the_classes_is_inside(tmp_path, target):
+    """A network whose outputs stand in another order than the class names; else refused."""
+    architecture = "timm:test_resnet" if target == "timm" else "small-cnn-w4"
+    model = make_classifier(architecture, (3, 32, 32), columns=[2, 0, 3, 1])
+    path = save_student(model, tmp_path / "model.safetensors")
+    agreement = export(path, target, tmp_path / "out")
+    assert agreement.difference < agreement.allowed
 
 
 def _copy(model):

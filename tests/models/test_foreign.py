@@ -1,11 +1,19 @@
 """Other projects' weights are taken under whatever names and wrappers they use."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from pipeline.errors import CheckpointError, MissingError, ModelError
-from pipeline.models.checkpoint import load_foreign
+from pipeline.models.checkpoint import (
+    load_classifier,
+    load_foreign,
+    read_facts,
+    save_classifier,
+)
+from pipeline.models.foreign import columns_of, natural_order
 from pipeline.models.registry import build
 
 _NETWORK = ("wrn-10-1", 3, (3, 8, 8))
@@ -150,3 +158,73 @@ def test_loading_leaves_the_callers_random_numbers_alone(network, tmp_path):
     torch.manual_seed(5)
     load_foreign(tmp_path / "a.pt", *_NETWORK)
     assert torch.equal(torch.rand(3), expected)
+
+
+NAMES = ("b1", "b10", "b2")
+IN_FILES = [
+    "b2\nb1\n\nb10\n",
+    "\ufeffb2\r\nb1\r\nb10",
+    json.dumps(["b2", "b1", "b10"]),
+    json.dumps({"1": "b1", "2": "b10", "0": "b2"}),
+    json.dumps({"b1": 1, "b10": 2, "b2": 0}),
+    json.dumps({"0": ["b2", "two"], "1": ["b1", "one"], "2": ["ten", "b10"]}),
+]
+
+
+@pytest.mark.parametrize("text", IN_FILES)
+def test_a_file_tells_the_order_of_the_outputs(tmp_path, text):
+    """A name per line, or JSON as torchvision's and ImageNet's indices have it."""
+    (tmp_path / "classes").write_text(text)
+    assert columns_of(NAMES, tmp_path / "classes", None) == [1, 2, 0]
+
+
+def test_an_order_needs_no_file():
+    """timm's, torchvision's, or the data's own where nobody says."""
+    assert natural_order(["B2", "a10", "b1", "a9"]) == ["a9", "a10", "b1", "B2"]
+    assert columns_of(NAMES, None, "natural") == [0, 2, 1]
+    assert columns_of(NAMES, None, "lexical") == [0, 1, 2]
+    assert columns_of(("cat", "ant"), None, "lexical") == [1, 0]
+    assert columns_of(NAMES, None, None) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("b1\nb2\n", "2 (1 lacking: 'b10'; 0 unknown: )"),
+        ("b1\nb2\nc\n", "3 (1 lacking: 'b10'; 1 unknown: 'c')"),
+        ("b1\nb2\nb10\nb1\n", "4 (0 lacking: ; 0 unknown: )"),
+        ('{"0": "b1", "2": "b2"}', None),
+        ('{"a": 0.5}', None),
+        ("[[]]", None),
+        ("[", None),
+    ],
+)
+def test_a_file_of_other_classes_is_refused(tmp_path, text, found):
+    """Saying which lack; and what is no list of names at all."""
+    (tmp_path / "classes").write_text(text)
+    with pytest.raises(ModelError) as caught:
+        columns_of(NAMES, tmp_path / "classes", None)
+    assert caught.value.found == found
+
+
+def test_columns_travel_with_the_checkpoint(network, tmp_path):
+    """Each class gets its own output, also after saving; older readers refuse the file."""
+    torch.save(network.state_dict(), tmp_path / "a.pt")
+    model = load_foreign(tmp_path / "a.pt", *_NETWORK, columns=[2, 0, 1])
+    expected = network(_IMAGES)[:, [2, 0, 1]]
+    assert torch.equal(model(_IMAGES), expected)
+    save_classifier(model, tmp_path / "b.safetensors")
+    again = load_classifier(tmp_path / "b.safetensors")
+    assert torch.equal(again(_IMAGES), expected)
+    assert read_facts(tmp_path / "b.safetensors")["version"] == 2
+    plain = load_foreign(tmp_path / "a.pt", *_NETWORK, columns=[0, 1, 2])
+    save_classifier(plain, tmp_path / "c.safetensors")
+    assert read_facts(tmp_path / "c.safetensors")["version"] == 1
+
+
+@pytest.mark.parametrize("columns", [[0, 1], [0, 1, 1], [1, 2, 3]])
+def test_columns_that_are_no_order_are_refused(network, tmp_path, columns):
+    """Each output means one class."""
+    torch.save(network.state_dict(), tmp_path / "a.pt")
+    with pytest.raises(ModelError, match="columns"):
+        load_foreign(tmp_path / "a.pt", *_NETWORK, columns=columns)

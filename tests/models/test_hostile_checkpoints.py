@@ -71,7 +71,7 @@ def test_damaged_files_are_refused(checkpoint, damage, message):
         ("{", "metadata 'ltd_pipe' is not JSON"),
         ("[" * 100_000, "metadata 'ltd_pipe'"),
         ("[1]", "metadata 'ltd_pipe': header"),
-        ({"version": 2}, "written by a newer ltd-pipe: expected version 1, found version 2. Upgr"),
+        ({"version": 3}, "written by a newer ltd-pipe: expected version 2, found version 3. Upgr"),
         ({"format": "other"}, "format: Input should be 'ltd-classifier'"),
         ({"num_classes": 10**12}, "1000000000000 classes but 3 names"),
         ({"shape": [1, 8, 10**9]}, "shape.2: Input should be less than or equal to"),

@@ -278,6 +278,7 @@ def test_images_of_another_size_are_other_images(ltd_pipe, project, monkeypatch)
     monkeypatch.setattr("pipeline.publish.remove_state", lambda _: None)
     torch.save(build("timm:test_resnet", 10, (3, 8, 8)).state_dict(), "colours.pt")
     words = ("timm:test_resnet=colours.pt", "--data", "digits", "--images", "20", "--force")
+    words += ("--mean", "0,0,0", "--std", "1,1,1")
     place = ("--metrics", "sized/metrics.json", "--out", "sized/evaluation")
     for size in ("8", "12"):
         outcome = ltd_pipe("evaluate", *words, *place, "--image-size", size)
