@@ -13,6 +13,7 @@ from stages.lazy import LazyGroup
 __all__ = ["cli", "main"]
 
 _COMMANDS = {
+    "inputs": "Note which images and weights come from outside, for DVC.",
     "prepare": "Turn images into train.beton and test.beton.",
     "teacher": "Train the teacher on clean images, or take a checkpoint.",
     "label": "Write a teacher's low-temperature soft labels into a store.",

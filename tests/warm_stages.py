@@ -23,7 +23,7 @@ def ask(address: str, words: list[str]) -> int:
 
 def serve(address: Path) -> None:
     """Run what is asked for, one after the other, until killed."""
-    sys.path.insert(0, str(Path(__file__).parents[2]))
+    sys.path.insert(0, str(Path(__file__).parents[1]))
     import ffcv.loader  # noqa: F401
     import torchvision.datasets  # noqa: F401
 

@@ -1,0 +1,159 @@
+"""Before all stages: what comes from outside, which DVC would not see change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.errors import DataError, MissingError
+from stages.parameters import PARAMS_FILE, PIPELINE_FILE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipeline.params import Params, TrainParams
+
+__all__ = ["inputs"]
+
+
+@click.command()
+@click.option(
+    "--asked",
+    is_flag=True,
+    help="Look at train.teacher instead, which an earlier stage may have made.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("data/inputs"),
+    show_default=True,
+    help="Folder of images.json and teacher.json, or asked.json.",
+)
+def inputs(asked: bool, out: Path) -> None:
+    """Note what params.yaml names: the folder of images, and trained weights.
+
+    DVC runs it before all stages, and those again whose images or weights have changed. Contents
+    are read only where names, sizes or times differ from the last look.
+
+    \b
+    Example:
+      ltd-pipe inputs
+    """
+    from pipeline.params import load_params, require_named
+    from pipeline.publish import exclusive, write_json
+
+    params = load_params(PARAMS_FILE)
+    if PIPELINE_FILE.exists():
+        require_named(PARAMS_FILE, PIPELINE_FILE)
+        _require_teacher(params.train)
+    state = out.parent / "state" / f"{out.name}.json"
+    with exclusive(out):
+        looked = _read(state) or {}
+        for name, key, path in _named(params, asked=asked):
+            target = out / f"{name}.json"
+            before = _read(target)
+            found = _look(path, key, before or {}, looked) if path else None
+            click.echo(f"{key}: {_in_words(path, found)}")
+            if found != before or not target.exists():
+                write_json(target, found)
+        write_json(state, looked)
+
+
+def _require_teacher(train: TrainParams) -> None:
+    """Refuse a teacher that is asked in the run, and is neither here nor made by a stage."""
+    from pipeline.params import read_yaml
+
+    if not train.asks_teacher or train.teacher is None or Path(train.teacher).exists():
+        return
+    stages = read_yaml(PIPELINE_FILE)["stages"].values()
+    made = {name for stage in stages for out in stage.get("outs", []) for name in _names(out)}
+    if not made & {str(path) for path in (Path(train.teacher), *Path(train.teacher).parents)}:
+        raise _missing("train.teacher", train.teacher)
+
+
+def _names(out: str | dict[str, Any]) -> list[str]:
+    return [out] if isinstance(out, str) else list(out)
+
+
+def _missing(key: str, path: str) -> MissingError:
+    return MissingError(
+        f"{PARAMS_FILE}: {key}: {path}", "no such file or folder", remedy="Correct the path."
+    )
+
+
+def _named(params: Params, *, asked: bool) -> Iterator[tuple[str, str, str | None]]:
+    """Name, key and value of each parameter that is a path from outside."""
+    if asked:
+        # Also the baseline asks it, which depends on nothing else of a teacher.
+        yield "asked", "train.teacher", params.train.teacher if params.train.asks_teacher else None
+        return
+    # torchvision compares CIFAR's files with hashes of its own.
+    folder = params.prepare.path if params.prepare.dataset == "folder" else None
+    yield "images", "prepare.path", folder
+    yield "teacher", "teacher.checkpoint", params.teacher.checkpoint
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _look(path: str, key: str, before: dict[str, Any], looked: dict[str, Any]) -> dict[str, Any]:
+    """What a file or folder holds now: how many files, their size, and a hash of all."""
+    if not Path(path).exists():
+        if before.get("path") == path:
+            click.echo(f"WARNING: {key}: {path} is not here: taken as it was", err=True)
+            return before
+        raise _missing(key, path)
+    try:
+        files = sorted(_files(path, frozenset()))
+        listing = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+        if looked.get(path, {}).get("listing") != listing:
+            with ThreadPoolExecutor() as threads:
+                hashes = list(threads.map(_sha256, [name for name, _, _ in files]))
+            content = [[name, sha256] for (name, _, _), sha256 in zip(files, hashes, strict=True)]
+            facts = {
+                "path": path,
+                "files": len(files),
+                "bytes": sum(size for _, size, _ in files),
+                "sha256": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+            }
+            looked[path] = {"listing": listing, "facts": facts}
+    except OSError as error:
+        raise DataError(error.filename or path, f"cannot be read ({error.strerror})") from error
+    return dict(looked[path]["facts"])
+
+
+def _files(path: str, above: frozenset[tuple[int, int]]) -> list[tuple[str, int, int]]:
+    """Path, size and time of each file of a folder, through links; a loop of links ends."""
+    itself = os.stat(path)  # noqa: PTH116  (one of 1.2 million)
+    if not stat.S_ISDIR(itself.st_mode):
+        return [(path, itself.st_size, itself.st_mtime_ns)]
+    if (itself.st_dev, itself.st_ino) in above:
+        return []
+    above |= {(itself.st_dev, itself.st_ino)}
+    with os.scandir(path) as entries:
+        there = [entry.path for entry in entries if entry.is_dir() or entry.is_file()]
+    return [file for name in there for file in _files(name, above)]
+
+
+def _sha256(path: str) -> str:
+    with Path(path).open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _in_words(path: str | None, found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "nothing from outside"
+    size = f"{found['files']:,} files, {found['bytes']:,} bytes"
+    return f"{path}: {size}, SHA-256 {found['sha256'][:12]}"

@@ -1,0 +1,108 @@
+"""`ltd-pipe inputs` notes what comes from outside, and reads it only where it changed."""
+
+import contextlib
+import io
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import MissingError
+from stages.inputs import inputs
+
+
+def look(*words):
+    """Run the command; what images.json holds, and what was said on stderr."""
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
+        inputs.main(list(words), standalone_mode=False)
+    return json.loads(Path("data/inputs/images.json").read_text()), err.getvalue()
+
+
+def change(path):
+    """Another content of the same size, and the same time."""
+    before = path.stat()
+    path.write_bytes(bytes(reversed(path.read_bytes())))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_folder_is_read_again_only_where_its_listing_changed(pictures):
+    """Names, sizes and times decide whether; the content decides what is noted."""
+    first, _ = look()
+    assert (first["path"], first["files"]) == ("photos", 120)
+    picture = next(Path("photos/train").rglob("*.png"))
+    change(picture)
+    assert look()[0] == first
+    os.utime(picture, (1, 1))
+    assert look()[0]["sha256"] != first["sha256"]
+    change(picture)
+    os.utime(picture, (2, 2))
+    assert look()[0] == first
+
+
+MOVES = {
+    "added": lambda path: path.with_name("new.png").write_bytes(b"x"),
+    "removed": lambda path: path.unlink(),
+    "renamed": lambda path: path.rename(path.with_name("other.png")),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"x"),
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_what_happens_to_a_file_is_seen(pictures, move):
+    """Each changes the note; through links as well."""
+    Path("photos").rename("elsewhere")
+    Path("photos").symlink_to("elsewhere")
+    first, _ = look()
+    MOVES[move](next(Path("elsewhere/train").rglob("*.png")))
+    assert look()[0] != first
+
+
+def test_links_that_go_round_end(pictures):
+    """And files that are not there behind a link are left to prepare."""
+    first, _ = look()
+    Path("photos/train/round").symlink_to(Path("photos").absolute())
+    Path("photos/train/gone").symlink_to("nowhere")
+    assert look()[0]["files"] == first["files"]
+
+
+def test_a_folder_that_is_gone_is_taken_as_it_was(pictures):
+    """So do those who pull results without the images; without a note it is refused."""
+    first, _ = look()
+    Path("photos").rename("elsewhere")
+    again, said = look()
+    assert again == first
+    assert "photos is not here" in said
+    Path("data/inputs/images.json").unlink()
+    with pytest.raises(MissingError) as refusal:
+        look()
+    assert refusal.value.where == "params.yaml: prepare.path: photos"
+
+
+def test_nothing_from_outside_is_noted_as_such(project):
+    """Digits come with scikit-learn, and the teacher is trained."""
+    assert look()[0] is None
+    assert look("--asked")[0] is None
+    assert [p.read_text() for p in sorted(Path("data/inputs").iterdir())] == ["null\n"] * 3
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("teacher.checkpoint", "a.pt"), ("train.teacher", "b.safetensors")]
+)
+def test_weights_that_are_not_there_are_refused_at_once(project, key, value):
+    """Not when the stage that reads them begins; what a stage will make is waited for."""
+    section, name = key.split(".")
+    params = Path("params.yaml")
+    text = params.read_text().replace("ema_decay: 0.9", "ema_decay: 0.9, objective: adaad")
+    text = text.replace("ema_decay: 0.9", "ema_decay: 0.9, teacher: data/teacher/new.safetensors")
+    params.write_text(text)
+    Path("dvc.yaml").write_text("stages: {teacher: {outs: [data/teacher]}}")
+    look()
+    if section == "train":
+        params.write_text(text.replace("data/teacher/new.safetensors", value))
+    else:
+        params.write_text(text.replace("teacher: {", f"teacher: {{{name}: {value}, ", 1))
+    with pytest.raises(MissingError) as refusal:
+        look()
+    assert refusal.value.where == f"params.yaml: {key}: {value}"

@@ -1,0 +1,129 @@
+"""Each recipe goes through the whole of `dvc repro`, which sees what users bring."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import dvc_projects
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.recipes import recipe_names
+
+WARM = Path(__file__).with_name("warm_stages.py")
+ONE_EPOCH = {"architecture": "small-cnn-w8", "epochs": 1, "batch_size": 16}
+SHRUNK = {
+    "prepare": {
+        "dataset": "folder",
+        "path": "photos",
+        "image_size": 16,
+        "channels": 3,
+        "validation_fraction": 0.25,
+    },
+    "teacher": ONE_EPOCH,
+    "train": ONE_EPOCH | {"attack_steps": 2, "validation_attack_steps": 2, "awp_from_epoch": 0},
+    "evaluate": {
+        "images": 4,
+        "pgd_steps": 2,
+        "pgd_restarts": 1,
+        "attacks": ["fgsm"],
+        "autoattack": "none",
+        "eps_grid": [0, 0.1],
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory):
+    """What starts a stage without starting Python: nine times nine would take minutes."""
+    address = tmp_path_factory.mktemp("warm") / "socket"
+    command = [sys.executable, WARM, "serve", address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
+        assert server.stdout.readline() == b"ready\n"
+        yield f"{sys.executable} -I -S {WARM} {address}"
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A copy of the project with 40 photographs; what recipes share is made once."""
+    folder = tmp_path_factory.mktemp("clone")
+    dvc_projects.clone(folder)
+    dvc_projects.commit(folder)
+    draw = np.random.default_rng(0)
+    for i in range(40):
+        place = folder / "photos" / ("test" if i % 4 == 0 else "train") / f"class-{i % 3}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (16, 16, 3), np.uint8)).save(place / f"{i}.png")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", recipe_names())
+def test_dvc_repro_goes_through_with_every_recipe(clone, launch, name):
+    """From images to the report: no stage lacks a key, or refuses what another one took."""
+    dvc_projects.write_params(clone, name, SHRUNK | {"launch": launch})
+    out = dvc_projects.dvc(clone, "repro")
+    assert "Updating lock file" in out
+    for metrics in ("metrics.json", "baseline-metrics.json"):
+        assert json.loads((clone / "data" / metrics).read_text())["n"] == 4
+    assert "<html" in (clone / "data/report.html").read_text()
+
+
+def repro(folder, *targets):
+    """The stages that DVC ran, but for those that only look."""
+    out = dvc_projects.dvc(folder, "repro", *targets)
+    return set(re.findall(r"Running stage '([\w-]+)'", out)) - {"inputs", "asked"}
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory, launch, clone):
+    """Another copy, with the digits' settings."""
+    folder = tmp_path_factory.mktemp("own")
+    dvc_projects.clone(folder)
+    dvc_projects.commit(folder)
+    shutil.copytree(clone / "photos", folder / "photos")
+    dvc_projects.write_params(folder, "digits", SHRUNK | {"launch": launch})
+    assert repro(folder, "teacher") == {"prepare", "teacher"}
+    return folder
+
+
+@pytest.mark.slow
+def test_images_that_were_added_or_changed_are_prepared(own):
+    """A new class, another content; but not the same files with another time."""
+    assert repro(own, "prepare") == set()
+    for split in ("train", "test"):
+        shutil.copytree(own / f"photos/{split}/class-0", own / f"photos/{split}/class-new")
+    assert repro(own, "prepare") == {"prepare"}
+    assert "class-new" in json.loads((own / "data/train.beton.json").read_text())["class_names"]
+    picture = next((own / "photos/train/class-new").iterdir())
+    os.utime(picture, (1, 1))
+    assert repro(own, "prepare") == set()
+    shutil.copyfile(next((own / "photos/train/class-1").iterdir()), picture)
+    assert repro(own, "prepare") == {"prepare"}
+
+
+@pytest.mark.slow
+def test_weights_that_were_replaced_are_read_again(own, launch):
+    """The teacher that is taken, and the one that is asked in the run, also by the baseline."""
+    repro(own, "teacher")
+    weights = [own / f"{name}.safetensors" for name in ("given", "asked")]
+    for path in weights:
+        shutil.copyfile(own / "data/teacher/model.safetensors", path)
+    asked = {"objective": "adaad", "teacher": "asked.safetensors"}
+    changes = {"launch": launch, "teacher": ONE_EPOCH | {"checkpoint": "given.safetensors"}}
+    changes["train"] = SHRUNK["train"] | asked
+    dvc_projects.write_params(own, "digits", SHRUNK | changes)
+    assert repro(own, "train", "baseline") == {"teacher", "label", "train", "baseline"}
+    assert repro(own, "train", "baseline") == set()
+    other = own / "other.safetensors"
+    shutil.copyfile(own / "data/baseline/model.safetensors", other)
+    follow = {"teacher", "label", "train"}, {"train", "baseline"}
+    for path, stages in zip(weights, follow, strict=True):
+        shutil.copyfile(other, path)
+        assert repro(own, "train", "baseline") == stages
