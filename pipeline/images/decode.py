@@ -13,7 +13,10 @@ from pipeline.errors import DataError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["decode_image", "resize"]
+__all__ = ["LUMA", "decode_image", "resize", "to_channels"]
+
+# As Pillow converts to grey: thousandths of the ITU-R 601 weights, times 2^16 / 1000.
+LUMA = (19595, 38470, 7471)
 
 
 def decode_image(content: bytes, where: str) -> NDArray[np.uint8]:
@@ -90,3 +93,22 @@ def resize(image: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:
     picture = Image.fromarray(image).resize(scaled, Image.Resampling.BICUBIC)
     left, top = (scaled[0] - size) // 2, (scaled[1] - size) // 2
     return np.asarray(picture.crop((left, top, left + size, top + size)))
+
+
+def to_channels(images: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
+    """RGB pixels as a network of so many channels takes them.
+
+    Parameters
+    ----------
+    images : ndarray of shape (..., H, W, 3), dtype uint8
+    channels : int
+        1: the luminance, as Pillow's mode L to the bit; what is grey stays as it is. 3: RGB.
+
+    Returns
+    -------
+    ndarray of shape (..., H, W, channels), dtype uint8
+    """
+    if channels != 1:
+        return images
+    red, green, blue = (images[..., i].astype(np.uint32) * weight for i, weight in enumerate(LUMA))
+    return ((red + green + blue + (1 << 15)) >> 16).astype(np.uint8)[..., None]

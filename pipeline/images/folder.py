@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
-from pipeline.images.decode import resize
+from pipeline.images.decode import resize, to_channels
 from pipeline.images.fingerprint import fingerprint
 from pipeline.images.manifest import ImageFacts
 from pipeline.images.stream import Batch
@@ -65,7 +65,7 @@ class FolderStream:
         # Images that are not square are all of one size, and stay as they are.
         image = resize(self._source.decode(int(row)), height if height == width else None)
         require_unchanged(self._source, int(row), int(self.sample_hash[row]))
-        return np.ascontiguousarray(image.transpose(2, 0, 1)[:channels])
+        return np.ascontiguousarray(to_channels(image, channels).transpose(2, 0, 1))
 
     def _batch(self, rows: NDArray[np.int64], pixels: NDArray[np.uint8]) -> Batch:
         labels = torch.from_numpy(self.labels[rows].astype(np.int64))

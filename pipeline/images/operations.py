@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pipeline.images.decode import LUMA
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -21,16 +23,14 @@ GREY = 128
 # Of blending, and of coordinates.
 _BLEND_BITS, _PLACE_BITS = 15, 16
 _WHITE = 255
-# As Pillow converts to grey: thousandths of the ITU-R 601 weights, times 2^16 / 1000.
-_LUMA = (19595, 38470, 7471)
 
 
 def grey_levels(images: torch.Tensor) -> torch.Tensor:
     """Luminance of RGB images: shape (B, 1, H, W), dtype int32; grey ones are it already."""
     wide = images.to(torch.int32)
-    if images.shape[1] != len(_LUMA):
+    if images.shape[1] != len(LUMA):
         return wide[:, :1]
-    red, green, blue = (wide[:, i : i + 1] * weight for i, weight in enumerate(_LUMA))
+    red, green, blue = (wide[:, i : i + 1] * weight for i, weight in enumerate(LUMA))
     return (red + green + blue + (1 << 15)) >> 16
 
 

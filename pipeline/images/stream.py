@@ -12,6 +12,7 @@ import torch
 
 from pipeline.device import free_memory, on_device
 from pipeline.errors import DataError
+from pipeline.images.decode import to_channels
 from pipeline.images.raw import read_raw
 from pipeline.images.reader import BetonReader
 
@@ -159,7 +160,7 @@ class ImageStream:
         image, label, index, hashes = fields
         self._require_asked(asked, index[:, 0], hashes[:, 0].view(np.uint64))
         # FFCV uses its buffers again: everything is copied before it goes on.
-        pixels = image.transpose(0, 3, 1, 2)[:, : self._channels]
+        pixels = to_channels(image, self._channels).transpose(0, 3, 1, 2)
         rows = np.array(asked)
         return Batch(
             on_device(pixels, self.device),

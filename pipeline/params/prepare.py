@@ -28,7 +28,7 @@ class PrepareParams(Section):
         description="resize the shorter side to this many pixels and crop the centre; "
         "null: images stay as they are and must all have one size",
     )
-    channels: Literal[1, 3] = Field(3, description="1: grey, 3: RGB")
+    channels: Literal[1, 3] = Field(3, description="1: grey (luminance), 3: RGB")
     encoding: Literal["raw", "jpeg"] = Field(
         "raw", description="raw: exact pixels, for small images; jpeg: for large ones"
     )

@@ -10,10 +10,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pipeline.errors import DataError, MissingError
 from pipeline.images.beton import _estimate, hashes_of, open_beton, write_beton
 from pipeline.images.decode import resize
+from pipeline.images.folder import open_folder
 from pipeline.images.manifest import Manifest
 from pipeline.images.sources import ArraySource, open_source
 from pipeline.images.stream import ImageStream
@@ -80,6 +82,21 @@ def test_grey_takes_one_channel(params, tmp_path):
     assert manifest.shape == (1, 12, 12)
     stream = ImageStream(open_beton(tmp_path / "grey.beton"), CPU)
     assert next(stream.batches(np.arange(3), 3)).images.shape == (3, 1, 12, 12)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_grey_of_a_colour_image_is_its_luminance(params, tmp_path, resident):
+    """As Pillow's mode L, from a beton and from the folder: the red of a blue image is black."""
+    write(params, tmp_path / "grey.beton", channels=1)
+    source, order = open_source(params, "train"), np.arange(12)
+    folder, _ = open_folder(source, image_size=None, channels=1, device=CPU)
+    expected = [np.asarray(Image.fromarray(source.decode(i)).convert("L")) for i in order]
+    for stream in (
+        ImageStream(open_beton(tmp_path / "grey.beton"), CPU, resident=resident),
+        folder,
+    ):
+        (batch,) = stream.batches(order, 12)
+        np.testing.assert_array_equal(batch.images[:, 0], expected)
 
 
 def test_threads_are_left_alone(beton):
