@@ -24,6 +24,7 @@ from stages.measured import (
 from stages.outputs import refuse_existing
 from stages.parameters import params_options
 from stages.progress import bar, ticker
+from stages.usage import refuse_given
 
 if TYPE_CHECKING:
     from pipeline.evaluation.masking import Audit, AuditSettings
@@ -95,6 +96,8 @@ def audit(
     from pipeline.evaluation.masking import AuditSettings
     from pipeline.publish import exclusive, write_json
 
+    theirs = set(type(params.evaluate).model_fields) - {"norm", "eps", "images", "batch_size"}
+    refuse_given(theirs, "is of evaluate; an audit's own attacks take --steps, --square-queries")
     refuse_existing(out / "audit.json", force=force)
     settings = AuditSettings(
         params.evaluate.eps,

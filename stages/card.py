@@ -9,6 +9,7 @@ import click
 from pipeline.errors import WriteError
 from stages.measured import checkpoint_argument
 from stages.outputs import refuse_existing, refuse_overlap
+from stages.usage import refuse_given
 
 __all__ = ["card"]
 
@@ -65,6 +66,8 @@ def card(
     from pipeline.export.card_facts import gather_card
     from pipeline.publish import write_text
 
+    if metrics is None:
+        refuse_given({"evaluation"}, "is of --metrics, and none are given")
     inputs = [path for path in (checkpoint, metrics, audit) if path is not None]
     refuse_overlap(out, *inputs)
     refuse_existing(out, force=force)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from stages.usage import refuse_given
+
 if TYPE_CHECKING:
     from pipeline.doctor import Finding
 
@@ -37,6 +39,7 @@ def doctor(data: Path, models: bool, as_json: bool) -> None:
       ltd-pipe doctor --models
     """
     if models:
+        refuse_given({"data"}, "is of the check, not of --models")
         _show_models(as_json=as_json)
         return
     from pipeline.doctor import examine

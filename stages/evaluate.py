@@ -24,6 +24,7 @@ from stages.measured import (
 from stages.outputs import refuse_existing
 from stages.parameters import params_options
 from stages.progress import bar, ticker
+from stages.usage import refuse_given
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,6 +101,9 @@ def evaluate(
     from pipeline.device import choose_device, deterministic, full_float32
     from pipeline.publish import exclusive
 
+    if quick:
+        fixed = {"pgd_steps", "pgd_restarts", "attacks", "autoattack", "eps_grid"}
+        refuse_given(fixed | {"eps_grid_images"}, "is fixed in a first look: leave --quick out")
     refuse_existing(*_results(metrics, out), force=force)
     named, device = name_model(model, weights, foreign), choose_device(params.device)
     with exclusive(metrics), deterministic(), full_float32():

@@ -241,7 +241,7 @@ def refuse_unused(foreign: Foreign, *paths: Path) -> None:
     from pipeline.models.checkpoint import is_own
 
     given = foreign.of_weights()
-    if given and all(is_own(path) for path in paths):
+    if given and paths and all(is_own(path) for path in paths):
         raise CheckpointError(
             paths[0],
             "is a checkpoint of ltd-pipe, which says this itself",

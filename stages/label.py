@@ -18,7 +18,7 @@ from stages.given import (
 from stages.labelling import Work, interruptible, publish, show, show_part, turn
 from stages.outputs import refuse_overlap
 from stages.parameters import params_options
-from stages.usage import of_option
+from stages.usage import of_option, refuse_given
 
 if TYPE_CHECKING:
     from pipeline.images.manifest import ImageFacts
@@ -92,6 +92,8 @@ def label(
     with of_option("--part"):
         part = None if part_text is None else Part.parse(part_text)
     require_replaceable(out, replace=force)
+    if params.label.top_k is not None or len(teachers) > 1:
+        refuse_given({"logits"}, "is of one teacher's labels, and not of --top-k")
     refuse_overlap(out, data, *teachers)
     refuse_unused(foreign, *teachers)
     team = Team.here()

@@ -11,6 +11,7 @@ import click
 
 from pipeline.errors import ParamsError
 from pipeline.params import Params, load_params, parse_standalone
+from stages.usage import FIELD
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,7 +72,7 @@ def _option(name: str, info: FieldInfo) -> Callable[[Command], Command]:
 
 def _private(name: str) -> str:
     # Field options never collide with a command's own arguments of the same name.
-    return f"field_{name}"
+    return f"{FIELD}{name}"
 
 
 def _receiving(

@@ -10,6 +10,7 @@ import click
 from stages.outputs import refuse_existing
 from stages.parameters import PARAMS_FILE, PIPELINE_FILE, params_options
 from stages.progress import counter
+from stages.usage import refuse_given
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -46,6 +47,13 @@ def prepare(params: Params, out: Path, force: bool) -> None:
 
     if PARAMS_FILE.exists() and PIPELINE_FILE.exists():
         require_named(PARAMS_FILE, PIPELINE_FILE)
+    section = params.prepare
+    if section.dataset == "digits":
+        refuse_given({"path"}, "has no meaning for digits, which come with scikit-learn")
+    if section.dataset in ("digits", "folder"):
+        refuse_given({"download"}, "is of CIFAR")
+    if section.encoding == "raw":
+        refuse_given({"jpeg_quality"}, "is of --encoding jpeg")
     targets: dict[Split, Path] = {"train": out / "train.beton", "test": out / "test.beton"}
     refuse_existing(*targets.values(), force=force)
     with exclusive(out / "betons"):

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from stages.evaluated import find_metrics, training_files
 from stages.outputs import refuse_existing
 from stages.parameters import params_options
+from stages.usage import refuse_given
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,7 +104,8 @@ def report(
       ltd-pipe report --compare main exp-soft --out soft.html
     """
     if pair is not None:
-        _refuse_other_places(click.get_current_context())
+        places = {name.replace("-", "_") for name in ("student", "metrics", *_OPTIONAL)}
+        refuse_given(places, "is of the page of one student, not of --compare")
         _report_pair(params, pair, out or _PAIR_PAGE, force=force, as_json=as_json)
         return
     from pipeline.publish import write_text
@@ -140,13 +141,6 @@ def _places(student: Path, metrics: Path, named: dict[str, Path]) -> Places:
         "audit": audit_beside(metrics),
     }
     return Places(student=student, metrics=metrics, **beside | named)
-
-
-def _refuse_other_places(context: click.Context) -> None:
-    for name in ("student", "metrics", *_OPTIONAL):
-        source = context.get_parameter_source(name.replace("-", "_"))
-        if source is ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{name} is of the page of one student, not of --compare")
 
 
 def _report_pair(

@@ -11,6 +11,7 @@ from pipeline.errors import MissingError, ParamsError
 from stages.given import Foreign, load_teacher
 from stages.outputs import refuse_existing, refuse_overlap
 from stages.parameters import params_options
+from stages.usage import refuse_given
 
 if TYPE_CHECKING:
     from pipeline.images.beton import Beton
@@ -54,6 +55,9 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
 
     refuse_existing(out / "model.safetensors", force=force or fresh)
     if params.teacher.checkpoint is not None:
+        asked = {"checkpoint", "architecture", "mean", "std", "classes", "class_order"}
+        trained = {*type(params.teacher).model_fields, "fresh"} - asked
+        refuse_given(trained, "is of training, and teacher.checkpoint is taken as it is")
         # Stores name a teacher by the hash of its file, which taking it into place would change.
         refuse_overlap(out / "model.safetensors", Path(str(params.teacher.checkpoint)))
     team = Team.here()

@@ -1,4 +1,4 @@
-"""Values that the library refuses, as errors of the option that they came from."""
+"""Options that are wrong or have no meaning, as usage errors."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import contextlib
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from pipeline.errors import ParamsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
-__all__ = ["of_option"]
+__all__ = ["FIELD", "of_option", "refuse_given"]
+
+# Before the name of an option that sets a parameter.
+FIELD = "field_"
 
 
 @contextlib.contextmanager
@@ -29,3 +33,25 @@ def of_option(option: str) -> Iterator[None]:
         # It begins with the option's name, and so does what click says.
         words = str(error).removeprefix(f"{error.where}: ")
         raise click.BadParameter(words, param_hint=f"'{option}'") from error
+
+
+def refuse_given(names: Collection[str], why: str) -> None:
+    """Refuse options of the running command that were typed, and would be ignored.
+
+    Parameters
+    ----------
+    names : collection of str
+        Of arguments or parameters; what stands in params.yaml is not asked.
+    why : str
+        Goes on after the option's name.
+
+    Raises
+    ------
+    click.UsageError
+    """
+    context = click.get_current_context()
+    for option in context.command.params:
+        name = str(option.name)
+        typed = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if typed and name.removeprefix(FIELD) in names:
+            raise click.UsageError(f"{option.opts[0]} {why}")

@@ -11,6 +11,7 @@ import click
 from stages.outputs import refuse_existing, refuse_overlap
 from stages.progress import counter
 from stages.store.made import data_option, made_options, show_made
+from stages.usage import refuse_given
 
 if TYPE_CHECKING:
     from pipeline.combine.origin import Origin
@@ -69,6 +70,8 @@ def convert(
     out, force, data = options["out"], options["force"], options["data"]
     refuse_overlap(out, path, *([data] if data else []))
     if target_kind is not None:
+        made = set(options) - {"out", "force"}
+        refuse_given(made, "has no meaning for --to: a table carries what the store says")
         _export(path, target_kind, out, force=force, as_json=as_json)
         return
     from pipeline.labels.write import require_replaceable

@@ -11,13 +11,16 @@ import click
 
 from stages.fetched import local_folder
 from stages.given import (
+    TRANSFERRED,
     Foreign,
     foreign_options,
     load_teacher,
     open_images,
+    refuse_unused,
     stream_of,
 )
 from stages.progress import counter
+from stages.usage import refuse_given
 
 if TYPE_CHECKING:
     import torch
@@ -109,6 +112,12 @@ def verify(
 
     if teachers and data is None:
         raise click.UsageError("--teacher needs --data: the images that it is asked about")
+    if data is None:
+        refuse_given({"image_size", "skip_bad"}, "is of the images: name them with --data")
+    if not teachers:
+        asked = {"sample", "seed", "tolerance", *TRANSFERRED}
+        refuse_given(asked, "is of the teacher: name it with --teacher")
+    refuse_unused(foreign, *teachers)
     path = local_folder(store)
     # The signature first: it takes a moment, and without it the rest may not matter.
     signer = verify_signature(path, read_signers(public_key)) if public_key is not None else None

@@ -142,3 +142,55 @@ def test_a_command_that_resembles_none_is_refused(ltd_pipe):
     assert outcome.code == 2
     assert "No such command 'bake'." in outcome.err
     assert "Did you mean" not in outcome.err
+
+
+TEACHER, STUDENT = "data/teacher/model.safetensors", "data/student/model.safetensors"
+BETON = ("--data", "data/train.beton")
+# Each would have been ignored: words, the option that is named, and the exit code.
+IGNORED = [
+    (["label", *BETON, "--image-size", "8", "--out", "a"], "--image-size", 2),
+    (["label", *BETON, "--skip-bad", "--out", "a"], "--skip-bad", 2),
+    (["evaluate", STUDENT, "--image-size", "8", "--force"], "--image-size", 2),
+    (["store", "verify", "data/labels.zarr", *BETON, "--skip-bad"], "--skip-bad", 2),
+    (["store", "verify", "data/labels.zarr", "--skip-bad"], "--skip-bad", 2),
+    (["store", "verify", "data/labels.zarr", *BETON, "--sample", "3"], "--sample", 2),
+    (["store", "verify", "data/labels.zarr", *BETON, "--arch", "x"], "--arch", 2),
+    (
+        ["store", "verify", "data/labels.zarr", *BETON, "--teacher", TEACHER, "--arch", "x"],
+        "--arch",
+        1,
+    ),
+    (["label", *BETON, "--arch", "small-cnn-w8", "--out", "a"], "--arch", 1),
+    (["label", *BETON, "--mean", "0.5", "--std", "0.5", "--out", "a"], "--mean, --std", 1),
+    (["label", *BETON, "--class-order", "natural", "--out", "a"], "--class-order", 1),
+    (["label", *BETON, "--top-k", "3", "--logits", "--out", "a"], "--logits", 2),
+    (["evaluate", STUDENT, "--arch", "small-cnn-w8", "--force"], "--arch", 1),
+    (["evaluate", f"timm:test_resnet={STUDENT}", "--force"], "--arch", 1),
+    (["evaluate", STUDENT, "--quick", "--autoattack", "standard", "--force"], "--autoattack", 2),
+    (["audit", STUDENT, "--mean", "0.5", "--std", "0.5", "--force"], "--mean, --std", 1),
+    (["audit", STUDENT, "--pgd-steps", "50", "--force"], "--pgd-steps", 2),
+    (["teacher", "--checkpoint", TEACHER, "--epochs", "5", "--out", "t"], "--epochs", 2),
+    (["teacher", "--checkpoint", TEACHER, "--fresh", "--out", "t"], "--fresh", 2),
+    (["teacher", "--checkpoint", TEACHER, "--mean", "[0.5]", "--std", "[1]", "--out", "t"],
+     "teacher.mean", 1),
+    (["teacher", "--checkpoint", TEACHER, "--class-order", "natural", "--out", "t"], "order", 1),
+    (["teacher", "--class-order", "natural", "--out", "t"], "class_order", 1),
+    (["prepare", "--path", "photos", "--out", "o"], "--path", 2),
+    (["prepare", "--jpeg-quality", "90", "--out", "o"], "--jpeg-quality", 2),
+    (["store", "convert", "data/labels.zarr", "--to", "npz", "--temperature", "3",
+      "--out", "a.npz"], "--temperature", 2),
+    (["card", STUDENT, "--evaluation", "data/evaluation", "--out", "c.md"], "--evaluation", 2),
+    (["doctor", "--models", "--data", "x"], "--data", 2),
+    (["report", "--compare", "a", "b", "--metrics", "m"], "--metrics", 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "option", "code"), IGNORED)
+def test_an_option_without_meaning_is_refused(ltd_pipe, project, words, option, code):
+    """Whoever typed it believes that it did something; nothing is written."""
+    before = sorted(path for path in Path().rglob("*") if path.is_file())
+    outcome = ltd_pipe(*words)
+    assert outcome.code == code, outcome.err
+    assert option in outcome.err
+    after = {path for path in Path().rglob("*") if path.is_file()}
+    assert not [path for path in after - set(before) if path.suffix != ".lock"]
