@@ -1,4 +1,8 @@
-"""What made a result: hashes of inputs, versions of software, the hardware it ran on."""
+"""What made a result: hashes of inputs, versions of software, the hardware it ran on.
+
+What decides a result names the state of an interrupted run (`StateRecord`); what only changes how
+it is rounded is kept there, to be told when the run goes on elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +16,30 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pipeline.differences import differences
 from pipeline.errors import MissingError
+from pipeline.publish import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["code_digest", "commit", "digest", "hardware", "processor", "sha256_file", "software"]
+__all__ = [
+    "StateRecord",
+    "code_digest",
+    "commit",
+    "digest",
+    "hardware",
+    "processor",
+    "sha256_file",
+    "software",
+]
 
 # What can change a result; the rest of the lock file cannot.
 _PACKAGES = ("torch", "torchvision", "numpy", "zarr", "ffcv", "timm", "pyautoattack")
+# Our own packages and modules that no number goes through.
+_DECIDE_NOTHING = {"combine", "compare", "doctor", "errors", "export", "markdown", "printable"}
+_DECIDE_NOTHING |= {"publish", "recipes", "report", "sharing"}
+_RECORD = "run.json"
 
 
 def sha256_file(path: Path) -> str:
@@ -44,12 +63,13 @@ def digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def code_digest() -> str:
-    """SHA-256 over the library's own source files: what makes two runs run the same code."""
-    root = Path(__file__).parent
+def code_digest(root: Path = Path(__file__).parent) -> str:
+    """SHA-256 over our source files that a result can depend on; not over reports and the like."""
     total = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
-        total.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+        name = path.relative_to(root)
+        if name.parts[0].removesuffix(".py") not in _DECIDE_NOTHING:
+            total.update(name.as_posix().encode() + b"\0" + path.read_bytes())
     return total.hexdigest()
 
 
@@ -65,6 +85,93 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.strip() + "+" * bool(changes)
+
+
+class StateRecord:
+    """Whose state a folder holds: an equal run, and only that, goes on from it.
+
+    Parameters
+    ----------
+    states : Path
+        Folder of the states of runs.
+    kind : str
+        Such as `student`.
+    out : str
+        Name of the output: of two runs at the same time, each has its own state.
+    decides : dict
+        Plain values that decide the result.
+    rounds : dict
+        Those that change its rounding alone: an interrupted run goes on when they differ.
+
+    Attributes
+    ----------
+    folder : Path
+        `STATES/<kind>-<key>`.
+    """
+
+    def __init__(
+        self,
+        states: Path,
+        kind: str,
+        out: str,
+        decides: Mapping[str, Any],
+        rounds: Mapping[str, Any],
+    ) -> None:
+        content = {"out": out, "decides": decides, "rounds": rounds}
+        self._content: dict[str, Any] = json.loads(json.dumps(content, default=str))
+        self._states, self._kind = states, kind
+        self.folder = states / f"{kind}-{digest({'out': out, 'decides': decides})[:16]}"
+
+    def write(self) -> None:
+        """Keep it beside the state, unless that is there already."""
+        if not (self.folder / _RECORD).exists():
+            write_json(self.folder / _RECORD, self._content)
+
+    def changed(self) -> list[tuple[str, Any, Any]]:
+        """What changes the rounding, as (name, then, now); nothing where there is no state."""
+        then = _read_record(self.folder)
+        return [*differences(then["rounds"], self._content["rounds"])] if then else []
+
+    def note(self) -> str | None:
+        """What to tell the user before the run begins, or goes on."""
+        if self.folder.exists():
+            changed = self.changed()
+            return (
+                f"warning: {self.folder}: this run began with {_told(changed)} now; it goes on, "
+                "and its result differs in rounding from that of a run that was not interrupted."
+                if changed
+                else None
+            )
+        mine = self._content
+        others = sorted(self._states.glob(f"{self._kind}-*"), key=lambda path: path.stat().st_mtime)
+        for folder in reversed(others):
+            other = _read_record(folder)
+            if other and other["out"] == mine["out"]:
+                changed = [*differences(other["decides"], mine["decides"])]
+                return (
+                    f"note: this run begins anew: {folder} is of an interrupted one with "
+                    f"{_told(changed)} here. It is kept, and goes on when run as it was."
+                )
+        return None
+
+
+def _read_record(folder: Path) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # absent in states of older versions; it decides nothing
+        return None
+    return content
+
+
+def _told(changed: list[tuple[str, Any, Any]]) -> str:
+    shown = [f"{name} {_short(then)}, which is {_short(now)}" for name, then, now in changed[:3]]
+    more = f" (and {len(changed) - 3} more differences)" if len(changed) > 3 else ""
+    return "; ".join(shown) + more
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:12] + "…"
 
 
 def software() -> dict[str, str]:

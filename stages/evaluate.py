@@ -23,7 +23,7 @@ from stages.measured import (
 )
 from stages.outputs import refuse_existing
 from stages.parameters import params_options
-from stages.progress import bar, ticker
+from stages.progress import bar, tell, ticker
 from stages.usage import refuse_given
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pipeline.evaluation.robustness import Evaluation, Source
     from pipeline.evaluation.selection import TestImages
     from pipeline.params import Params
+    from pipeline.provenance import StateRecord
     from stages.measured import Measured, Named
 
 __all__ = ["evaluate"]
@@ -157,7 +158,9 @@ def _publish(
 
     corrupted = _corrupted(corruptions, measured)
     settings = _settings(params, measured, test, fingerprint)
-    state = _state_of(metrics, params, settings, test.device, sources, corruptions)
+    state = _record_of(metrics, params, settings, test.device, sources, corruptions)
+    if note := state.note():
+        tell(note)
     result = _measure(measured, test, params, state, sources, corrupted, training)
     pictures = examples(
         measured.model,
@@ -172,7 +175,7 @@ def _publish(
     numbers["checkpoint_sha256"] = settings["checkpoint_sha256"]
     # The last to appear: its presence tells that all is there.
     write_json(metrics, numbers)
-    remove_state(state)
+    remove_state(state.folder)
     return numbers
 
 
@@ -218,36 +221,36 @@ def _settings(
     }
 
 
-def _state_of(
+def _record_of(
     metrics: Path,
     params: Params,
     settings: dict[str, Any],
     device: torch.device,
     sources: list[Source],
     corruptions: Path | None,
-) -> Path:
-    """The folder of this evaluation's finished batches, named by all that decides them."""
+) -> StateRecord:
+    """Of this evaluation's finished batches: all that decides them, and what rounds."""
     from pipeline import provenance
     from pipeline.evaluation.corruptions import state_of_corruptions
 
-    decided = {
-        # Of two runs at the same time, each has its own.
-        "metrics": metrics.name,
+    rounds = {name: settings[name] for name in ("software", "hardware")}
+    decides = {name: value for name, value in settings.items() if name not in rounds} | {
         "params": params.evaluate.model_dump(exclude={"examples"}),
-        "device": str(device),
+        "autoattack": settings["software"]["pyautoattack"],
         "code": provenance.code_digest(),
         "sources": [[source.name, source.sha256] for source in sources],
         "corruptions": None if corruptions is None else state_of_corruptions(corruptions),
     }
-    key = provenance.digest(settings | decided)
-    return metrics.parent / "state" / f"evaluate-{key[:16]}"
+    rounds["device"] = device.type
+    states = metrics.parent / "state"
+    return provenance.StateRecord(states, "evaluate", metrics.name, decides, rounds)
 
 
 def _measure(
     measured: Measured,
     test: TestImages,
     params: Params,
-    state: Path,
+    state: StateRecord,
     sources: list[Source],
     corrupted: list[CorruptedSet],
     training: NDArray[np.uint64] | None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stages.progress import counter
+from stages.progress import counter, tell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pipeline.labels.write import StoreWriter
     from pipeline.models.classifier import Classifier
     from pipeline.params import LabelParams
+    from pipeline.provenance import StateRecord
     from pipeline.team import Team
 
 __all__ = ["Work", "interruptible", "publish", "show", "show_part", "turn"]
@@ -109,7 +110,13 @@ class Work:
         whole = self.part or WHOLE
         choice = self.team.agree(self._key(), lambda: self._choose(models, stream))
         share = whole.split(self.team.rank, self.team.count)
-        writer = self._label(self._writer(choice, share), models, stream, choice)
+        record = self._record(choice)
+        if record and self.team.leads and (note := record.note()):
+            tell(note)
+        writer = self._writer(choice, share)
+        if record and self.team.leads:
+            record.write()
+        writer = self._label(writer, models, stream, choice)
         if self.team.leads and self.team.count > 1:
             wait_for_chunks(lambda: writer.absent_chunks(whole))
             # Read again, and what another process left damaged is made again.
@@ -179,18 +186,25 @@ class Work:
         after the store, and what differs is refused. It does not ask which GPU computed, which
         changes the last bit of a float16 at most: a part can be made again anywhere.
         """
+        record = self._record(choice)
+        return self._shared if record is None else record.folder
+
+    @property
+    def _shared(self) -> Path:
+        return self.out.parent / "state" / f"parts-{self.out.name}"
+
+    def _record(self, choice: _Choice) -> StateRecord | None:
+        """Of a run of its own."""
         from pipeline import provenance
 
-        states = self.out.parent / "state"
-        shared = states / f"parts-{self.out.name}"
-        if self.part is not None or shared.exists():
-            return shared
+        if self.part is not None or self._shared.exists():
+            return None
         decides = self._key() | {
             "precision": choice.precision,
             "temperature": choice.temperature if self.params.top_k else None,
             "processor": provenance.processor(self.device),
         }
-        return states / f"label-{provenance.digest(decides)[:16]}"
+        return provenance.StateRecord(self._shared.parent, "label", self.out.name, decides, {})
 
     def _label(
         self, writer: StoreWriter, models: list[Classifier], stream: Stream, choice: _Choice

@@ -24,12 +24,17 @@ from rich.progress import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["bar", "console", "counter", "ticker", "transfer"]
+__all__ = ["bar", "console", "counter", "tell", "ticker", "transfer"]
 
 
 def console() -> Console:
     """The console for all that is not a result."""
     return Console(stderr=True)
+
+
+def tell(line: str) -> None:
+    """One line for people, on stderr."""
+    click.echo(line, err=True)
 
 
 def bar() -> Progress:

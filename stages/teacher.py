@@ -91,13 +91,14 @@ def _train(
     )
     from pipeline.training.teacher import teacher_fit
     from stages.fitting import fit_on_screen
+    from stages.progress import tell
 
     device = team.device(choose_device(params.device))
     section = params.teacher
     model = new_classifier(section, train.manifest, seed=params.seed, role="teacher", device=device)
-    decides = {"seed": params.seed, "device": device.type}
+    decides = {"seed": params.seed, "device": device.type, "processes": team.count}
     facts = run_facts("teacher", section, train.manifest, **decides)
-    snapshots, passes = open_run(facts, out.parent / "state", section, model, team, fresh=fresh)
+    snapshots, passes = open_run(facts, out, section, model, team, fresh=fresh, tell=tell)
     training, validation = split_samples(train, section.images, params.seed, "teacher")
     with deterministic():
         fit = teacher_fit(

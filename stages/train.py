@@ -167,6 +167,7 @@ def _fit(
     from pipeline.images.stream import ImageStream
     from pipeline.training.run import new_classifier, open_run, run_facts, split_samples
     from pipeline.training.student import student_examples, student_fit
+    from stages.progress import tell
 
     section, manifest = params.train, beton.manifest
     device = team.device(choose_device(params.device))
@@ -181,11 +182,12 @@ def _fit(
     decides = {
         "seed": params.seed,
         "device": device.type,
+        "processes": team.count,
         "labels": store.identity if store else None,
         "teacher": teacher.sha256 if teacher else None,
     }
     facts = run_facts("student", section, manifest, **decides)
-    snapshots, passes = open_run(facts, out.parent / "state", section, model, team, fresh=fresh)
+    snapshots, passes = open_run(facts, out, section, model, team, fresh=fresh, tell=tell)
     training, validation = split_samples(beton, section.images, params.seed)
     examples = student_examples(
         section, model.num_classes, store, str(beton.path), device, params.seed

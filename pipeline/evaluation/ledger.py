@@ -15,6 +15,8 @@ from pipeline.publish import writing
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pipeline.provenance import StateRecord
+
 __all__ = ["Ledger"]
 
 
@@ -26,10 +28,12 @@ class Ledger:
     folder : Path or None
         Named by all that decides the records, so that an equal one continues. None: nothing is
         kept.
+    record : StateRecord, optional
+        Kept beside them.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None, record: StateRecord | None = None) -> None:
+        self.folder, self._record = folder, record
 
     def read(self, name: str) -> list[dict[str, Any]]:
         """The whole records of one attack; a torn end is cut off, so that more can follow."""
@@ -61,6 +65,8 @@ class Ledger:
         text = json.dumps(record, allow_nan=False).encode()
         with writing(self._file(name)):
             self.folder.mkdir(parents=True, exist_ok=True)
+            if self._record is not None:
+                self._record.write()
             with self._file(name).open("ab") as handle:
                 handle.write(b"%08x %s\n" % (zlib.crc32(text), text))
 

@@ -30,7 +30,6 @@ from pipeline.evaluation.soundness import PROBED, is_random, probes, require_fin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
     from typing import Any
 
     from numpy.typing import NDArray
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from pipeline.evaluation.selection import TestImages
     from pipeline.models.classifier import Classifier
     from pipeline.params import EvaluateParams
+    from pipeline.provenance import StateRecord
 
 __all__ = ["Evaluation", "Said", "Source", "evaluate", "examples"]
 
@@ -120,7 +120,7 @@ def evaluate(
     params: EvaluateParams,
     *,
     seed: int,
-    state: Path | None = None,
+    state: StateRecord | None = None,
     tick: Tick = silent,
     sources: Sequence[Source] = (),
     corruptions: Sequence[CorruptedSet] = (),
@@ -138,8 +138,8 @@ def evaluate(
     params : EvaluateParams
     seed : int
         Of restarts and AutoAttack.
-    state : Path, optional
-        Folder of the finished batches, named by all that decides them: an existing one is
+    state : StateRecord, optional
+        Where the finished batches are kept, and all that decides them: existing ones are
         continued. None: an interrupted evaluation starts over.
     tick : callable, optional
         Told what is under way, the images just done, and at most how many are to come.
@@ -162,7 +162,8 @@ def evaluate(
     ball = Ball(params.norm, params.eps)
     if params.autoattack != "none":
         require_possible(model.shape, ball, params.autoattack)
-    bench = Bench(model, test, seed, params.batch_size, Ledger(state), tick)
+    ledger = Ledger(None if state is None else state.folder, state)
+    bench = Bench(model, test, seed, params.batch_size, ledger, tick)
     random = _require_sound(bench, params, sources)
     # Sound as it is; and faster frozen.
     bench = replace(bench, model=Frozen(model).current())

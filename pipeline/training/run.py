@@ -19,6 +19,7 @@ from pipeline.training.passes import choose_passes, kept_passes
 from pipeline.training.state import Snapshots
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -36,7 +37,7 @@ __all__ = [
     "open_run",
     "run_facts",
     "run_fit",
-    "run_key",
+    "run_record",
     "save_results",
     "split_samples",
 ]
@@ -44,6 +45,8 @@ __all__ = [
 
 # How often snapshots are taken does not change what is computed.
 _CHANGE_NOTHING = {"snapshot_minutes", "snapshot_steps"}
+# A run goes on when these change, to a result that differs by rounding.
+_ROUND = {"device", "hardware", "processes", "software"}
 
 
 def split_samples(
@@ -151,7 +154,7 @@ def _require_padding(params: FitParams, manifest: Manifest, section: str) -> Non
 
 
 def run_facts(kind: str, params: FitParams, manifest: Manifest, **decides: Any) -> dict[str, Any]:
-    """Everything that decides a run's result.
+    """Everything that decides a run's result, to the bit.
 
     Parameters
     ----------
@@ -160,7 +163,7 @@ def run_facts(kind: str, params: FitParams, manifest: Manifest, **decides: Any) 
     params : FitParams
     manifest : Manifest
     **decides
-        What else does: seed, store identity, kind of device.
+        What else does: seed, store identity; and what rounds: kind of device, processes.
     """
     return {
         "kind": kind,
@@ -174,26 +177,30 @@ def run_facts(kind: str, params: FitParams, manifest: Manifest, **decides: Any) 
     }
 
 
-def run_key(facts: dict[str, Any]) -> str:
-    """Hash of everything that decides a run's result: only an equal key resumes it.
+def run_record(facts: dict[str, Any], out: Path) -> provenance.StateRecord:
+    """What names and describes a run's state, in `state/` beside its output.
 
     Parameters
     ----------
     facts : dict
-        Of `run_facts`. Neither the number of processes is among them, since a run may go on with
-        more or fewer, nor what is measured when it begins, since its state keeps that.
+        Of `run_facts`. What is measured when it begins is not among them: its state keeps that.
+    out : Path
+        The output.
     """
-    return f"{facts['kind']}-{provenance.digest(facts)[:16]}"
+    decides = {name: value for name, value in facts.items() if name not in _ROUND}
+    rounds = {name: value for name, value in facts.items() if name in _ROUND}
+    return provenance.StateRecord(out.parent / "state", facts["kind"], out.name, decides, rounds)
 
 
 def open_run(
     facts: dict[str, Any],
-    states: Path,
+    out: Path,
     params: FitParams,
     model: Classifier,
     team: Team,
     *,
     fresh: bool,
+    tell: Callable[[str], None],
 ) -> tuple[Snapshots, Passes]:
     """A run's state, and how its passes are computed: as when it began, if it was interrupted.
 
@@ -201,8 +208,8 @@ def open_run(
     ----------
     facts : dict
         Of `run_facts`.
-    states : Path
-        Folder of the states of runs.
+    out : Path
+        The output.
     params : FitParams
     model : Classifier
         On its device; it is not changed.
@@ -210,17 +217,25 @@ def open_run(
         Connected; the first process looks for the state, or measures, for all.
     fresh : bool
         Forget the state, and measure anew.
+    tell : callable
+        Called by the first process, before the work, with what differs from an earlier run.
 
     Raises
     ------
     StateError
         When processes are at different work, or no snapshot can be read.
     """
-    snapshots = Snapshots(states / run_key(facts))
-    passes = team.agree(
-        {"run": facts},
-        lambda: (None if fresh else kept_passes(snapshots)) or choose_passes(params, model),
-    )
+    record = run_record(facts, out)
+    snapshots = Snapshots(record.folder, record)
+
+    def passes_for_all() -> Passes:
+        if not fresh and (note := record.note()):
+            tell(note)
+        # What was chosen for a GPU says nothing of a CPU.
+        moved = any(name == "device" for name, _, _ in record.changed())
+        return (None if fresh or moved else kept_passes(snapshots)) or choose_passes(params, model)
+
+    passes = team.agree({"run": facts}, passes_for_all)
     if fresh and team.leads:
         snapshots.clear()
     return snapshots, passes

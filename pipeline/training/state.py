@@ -18,6 +18,8 @@ from pipeline.publish import remove_state, staged, unwritable
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pipeline.provenance import StateRecord
+
 __all__ = ["Progress", "Snapshots"]
 
 _KEPT = 2
@@ -59,10 +61,12 @@ class Snapshots:
     folder : Path
         `STATE/<kind>-<key>`: an equal key, and only that, continues a run. What is measured
         (`Passes`) is not in the key.
+    record : StateRecord, optional
+        Kept beside the first one.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, record: StateRecord | None = None) -> None:
+        self.folder, self._record = folder, record
 
     def save(
         self, progress: Progress, tensors: dict[str, Any], passes: dict[str, Any] | None = None
@@ -79,6 +83,8 @@ class Snapshots:
         # An epoch's last step has two: before its validation, and after.
         name = f"step-{progress.step:09d}-epoch-{len(progress.history):06d}.pt"
         target = self.folder / name
+        if self._record is not None:
+            self._record.write()
         with staged(target) as beside:
             try:
                 torch.save(

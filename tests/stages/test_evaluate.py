@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from pipeline.evaluation.doubts import ON_TRAINING
+from pipeline.evaluation.ledger import Ledger
 from pipeline.images.beton import open_beton, write_beton
 from pipeline.images.sources import ArraySource, open_source
 from pipeline.images.stream import ImageStream
@@ -143,6 +144,31 @@ def test_killed_and_run_again_it_gives_the_same_bytes(ltd_pipe, project):
     evaluate(ltd_pipe, *words)
     assert {path: path.read_bytes() for path in outputs} == whole
     assert not Path("data/state").exists()
+
+
+def test_an_evaluation_goes_on_with_other_threads_and_says_so(ltd_pipe, project, monkeypatch):
+    """Batches that are there are not computed again; other parameters begin anew."""
+    append = Ledger.append
+
+    def stop(*words):
+        append(*words)
+        signal.raise_signal(signal.SIGINT)
+
+    words = ("evaluate", STUDENT, "--force")
+    with monkeypatch.context() as during:
+        during.setattr(Ledger, "append", stop)
+        assert ltd_pipe(*words).code == 130
+    (state,) = Path("data/state").iterdir()
+    torch.set_num_threads(2)
+    err = ltd_pipe(*words, "--pgd-steps", "4").err
+    assert f"note: this run begins anew: {state} is of an interrupted one with" in err
+    assert "params.pgd_steps 5, which is 4 here" in err
+    seen = []
+    monkeypatch.setattr(Ledger, "append", lambda *given: (seen.append(given[1]), append(*given)))
+    err = ltd_pipe(*words).err
+    assert f"warning: {state}: this run began with hardware.threads 1, which is 2 now" in err
+    assert seen
+    assert "clean" not in seen
 
 
 def plain_weights(path):

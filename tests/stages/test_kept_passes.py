@@ -100,6 +100,25 @@ def test_another_measurement_does_not_end_a_run(interrupted, ltd_pipe, monkeypat
     assert weights(out) == continued
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_another_number_of_threads_does_not_end_a_run(interrupted, ltd_pipe, monkeypatch, verb):
+    """It goes on, and says that its result is rounded otherwise; other parameters begin anew."""
+    interrupted(verb)
+    (state,) = Path("data/state").iterdir()
+    seen = steps(monkeypatch)
+    outcome = ltd_pipe(verb, "--epochs", "1")
+    assert outcome.code == 0, outcome.err
+    assert seen == [1, 2, 3]
+    assert f"note: this run begins anew: {state} is of an interrupted one with" in outcome.err
+    assert "params.epochs 2, which is 1 here" in outcome.err
+    torch.set_num_threads(2)
+    seen.clear()
+    outcome = ltd_pipe(verb, "--force")
+    assert outcome.code == 0, outcome.err
+    assert seen == [3, 4, 5, 6]
+    assert f"warning: {state}: this run began with hardware.threads 1, which is 2" in outcome.err
+
+
 @pytest.mark.parametrize(("verb", "out"), VERBS.items(), ids=VERBS)
 def test_a_fresh_run_is_measured_anew(interrupted, ltd_pipe, monkeypatch, verb, out):
     """Nothing of the interrupted one is left, its choice included."""

@@ -239,3 +239,21 @@ def test_a_run_that_is_told_to_stop_ends_at_once_and_goes_on_later(
         path.stat().st_mtime_ns for path in Path("data").glob("again.zarr/logits/c/*/0/0")
     }
     assert not Path("data/state").exists()
+
+
+def test_labels_that_begin_anew_say_what_differs(ltd_pipe, project, monkeypatch):
+    """Of another output's run nothing is said."""
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    words = (*WORDS, "--out", "data/again.zarr")
+    with monkeypatch.context() as during:
+        during.setattr("pipeline.labels.labelling.label_images", stop)
+        assert ltd_pipe(*words).code == 130
+    (state,) = Path("data/state").iterdir()
+    assert "begins anew" not in ltd_pipe(*WORDS, "--out", "data/other.zarr").err
+    outcome = ltd_pipe(*words, "--batch-size", "32")
+    assert outcome.code == 0, outcome.err
+    assert f"note: this run begins anew: {state} is of an interrupted one with" in outcome.err
+    assert "params.batch_size 16, which is 32 here" in outcome.err

@@ -1,6 +1,7 @@
 """What surrounds a run: samples, initial weights and keys."""
 
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from pipeline import provenance
 from pipeline.errors import DataError, ParamsError
 from pipeline.images.split import validation_mask
 from pipeline.params import TrainParams
-from pipeline.training.run import new_classifier, run_facts, run_key, split_samples
+from pipeline.provenance import code_digest
+from pipeline.training.run import new_classifier, run_facts, run_record, split_samples
 
 PARAMS = TrainParams(architecture="small-cnn-w8", epochs=1, eps=0.1, step_size=0.1)
 
@@ -90,9 +92,14 @@ def test_building_a_model_leaves_the_generator_alone(train_beton):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def key(beton, kind="student", labels=None, seed=0, **changes):
+def record(beton, kind="student", labels=None, seed=0, out="runs/a", facts=None, **changes):
     params = PARAMS.model_copy(update=changes)
-    return run_key(run_facts(kind, params, beton.manifest, seed=seed, labels=labels))
+    given = run_facts(kind, params, beton.manifest, seed=seed, labels=labels, device="cpu")
+    return run_record(given | (facts or {}), Path(out))
+
+
+def key(beton, **changes):
+    return record(beton, **changes).folder
 
 
 CHANGES = [
@@ -102,6 +109,8 @@ CHANGES = [
     {"epochs": 2},
     {"eps": 0.2},
     {"precision": "float32"},
+    {"facts": {"code": "abc"}},
+    {"out": "runs/b"},
 ]
 
 
@@ -111,9 +120,55 @@ def test_what_decides_the_result_changes_the_key(train_beton, change):
     assert key(train_beton, **change) != key(train_beton)
 
 
-def test_how_often_snapshots_are_taken_does_not(train_beton):
-    """It does not change the result."""
-    assert key(train_beton, snapshot_minutes=1.0) == key(train_beton)
+ROUNDING = [
+    {"snapshot_minutes": 1.0},
+    {"facts": {"hardware": {"cpu": "another", "threads": 96}}},
+    {"facts": {"software": {"torch": "3.0"}}},
+    {"facts": {"processes": 8}},
+    {"facts": {"device": "cuda"}},
+]
+
+
+@pytest.mark.parametrize("change", ROUNDING, ids=str)
+def test_what_only_rounds_does_not(train_beton, change):
+    """An interrupted run goes on with it."""
+    assert key(train_beton, **change) == key(train_beton)
+
+
+def test_a_run_that_goes_on_elsewhere_says_what_differs(train_beton, tmp_path):
+    """Nothing where nothing does, nor of another output's run."""
+    begun = record(train_beton, out=tmp_path / "a")
+    assert begun.note() is None
+    begun.write()
+    assert begun.note() is None
+    moved = record(train_beton, out=tmp_path / "a", facts={"hardware": {"threads": 96}})
+    moved.write()  # how it began stays
+    note = moved.note()
+    assert note.startswith("warning: ")
+    assert "which is 96" in note
+    other = record(train_beton, out=tmp_path / "a", epochs=7)
+    note = other.note()
+    assert note.startswith("note: this run begins anew: ")
+    assert str(begun.folder) in note
+    assert "params.epochs 1, which is 7" in note
+    assert record(train_beton, out=tmp_path / "b", epochs=7).note() is None
+
+
+def test_a_page_of_the_report_decides_no_run(tmp_path):
+    """What no number goes through may change while a run is interrupted."""
+
+    def digest_after(name):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(path.read_text() + "," if path.exists() else "")
+        return code_digest(tmp_path)
+
+    names = ("report/page.py", "attacks/pgd.py", "publish.py", "rng.py")
+    for name in names:
+        digest_after(name)
+    first = code_digest(tmp_path)
+    assert digest_after("report/page.py") == digest_after("publish.py") == first
+    assert len({first, digest_after("attacks/pgd.py"), digest_after("rng.py")}) == 3
 
 
 def test_the_commit_of_the_working_folder_is_known_where_there_is_one(tmp_path, monkeypatch):
