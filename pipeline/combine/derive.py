@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import StoreError
+from pipeline.evaluation.input_scale import require_order
 from pipeline.images.fingerprint import fingerprint
 from pipeline.labels.build import build_store
 from pipeline.labels.format import StoreAttributes, row_bytes, rows_per_chunk
+from pipeline.labels.read import SoftLabels
 from pipeline.labels.verify import verify_store
 from pipeline.labels.write import require_replaceable
 from pipeline.publish import exclusive, replace_tree, require_free
@@ -124,13 +126,30 @@ def derive_store(
 def _verify(beside: Path, target: Path) -> None:
     try:
         verify_store(beside)
+        _require_order(SoftLabels.open(beside))
     except StoreError as error:
         raise StoreError(
             target,
             f"was not published: {error.what}",
             expected=error.expected,
             found=error.found,
+            remedy=error.remedy,
         ) from error
+
+
+def _require_order(store: SoftLabels) -> None:
+    """Refuse labels that are right but for the order of their classes."""
+    sparse, parts = store.top_k is not None, []
+    rows = np.arange(store.num_samples)
+    step = max(_STEP_ELEMENTS // (store.num_views * store.num_classes), 1)
+    for at in range(0, len(rows), step):
+        part = rows[at : at + step]
+        # Of several views the first; the largest of a sparse row stands first.
+        found = store.gather_topk(part)[0] if sparse else store.gather(part)
+        found = found.reshape(len(part), -1, found.shape[-1])[:, 0]
+        parts.append(found[:, 0].astype(np.int64) if sparse else found.argmax(axis=1))
+    names = store.attributes.class_names
+    require_order(store.labels, np.concatenate(parts), names, store.path, "", StoreError)
 
 
 class _Chunks:

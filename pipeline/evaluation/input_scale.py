@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pipeline.errors import ModelError
+from pipeline.errors import LtdPipeError, ModelError
 from pipeline.evaluation.accuracy import permutation, wilson_interval
 from pipeline.images.pixels import to_unit
 from pipeline.models.foreign import natural_order
@@ -278,6 +278,7 @@ def require_order(
     class_names: Sequence[str],
     where: object,
     options: str = "--",
+    error: type[LtdPipeError] = ModelError,
 ) -> None:
     """Refuse answers that are right but for the order of the classes.
 
@@ -289,7 +290,9 @@ def require_order(
     where : object
         Whose answers they are.
     options : str
-        What the user's options of that model begin with.
+        What the user's options of that model begin with; none: it has no such options.
+    error : type
+        Of labels that are no model's here.
 
     Raises
     ------
@@ -303,9 +306,11 @@ def require_order(
     remedy = f"Say its order by {options}class-order, or by {options}classes FILE."
     if all(natural.index(class_names[true]) == other for true, other in moved.items()):
         remedy = f"It is the natural order (1, 2, 10): pass {options}class-order natural."
+    if not options:
+        remedy = "Put the columns into the order of the data's classes."
     pairs = [f"'{class_names[true]}' as '{class_names[other]}'" for true, other in moved.items()]
     more = f" and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else ""
-    raise ModelError(
+    raise error(
         where,
         "has the classes in another order than the data",
         expected="each class's images to be answered as that class",

@@ -19,6 +19,8 @@ __all__ = ["round_logits", "round_soft_labels", "round_topk"]
 
 # float16's, as bits.
 _INFINITY = 0x7C00
+# Rows that are looked at, and how far the sum of probabilities in float16 is from one.
+_LOOKED_AT, _SUM = 64, 0.01
 
 
 def round_logits(
@@ -40,6 +42,15 @@ def round_logits(
         When one is NaN, infinite, or beyond float16's 65504, naming the sample.
     """
     rounded = to_float16(logits)
+    # Of logits not one row is a distribution but by chance.
+    some = np.asarray(logits[:_LOOKED_AT], np.float32)
+    if some.size and (some >= 0).all() and (abs(some.sum(axis=-1) - 1) < _SUM).all():
+        raise StoreError(
+            where,
+            f"sample {first_sample}: the logits are probabilities",
+            found="rows of sum 1 without a negative number",
+            remedy="Give what is before the softmax; of a table, call the array soft_labels.",
+        )
     # As integers without the sign bit, infinity and NaN are the largest: ten times as fast.
     if rounded.size and (rounded.view(np.uint16) & 0x7FFF).max() >= _INFINITY:
         finite = np.isfinite(rounded)
@@ -77,6 +88,8 @@ def round_soft_labels(
             f"sample {first_sample + row[0]}: the soft label is no distribution",
             expected=f"probabilities whose sum is 1 ± {tolerance:.1g}",
             found=f"lowest {stored[row].min()}, sum {totals[row]:.6f}",
+            # Also by a rounding: what is too far for that may be logits.
+            remedy="" if abs(totals[row] - 1) < _SUM else "If these are logits, call them so.",
         )
     # Without the sign of -0.0, which readers take for a negative number.
     return np.abs(rounded)

@@ -83,7 +83,7 @@ def convert(
     else:
         assert origin_kind is not None  # noqa: S101
         identity = _from_folder(path, origin_kind, origin, options)
-    show_made(out, identity, as_json=as_json)
+    show_made(out, identity, as_json=as_json, judged=True)
 
 
 def _origin(options: dict[str, Any]) -> Origin:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["data_option", "made_options", "read_images", "show_made"]
 
+# A teacher that is wrong more often than right is rarely what was meant.
+_ODD = 0.5
+
 
 def made_options(command: FC) -> FC:
     """Add --out, --force and --json."""
@@ -48,12 +51,19 @@ def read_images(data: Path | None, class_names: tuple[str, ...]) -> ImagesLike |
         return open_images(data, class_names, progress)
 
 
-def show_made(out: Path, identity: str, *, as_json: bool) -> None:
-    """Say what was made, of what."""
+def show_made(out: Path, identity: str, *, as_json: bool, judged: bool = False) -> None:
+    """Say what was made, of what; and what is odd about labels that came from elsewhere."""
     from pipeline.labels.read import SoftLabels
 
     store = SoftLabels.open(out)
     known = store.attributes
+    if judged:
+        found = store.summary()
+        warnings = list(found.warnings)
+        if found.disagreement is not None and found.disagreement > _ODD:
+            warnings.append(f"they contradict the ground truth for {found.disagreement:.2%}")
+        for line in warnings:
+            click.echo(f"warning: {out}: {line}", err=True)
     summary: dict[str, Any] = {
         "store": str(out),
         "identity": identity,

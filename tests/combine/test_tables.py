@@ -185,6 +185,39 @@ def test_tables_that_make_no_store_are_refused(answers, tmp_path, kind, change, 
     assert re.search(message, refused(kind, path, images=answers))
 
 
+def _slips(truth):
+    truth = np.maximum(truth, 0)  # -1 is unknown
+    right = np.full((len(truth), 3), 0.1)
+    right[np.arange(len(truth)), truth] = 0.8
+    moved, remedy = np.roll(right, 1, axis=1), "order of the data's classes"
+    return {
+        "probabilities as logits": ({"logits": right}, "softmax"),
+        "logits as probabilities": ({"soft_labels": np.log(right)}, "If these are logits"),
+        "large logits as probabilities": ({"soft_labels": 9 * right}, "If these are logits"),
+        "another order": ({"soft_labels": moved}, remedy),
+        "another order of logits": ({"logits": np.log(moved)}, remedy),
+        "another order, sparse": (
+            {
+                "topk_indices": np.stack([(truth + 1) % 3, truth], axis=1),
+                "topk_probs": np.tile([0.8, 0.1], (len(truth), 1)),
+            },
+            remedy,
+        ),
+    }
+
+
+@pytest.mark.parametrize("slip", _slips(np.zeros(1, int)))
+def test_labels_that_cannot_be_meant_are_refused(making, tmp_path, kind, slip):
+    """Under another name, or in another order of the classes; the remedy says which it is."""
+    answers = making(num_samples=60)
+    given, remedy = _slips(answers.labels)[slip]
+    path = foreign(kind, tmp_path / f"table.{kind}", given | {"sample_hash": answers.sample_hash})
+    with pytest.raises(StoreError) as caught:
+        brought_back(path, tmp_path / "never.zarr", kind, images=answers)
+    assert remedy in caught.value.remedy
+    assert not (tmp_path / "never.zarr").exists()
+
+
 def test_tables_of_unknown_images_are_refused(answers, tmp_path, kind):
     """Without the data nobody knows the classes."""
     given = {"soft_labels": np.full((11, 3), 1 / 3), "sample_hash": answers.sample_hash}

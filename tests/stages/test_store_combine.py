@@ -3,10 +3,14 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 from made_answers import make_answers
 from published_labels import write_fkd, write_images
+
+from pipeline.images.beton import open_beton
 
 
 @pytest.fixture
@@ -245,3 +249,17 @@ def test_what_a_table_says_itself_is_not_told_again(ltd_pipe, store, tmp_path):
     outcome = ltd_pipe(*words, "--licence", "MIT")
     assert outcome.code == 2
     assert "--licence has no meaning for a file that was made of a store" in outcome.err
+
+
+def test_labels_that_contradict_the_truth_are_warned_of(ltd_pipe, pictures):
+    """Whoever made them knew these images under other names, or not at all."""
+    assert ltd_pipe("prepare", "--out", "o").code == 0
+    beton = open_beton(Path("o/train.beton"))
+    soft = np.full((60, 10), 0.01)
+    soft[:, 3] = 0.91
+    np.savez("labels.npz", soft_labels=soft, sample_hash=beton.sample_hash)
+    words = ("--from", "npz", "--data", "o/train.beton", "--out", "a.zarr")
+    outcome = ltd_pipe("store", "convert", "labels.npz", *words)
+    assert outcome.code == 0, outcome.err
+    share = (beton.labels != 3).mean()
+    assert f"a.zarr: they contradict the ground truth for {share:.2%}" in outcome.err
