@@ -14,14 +14,14 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from pipeline.differences import differences
 from pipeline.errors import MissingError
 from pipeline.publish import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import torch
 
 __all__ = [
     "StateRecord",
@@ -189,6 +189,8 @@ def _version(package: str) -> str:
 
 def hardware() -> dict[str, str | int]:
     """Processor, threads and accelerator: results are equal to the bit on equal hardware."""
+    import torch
+
     found: dict[str, str | int] = {"cpu": _cpu_name(), "threads": torch.get_num_threads()}
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
@@ -198,6 +200,8 @@ def hardware() -> dict[str, str | int]:
 
 def processor(device: torch.device) -> str:
     """What computes there: results are equal to the bit on equal ones, whatever their number."""
+    import torch
+
     return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
 
 

@@ -13,9 +13,9 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
 
 __all__ = ["bits", "bits_torch", "integers", "normal", "permutation", "stream_key", "uniform"]
@@ -92,6 +92,8 @@ def bits_torch(key: int, index: torch.Tensor, draws: int) -> torch.Tensor:
     Tensor of shape (B, draws), dtype int64
         The bit patterns of the unsigned integers that `bits` returns.
     """
+    import torch
+
     sample = _mix_torch(index * _signed(_GOLDEN) + _signed(key))
     counter = torch.arange(1, draws + 1, device=index.device) * _signed(_GOLDEN)
     return _mix_torch(sample[:, None] + counter)
@@ -129,7 +131,7 @@ def uniform(key: int, index: torch.Tensor, shape: tuple[int, ...] = ()) -> torch
     Tensor of shape (B, *shape), dtype float32
     """
     raw = bits_torch(key, index, math.prod(shape))
-    return (_shift_right(raw, 40).to(torch.float32) * 2.0**-24).reshape(len(index), *shape)
+    return (_shift_right(raw, 40).float() * 2.0**-24).reshape(len(index), *shape)
 
 
 def integers(key: int, index: torch.Tensor, high: int, counter: int = 0) -> torch.Tensor:
@@ -153,8 +155,8 @@ def normal(key: int, index: torch.Tensor, shape: tuple[int, ...]) -> torch.Tenso
     """
     pair = uniform(key, index, (2, *shape))
     # 1 - u lies in (0, 1], so the logarithm is finite.
-    radius = torch.sqrt(-2.0 * torch.log(1.0 - pair[:, 0]))
-    return radius * torch.cos(2.0 * math.pi * pair[:, 1])
+    radius = (-2.0 * (1.0 - pair[:, 0]).log()).sqrt()
+    return radius * (2.0 * math.pi * pair[:, 1]).cos()
 
 
 def permutation(key: int, samples: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -175,7 +175,6 @@ def open_images(
         False: only hashes will be looked at, so that a folder's images may differ in size.
     """
     from pipeline.images.beton import open_beton
-    from pipeline.models.checkpoint import is_own, read_facts
 
     if not data.is_dir():
         for flag, given in (("image-size", foreign.image_size), ("skip-bad", foreign.skip_bad)):
@@ -183,10 +182,13 @@ def open_images(
                 raise click.UsageError(f"--{flag} is for a folder of images, and {data} is none")
         return open_beton(data)
     channels, size = 3, foreign.image_size
-    if teacher is not None and (foreign.architecture is None or is_own(teacher)):
-        own = read_facts(teacher)
-        channels, size = own["shape"][0], size or own["shape"][1]
-        class_names = class_names or own["class_names"]
+    if teacher is not None:
+        from pipeline.models.checkpoint import is_own, read_facts
+
+        if foreign.architecture is None or is_own(teacher):
+            own = read_facts(teacher)
+            channels, size = own["shape"][0], size or own["shape"][1]
+            class_names = class_names or own["class_names"]
     if not decoded:
         size = size or 1
     return _open_folder(data, class_names, channels, size, device, skip_bad=foreign.skip_bad)
@@ -237,11 +239,13 @@ def refuse_unused(foreign: Foreign, *paths: Path) -> None:
     ------
     CheckpointError
     """
+    given = foreign.of_weights()
+    if not given or not paths:
+        return
     from pipeline.errors import CheckpointError
     from pipeline.models.checkpoint import is_own
 
-    given = foreign.of_weights()
-    if given and paths and all(is_own(path) for path in paths):
+    if all(is_own(path) for path in paths):
         raise CheckpointError(
             paths[0],
             "is a checkpoint of ltd-pipe, which says this itself",

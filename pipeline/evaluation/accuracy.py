@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
-
-from pipeline.images.pixels import to_unit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -221,7 +218,6 @@ def reliability(
     ]
 
 
-@torch.no_grad()
 def predict(
     model: Classifier, stream: ImageStream, samples: NDArray[np.int64], batch_size: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -232,9 +228,14 @@ def predict(
     tuple of ndarray
         Shape (N, K), float32, and (N,), int64, in the order of `samples`.
     """
+    import torch
+
+    from pipeline.images.pixels import to_unit
+
     probabilities, labels = [], []
     for batch in stream.batches(samples, batch_size):
-        logits = model(to_unit(batch.images)).float()
+        with torch.no_grad():
+            logits = model(to_unit(batch.images)).float()
         probabilities.append(logits.softmax(dim=1).cpu().numpy())
         labels.append(batch.labels.cpu().numpy())
     return np.concatenate(probabilities), np.concatenate(labels)

@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from pipeline.errors import LtdPipeError, ModelError
 from pipeline.evaluation.accuracy import permutation, wilson_interval
 from pipeline.images.pixels import to_unit
-from pipeline.models.foreign import natural_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import torch
     from numpy.typing import NDArray
 
     from pipeline.evaluation.selection import TestImages
@@ -50,7 +49,6 @@ _SHOWN = 4
 _ALLOWED_GAP = 0.05
 
 
-@torch.no_grad()
 def wrong_scale(model: Classifier, test: TestImages) -> str | None:
     """What to tell the user of a model that is right more often when given other pixels.
 
@@ -66,6 +64,8 @@ def wrong_scale(model: Classifier, test: TestImages) -> str | None:
     str or None
         None unless the intervals at 95 % are apart.
     """
+    import torch
+
     rows = torch.arange(len(test))
     step = max(1, len(test) // _PROBES)
     images, labels, _ = test.take(rows[::step][:_PROBES])
@@ -88,12 +88,14 @@ def _hits(model: Classifier, images: torch.Tensor, labels: torch.Tensor) -> int:
     return int((_said(model, images) == labels).sum())
 
 
-@torch.no_grad()
 def _said(model: Classifier, images: torch.Tensor) -> torch.Tensor:
+    import torch
+
     def unit(part: torch.Tensor) -> torch.Tensor:
         return to_unit(part) if part.dtype == torch.uint8 else part
 
-    return torch.cat([model(unit(part)).argmax(dim=1) for part in torch.split(images, _BATCH)])
+    with torch.no_grad():
+        return torch.cat([model(unit(part)).argmax(dim=1) for part in torch.split(images, _BATCH)])
 
 
 def _otherwise(model: Classifier, images: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
@@ -104,6 +106,8 @@ def _otherwise(model: Classifier, images: torch.Tensor) -> Iterator[tuple[str, t
     yield "multiplied by 255: the network expects pixels in 0…255", images * 255
     if model.normalises:
         return
+    import torch
+
     for name, usual in _USUAL.items():
         channels = slice(None) if len(model.mean) == 3 else slice(1, 2)
         mean, std = (torch.tensor(v[channels], device=images.device)[:, None, None] for v in usual)
@@ -170,6 +174,8 @@ class Probes:
 
 def draw_probes(stream: ImageStream | FolderStream, total: int, num_classes: int) -> Probes | None:
     """Evenly spaced images, the same for each process; None where no class is known."""
+    import torch
+
     count = max(_PROBES, min(_PER_CLASS * num_classes, total // _SHARE, _MOST))
     order = np.unique(np.linspace(0, total - 1, min(total, count)).astype(np.int64))
     parts = [(batch.images, batch.labels) for batch in stream.batches(order, _PROBES)]
@@ -302,6 +308,8 @@ def require_order(
     moved = permutation(truth, said)
     if not moved:
         return
+    from pipeline.models.foreign import natural_order
+
     natural = natural_order(class_names)
     remedy = f"Say its order by {options}class-order, or by {options}classes FILE."
     if all(natural.index(class_names[true]) == other for true, other in moved.items()):

@@ -6,8 +6,6 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING
 
-import torch
-
 from pipeline.errors import MachineError
 
 if TYPE_CHECKING:
@@ -25,6 +23,8 @@ SYSTEM_PACKAGES = {
 @contextlib.contextmanager
 def ffcv_threads() -> Iterator[None]:
     """Put torch's thread count back: importing FFCV and building a Loader set it."""
+    import torch
+
     before = torch.get_num_threads()
     try:
         yield

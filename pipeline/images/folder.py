@@ -7,20 +7,20 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 
 from pipeline.images.decode import resize, to_channels
 from pipeline.images.fingerprint import fingerprint
 from pipeline.images.manifest import ImageFacts
-from pipeline.images.stream import Batch
 from pipeline.images.survey import common_size, require_unchanged, survey, without_bad
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import torch
     from numpy.typing import NDArray
 
     from pipeline.images.sources import Source, Split
+    from pipeline.images.stream import Batch
 
 __all__ = ["FolderStream", "open_folder"]
 
@@ -68,6 +68,10 @@ class FolderStream:
         return np.ascontiguousarray(to_channels(image, channels).transpose(2, 0, 1))
 
     def _batch(self, rows: NDArray[np.int64], pixels: NDArray[np.uint8]) -> Batch:
+        import torch
+
+        from pipeline.images.stream import Batch
+
         labels = torch.from_numpy(self.labels[rows].astype(np.int64))
         return Batch(
             torch.from_numpy(pixels).to(self.device),

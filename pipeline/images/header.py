@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.images.ffcv import ffcv_threads, require_ffcv
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +21,38 @@ if TYPE_CHECKING:
 
     from pipeline.images.manifest import Manifest
 
-__all__ = ["FIELDS", "read_samples"]
+__all__ = [
+    "FIELD",
+    "FIELDS",
+    "HEADER",
+    "PAGE_SIZES",
+    "PLACE",
+    "SAMPLE",
+    "TYPE_IDS",
+    "VERSION",
+    "read_samples",
+]
+
+# FFCV 1.0.2's own, which take numba, OpenCV and torch to import: ffcv.types.
+VERSION = 2
+PAGE_SIZES = (2**21, 2**32)
+TYPE_IDS = {1: "IntField", 2: "RGBImageField"}
+HEADER = np.dtype(
+    [
+        ("version", "<u2"),
+        ("num_fields", "<u2"),
+        ("page_size", "<u4"),
+        ("num_samples", "<u8"),
+        ("alloc_table_ptr", "<u8"),
+    ],
+    align=True,
+)
+FIELD = np.dtype(
+    [("type_id", "<u1"), ("name", ("<u1", 16)), ("arguments", ("<u1", (1024,)))], align=True
+)
+PLACE = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+_IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+SAMPLE = np.dtype([("f0", _IMAGE), ("f1", "<i8"), ("f2", "<i8"), ("f3", "<i8")], align=True)
 
 FIELDS = ("image", "label", "index", "sample_hash")
 _TYPES = dict.fromkeys(FIELDS, "IntField") | {"image": "RGBImageField"}
@@ -52,26 +82,21 @@ def read_samples(path: Path, manifest: Manifest) -> Any:
     DataError
         When anything in it points outside the file, or is not as `write_beton` writes it.
     """
-    require_ffcv()
-    with ffcv_threads():
-        from ffcv.types import ALLOC_TABLE_TYPE, FieldDescType, HeaderType, get_metadata_type
-
-    start = HeaderType.itemsize + len(FIELDS) * FieldDescType.itemsize
+    start = HEADER.itemsize + len(FIELDS) * FIELD.itemsize
     with path.open("rb") as handle:
         head = handle.read(start)
     _require(path, len(head) == start, "is shorter than FFCV's header")
-    header = np.frombuffer(head, HeaderType, 1)[0]
+    header = np.frombuffer(head, HEADER, 1)[0]
     _require_ours(path, header, manifest)
-    _require_fields(path, np.frombuffer(head, FieldDescType, len(FIELDS), HeaderType.itemsize))
+    _require_fields(path, np.frombuffer(head, FIELD, len(FIELDS), HEADER.itemsize))
 
     # Python's integers do not overflow.
     count, table = manifest.num_samples, int(header["alloc_table_ptr"])
-    sample_type = get_metadata_type(_fields())
-    begin = start + count * sample_type.itemsize
-    whole = begin <= table and table + count * ALLOC_TABLE_TYPE.itemsize == manifest.size
+    begin = start + count * SAMPLE.itemsize
+    whole = begin <= table and table + count * PLACE.itemsize == manifest.size
     _require(path, whole, "its tables do not fit into the file")
-    samples = np.fromfile(path, sample_type, count, offset=start)
-    places = np.fromfile(path, ALLOC_TABLE_TYPE, count, offset=table)
+    samples = np.fromfile(path, SAMPLE, count, offset=start)
+    places = np.fromfile(path, PLACE, count, offset=table)
     _require_places(path, samples["f0"]["data_ptr"], places, (begin, table))
     _require_images(path, samples["f0"], places["size"], manifest)
     return samples
@@ -82,18 +107,9 @@ def _require(path: Path, fulfilled: bool | np.bool_, what: str) -> None:
         raise DataError(path, f"is not a beton of ours: {what}", remedy=_REMEDY)
 
 
-def _fields() -> list[Any]:
-    from ffcv.fields import IntField, RGBImageField
-
-    return [RGBImageField(), IntField(), IntField(), IntField()]
-
-
 def _require_ours(path: Path, header: Any, manifest: Manifest) -> None:
-    from ffcv.types import CURRENT_VERSION
-    from ffcv.writer import MAX_PAGE_SIZE, MIN_PAGE_SIZE
-
     told = (int(header["version"]), int(header["num_fields"]), int(header["num_samples"]))
-    expected = (CURRENT_VERSION, len(FIELDS), manifest.num_samples)
+    expected = (VERSION, len(FIELDS), manifest.num_samples)
     if told != expected:
         raise DataError(
             path,
@@ -103,16 +119,14 @@ def _require_ours(path: Path, header: Any, manifest: Manifest) -> None:
             remedy=_REMEDY,
         )
     page = int(header["page_size"])
-    sound = MIN_PAGE_SIZE <= page < MAX_PAGE_SIZE and page.bit_count() == 1
+    sound = PAGE_SIZES[0] <= page < PAGE_SIZES[1] and page.bit_count() == 1
     _require(path, sound, f"page size {page}")
 
 
 def _require_fields(path: Path, descriptions: Any) -> None:
-    from ffcv.types import TYPE_ID_HANDLER
-
     found = {
-        bytes(row["name"]).rstrip(b"\0").decode(errors="replace"): getattr(
-            TYPE_ID_HANDLER.get(int(row["type_id"])), "__name__", "unknown"
+        bytes(row["name"]).rstrip(b"\0").decode(errors="replace"): TYPE_IDS.get(
+            int(row["type_id"]), "unknown"
         )
         for row in descriptions
     }

@@ -10,10 +10,10 @@ wait for each other, which costs more than it gains as soon as other work has th
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,6 +23,9 @@ __all__ = ["to_float16", "to_float32"]
 
 # Torch starts threads above 32,768 numbers (at::internal::GRAIN_SIZE).
 _BLOCK = 2**15
+# NumPy takes 0.1 s for so many, importing torch a second: where it is not there yet, a store of
+# many rows alone is worth it.
+_MANY = 2**20
 
 
 def to_float16(
@@ -49,6 +52,12 @@ def to_float32(numbers: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
 
 
 def _convert(numbers: NDArray[np.floating[Any]], out: NDArray[np.floating[Any]]) -> None:
+    if "torch" not in sys.modules and numbers.size < _MANY:
+        with np.errstate(over="ignore"):
+            out[...] = numbers
+        return
+    import torch
+
     source, target = np.ascontiguousarray(numbers).reshape(-1), torch.from_numpy(out).view(-1)
     for start in range(0, source.size, _BLOCK):
         block = source[start : start + _BLOCK]

@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
 
 __all__ = ["expand", "largest", "spread", "total_variation"]
@@ -34,6 +34,8 @@ def largest(
     tuple of ndarray of shape (..., k), dtype int64, and ndarray of shape (..., k), dtype float16
         Classes, and probabilities that fall; of equal ones the lower class comes first.
     """
+    import torch
+
     rows = torch.from_numpy(np.ascontiguousarray(soft))
     classes = _largest_classes(rows, k).sort(dim=-1).values
     probs = rows.gather(-1, classes).to(torch.float16)
@@ -69,6 +71,8 @@ def spread(indices: torch.Tensor, probs: torch.Tensor, num_classes: int) -> torc
     Tensor of shape (..., K), dtype float32
         Rows sum to one.
     """
+    import torch
+
     probs = probs.to(torch.float32)
     total = probs.sum(dim=-1, keepdim=True)
     # Rounding to float16 can bring the sum above one.
@@ -82,6 +86,8 @@ def expand(
     indices: NDArray[np.integer[Any]], probs: NDArray[np.floating[Any]], num_classes: int
 ) -> NDArray[np.float32]:
     """`spread` for arrays: float32 rows of shape (..., K) that sum to one."""
+    import torch
+
     classes = torch.from_numpy(indices.astype(np.int64))
     # Copied, since torch warns of memory that must not be written to.
     rows: NDArray[np.float32] = spread(

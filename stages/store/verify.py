@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -105,7 +105,6 @@ def verify(
 
     STORE is a folder, or a URL that 'store pull' takes.
     """
-    from pipeline.device import choose_device
     from pipeline.labels.read import SoftLabels
     from pipeline.labels.verify import verify_store
     from pipeline.sharing.signature import read_signers, signature_check, verify_signature
@@ -121,14 +120,15 @@ def verify(
     path = local_folder(store)
     # The signature first: it takes a moment, and without it the rest may not matter.
     signer = verify_signature(path, read_signers(public_key)) if public_key is not None else None
-    again = _Again(path, teachers, foreign, choose_device(device)) if teachers else None
+    place = _device(device, teachers)
+    again = _Again(path, teachers, foreign, place) if teachers else None
     images = None
     if data is not None:
         names = SoftLabels.open(path).attributes.class_names
         images = open_images(
             data,
             foreign,
-            choose_device(device),
+            place,
             teacher=teachers[0] if teachers else None,
             class_names=names,
             decoded=bool(teachers),
@@ -144,6 +144,15 @@ def verify(
         return
     for check in checks:
         click.echo(f"{'ok     ' if check.done else 'not    '} {check.name}: {check.detail}")
+
+
+def _device(name: str, teachers: tuple[Path, ...]) -> torch.device:
+    if not teachers:
+        # Hashes alone are looked at: torch, which takes a second, is not needed.
+        return cast("torch.device", "cpu")
+    from pipeline.device import choose_device
+
+    return choose_device(name)
 
 
 class _Again:

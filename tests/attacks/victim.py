@@ -18,9 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import LtdPipeError
-from pipeline.labels import SoftLabels
+from pipeline.labels import SoftLabelDataset, SoftLabels
 from pipeline.labels.verify import verify_store
 
+# With it torch, which a training run has loaded long before it sees a store.
+LOADED = SoftLabelDataset
 CPU_SECONDS = 20
 # Beyond what the imports take: the largest metadata and the largest manifest, as objects, fit.
 MEMORY_MIB = 1536

@@ -6,6 +6,7 @@ import pytest
 from numba import typed
 
 from pipeline.errors import MachineError
+from pipeline.images import header
 from pipeline.images.ffcv import require_ffcv
 
 
@@ -24,3 +25,19 @@ def test_an_ffcv_that_does_not_import_changes_nothing(monkeypatch):
     with pytest.raises(MachineError, match="ffcv: cannot be imported"):
         require_ffcv()
     assert typed.Dict.__module__ == "numba.typed.typeddict"
+
+
+def test_the_header_is_read_as_ffcv_reads_it():
+    """Its types and bounds are ours, so that a beton's hashes need no FFCV."""
+    from ffcv import types, writer
+    from ffcv.fields import IntField, RGBImageField
+
+    fields = [RGBImageField(), IntField(), IntField(), IntField()]
+    assert types.get_metadata_type(fields) == header.SAMPLE
+    assert types.HeaderType == header.HEADER
+    assert types.FieldDescType == header.FIELD
+    assert types.ALLOC_TABLE_TYPE == header.PLACE
+    assert types.CURRENT_VERSION == header.VERSION
+    assert (writer.MIN_PAGE_SIZE, writer.MAX_PAGE_SIZE) == header.PAGE_SIZES
+    for number, name in header.TYPE_IDS.items():
+        assert types.TYPE_ID_HANDLER[number].__name__ == name

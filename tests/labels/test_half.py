@@ -1,5 +1,8 @@
 """Between float16 and float32: NumPy's results to the bit, whatever the size."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -38,3 +41,19 @@ def test_a_copy_is_a_copy():
     numbers = np.ones(4, np.float32)
     to_float32(numbers)[:] = 2
     assert numbers.tolist() == [1, 1, 1, 1]
+
+
+def test_the_results_are_the_same_before_torch_is_loaded():
+    """In a process without it, numbers of every kind; many load it."""
+    code = (
+        "import hashlib, sys\nimport numpy as np\nfrom pipeline.labels.half import *\n"
+        "numbers = np.random.default_rng(0).standard_normal(2**20).astype(np.float32) ** 9\n"
+        "def told(n):\n"
+        "    half = to_float16(numbers[:n])\n"
+        "    both = half.tobytes() + to_float32(half).tobytes()\n"
+        "    return hashlib.sha256(both).hexdigest(), 'torch' in sys.modules\n"
+        "first = told(100_003)\n"
+        "told(2**20)\n"
+        "assert (first[0], True, False) == (*told(100_003), first[1])"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

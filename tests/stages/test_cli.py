@@ -1,12 +1,14 @@
 """What all commands promise: help with an example, one line of refusal, and exit codes."""
 
 import contextlib
+import json
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 
 from stages.cli import cli
@@ -56,13 +58,73 @@ def test_a_refusal_is_one_line_and_ends_with_1(ltd_pipe, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_does_not_import_torch():
-    """The first answer comes at once: nothing heavy is loaded for it."""
-    code = "import sys; sys.argv = ['ltd-pipe', '--help']\n"
-    code += "import stages.cli, atexit\n"
-    code += "atexit.register(lambda: print('torch' in sys.modules))\nstages.cli.main()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("False\n")
+# Each takes a second, and most of these some hundred MB, which the commands below do not use.
+_HEAVY = {"torch", "torchvision", "ffcv", "numba", "timm", "scipy", "sklearn", "matplotlib"}
+_LIGHT = """
+import contextlib, io, json, sys
+from stages.cli import main
+
+for words in json.loads(sys.argv[1]):
+    sys.argv, code = ["ltd-pipe", *words], 0
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            main()
+    except SystemExit as end:
+        code = end.code
+    heavy = sys.modules.keys() & HEAVY
+    assert not code and not heavy, (words, code, heavy)
+"""
+
+
+def _run_light(commands):
+    """Run commands in one process of their own, which loads nothing heavy for any of them."""
+    script = f"HEAVY = {_HEAVY}{_LIGHT}"
+    words = [sys.executable, "-c", script, json.dumps(commands)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def _paths(group, context):
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        yield [name]
+        if isinstance(command, click.Group):
+            yield from ([name, *path] for path in _paths(command, context))
+
+
+def test_no_help_loads_anything_heavy():
+    """The first answer comes at once, whatever it is asked about."""
+    paths = list(_paths(cli, click.Context(cli)))
+    assert ["store", "retemper"] in paths
+    _run_light([["--help"], *([*path, "--help"] for path in paths)])
+
+
+def test_work_on_stores_and_results_loads_nothing_heavy(project, tmp_path, key_file):
+    """Where no teacher is asked: of a store, of a beton's hashes, of evaluations."""
+    store, out = "data/labels.zarr", tmp_path / "out"
+    out.mkdir()
+    made = {name: str(out / f"{name}.zarr") for name in ("a", "b", "c", "merged", "cold", "mean")}
+    table = str(out / "labels.npz")
+    _run_light(
+        [
+            ["store", "info", store],
+            ["store", "verify", store],
+            ["store", "verify", store, "--data", "data/train.beton"],
+            ["store", "subset", store, "--rows", "0:100", "--out", made["a"]],
+            ["store", "subset", store, "--rows", "100:240", "--out", made["b"]],
+            ["store", "merge", made["a"], made["b"], "--out", made["merged"]],
+            ["store", "merge", store, made["merged"], "--average", "--out", made["mean"]],
+            ["store", "retemper", store, "--temperature", "0.5", "--out", made["cold"]],
+            ["store", "convert", store, "--to", "npz", "--out", table],
+            ["store", "convert", table, "--from", "npz", "--out", made["c"]],
+            ["store", "diff", store, made["c"]],
+            ["store", "sign", made["c"], "--key", str(key_file)],
+            ["store", "pull", Path(made["c"]).as_uri(), "--out", str(out / "pulled.zarr")],
+            ["compare", "data"],
+            ["recipe", "list"],
+            ["recipe", "show", "digits"],
+        ]
+    )
 
 
 OPTIONS = [
