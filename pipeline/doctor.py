@@ -23,6 +23,8 @@ Status = Literal["ok", "warn", "fail"]
 _GIB = 2**30
 # A digits run leaves 20 MB, CIFAR-10 with its states about 1 GB, ImageNet over 100 GB.
 _LITTLE_DISK, _AMPLE_DISK = 1 * _GIB, 10 * _GIB
+# Docker gives 64 MiB.
+_LITTLE_SHARED = 2**27
 # Where Linux tells of a container's share of the processor, and of NVIDIA's driver.
 _CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 _DRIVER = Path("/proc/driver/nvidia/version")
@@ -219,6 +221,22 @@ def _disk(data: Path) -> Finding:
     return Finding("ok", found)
 
 
+def _shared_memory(_data: Path) -> Finding:
+    from pipeline.publish import SHARED_MEMORY
+
+    if not SHARED_MEMORY.is_dir():
+        return Finding("fail", f"there is no {SHARED_MEMORY}", "Mount a tmpfs there.")
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    found = f"{free / 2**20:,.0f} MiB free in {SHARED_MEMORY}"
+    if free < _LITTLE_SHARED:
+        remedy = (
+            "prepare wants 49 MiB for ImageNet, DataLoader's workers some batches each: "
+            "docker run --shm-size 1g, or --ipc host."
+        )
+        return Finding("warn", found, remedy)
+    return Finding("ok", found)
+
+
 def _version(package: str) -> str:
     return importlib.metadata.version(package)
 
@@ -233,4 +251,5 @@ CHECKS: dict[str, Callable[[Path], Finding]] = {
     "zarr": _zarr,
     "DVC": _dvc,
     "disk": _disk,
+    "memory": _shared_memory,
 }

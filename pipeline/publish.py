@@ -5,13 +5,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
+import hashlib
 import json
 import os
+import platform
+import pwd
+import re
 import shutil
+import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from pipeline.errors import BusyError, LtdPipeError, WriteError
+from pipeline.errors import BusyError, LtdPipeError, MachineError, WriteError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,9 +26,11 @@ __all__ = [
     "beside_others",
     "exclusive",
     "flush_tree",
+    "refused_by_system",
     "remove_state",
     "replace_tree",
     "require_free",
+    "require_shared_memory",
     "staged",
     "staged_folder",
     "unwritable",
@@ -30,6 +38,12 @@ __all__ = [
     "write_text",
     "writing",
 ]
+
+# What a file in the making is called, with the system and the process that make it.
+_PART = re.compile(r"\..+\.(?:([0-9a-f]{8})-)?([0-9]+)-[0-9a-f]{8}\.part")
+# Long enough not to be written to, where the process cannot be asked for.
+_ABANDONED_S = 86_400.0
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  not for files: its size is asked for
 
 
 @contextlib.contextmanager
@@ -54,12 +68,14 @@ def staged(target: Path, *, flush_name: bool = True) -> Iterator[Path]:
     WriteError
         When the disk is full, read-only or otherwise refuses.
     """
-    # Not the process alone: on shared storage another machine may have one of that number.
-    beside = target.with_name(f".{target.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
+    beside = _beside(target)
     try:
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
+            if flush_name:  # many small files come without
+                _remove_abandoned(target.parent)
             yield beside
+            _follow_umask(beside)
             _flush(beside)
             os.replace(beside, target)
             if flush_name:
@@ -92,6 +108,55 @@ def writing(target: Path) -> Iterator[None]:
         raise _refused(target, error) from error
 
 
+def _beside(target: Path) -> Path:
+    name = f".{target.name}.{_system()}-{os.getpid()}-{os.urandom(4).hex()}.part"
+    return target.with_name(name)
+
+
+@functools.cache
+def _system() -> str:
+    """Where a process's number means something: on shared storage others may have it, too."""
+    with contextlib.suppress(OSError):
+        name = f"{platform.node()} {Path('/proc/self/ns/pid').readlink()}"
+        return hashlib.sha256(name.encode()).hexdigest()[:8]
+    return os.urandom(4).hex()
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the parts that killed processes of ours have left there."""
+    with contextlib.suppress(OSError):
+        for path in folder.glob(".*.part"):
+            found, facts = _PART.fullmatch(path.name), path.lstat()
+            if found is None or facts.st_uid != os.geteuid():
+                continue
+            old = time.time() - facts.st_mtime > _ABANDONED_S
+            if old or (found[1] == _system() and not _is_alive(int(found[2]))):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _follow_umask(path: Path) -> None:
+    """Let others read what the umask lets them: some packages' files are their owner's alone."""
+    found = re.search(r"^Umask:\s*([0-7]+)$", _STATUS.read_text(), re.MULTILINE)
+    mode = path.stat().st_mode
+    wanted = mode | (0o666 & ~int(found[1], 8) if found else 0)
+    if wanted != mode:
+        path.chmod(wanted)
+
+
+# Where the umask can be read without setting it, which would reach other threads.
+_STATUS = Path("/proc/self/status")
+
+
 def _flush(path: Path) -> None:
     # Without fsync of the file and of its folder a power cut can leave an empty file
     # under the final name.
@@ -110,15 +175,81 @@ def flush_tree(folder: Path) -> None:
 
 
 def _refused(target: Path, error: OSError) -> WriteError:
-    remedies = {
-        errno.ENOSPC: "Free disk space and run it again; nothing was published.",
-        errno.EDQUOT: "Free disk quota and run it again; nothing was published.",
-        errno.EROFS: "The file system is read-only: choose another output folder.",
-        errno.EACCES: "Make the folder writable or choose another one.",
-        errno.EPERM: "Make the folder writable or choose another one.",
-    }
-    remedy = remedies.get(error.errno or 0, "Nothing was published.")
+    remedy = _remedy(error, target) or "Nothing was published."
     return WriteError(target, f"cannot be written: {error.strerror}", remedy=remedy)
+
+
+def _remedy(error: OSError, place: Path) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free < _LITTLE_SHARED:
+            return f"{SHARED_MEMORY} is full. {_MORE_SHARED} Nothing was published."
+        what = "space" if error.errno == errno.ENOSPC else "quota"
+        return f"Free disk {what} and run it again; nothing was published."
+    if error.errno == errno.EROFS:
+        return "The file system is read-only: choose another output folder."
+    if error.errno in (errno.EACCES, errno.EPERM):
+        existing = next((path for path in (place, *place.parents) if path.exists()), place)
+        return f"{existing} is {_owner(existing)}'s: have them allow it, or choose another place."
+    return ""
+
+
+def _owner(path: Path) -> str:
+    try:
+        number = path.stat().st_uid
+        return pwd.getpwuid(number).pw_name
+    except OSError:
+        return "somebody else"
+    except KeyError:
+        return f"user {number}"
+
+
+def refused_by_system(error: OSError) -> LtdPipeError:
+    """One line for what the operating system refused, wherever that was.
+
+    Parameters
+    ----------
+    error : OSError
+        Of a file that could not be read or written, as a rule.
+    """
+    what = (error.strerror or str(error) or type(error).__name__).splitlines()[0]
+    name = error.filename if isinstance(error.filename, str) else None
+    remedy = _remedy(error, Path(name or "."))
+    return LtdPipeError(name or "the operating system", what, remedy=remedy)
+
+
+# Less than that is full: semaphores and counters take a page each.
+_LITTLE_SHARED = 2**16
+_MORE_SHARED = (
+    "In a container, start it with a larger one: docker run --shm-size 1g, or --ipc host."
+)
+
+
+def require_shared_memory(where: object, size: int) -> None:
+    """Refuse before the work what the kernel would end without a word: a SIGBUS.
+
+    Parameters
+    ----------
+    where : object
+        Who wants it.
+    size : int
+        Bytes in /dev/shm, for memory that processes share.
+
+    Raises
+    ------
+    MachineError
+        When fewer than `size` bytes are free there.
+    """
+    if not SHARED_MEMORY.is_dir():
+        return
+    free, size = shutil.disk_usage(SHARED_MEMORY).free, size + _LITTLE_SHARED
+    if free < size:
+        raise MachineError(
+            where,
+            f"{SHARED_MEMORY} is too small for the memory that processes share",
+            expected=f"{size / 2**20:,.2f} MiB free",
+            found=f"{free / 2**20:,.2f} MiB",
+            remedy=_MORE_SHARED,
+        )
 
 
 def unwritable(target: Path, error: Exception) -> WriteError:
@@ -205,12 +336,14 @@ def staged_folder(target: Path) -> Iterator[Path]:
     WriteError
         When the disk is full, read-only or otherwise refuses.
     """
-    beside = target.with_name(f".{target.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
+    beside = _beside(target)
     try:
         with writing(target):
+            _remove_abandoned(target.parent)
             beside.mkdir(parents=True)
             yield beside
             for path in beside.rglob("*"):
+                _follow_umask(path)
                 _flush(path)
             flush_tree(beside)
         replace_tree(beside, target)
@@ -287,7 +420,8 @@ def exclusive(target: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            lock.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another user's, which we hold but may not remove
+                lock.unlink()
 
 
 @contextlib.contextmanager
@@ -303,7 +437,8 @@ def beside_others(target: Path) -> Iterator[None]:
     """
     # The file stays: others may hold it.
     with _locked(target.with_name(f".{target.name}.lock"), target, fcntl.LOCK_SH) as handle:
-        handle.truncate(0)
+        with contextlib.suppress(OSError):
+            handle.truncate(0)
         yield
 
 
@@ -323,7 +458,17 @@ def _open_lock(lock: Path, target: Path) -> IO[str]:
         lock.parent.mkdir(parents=True, exist_ok=True)
         return lock.open("a+", encoding="utf-8")
     except OSError as error:
-        raise _refused(target, error) from error
+        if not isinstance(error, PermissionError) or not lock.exists():
+            raise _refused(target, error) from error
+    # A lock that another user's run has left, or still holds: reading is enough to find out.
+    try:
+        return lock.open(encoding="utf-8")
+    except OSError as error:
+        raise BusyError(
+            target,
+            f"may be written to by {_owner(lock)}, whose lock is {lock.name}",
+            remedy="When no run of theirs is under way have them remove it, or give another --out.",
+        ) from error
 
 
 def _acquire(handle: IO[str], target: Path, mode: int) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
 import click
 
 from pipeline.errors import LtdPipeError
+from pipeline.publish import refused_by_system
 from stages.lazy import LazyGroup
 
 __all__ = ["cli", "main"]
@@ -56,6 +58,13 @@ def main() -> None:
         cli.main(prog_name="ltd-pipe", standalone_mode=False)
     except LtdPipeError as error:
         _end(str(error), 1)
+    except BrokenPipeError:
+        # Whoever read our output has ended, as `head` does; Python would complain once more.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        _end(str(refused_by_system(error)), 1)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

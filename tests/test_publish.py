@@ -11,7 +11,9 @@ import pytest
 
 from pipeline.errors import BusyError, WriteError
 from pipeline.publish import (
+    beside_others,
     exclusive,
+    refused_by_system,
     replace_tree,
     require_free,
     staged,
@@ -140,3 +142,105 @@ def test_checkpoints_and_snapshots_on_a_disk_that_fills_up(tmp_path):
     assert "model.safetensors: cannot be written" in model
     assert "step-000000000-epoch-000000.pt: cannot be written" in snapshot
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def umask():
+    """A function that sets it, for one test."""
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_what_is_published_follows_the_umask(tmp_path, umask, mask, mode):
+    """Also where a package makes files that are their owner's alone, as safetensors does."""
+    umask(mask)
+    with staged(tmp_path / "a") as beside:
+        beside.touch(0o600)
+    with staged_folder(tmp_path / "b") as beside:
+        (beside / "c").touch(0o600)
+    modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "a", tmp_path / "b" / "c")]
+    assert modes == [mode, mode]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from pipeline.publish import staged, staged_folder
+target = Path(sys.argv[1])
+with staged(target) as beside, staged_folder(target.with_name("folder")) as folder:
+    beside.write_text("half")
+    (folder / "half").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_parts_of_killed_runs_are_removed_by_the_next_one(tmp_path):
+    """Not those of a process that is alive, nor what only looks like one."""
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "step-1.pt")]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    left = {path.name for path in tmp_path.iterdir()}
+    assert len(left) == 2
+    thesis = tmp_path / ".thesis.part"
+    thesis.touch()
+    with staged(tmp_path / "alive") as alive:
+        alive.touch()
+        write_text(tmp_path / "step-2.pt", "whole")
+        assert set(tmp_path.iterdir()) == {tmp_path / "step-2.pt", alive, thesis}
+
+
+def test_parts_of_another_machine_are_removed_after_a_day(tmp_path):
+    """Whether its process is alive cannot be asked here; older versions did not name it."""
+    parts = [tmp_path / name for name in (".a.0123abcd-1-89abcdef.part", ".a.1-89abcdef.part")]
+    for age in (3600, 100_000):
+        for part in parts:
+            part.touch()
+            os.utime(part, (part.stat().st_mtime - age,) * 2)
+        write_text(tmp_path / "a", "")
+        assert [part.exists() for part in parts] == [age == 3600] * 2
+
+
+SYSTEM = {
+    "missing": (lambda folder: (folder / "a").read_text(), "a", "No such file or directory"),
+    "a folder": (lambda folder: folder.read_text(), "", "Is a directory"),
+    "full": (lambda _: Path("/dev/full").write_text("x"), "/dev/full", "No space left on device"),
+}
+
+
+@pytest.mark.parametrize(("work", "name", "what"), SYSTEM.values(), ids=SYSTEM)
+def test_what_the_system_refuses_is_one_line(tmp_path, work, name, what):
+    """Where, and what; a full disk says so even without a name."""
+    with pytest.raises(OSError, match=what) as caught:
+        work(tmp_path)
+    error = refused_by_system(caught.value)
+    assert error.what == what
+    if caught.value.filename:
+        assert error.where == str(tmp_path / name)
+    assert "\n" not in str(error)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("held", [False, True])
+def test_the_lock_of_another_user(tmp_path, held):
+    """A stale one keeps nobody out; one that cannot be read says whose it is."""
+    tmp_path.chmod(0o777)
+    for folder in tmp_path.parents:
+        if folder.stat().st_uid == os.geteuid() and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o055)
+    lock = tmp_path / ".out.lock"
+    lock.touch(0o600 if held else 0o644)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.setuid(65534)
+            with beside_others(tmp_path / "out"):
+                pass
+            with exclusive(tmp_path / "out"):
+                code = 0
+        except BusyError as error:
+            code = 2 if "root" in error.what and ".out.lock" in error.what else 3
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (2 if held else 0)

@@ -19,7 +19,7 @@ from pipeline.images.header import FIELDS, read_samples
 from pipeline.images.manifest import Manifest, manifest_path
 from pipeline.images.survey import common_size, require_unchanged, survey, without_bad
 from pipeline.provenance import sha256_file
-from pipeline.publish import require_free, staged, write_json
+from pipeline.publish import require_free, require_shared_memory, staged, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,6 +89,7 @@ def write_beton(
     source, found, skipped = without_bad(source, found, skip=params.skip_bad)
     height, width = common_size(source, found, params.image_size)
     require_free(path.parent, _estimate(len(source), height, width, params))
+    require_shared_memory(path, len(source) * _SHARED_BYTES)
     with staged(path) as beside:
         _encode(source, found, (height, width), beside, params, progress)
         manifest = Manifest(
@@ -107,6 +108,8 @@ def write_beton(
     return manifest, skipped
 
 
+# Of each image, in the table of samples that FFCV's processes share.
+_SHARED_BYTES = 40
 # FFCV's bounds of a page, which holds whole images: 2 MiB, and below 4 GiB.
 _MIN_PAGE, _MAX_PAGE = 2**21, 2**31
 

@@ -9,6 +9,7 @@ import torch
 
 from pipeline.errors import DataError, StoreError
 from pipeline.labels.replay import Replay
+from pipeline.publish import require_shared_memory
 
 if TYPE_CHECKING:
     from pipeline.labels.read import SoftLabels
@@ -126,5 +127,6 @@ def _pixels(image: Any, where: str) -> torch.Tensor:
 
 
 def _shared(number: torch.Tensor) -> torch.Tensor:
+    require_shared_memory("SoftLabelDataset", number.nbytes)
     shared: torch.Tensor = number.share_memory_()  # type: ignore[no-untyped-call]
     return shared

@@ -126,6 +126,8 @@ class Snapshots:
             try:
                 content = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
                 return Progress(**content["progress"]), content["tensors"], content["passes"]
+            except PermissionError:
+                raise  # it is whole, and of somebody else
             except Exception as error:
                 first_error = first_error or error
         if first_error is None:

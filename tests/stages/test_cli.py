@@ -256,3 +256,56 @@ def test_an_option_without_meaning_is_refused(ltd_pipe, project, words, option, 
     assert option in outcome.err
     after = {path for path in Path().rglob("*") if path.is_file()}
     assert not [path for path in after - set(before) if path.suffix != ".lock"]
+
+
+BLOCKED = {
+    "a folder for a file": (["evaluate"], "params.yaml"),
+    "a folder for a beton": (["evaluate", "--force"], "data/test.beton"),
+    "a folder for a manifest": (["train", "--force"], "data/train.beton.json"),
+    "a folder for weights": (["audit"], "data/student/model.safetensors"),
+    "a folder for metrics": (["compare", "data/metrics.json", "data"], "data/metrics.json"),
+    "a folder for a result": (["report"], "data/report.html"),
+}
+
+
+@pytest.mark.parametrize(("words", "name"), BLOCKED.values(), ids=BLOCKED)
+def test_what_the_system_refuses_is_one_line_and_no_traceback(ltd_pipe, project, words, name):
+    """Exit code 1, and the place."""
+    path = Path(name)
+    path.unlink(missing_ok=True)
+    path.mkdir(parents=True)
+    outcome = ltd_pipe(*words)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert len(outcome.err.strip().splitlines()) == 1
+    assert name in outcome.err
+
+
+def test_a_full_disk_behind_stdout_is_one_line():
+    """And who stops reading, as `head` does, is told nothing."""
+    command = [sys.executable, "-m", "stages", "recipe", "list"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "No space left on device" in done.stderr
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as left:
+        left.stdout.close()
+        assert left.stderr.read() == b""
+
+
+SMALL = "mount -t tmpfs -o size=4k tmpfs /dev/shm || exit 99; "
+
+
+def test_a_small_shared_memory_is_refused_before_the_work(tmp_path):
+    """It would end in a SIGBUS, or with advice about a disk that is empty."""
+    command = f"{SMALL} exec {sys.executable} -m stages prepare --out {tmp_path}"
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", command], capture_output=True, text=True, check=False
+    )
+    if done.returncode == 99 or "unshare" in done.stderr:
+        pytest.skip("mounting is not permitted here")
+    assert done.returncode == 1, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "shm is too small" in done.stderr
+    assert "--shm-size" in done.stderr
+    assert not list(tmp_path.glob("*.beton"))
