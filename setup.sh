@@ -131,6 +131,7 @@ missing_packages() {
     pkg-config --exists libturbojpeg 2>/dev/null || echo libturbojpeg0-dev
     has g++ || has c++ || echo g++
     has git || echo git
+    has ssh-keygen || echo openssh-client
     # Debian splits these off; other builds of Python have them.
     "$PYTHON" - <<'EOF'
 import importlib.util, pathlib, sys, sysconfig

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from made_answers import Answers, make_answers
-from signing_keys import key, key_file, make_key, signable, ssh_keygen
+from signing_keys import key_file, make_key, signable, ssh_keygen
 
 from pipeline.images.beton import open_beton, write_beton
 from pipeline.images.sources import open_source
 from pipeline.images.stream import ImageStream
 from pipeline.params import PrepareParams
 
-__all__ = ["key", "key_file", "make_key", "signable", "ssh_keygen"]
+__all__ = ["key_file", "make_key", "signable", "ssh_keygen"]
 
 if TYPE_CHECKING:
     from pathlib import Path

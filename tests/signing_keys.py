@@ -1,23 +1,13 @@
-"""Keys to sign stores with, as ssh-keygen writes them, and the real ssh-keygen."""
+"""Keys to sign stores with, and signatures made to harm, with the real ssh-keygen."""
 
+import base64
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
 
-from pipeline.sharing.private_key import SigningKey, read_signing_key
-
-__all__ = ["key", "key_file", "make_key", "signable", "ssh_keygen"]
+__all__ = ["forged", "key_file", "make_key", "signable", "ssh_keygen"]
 
 GOLDEN = Path(__file__).parent / "labels" / "golden.zarr"
 PASSPHRASE = "open sesame"  # noqa: S105
@@ -29,25 +19,29 @@ def signable(tmp_path) -> Path:
     return Path(shutil.copytree(GOLDEN, tmp_path / "labels.zarr"))
 
 
-KINDS = {
-    "ed25519": lambda: Ed25519PrivateKey.from_private_bytes(bytes(range(32))),
-    "other": lambda: Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33))),
-    "rsa": lambda: rsa.generate_private_key(65537, 2048),
-    "ecdsa": lambda: ec.generate_private_key(ec.SECP256R1()),
-}
+@pytest.fixture
+def ssh_keygen():
+    """A function that runs ssh-keygen and returns what it printed."""
+
+    def run(*words, stdin=None, code=0) -> str:
+        given = stdin.read_bytes() if stdin is not None else b""
+        done = subprocess.run(
+            ["ssh-keygen", *map(str, words)], input=given, capture_output=True, check=False
+        )
+        assert done.returncode == code, done.stderr.decode()
+        return (done.stdout + done.stderr).decode()
+
+    return run
 
 
 @pytest.fixture
-def make_key(tmp_path):
-    """A function that writes a key pair as ssh-keygen does, and returns the private file."""
+def make_key(tmp_path, ssh_keygen):
+    """A function that makes a key pair, and returns the private file."""
 
-    def make(kind="ed25519", *, locked=False) -> Path:
-        private, path = KINDS[kind](), tmp_path / f"id_{kind}"
-        lock = BestAvailableEncryption(PASSPHRASE.encode()) if locked else NoEncryption()
-        path.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, lock))
-        path.chmod(0o600)
-        public = private.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-        path.with_suffix(".pub").write_text(f"{public.decode()} alice@example.com\n")
+    def make(name="ed25519", *, kind="ed25519", locked=False) -> Path:
+        path = tmp_path / f"id_{name}"
+        words = ["-t", kind, "-N", PASSPHRASE if locked else "", "-C", "alice@example.com"]
+        ssh_keygen("-q", *words, "-f", path)
         return path
 
     return make
@@ -59,29 +53,32 @@ def key_file(make_key) -> Path:
     return make_key()
 
 
-@pytest.fixture
-def key(key_file) -> SigningKey:
-    """Alice's key, opened."""
-    return read_signing_key(key_file, no_passphrase)
+def packed(*strings):
+    """Strings as SSH writes them: four bytes of length, then the bytes."""
+    return b"".join(len(string).to_bytes(4, "big") + string for string in strings)
 
 
-def no_passphrase(fingerprint):
-    """For keys that have none."""
-    raise AssertionError(f"{fingerprint} has no passphrase to ask for")
+def taken(content):
+    """The strings of such a text."""
+    strings = []
+    while content:
+        length = int.from_bytes(content[:4], "big")
+        strings.append(content[4 : 4 + length])
+        content = content[4 + length :]
+    return strings
 
 
-@pytest.fixture
-def ssh_keygen():
-    """A function that runs the real ssh-keygen and returns what it printed."""
-    if shutil.which("ssh-keygen") is None:
-        pytest.skip("ssh-keygen is not installed: nothing to compare with")
+def forged(original: bytes, **fields: bytes) -> str:
+    """A signature file with some of its fields replaced.
 
-    def run(*words, stdin=None, code=0) -> str:
-        given = stdin.read_bytes() if stdin is not None else b""
-        done = subprocess.run(
-            ["ssh-keygen", *map(str, words)], input=given, capture_output=True, check=False
-        )
-        assert done.returncode == code, done.stderr.decode()
-        return (done.stdout + done.stderr).decode()
-
-    return run
+    `public_key`, `namespace`, `reserved`, `hash_algorithm` and `signature` of OpenSSH's
+    PROTOCOL.sshsig, and `tail`, which follows them.
+    """
+    body = b"".join(original.splitlines()[1:-1])
+    blob = base64.b64decode(body)
+    names = ("public_key", "namespace", "reserved", "hash_algorithm", "signature")
+    found = dict(zip(names, taken(blob[10:]), strict=True)) | {"tail": b""} | fields
+    blob = blob[:10] + packed(*(found[name] for name in names)) + found["tail"]
+    text = base64.b64encode(blob).decode()
+    lines = "\n".join(text[at : at + 70] for at in range(0, len(text), 70))
+    return f"-----BEGIN SSH SIGNATURE-----\n{lines}\n-----END SSH SIGNATURE-----\n"

@@ -20,7 +20,19 @@ BENCH_LOCK = (ROOT / "requirements-bench.lock").read_text()
 LOCKS = ("requirements.lock", "requirements-bench.lock")
 FILES = ("setup.sh", "setup.cfg", "pyproject.toml", *LOCKS)
 # What an empty machine still has: enough for the script to find out what is missing.
-ESSENTIALS = ("bash", "cat", "dirname", "env", "flock", "git", "grep", "sed", "sha256sum", "g++")
+ESSENTIALS = (
+    "bash",
+    "cat",
+    "dirname",
+    "env",
+    "flock",
+    "git",
+    "grep",
+    "sed",
+    "sha256sum",
+    "g++",
+    "ssh-keygen",
+)
 # Settings of whoever runs the tests.
 FOREIGN = ("PYTHON", "TORCH_BACKEND", "UV_TORCH_BACKEND", "VIRTUAL_ENV")
 

@@ -80,19 +80,25 @@ def _size(opened: SoftLabels) -> dict[str, int]:
 
 
 def _signature(path: Path) -> dict[str, Any] | None:
-    from pipeline.errors import SignatureError
-    from pipeline.sharing.signature import find_signature
-    from pipeline.sharing.sshsig import fingerprint, key_type
+    from pipeline.errors import MachineError, SignatureError
+    from pipeline.labels.manifest import SIGNATURE
+    from pipeline.sharing.signature import NAMESPACE, claimed_signer
 
     try:
-        found = find_signature(path)
+        found = claimed_signer(path)
     except SignatureError as error:
         # Looking at a store is how one finds out what is wrong with it.
-        return {"verified": False, "damaged": error.what}
+        return {"verified": False, "damaged": f"{error.what} ({error.found})"}
+    except MachineError:
+        return {"verified": False, "damaged": f"{SIGNATURE} is there; no ssh-keygen to read it"}
     if found is None:
         return None
-    claimed = {"signer": fingerprint(found.public_key), "key": key_type(found.public_key)}
-    return {"verified": False, "namespace": found.namespace, **claimed}
+    return {
+        "verified": False,
+        "namespace": NAMESPACE,
+        "signer": found.fingerprint,
+        "key": found.kind,
+    }
 
 
 def _print_table(opened: SoftLabels, summary: LabelSummary) -> None:

@@ -107,7 +107,7 @@ def verify(
     """
     from pipeline.labels.read import SoftLabels
     from pipeline.labels.verify import verify_store
-    from pipeline.sharing.signature import read_signers, signature_check, verify_signature
+    from pipeline.sharing.signature import signature_check, verify_signature
 
     if teachers and data is None:
         raise click.UsageError("--teacher needs --data: the images that it is asked about")
@@ -119,7 +119,7 @@ def verify(
     refuse_unused(foreign, *teachers)
     path = local_folder(store)
     # The signature first: it takes a moment, and without it the rest may not matter.
-    signer = verify_signature(path, read_signers(public_key)) if public_key is not None else None
+    signer = verify_signature(path, public_key) if public_key is not None else None
     place = _device(device, teachers)
     again = _Again(path, teachers, foreign, place) if teachers else None
     images = None

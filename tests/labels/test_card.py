@@ -365,11 +365,11 @@ def test_the_lines_that_prove_it_do(store):
     assert SoftLabels.open(store).identity in said.stdout
 
 
-def test_the_card_verifies_a_signature_by_ssh_keygen(store, key, ssh_keygen, tmp_path):
+def test_the_card_verifies_a_signature_by_ssh_keygen(store, key_file, ssh_keygen, tmp_path):
     """Its last command, with the names filled in."""
     from pipeline.sharing.signature import sign_store
 
-    sign_store(store, key)
+    sign_store(store, key_file)
     (line,) = re.findall(r"^ssh-keygen .*\\\n.*$", card(store), re.MULTILINE)
     public = (tmp_path / "id_ed25519.pub").read_text()
     (tmp_path / "allowed").write_text(f"alice {public}")

@@ -50,11 +50,11 @@ def test_stores_of_other_kinds_arrive_too(tmp_path, patience, options):
         assert contents(pull(server.url, tmp_path / "a.zarr", patience)) == contents(made)
 
 
-def test_extra_files_and_a_signature_come_along(own, key, tmp_path, patience):
+def test_extra_files_and_a_signature_come_along(own, key_file, tmp_path, patience):
     """A signed store's signature is fetched, and is no part of the identity."""
     from pipeline.sharing.signature import find_signature, sign_store
 
-    sign_store(own, key)
+    sign_store(own, key_file)
     with FaultyServer(own) as server:
         target = pull(server.url, tmp_path / "a.zarr", patience)
     assert contents(target) == contents(own)

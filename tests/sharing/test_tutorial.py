@@ -95,7 +95,7 @@ def test_the_page_has_all_ways_of_sharing():
     """In the order in which they are looked for."""
     page = (ROOT / "docs/sharing.md").read_text()
     assert re.findall(r"^## (.*)$", page, re.MULTILINE) == [
-        "What a store proves",
+        "What a store records",
         "With DVC",
         "From the web or object storage",
         "Signatures",

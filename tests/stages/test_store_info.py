@@ -130,23 +130,23 @@ def test_many_sources_are_cut(ltd_pipe, make_store):
     assert "part-9" in ltd_pipe("store", "info", path, "--json").out
 
 
-def test_a_signature_is_a_claim(ltd_pipe, signable, key):
+def test_a_signature_is_a_claim(ltd_pipe, signable, key_file):
     """Whose, and that it was not verified; a damaged one is said to be that."""
-    sign_store(signable, key)
+    _, signer = sign_store(signable, key_file)
     outcome = ltd_pipe("store", "info", signable)
-    assert row(outcome.out, "signature") == f"by {key.public.fingerprint}"
+    assert row(outcome.out, "signature") == f"by {signer.fingerprint}"
     assert "(its own claim, not verified)" in outcome.out
     facts = json.loads(ltd_pipe("store", "info", signable, "--json").out)
     assert facts["signature"] == {
         "verified": False,
         "namespace": "ltd-soft-labels",
-        "signer": key.public.fingerprint,
-        "key": "ssh-ed25519",
+        "signer": signer.fingerprint,
+        "key": "ED25519",
     }
     (signable / "MANIFEST.sha256.sig").write_text("x")
     outcome = ltd_pipe("store", "info", signable)
     assert outcome.code == 0
-    assert row(outcome.out, "signature").startswith("MANIFEST.sha256.sig is no SSH signature")
+    assert row(outcome.out, "signature").startswith("MANIFEST.sha256.sig is not one of this")
     facts = json.loads(ltd_pipe("store", "info", signable, "--json").out)
     assert "damaged" in facts["signature"]
 
