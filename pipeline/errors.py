@@ -24,6 +24,10 @@ Each is one line: `<where>: <what>: expected <x>, found <y>. <What to do.>`
 from __future__ import annotations
 
 import importlib.metadata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = [
     "BusyError",
@@ -44,7 +48,10 @@ __all__ = [
     "TransferError",
     "WriteError",
     "install_extra",
+    "refuse_pointer",
 ]
+
+_POINTER = b"version https://git-lfs.github.com/spec/v1"
 
 
 def install_extra(extra: str) -> str:
@@ -166,3 +173,35 @@ class WriteError(LtdPipeError, OSError):
 
 class MachineError(LtdPipeError, RuntimeError):
     """The machine lacks something that is needed."""
+
+
+def refuse_pointer(
+    content: bytes | Path, where: object, error: type[LtdPipeError], name: str = ""
+) -> None:
+    """Refuse the text that a clone without Git LFS has in a file's place.
+
+    Parameters
+    ----------
+    content : bytes or Path
+        What was read, or the file; one that cannot be read is somebody else's to refuse.
+    where : object
+        As for the error.
+    error : type
+        Of what the file should have been.
+    name : str
+        Of the file in `where`.
+
+    Raises
+    ------
+    LtdPipeError
+        Of that type.
+    """
+    if not isinstance(content, bytes):
+        try:
+            with content.open("rb") as handle:
+                content = handle.read(len(_POINTER))
+        except OSError:
+            return
+    if content.startswith(_POINTER):
+        what = f"{name} is a Git LFS pointer, not the file itself".lstrip()
+        raise error(where, what, remedy="Run 'git lfs pull' in its repository.")

@@ -2,14 +2,25 @@
 
 import pickle
 
+import numpy as np
 import pytest
+from made_answers import make_answers
 
 from pipeline import errors
+from pipeline.combine.npz import NpzColumns
+from pipeline.combine.parquet import ParquetColumns
+from pipeline.errors import LtdPipeError
+from pipeline.images.beton import open_beton
+from pipeline.images.decode import decode_image
+from pipeline.labels import SoftLabels
+from pipeline.models.checkpoint import load_classifier, load_foreign
+from pipeline.models.foreign import columns_of
 
-KINDS = [getattr(errors, name) for name in errors.__all__]
+NAMES = [name for name in errors.__all__ if isinstance(getattr(errors, name), type)]
+KINDS = [getattr(errors, name) for name in NAMES]
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=errors.__all__)
+@pytest.mark.parametrize("kind", KINDS, ids=NAMES)
 def test_an_error_passes_between_processes(kind):
     """Pickled, it keeps its kind, line and parts."""
     error = kind("a.zarr", "sample 4", expected=1, found=2, remedy="Look again.")
@@ -19,8 +30,52 @@ def test_an_error_passes_between_processes(kind):
     assert (copy.where, copy.remedy) == ("a.zarr", "Look again.")
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=errors.__all__)
+@pytest.mark.parametrize("kind", KINDS, ids=NAMES)
 def test_an_error_can_be_made_from_its_line(kind):
     """As torch does with what a DataLoader's worker raised, adding where it came from."""
     text = "Caught JoinError in DataLoader worker process 0.\nOriginal Traceback: …\n"
     assert str(kind(text)) == text
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 123\n"
+
+
+def _store(name):
+    def read(folder):
+        store = make_answers().write(folder / "labels.zarr")
+        (store / name).write_text(POINTER)
+        SoftLabels.open(store).gather(np.arange(3))
+
+    return read
+
+
+def _file(name, open_it):
+    def read(folder):
+        (folder / name).write_text(POINTER)
+        open_it(folder / name)
+
+    return read
+
+
+READERS = {
+    "weights": _file("a.pt", lambda path: load_foreign(path, "small-cnn", 2, (1, 8, 8))),
+    "checkpoint": _file("a.safetensors", load_classifier),
+    "beton": _file("a.beton", open_beton),
+    "npz": _file("a.npz", NpzColumns),
+    "parquet": _file("a.parquet", ParquetColumns),
+    "image": _file("a.png", lambda path: decode_image(path.read_bytes(), str(path))),
+    "classes": _file("a.txt", lambda path: columns_of(["a", "b"], path, None)),
+    "store": _store("zarr.json"),
+    "manifest": _store("MANIFEST.sha256"),
+    "chunk": _store("soft_labels/c/0/0"),
+}
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+def test_a_pointer_of_git_lfs_is_told_from_damage(tmp_path, read):
+    """Whatever file it stands in for: the remedy is to fetch it."""
+    with pytest.raises(LtdPipeError) as caught:
+        read(tmp_path)
+    assert "is a Git LFS pointer" in caught.value.what
+    assert "git lfs pull" in caught.value.remedy
+    assert str(tmp_path) in caught.value.where

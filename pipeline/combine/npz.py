@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.combine.columns import WIDE, carried_text, parse_carried
-from pipeline.errors import MissingError, StoreError
+from pipeline.errors import MissingError, StoreError, refuse_pointer
 from pipeline.labels.format import ATTRIBUTE
 from pipeline.publish import staged
 
@@ -102,6 +102,7 @@ class NpzColumns:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        refuse_pointer(path, path, StoreError)
         try:
             self._archive = zipfile.ZipFile(path)
         except FileNotFoundError as error:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.combine.columns import WIDE, Carried, carried_text, parse_carried
-from pipeline.errors import MachineError, MissingError, StoreError, install_extra
+from pipeline.errors import MachineError, MissingError, StoreError, install_extra, refuse_pointer
 from pipeline.labels.format import ATTRIBUTE
 from pipeline.labels.half import to_float32
 from pipeline.publish import staged
@@ -127,6 +127,7 @@ class ParquetColumns:
         self.path = path
         if not path.is_file():
             raise MissingError(path, "no such file")
+        refuse_pointer(path, path, StoreError)
         try:
             # Without whole row groups in memory, which others make as large as they like.
             self._file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pipeline.errors import DataError, MissingError
+from pipeline.errors import DataError, MissingError, refuse_pointer
 from pipeline.evaluation.accuracy import wilson_interval
 from pipeline.evaluation.selection import select_images
 from pipeline.images.folder import open_folder
@@ -147,6 +147,7 @@ def _array_set(file: Path, labels: NDArray[np.int32], names: tuple[str, ...]) ->
 
 
 def _read(file: Path) -> NDArray[Any]:
+    refuse_pointer(file, file, DataError)
     try:
         # Gigabytes, of which few may be wanted; and pickles are never read.
         found: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from pipeline.errors import DataError, MissingError
+from pipeline.errors import DataError, MissingError, refuse_pointer
 from pipeline.images.decode import resize
 from pipeline.images.ffcv import ffcv_threads, require_ffcv
 from pipeline.images.fingerprint import fingerprint
@@ -205,6 +205,7 @@ def open_beton(path: Path) -> Beton:
         raise MissingError(path, "no such file", remedy="Run 'ltd-pipe prepare' first.")
     if not path.is_file():
         raise DataError(path, "is not a beton", expected="a file")
+    refuse_pointer(path, path, DataError)
     manifest = Manifest.beside(path)
     _require_whole(path, manifest)
     samples = read_samples(path, manifest)

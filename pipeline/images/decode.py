@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, refuse_pointer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,6 +42,7 @@ def decode_image(content: bytes, where: str) -> NDArray[np.uint8]:
     """
     if not content:
         raise DataError(where, "is empty (0 bytes)")
+    refuse_pointer(content, where, DataError)
     try:
         # Warnings are not caught here: that changes the whole process, and threads call this.
         with Image.open(io.BytesIO(content)) as image:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, refuse_pointer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,6 +87,7 @@ class Manifest(ImageFacts):
             ) from error
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(where, f"cannot be read ({error})", remedy=_REMEDY) from error
+        refuse_pointer(text.encode(), where, DataError)
         return cls._parse(text, where)
 
     @classmethod

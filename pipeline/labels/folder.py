@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.errors import MissingError, StoreError
+from pipeline.errors import MissingError, StoreError, refuse_pointer
 
 if TYPE_CHECKING:
     from io import BufferedReader
@@ -99,6 +99,7 @@ class StoreFolder:
         """Refuse a file that is missing or longer or shorter than `expected` bytes."""
         size = self.size(name)
         if size != expected:
+            refuse_pointer(self.locate(name), self.path, StoreError, name)
             raise StoreError(
                 self.path,
                 f"{name} is damaged",
@@ -115,6 +116,7 @@ class StoreFolder:
             content = handle.read(min(size, limit) + 1)
         if len(content) != size:
             raise StoreError(self.path, f"{name} changed while it was read")
+        refuse_pointer(content, self.path, StoreError, name)
         return content
 
     def require_at_most(self, name: str, limit: int) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from pipeline.errors import CheckpointError, MissingError, ModelError
+from pipeline.errors import CheckpointError, MissingError, ModelError, refuse_pointer
 from pipeline.models.classifier import Classifier
 from pipeline.models.registry import build
 from pipeline.models.weights import fit, is_pickle, read_pickle, read_tensors, require_file
@@ -140,7 +140,7 @@ def _renamed(
     optional: frozenset[str],
 ) -> dict[str, torch.Tensor]:
     renamed: dict[str, torch.Tensor] = {}
-    for given, tensor in state.items():
+    for given, tensor in _without_common_prefix(state, expected).items():
         name = _without_prefixes(given, expected)
         if name.startswith(_NEVER_RUN) and name not in expected:
             continue
@@ -152,6 +152,20 @@ def _renamed(
         if name.endswith("num_batches_tracked") or name in optional:
             renamed.setdefault(name, tensor)
     return renamed
+
+
+def _without_common_prefix(
+    state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Without the attribute that held the network elsewhere, whatever its name."""
+    # torch's AveragedModel counts its steps beside the weights.
+    found = {name: state[name] for name in state if name in expected or name != "n_averaged"}
+    while found:
+        prefix = next(iter(found)).partition(".")[0] + "."
+        if not all(name.startswith(prefix) and name not in expected for name in found):
+            break
+        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    return found
 
 
 def _without_prefixes(name: str, expected: Mapping[str, torch.Tensor]) -> str:
@@ -252,6 +266,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _read_classes(path: Path, known: frozenset[str]) -> list[str]:
+    refuse_pointer(path, path, ModelError)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:

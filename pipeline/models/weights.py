@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import safetensors
 import torch
 
-from pipeline.errors import CheckpointError, MissingError
+from pipeline.errors import CheckpointError, MissingError, refuse_pointer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -54,6 +54,7 @@ def require_file(path: Path) -> None:
         raise CheckpointError(path, "is a folder", remedy="Name the checkpoint inside it.")
     if not path.is_file():
         raise MissingError(path, "no such file")
+    refuse_pointer(path, path, CheckpointError)
 
 
 def is_pickle(path: Path) -> bool:

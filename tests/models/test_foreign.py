@@ -45,12 +45,16 @@ def _with_dead_block(state):
         _prefixed("module."),
         _prefixed("module.model."),
         _prefixed("_orig_mod.network."),
+        _prefixed("net."),
+        _prefixed("student.backbone."),
+        lambda state: _prefixed("module.")(state) | {"n_averaged": torch.tensor(5)},
         _with_dead_block,
         lambda state: {k: v for k, v in state.items() if "num_batches" not in k},
         lambda state: {k: v.half().float() if v.ndim else v for k, v in state.items()},
     ],
     ids=[
         "bare", "state_dict", "model", "nested", "DataParallel", "two prefixes", "compiled",
+        "net", "names of one's own", "AveragedModel",
         "TRADES sub_block1", "torch 0.4", "same values",
     ],
 )  # fmt: skip
