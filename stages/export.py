@@ -28,9 +28,12 @@ _TARGETS = ("robustbench", "timm", "onnx", "torchscript")
     required=True,
     help="A folder for robustbench and timm, a file for onnx and torchscript.",
 )
+@click.option("--arch", help="FILE.py:FUNCTION, of a checkpoint whose network is a file's.")
 @click.option("--force", is_flag=True, help="Replace an older export.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def export(checkpoint: Path, to: str, out: Path, force: bool, as_json: bool) -> None:
+def export(
+    checkpoint: Path, to: str, out: Path, arch: str | None, force: bool, as_json: bool
+) -> None:
     """Write a checkpoint for RobustBench, timm, ONNX or TorchScript.
 
     Normalisation and temperature are inside; class names, eps, labels and the checkpoint's hash
@@ -43,8 +46,11 @@ def export(checkpoint: Path, to: str, out: Path, force: bool, as_json: bool) -> 
       ltd-pipe export student/model.safetensors --to onnx --out student.onnx
     """
     from pipeline.export.targets import export as write
+    from pipeline.models.external import allow_file
 
     refuse_overlap(out, checkpoint)
+    if arch is not None:
+        allow_file(arch)
     agreement = write(checkpoint, to, out, replace=force)
     if as_json:
         click.echo(json.dumps({"out": str(out), "to": to, **vars(agreement)}, indent=2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,14 +66,18 @@ class Foreign:
     prefix: str = "--"
 
     def checked(self) -> Foreign:
-        """The same, where each option has what it needs beside it."""
+        """The same, where each option has what it needs beside it; a file named may be run."""
         if (self.mean is None) != (self.std is None):
             flags = f"{self.prefix}mean and {self.prefix}std"
             raise click.UsageError(f"{flags} are given together, or neither")
         if self.classes is not None and self.class_order is not None:
             flags = f"{self.prefix}classes says the order: leave {self.prefix}class-order out"
             raise click.UsageError(flags)
-        return self
+        if self.architecture is None:
+            return self
+        from pipeline.models.external import allow_file
+
+        return replace(self, architecture=allow_file(self.architecture))
 
     def of_weights(self) -> list[str]:
         """Which of them were given that say something of weights."""
@@ -111,7 +115,8 @@ WEIGHTS_OPTIONS = (
     _of_weights(
         "arch",
         "architecture",
-        help="Network of a .pt or .pth file: our name, timm:NAME or torchvision:NAME.",
+        help="Network of a .pt or .pth file: our name, timm:NAME, torchvision:NAME, or "
+        "FILE.py:FUNCTION of your own.",
     ),
     _of_weights("mean", "mean", type=_Numbers(), help="Its input normalisation, as 0.5,0.5,0.5."),
     _of_weights("std", "std", type=_Numbers(), help="Likewise."),
@@ -243,9 +248,15 @@ def refuse_unused(foreign: Foreign, *paths: Path) -> None:
     if not given or not paths:
         return
     from pipeline.errors import CheckpointError
-    from pipeline.models.checkpoint import is_own
+    from pipeline.models.checkpoint import is_own, read_facts
+    from pipeline.models.external import names_file
 
-    if all(is_own(path) for path in paths):
+    if foreign.architecture is not None and names_file(foreign.architecture):
+        # The one thing that a checkpoint of ours cannot bring is code.
+        own = [read_facts(path)["architecture"] for path in paths if is_own(path)]
+        if any(map(names_file, own)):
+            given = [flag for flag in given if not flag.endswith("arch")]
+    if given and all(is_own(path) for path in paths):
         raise CheckpointError(
             paths[0],
             "is a checkpoint of ltd-pipe, which says this itself",

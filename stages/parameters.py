@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import pkgutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from pipeline.params import Params, load_params, parse_standalone
 from stages.usage import FIELD
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from pydantic.fields import FieldInfo
 
@@ -25,7 +26,9 @@ __all__ = ["PARAMS_FILE", "PIPELINE_FILE", "params_options"]
 PARAMS_FILE, PIPELINE_FILE = Path("params.yaml"), Path("dvc.yaml")
 
 
-def params_options(section: str, *, standalone: bool = False) -> Callable[[Command], Command]:
+def params_options(
+    section: str, *, standalone: bool = False, typed: Mapping[str, str] | None = None
+) -> Callable[[Command], Command]:
     """Add `--params`, `--set` and one option for each field of a section to a command.
 
     The command receives one argument `params`, validated, in their place.
@@ -36,6 +39,9 @@ def params_options(section: str, *, standalone: bool = False) -> Callable[[Comma
         A section of params.yaml, such as `train`.
     standalone : bool
         The command also works where there is no params.yaml, with the section's defaults.
+    typed : dict of str to str, optional
+        By field, the function of the library that is asked about a value which was typed as the
+        field's own option, as `package.module:function`; it gives the value that is taken.
     """
     fields = Params.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
 
@@ -57,7 +63,7 @@ def params_options(section: str, *, standalone: bool = False) -> Callable[[Comma
             default=PARAMS_FILE,
             show_default=True,
             help="Parameter file.",
-        )(_receiving(command, section, fields, standalone))
+        )(_receiving(command, section, fields, standalone, typed or {}))
 
     return decorate
 
@@ -67,7 +73,8 @@ def _option(name: str, info: FieldInfo) -> Callable[[Command], Command]:
     text = f"{text[:1].upper()}{text[1:]}."
     if info.annotation is bool:
         return click.option(f"--{flag}/--no-{flag}", _private(name), default=None, help=text)
-    return click.option(f"--{flag}", _private(name), metavar="VALUE", help=text)
+    flags = [f"--{flag}", *(["--arch"] if name == "architecture" else [])]
+    return click.option(*flags, _private(name), metavar="VALUE", help=text)
 
 
 def _private(name: str) -> str:
@@ -76,13 +83,19 @@ def _private(name: str) -> str:
 
 
 def _receiving(
-    command: Command, section: str, fields: dict[str, FieldInfo], standalone: bool
+    command: Command,
+    section: str,
+    fields: dict[str, FieldInfo],
+    standalone: bool,
+    typed: Mapping[str, str],
 ) -> Command:
     @functools.wraps(command)
     def wrapper(*args: Any, params_file: Path, settings: tuple[str, ...], **given: Any) -> Any:
         overrides = dict(_split(setting) for setting in settings)
         for name, info in fields.items():
             value = given.pop(_private(name))
+            if value is not None and name in typed:
+                value = pkgutil.resolve_name(typed[name])(value)
             if value is not None:
                 overrides[f"{section}.{name}"] = _as_yaml(value, info)
         if standalone and params_file == PARAMS_FILE and not params_file.exists():

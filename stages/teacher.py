@@ -23,7 +23,7 @@ __all__ = ["teacher"]
 
 
 @click.command()
-@params_options("teacher")
+@params_options("teacher", typed={"architecture": "pipeline.models.external:allow_file"})
 @click.option(
     "--data",
     type=click.Path(path_type=Path),

@@ -32,7 +32,7 @@ _STOPPED = (
 
 
 @click.command()
-@params_options("train")
+@params_options("train", typed={"architecture": "pipeline.models.external:allow_file"})
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
@@ -53,9 +53,18 @@ _STOPPED = (
     show_default=True,
     help="Folder of model.safetensors (best) and last.safetensors.",
 )
+@click.option("--teacher-arch", help="FILE.py:FUNCTION, of a --teacher whose network is a file's.")
 @click.option("--fresh", is_flag=True, help="Forget an interrupted or finished run; start over.")
 @click.option("--force", is_flag=True, help="Replace an existing student.")
-def train(params: Params, data: Path, labels: str, out: Path, fresh: bool, force: bool) -> None:
+def train(
+    params: Params,
+    data: Path,
+    labels: str,
+    out: Path,
+    teacher_arch: str | None,
+    fresh: bool,
+    force: bool,
+) -> None:
     """Train the student adversarially on soft or one-hot labels.
 
     Interrupted, it goes on where it was when run again with the same parameters. Under torchrun
@@ -71,11 +80,14 @@ def train(params: Params, data: Path, labels: str, out: Path, fresh: bool, force
     """
     from pipeline.device import deterministic
     from pipeline.images.beton import open_beton
+    from pipeline.models.external import allow_file
     from pipeline.team import Team
     from pipeline.training.run import save_results
     from stages.fitting import fit_on_screen, turn
 
     refuse_existing(out / "model.safetensors", force=force or fresh)
+    if teacher_arch is not None:
+        allow_file(teacher_arch)
     team = Team.here()
     with turn(out, team), deterministic():
         beton = open_beton(data)

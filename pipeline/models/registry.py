@@ -22,7 +22,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ModelError
-from pipeline.models.external import build_timm, build_torchvision
+from pipeline.models.external import build_file, build_timm, build_torchvision, names_file
 from pipeline.models.resnet import MultiExitResNet18, PreActResNet18, ResNet18
 from pipeline.models.robustbench_zoo import build_robustbench
 from pipeline.models.small_cnn import MultiExitSmallCNN, SmallCNN
@@ -79,6 +79,8 @@ def build(architecture: str, num_classes: int, shape: tuple[int, int, int]) -> n
     """
     _require_sizes(architecture, num_classes, shape)
     package, colon, name = architecture.partition(":")
+    if names_file(architecture):
+        return build_file(architecture, num_classes, shape)
     if colon and package == "timm":
         return build_timm(name, num_classes, shape)
     if colon and package == "torchvision":

@@ -34,7 +34,8 @@ class FitParams(Section):
     """What clean and adversarial training have in common."""
 
     architecture: str = Field(
-        description="a name of 'ltd-pipe doctor --models', timm:NAME or torchvision:NAME"
+        description="a name of 'ltd-pipe doctor --models', timm:NAME or torchvision:NAME; on the "
+        "command line also FILE.py:FUNCTION"
     )
     epochs: int = Field(ge=1, description="passes over the training images")
     images: int | None = Field(
