@@ -13,14 +13,14 @@ from pipeline.errors import DataError, refuse_pointer
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["LUMA", "decode_image", "resize", "to_channels"]
+__all__ = ["LUMA", "decode_image", "is_one_colour", "resize", "to_channels"]
 
 # As Pillow converts to grey: thousandths of the ITU-R 601 weights, times 2^16 / 1000.
 LUMA = (19595, 38470, 7471)
 
 
 def decode_image(content: bytes, where: str) -> NDArray[np.uint8]:
-    """Decode a JPEG, PNG, WebP, BMP or PPM file.
+    """Decode an image file of any kind that Pillow reads.
 
     Parameters
     ----------
@@ -32,13 +32,15 @@ def decode_image(content: bytes, where: str) -> NDArray[np.uint8]:
     Returns
     -------
     ndarray of shape (H, W, 3), dtype uint8
-        Grey becomes three equal channels, transparency is laid on black, 16-bit grey keeps its
-        upper 8 bits. EXIF orientation is left alone, as in torchvision's ImageFolder.
+        Grey becomes three equal channels. Transparency is laid on white, or on black where
+        nothing would be seen on white. 16-bit grey keeps its upper 8 bits, unless all values are
+        8-bit ones. Of several frames the first is taken, and EXIF orientation is left alone, as
+        in torchvision's ImageFolder.
 
     Raises
     ------
     DataError
-        When it is empty, truncated, or no image.
+        When it is empty, truncated, or no image, or its values are of no known scale.
     """
     if not content:
         raise DataError(where, "is empty (0 bytes)")
@@ -63,14 +65,51 @@ def _require_sane_size(image: Image.Image) -> None:
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode.startswith("I;16") or image.mode == "I":
-        # Pillow clips 16-bit grey to 255 when it converts; the upper byte is the picture.
-        grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose scale is not known: save it with 8 bits")
+    if image.mode.startswith("I"):
+        return np.repeat(_eight_bits(np.asarray(image).astype(np.int64))[:, :, None], 3, axis=2)
+    deep = _has_deep_colours(image)
+    if image.has_transparency_data:
         layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer)
-    return np.asarray(image.convert("RGB"))
+        pixels = _laid_on(layer, 255)
+        low, high = layer.getchannel("A").getextrema()
+        if low != high and is_one_colour(pixels):
+            pixels = _laid_on(layer, 0)  # white glyphs
+    else:
+        pixels = np.asarray(image.convert("RGB"))
+    if deep and pixels.max() <= 1:
+        raise ValueError(
+            "16-bit colours all below 256, black or 8-bit values in a 16-bit file: save 8 bits"
+        )
+    return pixels
+
+
+def _eight_bits(values: NDArray[np.int64]) -> NDArray[np.uint8]:
+    # Pillow would clip 16-bit grey to 255 when it converts; the upper byte is the picture.
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high >= 1 << 16:
+        raise ValueError(f"values of {low} to {high} are of no known scale: save it with 8 bits")
+    return (values if high < 1 << 8 else values >> 8).astype(np.uint8)
+
+
+def _has_deep_colours(image: Image.Image) -> bool:
+    """Whether its file has 16 bits a colour, of which Pillow gives the upper 8."""
+    kinds = (
+        tile[3] if isinstance(tile[3], tuple) else (tile[3],) for tile in getattr(image, "tile", ())
+    )
+    return any(";16" in str(kind[0]) or kind[1:] == (65535,) for kind in kinds if kind)
+
+
+def _laid_on(layer: Image.Image, grey: int) -> NDArray[np.uint8]:
+    ground = Image.new("RGBA", layer.size, (grey, grey, grey, 255))
+    return np.asarray(Image.alpha_composite(ground, layer).convert("RGB"))
+
+
+def is_one_colour(image: NDArray[np.uint8]) -> bool:
+    """Whether all pixels of an image of shape (H, W, 3) are the same; nearly always a mistake."""
+    # Most images are told by their first row.
+    return bool((image[0] == image[0, 0]).all() and (image == image[0, 0]).all())
 
 
 def resize(image: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:

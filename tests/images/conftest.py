@@ -21,8 +21,13 @@ def picture(seed, size=(12, 12), mode="RGB", kind="PNG"):
     """A file's bytes: random pixels in a given mode and format."""
     generator = np.random.default_rng(seed)
     pixels = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
+    return saved(Image.fromarray(pixels).convert(mode), kind)
+
+
+def saved(image, kind="PNG"):
+    """A file's bytes."""
     content = io.BytesIO()
-    Image.fromarray(pixels).convert(mode).save(content, kind)
+    image.save(content, kind)
     return content.getvalue()
 
 

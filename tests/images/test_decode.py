@@ -4,6 +4,7 @@ import io
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,7 +12,7 @@ from PIL import Image
 from pipeline.errors import DataError
 from pipeline.images.decode import decode_image, resize
 
-from .conftest import picture
+from .conftest import picture, saved
 
 KINDS = [("PNG", "RGB"), ("PNG", "L"), ("PNG", "P"), ("PNG", "RGBA"), ("PNG", "LA"), ("PNG", "1")]
 KINDS += [("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("WEBP", "RGB"), ("BMP", "RGB")]
@@ -37,11 +38,59 @@ def test_sixteen_bit_grey_keeps_its_upper_byte():
     assert decode_image(content.getvalue(), "x")[:, :, 0].tolist() == [[0, 0x12], [0xFF, 0xFF]]
 
 
-def test_transparency_is_laid_on_black():
-    """What cannot be seen does not show."""
-    content = io.BytesIO()
-    Image.new("RGBA", (2, 2), (200, 100, 50, 0)).save(content, "PNG")
-    assert decode_image(content.getvalue(), "x").max() == 0
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_eight_bit_values_in_a_sixteen_bit_file_are_what_they_are(kind):
+    """Their upper bytes are all zeros."""
+    values = np.array([[0, 7], [200, 255]], dtype=np.uint16)
+    image = decode_image(saved(Image.fromarray(values), kind), "x")
+    assert image[:, :, 2].tolist() == values.tolist()
+
+
+SCALES = {
+    "negative": (Image.fromarray(np.array([[-1, 255]], np.int32)), "TIFF"),
+    "32 bits": (Image.fromarray(np.array([[0, 70_000]], np.int32)), "TIFF"),
+    "fractions": (Image.fromarray(np.array([[0, 0.5]], np.float32)), "TIFF"),
+}
+
+
+@pytest.mark.parametrize(("image", "kind"), SCALES.values(), ids=SCALES)
+def test_values_of_no_known_scale_are_refused(image, kind):
+    """Rather than cut off to black or white."""
+    with pytest.raises(DataError) as caught:
+        decode_image(saved(image, kind), "x")
+    assert "save it with 8 bits" in caught.value.what
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif", ".ppm"])
+def test_sixteen_bit_colours_keep_their_upper_bytes(ending):
+    """Where these are all zeros it is black or 8-bit values, which Pillow cannot tell."""
+    values = np.full((2, 2, 3), 0xC000, np.uint16)
+    assert decode_image(cv2.imencode(ending, values)[1].tobytes(), "x").max() in (0xBF, 0xC0)
+    with pytest.raises(DataError, match="8-bit values in a 16-bit file"):
+        decode_image(cv2.imencode(ending, values >> 8)[1].tobytes(), "x")
+
+
+GLYPHS = {
+    # Colour, and what is seen of it at opacity 0 and 255.
+    "black on white": ((0, 0, 0), 255, (0, 0, 0)),
+    "red on white": ((200, 0, 0), 255, (200, 0, 0)),
+    "white on black": ((255, 255, 255), 0, (255, 255, 255)),
+}
+
+
+@pytest.mark.parametrize(("colour", "ground", "seen"), GLYPHS.values(), ids=GLYPHS)
+def test_a_glyph_on_transparency_is_seen(colour, ground, seen):
+    """Its own pixels are all of one colour: what is drawn stands in the opacity."""
+    layer = Image.new("RGBA", (2, 1), (*colour, 255))
+    layer.putpixel((0, 0), (*colour, 0))
+    image = decode_image(saved(layer, "PNG"), "x")
+    assert image[0].tolist() == [[ground] * 3, list(seen)]
+
+
+def test_what_is_wholly_transparent_is_white():
+    """Whatever its colours are."""
+    content = saved(Image.new("RGBA", (2, 2), (200, 100, 50, 0)), "PNG")
+    assert decode_image(content, "x").min() == 255
 
 
 BAD = {
