@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["one_line", "printable"]
+import unicodedata
+
+__all__ = ["nfc", "one_line", "printable", "quoted"]
 
 
 def printable(text: str) -> str:
@@ -21,3 +23,13 @@ def one_line(text: str, limit: int = 200) -> str:
     """`printable`, with single blanks, cut to `limit` characters."""
     shown = " ".join(printable(text).split())
     return f"{shown[:limit]}…" if len(shown) > limit else shown
+
+
+def nfc(name: str) -> str:
+    """A class's name as it is compared: macOS writes é as two letters, others as one."""
+    return unicodedata.normalize("NFC", name)
+
+
+def quoted(name: str) -> str:
+    """A class's name for a message about two that differ, though they may look the same."""
+    return f"'{name}'" if name.isascii() else f"'{name}' ({name!a})"

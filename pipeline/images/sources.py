@@ -7,7 +7,8 @@ import copy
 import io
 import os
 import unicodedata
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -17,9 +18,10 @@ from pipeline import rng
 from pipeline.errors import DataError, MissingError
 from pipeline.images.decode import decode_image
 from pipeline.images.fingerprint import sample_hash
+from pipeline.printable import nfc, printable, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -29,7 +31,17 @@ __all__ = ["ArraySource", "FolderSource", "Source", "Split", "open_source"]
 
 Split = Literal["train", "test"]
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm"})
+# torchvision's IMG_EXTENSIONS, and what else Pillow decodes without another program.
+EXTENSIONS = frozenset(
+    f".{ending}"
+    for ending in (
+        *("apng", "avif", "bmp", "dib", "gif", "j2k", "jfif", "jp2", "jpe", "jpeg", "jpg", "pbm"),
+        *("pcx", "pgm", "png", "pnm", "ppm", "qoi", "sgi", "tga", "tif", "tiff", "webp"),
+    )
+)
+_KINDS = "image files, such as .jpg, .png, .tif or .webp"
+# Thumbnails and bins of network storage, macOS and Windows; their names are no classes.
+_OF_OTHERS = frozenset({"@eaDir", "#recycle", "__MACOSX", "$RECYCLE.BIN"})
 _TEST_FOLDERS = ("test", "val", "validation")
 
 
@@ -47,6 +59,10 @@ class Source(Protocol):
     @property
     def labels(self) -> NDArray[np.int32]:
         """Class of each image, shape (N,); -1 where unknown."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of them, in lines."""
 
     def __len__(self) -> int:
         """Number of images."""
@@ -74,12 +90,14 @@ class ArraySource:
     class_names : tuple of str
     images : ndarray of shape (N, H, W) or (N, H, W, 3), dtype uint8
     labels : ndarray of shape (N,), dtype int32
+    notes : list of str
     """
 
     name: str
     class_names: tuple[str, ...]
     images: NDArray[np.uint8]
     labels: NDArray[np.int32]
+    notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -106,8 +124,8 @@ class ArraySource:
 class FolderSource:
     """One folder per class, as in torchvision's ImageFolder; by class, then by sorted paths.
 
-    Files and folders whose names begin with a dot are left alone: other programs keep
-    thumbnails and check-points there.
+    Links are followed, to files and to folders. What is left out is counted by its reason: other
+    files, images beside the class folders, and what other programs keep for themselves.
 
     Parameters
     ----------
@@ -117,6 +135,11 @@ class FolderSource:
     class_names : sequence of str, optional
         The classes that must be there, in the order of their labels; by default the
         sub-folders' names, sorted.
+
+    Attributes
+    ----------
+    notes : list of str
+        What the user should know of them: what was left out, whether their classes are unknown.
 
     Raises
     ------
@@ -129,18 +152,27 @@ class FolderSource:
 
     def __init__(self, folder: Path, class_names: Sequence[str] | None = None) -> None:
         _require_folder(folder)
-        found = _class_folders(folder)
-        names = found if class_names is None else tuple(class_names)
+        left: Counter[str] = Counter()
+        found, beside = _class_folders(folder, left)
+        names = tuple(found) if class_names is None else tuple(class_names)
+        self.notes: list[str] = []
         if not found and class_names is not None:
             # No class folders: the classes are the caller's, the ground truth is unknown.
-            groups, numbers = [_images_below(folder)], np.array([-1])
+            groups, numbers = [sorted(beside)], np.array([-1])
+            self.notes.append(
+                f"warning: {folder} has no class folders: the classes of its images are unknown, "
+                "and no accuracy can be measured on them"
+            )
         else:
             _require_classes(folder, found, class_names)
-            groups, numbers = (
-                [_images_below(folder / name) for name in names],
-                np.arange(len(names)),
-            )
-        _require_images(folder, names, groups)
+            by_name = {nfc(name): path for name, path in found.items()}
+            above = (os.path.realpath(folder),)
+            groups = [_images_below(by_name[nfc(name)], left, above) for name in names]
+            numbers = np.arange(len(names))
+            left["beside the class folders"] += len(beside)
+        _require_images(folder, names, groups, left)
+        if left.total():
+            self.notes.append(f"left out of {folder}: {_listed(left)}")
         self.folder = folder
         self.name, self.split = _name_and_split(folder.resolve())
         self.class_names = names
@@ -171,12 +203,68 @@ class FolderSource:
         return part
 
 
-def _class_folders(folder: Path) -> tuple[str, ...]:
-    names = (entry.name for entry in folder.iterdir() if entry.is_dir())
-    found = tuple(sorted(name for name in names if not name.startswith(".")))
+def _class_folders(folder: Path, left: Counter[str]) -> tuple[dict[str, Path], list[Path]]:
+    """The class folders by their names, sorted, and the images beside them."""
+    folders, images = _entries(folder, left)
+    found = {path.name: path for path in sorted(folders, key=lambda path: path.name)}
     for name in found:
         _require_plain_name(folder, name)
-    return found
+    if len({nfc(name) for name in found}) < len(found):
+        same = next(name for name in found if name != nfc(name) and nfc(name) in found)
+        raise DataError(
+            folder,
+            "two class folders have one name, in two forms of Unicode",
+            found=f"{quoted(nfc(same))} and {quoted(same)}",
+            remedy="Make one folder of the two.",
+        )
+    return found, images
+
+
+def _entries(folder: str | Path, left: Counter[str]) -> tuple[list[Path], list[Path]]:
+    """A folder's sub-folders and images; the rest is counted."""
+    folders, images = [], []
+    try:
+        for entry in os.scandir(folder):
+            path = Path(entry.path)
+            ending = path.suffix.lower()
+            if entry.name.startswith("."):
+                left["hidden"] += 1
+            elif entry.name in _OF_OTHERS:
+                left[f"{entry.name}/"] += 1
+            elif entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and path.is_dir()):
+                folders.append(path)
+            elif ending in EXTENSIONS:
+                images.append(path)
+            elif entry.is_symlink() and not path.exists():
+                left["links that lead nowhere"] += 1
+            else:
+                left[f"*{printable(ending)}" if ending else "without an ending"] += 1
+    except OSError as error:
+        # It would otherwise be passed over in silence, and its images be missing.
+        raise DataError(error.filename or folder, f"cannot be read: {error.strerror}") from error
+    return folders, images
+
+
+def _images_below(folder: Path, left: Counter[str], above: tuple[str, ...]) -> list[Path]:
+    """All images at any depth, sorted by path; `above` are the real paths that lead there."""
+    found, waiting = [], [(folder, above)]
+    while waiting:
+        path, above = waiting.pop()
+        real = os.path.realpath(path)
+        if any(each == real or each.startswith(real + os.sep) for each in above):
+            left["links to a folder above them"] += 1
+            continue
+        folders, images = _entries(path, left)
+        found += images
+        waiting += [(each, (*above, real)) for each in folders]
+    return sorted(found)
+
+
+def _listed(left: Counter[str]) -> str:
+    """The commonest reasons with their numbers."""
+    shown = [f"{count:,} {reason}" for reason, count in left.most_common(8) if count]
+    rest = left.total() - sum(count for _, count in left.most_common(8))
+    return ", ".join(shown + ([f"{rest:,} others"] if rest else []))
 
 
 def _require_plain_name(folder: Path, name: str) -> None:
@@ -196,21 +284,6 @@ def _require_plain_name(folder: Path, name: str) -> None:
         )
 
 
-def _images_below(folder: Path) -> list[Path]:
-    """All images at any depth, sorted by path; links to folders may form loops: not followed."""
-    found = []
-    for root, folders, files in os.walk(folder, onerror=_refuse_unreadable):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        names = (name for name in files if not name.startswith("."))
-        found += [Path(root) / name for name in names if Path(name).suffix.lower() in EXTENSIONS]
-    return sorted(found)
-
-
-def _refuse_unreadable(error: OSError) -> None:
-    # os.walk would pass over such a folder in silence, and its images be missing.
-    raise DataError(error.filename, f"cannot be read: {error.strerror}") from error
-
-
 def _require_folder(folder: Path) -> None:
     if not folder.exists():
         raise MissingError(folder, "no such folder")
@@ -218,32 +291,36 @@ def _require_folder(folder: Path) -> None:
         raise DataError(folder, "is a file", expected="a folder with one folder per class")
 
 
-def _require_classes(folder: Path, found: tuple[str, ...], expected: Sequence[str] | None) -> None:
-    layout = f"Put images into {folder}/CLASS/, one folder per class."
-    if not found:
+def _require_classes(folder: Path, found: Iterable[str], expected: Sequence[str] | None) -> None:
+    layout, names = f"Put images into {folder}/CLASS/, one folder per class.", list(found)
+    if not names:
         raise DataError(folder, "has no class folders", remedy=layout)
-    if expected is None and len(found) == 1:
-        raise DataError(folder, f"has one class only, '{found[0]}'", remedy=layout)
-    if expected is not None and set(expected) != set(found):
-        differing = sorted(set(expected) ^ set(found))
+    if expected is None:
+        if len(names) == 1:
+            raise DataError(folder, f"has one class only, '{names[0]}'", remedy=layout)
+        return
+    differing = sorted({nfc(name) for name in expected} ^ {nfc(name) for name in names})
+    if differing:
         raise DataError(
             folder,
             "classes differ from the training images'",
             expected=f"{len(expected)} classes",
-            found=f"{len(found)}; in one of them only: {', '.join(differing[:5])}",
+            found=f"{len(names)}; in one of them only: {', '.join(map(quoted, differing[:5]))}",
         )
 
 
-def _require_images(folder: Path, names: tuple[str, ...], groups: list[list[Path]]) -> None:
-    kinds = ", ".join(sorted(EXTENSIONS))
+def _require_images(
+    folder: Path, names: tuple[str, ...], groups: list[list[Path]], left: Counter[str]
+) -> None:
+    others = f" (there are {_listed(left)})" if left.total() else ""
     if not any(groups):
-        raise DataError(folder, "has no images", expected=f"files ending in {kinds}")
+        raise DataError(folder, f"has no images{others}", expected=_KINDS)
     empty = [name for name, group in zip(names, groups, strict=False) if not group]
     if empty:
         raise DataError(
             folder / empty[0],
-            f"class without images ({len(empty)} such)",
-            expected=f"files ending in {kinds}",
+            f"class without images ({len(empty)} such){others}",
+            expected=_KINDS,
             remedy="Add images or remove the folder.",
         )
 
@@ -285,8 +362,27 @@ def _folder(root: Path, split: Split) -> FolderSource:
         names = [name for name in _TEST_FOLDERS if (root / name).is_dir()]
         if not names:
             raise MissingError(root, "has no test images", expected="test/ or val/ beside train/")
-        part = FolderSource(root / names[0], train.class_names)
+        part = _test_folder(root, names, train.class_names)
     part.name = root.resolve().name
+    return part
+
+
+def _test_folder(root: Path, names: list[str], classes: tuple[str, ...]) -> FolderSource:
+    """The first that has the training images' classes: a flat test/ often stands beside val/."""
+    found = {name: _class_folders(root / name, Counter())[0] for name in names}
+    same = [name for name in names if {*map(nfc, found[name])} == {*map(nfc, classes)}]
+    taken = (same or [name for name in names if found[name]] or names)[0]
+    part = FolderSource(root / taken, classes)
+    others = [
+        f"{root / name}, which has {'other' if found[name] else 'no'} classes"
+        if name not in same
+        else str(root / name)
+        for name in names
+        if name != taken
+    ]
+    if others:
+        line = f"test images are those of {root / taken}, not of {' and '.join(others)}"
+        part.notes.insert(0, line)
     return part
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import DataError
+from pipeline.images.decode import is_one_colour
 from pipeline.images.fingerprint import sample_hash
 
 if TYPE_CHECKING:
@@ -37,11 +38,14 @@ class Survey:
         Height and width.
     bad : list of tuple of int and str
         Unreadable images and why.
+    one_colour : ndarray of shape (N,), dtype bool
+        Images all of whose pixels are the same.
     """
 
     sample_hash: NDArray[np.uint64]
     sizes: NDArray[np.int64]
     bad: list[tuple[int, str]]
+    one_colour: NDArray[np.bool_]
 
 
 def survey(source: Source, progress: Callable[[int], None] | None = None) -> Survey:
@@ -56,20 +60,24 @@ def survey(source: Source, progress: Callable[[int], None] | None = None) -> Sur
     hashes = np.zeros(len(source), dtype=np.uint64)
     sizes = np.zeros((len(source), 2), dtype=np.int64)
     bad: list[tuple[int, str]] = []
+    one_colour = np.zeros(len(source), dtype=np.bool_)
 
     def look(i: int) -> None:
         try:
             hashes[i] = sample_hash(source.raw(i))
-            sizes[i] = source.decode(i).shape[:2]
-        except (DataError, OSError) as error:
-            bad.append((i, str(error)))
+            image = source.decode(i)
+            sizes[i], one_colour[i] = image.shape[:2], is_one_colour(image)
+        except DataError as error:
+            bad.append((i, error.what))
+        except OSError as error:
+            bad.append((i, f"cannot be read: {error.strerror}"))
 
     # Reading, hashing and decoding release the interpreter's lock.
     with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
         for done, _ in enumerate(pool.map(look, range(len(source)), chunksize=64), 1):
             if progress and (done % 256 == 0 or done == len(source)):
                 progress(256 if done % 256 == 0 else done % 256)
-    return Survey(hashes, sizes, sorted(bad))
+    return Survey(hashes, sizes, sorted(bad), one_colour)
 
 
 def without_bad(source: Source, found: Survey, *, skip: bool) -> tuple[Source, Survey, list[str]]:
@@ -95,11 +103,10 @@ def without_bad(source: Source, found: Survey, *, skip: bool) -> tuple[Source, S
     """
     if not found.bad:
         return source, found, []
-    reasons = [reason for _, reason in found.bad]
     if not skip:
         raise DataError(
             source.where(found.bad[0][0]),
-            f"is not usable: {reasons[0].split(': ', 1)[-1].rstrip('.')}",
+            f"is not usable: {found.bad[0][1]}",
             remedy="Remove or mend it, or pass --skip-bad." + _others(source, found),
         )
     keep = np.setdiff1d(np.arange(len(source)), [i for i, _ in found.bad])
@@ -110,7 +117,9 @@ def without_bad(source: Source, found: Survey, *, skip: bool) -> tuple[Source, S
     if lost:
         name = source.class_names[min(lost)]
         raise DataError(source.name, f"class '{name}' has no readable image")
-    return part, Survey(found.sample_hash[keep], found.sizes[keep], []), reasons
+    reasons = [f"{source.where(i)}: {reason}" for i, reason in found.bad]
+    rest = Survey(found.sample_hash[keep], found.sizes[keep], [], found.one_colour[keep])
+    return part, rest, reasons
 
 
 def _others(source: Source, found: Survey) -> str:

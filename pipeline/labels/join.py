@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 import numpy as np
 
 from pipeline.errors import JoinError
+from pipeline.printable import nfc, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -120,12 +121,12 @@ def require_classes(
         )
     pairs = zip(attributes.class_names, class_names, strict=True)
     for number, (expected, found) in enumerate(pairs):
-        if expected != found:
+        if nfc(expected) != nfc(found):
             raise JoinError(
                 store,
                 f"class {number}",
-                expected=f"'{expected}'",
-                found=f"'{found}' in {data}",
+                expected=quoted(expected),
+                found=f"{quoted(found)} in {data}",
                 remedy=remedy(store),
             )
 

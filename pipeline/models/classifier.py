@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import ModelError
+from pipeline.printable import nfc, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -216,12 +217,12 @@ class Classifier(nn.Module):
                 found=len(class_names),
             )
         for number, (ours, theirs) in enumerate(zip(self.class_names, class_names, strict=True)):
-            if ours != theirs:
+            if nfc(ours) != nfc(theirs):
                 raise ModelError(
                     data,
                     f"class {number}",
-                    expected=f"'{ours}' by the model",
-                    found=f"'{theirs}'",
+                    expected=f"{quoted(ours)} by the model",
+                    found=quoted(theirs),
                     remedy="Give the data set the model's classes in the model's order.",
                 )
 

@@ -3,10 +3,14 @@
 import hashlib
 import os
 import pickle
+import shutil
+from pathlib import Path
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
 from torchvision import datasets
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from pipeline.errors import DataError, MissingError
 from pipeline.images.sources import FolderSource, open_source
@@ -51,10 +55,54 @@ def test_nested_folders_and_endings_in_capitals(photos):
     assert len(FolderSource(photos / "train")) == 13
 
 
-def test_a_loop_of_links_is_not_followed(photos):
-    """A link to the folder above does not make the walk endless."""
+def test_loops_of_links_are_not_followed(photos):
+    """Links to a folder above, or to one that links back, do not make the walk endless."""
     (photos / "train/cat/loop").symlink_to(photos / "train")
-    assert len(FolderSource(photos / "train")) == 12
+    (photos / "far").mkdir()
+    (photos / "far/9.png").write_bytes(picture(9))
+    (photos / "far/back").symlink_to(photos / "train/dog")
+    (photos / "train/dog/far").symlink_to(photos / "far")
+    source = FolderSource(photos / "train")
+    assert [path.name for path in source.paths[12:]] == ["9.png"]
+    assert source.notes == [f"left out of {photos / 'train'}: 2 links to a folder above them"]
+
+
+def test_what_torchvision_finds_is_found(photos):
+    """Whatever its ending, and through links to folders; with what else Pillow reads."""
+    content = picture(1)
+    for number, ending in enumerate(IMG_EXTENSIONS):
+        (photos / f"train/cat/a{number}{ending}").write_bytes(content)
+    (photos / "disk/more").mkdir(parents=True)
+    (photos / "disk/more/1.png").write_bytes(content)
+    (photos / "train/dog/linked").symlink_to(photos / "disk")
+    theirs = {Path(path) for path, _ in datasets.ImageFolder(photos / "train").samples}
+    assert set(FolderSource(photos / "train").paths) == theirs
+    for ending in (".jfif", ".gif", ".jp2", ".PBM"):
+        (photos / f"train/dog/b{ending}").write_bytes(content)
+    source = FolderSource(photos / "train")
+    assert (len(source), source.notes) == (len(theirs) + 4, [])
+
+
+def test_what_is_left_out_is_counted_by_its_reason(photos):
+    """Other programs' files are rightly not wanted; an image beside the classes may be."""
+    for name in ("x.png", "cat/.hidden.png", "cat/a.heic", "dog/b.HEIC", "cat/notes"):
+        (photos / "train" / name).write_bytes(picture(1))
+    for name in ("__MACOSX", "cat/@eaDir"):
+        (photos / "train" / name).mkdir()
+        (photos / "train" / name / "x.jpg").write_bytes(picture(1))
+    (photos / "train/cat/batch2").symlink_to(photos / "gone")
+    source = FolderSource(photos / "train")
+    assert (len(source), source.class_names) == (12, ("cat", "dog"))
+    (line,) = source.notes
+    assert set(line.split(": ")[1].split(", ")) == {
+        "2 *.heic",
+        "1 hidden",
+        "1 beside the class folders",
+        "1 without an ending",
+        "1 __MACOSX/",
+        "1 @eaDir/",
+        "1 links that lead nowhere",
+    }
 
 
 def test_images_without_class_folders_have_unknown_labels(photos):
@@ -104,7 +152,13 @@ def test_a_link_that_leads_nowhere_is_a_bad_image(photos):
     (photos / "train/cat/8.png").symlink_to(photos / "train/cat/8.png")
     source = FolderSource(photos / "train")
     assert len(source) == 14
-    assert [i for i, _ in survey(source).bad] == [6, 7]
+    found = survey(source)
+    assert found.bad == [(6, "cannot be read: No such file or directory"), (7, ANY)]
+    with pytest.raises(DataError) as caught:
+        without_bad(source, found, skip=False)
+    assert caught.value.where == str(photos / "train/cat/7.png")
+    assert caught.value.what == "is not usable: cannot be read: No such file or directory"
+    assert without_bad(source, found, skip=True)[2][0].startswith(f"{photos}/train/cat/7.png: can")
 
 
 def empty(root):
@@ -139,6 +193,15 @@ def not_utf8(root):
     (root / "train" / os.fsdecode(b"caf\xe9")).mkdir()
 
 
+def two_forms(root):
+    for name in ("Caf\u00e9", "Cafe\u0301"):
+        shutil.copytree(root / "train/cat", root / "train" / name)
+
+
+def looks_the_same(root):
+    (root / "test/cat").rename(root / "test/c\u0430t")
+
+
 def control_character(root):
     (root / "train/a\x1b[31mred").mkdir()
 
@@ -155,6 +218,8 @@ REFUSED = [
         DataError,
         r"train: a class folder's name is not UTF-8: found 'caf\\udce9'",
     ),
+    (two_forms, "train", DataError, r"have one name, .*'Café' \('Caf\\xe9'\) and .*'Cafe\\u0301'"),
+    (looks_the_same, "test", DataError, r"in one of them only: 'cat', .* \('c\\u0430t'\)"),
     (
         control_character,
         "train",
@@ -162,12 +227,12 @@ REFUSED = [
         r"train: a class folder's name has a control character: found 'a\\x1b\[31mred'",
     ),
     (flat_without_images, "train", DataError, "train: has no class folders"),
-    (empty, "train", DataError, "train: has no images: expected files ending in .bmp, .jpeg"),
+    (empty, "train", DataError, "train: has no images: expected image files"),
     (one_class, "train", DataError, "has one class only, 'cat'"),
     (empty_class, "train", DataError, "train/elk: class without images"),
     (no_classes, "train", DataError, "train: has no class folders"),
     (no_test, "test", MissingError, "has no test images: expected test/ or val/"),
-    (other_classes, "test", DataError, "classes differ .* in one of them only: cat, cow"),
+    (other_classes, "test", DataError, "classes differ .* in one of them only: 'cat', 'cow'"),
 ]
 
 
@@ -191,6 +256,41 @@ def test_a_val_folder_is_the_test_split(photos, params):
     """ImageNet's name for it is understood."""
     (photos / "test").rename(photos / "val")
     assert len(open_source(params, "test")) == 12
+
+
+def test_class_names_compare_whatever_their_form_in_unicode(photos, params):
+    """A folder that was copied from a Mac has the same classes."""
+    (photos / "train/cat").rename(photos / "train/Caf\u00e9")
+    (photos / "test/cat").rename(photos / "test/Cafe\u0301")
+    test = open_source(params, "test")
+    assert test.class_names == open_source(params, "train").class_names == ("Caf\u00e9", "dog")
+    assert test.labels.tolist() == [0] * 6 + [1] * 6
+
+
+LAYOUTS = {
+    # Which folders have the training images' classes, other ones or none; which one is taken.
+    "test": ({"test": "same"}, "test"),
+    "ImageNetV2, Kaggle": ({"test": "none", "val": "same"}, "val"),
+    "a wrapper": ({"test": "other", "val": "same"}, "val"),
+    "both": ({"test": "same", "validation": "same"}, "test"),
+    "flat": ({"test": "none"}, "test"),
+    "all flat": ({"test": "none", "val": "none"}, "test"),
+}
+
+
+@pytest.mark.parametrize(("layout", "taken"), LAYOUTS.values(), ids=LAYOUTS)
+def test_the_folder_that_has_the_classes_is_the_test_split(photos, params, layout, taken):
+    """A flat test/ beside it has no ground truth; which one is taken is said."""
+    shutil.move(photos / "test", photos / "made")
+    for name, kind in layout.items():
+        images = photos / "made" / ("" if kind == "same" else "cat")
+        shutil.copytree(images, photos / name / ("unknown" if kind == "other" else ""))
+    source = open_source(params, "test")
+    assert source.folder == photos / taken
+    assert source.labels.min() == (0 if layout[taken] == "same" else -1)
+    told = " ".join(source.notes)
+    assert (f"test images are those of {photos / taken}" in told) == (len(layout) > 1)
+    assert ("the classes of its images are unknown" in told) == (layout[taken] == "none")
 
 
 @pytest.fixture

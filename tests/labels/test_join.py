@@ -8,6 +8,7 @@ from made_answers import attributes
 
 from pipeline.errors import JoinError, StoreError
 from pipeline.labels import SoftLabels
+from pipeline.labels.join import require_classes
 
 
 @pytest.fixture
@@ -92,6 +93,16 @@ def test_other_data_are_refused_before_the_work(answers, labels, change, message
     """From the manifest alone, before an image is read."""
     with pytest.raises(JoinError, match=message):
         labels.require_data(change(answers).manifest, "x")
+
+
+def test_class_names_may_differ_in_their_form_in_unicode(answers, labels):
+    """One letter or two for é; where names only look the same, the message has code points."""
+    names = ("Caf\u00e9", "bee", "c\u0430t")
+    theirs = labels.attributes.model_copy(update={"class_names": names})
+    require_classes("x", theirs, ("Cafe\u0301", "bee", "c\u0430t"), "y")
+    with pytest.raises(JoinError) as caught:
+        require_classes("x", theirs, ("Cafe\u0301", "bee", "cat"), "y")
+    assert r"c\u0430t" in caught.value.expected
 
 
 def test_rows_are_found_by_hash(answers, labels):

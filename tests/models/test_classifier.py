@@ -123,3 +123,5 @@ def test_data_of_other_classes_or_shape_are_refused(classifier, names, shape, me
 def test_its_own_data_are_accepted(classifier):
     """Whether classes come as a tuple or a list."""
     classifier.require_data(["ant", "bee", "cat"], (1, 8, 8), "test.beton")
+    classifier.class_names = ("Caf\u00e9", "bee", "cat")
+    classifier.require_data(["Cafe\u0301", "bee", "cat"], (1, 8, 8), "test.beton")
