@@ -26,6 +26,7 @@ __all__ = [
     "beside_others",
     "exclusive",
     "flush_tree",
+    "json_text",
     "refused_by_system",
     "remove_state",
     "replace_tree",
@@ -282,7 +283,12 @@ def write_text(target: Path, text: str) -> None:
 
 def write_json(target: Path, content: Any) -> None:
     """Publish JSON atomically: two-space indents, keys in the order given, no NaN."""
-    write_text(target, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_text(target, json_text(content))
+
+
+def json_text(content: Any) -> str:
+    """What `write_json` writes."""
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
 def replace_tree(built: Path, target: Path) -> None:

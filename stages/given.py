@@ -224,6 +224,8 @@ def _open_folder(
         )
     for line in skipped:
         click.echo(f"skipped: {line}", err=True)
+    for line in stream.notes:
+        click.echo(line, err=True)
     return stream
 
 

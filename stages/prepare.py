@@ -13,13 +13,8 @@ from stages.progress import counter
 from stages.usage import refuse_given
 
 if TYPE_CHECKING:
-    from typing import Literal
-
-    from pipeline.images.manifest import Manifest
-    from pipeline.images.sources import Source
+    from pipeline.images.sources import Split
     from pipeline.params import Params
-
-    Split = Literal["train", "test"]
 
 __all__ = ["prepare"]
 
@@ -41,6 +36,7 @@ def prepare(params: Params, out: Path, force: bool) -> None:
     Example: your own photographs, in folders photos/train/CLASS and photos/test/CLASS:
       ltd-pipe prepare --dataset folder --path photos --image-size 32
     """
+    from pipeline.images.beton import write_betons
     from pipeline.images.sources import open_source
     from pipeline.params import require_named
     from pipeline.publish import exclusive
@@ -59,24 +55,15 @@ def prepare(params: Params, out: Path, force: bool) -> None:
     with exclusive(out / "betons"):
         # Both before the first is written: one that is missing leaves nothing behind.
         sources = {split: open_source(params.prepare, split) for split in targets}
-        for split, target in targets.items():
-            _summarise(target, *_write(params, split, sources[split], target))
-
-
-def _write(
-    params: Params, split: Split, source: Source, target: Path
-) -> tuple[Manifest, list[str]]:
-    from pipeline.images.beton import write_beton
-
-    with counter(f"prepare {split}", 2 * len(source)) as progress:
-        return write_beton(source, target, params.prepare, split, progress)
-
-
-def _summarise(target: Path, manifest: Manifest, skipped: list[str]) -> None:
-    channels, height, width = manifest.shape
-    click.echo(
-        f"{target}: {manifest.num_samples:,} images of {channels}×{height}×{width}, "
-        f"{manifest.num_classes} classes, fingerprint {manifest.fingerprint[:12]}"
-    )
-    for name in skipped:
-        click.echo(f"skipped: {name}", err=True)
+        with counter("prepare", 2 * sum(map(len, sources.values()))) as progress:
+            written = write_betons(sources, targets, params.prepare, progress)
+    for split, (manifest, skipped) in written.items():
+        channels, height, width = manifest.shape
+        click.echo(
+            f"{targets[split]}: {manifest.num_samples:,} images of {channels}×{height}×{width}, "
+            f"{manifest.num_classes} classes, fingerprint {manifest.fingerprint[:12]}"
+        )
+        warnings = [f"warning: {targets[split]}: {line}" for line in manifest.warnings()]
+        skips = [f"skipped: {line}" for line in skipped]
+        for line in (*skips, *sources[split].notes, *warnings):
+            click.echo(line, err=True)

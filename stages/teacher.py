@@ -49,7 +49,8 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
       torchrun --standalone --nproc-per-node gpu -m stages teacher
       ltd-pipe teacher --checkpoint resnet.pt --architecture torchvision:resnet18
     """
-    from pipeline.images.beton import open_beton
+    from pipeline.images.beton import open_beton, require_one_preparation
+    from pipeline.images.manifest import Duplicates
     from pipeline.team import Team
     from stages.fitting import turn
 
@@ -63,17 +64,23 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
     team = Team.here()
     with turn(out, team):
         train, test = open_beton(data / "train.beton"), open_beton(data / "test.beton")
+        require_one_preparation(train, test)
         if params.teacher.checkpoint is None:
             facts = _train(params, train, test, team, out, fresh=fresh)
         elif team.leads:
             facts = _take(params, train, test, out)
     if not team.leads:
         return
-    click.echo(
-        f"{out / 'model.safetensors'}: clean accuracy {facts['clean_accuracy']:.2%} "
-        f"of {facts['n']:,} test images, calibration error "
-        f"{facts['expected_calibration_error']:.2%}"
+    known = (
+        f"clean accuracy {facts['clean_accuracy']:.2%} of {facts['n']:,} test images, calibration "
+        f"error {facts['expected_calibration_error']:.2%}"
+        if facts["n"]
+        else "clean accuracy unknown: no test image has a label"
     )
+    click.echo(f"{out / 'model.safetensors'}: {known}")
+    splits = [(images.labels, images.sample_hash) for images in (test, train)]
+    for line in test.manifest.doubts(test.manifest.one_colour, Duplicates.count(*splits)):
+        click.echo(f"warning: {line}", err=True)
 
 
 def _train(
@@ -179,7 +186,10 @@ def _measure(model: Classifier, test: Beton) -> dict[str, Any]:
     from pipeline.images.stream import ImageStream
 
     stream = ImageStream(test, next(model.parameters()).device)
-    probabilities, labels = predict(model, stream, np.arange(test.manifest.num_samples), 256)
+    known = np.flatnonzero(test.labels >= 0)
+    if not len(known):
+        return {"n": 0}
+    probabilities, labels = predict(model, stream, known, 256)
     return {
         "n": len(labels),
         "clean_accuracy": float((probabilities.argmax(axis=1) == labels).mean()),

@@ -117,6 +117,8 @@ def train(
         for name, value in best.items()
         if name.startswith("validation/")
     )
+    for line in beton.manifest.warnings():
+        click.echo(f"warning: {beton.path}: {line}", err=True)
     measured = softness or fit.target_softness
     click.echo(
         f"{out / 'model.safetensors'}: epoch {best['epoch'] + 1} of {params.train.epochs}; "

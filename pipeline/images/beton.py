@@ -6,8 +6,9 @@ a signed integer, since FFCV has no unsigned one.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,22 +17,22 @@ from pipeline.images.decode import resize
 from pipeline.images.ffcv import ffcv_threads, require_ffcv
 from pipeline.images.fingerprint import fingerprint
 from pipeline.images.header import FIELDS, read_samples
-from pipeline.images.manifest import Manifest, manifest_path
+from pipeline.images.manifest import Duplicates, Manifest, manifest_path
 from pipeline.images.survey import common_size, require_unchanged, survey, without_bad
-from pipeline.provenance import sha256_file
-from pipeline.publish import require_free, require_shared_memory, staged, write_json
+from pipeline.provenance import digest, sha256_file
+from pipeline.publish import json_text, require_free, require_shared_memory, staged, writing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from pipeline.images.sources import Source
+    from pipeline.images.sources import Source, Split
     from pipeline.images.survey import Survey
     from pipeline.params import PrepareParams
 
-__all__ = ["Beton", "open_beton", "write_beton"]
+__all__ = ["Beton", "open_beton", "require_one_preparation", "write_beton", "write_betons"]
 
 
 @dataclass(frozen=True)
@@ -56,24 +57,36 @@ def write_beton(
     source: Source,
     path: Path,
     params: PrepareParams,
-    split: Literal["train", "test"],
+    split: Split,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Manifest, list[str]]:
-    """Write a beton and its manifest.
+    """Write one beton and its manifest; see `write_betons`."""
+    return write_betons({split: source}, {split: path}, params, progress)[split]
+
+
+def write_betons(
+    sources: Mapping[Split, Source],
+    paths: Mapping[Split, Path],
+    params: PrepareParams,
+    progress: Callable[[int], None] | None = None,
+) -> dict[Split, tuple[Manifest, list[str]]]:
+    """Write the betons of a data set's splits, and their manifests: all of them or none.
 
     Parameters
     ----------
-    source : Source
-    path : Path
-        Of the beton; both files appear by rename, the manifest last.
+    sources : mapping of str to Source
+        By split, `train` first.
+    paths : mapping of str to Path
+        Of each split's beton. All files appear by rename when the last is written; should the
+        process die between two renames, a beton and its manifest disagree, or the splits do on
+        their `preparation`.
     params : PrepareParams
-    split : str
     progress : callable, optional
         Called with the number of images just done, twice for each: read, then written.
 
     Returns
     -------
-    tuple of Manifest and list of str
+    dict of str to tuple of Manifest and list of str
         The second names the bad images that were left out.
 
     Raises
@@ -82,30 +95,85 @@ def write_beton(
         When images are unreadable (without `skip_bad`), or differ in size without
         `image_size`.
     WriteError
-        When the disk refuses; nothing is left behind.
+        When the disk refuses; what stood there is untouched.
     """
     require_ffcv()
-    found = survey(source, progress)
-    source, found, skipped = without_bad(source, found, skip=params.skip_bad)
-    height, width = common_size(source, found, params.image_size)
-    require_free(path.parent, _estimate(len(source), height, width, params))
-    require_shared_memory(path, len(source) * _SHARED_BYTES)
-    with staged(path) as beside:
-        _encode(source, found, (height, width), beside, params, progress)
-        manifest = Manifest(
-            dataset=source.name,
-            split=split,
-            num_samples=len(source),
-            class_names=source.class_names,
-            shape=(params.channels, height, width),
-            encoding=params.encoding,
-            validation_fraction=params.validation_fraction,
-            fingerprint=fingerprint(source.class_names, source.labels, found.sample_hash),
-            sha256=sha256_file(beside),
-            size=beside.stat().st_size,
+    looked = {split: survey(source, progress) for split, source in sources.items()}
+    usable = {
+        split: without_bad(source, looked[split], skip=params.skip_bad)
+        for split, source in sources.items()
+    }
+    sizes = {
+        split: common_size(source, found, params.image_size)
+        for split, (source, found, _) in usable.items()
+    }
+    for split, (height, width) in sizes.items():
+        if (height, width) != sizes.get("train", (height, width)):
+            raise DataError(
+                usable[split][0].where(0),
+                "images differ in size",
+                expected="{1}×{0} like the training images".format(*sizes["train"]),
+                found=f"{width}×{height}",
+                remedy="Pass --image-size to resize them all.",
+            )
+    estimates = [_estimate(len(usable[split][0]), *size, params) for split, size in sizes.items()]
+    require_free(next(iter(paths.values())).parent, sum(estimates))
+    largest = max(len(each) for each, _, _ in usable.values())
+    require_shared_memory(next(iter(paths.values())), largest * _SHARED_BYTES)
+    with contextlib.ExitStack() as renamed:
+        # The last to be entered are the first to be renamed: the betons.
+        texts = {s: renamed.enter_context(staged(manifest_path(paths[s]))) for s in sources}
+        betons = {split: renamed.enter_context(staged(paths[split])) for split in sources}
+        manifests: dict[Split, Manifest] = {}
+        for split, (source, found, _) in usable.items():
+            with writing(paths[split]):
+                _encode(source, found, sizes[split], betons[split], params, progress)
+            train = usable["train"][:2] if split == "test" and "train" in usable else None
+            manifests[split] = Manifest(
+                dataset=source.name,
+                split=split,
+                num_samples=len(source),
+                class_names=source.class_names,
+                shape=(params.channels, *sizes[split]),
+                encoding=params.encoding,
+                validation_fraction=params.validation_fraction,
+                fingerprint=fingerprint(source.class_names, source.labels, found.sample_hash),
+                sha256=sha256_file(betons[split]),
+                size=betons[split].stat().st_size,
+                one_colour=int(found.one_colour.sum()),
+                duplicates=Duplicates.count(
+                    (source.labels, found.sample_hash),
+                    (train[0].labels, train[1].sample_hash) if train else None,
+                ),
+            )
+        if len(manifests) > 1:
+            common = digest({split: manifest.sha256 for split, manifest in manifests.items()})
+            manifests = {
+                split: manifest.model_copy(update={"preparation": common})
+                for split, manifest in manifests.items()
+            }
+        for split, manifest in manifests.items():
+            texts[split].write_text(json_text(manifest.to_json()), encoding="utf-8")
+    return {split: (manifests[split], usable[split][2]) for split in sources}
+
+
+def require_one_preparation(train: Beton, test: Beton) -> None:
+    """Refuse a test beton that was not written together with the training one.
+
+    Raises
+    ------
+    DataError
+        When one is of another run of `prepare`, which was killed or of which one file was copied.
+    """
+    ours, theirs = train.manifest.preparation, test.manifest.preparation
+    if ours != theirs:
+        raise DataError(
+            test.path,
+            "is of another preparation than the training images",
+            expected=f"{ours[:12]} as {train.path}" if ours else f"none, as {train.path}",
+            found=theirs[:12] if theirs else "none",
+            remedy="Run 'ltd-pipe prepare --force' again.",
         )
-    write_json(manifest_path(path), manifest.to_json())
-    return manifest, skipped
 
 
 # Of each image, in the table of samples that FFCV's processes share.

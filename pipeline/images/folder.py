@@ -10,11 +10,11 @@ import numpy as np
 
 from pipeline.images.decode import resize, to_channels
 from pipeline.images.fingerprint import fingerprint
-from pipeline.images.manifest import ImageFacts
+from pipeline.images.manifest import Duplicates, ImageFacts
 from pipeline.images.survey import common_size, require_unchanged, survey, without_bad
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import torch
     from numpy.typing import NDArray
@@ -35,6 +35,8 @@ class FolderStream:
         Of that source.
     sample_hash : ndarray of shape (N,), dtype uint64
     device : torch.device
+    notes : sequence of str
+        What the user should know of the images, in lines.
     """
 
     def __init__(
@@ -43,7 +45,9 @@ class FolderStream:
         facts: ImageFacts,
         sample_hash: NDArray[np.uint64],
         device: torch.device,
+        notes: Sequence[str] = (),
     ) -> None:
+        self.notes = notes
         self.facts, self.sample_hash, self.device = facts, sample_hash, device
         self.labels = source.labels
         self._source = source
@@ -129,4 +133,7 @@ def open_folder(
         shape=(channels, height, width),
         fingerprint=fingerprint(source.class_names, source.labels, found.sample_hash),
     )
-    return FolderStream(source, facts, found.sample_hash, device), skipped
+    duplicates = Duplicates.count((source.labels, found.sample_hash))
+    doubts = facts.doubts(int(found.one_colour.sum()), duplicates)
+    notes = [*source.notes, *(f"warning: {source.name}: {line}" for line in doubts)]
+    return FolderStream(source, facts, found.sample_hash, device, notes), skipped

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pipeline.errors import DataError, refuse_pointer
@@ -12,7 +13,11 @@ from pipeline.errors import DataError, refuse_pointer
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["FORMAT", "VERSION", "ImageFacts", "Manifest", "manifest_path"]
+    from numpy.typing import NDArray
+
+    Split = tuple[NDArray[np.int32], NDArray[np.uint64]]
+
+__all__ = ["FORMAT", "VERSION", "Duplicates", "ImageFacts", "Manifest", "manifest_path"]
 
 FORMAT: Final = "ltd-images"
 VERSION: Final = 1
@@ -25,6 +30,34 @@ Side = Annotated[int, Field(ge=1, lt=2**16)]
 def manifest_path(beton: Path) -> Path:
     """Where the manifest of a beton stands."""
     return beton.with_name(beton.name + ".json")
+
+
+class Duplicates(BaseModel):
+    """How often one image, told by its sample_hash, is there again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    within: int = Field(ge=0, description="images that are copies of an earlier one in the split")
+    with_train: int | None = Field(
+        None, ge=0, description="test images that are in the training set; null: not looked for"
+    )
+    conflicting_labels: int = Field(
+        ge=0, description="images of the split that stand under two classes, there or in training"
+    )
+
+    @classmethod
+    def count(cls, split: Split, train: Split | None = None) -> Duplicates:
+        """Count those of a split, and with training's in both; each by its labels and hashes."""
+        sample_hash, both = split[1], (split, train) if train else (split,)
+        classes, hashes = (np.concatenate(column) for column in zip(*both, strict=True))
+        known = classes >= 0
+        pairs = np.unique(np.stack([hashes[known], classes[known].astype(np.uint64)]), axis=1)
+        image, times = np.unique(pairs[0], return_counts=True)
+        return cls(
+            within=len(sample_hash) - len(np.unique(sample_hash)),
+            with_train=int(np.isin(sample_hash, train[1]).sum()) if train else None,
+            conflicting_labels=len(np.intersect1d(image[times > 1], sample_hash)),
+        )
 
 
 class ImageFacts(BaseModel):
@@ -51,6 +84,15 @@ class ImageFacts(BaseModel):
         """Number of classes, K."""
         return len(self.class_names)
 
+    def doubts(self, one_colour: int | None, duplicates: Duplicates | None) -> list[str]:
+        """What these counts give to doubt, in lines."""
+        counts = {"images of one colour all over": one_colour}
+        if duplicates is not None:
+            counts["test images that are in the training set, too"] = duplicates.with_train
+            counts["copies of another image"] = duplicates.within
+            counts["images that stand under two classes"] = duplicates.conflicting_labels
+        return [f"{what}: {n:,} of {self.num_samples:,}" for what, n in counts.items() if n]
+
 
 class Manifest(ImageFacts):
     """What a beton holds, and the hash that tells whether it still does."""
@@ -63,6 +105,13 @@ class Manifest(ImageFacts):
     )
     sha256: Sha256 = Field(description="of the beton's bytes")
     size: int = Field(ge=1, description="of the beton, in bytes")
+    one_colour: int | None = Field(
+        None, ge=0, description="images all of whose pixels are the same; null: not counted"
+    )
+    duplicates: Duplicates | None = Field(None, description="null: not counted")
+    preparation: Sha256 | None = Field(
+        None, description="the same for the two betons that one run of prepare wrote"
+    )
 
     @classmethod
     def beside(cls, beton: Path) -> Manifest:
@@ -101,9 +150,13 @@ class Manifest(ImageFacts):
             found = repr(first["input"])[:80]
             raise DataError(where, f"{key}: {first['msg']}", found=found, remedy=_REMEDY) from error
 
+    def warnings(self) -> list[str]:
+        """What is doubtful about the images, in lines."""
+        return self.doubts(self.one_colour, self.duplicates)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, what names the format first."""
-        content = self.model_dump(mode="json")
+        content = self.model_dump(mode="json", exclude_none=True)
         return {key: content.pop(key) for key in ("format", "version")} | content
 
 

@@ -71,10 +71,19 @@ def split_samples(
     Raises
     ------
     DataError
-        When the validation split takes every sample.
+        When the validation split takes every sample, or an image has no label.
     ParamsError
         When there are fewer than `images`.
     """
+    unknown = int((beton.labels < 0).sum())
+    if unknown:
+        raise DataError(
+            beton.path,
+            "images without a class cannot be trained on",
+            expected="a label for each",
+            found=f"{unknown:,} without",
+            remedy="Put the images into one folder per class, and run 'ltd-pipe prepare'.",
+        )
     held_out = validation_mask(beton.sample_hash, beton.manifest.validation_fraction)
     training, validation = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     if images is not None:

@@ -13,15 +13,22 @@ import torch
 from PIL import Image
 
 from pipeline.errors import DataError, MissingError
-from pipeline.images.beton import _estimate, hashes_of, open_beton, write_beton
+from pipeline.images.beton import (
+    _estimate,
+    hashes_of,
+    open_beton,
+    require_one_preparation,
+    write_beton,
+    write_betons,
+)
 from pipeline.images.decode import resize
 from pipeline.images.folder import open_folder
-from pipeline.images.manifest import Manifest
+from pipeline.images.manifest import Duplicates, Manifest
 from pipeline.images.sources import ArraySource, open_source
 from pipeline.images.stream import ImageStream
 from pipeline.params import PrepareParams
 
-from .conftest import picture
+from .conftest import picture, saved
 
 CPU = torch.device("cpu")
 
@@ -104,6 +111,108 @@ def test_threads_are_left_alone(beton):
     torch.set_num_threads(2)
     list(ImageStream(open_beton(beton), CPU, resident=False).batches(np.arange(12), 5))
     assert torch.get_num_threads() == 2
+
+
+def write_both(params, out):
+    sources = {split: open_source(params, split) for split in ("train", "test")}
+    return write_betons(sources, {split: out / f"{split}.beton" for split in sources}, params)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_both_betons_are_replaced_or_none(params, photos, tmp_path):
+    """A test image that is found bad leaves the older preparation as it was."""
+    write_both(params, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    (photos / "train/cat/6.png").write_bytes(picture(6))
+    (photos / "test/cat/2.png").write_bytes(b"")
+    with pytest.raises(DataError):
+        write_both(params, tmp_path / "out")
+    assert contents(tmp_path / "out") == before
+    (photos / "test/cat/2.png").unlink()
+    write_both(params, tmp_path / "out")
+    assert not set(contents(tmp_path / "out").values()) & set(before.values())
+
+
+def test_splits_of_different_size_are_refused(params, photos, tmp_path):
+    """A model that is trained at one size would be measured at another."""
+    for number, path in enumerate((photos / "test").rglob("*.png")):
+        path.write_bytes(picture(number, (14, 16)))
+    with pytest.raises(DataError) as caught:
+        write_both(params, tmp_path)
+    error = caught.value
+    assert (error.expected, error.found) == ("12×12 like the training images", "16×14")
+
+
+@pytest.mark.parametrize("renamed", [1, 2, 3, 4])
+def test_a_crash_between_two_renames_is_noticed(params, photos, tmp_path, renamed):
+    """Whichever of the four files are new: a killed process leaves them in this order."""
+    names = ("test.beton", "train.beton", "test.beton.json", "train.beton.json")
+    write_both(params, tmp_path / "old")
+    for number, split in enumerate(("train", "test")):
+        (photos / split / "cat/6.png").write_bytes(picture(number))
+    write_both(params, tmp_path / "new")
+    for name in names[:renamed]:
+        shutil.copy(tmp_path / "new" / name, tmp_path / "old" / name)
+
+    def open_both():
+        both = (open_beton(tmp_path / f"old/{split}.beton") for split in ("train", "test"))
+        require_one_preparation(*both)
+
+    if renamed == len(names):
+        open_both()
+    else:
+        with pytest.raises(DataError):
+            open_both()
+
+
+def test_a_beton_of_another_preparation_is_refused(params, photos, tmp_path):
+    """Each is whole, and they may share images."""
+    write_both(params, tmp_path / "old")
+    (photos / "test/cat/6.png").write_bytes(picture(6))
+    write_both(params, tmp_path / "new")
+    train, test = open_beton(tmp_path / "old/train.beton"), open_beton(tmp_path / "new/test.beton")
+    with pytest.raises(DataError) as caught:
+        require_one_preparation(train, test)
+    assert caught.value.where == str(test.path)
+    assert test.manifest.preparation.startswith(caught.value.found)
+
+
+def test_manifests_without_the_newer_fields_open(params, tmp_path):
+    """Betons that were prepared before, and their manifests, stay usable."""
+    write_both(params, tmp_path)
+    for path in tmp_path.glob("*.json"):
+        kept = json.loads(path.read_text())
+        for name in ("one_colour", "duplicates", "preparation"):
+            del kept[name]
+        path.write_text(json.dumps(kept))
+    train, test = (open_beton(tmp_path / f"{split}.beton") for split in ("train", "test"))
+    require_one_preparation(train, test)
+    assert train.manifest.warnings() == test.manifest.warnings() == []
+
+
+def test_copies_and_blank_images_are_counted(params, photos, tmp_path):
+    """In the split, in training, and under two classes; one of one colour is a copy, too."""
+    blank = saved(Image.new("RGB", (12, 12), (7, 8, 9)))
+    for name in ("train/cat/a.png", "train/cat/b.png", "train/dog/c.png", "test/cat/d.png"):
+        (photos / name).write_bytes(blank)
+    shutil.copy(photos / "train/dog/1.png", photos / "test/cat/e.png")
+    shutil.copy(photos / "train/dog/2.png", photos / "test/dog/f.png")
+    (train, _), (test, _) = write_both(params, tmp_path).values()
+    assert train.duplicates == Duplicates(within=2, conflicting_labels=1)
+    assert test.duplicates == Duplicates(within=0, with_train=3, conflicting_labels=2)
+    assert (train.one_colour, test.one_colour) == (3, 1)
+    assert len(train.warnings()) == len(test.warnings()) == 3
+    assert Manifest.beside(tmp_path / "test.beton") == test
+
+
+def test_an_unknown_class_conflicts_with_none():
+    """-1 is no class."""
+    labels, hashes = np.array([-1, 1, 2], np.int32), np.array([5, 5, 6], np.uint64)
+    found = Duplicates.count((labels, hashes), (labels[1:], hashes[1:]))
+    assert found == Duplicates(within=1, with_train=3, conflicting_labels=0)
 
 
 BAD_IMAGES = {

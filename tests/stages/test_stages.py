@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 from pipeline.labels import SoftLabels
 from pipeline.models.checkpoint import load_classifier, read_facts
@@ -336,6 +337,60 @@ def test_a_bad_image_stops_prepare_and_label(ltd_pipe, pictures):
     assert outcome.code == 0
     assert "59 images" in outcome.out
     assert str(bad) in outcome.err
+
+
+def test_accuracy_on_images_of_unknown_class_is_unknown(ltd_pipe, pictures):
+    """A flat test/ has no ground truth: 0.00 % went into checkpoint and store."""
+    for path in list(Path("photos/test").rglob("*.png")):
+        path.rename(Path("photos/test", path.name))
+    for folder in Path("photos/test").iterdir():
+        if folder.is_dir():
+            folder.rmdir()
+    outcome = ltd_pipe("prepare")
+    assert outcome.code == 0, outcome.err
+    assert "the classes of its images are unknown" in outcome.err
+    outcome = ltd_pipe("teacher", "--epochs", "1")
+    assert "clean accuracy unknown" in outcome.out, outcome.err
+    assert read_facts(Path(TEACHER)).get("clean_accuracy") is None
+    assert ltd_pipe("label").code == 0
+    assert SoftLabels.open(Path("data/labels.zarr")).attributes.teachers[0].clean_accuracy is None
+    outcome = ltd_pipe("evaluate", TEACHER, "--data", "data/test.beton")
+    assert (outcome.code, "has no label (40 such)" in outcome.err) == (1, True)
+    outcome = ltd_pipe("train", "--data", "data/test.beton", "--label-kind", "onehot", "--force")
+    assert (outcome.code, "found 60 without" in outcome.err) == (1, True)
+
+
+def test_prepare_and_label_say_what_is_left_out_and_what_is_doubtful(ltd_pipe, pictures):
+    """Each reason with its count, at the end; and the teacher says it of the test images."""
+    first, second, *_ = sorted(Path("photos/train").rglob("*.png"))
+    shutil.copy(first, first.parent / "copy.png")
+    shutil.copy(first, first.parent / "photo.heic")
+    shutil.copy(second, next(Path("photos/test").iterdir()) / "leaked.png")
+    Image.new("L", (8, 8), 9).save(second.parent / "blank.png")
+    words = (
+        "left out of photos/train: 1 *.heic",
+        "warning: data/train.beton: images of one colour all over: 1 of 62",
+        "warning: data/train.beton: copies of another image: 1 of 62",
+        "warning: data/test.beton: test images that are in the training set, too: 1 of 61",
+    )
+    outcome = ltd_pipe("prepare")
+    assert [line for line in words if line not in outcome.err] == []
+    outcome = ltd_pipe("teacher", "--epochs", "1")
+    assert "in the training set, too: 1 of 61" in outcome.err
+    outcome = ltd_pipe("label", "--data", "photos/train", "--out", "folder.zarr")
+    assert words[0] in outcome.err
+    assert "images of one colour all over: 1 of 62" in outcome.err
+
+
+def test_a_test_beton_of_another_preparation_stops_the_teacher(ltd_pipe, pictures):
+    """As a prepare that was killed between two renames would leave it."""
+    for out, size in (("data", "8"), ("other", "12")):
+        assert ltd_pipe("prepare", "--out", out, "--image-size", size).code == 0
+    for name in ("test.beton", "test.beton.json"):
+        shutil.copy(Path("other", name), Path("data", name))
+    outcome = ltd_pipe("teacher", "--epochs", "1")
+    assert outcome.code == 1
+    assert "data/test.beton: is of another preparation" in outcome.err
 
 
 def test_a_folder_that_is_not_there_is_named(ltd_pipe, pictures):
