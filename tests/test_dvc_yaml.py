@@ -24,6 +24,8 @@ PLUMBING = {
     "pipeline/errors.py",
     "pipeline/params",
     "pipeline/provenance.py",
+    # Names as they are shown and compared.
+    "pipeline/printable.py",
     "pipeline/publish.py",
     "pipeline/team.py",
     # How a store came here: each byte of it was compared with its identity.
