@@ -24,5 +24,12 @@ def differences(wanted: Any, found: Any, name: str = "") -> Iterator[tuple[str, 
         for key in wanted | found:
             inner = f"{name}.{key}" if name else str(key)
             yield from differences(wanted.get(key), found.get(key), inner)
+    elif _tables(wanted) and _tables(found) and len(wanted) == len(found):
+        for number, pair in enumerate(zip(wanted, found, strict=True)):
+            yield from differences(*pair, f"{name}.{number}")
     elif wanted != found:
         yield name, wanted, found
+
+
+def _tables(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, dict) for each in value)

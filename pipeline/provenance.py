@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "StateRecord",
+    "code_commit",
     "code_digest",
     "commit",
     "digest",
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 # What can change a result; the rest of the lock file cannot.
-_PACKAGES = ("torch", "torchvision", "numpy", "zarr", "ffcv", "timm", "pyautoattack")
+_PACKAGES = ("torch", "torchvision", "numpy", "pillow", "zarr", "ffcv", "timm", "pyautoattack")
 # Our own packages and modules that no number goes through.
 _DECIDE_NOTHING = {"combine", "compare", "doctor", "errors", "export", "markdown", "printable"}
 _DECIDE_NOTHING |= {"publish", "recipes", "report", "sharing"}
@@ -76,15 +77,31 @@ def code_digest(root: Path = Path(__file__).parent) -> str:
 def commit() -> str | None:
     """The git commit of the working folder, with `+` where files differ from it; or None."""
     # What DVC's users commit, data aside; untracked files are their notes.
-    asked = ("rev-parse --short=12 HEAD", "status --porcelain --untracked-files=no")
+    head = _git("rev-parse --short=12 HEAD")
+    return head and head + "+" * bool(_git("status --porcelain --untracked-files=no"))
+
+
+def code_commit() -> tuple[str, bool] | None:
+    """The git commit of our own code, and whether files differ; None where it is no checkout."""
+    root = Path(__file__).parents[1]
+    # An installed package may lie in the folder of somebody else's repository.
+    head = _git("ls-files --error-unmatch pipeline/provenance.py", root) and _git(
+        "rev-parse HEAD", root
+    )
+    return (head, bool(_git("status --porcelain -- pipeline stages", root))) if head else None
+
+
+def _git(words: str, folder: Path | None = None) -> str | None:
     try:
-        head, changes = (
-            subprocess.check_output(["git", *words.split()], stderr=subprocess.DEVNULL, text=True)  # noqa: S603, S607
-            for words in asked
+        found = subprocess.check_output(  # noqa: S603
+            ["git", *words.split()],  # noqa: S607
+            cwd=folder,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return head.strip() + "+" * bool(changes)
+    return found.strip()
 
 
 class StateRecord:

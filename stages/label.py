@@ -21,8 +21,10 @@ from stages.parameters import params_options
 from stages.usage import of_option, refuse_given
 
 if TYPE_CHECKING:
+    from pipeline.images.folder import FolderStream
     from pipeline.images.manifest import ImageFacts
-    from pipeline.labels.format import StoreFacts, TeacherFacts, ViewFacts
+    from pipeline.images.stream import ImageStream
+    from pipeline.labels.format import LabellingFacts, StoreFacts, TeacherFacts, ViewFacts
     from pipeline.models.classifier import Classifier
     from pipeline.params import LabelParams, Params
 
@@ -105,8 +107,9 @@ def label(
             load_teacher(path, facts, foreign, stream, quiet=not team.leads) for path in teachers
         ]
         known = [_teacher_facts(path, model) for path, model in zip(teachers, models, strict=True)]
-        store = _store_facts(facts, known, _views(params), params.label)
-        work = Work(out, store, facts.shape, params.label, device, part, team)
+        asked = _labelling(facts, stream)
+        store = _store_facts(facts, known, asked, _views(params), params.label)
+        work = Work(out, store, params.label, device, part, team)
         finished = work.run(models, stream)
         if not team.leads:
             return
@@ -137,13 +140,47 @@ def _teacher_facts(path: Path, model: Classifier) -> TeacherFacts:
         accuracy = read_facts(path).get("clean_accuracy")
     except CheckpointError:
         accuracy = None  # another project's weights say nothing of themselves
+    mean, std = (_decimals(constants.tolist()) for constants in (model.mean, model.std))
     return TeacherFacts(
-        sha256=sha256_file(path), architecture=model.architecture, clean_accuracy=accuracy
+        sha256=sha256_file(path),
+        architecture=model.architecture,
+        clean_accuracy=accuracy,
+        mean=mean,
+        std=std,
+        columns=() if model.columns is None else tuple(model.columns.tolist()),
+    )
+
+
+def _decimals(values: list[float]) -> tuple[float, ...]:
+    # The shortest that are the same float32, such as 0.485.
+    import numpy as np
+
+    return tuple(float(str(np.float32(value))) for value in values)
+
+
+def _labelling(facts: ImageFacts, stream: ImageStream | FolderStream) -> LabellingFacts:
+    from pipeline import provenance
+    from pipeline.images.decode import CHANNELS, RESIZE
+    from pipeline.images.pixels import sampled_pixels_sha256
+    from pipeline.labels.format import LabellingFacts
+
+    commit, modified = provenance.code_commit() or (None, None)
+    return LabellingFacts(
+        image_shape=facts.shape,
+        resize=RESIZE,
+        channels=CHANNELS[facts.shape[0]],
+        pixels_sha256=sampled_pixels_sha256(stream, facts.num_samples),
+        commit=commit,
+        modified=modified,
     )
 
 
 def _store_facts(
-    facts: ImageFacts, teachers: list[TeacherFacts], views: ViewFacts, params: LabelParams
+    facts: ImageFacts,
+    teachers: list[TeacherFacts],
+    labelling: LabellingFacts,
+    views: ViewFacts,
+    params: LabelParams,
 ) -> StoreFacts:
     from pipeline import provenance
     from pipeline.labels.format import DatasetFacts, StoreFacts
@@ -155,6 +192,7 @@ def _store_facts(
         dataset=DatasetFacts(name=facts.dataset, split=facts.split, fingerprint=facts.fingerprint),
         teachers=tuple(teachers),
         views=views,
+        labelling=labelling,
         software=provenance.software(),
         licence=params.licence,
         citation=params.citation,

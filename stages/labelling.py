@@ -80,8 +80,7 @@ class Work:
     out : Path
         The store.
     facts : StoreFacts
-    shape : tuple of int
-        Of an image.
+        All but the precision.
     params : LabelParams
     device : torch.device
     part : Part or None
@@ -91,7 +90,6 @@ class Work:
 
     out: Path
     facts: StoreFacts
-    shape: tuple[int, ...]
     params: LabelParams
     device: torch.device
     part: Part | None
@@ -127,8 +125,7 @@ class Work:
         from pipeline import provenance
 
         return {
-            "facts": self.facts.model_dump(mode="json"),
-            "shape": list(self.shape),
+            "facts": self.facts.decides,
             # The temperature is applied at the end: an interrupted run may change its mind.
             # But not where only the largest probabilities are ever written.
             "params": self.params.model_dump(
@@ -160,16 +157,18 @@ class Work:
         return _Choice(precision, temperature)
 
     def _writer(self, choice: _Choice, share: Part) -> StoreWriter:
+        from pipeline.labels.format import LabellingFacts
         from pipeline.labels.labelling import aligned_rows
         from pipeline.labels.write import StoreWriter
 
         params, key = self.params, self._key()
-        context = {name: key[name] for name in ("shape", "device", "code")}
         # A network's rounding depends on the batch that an image is in.
-        context |= {"precision": choice.precision, "batch_size": params.batch_size}
+        context = {"device": key["device"], "code": key["code"], "batch_size": params.batch_size}
+        asked = self.facts.labelling or LabellingFacts()
+        asked = asked.model_copy(update={"precision": choice.precision})
         return StoreWriter(
             self._state(choice),
-            self.facts,
+            self.facts.model_copy(update={"labelling": asked}),
             keep_logits=params.logits and len(self.facts.teachers) == 1 and params.top_k is None,
             rows=aligned_rows(self.facts, params.top_k, params.batch_size, params.chunk_rows),
             top_k=params.top_k,
@@ -181,10 +180,11 @@ class Work:
     def _state(self, choice: _Choice) -> Path:
         """The folder of the draft.
 
-        A run of its own has one named after all that decides the labels, so that after any
-        change it begins anew. Parts have to meet in one, whoever makes them: theirs is named
-        after the store, and what differs is refused. It does not ask which GPU computed, which
-        changes the last bit of a float16 at most: a part can be made again anywhere.
+        A run of its own has one named after the store and all that decides the labels, so that
+        after any change it begins anew, and of two runs at a time each has its own. Parts have to
+        meet in one, whoever makes them: theirs is named after the store, and what differs is
+        refused. It does not ask which GPU computed, which changes the last bit of a float16 at
+        most: a part can be made again anywhere.
         """
         record = self._record(choice)
         return self._shared if record is None else record.folder

@@ -22,3 +22,10 @@ TREE = {"a": 1, "b": {"c": [1, 2], "d": None}}
 def test_each_difference_is_named(other, found):
     """In the order of the first tree; a key that is absent is None."""
     assert list(differences(TREE, other)) == found
+
+
+def test_tables_differ_row_by_row():
+    """Where they are equally long; else as a whole."""
+    ours, theirs = [{"a": 1}, {"a": 2}], [{"a": 1}, {"a": 3}]
+    assert list(differences({"t": ours}, {"t": theirs})) == [("t.1.a", 2, 3)]
+    assert list(differences(ours, theirs[:1], "t")) == [("t", ours, theirs[:1])]

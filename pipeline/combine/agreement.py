@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StoreError
+from pipeline.labels.format import LabellingFacts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +23,9 @@ def require_alike(sources: Sequence[ProvenStore], keys: Sequence[str], remedy: s
     ----------
     sources : sequence of ProvenStore
     keys : sequence of str
-        Of `classes`, `temperature`, `views`, `teachers`, `images`, `top-k`, `arrays`.
+        Of `classes`, `temperature`, `views`, `teachers`, `images`, `top-k`, `arrays`,
+        `normalisation`, `columns`, and LabellingFacts'. What a store does not say agrees with
+        anything.
     remedy : str
         What to do about a difference.
 
@@ -31,17 +34,19 @@ def require_alike(sources: Sequence[ProvenStore], keys: Sequence[str], remedy: s
     StoreError
         Naming the first store that differs from the first one, and in what.
     """
-    first = sources[0]
     for other in sources[1:]:
-        _require_classes(first.store, other.store)
-        for key in keys:
-            expected, found = _value(first, key), _value(other, key)
+        _require_classes(sources[0].store, other.store)
+    for key in keys:
+        said = ((source, _value(source, key)) for source in sources)
+        known = [(source, value) for source, value in said if value is not None]
+        for other, found in known[1:]:
+            first, expected = known[0]
             if expected != found:
                 raise StoreError(
                     other.store.path,
                     key,
-                    expected=f"{expected} as {first.store.path} has",
-                    found=found,
+                    expected=f"{expected:.200} as {first.store.path} has",
+                    found=f"{found:.200}",
                     remedy=remedy,
                 )
 
@@ -65,31 +70,35 @@ def _require_classes(first: SoftLabels, other: SoftLabels) -> None:
             )
 
 
-def _value(source: ProvenStore, key: str) -> str:
+def _value(source: ProvenStore, key: str) -> str | None:
     known = source.store.attributes
-    if key == "temperature":
-        return repr(known.temperature)
-    if key == "views":
-        views = known.views
-        shown = views.augmentation or "the image as it is"
-        return f"{views.count} × {shown}, seed {views.seed}"
-    if key == "teachers":
-        return ", ".join(f"{each.architecture} {each.sha256[:12]}…" for each in known.teachers)
-    if key == "images":
-        return f"{known.dataset.name}, {known.dataset.split}"
-    if key == "top-k":
-        return f"{source.store.top_k} probabilities per row" if source.store.top_k else "all"
-    return ", ".join(sorted(source.names))
+    if key in LabellingFacts.model_fields:
+        said = getattr(known.labelling, key, None)
+        return None if said is None else str(said)
+    views, top_k, teachers = known.views, source.store.top_k, known.teachers
+    constants = [each.normalisation for each in teachers]
+    unknown = "unknown" in constants
+    values = {
+        "temperature": repr(known.temperature),
+        "views": f"{views.count} × {views.augmentation or 'the image as it is'}, seed {views.seed}",
+        "teachers": ", ".join(f"{each.architecture} {each.sha256[:12]}…" for each in teachers),
+        "normalisation": None if unknown else "; ".join(constants),
+        "columns": None if unknown else "; ".join(str(each.columns) for each in teachers),
+        "images": f"{known.dataset.name}, {known.dataset.split}",
+        "top-k": f"{top_k} probabilities per row" if top_k else "all",
+        "arrays": ", ".join(sorted(source.names)),
+    }
+    return values[key]
 
 
 def joint_terms(sources: Sequence[ProvenStore]) -> dict[str, Any]:
-    """Licence, citation and software of rows that come from several stores.
+    """Licence, citation, software and labelling of rows that come from several stores.
 
     Returns
     -------
     dict
         Of each text all different ones, so that nobody's terms are lost; where only some
-        stores name a licence, that the others' is unknown.
+        stores name a licence, that the others' is unknown. Of the labelling what all say alike.
     """
     known = [source.store.attributes for source in sources]
     software: dict[str, str] = {}
@@ -100,7 +109,21 @@ def joint_terms(sources: Sequence[ProvenStore]) -> dict[str, Any]:
         "licence": _joined([each.licence for each in known], " AND ", "unknown"),
         "citation": _joined([each.citation for each in known], "\n\n", None),
         "software": software,
+        "labelling": _joint_labelling([each.labelling for each in known]),
     }
+
+
+def _joint_labelling(facts: Sequence[LabellingFacts | None]) -> LabellingFacts | None:
+    first = facts[0]
+    if first is None or None in facts:
+        return None
+    return LabellingFacts(
+        **{
+            name: value
+            for name, value in first
+            if all(value == getattr(other, name) for other in facts)
+        }
+    )
 
 
 def _joined(texts: Sequence[str | None], between: str, otherwise: str | None) -> str | None:

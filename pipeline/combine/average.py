@@ -66,9 +66,11 @@ def average_stores(
         When the images do, naming the first sample.
     """
     shares = normalised_weights(weights, len(sources))
+    # A view is one of images of one size; whole images may be any teacher's.
+    views = sources[0].store.attributes.views
     require_alike(
         sources,
-        ("temperature", "views"),
+        ("temperature", "views", *(["image_shape"] if views.augmentation else [])),
         "Bring them to one temperature with 'ltd-pipe store retemper'.",
     )
     rows = [_rows_like(sources[0], other, by_hash=by_hash) for other in sources]
@@ -137,7 +139,7 @@ def _changes(
             f"{name} weight {share:.6g}" for name, share in zip(identities, shares, strict=True)
         ]
     teachers = {
-        teacher.sha256: teacher
+        (teacher.sha256, teacher.normalisation): teacher
         for source in reversed(sources)
         for teacher in reversed(source.store.attributes.teachers)
     }

@@ -182,6 +182,8 @@ def with_rows(
     values = {name: getattr(attributes, name) for name in StoreAttributes.model_fields}
     values |= {"num_samples": len(labels)} | changed
     values["dataset"] = values["dataset"].model_copy(update={"fingerprint": found})
+    if values["labelling"] and found != attributes.dataset.fingerprint:
+        values["labelling"] = values["labelling"].model_copy(update={"pixels_sha256": None})
     return StoreAttributes(**values)
 
 

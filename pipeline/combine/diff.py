@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.combine.match import Matches, match_rows
+from pipeline.differences import differences
 from pipeline.errors import StoreError
 from pipeline.labels.half import to_float32
 
@@ -144,8 +145,9 @@ def compare_stores(
     ours, theirs = first.store, second.store
     _require_comparable(first, second)
     pairs = match_rows((ours.sample_hash, ours.labels), (theirs.sample_hash, theirs.labels))
+    known = differences(ours.attributes.to_json(), theirs.attributes.to_json())
     found = Comparison(
-        attributes=_differing(ours.attributes.to_json(), theirs.attributes.to_json()),
+        attributes={name: (wanted, other) for name, wanted, other in known},
         arrays=_arrays(first, second),
         compared=len(pairs.first),
         moved=int((pairs.first != pairs.second).sum()),
@@ -171,18 +173,6 @@ def _require_comparable(first: ProvenStore, second: ProvenStore) -> None:
                 expected=f"{expected} as {ours.path} has",
                 found=found,
             )
-
-
-def _differing(ours: Any, theirs: Any, name: str = "") -> dict[str, tuple[Any, Any]]:
-    if ours == theirs:
-        return {}
-    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
-        return {name: (ours, theirs)}
-    found: dict[str, tuple[Any, Any]] = {}
-    for key in [*ours, *(key for key in theirs if key not in ours)]:
-        inner = f"{name}.{key}" if name else key
-        found |= _differing(ours.get(key), theirs.get(key), inner)
-    return found
 
 
 def _arrays(first: ProvenStore, second: ProvenStore) -> dict[str, str]:

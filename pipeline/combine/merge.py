@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 __all__ = ["merge_stores"]
 
-_ALIKE = ("temperature", "top-k", "arrays", "views", "teachers")
+_ALIKE = (
+    *("temperature", "top-k", "arrays", "views", "teachers", "columns", "normalisation"),
+    *("image_shape", "resize", "channels", "precision"),
+)
 
 
 def merge_stores(
@@ -109,6 +112,10 @@ def _changes(sources: Sequence[ProvenStore], images: ImagesLike | None) -> dict[
         "derived_from": DerivationFacts(operation="merge", sources=identities),
         "top_k": _joint_topk(sources),
     }
+    teachers = [source.store.attributes.teachers for source in sources]
+    if any(one.mean is None for each in teachers for one in each):
+        unknown = {"mean": None, "std": None, "columns": ()}
+        changes["teachers"] = tuple(one.model_copy(update=unknown) for one in known.teachers)
     if images is not None:
         named = {"name": images.manifest.dataset, "split": images.manifest.split}
         changes["dataset"] = known.dataset.model_copy(update=named)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ import torch
 
 from pipeline import rng
 from pipeline.errors import DataError, ParamsError
-from pipeline.images.pixels import to_unit
+from pipeline.images.pixels import pixels_sha256, to_unit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,13 +50,8 @@ class TestImages:
 
     @cached_property
     def pixels_sha256(self) -> str:
-        """SHA-256 of what the model is shown: shape, and all pixels in order.
-
-        `sample_hash` is of the stored source, which resizing and another encoding leave alone.
-        """
-        total = hashlib.sha256(repr(tuple(self.images.shape)).encode())
-        total.update(self.images.contiguous().numpy().data)
-        return total.hexdigest()
+        """Of what the model is shown; see `pipeline.images.pixels`."""
+        return pixels_sha256(self.images.numpy())
 
     def take(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Some rows on the device: images in [0, 1] (float32), labels, sample indices."""

@@ -13,10 +13,21 @@ from pipeline.errors import DataError, refuse_pointer
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["LUMA", "decode_image", "is_one_colour", "resize", "to_channels"]
+__all__ = [
+    "CHANNELS",
+    "LUMA",
+    "RESIZE",
+    "decode_image",
+    "is_one_colour",
+    "resize",
+    "to_channels",
+]
 
 # As Pillow converts to grey: thousandths of the ITU-R 601 weights, times 2^16 / 1000.
 LUMA = (19595, 38470, 7471)
+# What is done to images here, as a soft-label store says it.
+RESIZE = "shorter side, bicubic, antialiased; centre crop"
+CHANNELS = {1: "luminance; transparency on black", 3: "RGB; transparency on black"}
 
 
 def decode_image(content: bytes, where: str) -> NDArray[np.uint8]:

@@ -102,8 +102,8 @@ def _introduction(attributes: StoreAttributes) -> str:
     return (
         f"# Soft labels of {code(data.name)}, {code(data.split)}\n\n"
         f"For each image, {teacher} probabilities over the classes: softmax(logits / temperature)."
-        " Row i belongs to the image whose hash is `sample_hash[i]`. Format: ltd-soft-labels 1.0,"
-        " a Zarr v3 group."
+        " Row i belongs to the image whose hash is `sample_hash[i]`. Format: ltd-soft-labels"
+        f" {attributes.version}, a Zarr v3 group."
     )
 
 
@@ -114,6 +114,8 @@ def _facts(attributes: StoreAttributes, arrays: Sequence[str]) -> Iterator[tuple
     if views.count > 1 or views.augmentation is not None:
         made = f"{code(views.augmentation or '')}, seed {views.seed}"
         yield "views of each image", f"{views.count:,}, each augmented by {made}"
+    for name, text in attributes.labelling.lines() if attributes.labelling else ():
+        yield name, code(text, limit=1000)
     yield "temperature", f"{attributes.temperature:g}"
     if attributes.top_k is not None:
         yield from _sparse_facts(attributes)
@@ -141,15 +143,18 @@ def _sparse_facts(attributes: StoreAttributes) -> Iterator[tuple[str, str]]:
 
 
 def _teachers(attributes: StoreAttributes) -> str:
+    head = ["architecture", "clean accuracy", "SHA-256 of the checkpoint"]
+    known = any(teacher.mean for teacher in attributes.teachers)
     rows = (
         (
             code(teacher.architecture),
             "unknown" if teacher.clean_accuracy is None else f"{teacher.clean_accuracy:.2%}",
             code(teacher.sha256),
+            *([teacher.normalisation] if known else []),
         )
         for teacher in attributes.teachers
     )
-    return table(["architecture", "clean accuracy", "SHA-256 of the checkpoint"], rows)
+    return table([*head, "input normalisation"] if known else head, rows)
 
 
 def _likeness(attributes: StoreAttributes, statistics: LabelStatistics) -> Iterator[str]:

@@ -22,6 +22,8 @@ from pipeline.errors import StoreError
 from pipeline.labels.arrays import ArrayLayout
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
     from pydantic_core import ErrorDetails
 
 __all__ = [
@@ -29,10 +31,12 @@ __all__ = [
     "FORMAT",
     "MAX_TEMPERATURE",
     "MIN_TEMPERATURE",
+    "NEWEST",
     "VERSION",
     "DatasetFacts",
     "DerivationFacts",
     "DistanceFacts",
+    "LabellingFacts",
     "StoreAttributes",
     "StoreFacts",
     "TeacherFacts",
@@ -46,7 +50,8 @@ __all__ = [
 ]
 
 FORMAT = "ltd-soft-labels"
-VERSION = "1.0"
+# Written where a key is used that 1.0 does not know; its readers ignore such keys.
+VERSION, NEWEST = "1.0", "1.1"
 ATTRIBUTE = "ltd_pipe"
 # Beyond these, differences of float16 logits over the temperature are all zero or infinite.
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
@@ -56,7 +61,10 @@ _CHUNK_BYTES = 8 * 2**20
 _CHUNK_ROWS = 8192
 
 # Left out where there is nothing to say.
-_OPTIONAL = ("licence", "citation", "derived_from", "top_k")
+_OPTIONAL = ("licence", "citation", "derived_from", "top_k", "labelling")
+
+# Likewise, of a teacher.
+_NEWER = ("mean", "std", "columns")
 
 # Of the attribute and of anything in it; class names are no keys.
 _MAX_KEYS = 1000
@@ -70,6 +78,13 @@ Text = Annotated[
 ]
 # The first wrong one of millions is enough.
 _Many = Field(strict=False, max_length=10_000), FailFast()
+
+
+# One number for each channel.
+_Channels = Annotated[tuple[float, ...], Field(strict=False, min_length=1, max_length=4)]
+_Column = Annotated[int, Field(ge=0, le=2**24)]
+_Side = Annotated[int, Field(ge=1, le=2**16)]
+_Shape = Annotated[tuple[_Side, ...], Field(strict=False, min_length=3, max_length=3)]
 
 
 class _Facts(BaseModel):
@@ -90,6 +105,20 @@ class TeacherFacts(_Facts):
     sha256: Sha256 = Field(description="of the checkpoint's bytes")
     architecture: Line = Field(description="a name of pipeline.models.registry")
     clean_accuracy: float | None = Field(None, ge=0, le=1, description="a fraction; null: unknown")
+    mean: _Channels | None = Field(None, description="subtracted from images in [0, 1]")
+    std: _Channels | None = Field(None, description="then divides them")
+    columns: Annotated[tuple[_Column, ...], Field(strict=False), FailFast()] = Field(
+        (), description="the network's output of each class; empty: in the classes' order"
+    )
+
+    @property
+    def normalisation(self) -> str:
+        """What is done to its images, as people read it."""
+        if self.mean is None or self.std is None:
+            return "unknown"
+        mean, std = (", ".join(f"{value:g}" for value in v) for v in (self.mean, self.std))
+        order = "; classes in an order of its own" if self.columns else ""
+        return f"mean {mean}, std {std}{order}"
 
 
 class ViewFacts(_Facts):
@@ -131,6 +160,40 @@ class TopKFacts(_Facts):
     total_variation: DistanceFacts | None = Field(None, description="null: never measured")
 
 
+class LabellingFacts(_Facts):
+    """How the teachers were asked, as far as it is known."""
+
+    image_shape: _Shape | None = Field(
+        None, description="channels, height, width of the images as the teachers saw them"
+    )
+    resize: Line | None = Field(None, max_length=200, description="how images came to that size")
+    channels: Line | None = Field(None, max_length=200, description="how they came to channels")
+    pixels_sha256: Sha256 | None = Field(
+        None, description="of some of their pixels, see pipeline.images.pixels"
+    )
+    precision: Line | None = Field(
+        None, max_length=40, description="of the teachers' arithmetic, such as float32"
+    )
+    commit: str | None = Field(
+        None, pattern="^[0-9a-f]{7,64}$", description="of ltd-pipe's code; null: it was no checkout"
+    )
+    modified: bool | None = Field(None, description="whether its files differed from the commit")
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """What is known, as people read it: a name and a text each."""
+        if self.image_shape is not None:
+            channels, height, width = self.image_shape
+            of = f"{channels} channel{'s' if channels > 1 else ''}"
+            how = "; ".join(text for text in (self.channels, self.resize) if text)
+            yield "images seen", f"{width}×{height} pixels, {of}" + (f" ({how})" if how else "")
+        if self.pixels_sha256 is not None:
+            yield "pixels", self.pixels_sha256
+        if self.precision is not None:
+            yield "precision", self.precision
+        if self.commit is not None:
+            yield "commit", self.commit + (", modified" if self.modified else "")
+
+
 class DerivationFacts(_Facts):
     """How a store was made from others."""
 
@@ -159,6 +222,9 @@ class StoreFacts(_Facts):
     derived_from: DerivationFacts | None = Field(
         None, description="null: these are the teachers' own answers"
     )
+    labelling: LabellingFacts | None = Field(
+        None, description="how the teachers were asked; null: unknown"
+    )
 
     @field_validator("class_names")
     @classmethod
@@ -172,6 +238,12 @@ class StoreFacts(_Facts):
         if len(self.class_names) != self.num_classes:
             raise ValueError(f"{self.num_classes} classes have {len(self.class_names)} class_names")
         return self
+
+    @property
+    def decides(self) -> dict[str, Any]:
+        """What decides the labels, as plain values: not the commit, which comments change, too."""
+        apart: Any = {"labelling": {"commit", "modified"}, "temperature": True, "top_k": True}
+        return self.model_dump(mode="json", exclude=apart)
 
     def layout(self, name: str, rows: int = 1, top_k: int | None = None) -> ArrayLayout:
         """Where the rows of one array are; see `ArrayLayout`."""
@@ -195,15 +267,26 @@ class StoreAttributes(StoreFacts):
             raise ValueError(f"top_k.k is {self.top_k.k}, and there are {self.num_classes} classes")
         return self
 
+    @property
+    def version(self) -> str:
+        """The oldest version of the format that knows all keys."""
+        newer = [each.mean or each.std or each.columns for each in self.teachers]
+        return NEWEST if self.labelling or any(newer) else VERSION
+
     def to_json(self) -> dict[str, Any]:
         """Plain values in a fixed order, what names the format first."""
         content = self.model_dump(mode="json")
-        first = {"format": FORMAT, "version": VERSION, "temperature": content.pop("temperature")}
         content["software"] = dict(sorted(self.software.items()))
-        for name in _OPTIONAL:
-            if content[name] is None:
-                del content[name]
-        return first | content
+        content["teachers"] = [_said(each, _NEWER) for each in content["teachers"]]
+        if self.labelling is not None:
+            content["labelling"] = _said(content["labelling"], LabellingFacts.model_fields)
+        first = {"format": FORMAT, "version": self.version}
+        return first | _said({"temperature": content.pop("temperature")} | content, _OPTIONAL)
+
+
+def _said(content: dict[str, Any], optional: Collection[str]) -> dict[str, Any]:
+    # Without the optional keys that have nothing to say.
+    return {k: v for k, v in content.items() if k not in optional or v not in (None, [])}
 
 
 def parse_attributes(raw: Any, where: object) -> StoreAttributes:
@@ -212,8 +295,8 @@ def parse_attributes(raw: Any, where: object) -> StoreAttributes:
     Parameters
     ----------
     raw : Any
-        Parsed JSON. Keys that version 1.0 does not know are refused in a store of version 1.0
-        and ignored in one of 1.y.
+        Parsed JSON. Keys that version 1.1 does not know are refused in a store of version 1.0
+        or 1.1 and ignored in a newer one of 1.y.
     where : object
         The store, for the error.
 
@@ -232,7 +315,7 @@ def parse_attributes(raw: Any, where: object) -> StoreAttributes:
     _require_few_keys(raw, where)
     content = {key: value for key, value in raw.items() if key not in ("format", "version")}
     try:
-        return StoreAttributes.model_validate(content, extra="ignore" if minor else "forbid")
+        return StoreAttributes.model_validate(content, extra="ignore" if minor > 1 else "forbid")
     except ValidationError as error:
         raise _refused(error.errors()[0], where) from error
 

@@ -130,8 +130,7 @@ class StoreWriter:
         # One chunk of few samples needs no padding.
         self._rows = min(rows or rows_per_chunk(row_bytes(facts, top_k)), facts.num_samples)
         # Without the temperature: labels at another one are derived from the same draft.
-        known = facts.model_dump(mode="json", include=set(StoreFacts.model_fields))
-        key: dict[str, Any] = {"facts": known, "source": source, "rows": self._rows}
+        key: dict[str, Any] = {"facts": facts.decides, "source": source, "rows": self._rows}
         if top_k:
             key |= {"top_k": top_k, "temperature": temperature}
         if context:

@@ -137,7 +137,9 @@ def _rows(opened: SoftLabels, summary: LabelSummary) -> Iterator[tuple[str, str]
     for teacher in attributes.teachers:
         accuracy = teacher.clean_accuracy
         known = "clean accuracy unknown" if accuracy is None else f"{accuracy:.2%} clean accuracy"
-        yield "teacher", f"{teacher.architecture}, {known}\n{teacher.sha256}"
+        shown = f"\n{teacher.normalisation}" if teacher.mean else ""
+        yield "teacher", f"{teacher.architecture}, {known}\n{teacher.sha256}{shown}"
+    yield from attributes.labelling.lines() if attributes.labelling else ()
     yield "temperature", f"{attributes.temperature:g}"
     yield "stored", _stored(opened)
     chunks = f"{size['chunks']:,} chunks of {size['samples_per_chunk']:,} samples"

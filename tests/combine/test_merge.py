@@ -10,7 +10,7 @@ from pipeline.combine.source import ProvenStore
 from pipeline.errors import JoinError, StoreError
 from pipeline.images.fingerprint import fingerprint
 from pipeline.labels import SoftLabels
-from pipeline.labels.format import DerivationFacts, TeacherFacts
+from pipeline.labels.format import DerivationFacts, LabellingFacts, TeacherFacts
 from pipeline.labels.verify import verify_store
 
 PIECES = (slice(0, 4), slice(4, 5), slice(5, 11))
@@ -123,6 +123,43 @@ DIFFERENCES = {
     "images": ({"name": "cifar10"}, "images: expected digits, train as .*, found cifar10, train"),
     "teachers": ({"teachers": (OTHER_TEACHER,)}, "teachers: expected small.* found resnet-18 cd"),
 }
+ASKED = LabellingFacts(image_shape=(3, 32, 32), resize="a", channels="RGB", precision="float32")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("image_shape", (3, 64, 64)),
+        ("resize", "b"),
+        ("channels", "red"),
+        ("precision", "bfloat16"),
+        ("mean", (0.4,)),
+        ("std", (0.4,)),
+        ("columns", (0, 2, 1)),
+    ],
+)
+def test_answers_to_other_questions_are_not_put_together(answers, tmp_path, name, value):
+    """The same teacher, asked otherwise. What a store does not say agrees, and is said no more."""
+    of_teacher = name in TeacherFacts.model_fields
+    teacher = answers.attributes.teachers[0].model_copy(update={"mean": (0.5,), "std": (0.5,)})
+
+    def part(rows, *, known=True, **other):
+        given, asked = other if of_teacher else {}, {} if of_teacher else other
+        facts = {"teachers": (teacher.model_copy(update=given),)}
+        facts["labelling"] = ASKED.model_copy(update=asked)
+        piece = answers.permuted(rows)
+        update = {"dataset": piece.attributes.dataset} | (facts if known else {})
+        piece = replace(piece, attributes=piece.attributes.model_copy(update=update))
+        return ProvenStore(piece.write(tmp_path / f"{rows[0]}.zarr", replace=True))
+
+    first, rest = part(np.arange(4)), np.arange(4, 11)
+    with pytest.raises(StoreError) as refused:
+        merged([first, part(rest, **{name: value})], tmp_path / "merged.zarr")
+    assert refused.value.what == ("normalisation" if name in ("mean", "std") else name)
+    found = merged([first, part(rest)], tmp_path / "alike.zarr").attributes
+    assert (found.labelling, found.teachers) == (ASKED, (teacher,))
+    found = merged([first, part(rest, known=False)], tmp_path / "unknown.zarr").attributes
+    assert (found.labelling, found.teachers) == (None, answers.attributes.teachers)
 
 
 @pytest.mark.parametrize(("values", "message"), DIFFERENCES.values(), ids=DIFFERENCES.keys())

@@ -1,6 +1,7 @@
 """Subsets: the same bytes in fewer rows, which join with the data that they are cut to."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from pipeline.combine.subset import (
 )
 from pipeline.errors import JoinError, ParamsError, StoreError, WriteError
 from pipeline.labels import SoftLabels
-from pipeline.labels.format import DerivationFacts
+from pipeline.labels.format import DerivationFacts, LabellingFacts
 from pipeline.labels.verify import verify_store
 
 
@@ -47,6 +48,17 @@ def test_a_subset_says_of_what_it_was_made(source, tmp_path):
     )
     assert (found.temperature, found.teachers) == (known.temperature, known.teachers)
     assert (found.num_samples, found.dataset.name) == (2, "digits")
+
+
+def test_a_subset_says_how_its_teacher_was_asked(answers, tmp_path):
+    """But not of which pixels, which were those of all images."""
+    asked = LabellingFacts(image_shape=(3, 32, 32), pixels_sha256="ab" * 32)
+    known = answers.attributes.model_copy(update={"labelling": asked})
+    source = ProvenStore(replace(answers, attributes=known).write(tmp_path / "whole.zarr"))
+    for rows, pixels in ((np.arange(3), None), (np.arange(11), "ab" * 32)):
+        subset_store(source, tmp_path / f"{len(rows)}.zarr", rows)
+        found = SoftLabels.open(tmp_path / f"{len(rows)}.zarr").attributes.labelling
+        assert found == asked.model_copy(update={"pixels_sha256": pixels})
 
 
 def test_all_rows_are_the_same_chunk_files(source, store, tmp_path):

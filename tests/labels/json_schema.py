@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-TYPES = {"object": dict, "array": list, "string": str, "null": type(None)}
+TYPES = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}
 NOTES = {"$schema", "$comment", "$defs", "title", "description", "default", "examples"}
 
 

@@ -17,7 +17,9 @@ def test_software_is_sorted(answers):
 
 
 def test_a_newer_minor_version_may_have_more_keys(answers):
-    """A 1.x reader ignores what 1.y added, at every level."""
+    """A 1.x reader ignores what 1.y added, at every level; of the versions it knows, nothing."""
+    with pytest.raises(StoreError, match="colour: Extra inputs"):
+        parse_attributes(answers.attributes.to_json() | {"version": "1.1", "colour": "red"}, "x")
     raw = answers.attributes.to_json() | {"version": "1.7", "colour": "red"}
     raw["dataset"]["url"] = "x"
     assert parse_attributes(raw, "x") == answers.attributes
@@ -62,6 +64,15 @@ REFUSED = {
     ),
     "licence that is no text": ({"licence": 5}, "ltd_pipe.licence"),
     "derivation without sources": ({"derived_from": {"operation": "subset"}}, "sources"),
+    "a side of nothing": ({"labelling": {"image_shape": [3, 0, 32]}}, "labelling.image_shape.1"),
+    "a shape of two sides": ({"labelling": {"image_shape": [32, 32]}}, "labelling.image_shape"),
+    "a commit that is no hash": ({"labelling": {"commit": "main"}}, "labelling.commit"),
+    "an escape in a rule": ({"labelling": {"resize": "\x1b[2J"}}, "labelling.resize"),
+    "unknown key of the labelling": ({"labelling": {"size": 32}}, "labelling.size: Extra inputs"),
+    "a mean that is a text": (
+        {"teachers": [{"sha256": "0" * 64, "architecture": "a", "mean": ["0.5"]}]},
+        "ltd_pipe.teachers.0.mean",
+    ),
     "accuracy in percent": (
         {"teachers": [{"sha256": "0" * 64, "architecture": "a", "clean_accuracy": 95.0}]},
         "ltd_pipe.teachers.0.clean_accuracy",
@@ -104,12 +115,35 @@ OPTIONAL = {
     "derived_from": {"operation": "subset", "sources": ["ab" * 32]},
     "top_k": {"k": 2, "total_variation": {"mean": 0.1, "worst": 0.5, "samples": 11}},
     "views": {"count": 2, "seed": 3, "augmentation": "crop:4,flip"},
+    "labelling": {
+        "image_shape": [3, 32, 24],
+        "resize": "none",
+        "channels": "RGB",
+        "pixels_sha256": "ab" * 32,
+        "precision": "float32",
+        "commit": "0123456789abcdef0123456789abcdef01234567",
+        "modified": False,
+    },
+    "teachers": [
+        {"sha256": "ab" * 32, "architecture": "a", "clean_accuracy": None}
+        | {"mean": [0.5, 0.25, 0], "std": [1, 0.5, 0.1], "columns": [2, 0, 1]}
+    ],
 }
+# That 1.0 does not know.
+NEWER = ("labelling", "teachers")
 
 
 @pytest.mark.parametrize("key", OPTIONAL)
 def test_optional_attributes_travel(answers, key):
     """What is said is written and read back; what is not said is not written."""
-    raw = answers.attributes.to_json() | {key: OPTIONAL[key]}
+    plain = answers.attributes.to_json()
+    raw = plain | {key: OPTIONAL[key], "version": "1.1" if key in NEWER else "1.0"}
     assert parse_attributes(raw, "x").to_json() == raw
-    assert key == "views" or key not in answers.attributes.to_json()
+    assert key not in plain.keys() - {"views", "teachers"}
+
+
+def test_what_is_unknown_of_the_labelling_is_not_written(answers):
+    """Each key alone; nothing is null."""
+    for key, value in OPTIONAL["labelling"].items():
+        raw = answers.attributes.to_json() | {"labelling": {key: value}, "version": "1.1"}
+        assert parse_attributes(raw, "x").to_json() == raw

@@ -86,6 +86,16 @@ MORE = {
     "no operation": (("derived_from",), {"operation": "", "sources": []}),
     "a package without a version": (("software", "numpy"), None),
     "an escape in a package": (("software", "\x07"), "1"),
+    "a newer version": (("version",), "1.1"),
+    "nothing known of the labelling": (("labelling",), {}),
+    "null in the labelling": (("labelling",), {"image_shape": None, "modified": None}),
+    "largest side": (("labelling",), {"image_shape": [3, 1, 2**16]}),
+    "larger side": (("labelling",), {"image_shape": [3, 1, 2**16 + 1]}),
+    "a whole mean": (("teachers", 0, "mean"), [0]),
+    "no mean": (("teachers", 0, "mean"), []),
+    "five means": (("teachers", 0, "mean"), [0.5] * 5),
+    "a column": (("teachers", 0, "columns"), [2**24]),
+    "a column too many": (("teachers", 0, "columns"), [2**24 + 1]),
 }
 
 
@@ -123,8 +133,11 @@ values = st.one_of(
 TOGETHER = ("num_classes", "class_names", "top_k")
 
 
+NEWER = GOLDEN[0] | {name: OPTIONAL[name] for name in ("labelling", "teachers")}
+
+
 @settings(deadline=None, max_examples=400)
-@given(st.sampled_from(GOLDEN), st.data())
+@given(st.sampled_from([*GOLDEN, NEWER]), st.data())
 def test_reader_and_schema_agree_on_any_change(golden, data):
     """One value of a golden store, changed to anything."""
     place = data.draw(st.sampled_from([x for x in places(golden) if x[0] not in TOGETHER]))

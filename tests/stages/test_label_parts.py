@@ -1,14 +1,25 @@
 """`label` by many: parts, ranks, and what is refused; the store is always the same bytes."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from pipeline.differences import differences
+from pipeline.images.beton import write_beton
+from pipeline.images.sources import open_source
+from pipeline.labels import SoftLabels, labelling
+from pipeline.labels.labelling import answers
+from pipeline.models.registry import build
+from pipeline.params import PrepareParams
 from pipeline.publish import beside_others, exclusive
 
 ROOT = Path(__file__).parents[2]
@@ -105,6 +116,79 @@ def test_a_part_of_another_teacher_is_refused(label, ltd_pipe):
     assert outcome.code == 1
     assert "holds the draft of other labels: facts.teachers" in outcome.err
     assert "batch_size: expected 32, found 16" in label("--batch-size", "32", code=1).err
+
+
+FOREIGN = ("--teacher", "net.pt", "--arch", "small-cnn-w8")
+# What a part is made with instead of FOREIGN on data/train.beton, and which facts then differ.
+OTHERWISE = {
+    "normalised": ("--mean 0.5 --std 0.25", "facts.teachers.0.mean"),
+    "another std": ("--mean 0 --std 0.25", "facts.teachers.0.std"),
+    "pixels of a JPEG beton": ("--data jpeg.beton", "facts.labelling.pixels_sha256"),
+}
+
+
+@pytest.fixture
+def foreign(project):
+    """Weights of another project, and the project's images in another encoding."""
+    torch.save(build("small-cnn-w8", 10, (1, 8, 8)).state_dict(), "net.pt")
+    params = PrepareParams(dataset="digits", channels=1, encoding="jpeg", jpeg_quality=50)
+    source = open_source(params, "train").take(np.arange(240))
+    write_beton(source, Path("jpeg.beton"), params, "train")
+
+
+@pytest.mark.parametrize(("words", "differs"), OTHERWISE.values(), ids=OTHERWISE)
+def test_answers_to_other_inputs_never_become_one_store(ltd_pipe, foreign, words, differs):
+    """Neither as a part, nor where an interrupted run goes on; the store says what it was."""
+    label = ("label", *FOREIGN, *SIZES, "--temperature", "1", "--out", "data/again.zarr")
+    words = words.split()
+    assert ltd_pipe(*label, "--part", "1/2").code == 0
+    for again in (("--part", "2/2"), ()):
+        outcome = ltd_pipe(*label, *words, *again)
+        assert outcome.code == 1
+        assert f"holds the draft of other labels: {differs}: expected" in outcome.err
+    shutil.rmtree("data/state")
+    with interrupted():
+        assert ltd_pipe(*label).code == 130
+    (left,) = Path("data/state").iterdir()
+    assert ltd_pipe(*label, *words).code == 0
+    assert left.exists()
+    assert ltd_pipe(*label, "--out", "data/plain.zarr").code == 0
+    other, plain = (SoftLabels.open(Path(f"data/{name}.zarr")) for name in ("again", "plain"))
+    found = differences(plain.attributes.decides, other.attributes.decides)
+    assert next(f"facts.{name}" for name, *_ in found) == differs
+
+
+def test_two_labellings_at_once_in_one_folder_have_their_own_drafts(ltd_pipe, project):
+    """Of equal key but for the temperature; the same output at another one goes on."""
+    label = (*WORDS, "--temperature")
+    with interrupted():
+        assert ltd_pipe(*label, "4", "--out", "data/t4.zarr").code == 130
+    (draft,) = Path("data/state").iterdir()
+    whole = tree(draft)
+    assert len(whole) > 1
+    # Another output does not take it, nor away.
+    assert ltd_pipe(*label, "1", "--out", "data/t1.zarr").code == 0
+    assert tree(draft) == whole
+    kept = {path.stat().st_ino for path in draft.glob("logits-0/logits/c/*/0")}
+    assert ltd_pipe(*label, "1", "--out", "data/t4.zarr").code == 0
+    assert kept <= {path.stat().st_ino for path in Path("data/t4.zarr").glob("logits/c/*/0")}
+    assert tree(Path("data/t4.zarr")) == tree(Path("data/t1.zarr"))
+
+
+@contextlib.contextmanager
+def interrupted():
+    """Ctrl-C after the third batch, in this process."""
+    seen = []
+
+    def counting(*given):
+        seen.append(given)
+        if len(seen) > 3:
+            raise KeyboardInterrupt
+        return answers(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(labelling, "answers", counting)
+        yield
 
 
 def test_a_part_is_made_by_one_process_at_a_time(label):

@@ -14,6 +14,7 @@ from pipeline.labels import SoftLabels
 from pipeline.labels.format import (
     DatasetFacts,
     DerivationFacts,
+    LabellingFacts,
     StoreAttributes,
     TeacherFacts,
     ViewFacts,
@@ -111,6 +112,33 @@ def test_top_k_views_origin_and_terms_are_said(ltd_pipe, make_store):
     assert facts["attributes"]["top_k"]["total_variation"]["samples"] == 6
     assert facts["labels"]["known"] == 5
     assert not facts["has_logits"]
+
+
+ASKED = LabellingFacts(
+    image_shape=(3, 24, 32), resize="none", precision="bfloat16", commit="ab" * 20, modified=True
+)
+
+
+def test_how_the_teacher_was_asked_is_said(ltd_pipe, make_store):
+    """In a terminal and on the card; what is unknown has no row."""
+    teacher = TeacherFacts(sha256="ab" * 32, architecture="a", mean=(0.5,) * 3, std=(0.25,) * 3)
+    path = make_store(teachers=(teacher,), labelling=ASKED)
+    text, card = ltd_pipe("store", "info", path).out, (path / "README.md").read_text()
+    assert row(text, "images seen") == "32×24 pixels, 3 channels (none)"
+    assert row(text, "precision") == "bfloat16"
+    assert row(text, "commit") == f"{'ab' * 20}, modified"
+    assert "\npixels " not in text
+    normalised = "mean 0.5, 0.5, 0.5, std 0.25, 0.25, 0.25"
+    assert f" {normalised}\n" in text
+    for said in ("32×24 pixels, 3 channels (none)", "bfloat16", f"{'ab' * 20}, modified"):
+        assert f"| `{said}` |" in card
+    assert normalised in card
+    assert "ltd-soft-labels 1.1" in card
+    found = json.loads(ltd_pipe("store", "info", path, "--json").out)["attributes"]
+    assert found["labelling"]["image_shape"] == [3, 24, 32]
+    plain = make_store("plain.zarr")
+    assert "images seen" not in ltd_pipe("store", "info", plain).out
+    assert "normalisation" not in (plain / "README.md").read_text()
 
 
 def test_many_classes_are_cut(ltd_pipe, make_store):
