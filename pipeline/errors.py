@@ -65,7 +65,9 @@ def install_extra(extra: str) -> str:
 
 
 class LtdPipeError(Exception):
-    """Base of all errors that are the input's fault, not ours; commands end with exit code 1.
+    """Base of all errors that are the input's fault, not ours.
+
+    Commands end with exit code 1, and for ParamsError with 2, as for wrong options.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""`ltd-pipe`: groups the stages' commands, and turns refusals into one line and exit code 1."""
+"""`ltd-pipe`: groups the stages' commands, and turns refusals into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from pipeline.errors import LtdPipeError
+from pipeline.errors import LtdPipeError, ParamsError
 from pipeline.publish import refused_by_system
 from stages.lazy import LazyGroup
 
@@ -47,6 +47,10 @@ def cli() -> None:
     \b
     The whole pipeline:      dvc repro
     A store from a teacher:  ltd-pipe label --teacher ckpt.pt --arch resnet18 --data images/
+
+    \b
+    Exit codes: 0 done; 1 refused (data, files, results, and an audit that failed);
+    2 a wrong command line or params.yaml; 130 interrupted. A refusal is one line.
     """
 
 
@@ -56,6 +60,8 @@ def main() -> None:
         return
     try:
         cli.main(prog_name="ltd-pipe", standalone_mode=False)
+    except ParamsError as error:
+        _end(str(error), 2)
     except LtdPipeError as error:
         _end(str(error), 1)
     except BrokenPipeError:

@@ -13,7 +13,17 @@ import pytest
 
 from stages.cli import cli
 
-COMMANDS = ["prepare", "teacher", "label", "train", "evaluate", "report", "recipe", "doctor"]
+COMMANDS = [
+    "inputs",
+    "prepare",
+    "teacher",
+    "label",
+    "train",
+    "evaluate",
+    "report",
+    "recipe",
+    "doctor",
+]
 COMMANDS += ["audit", "card", "compare", "export"]
 COMMANDS += ["store", "store info", "store sign", "store verify"]
 
@@ -141,8 +151,34 @@ OPTIONS = [
 def test_options_are_validated_like_the_file(ltd_pipe, project, words, message):
     """An option of a stage is the parameter of that name, with the same checks."""
     outcome = ltd_pipe(*words)
-    assert outcome.code == 1
+    assert (outcome.code, outcome.out) == (2, "")
     assert message in outcome.err
+
+
+CODES = {
+    "option of click": (["train", "--nonsense"], "", 2),
+    "value of an option": (["train", "--eps", "abc"], "", 2),
+    "choice of an option": (["train", "--objective", "nope"], "", 2),
+    "value of -S": (["train", "-S", "train.eps=0"], "", 2),
+    "key of -S": (["train", "-S", "train.nope=0"], "", 2),
+    "value in the file": (["train"], "eps: 0.1", 2),
+    "section in the file": (["train"], "teacher:", 2),
+    "file that is not there": (["train", "--params", "nowhere.yaml"], "", 1),
+    "data that is not there": (["train", "--labels", "nowhere.zarr", "--out", "new"], "", 1),
+    "result that is there": (["train"], "", 1),
+    "help": (["train", "--help"], "", 0),
+}
+
+
+@pytest.mark.parametrize("case", CODES)
+def test_exit_codes(ltd_pipe, project, case):
+    """2: what was asked is wrong, wherever it stands; 1: what it was asked of."""
+    words, broken, code = CODES[case]
+    params = Path("params.yaml")
+    params.write_text(params.read_text().replace(broken, "nonsense: 1" if broken else "", 1))
+    outcome = ltd_pipe(*words)
+    assert outcome.code == code, outcome.err
+    assert outcome.err.count("\n") == 1 or words[1:] == ["--nonsense"] or not code
 
 
 def test_it_runs_as_a_module():
@@ -234,9 +270,9 @@ IGNORED = [
     (["teacher", "--checkpoint", TEACHER, "--epochs", "5", "--out", "t"], "--epochs", 2),
     (["teacher", "--checkpoint", TEACHER, "--fresh", "--out", "t"], "--fresh", 2),
     (["teacher", "--checkpoint", TEACHER, "--mean", "[0.5]", "--std", "[1]", "--out", "t"],
-     "teacher.mean", 1),
-    (["teacher", "--checkpoint", TEACHER, "--class-order", "natural", "--out", "t"], "order", 1),
-    (["teacher", "--class-order", "natural", "--out", "t"], "class_order", 1),
+     "teacher.mean", 2),
+    (["teacher", "--checkpoint", TEACHER, "--class-order", "natural", "--out", "t"], "order", 2),
+    (["teacher", "--class-order", "natural", "--out", "t"], "class_order", 2),
     (["prepare", "--path", "photos", "--out", "o"], "--path", 2),
     (["prepare", "--jpeg-quality", "90", "--out", "o"], "--jpeg-quality", 2),
     (["store", "convert", "data/labels.zarr", "--to", "npz", "--temperature", "3",

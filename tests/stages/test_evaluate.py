@@ -97,7 +97,7 @@ def test_the_folder_of_other_metrics_is_not_replaced(ltd_pipe, project):
 def test_a_wrong_unit_is_refused(ltd_pipe, project):
     """In Linf a radius above one is grey levels: the message says how to write them."""
     outcome = ltd_pipe("evaluate", STUDENT, "--force", "--eps", "8")
-    assert outcome.code == 1
+    assert outcome.code == 2
     assert "at most 1, in pixel units, found 8; perhaps 8/255 is meant" in outcome.err
 
 
@@ -195,7 +195,7 @@ def test_no_parameter_file_is_needed(ltd_pipe, project):
     """Only the radius is: without it the refusal names it."""
     Path("params.yaml").unlink()
     outcome = ltd_pipe("evaluate", STUDENT, "--force")
-    assert outcome.code == 1
+    assert outcome.code == 2
     assert "options: eps: is missing" in outcome.err
     words = ("--eps", "0.1", "--quick", "--set", "device=cpu")
     assert "Linf 0.1, 60 images" in evaluate(ltd_pipe, *words).out

@@ -223,5 +223,5 @@ def test_what_is_meant_in_place_of_pixels_to_255_is_said(ltd_pipe, project):
     words = ("--mean", "123.675,116.28,103.53", "--std", "0.5,0.5,0.5")
     assert "perhaps 0.485,0.456,0.406 is meant" in ltd_pipe("label", *words).err
     outcome = ltd_pipe("teacher", "-S", "teacher.mean=[123.675]", "--force")
-    assert outcome.code == 1
+    assert outcome.code == 2
     assert "teacher.mean: expected values for pixels in [0, 1]; perhaps [0.485]" in outcome.err

@@ -59,6 +59,6 @@ def test_empty_or_endless_terms_are_refused(ltd_pipe, project):
     """Before the teacher is asked."""
     for words in (["--licence", ""], ["--citation", "x" * 10_001]):
         outcome = ltd_pipe(*LABEL, *words)
-        assert outcome.code == 1
+        assert outcome.code == 2
         assert f"option: label.{words[0][2:]}: string should have at " in outcome.err
     assert not Path("new.zarr").exists()

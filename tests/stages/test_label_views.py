@@ -76,6 +76,6 @@ def test_refused(ltd_pipe, project, case):
     """At once, in one line, and nothing is written."""
     words, message = REFUSED[case]
     outcome = ltd_pipe(*WORDS, "new.zarr", *words)
-    assert outcome.code == 1
+    assert outcome.code == 2
     assert message in outcome.err
     assert not Path("new.zarr").exists()

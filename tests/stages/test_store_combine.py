@@ -220,7 +220,7 @@ def test_published_labels_are_converted(ltd_pipe, tmp_path):
     out = tmp_path / "fkd.zarr"
     words = ["store", "convert", root, "--from", "fkd", "--data", images, "--out", out]
     outcome = ltd_pipe(*words)
-    assert outcome.code == 1
+    assert outcome.code == 2
     assert "Pass --average-crops" in outcome.err
     words += ["--average-crops", "--teacher-sha256", "ab" * 32, "--architecture", "timm:effnet"]
     outcome = ltd_pipe(*words, "--licence", "MIT")
