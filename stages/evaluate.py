@@ -67,8 +67,8 @@ __all__ = ["evaluate"]
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("data/evaluation"),
     show_default=True,
-    help="Folder of by_eps.json, per_class.json, reliability.json, per_sample.npz, examples.npz "
-    "and settings.json.",
+    help="Folder of scores.json, by_eps.json, per_class.json, reliability.json, per_sample.npz, "
+    "examples.npz and settings.json.",
 )
 @click.option("--force", is_flag=True, help="Replace existing results.")
 @click.option("--json", "as_json", is_flag=True, help="Print metrics.json to stdout.")
@@ -153,7 +153,7 @@ def _publish(
 ) -> dict[str, Any]:
     """Measure, and write all files; what metrics.json holds."""
     from pipeline.evaluation.robustness import examples
-    from pipeline.evaluation.summary import metrics_of
+    from pipeline.evaluation.summary import metrics_of, scores_of
     from pipeline.publish import remove_state, write_json
 
     corrupted = _corrupted(corruptions, measured)
@@ -173,6 +173,7 @@ def _publish(
     _write(result, measured, pictures, settings, out)
     numbers = metrics_of(result, params.evaluate, quick=quick)
     numbers["checkpoint_sha256"] = settings["checkpoint_sha256"]
+    write_json(out / "scores.json", scores_of(numbers))
     # The last to appear: its presence tells that all is there.
     write_json(metrics, numbers)
     remove_state(state.folder)

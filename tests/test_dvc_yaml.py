@@ -143,7 +143,7 @@ def test_code_and_data_that_are_read_are_there(stage):
     outputs = [
         name
         for other in STAGES.values()
-        for out in other["outs"] + other.get("metrics", [])
+        for out in other["outs"]
         for name in ([out] if isinstance(out, str) else out)
     ]
     for dep in STAGES[stage].get("deps", []):
@@ -220,5 +220,15 @@ def test_a_key_that_is_not_in_the_file_can_be_set(clone):
 def test_artifacts_plots_and_metrics_are_declared(clone):
     """What DVC's tools list: three artifacts, plots that draw, metrics that show."""
     assert set(PIPELINE["artifacts"]) == {"teacher", "soft-labels", "student"}
+    shown = json.loads(dvc(clone, "metrics", "show", "--json"))[""]["data"]
+    assert shown.keys() == set(PIPELINE["metrics"])
+    for file in shown.values():
+        assert {"clean_accuracy", "pgd_accuracy", "all_attacks_accuracy"} <= file["data"].keys()
+        assert all(type(value) is float for value in file["data"].values())
+    # Both models together: a table that a screen has room for.
+    table = dvc(clone, "exp", "show", "--csv", "--no-pager").partition("\n")[0].split(",")
+    columns = [name for name in table if ".json:" in name]
+    assert len(columns) <= 20
+    assert {name.split(":")[0] for name in columns} == shown.keys()
     dvc(clone, "plots", "show", "-o", "plots")
     assert (clone / "plots/index.html").exists()

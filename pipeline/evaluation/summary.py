@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from pipeline.evaluation.robustness import Evaluation
     from pipeline.params import EvaluateParams
 
-__all__ = ["metrics_of", "not_measured", "per_class", "per_sample", "reliability_of"]
+__all__ = [
+    "metrics_of",
+    "not_measured",
+    "per_class",
+    "per_sample",
+    "reliability_of",
+    "scores_of",
+]
 
 
 def metrics_of(result: Evaluation, params: EvaluateParams, *, quick: bool) -> dict[str, Any]:
@@ -65,6 +72,16 @@ def metrics_of(result: Evaluation, params: EvaluateParams, *, quick: bool) -> di
     flags = result.autoattack.flags if result.autoattack is not None else []
     metrics["warnings"] = [*result.warnings, *(f"AutoAttack: {flag}" for flag in flags)]
     return metrics
+
+
+def scores_of(metrics: dict[str, Any]) -> dict[str, float]:
+    """What scores.json holds, and `dvc exp show` in columns: of metrics.json what one compares."""
+    compared = ("_accuracy", "_error", "_under_attack", "zero_accuracy_at_eps")
+    return {
+        name: value
+        for name, value in metrics.items()
+        if name.endswith(compared) and value is not None
+    }
 
 
 def not_measured(result: Evaluation, params: EvaluateParams) -> list[str]:
