@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 from importlib import resources
 
 from pipeline.errors import MissingError
 
-__all__ = ["recipe_names", "recipe_summary", "recipe_text"]
+__all__ = ["pipeline_text", "recipe_names", "recipe_summary", "recipe_text"]
 
 
 def recipe_names() -> list[str]:
@@ -37,3 +38,19 @@ def recipe_summary(name: str) -> str:
     """What a recipe is for: its first line, `# NAME: …`, without the name."""
     first = recipe_text(name).partition("\n")[0]
     return first.removeprefix(f"# {name}: ")
+
+
+def pipeline_text() -> str:
+    """dvc.yaml for a project of its own, where the code is an installed package.
+
+    That of the source tree, which is stages.yaml here: commands are `ltd-pipe`, and each stage
+    depends on the package's version in place of its files.
+    """
+    shipped = (resources.files("pipeline") / "stages.yaml").read_text(encoding="utf-8")
+    text = shipped.replace("${launch} -m stages", "ltd-pipe")
+    text = re.sub(r"(?:^ +- (?:pipeline|stages)/.*\n)+", f"      - {_VERSION}\n", text, flags=re.M)
+    outs = "    outs:\n      - data/inputs/images.json"
+    return text.replace(outs, outs.replace("\n", f"\n      - {_VERSION}: {{persist: true}}\n", 1))
+
+
+_VERSION = "data/inputs/version.json"

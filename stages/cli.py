@@ -15,6 +15,7 @@ from stages.lazy import LazyGroup
 __all__ = ["cli", "main"]
 
 _COMMANDS = {
+    "init": "Begin a project: dvc.yaml and params.yaml in a folder of its own.",
     "inputs": "Note which images and weights come from outside, for DVC.",
     "prepare": "Turn images into train.beton and test.beton.",
     "teacher": "Train the teacher on clean images, or take a checkpoint.",

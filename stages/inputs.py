@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import stat
@@ -34,7 +35,7 @@ __all__ = ["inputs"]
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("data/inputs"),
     show_default=True,
-    help="Folder of images.json and teacher.json, or asked.json.",
+    help="Folder of images.json, teacher.json and version.json, or asked.json.",
 )
 def inputs(asked: bool, out: Path) -> None:
     """Note what params.yaml names: the folder of images, and trained weights.
@@ -64,6 +65,11 @@ def inputs(asked: bool, out: Path) -> None:
             if found != before or not target.exists():
                 write_json(target, found)
         write_json(state, looked)
+        if not asked:
+            # What stages outside of a source tree depend on, for its code.
+            version = {"ltd-pipe": importlib.metadata.version("ltd-pipe")}
+            if _read(out / "version.json") != version:
+                write_json(out / "version.json", version)
 
 
 def _require_teacher(train: TrainParams) -> None:

@@ -11,9 +11,12 @@ from pathlib import Path
 import dvc_projects
 import numpy as np
 import pytest
+import yaml
+from click.testing import CliRunner
 from PIL import Image
 
-from pipeline.recipes import recipe_names
+from pipeline.recipes import pipeline_text, recipe_names
+from stages.init import init
 
 WARM = Path(__file__).with_name("warm_stages.py")
 ONE_EPOCH = {"architecture": "small-cnn-w8", "epochs": 1, "batch_size": 16}
@@ -36,6 +39,8 @@ SHRUNK = {
         "eps_grid": [0, 0.1],
     },
 }
+
+STEPS = yaml.safe_load(pipeline_text())["stages"].keys() - {"inputs", "asked"}
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +132,23 @@ def test_weights_that_were_replaced_are_read_again(own, launch):
     for path, stages in zip(weights, follow, strict=True):
         shutil.copyfile(other, path)
         assert repro(own, "train", "baseline") == stages
+
+
+@pytest.mark.slow
+def test_a_project_of_its_own_runs_with_the_installed_package(tmp_path, launch, clone):
+    """`ltd-pipe init`, and the commands that it prints; the second time nothing runs."""
+    folder = tmp_path / "mine"
+    done = CliRunner().invoke(init, [str(folder), "--recipe", "cifar10-resnet18"])
+    left = [f"cd {folder}", "git init", "dvc init", "dvc repro"]
+    assert done.output.splitlines()[1:] == [f"  {command}" for command in left]
+    dvc_projects.write_params(folder, "cifar10-resnet18", SHRUNK)
+    shutil.copytree(clone / "photos", folder / "photos")
+    program = folder / "bin/ltd-pipe"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {launch} -m stages "$@"\n')
+    program.chmod(0o755)
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    dvc_projects.dvc(folder, "init", "-q")
+    assert repro(folder) == STEPS
+    assert "<html" in (folder / "data/report.html").read_text()
+    assert repro(folder) == set()

@@ -14,6 +14,7 @@ import pytest
 from stages.cli import cli
 
 COMMANDS = [
+    "init",
     "inputs",
     "prepare",
     "teacher",

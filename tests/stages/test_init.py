@@ -1,0 +1,68 @@
+"""`ltd-pipe init`: dvc.yaml and params.yaml for a project outside of this source tree."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.params import load_params, require_named
+from pipeline.recipes import pipeline_text, recipe_names
+
+ROOT = Path(__file__).parents[2]
+OURS, THEIRS = (yaml.safe_load(text) for text in ((ROOT / "dvc.yaml").read_text(), pipeline_text()))
+VERSION = "data/inputs/version.json"
+
+
+@pytest.mark.parametrize("stage", OURS["stages"])
+def test_a_stage_is_ours_but_for_its_code(stage):
+    """The version stands for the files; the rest is the same."""
+    ours, theirs = OURS["stages"][stage], THEIRS["stages"][stage]
+    assert theirs.pop("cmd") == ours.pop("cmd").replace("${launch} -m stages", "ltd-pipe")
+    deps = {dep for dep in ours.pop("deps", []) if not dep.startswith(("pipeline", "stages"))}
+    added = set() if ours.get("always_changed") else {VERSION}
+    assert sorted(theirs.pop("deps", [])) == sorted(deps | added)
+    if stage == "inputs":
+        assert theirs["outs"].pop(0) == {VERSION: {"persist": True}}
+    assert theirs == ours
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_each_recipe_begins_a_project(ltd_pipe, tmp_path, name):
+    """Valid, with all that dvc.yaml names."""
+    assert ltd_pipe("init", tmp_path, "--recipe", name).code == 0
+    load_params(tmp_path / "params.yaml")
+    require_named(tmp_path / "params.yaml", tmp_path / "dvc.yaml")
+
+
+def test_nothing_is_replaced_without_force(ltd_pipe, tmp_path):
+    """Neither file; a .gitignore is added to, once."""
+    (tmp_path / ".gitignore").write_text("mine\n")
+    for name in ("dvc.yaml", "params.yaml"):
+        (tmp_path / name).write_text("mine")
+        assert ltd_pipe("init", tmp_path).code == 1
+        assert [p.name for p in tmp_path.iterdir() if p.name != ".gitignore"] == [name]
+        (tmp_path / name).unlink()
+    assert ltd_pipe("init", tmp_path).code == 0
+    assert ltd_pipe("init", tmp_path).code == 1
+    assert ltd_pipe("init", tmp_path, "--force").code == 0
+    assert (tmp_path / ".gitignore").read_text() == "mine\n/data/\n"
+
+
+FOUND = {
+    "nothing": ([], ["git init", "dvc init", "dvc repro"]),
+    "git": ([".git"], ["dvc init", "dvc repro"]),
+    "git above": (["../.git"], ["dvc init --subdir", "dvc repro"]),
+    "both": ([".git", ".dvc"], ["dvc repro"]),
+}
+
+
+@pytest.mark.parametrize("case", FOUND)
+def test_the_commands_that_are_left_are_said(ltd_pipe, tmp_path, monkeypatch, case):
+    """What is there need not be made."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    there, left = FOUND[case]
+    for name in there:
+        (folder / name).mkdir()
+    assert ltd_pipe("init").out.splitlines()[1:] == [f"  {command}" for command in left]
