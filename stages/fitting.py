@@ -83,8 +83,15 @@ def _measures(row: dict[str, float]) -> str:
 def _write_plots(history: list[dict[str, float]], live: Path) -> None:
     """Write all epochs anew, so that a resumed run has the same files as an uninterrupted one."""
     from dvclive.live import Live
+    from scmrepo.exceptions import SCMError
 
-    with Live(str(live), dvcyaml=None, save_dvc_exp=False, monitor_system=False) as logger:
+    class Plots(Live):
+        def _init_dvc(self) -> None:
+            # DVCLive asks for git's commit, and fails where there is none yet.
+            with contextlib.suppress(SCMError):
+                super()._init_dvc()
+
+    with Plots(str(live), dvcyaml=None, save_dvc_exp=False, monitor_system=False) as logger:
         for row in history:
             logger.step = int(row["epoch"])
             for name, value in row.items():
