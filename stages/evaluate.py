@@ -22,7 +22,7 @@ from stages.measured import (
     weights_option,
 )
 from stages.outputs import refuse_existing
-from stages.parameters import params_options
+from stages.parameters import ParamsCommand, params_options
 from stages.progress import bar, tell, ticker
 from stages.usage import refuse_given
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["evaluate"]
 
 
-@click.command()
+@click.command(cls=ParamsCommand)
 @model_argument
 @weights_option
 @params_options("evaluate", standalone=True)

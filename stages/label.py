@@ -17,7 +17,7 @@ from stages.given import (
 )
 from stages.labelling import Work, interruptible, publish, show, show_part, turn
 from stages.outputs import refuse_overlap
-from stages.parameters import params_options
+from stages.parameters import ParamsCommand, params_options
 from stages.usage import of_option, refuse_given
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["label"]
 
 
-@click.command()
+@click.command(cls=ParamsCommand)
 @click.option(
     "--teacher",
     "teachers",

@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import pkgutil
+import types
+import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from pipeline.errors import ParamsError
 from pipeline.params import Params, load_params, parse_standalone
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 
     Command = Callable[..., Any]
 
-__all__ = ["PARAMS_FILE", "PIPELINE_FILE", "params_options"]
+__all__ = ["PARAMS_FILE", "PIPELINE_FILE", "ParamsCommand", "params_options"]
 
 PARAMS_FILE, PIPELINE_FILE = Path("params.yaml"), Path("dvc.yaml")
 
@@ -46,8 +49,12 @@ def params_options(
     fields = Params.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
 
     def decorate(command: Command) -> Command:
+        group, groups = "Options", {}
+        for name in fields:
+            group = _GROUPS.get(name, group) if len(fields) > _LONG else group
+            groups[name] = group
         for name, info in reversed(fields.items()):
-            command = _option(name, info)(command)
+            command = _option(name, info, groups[name])(command)
         command = click.option(
             "-S",
             "--set",
@@ -62,19 +69,151 @@ def params_options(
             type=click.Path(path_type=Path),
             default=PARAMS_FILE,
             show_default=True,
-            help="Parameter file.",
+            help="Parameter file; its values come before the defaults below.",
         )(_receiving(command, section, fields, standalone, typed or {}))
 
     return decorate
 
 
-def _option(name: str, info: FieldInfo) -> Callable[[Command], Command]:
+# Of long helps: the field with which each group begins, in the order of the classes.
+_GROUPS = {
+    "architecture": "Network and length",
+    "learning_rate": "Optimiser",
+    "schedule": "Schedule and averages",
+    "crop_padding": "Augmentation",
+    "mean": "Input normalisation",
+    "precision": "Speed and snapshots",
+    "objective": "Objective",
+    "label_kind": "Labels",
+    "label_smoothing": "Labels",
+    "checkpoint": "A checkpoint instead of training",
+    "norm": "Attack",
+    "temperature": "Temperature and validation",
+}
+_LONG = 20
+# What completion offers where more than these can be named.
+_OFFERED = {
+    "architecture": (
+        "small-cnn",
+        "resnet18",
+        "preactresnet18",
+        "wrn-28-10",
+        "wrn-34-10",
+        "wrn-34-20",
+        "small-cnn-exits",
+        "resnet18-exits",
+        "timm:",
+        "torchvision:",
+    ),
+    "temperature": ("auto:0.9", "auto:0.95"),
+    "policy": (
+        "trivialaugment",
+        "randaugment:2-9",
+        "autoaugment:cifar10",
+        "autoaugment:imagenet",
+        "autoaugment:svhn",
+    ),
+    "attacks": ("fgsm", "pgd-20", "cw-20", "none"),
+    "eps": ("8/255", "4/255"),
+}
+_KINDS = {bool: "true|false", int: "INTEGER", float: "NUMBER", str: "TEXT", tuple: "LIST"}
+
+
+class ParamsCommand(click.Command):
+    """A command with many parameters, whose help has a heading for each group of them."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the command's own options first."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if (record := param.get_help_record(ctx)) is not None:
+                groups.setdefault(getattr(param, "group", "Options"), []).append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                # A wide first column leaves too little for the text.
+                formatter.write_dl(records, col_max=26)
+
+
+class _FieldOption(click.Option):
+    """An option whose default is the file's, or else the parameter's."""
+
+    def __init__(self, *args: Any, group: str, default_text: str | None, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.group, self._default_text = group, default_text
+
+    def get_help_extra(self, ctx: click.Context) -> Any:
+        """Say the parameter's default, which params.yaml overrides."""
+        told = {"default": self._default_text}
+        if self._default_text is None:
+            told = {"required": "needed here or in the file"}
+        return super().get_help_extra(ctx) | told
+
+
+class _Value(click.ParamType[str]):
+    """What is typed, to be checked as in the file; completion offers the usual values."""
+
+    def __init__(self, name: str, offered: tuple[str, ...]) -> None:
+        self.name, self._offered = name, offered
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Values that begin so."""
+        del ctx, param
+        return [CompletionItem(value) for value in self._offered if value.startswith(incomplete)]
+
+
+def _choices(annotation: Any) -> tuple[str, ...]:
+    """The values of a Literal, or of one among others."""
+    if typing.get_origin(annotation) is typing.Literal:
+        return tuple(map(str, typing.get_args(annotation)))
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return tuple(c for part in typing.get_args(annotation) for c in _choices(part))
+    return ()
+
+
+def _kind(annotation: Any) -> str:
+    """The type of an option's value, for its help."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        known = [_kind(part) for part in typing.get_args(annotation) if part is not type(None)]
+        return "|".join(dict.fromkeys(known))
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _kind(typing.get_args(annotation)[0])
+    if choices := _choices(annotation):
+        return "|".join(choices)
+    return _KINDS.get(typing.get_origin(annotation) or annotation, "VALUE")
+
+
+def _default(info: FieldInfo) -> str | None:
+    if info.is_required():
+        return None
+    value = info.default
+    if value is None:
+        return "null"
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _option(name: str, info: FieldInfo, group: str) -> Callable[[Command], Command]:
     flag, text = name.replace("_", "-"), info.description or ""
     text = f"{text[:1].upper()}{text[1:]}."
+    more: dict[str, Any] = {"cls": _FieldOption, "group": group, "help": text}
     if info.annotation is bool:
-        return click.option(f"--{flag}/--no-{flag}", _private(name), default=None, help=text)
-    flags = [f"--{flag}", *(["--arch"] if name == "architecture" else [])]
-    return click.option(*flags, _private(name), metavar="VALUE", help=text)
+        default = f"{'' if info.default else 'no-'}{flag}"
+        flags = f"--{flag}/--no-{flag}"
+        return click.option(flags, _private(name), default=None, default_text=default, **more)
+    choices = _choices(info.annotation)
+    kind = _kind(info.annotation)
+    return click.option(
+        f"--{flag}",
+        *(["--arch"] if name == "architecture" else []),
+        _private(name),
+        metavar=f"[{kind}]" if choices else kind,
+        type=_Value(kind, choices or _OFFERED.get(name, ())),
+        default_text=_default(info),
+        **more,
+    )
 
 
 def _private(name: str) -> str:

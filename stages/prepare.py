@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from stages.outputs import refuse_existing
-from stages.parameters import PARAMS_FILE, PIPELINE_FILE, params_options
+from stages.parameters import PARAMS_FILE, PIPELINE_FILE, ParamsCommand, params_options
 from stages.progress import counter
 from stages.usage import refuse_given
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["prepare"]
 
 
-@click.command()
+@click.command(cls=ParamsCommand)
 @params_options("prepare")
 @click.option(
     "--out",

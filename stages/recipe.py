@@ -12,6 +12,13 @@ from stages.parameters import PARAMS_FILE
 __all__ = ["recipe"]
 
 
+def _names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from pipeline.recipes import recipe_names
+
+    del ctx, param
+    return [name for name in recipe_names() if name.startswith(incomplete)]
+
+
 @click.group()
 def recipe() -> None:
     """List, show or use the recipes: complete parameter files for known experiments.
@@ -43,7 +50,7 @@ def list_recipes(as_json: bool) -> None:
 
 
 @recipe.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=_names)
 def show_recipe(name: str) -> None:
     """Print a recipe, comments included.
 
@@ -57,7 +64,7 @@ def show_recipe(name: str) -> None:
 
 
 @recipe.command("use")
-@click.argument("name")
+@click.argument("name", shell_complete=_names)
 @click.option("--force", is_flag=True, help="Replace a params.yaml that was edited.")
 def use_recipe(name: str, force: bool) -> None:
     """Make a recipe the params.yaml of this folder.

@@ -11,7 +11,7 @@ import click
 
 from stages.evaluated import find_metrics, training_files
 from stages.outputs import refuse_existing
-from stages.parameters import params_options
+from stages.parameters import ParamsCommand, params_options
 from stages.usage import refuse_given
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _optional_places(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.command()
+@click.command(cls=ParamsCommand)
 @params_options("report", standalone=True)
 @click.option(
     "--student",

@@ -10,7 +10,7 @@ import click
 from pipeline.errors import MissingError, ParamsError
 from stages.given import Foreign, load_teacher
 from stages.outputs import refuse_existing, refuse_overlap
-from stages.parameters import params_options
+from stages.parameters import ParamsCommand, params_options
 from stages.usage import refuse_given
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["teacher"]
 
 
-@click.command()
+@click.command(cls=ParamsCommand)
 @params_options("teacher", typed={"architecture": "pipeline.models.external:allow_file"})
 @click.option(
     "--data",

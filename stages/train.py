@@ -10,7 +10,7 @@ import click
 from pipeline.errors import MissingError
 from stages.fetched import local_folder
 from stages.outputs import refuse_existing
-from stages.parameters import params_options
+from stages.parameters import ParamsCommand, params_options
 
 if TYPE_CHECKING:
     from pipeline.images.beton import Beton
@@ -31,7 +31,7 @@ _STOPPED = (
 )
 
 
-@click.command()
+@click.command(cls=ParamsCommand)
 @params_options("train", typed={"architecture": "pipeline.models.external:allow_file"})
 @click.option(
     "--data",

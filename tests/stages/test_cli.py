@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +13,10 @@ from pathlib import Path
 import click
 import pytest
 
+from pipeline.models.registry import known
+from pipeline.params import Params
 from stages.cli import cli
+from stages.train import train
 
 COMMANDS = [
     "init",
@@ -346,3 +351,74 @@ def test_a_small_shared_memory_is_refused_before_the_work(tmp_path):
     assert "shm is too small" in done.stderr
     assert "--shm-size" in done.stderr
     assert not list(tmp_path.glob("*.beton"))
+
+
+TYPES = ("INTEGER", "NUMBER", "TEXT", "LIST")
+
+
+@pytest.mark.parametrize("command", ["prepare", "teacher", "train", "label", "evaluate", "report"])
+def test_every_parameter_has_its_type_and_default_within_80_columns(ltd_pipe, command):
+    """What is typed for null, 8/255 or a list is not restricted by it."""
+    # Examples are as long as the line that is to be copied.
+    lines = ltd_pipe(command, "--help").out.partition("Options:")[2].splitlines()
+    assert max(map(len, lines)) <= 80
+    known = cli.get_command(None, command)
+    records = {p.name: p.get_help_record(click.Context(known)) for p in known.params}
+    for name, info in Params.model_fields[command].annotation.model_fields.items():
+        flags, text = records[f"field_{name}"]
+        kind = flags.split()[-1]
+        assert kind.startswith("--no-" if info.annotation is bool else ("[", *TYPES))
+        assert re.search(r"\[(default: .+|needed here or in the file)\]$", text), text
+
+
+def test_long_helps_have_headings(ltd_pipe):
+    """In the order in which a run is thought out; short ones have none."""
+    headings = re.findall(r"^([A-Z][^\n]*):$", ltd_pipe("train", "--help").out, re.MULTILINE)
+    assert headings == [
+        "Options",
+        "Network and length",
+        "Optimiser",
+        "Schedule and averages",
+        "Augmentation",
+        "Input normalisation",
+        "Speed and snapshots",
+        "Objective",
+        "Labels",
+        "Attack",
+        "Temperature and validation",
+    ]
+    assert "Labels:" not in ltd_pipe("label", "--help").out
+
+
+OFFERED = [
+    ("train --objective a", {"at", "ard", "adaad"}),
+    ("train --attack-loss ", {"ce", "kl", "margin"}),
+    ("train --norm l", {"linf", "l2"}),
+    ("teacher --architecture wrn-3", {"wrn-34-10", "wrn-34-20"}),
+    ("recipe use cifar10-f", {"cifar10-fast"}),
+    ("store ver", {"verify"}),
+]
+
+
+@pytest.mark.parametrize(("line", "offered"), OFFERED, ids=[line for line, _ in OFFERED])
+def test_completion_offers_what_can_be_named(line, offered):
+    """As the shell asks for it."""
+    asked = {"COMP_WORDS": f"ltd-pipe {line}", "COMP_CWORD": str(line.count(" ") + 1)}
+    environment = os.environ | asked | {"_LTD_PIPE_COMPLETE": "bash_complete"}
+    words = [sys.executable, "-m", "stages"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert {answer.partition(",")[2] for answer in done.stdout.split()} == offered, done.stderr
+
+
+def test_completion_offers_all_networks_of_ours():
+    """Their names are written once more there, so that it loads no torch."""
+    (option,) = (one for one in train.params if one.name == "field_architecture")
+    offered = {one.value for one in option.type.shell_complete(None, option, "")}
+    assert offered == {*known(), "timm:", "torchvision:"}
+
+
+def test_a_mistyped_option_is_guessed(ltd_pipe):
+    """As a mistyped command is."""
+    outcome = ltd_pipe("train", "--lerning-rate", "1")
+    assert outcome.code == 2
+    assert "--learning-rate" in outcome.err
