@@ -135,7 +135,7 @@ def _open_store(params: Params, labels: str, beton: Beton) -> SoftLabels | None:
     if not params.train.reads_store:
         return None
     store = SoftLabels.open(local_folder(labels))
-    store.require_data(beton.manifest, str(beton.path))
+    store.require_data(beton.manifest, str(beton.path), beton)
     return store
 
 

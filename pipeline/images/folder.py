@@ -57,6 +57,10 @@ class FolderStream:
         """What the images are, under the name that a beton has it by."""
         return self.facts
 
+    def where(self, i: int) -> str:
+        """Image i as the user knows it."""
+        return self._source.where(i)
+
     def batches(self, order: NDArray[np.int64], batch_size: int, start: int = 0) -> Iterator[Batch]:
         """Yield the samples of `order`; see `ImageStream.batches`."""
         with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:

@@ -20,6 +20,7 @@ __all__ = [
     "ImagesLike",
     "ManifestLike",
     "find_rows",
+    "name_of",
     "remedy",
     "require_classes",
     "require_same_data",
@@ -132,27 +133,74 @@ def require_classes(
 
 
 def require_same_data(
-    store: object, attributes: StoreAttributes, manifest: ManifestLike, data: str
+    store: object,
+    attributes: StoreAttributes,
+    manifest: ManifestLike,
+    data: str,
+    rows: tuple[NDArray[np.uint64], NDArray[np.int32]] | None = None,
+    images: ImagesLike | None = None,
 ) -> None:
-    """Refuse a data set other than the labelled one, before any image is read."""
+    """Refuse a data set other than the labelled one, before any image is read.
+
+    With the store's hashes and labels and the images the first that differs is named.
+    """
     require_classes(store, attributes, manifest.class_names, data)
-    if manifest.num_samples != attributes.num_samples:
+    labelled, same_number = attributes.dataset, manifest.num_samples == attributes.num_samples
+    if same_number and manifest.fingerprint == labelled.fingerprint:
+        return
+    way_on = remedy(store)
+    if rows is not None and images is not None:
+        data = f"{data}; the first that differs is {_first_difference(*rows, images)}"
+        if attributes.views.augmentation is None:
+            way_on = _way_on(store, rows[0], images)
+    if not same_number:
         raise JoinError(
             store,
             "number of samples",
             expected=attributes.num_samples,
             found=f"{manifest.num_samples} in {data}",
-            remedy=remedy(store),
+            remedy=way_on,
         )
-    labelled = attributes.dataset
-    if manifest.fingerprint != labelled.fingerprint:
-        raise JoinError(
-            store,
-            "fingerprint of the images",
-            expected=f"{labelled.fingerprint[:12]}… ({labelled.name}, {labelled.split})",
-            found=f"{manifest.fingerprint[:12]}… ({manifest.dataset}, {manifest.split}) in {data}",
-            remedy=remedy(store),
-        )
+    raise JoinError(
+        store,
+        "fingerprint of the images",
+        expected=f"{labelled.fingerprint[:12]}… ({labelled.name}, {labelled.split})",
+        found=f"{manifest.fingerprint[:12]}… ({manifest.dataset}, {manifest.split}) in {data}",
+        remedy=way_on,
+    )
+
+
+def _first_difference(
+    hashes: NDArray[np.uint64], labels: NDArray[np.int32], images: ImagesLike
+) -> str:
+    both = min(len(hashes), len(images.labels))
+    wrong = (hashes[:both] != images.sample_hash[:both]) | (labels[:both] != images.labels[:both])
+    first = int(np.argmax(wrong)) if wrong.any() else both
+    if first < len(images.labels):
+        return name_of(images, first)
+    if first < len(hashes):
+        return f"sample {first}, which is in the store alone"
+    return "none: class names are in another form of Unicode"
+
+
+def name_of(images: ImagesLike, sample: int) -> str:
+    """A sample by its number, and by its file where that is known."""
+    where = getattr(images, "where", None)
+    return f"sample {sample}" + (f", {where(sample)}" if where else "")
+
+
+def _way_on(store: object, hashes: NDArray[np.uint64], images: ImagesLike) -> str:
+    known = np.isin(images.sample_hash, hashes)
+    if not known.any():
+        return remedy(store)
+    keeps = f"'ltd-pipe store subset {store} --data' keeps the labels"
+    if known.all():
+        return f"{keeps} of these images, which are all in the store, in their order."
+    return (
+        f"{known.sum():,} of {len(known):,} images are in the store: without the others, such as "
+        f"{name_of(images, int(np.argmin(known)))}, {keeps} of those that remain. Or run "
+        "'ltd-pipe label' again."
+    )
 
 
 def find_rows(

@@ -9,6 +9,7 @@ from pipeline.errors import StoreError
 from pipeline.labels.folder import StoreFolder
 from pipeline.labels.half import to_float16
 from pipeline.labels.join import (
+    ImagesLike,
     ManifestLike,
     find_rows,
     require_classes,
@@ -257,7 +258,9 @@ class SoftLabels:
         expected = self.sample_hash[rows]
         require_same_images(self.path, rows, expected, sample_hash, data)
 
-    def require_data(self, manifest: ManifestLike, data: str) -> None:
+    def require_data(
+        self, manifest: ManifestLike, data: str, images: ImagesLike | None = None
+    ) -> None:
         """Refuse a data set other than the labelled one in the same order, before the work.
 
         Parameters
@@ -266,13 +269,16 @@ class SoftLabels:
             Of the images.
         data : str
             How the user knows the data.
+        images : Beton or FolderStream, optional
+            With them the first sample that differs is named.
 
         Raises
         ------
         JoinError
             When classes, number of samples, or fingerprint differ.
         """
-        require_same_data(self.path, self.attributes, manifest, data)
+        rows = (self.sample_hash, self.labels)
+        require_same_data(self.path, self.attributes, manifest, data, rows, images)
 
     def require_classes(self, class_names: Sequence[str], data: str) -> None:
         """Refuse data whose classes are not the columns; needed beside `rows_of`."""

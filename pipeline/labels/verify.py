@@ -139,7 +139,7 @@ def _verify_labels(store: SoftLabels) -> None:
 
 def _verify_join(store: SoftLabels, images: ImagesLike) -> None:
     data = f"{images.manifest.dataset} ({images.manifest.split})"
-    store.require_data(images.manifest, data)
+    store.require_data(images.manifest, data, images)
     store.join(np.arange(store.num_samples), images.sample_hash, data)
     different = store.labels != images.labels
     if different.any():

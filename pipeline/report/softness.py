@@ -173,7 +173,7 @@ def _pixels(
     from pipeline.images.stream import ImageStream
 
     beton = open_beton(data)
-    labels.require_data(beton.manifest, str(data))
+    labels.require_data(beton.manifest, str(data), beton)
     # All raw images are copied into memory, if they fit, sooner than FFCV compiles its reader.
     resident = None if beton.manifest.encoding == "raw" else False
     stream = ImageStream(beton, torch.device("cpu"), resident=resident)

@@ -69,6 +69,32 @@ def test_a_subset_is_cut_to_a_folder_of_images(ltd_pipe, pictures):
         assert outcome.code == 0, outcome.err
 
 
+def test_images_that_were_renamed_keep_their_labels_by_a_subset(ltd_pipe, pictures):
+    """The first that is another one is named, with the command, which does what is said of it."""
+    for words in (["prepare"], ["teacher"], ["label"]):
+        assert ltd_pipe(*words).code == 0
+    verify = ["store", "verify", "data/labels.zarr", "--data", "photos/train"]
+    train = ["train", "--epochs", "1", "--labels"]
+    first, second, *_ = sorted(Path("photos/train").rglob("*.png"))
+    first.rename(first.with_name("z.png"))
+    assert ltd_pipe("prepare", "--force").code == 0
+    refused = [ltd_pipe(*verify), ltd_pipe(*train, "data/labels.zarr")]
+    for outcome in refused:
+        assert outcome.code == 1
+        assert "the first that differs is sample 0" in outcome.err
+        assert "'ltd-pipe store subset data/labels.zarr --data' keeps the labels" in outcome.err
+    assert f"sample 0, {second}" in refused[0].err
+    subset = ["store", "subset", "data/labels.zarr", "--data", "data/train.beton", "--out"]
+    assert ltd_pipe(*subset, "part.zarr").code == 0
+    assert ltd_pipe(*train, "part.zarr").code == 0
+    # A file that is another image now has no label.
+    second.write_bytes(second.with_name("z.png").read_bytes() + b"changed")
+    outcome = ltd_pipe(*verify)
+    assert f"59 of 60 images are in the store: without the others, such as sample 0, {second}" in (
+        outcome.err
+    )
+
+
 def test_stores_are_averaged(ltd_pipe, answers, store, tmp_path):
     """With weights, which say whose answers count for more."""
     other = replace(answers, logits=answers.logits / 2).write(tmp_path / "other.zarr")
