@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import shlex
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.errors import DataError, MissingError
+from pipeline.errors import DataError, MissingError, ParamsError
 from stages.parameters import PARAMS_FILE, PIPELINE_FILE
+from stages.usage import FIELD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,6 +56,7 @@ def inputs(asked: bool, out: Path) -> None:
     if PIPELINE_FILE.exists():
         require_named(PARAMS_FILE, PIPELINE_FILE)
         _require_teacher(params.train)
+        _warn_of_refusals()
     state = out.parent / "state" / f"{out.name}.json"
     with exclusive(out):
         looked = _read(state) or {}
@@ -82,6 +85,31 @@ def _require_teacher(train: TrainParams) -> None:
     made = {name for stage in stages for out in stage.get("outs", []) for name in _names(out)}
     if not made & {str(path) for path in (Path(train.teacher), *Path(train.teacher).parents)}:
         raise _missing("train.teacher", train.teacher)
+
+
+def _warn_of_refusals() -> None:
+    """Say which training will refuse params.yaml with its own options, before any has begun.
+
+    It is no refusal: who runs the other stages alone gets what they give.
+    """
+    from pipeline.params import load_params, read_yaml
+    from stages.train import train
+
+    for name, stage in read_yaml(PIPELINE_FILE)["stages"].items():
+        _, is_train, words = stage.get("cmd", "").partition(" train ")
+        if not is_train:
+            continue
+        given = train.make_context("train", shlex.split(words)).params
+        overrides = {
+            f"train.{key.removeprefix(FIELD)}": str(value)
+            for key, value in given.items()
+            if key.startswith(FIELD) and value is not None
+        }
+        try:
+            load_params(PARAMS_FILE, overrides)
+        except ParamsError as error:
+            where = f"stage '{name}' of {PIPELINE_FILE}"
+            click.echo(f"WARNING: {where} will end with: {error}", err=True)
 
 
 def _names(out: str | dict[str, Any]) -> list[str]:

@@ -4,12 +4,15 @@ import contextlib
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import MissingError
 from stages.inputs import inputs
+
+ROOT = Path(__file__).parents[2]
 
 
 def look(*words):
@@ -84,7 +87,8 @@ def test_nothing_from_outside_is_noted_as_such(project):
     """Digits come with scikit-learn, and the teacher is trained."""
     assert look()[0] is None
     assert look("--asked")[0] is None
-    assert [p.read_text() for p in sorted(Path("data/inputs").iterdir())] == ["null\n"] * 3
+    for name in ("images", "teacher", "asked"):
+        assert Path(f"data/inputs/{name}.json").read_text() == "null\n"
 
 
 @pytest.mark.parametrize(
@@ -106,3 +110,15 @@ def test_weights_that_are_not_there_are_refused_at_once(project, key, value):
     with pytest.raises(MissingError) as refusal:
         look()
     assert refusal.value.where == f"params.yaml: {key}: {value}"
+
+
+@pytest.mark.parametrize(("objective", "warned"), [("at", 0), ("trades", 0), ("ard", 1)])
+def test_a_stage_that_will_refuse_the_file_is_named_at_once(project, objective, warned):
+    """The baseline of ard comes after the student's training, and has labels of no teacher."""
+    params = Path("params.yaml")
+    settings = f"objective: {objective}, label_temperature: 2"
+    params.write_text(params.read_text().replace("ema_decay: 0.9", f"ema_decay: 0.9, {settings}"))
+    shutil.copy(ROOT / "dvc.yaml", "dvc.yaml")
+    _, said = look()
+    assert said.count("WARNING: stage 'baseline' of dvc.yaml will end with") == warned
+    assert said.count("\n") == warned
