@@ -21,10 +21,10 @@ from stages.measured import (
     transfer_options,
     weights_option,
 )
-from stages.outputs import refuse_existing
+from stages.outputs import AUDIT, note_pipeline, refuse_existing
 from stages.parameters import ParamsCommand, params_options
 from stages.progress import bar, ticker
-from stages.usage import refuse_given
+from stages.usage import refuse_given, require_named
 
 if TYPE_CHECKING:
     from pipeline.evaluation.masking import Audit, AuditSettings
@@ -98,7 +98,8 @@ def audit(
 
     theirs = set(type(params.evaluate).model_fields) - {"norm", "eps", "images", "batch_size"}
     refuse_given(theirs, "is of evaluate; an audit's own attacks take --steps, --square-queries")
-    refuse_existing(out / "audit.json", force=force)
+    refuse_existing(out / "audit.json", force=force, kind=AUDIT)
+    note_pipeline(out)
     settings = AuditSettings(
         params.evaluate.eps,
         params.seed,
@@ -107,6 +108,7 @@ def audit(
         square_queries=square_queries,
         norm=params.evaluate.norm,
     )
+    require_named("data")
     named = name_model(model, weights, foreign)
     with exclusive(out / "audit.json"):
         summary, found = _measure(named, params, data, sources, settings, at_most)

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import click
 
-from pipeline.errors import WriteError
 from stages.measured import checkpoint_argument
-from stages.outputs import refuse_existing, refuse_overlap
+from stages.outputs import CARD, refuse_existing, refuse_overlap
 from stages.usage import refuse_given
 
 __all__ = ["card"]
@@ -70,8 +69,7 @@ def card(
         refuse_given({"evaluation"}, "is of --metrics, and none are given")
     inputs = [path for path in (checkpoint, metrics, audit) if path is not None]
     refuse_overlap(out, *inputs)
-    refuse_existing(out, force=force)
-    _refuse_other_text(out)
+    refuse_existing(out, force=force, kind=CARD)
     if metrics is not None and evaluation is None:
         evaluation = evaluation_beside(metrics)
     if metrics is not None and audit is None:
@@ -104,17 +102,3 @@ def _audit_beside(metrics: Path, checkpoint: Path) -> Path | None:
         return None
     found = read_result(path, Audit, "ltd-pipe audit").checkpoint_sha256
     return path if found == sha256_file(checkpoint) else None
-
-
-def _refuse_other_text(out: Path) -> None:
-    # The default name is that of many a project's own page.
-    if not out.exists():
-        return
-    with out.open(encoding="utf-8", errors="replace") as file:
-        is_card = "library_name: ltd-pipe\n" in file.read(4096)
-    if not is_card:
-        raise WriteError(
-            out,
-            "is no model card, and --force replaces those only",
-            remedy="Choose another --out.",
-        )

@@ -21,10 +21,10 @@ from stages.measured import (
     transfer_options,
     weights_option,
 )
-from stages.outputs import refuse_existing
+from stages.outputs import METRICS, SETTINGS, note_pipeline, refuse_existing
 from stages.parameters import ParamsCommand, params_options
 from stages.progress import bar, tell, ticker
-from stages.usage import refuse_given
+from stages.usage import refuse_given, require_named
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,7 +105,10 @@ def evaluate(
     if quick:
         fixed = {"pgd_steps", "pgd_restarts", "attacks", "autoattack", "eps_grid"}
         refuse_given(fixed | {"eps_grid_images"}, "is fixed in a first look: leave --quick out")
-    refuse_existing(*_results(metrics, out), force=force)
+    require_named("data", "corruptions")
+    refuse_existing(metrics, force=force, kind=METRICS)
+    refuse_existing(*_settings_of_others(metrics, out), force=force, kind=SETTINGS)
+    note_pipeline(metrics, out)
     named, device = name_model(model, weights, foreign), choose_device(params.device)
     with exclusive(metrics), deterministic(), full_float32():
         images = open_test_data(data, named, device)
@@ -129,13 +132,13 @@ def evaluate(
     _show(numbers, model, as_json=as_json)
 
 
-def _results(metrics: Path, out: Path) -> list[Path]:
+def _settings_of_others(metrics: Path, out: Path) -> list[Path]:
     """What must not be there already."""
     from pipeline.evaluation.places import evaluation_beside
 
     # Beside it the folder is of these metrics, which appear last: without them it is half done.
     own = out.resolve() == evaluation_beside(metrics).resolve()
-    return [metrics] if own else [metrics, out / "settings.json"]
+    return [] if own else [out / "settings.json"]
 
 
 def _publish(

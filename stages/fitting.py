@@ -117,9 +117,12 @@ def fit_on_screen(fit: Fit, description: str, out: Path) -> dict[str, float]:
         try:
             return run_fit(fit, screen)
         except Interrupted as error:
+            # Which would start over once more; what --fresh was allowed to replace is still there.
+            fresh = click.get_current_context().params.get("fresh")
+            how = ", with --force instead of --fresh," if fresh else ""
             raise Interrupted(
                 f"Interrupted after step {fit.progress.step} of {fit.total_steps}; "
-                "run the same command again to go on."
+                f"run the same command again{how} to go on."
             ) from error
 
 

@@ -16,9 +16,9 @@ from stages.given import (
     stream_of,
 )
 from stages.labelling import Work, interruptible, publish, show, show_part, turn
-from stages.outputs import refuse_overlap
+from stages.outputs import note_pipeline, refuse_overlap
 from stages.parameters import ParamsCommand, params_options
-from stages.usage import of_option, refuse_given
+from stages.usage import of_option, refuse_given, require_named
 
 if TYPE_CHECKING:
     from pipeline.images.folder import FolderStream
@@ -93,10 +93,12 @@ def label(
 
     with of_option("--part"):
         part = None if part_text is None else Part.parse(part_text)
+    require_named("teachers", "data")
     require_replaceable(out, replace=force)
     if params.label.top_k is not None or len(teachers) > 1:
         refuse_given({"logits"}, "is of one teacher's labels, and not of --top-k")
     refuse_overlap(out, data, *teachers)
+    note_pipeline(out)
     refuse_unused(foreign, *teachers)
     team = Team.here()
     device = team.device(choose_device(params.device))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.errors import MissingError
 from stages.given import (
     TRANSFERRED,
     WEIGHTS_OPTIONS,
@@ -114,14 +115,21 @@ def name_model(text: str, weights: Path | None, foreign: Foreign) -> Named:
     if not text.startswith(_PACKAGES):
         if weights is not None:
             raise click.UsageError(f"--weights is for a MODEL such as timm:NAME, not for '{text}'")
-        return Named(text, Path(text), foreign)
+        return Named(text, _there(Path(text)), foreign)
     architecture, given, file = text.partition("=")
     if (given and weights) or foreign.architecture is not None:
         raise click.UsageError(f"'{text}' already names the network, and perhaps its weights")
     path = Path(file) if given else weights
     if path is None and not architecture.startswith("robustbench:"):
         raise click.UsageError(f"{text} needs --weights FILE: nothing is downloaded")
-    return Named(text, path, replace(foreign, architecture=architecture))
+    return Named(text, path and _there(path), replace(foreign, architecture=architecture))
+
+
+def _there(path: Path) -> Path:
+    # Before the images, whose default was not named by anybody.
+    if not path.exists():
+        raise MissingError(path, "no such file")
+    return path
 
 
 @dataclass(frozen=True)

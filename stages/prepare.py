@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stages.outputs import refuse_existing
+from stages.outputs import BETON, note_pipeline, refuse_existing
 from stages.parameters import PARAMS_FILE, PIPELINE_FILE, ParamsCommand, params_options
 from stages.progress import counter
 from stages.usage import refuse_given
@@ -51,7 +51,8 @@ def prepare(params: Params, out: Path, force: bool) -> None:
     if section.encoding == "raw":
         refuse_given({"jpeg_quality"}, "is of --encoding jpeg")
     targets: dict[Split, Path] = {"train": out / "train.beton", "test": out / "test.beton"}
-    refuse_existing(*targets.values(), force=force)
+    refuse_existing(*targets.values(), force=force, kind=BETON)
+    note_pipeline(*targets.values())
     with exclusive(out / "betons"):
         # Both before the first is written: one that is missing leaves nothing behind.
         sources = {split: open_source(params.prepare, split) for split in targets}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stages.evaluated import find_metrics, training_files
-from stages.outputs import refuse_existing
+from stages.outputs import PAGE, refuse_existing
 from stages.parameters import ParamsCommand, params_options
 from stages.usage import refuse_given
 
@@ -113,7 +113,7 @@ def report(
     from pipeline.report.page import render_page
 
     out = out or _PAGE
-    refuse_existing(out, force=force)
+    refuse_existing(out, force=force, kind=PAGE)
     named = {name: path for name, path in optional.items() if path is not None}
     facts = gather_facts(_places(student, metrics, named), params.report)
     write_text(out, render_page(facts))
@@ -151,7 +151,7 @@ def _report_pair(
     from pipeline.report.pair_page import render_pair
     from pipeline.report.verdict import judge_pair
 
-    refuse_existing(out, force=force)
+    refuse_existing(out, force=force, kind=PAGE)
     with tempfile.TemporaryDirectory() as folder:
         places = [Path(folder) / letter for letter in "ab"]
         a, b = (

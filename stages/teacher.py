@@ -9,9 +9,9 @@ import click
 
 from pipeline.errors import MissingError, ParamsError
 from stages.given import Foreign, load_teacher
-from stages.outputs import refuse_existing, refuse_overlap
+from stages.outputs import CHECKPOINT, note_pipeline, refuse_existing, refuse_overlap
 from stages.parameters import ParamsCommand, params_options
-from stages.usage import refuse_given
+from stages.usage import refuse_given, require_named
 
 if TYPE_CHECKING:
     from pipeline.images.beton import Beton
@@ -54,13 +54,21 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
     from pipeline.team import Team
     from stages.fitting import turn
 
-    refuse_existing(out / "model.safetensors", force=force or fresh)
+    require_named("data")
+    refuse_existing(out / "model.safetensors", force=force or fresh, kind=CHECKPOINT)
+    note_pipeline(out)
     if params.teacher.checkpoint is not None:
         asked = {"checkpoint", "architecture", "mean", "std", "classes", "class_order"}
         trained = {*type(params.teacher).model_fields, "fresh"} - asked
         refuse_given(trained, "is of training, and teacher.checkpoint is taken as it is")
         # Stores name a teacher by the hash of its file, which taking it into place would change.
         refuse_overlap(out / "model.safetensors", Path(str(params.teacher.checkpoint)))
+        if not Path(str(params.teacher.checkpoint)).exists():
+            raise MissingError(
+                f"teacher.checkpoint: {params.teacher.checkpoint}",
+                "no such file",
+                remedy="Give trained weights, or null to train a teacher.",
+            )
     team = Team.here()
     with turn(out, team):
         train, test = open_beton(data / "train.beton"), open_beton(data / "test.beton")
@@ -136,12 +144,6 @@ def _take(params: Params, train: Beton, test: Beton, out: Path) -> dict[str, Any
 
     section, manifest = params.teacher, train.manifest
     path = Path(str(section.checkpoint))
-    if not path.exists():
-        raise MissingError(
-            f"teacher.checkpoint: {path}",
-            "no such file",
-            remedy="Give trained weights, or null to train a teacher.",
-        )
     _refuse_other(section, path)
     classes = None if section.classes is None else Path(section.classes)
     foreign = Foreign(section.architecture, section.mean, section.std, classes, section.class_order)

@@ -9,8 +9,9 @@ import click
 
 from pipeline.errors import MissingError
 from stages.fetched import local_folder
-from stages.outputs import refuse_existing
+from stages.outputs import CHECKPOINT, note_pipeline, refuse_existing
 from stages.parameters import ParamsCommand, params_options
+from stages.usage import require_named
 
 if TYPE_CHECKING:
     from pipeline.images.beton import Beton
@@ -85,7 +86,10 @@ def train(
     from pipeline.training.run import save_results
     from stages.fitting import fit_on_screen, turn
 
-    refuse_existing(out / "model.safetensors", force=force or fresh)
+    require_named("data", *["labels"] * params.train.reads_store)
+    _require_teacher(params)
+    refuse_existing(out / "model.safetensors", force=force or fresh, kind=CHECKPOINT)
+    note_pipeline(out)
     if teacher_arch is not None:
         allow_file(teacher_arch)
     team = Team.here()
@@ -129,6 +133,16 @@ def train(
         click.echo(f"warning: {warning}", err=True)
 
 
+def _require_teacher(params: Params) -> None:
+    section = params.train
+    if section.teacher and section.asks_teacher and not Path(section.teacher).exists():
+        raise MissingError(
+            f"train.teacher: {section.teacher}",
+            "no such file",
+            remedy="Give the checkpoint that is asked in the run, or choose what asks no teacher.",
+        )
+
+
 def _open_store(params: Params, labels: str, beton: Beton) -> SoftLabels | None:
     from pipeline.labels.read import SoftLabels
 
@@ -146,12 +160,6 @@ def _open_teacher(params: Params, beton: Beton) -> LiveTeacher | None:
     if section.teacher is None or not section.asks_teacher:
         return None
     path = Path(section.teacher)
-    if not path.exists():
-        raise MissingError(
-            f"train.teacher: {path}",
-            "no such file",
-            remedy="Give the checkpoint that is asked in the run, or choose what asks no teacher.",
-        )
     return open_teacher(path, beton.manifest, section.teacher_temperature)
 
 

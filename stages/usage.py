@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
-from pipeline.errors import ParamsError
+from pipeline.errors import MissingError, ParamsError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-__all__ = ["FIELD", "of_option", "refuse_given"]
+__all__ = ["FIELD", "of_option", "refuse_given", "require_named"]
 
 # Before the name of an option that sets a parameter.
 FIELD = "field_"
@@ -33,6 +34,27 @@ def of_option(option: str) -> Iterator[None]:
         # It begins with the option's name, and so does what click says.
         words = str(error).removeprefix(f"{error.where}: ")
         raise click.BadParameter(words, param_hint=f"'{option}'") from error
+
+
+def require_named(*names: str) -> None:
+    """Look first for the files that were typed: what is missing of the defaults comes later.
+
+    Parameters
+    ----------
+    names : str
+        Of arguments or options of the running command whose values are paths, or several.
+
+    Raises
+    ------
+    MissingError
+    """
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            value = context.params[name]
+            for path in value if isinstance(value, tuple) else (value,):
+                if "://" not in str(path) and not Path(path).exists():
+                    raise MissingError(path, "no such file or folder")
 
 
 def refuse_given(names: Collection[str], why: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stages.outputs import refuse_existing, refuse_overlap
+from stages.outputs import TABLE, refuse_existing, refuse_overlap
 from stages.progress import counter
 from stages.store.made import data_option, made_options, show_made
 from stages.usage import refuse_given
@@ -102,13 +102,9 @@ def _export(path: Path, kind: str, out: Path, *, force: bool, as_json: bool) -> 
     from pipeline.combine.npz import write_npz
     from pipeline.combine.parquet import write_parquet
     from pipeline.combine.source import ProvenStore
-    from pipeline.errors import WriteError
     from pipeline.provenance import sha256_file
 
-    if out.is_dir():
-        raise WriteError(out, "is a folder", remedy="Choose another --out.")
-    refuse_existing(out, force=force)
-    _require_table(out)
+    refuse_existing(out, force=force, kind=TABLE)
     source = ProvenStore(path)
     write = {"npz": write_npz, "parquet": write_parquet}[kind]
     with counter("convert", source.store.num_samples) as progress:
@@ -126,22 +122,6 @@ def _export(path: Path, kind: str, out: Path, *, force: bool, as_json: bool) -> 
         return
     click.echo(f"{out}: {source.store.num_samples:,} rows, {size / 2**20:,.1f} MiB")
     click.echo(f"  of {path}, identity {source.store.identity[:12]}")
-
-
-def _require_table(out: Path) -> None:
-    # What --force may replace: a mistyped --out must not cost a file that is no table.
-    from pipeline.errors import WriteError
-
-    if not out.exists():
-        return
-    with out.open("rb") as stream:
-        begin = stream.read(4)
-    if begin not in _TABLES.values():
-        raise WriteError(
-            out,
-            f"is no {' or '.join(_TABLES)} file, and --force replaces these only",
-            remedy="Choose another --out.",
-        )
 
 
 def _from_table(path: Path, kind: str | None, origin: Origin, options: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from pipeline.evaluation.score import Score
 from pipeline.evaluation.summary import metrics_of, per_class, per_sample
 from pipeline.models.classifier import Classifier
 from pipeline.params import EvaluateParams
+from pipeline.provenance import StateRecord
 
 EPS = 0.05
 PARAMS = EvaluateParams(
@@ -160,7 +161,8 @@ def test_interrupted_anywhere_it_ends_with_the_same_numbers(
         if len(told) == batches:
             raise KeyboardInterrupt
 
-    settings = {"seed": 0, "state": tmp_path, "sources": [source]}
+    state = StateRecord(tmp_path, "evaluate", "metrics.json", {}, {})
+    settings = {"seed": 0, "state": state, "sources": [source]}
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, images, PARAMS, tick=stop, **settings)
     again = evaluate(model, images, PARAMS, **settings)

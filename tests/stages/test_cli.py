@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -422,3 +423,87 @@ def test_a_mistyped_option_is_guessed(ltd_pipe):
     outcome = ltd_pipe("train", "--lerning-rate", "1")
     assert outcome.code == 2
     assert "--learning-rate" in outcome.err
+
+
+FOREIGN = {
+    "report": (["report", "--out"], "photo.jpg"),
+    "card": (["card", "data/student/model.safetensors", "--out"], "photo.jpg"),
+    "metrics": (["evaluate", "--metrics"], "photo.jpg"),
+    "settings of metrics elsewhere": (
+        ["evaluate", "--metrics", "new.json", "--out"],
+        "settings.json",
+    ),
+    "weights": (["train", "--out"], "model.safetensors"),
+    "teacher": (["teacher", "--out"], "model.safetensors"),
+    "betons": (["prepare", "--out"], "train.beton"),
+    "audit": (["audit", "--out"], "audit.json"),
+    "table": (["store", "convert", "data/labels.zarr", "--to", "npz", "--out"], "photo.jpg"),
+}
+
+
+@pytest.mark.parametrize(("words", "name"), FOREIGN.values(), ids=FOREIGN)
+def test_force_replaces_results_of_its_kind_only(ltd_pipe, project, words, name):
+    """A slip of the keyboard does not cost a photograph; --force or not, nothing is computed."""
+    Path("mine").mkdir()
+    path = Path("mine") / name
+    path.write_bytes(b"\xff\xd8\xff\xe0 a photograph")
+    outcome = ltd_pipe(*words, path if name == "photo.jpg" else "mine", "--force")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert f"{path}: is no " in outcome.err
+    assert path.read_bytes() == b"\xff\xd8\xff\xe0 a photograph"
+
+
+NAMED = {
+    "model": ["evaluate", "nothing.pt"],
+    "audited": ["audit", "nothing.pt"],
+    "weights": ["evaluate", "torchvision:resnet18", "--weights", "nothing.pt"],
+    "source": ["evaluate", "--transfer-from", "nothing.pt"],
+    "labels": ["train", "--labels", "nothing.zarr"],
+    "asked teacher": ["train", "--label-kind", "live", "--teacher", "nothing.pt"],
+    "teacher": ["label", "--teacher", "nothing.pt"],
+    "checkpoint": ["teacher", "--checkpoint", "nothing.pt"],
+}
+
+
+@pytest.mark.parametrize("words", NAMED.values(), ids=NAMED)
+def test_what_was_named_is_looked_for_first(ltd_pipe, project, words):
+    """Before defaults that are not there either, and before anything is read."""
+    shutil.move("data", "elsewhere")
+    outcome = ltd_pipe(*words)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "nothing." in outcome.err
+    assert "no such file" in outcome.err
+    assert "data/t" not in outcome.err
+
+
+STAGES = """
+stages:
+  prepare:
+    cmd: python -m stages prepare
+    outs: [data/train.beton, data/train.beton.json, data/test.beton, data/test.beton.json]
+  student:
+    cmd: python -m stages train
+    outs: [data/student]
+  evaluate:
+    cmd: python -m stages evaluate
+    metrics:
+      - data/metrics.json: {cache: false}
+"""
+TRACKED = {
+    ("train", "--force"): "data/student is an output of stage student",
+    ("evaluate", "--force"): "data/metrics.json is an output of stage evaluate",
+    ("prepare", "--force"): "data/train.beton is an output of stage prepare",
+    ("train", "--out", "other"): None,
+}
+
+
+@pytest.mark.parametrize(("words", "said"), TRACKED.items(), ids=map(" ".join, TRACKED))
+def test_what_dvc_would_discard_is_said_before(ltd_pipe, project, monkeypatch, words, said):
+    """In one line; not of another folder, and not to DVC itself."""
+    Path("dvc.yaml").write_text(STAGES)
+    # Refused after it, before the work.
+    given = [*words, "--data", "params.yaml"] if words[0] != "prepare" else words
+    note = [line for line in ltd_pipe(*given).err.splitlines() if line.startswith("note: ")]
+    assert [said in line and "dvc commit -f" in line for line in note] == [True] * bool(said)
+    monkeypatch.setenv("DVC_STAGE", words[0])
+    assert "note: " not in ltd_pipe(*given).err
