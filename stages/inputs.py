@@ -55,8 +55,9 @@ def inputs(asked: bool, out: Path) -> None:
     params = load_params(PARAMS_FILE)
     if PIPELINE_FILE.exists():
         require_named(PARAMS_FILE, PIPELINE_FILE)
-        _require_teacher(params.train)
-        _warn_of_refusals()
+        if not asked:
+            _require_teacher(params.train)
+            _warn_of_refusals()
     state = out.parent / "state" / f"{out.name}.json"
     with exclusive(out):
         looked = _read(state) or {}
@@ -99,7 +100,10 @@ def _warn_of_refusals() -> None:
         _, is_train, words = stage.get("cmd", "").partition(" train ")
         if not is_train:
             continue
-        given = train.make_context("train", shlex.split(words)).params
+        try:
+            given = train.make_context("train", shlex.split(words)).params
+        except (click.UsageError, ValueError):
+            continue  # a shell's own words
         overrides = {
             f"train.{key.removeprefix(FIELD)}": str(value)
             for key, value in given.items()

@@ -122,3 +122,9 @@ def test_a_stage_that_will_refuse_the_file_is_named_at_once(project, objective, 
     _, said = look()
     assert said.count("WARNING: stage 'baseline' of dvc.yaml will end with") == warned
     assert said.count("\n") == warned
+
+
+def test_a_command_with_words_of_the_shell_is_left_alone(project):
+    """It is the user's dvc.yaml."""
+    Path("dvc.yaml").write_text("stages: {a: {cmd: 'ltd-pipe train --out a && echo \"done'}}")
+    assert look() == (None, "")
