@@ -88,6 +88,7 @@ def label(
     """
     from pipeline.device import choose_device, deterministic
     from pipeline.labels.part import Part
+    from pipeline.labels.replay import Replay
     from pipeline.labels.write import require_replaceable
     from pipeline.team import Team
 
@@ -109,8 +110,9 @@ def label(
             load_teacher(path, facts, foreign, stream, quiet=not team.leads) for path in teachers
         ]
         known = [_teacher_facts(path, model) for path, model in zip(teachers, models, strict=True)]
-        asked = _labelling(facts, stream)
-        store = _store_facts(facts, known, asked, _views(params), params.label)
+        asked, views = _labelling(facts, stream), _views(params)
+        Replay.of(views, "label.augmentation").augmentation.require_fitting(facts.shape, "label")
+        store = _store_facts(facts, known, asked, views, params.label)
         work = Work(out, store, params.label, device, part, team)
         finished = work.run(models, stream)
         if not team.leads:

@@ -11,12 +11,12 @@ from pipeline.errors import MissingError
 from stages.fetched import local_folder
 from stages.outputs import CHECKPOINT, note_pipeline, refuse_existing
 from stages.parameters import ParamsCommand, params_options
-from stages.usage import require_named
+from stages.usage import refuse_given, require_named
 
 if TYPE_CHECKING:
     from pipeline.images.beton import Beton
     from pipeline.labels.read import SoftLabels
-    from pipeline.params import Params
+    from pipeline.params import Params, TrainParams
     from pipeline.team import Team
     from pipeline.training.live_teacher import LiveTeacher
     from pipeline.training.loop import Fit
@@ -87,6 +87,7 @@ def train(
     from stages.fitting import fit_on_screen, turn
 
     require_named("data", *["labels"] * params.train.reads_store)
+    _tell_unused_weights(params.train)
     _require_teacher(params)
     refuse_existing(out / "model.safetensors", force=force or fresh, kind=CHECKPOINT)
     note_pipeline(out)
@@ -141,6 +142,18 @@ def _require_teacher(params: Params) -> None:
             "no such file",
             remedy="Give the checkpoint that is asked in the run, or choose what asks no teacher.",
         )
+
+
+def _tell_unused_weights(section: TrainParams) -> None:
+    """Refuse weights of soft labels where none are learned from, when they were typed."""
+    if section.label_kind in ("ltd", "live"):
+        return
+    why = f"weighs soft labels, and label_kind {section.label_kind} has none to weigh"
+    refuse_given({"soft_weight", "rectify"}, why)
+    # No refusal of what stands in params.yaml: dvc.yaml trains the baseline with that section.
+    for key, given in (("soft_weight", section.soft_weight < 1), ("rectify", section.rectify)):
+        if given:
+            click.echo(f"note: train.{key} does nothing: it {why}", err=True)
 
 
 def _open_store(params: Params, labels: str, beton: Beton) -> SoftLabels | None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from pipeline.combine.source import ProvenStore
 
-__all__ = ["retemper_store", "temperature_for"]
+__all__ = ["require_top_k", "retemper_store", "temperature_for"]
 
 
 def retemper_store(
@@ -121,11 +121,18 @@ def _require_dense(source: ProvenStore, top_k: int | None) -> None:
             expected="all of them, or logits",
             remedy="Label again, or take the dense store that it was made of.",
         )
-    if top_k is not None and not 1 <= top_k <= store.num_classes:
+    if top_k is not None:
+        require_top_k(source, top_k)
+
+
+def require_top_k(source: ProvenStore, top_k: int) -> None:
+    """Refuse to keep more probabilities per row than there are classes, or none."""
+    classes = source.store.num_classes
+    if not 1 <= top_k <= classes:
         raise ParamsError(
             "top_k",
             "is out of range",
-            expected=f"1 to {store.num_classes}, the number of classes",
+            expected=f"1 to {classes}, the number of classes",
             found=top_k,
         )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from pipeline.errors import ParamsError
+
 __all__ = ["Augmentation"]
 
 _NUMBER = r"[01](?:\.[0-9]{1,20})?"
@@ -129,6 +131,33 @@ class Augmentation:
         if self.cutout:
             parts.append(f"cutout:{self.cutout}")
         return ",".join(parts) or _NONE
+
+    def require_fitting(self, shape: tuple[int, ...], section: str) -> None:
+        """Refuse what would leave nothing of images of this shape (C, H, W).
+
+        Raises
+        ------
+        ParamsError
+        """
+        side = min(shape[1:])
+        if self.crop_padding >= side:
+            key, found, bound = "crop_padding", self.crop_padding, f"less than its side, {side}"
+            what, usual = (
+                "some crops would show nothing of the image",
+                f"An eighth of the side, {side // 8},",
+            )
+        elif self.cutout > side:
+            key, found, bound = "cutout", self.cutout, f"at most its side, {side}"
+            what, usual = "is larger than the image", f"A half of the side, {side // 2},"
+        else:
+            return
+        raise ParamsError(
+            f"{section}.augmentation: {key}" if section == "label" else f"{section}.{key}",
+            what,
+            expected=f"{bound} pixels",
+            found=found,
+            remedy=f"{usual} is usual.",
+        )
 
     @property
     def is_none(self) -> bool:

@@ -132,9 +132,10 @@ def new_classifier(
     Raises
     ------
     ParamsError
-        When a crop may miss the images.
+        When a crop may miss the images, or a cutout is larger than they are.
     """
-    _require_padding(params, manifest, "teacher" if role == "teacher" else "train")
+    section = "teacher" if role == "teacher" else "train"
+    params.augmentation.require_fitting(manifest.shape, section)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.stream_key(seed, f"{role}-weights") >> 1)
         network = build(params.architecture, manifest.num_classes, manifest.shape)
@@ -148,18 +149,6 @@ def new_classifier(
         temperature=temperature,
     )
     return model.to(device)
-
-
-def _require_padding(params: FitParams, manifest: Manifest, section: str) -> None:
-    side = min(manifest.shape[1:])
-    if params.crop_padding >= side:
-        raise ParamsError(
-            f"{section}.crop_padding",
-            "some crops would show nothing of the image",
-            expected=f"less than its side, {side} pixels",
-            found=params.crop_padding,
-            remedy=f"An eighth of the side is usual: {side // 8}.",
-        )
 
 
 def run_facts(kind: str, params: FitParams, manifest: Manifest, **decides: Any) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def retemper(
       ltd-pipe store retemper labels.zarr --temperature auto:0.9 --out soft.zarr
       ltd-pipe store retemper labels.zarr --top-k 50 --out small.zarr
     """
-    from pipeline.combine.retemper import retemper_store, temperature_for
+    from pipeline.combine.retemper import require_top_k, retemper_store, temperature_for
     from pipeline.combine.source import ProvenStore
     from pipeline.labels.softmax import require_temperature
     from pipeline.labels.write import require_replaceable
@@ -78,6 +78,9 @@ def retemper(
         number, solve = temperature
         with of_option("--temperature"):
             number = temperature_for(source, number) if solve else number
+    if top_k is not None:
+        with of_option("--top-k"):
+            require_top_k(source, top_k)
     with counter("retemper", source.store.num_samples) as progress:
         identity = retemper_store(
             source, out, number, top_k=top_k, replace=force, progress=progress

@@ -68,6 +68,8 @@ REFUSED = {
     "no such thing": (["--augmentation", "rotate:9"], "found 'rotate:9'"),
     "another spelling": (["--augmentation", "flip,crop:1"], "found 'flip,crop:1'"),
     "no view": (["--views", "0"], "label.views"),
+    "a large crop": (["--augmentation", "crop:8"], "label.augmentation: crop_padding: some crops"),
+    "a large cutout": (["--augmentation", "cutout:9"], "cutout: is larger than the image"),
 }
 
 

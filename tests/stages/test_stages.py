@@ -339,6 +339,18 @@ def test_a_bad_image_stops_prepare_and_label(ltd_pipe, pictures):
     assert str(bad) in outcome.err
 
 
+@pytest.mark.parametrize("words", [["--soft-weight", "0.5"], ["--rectify"]], ids=" ".join)
+def test_weights_of_soft_labels_are_refused_without_these(ltd_pipe, project, words):
+    """When they were typed; in params.yaml they are the student's, not the baseline's."""
+    train = ["train", "--label-kind", "onehot", "--epochs", "1", "--out", "baseline"]
+    outcome = ltd_pipe(*train, *words)
+    assert outcome.code == 2
+    assert f"{words[0]} weighs soft labels" in outcome.err
+    outcome = ltd_pipe(*train, "-S", "train.soft_weight=0.5")
+    assert outcome.code == 0, outcome.err
+    assert "note: train.soft_weight does nothing" in outcome.err
+
+
 def test_accuracy_on_images_of_unknown_class_is_unknown(ltd_pipe, pictures):
     """A flat test/ has no ground truth: 0.00 % went into checkpoint and store."""
     for path in list(Path("photos/test").rglob("*.png")):

@@ -121,6 +121,7 @@ def test_values_that_this_store_cannot_have_are_refused_with_usage(ltd_pipe, sto
     for words, message in (
         (["subset", store, "--rows", "5:12"], "expected A:B with 0 <= A < B <= 11, found 5:12"),
         (["retemper", store, "--temperature", "auto:0.1"], "found auto:0.1"),
+        (["retemper", store, "--top-k", "4"], "'--top-k': is out of range: expected 1 to 3, the"),
     ):
         outcome = ltd_pipe("store", *words, "--out", tmp_path / "c")
         assert outcome.code == 2

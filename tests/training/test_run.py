@@ -64,6 +64,17 @@ def test_a_crop_that_may_miss_the_image_is_refused(train_beton, role, section):
         model(train_beton, role=role, crop_padding=8)
 
 
+@pytest.mark.parametrize(("role", "section"), [("student", "train"), ("teacher", "teacher")])
+def test_a_cutout_larger_than_the_image_is_refused(train_beton, role, section):
+    """Most images would be grey all over."""
+    model(train_beton, role=role, crop_padding=0, cutout=8)
+    with pytest.raises(ParamsError) as caught:
+        model(train_beton, role=role, crop_padding=0, cutout=9)
+    error = caught.value
+    assert (error.where, error.found) == (f"{section}.cutout", 9)
+    assert error.expected == "at most its side, 8 pixels"
+
+
 def test_nothing_left_to_train_on_is_refused(train_beton, monkeypatch):
     """A validation fraction close to one."""
     manifest = train_beton.manifest.model_copy(update={"validation_fraction": 0.999999})
