@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipeline.images.folder import FolderStream
     from pipeline.images.manifest import ImageFacts
     from pipeline.images.stream import ImageStream
+    from pipeline.labels.format import TeacherFacts
     from pipeline.models.classifier import Classifier
     from pipeline.models.foreign import ClassOrder
 
@@ -54,6 +55,8 @@ class Foreign:
     skip_bad : bool
     prefix : str
         What the user's options of these weights begin with.
+    columns : tuple of int or None
+        Of a teacher, as a store says it: for each class the network's output; empty: in order.
     """
 
     architecture: str | None = None
@@ -64,6 +67,16 @@ class Foreign:
     image_size: int | None = None
     skip_bad: bool = False
     prefix: str = "--"
+    columns: tuple[int, ...] | None = None
+
+    def as_asked(self, teacher: TeacherFacts) -> Foreign:
+        """The same, and what a store says of its teacher where the user does not."""
+        told: dict[str, Any] = {"architecture": self.architecture or teacher.architecture}
+        if self.mean is None and teacher.mean is not None:
+            told |= {"mean": teacher.mean, "std": teacher.std}
+        if teacher.mean is not None and self.classes is None and self.class_order is None:
+            told |= {"columns": teacher.columns}
+        return replace(self, **told)
 
     def checked(self) -> Foreign:
         """The same, where each option has what it needs beside it; a file named may be run."""
@@ -310,12 +323,14 @@ def load_teacher(
         facts.class_names,
         foreign.mean,
         foreign.std,
-        columns=columns_of(facts.class_names, foreign.classes, foreign.class_order),
+        columns=columns_of(facts.class_names, foreign.classes, foreign.class_order)
+        if foreign.columns is None
+        else foreign.columns or None,
     ).to(stream.device)
     said = _settle(model, path, facts, foreign, stream, strict=strict)
     if not quiet:
         click.echo(f"{path}: {said}", err=True)
-        if foreign.classes is None and foreign.class_order is None:
+        if foreign.classes is None and foreign.class_order is None and foreign.columns is None:
             _warn_of_order(path, facts, foreign)
     return model
 

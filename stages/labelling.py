@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.device import Precision
+    from pipeline.images.stream import Stream
     from pipeline.labels.format import StoreFacts
-    from pipeline.labels.labelling import Stream
     from pipeline.labels.part import Part
     from pipeline.labels.write import StoreWriter
     from pipeline.models.classifier import Classifier

@@ -163,6 +163,8 @@ def _open_store(params: Params, labels: str, beton: Beton) -> SoftLabels | None:
         return None
     store = SoftLabels.open(local_folder(labels))
     store.require_data(beton.manifest, str(beton.path), beton)
+    any_size = params.train.any_size
+    store.require_shape(beton.manifest.shape, str(beton.path), any_size=any_size)
     return store
 
 

@@ -27,7 +27,7 @@ __all__ = [
 LUMA = (19595, 38470, 7471)
 # What is done to images here, as a soft-label store says it.
 RESIZE = "shorter side, bicubic, antialiased; centre crop"
-CHANNELS = {1: "luminance; transparency on black", 3: "RGB; transparency on black"}
+CHANNELS = {1: "luminance; transparency on white", 3: "RGB; transparency on white"}
 
 
 def decode_image(content: bytes, where: str) -> NDArray[np.uint8]:

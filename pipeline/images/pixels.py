@@ -11,8 +11,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from pipeline.images.folder import FolderStream
-    from pipeline.images.stream import ImageStream
+    from pipeline.images.stream import Stream
 
 __all__ = ["pixels_sha256", "sampled_pixels_sha256", "to_unit"]
 
@@ -39,7 +38,7 @@ def pixels_sha256(images: NDArray[np.uint8]) -> str:
     return total.hexdigest()
 
 
-def sampled_pixels_sha256(stream: ImageStream | FolderStream, num_samples: int) -> str:
+def sampled_pixels_sha256(stream: Stream, num_samples: int) -> str:
     """`pixels_sha256` of at most 256 images, number ⌊i · N / n⌋ of N for i = 0 … n - 1."""
     count = min(num_samples, _SAMPLED)
     rows = np.arange(count, dtype=np.int64) * num_samples // count

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from pipeline.images.beton import Beton
 
-__all__ = ["Batch", "ImageStream"]
+__all__ = ["Batch", "ImageStream", "Stream"]
 
 # A data set is kept on the device when it takes at most this share of the free memory.
 _RESIDENT_SHARE = 0.25
@@ -62,6 +62,13 @@ class Batch:
             self.rows[which],
             self.sample_hash[which],
         )
+
+
+class Stream(Protocol):
+    """Gives batches in the order that it is asked for."""
+
+    def batches(self, order: NDArray[np.int64], batch_size: int, start: int = 0) -> Iterator[Batch]:
+        """See `ImageStream.batches`."""
 
 
 class ImageStream:

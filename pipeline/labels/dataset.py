@@ -68,14 +68,18 @@ class SoftLabelDataset(Dataset[tuple[Any, Any, torch.Tensor]]):
         labels; it is never applied on top of the store's own.
     views : {"replay", "given"}, optional
         Needed when the labels are of augmented views. "replay": make view epoch modulo V of
-        each image, as for the teacher; the data set must give images as they are read, in the
-        size in which they were labelled, and `transform` comes after. "given": the data set
+        each image, as for the teacher; the data set must give images as they are read, and
+        `transform` comes after. They are resized as for the teacher where the store says how
+        that was, and else have to be of the size in which they were labelled. "given": the data set
         makes the views itself and gives (image, label, view), so that the label is always
         that view's.
     view : int, optional
         Replay only this one.
     transform : callable, optional
         Of the image, last of all.
+    any_size : bool
+        Take the labels of whole images for tensors of another height or width than the
+        teacher saw, which are refused otherwise where the store says it.
 
     Raises
     ------
@@ -107,6 +111,7 @@ class SoftLabelDataset(Dataset[tuple[Any, Any, torch.Tensor]]):
         views: ViewSource | None = None,
         view: int | None = None,
         transform: Callable[[Any], Any] | None = None,
+        any_size: bool = False,
     ) -> None:
         if order not in ("any", "same") or check not in ("first", "always"):
             raise ValueError(f"no such order or check: {order!r}, {check!r}")
@@ -123,7 +128,7 @@ class SoftLabelDataset(Dataset[tuple[Any, Any, torch.Tensor]]):
         if temperature is not None:
             require_temperature(temperature)
             self.store.require_logits()
-        self._views = Views(self.store, views, view)
+        self._views, self._any_size = Views(self.store, views, view), any_size
         if views == "replay" and self._originals.transforms():
             raise DataError(
                 self._name,
@@ -262,7 +267,12 @@ class SoftLabelDataset(Dataset[tuple[Any, Any, torch.Tensor]]):
     def _finish(self, image: Any, place: int, row: int, view: int) -> Any:
         if self._views.source == "replay":
             image = self._views.replay(image, row, view, self._originals.where(place))
-        return image if self.transform is None else self.transform(image)
+        if self.transform is not None:
+            image = self.transform(image)
+        if self._views.source != "replay" and isinstance(image, torch.Tensor) and image.ndim == 3:
+            where = self._originals.where(place)
+            self.store.require_shape(image.shape[1:], where, any_size=self._any_size)
+        return image
 
     def _require_classes(self, class_names: Sequence[str] | None) -> None:
         lists = self._originals.class_names() if class_names is None else [tuple(class_names)]

@@ -25,6 +25,7 @@ __all__ = [
     "require_classes",
     "require_same_data",
     "require_same_images",
+    "require_shape",
 ]
 
 
@@ -200,6 +201,46 @@ def _way_on(store: object, hashes: NDArray[np.uint64], images: ImagesLike) -> st
         f"{known.sum():,} of {len(known):,} images are in the store: without the others, such as "
         f"{name_of(images, int(np.argmin(known)))}, {keeps} of those that remain. Or run "
         "'ltd-pipe label' again."
+    )
+
+
+def require_shape(
+    store: object,
+    attributes: StoreAttributes,
+    shape: Sequence[int],
+    data: str,
+    *,
+    any_size: bool = False,
+) -> None:
+    """Refuse images of another shape than the teacher was shown, where the store says it.
+
+    Parameters
+    ----------
+    store : object
+        The store's path, for the error.
+    attributes : StoreAttributes
+    shape : sequence of int
+        (C, H, W) of the images, or their (H, W).
+    data : str
+        How the user knows the data.
+    any_size : bool
+        Take labels of whole images all the same; a view is one of images of one size.
+    """
+    seen = attributes.labelling.image_shape if attributes.labelling else None
+    if seen is None or tuple(shape) in (seen, seen[1:]):
+        return
+    views = attributes.views.augmentation is not None
+    if any_size and not views:
+        return
+    size = f"--image-size {seen[1]}, or label at this size"
+    raise JoinError(
+        store,
+        "shape of the images",
+        expected=f"{'×'.join(map(str, seen[-len(shape) :]))}, as the teacher saw them",
+        found=f"{'×'.join(map(str, shape))} in {data}",
+        remedy=f"Views are of images of one size: prepare them with {size}."
+        if views
+        else f"Prepare them with {size}; or pass --any-size (any_size=True), if that is meant.",
     )
 
 

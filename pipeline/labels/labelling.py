@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,12 +15,12 @@ from pipeline.labels.replay import Replay
 from pipeline.labels.softmax import solve_temperature
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from pipeline.device import Precision
-    from pipeline.images.stream import Batch
+    from pipeline.images.stream import Batch, Stream
     from pipeline.labels.format import StoreFacts
     from pipeline.labels.write import StoreWriter
     from pipeline.models.classifier import Classifier
@@ -31,13 +31,6 @@ __all__ = ["aligned_rows", "answers", "label_images", "temperature_of_sample", "
 _SAMPLE = 4096
 # Batches whose answers are still to be written.
 _AHEAD = 4
-
-
-class Stream(Protocol):
-    """Gives batches in the order that it is asked for."""
-
-    def batches(self, order: NDArray[np.int64], batch_size: int, start: int = 0) -> Iterator[Batch]:
-        """See `pipeline.images.stream.ImageStream.batches`."""
 
 
 def aligned_rows(

@@ -15,6 +15,7 @@ from pipeline.labels.join import (
     require_classes,
     require_same_data,
     require_same_images,
+    require_shape,
 )
 from pipeline.labels.manifest import FileHashes
 from pipeline.labels.metadata import parse_metadata
@@ -279,6 +280,10 @@ class SoftLabels:
         """
         rows = (self.sample_hash, self.labels)
         require_same_data(self.path, self.attributes, manifest, data, rows, images)
+
+    def require_shape(self, shape: Sequence[int], data: str, *, any_size: bool = False) -> None:
+        """Refuse images of another shape than the teacher saw; see `join.require_shape`."""
+        require_shape(self.path, self.attributes, shape, data, any_size=any_size)
 
     def require_classes(self, class_names: Sequence[str], data: str) -> None:
         """Refuse data whose classes are not the columns; needed beside `rows_of`."""

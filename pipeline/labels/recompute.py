@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import StoreError
+from pipeline.images.pixels import sampled_pixels_sha256
 from pipeline.labels.half import to_float32
 from pipeline.labels.labelling import view_answers
 from pipeline.labels.replay import Replay
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.device import Precision
-    from pipeline.images.stream import Batch
-    from pipeline.labels.labelling import Stream
+    from pipeline.images.stream import Batch, Stream
     from pipeline.labels.read import SoftLabels
     from pipeline.models.classifier import Classifier
 
@@ -145,7 +145,7 @@ def recompute(
     """
     replay = Replay.of(store.attributes.views, store.path)
     pairs = _drawn(store.num_samples * store.num_views, sample, seed)
-    comparison = _Comparison(store, tolerance)
+    comparison = _Comparison(store, tolerance, _hint(store, stream))
     for view in range(store.num_views):
         rows = pairs[pairs % store.num_views == view] // store.num_views
         for batch in stream.batches(rows, batch_size):
@@ -157,6 +157,18 @@ def recompute(
     return Recomputed(len(pairs), comparison.worst_probability, comparison.worst_logit)
 
 
+def _hint(store: SoftLabels, stream: Stream) -> str:
+    asked = store.attributes.labelling
+    if asked is None or asked.pixels_sha256 is None:
+        return "These labels are not that teacher's answers to those views."
+    if asked.pixels_sha256 == sampled_pixels_sha256(stream, store.num_samples):
+        return "These labels are not that teacher's answers to those views of the same pixels."
+    return (
+        "These images have other pixels than those that were labelled (another encoding, or "
+        "another decoder): pass them as they were."
+    )
+
+
 def _drawn(total: int, count: int, seed: int) -> NDArray[np.int64]:
     # Ascending, so that files are read in their order.
     if count >= total:
@@ -166,8 +178,8 @@ def _drawn(total: int, count: int, seed: int) -> NDArray[np.int64]:
 
 
 class _Comparison:
-    def __init__(self, store: SoftLabels, tolerance: float) -> None:
-        self._store, self._tolerance = store, tolerance
+    def __init__(self, store: SoftLabels, tolerance: float, hint: str) -> None:
+        self._store, self._tolerance, self._hint = store, tolerance, hint
         self.worst_probability = 0.0
         self.worst_logit = 0.0 if store.has_logits else None
 
@@ -220,5 +232,5 @@ class _Comparison:
             expected=f"{right[row, column]:.6g}, which the teacher answers",
             found=f"{stored[row, column]:.6g}, {distance[row, column] / bound[row, column]:.3g} "
             "times as far as rounding explains",
-            remedy="These labels are not that teacher's answers to those views.",
+            remedy=self._hint,
         )

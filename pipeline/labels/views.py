@@ -8,10 +8,12 @@ import numpy as np
 import torch
 
 from pipeline.errors import DataError, StoreError
+from pipeline.images.decode import CHANNELS, RESIZE, resize, to_channels
 from pipeline.labels.replay import Replay
 from pipeline.publish import require_shared_memory
 
 if TYPE_CHECKING:
+    from pipeline.labels.format import LabellingFacts
     from pipeline.labels.read import SoftLabels
 
 __all__ = ["ViewSource", "Views"]
@@ -65,6 +67,7 @@ class Views:
             store.require_view(fixed)
         self.source, self.count, self._fixed = source, facts.count, fixed
         self._replay = Replay.of(facts, store.path) if source == "replay" else None
+        self._seen = store.attributes.labelling
         # Seen by workers that live on into the next epoch.
         self._epoch = _shared(torch.zeros((), dtype=torch.int64))
 
@@ -87,7 +90,8 @@ class Views:
         Parameters
         ----------
         image : PIL image, or Tensor of shape (C, H, W), dtype uint8
-            In the size in which it was labelled.
+            As it was read. Where the store says in which size it was labelled, and by a rule
+            that is ours, it is brought to it; else it has to be of that size.
         row : int
             The sample's row in the store: its number when it was labelled.
         view : int
@@ -101,10 +105,10 @@ class Views:
         Raises
         ------
         DataError
-            When the image is no longer what was read from its file.
+            When the image is no longer what was read from its file, or of another size.
         """
         assert self._replay is not None  # noqa: S101
-        images = _pixels(image, where)[None]
+        images = _as_seen(_pixels(image, where), self._seen, where)[None]
         return self._replay.images(images, torch.tensor([row]), view)[0]
 
 
@@ -122,6 +126,27 @@ def _pixels(image: Any, where: str) -> torch.Tensor:
             expected="a PIL image, or a uint8 tensor (C, H, W)",
             found=f"{type(image).__name__} {getattr(image, 'dtype', '')}".strip(),
             remedy="Transform it later: pass transform= to SoftLabelDataset.",
+        )
+    return pixels
+
+
+def _as_seen(pixels: torch.Tensor, seen: LabellingFacts | None, where: str) -> torch.Tensor:
+    shape = seen.image_shape if seen else None
+    if seen is None or shape is None or pixels.shape == shape:
+        return pixels
+    channels, height, width = shape
+    if (seen.resize, seen.channels) == (RESIZE, CHANNELS.get(channels)) and len(pixels) in (1, 3):
+        rgb = pixels.expand(3, -1, -1).movedim(0, -1).numpy()
+        # Images that were not square were all of one size, and stayed as they were.
+        sized = to_channels(resize(rgb, height if height == width else None), channels)
+        pixels = torch.from_numpy(np.ascontiguousarray(sized.transpose(2, 0, 1)))
+    if pixels.shape != shape:
+        raise DataError(
+            where,
+            "shape of the image",
+            expected=f"{'×'.join(map(str, shape))}, as the teacher saw it",
+            found="×".join(map(str, pixels.shape)),
+            remedy="Give it as it was labelled: a view is one of images of one size.",
         )
     return pixels
 

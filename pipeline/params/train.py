@@ -19,6 +19,9 @@ class TrainParams(AttackParams, ObjectiveParams):
     temperature: Number = Field(
         1.0, gt=0, description="the student's own, part of the model, in training and inference"
     )
+    any_size: bool = Field(
+        False, description="take a store's labels of images of another size than the teacher saw"
+    )
     validation_every: int = Field(1, ge=1, description="epochs between validations")
 
     @model_validator(mode="before")

@@ -12,6 +12,7 @@ from PIL import Image
 from pipeline.images.fingerprint import sample_hash
 from pipeline.images.sources import FolderSource
 from pipeline.labels import SoftLabels
+from pipeline.labels.format import LabellingFacts
 from pipeline.labels.softmax import soften
 
 CLASSES = ("bird", "cat", "dog")
@@ -36,6 +37,11 @@ class Photos:
         if options or not path.exists():
             self.answers.write(path, replace=True, **options)
         return SoftLabels.open(path)
+
+    def asked(self, **facts: Any) -> "Photos":
+        """The same, whose store says how its teacher was asked."""
+        known = self.answers.attributes.model_copy(update={"labelling": LabellingFacts(**facts)})
+        return replace(self, answers=replace(self.answers, attributes=known))
 
     def copy(self, to: Path) -> "Photos":
         """The same pictures and stores, to be spoilt."""

@@ -304,6 +304,33 @@ def test_the_transform_comes_last(photos, folder):
     assert data[0][0] == (10, 12)
 
 
+@pytest.mark.parametrize(
+    ("shape", "any_size", "refused"),
+    [
+        ((3, 12, 10), False, False),
+        ((1, 12, 10), False, False),
+        ((3, 10, 12), False, True),
+        ((3, 6, 6), False, True),
+        ((3, 6, 6), True, False),
+    ],
+)
+def test_tensors_of_another_size_are_refused_unless_told(photos, folder, shape, any_size, refused):
+    """Pictures that are no tensors yet are not what is trained on."""
+    store = photos.asked(image_shape=(3, 12, 10)).store("asked.zarr", rows=4)
+    assert SoftLabelDataset(folder, store)[0][0].size == (10, 12)
+    data = SoftLabelDataset(
+        folder, store, transform=lambda _: torch.zeros(shape), any_size=any_size
+    )
+    if not refused:
+        assert data[0][0].shape == shape
+        return
+    with pytest.raises(JoinError) as error:
+        data[0]
+    assert error.value.expected == "12×10, as the teacher saw them"
+    assert error.value.found == f"{shape[1]}×{shape[2]} in {folder.samples[0][0]}"
+    assert "any_size=True" in error.value.remedy
+
+
 class Stream(IterableDataset):
     """Images without numbers."""
 

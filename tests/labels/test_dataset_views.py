@@ -13,6 +13,8 @@ from torchvision.datasets import ImageFolder
 from pipeline.errors import DataError, StoreError
 from pipeline.images.augment import augment
 from pipeline.images.augmentation import Augmentation
+from pipeline.images.decode import CHANNELS, RESIZE, resize, to_channels
+from pipeline.images.sources import FolderSource
 from pipeline.labels import SoftLabelDataset, SoftLabels
 from pipeline.labels.format import ViewFacts
 from pipeline.labels.softmax import soften
@@ -203,6 +205,39 @@ def test_grey_pictures_have_one_channel(photos):
         [(grey, 0)], photos.store(), views="replay", hash_of=lambda _: photos.paths[0]
     )
     assert data[0][0].shape == (1, 12, 10)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_replayed_images_are_resized_as_for_the_teacher(photos, channels):
+    """By the same rule, before the view is made; a transform comes after."""
+    rules = {"resize": RESIZE, "channels": CHANNELS[channels]}
+    store = photos.asked(image_shape=(channels, 6, 6), **rules).store("sized.zarr", rows=4)
+    data = SoftLabelDataset(ImageFolder(photos.folder), store, views="replay", transform=torch.neg)
+    source = FolderSource(photos.folder)
+    for i, (image, _, _) in zip(range(12), data, strict=True):
+        row = photos.paths.index(Path(data.dataset.samples[i][0]))
+        seen = to_channels(resize(source.decode(row), 6), channels).transpose(2, 0, 1)
+        seen = torch.from_numpy(np.ascontiguousarray(seen))[None]
+        view = augment(seen, torch.tensor([row]), Augmentation(crop_padding=1), seed=5, epoch=0)
+        assert torch.equal(image, -view[0])
+
+
+OTHER_SIZES = {
+    "by another rule": {"resize": "nearest", "channels": CHANNELS[3]},
+    "by an unknown rule": {},
+}
+
+
+@pytest.mark.parametrize("rules", OTHER_SIZES.values(), ids=OTHER_SIZES)
+def test_views_of_another_size_are_refused(photos, rules):
+    """The size is part of what a view is: also where any_size is asked for."""
+    store = photos.asked(image_shape=(3, 6, 6), **rules).store("sized.zarr", rows=4)
+    data = SoftLabelDataset(ImageFolder(photos.folder), store, views="replay", any_size=True)
+    with pytest.raises(DataError) as refused:
+        data[0]
+    assert refused.value.where.endswith(".png")
+    assert refused.value.expected == "3×6×6, as the teacher saw it"
+    assert refused.value.found == "3×12×10"
 
 
 def test_views_that_cannot_be_made_again_are_refused_at_once(photos, tmp_path):

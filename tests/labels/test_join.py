@@ -8,7 +8,8 @@ from made_answers import attributes
 
 from pipeline.errors import JoinError, StoreError
 from pipeline.labels import SoftLabels
-from pipeline.labels.join import require_classes
+from pipeline.labels.format import LabellingFacts
+from pipeline.labels.join import require_classes, require_shape
 
 
 @pytest.fixture
@@ -36,6 +37,35 @@ def test_the_first_wrong_sample_is_named(answers, labels):
         "train.beton: these labels belong to other images. Re-run 'ltd-pipe label', or pass the "
         f"data set that 'ltd-pipe store info {labels.path}' names."
     )
+
+
+SEEN = LabellingFacts(image_shape=(3, 32, 24))
+
+
+@pytest.mark.parametrize(
+    ("labelling", "views", "shape", "any_size", "refused"),
+    [
+        (SEEN, 1, (3, 32, 24), False, False),
+        (SEEN, 1, (32, 24), False, False),
+        (SEEN, 1, (3, 24, 32), False, True),
+        (SEEN, 1, (1, 32, 24), False, True),
+        (SEEN, 1, (3, 24, 32), True, False),
+        (SEEN, 2, (3, 24, 32), True, True),
+        (None, 2, (3, 24, 32), False, False),
+        (LabellingFacts(precision="float32"), 1, (3, 24, 32), False, False),
+    ],
+)
+def test_images_of_another_shape_do_not_join(making, labelling, views, shape, any_size, refused):
+    """Where the store says what the teacher saw; views never do."""
+    known = making(views=views).attributes.model_copy(update={"labelling": labelling})
+    if not refused:
+        require_shape("x.zarr", known, shape, "train.beton", any_size=any_size)
+        return
+    with pytest.raises(JoinError) as error:
+        require_shape("x.zarr", known, shape, "train.beton", any_size=any_size)
+    assert error.value.expected == "3×32×24, as the teacher saw them"
+    assert error.value.found == f"{'×'.join(map(str, shape))} in train.beton"
+    assert ("any_size" in error.value.remedy) == (views == 1)
 
 
 @pytest.mark.parametrize("shift", [1, 5])

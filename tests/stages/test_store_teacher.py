@@ -5,9 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from pipeline.images.beton import write_beton
+from pipeline.images.decode import RESIZE
+from pipeline.images.sources import open_source
 from pipeline.labels import SoftLabels
 from pipeline.labels.write import write_store
+from pipeline.models.registry import build
+from pipeline.params import PrepareParams
+from pipeline.provenance import code_commit
 
 TEACHER = "data/teacher/model.safetensors"
 VERIFY = ["store", "verify", "views.zarr", "--data", "data/train.beton", "--device", "cpu"]
@@ -66,6 +73,82 @@ def test_a_teacher_needs_images(ltd_pipe, views):
     outcome = ltd_pipe("store", "verify", "views.zarr", "--teacher", TEACHER)
     assert outcome.code == 2
     assert "--teacher needs --data" in outcome.err
+
+
+def foreign_store(ltd_pipe, *words):
+    """Labels of another project's weights for the pictures, at 12 pixels, normalised."""
+    torch.save(build("small-cnn-w8", 10, (3, 12, 12)).state_dict(), "net.pt")
+    words = ("--arch", "small-cnn-w8", "--mean", ".4,.5,.6", "--std", ".2,.3,.25", *words)
+    words = ("--data", "photos/train", "--image-size", "12", "--out", "net.zarr", *words)
+    outcome = ltd_pipe("label", "--teacher", "net.pt", "--temperature", "1", *words)
+    assert outcome.code == 0, outcome.err
+    return SoftLabels.open(Path("net.zarr")).attributes
+
+
+VERIFY_NET = ("store", "verify", "net.zarr", "--data", "photos/train", "--device", "cpu")
+
+
+def test_a_store_says_how_its_teacher_was_asked(ltd_pipe, pictures):
+    """So that asking again needs no option; with others the answers are others."""
+    known = foreign_store(ltd_pipe)
+    assert known.teachers[0].mean == (0.4, 0.5, 0.6)
+    assert known.teachers[0].std == (0.2, 0.3, 0.25)
+    asked = known.labelling
+    assert (asked.image_shape, asked.resize, asked.precision) == ((3, 12, 12), RESIZE, "float32")
+    assert (asked.commit, asked.modified) == code_commit()
+    verify = (*VERIFY_NET, "--teacher", "net.pt")
+    outcome = ltd_pipe(*verify)
+    assert outcome.code == 0, outcome.err
+    assert "ok      teacher: 60 of 60 answers" in outcome.out
+    outcome = ltd_pipe(*verify, "--mean", "0,0,0", "--std", "1,1,1")
+    assert outcome.code == 1
+    assert "answers to those views of the same pixels" in outcome.err
+    outcome = ltd_pipe(*verify, "--image-size", "16")
+    assert outcome.code == 1
+    assert "shape of the images: expected 3×12×12, as the teacher saw them, found" in outcome.err
+
+
+def test_a_teacher_of_bfloat16_is_asked_in_bfloat16(ltd_pipe, pictures):
+    """Without an option, too."""
+    assert foreign_store(ltd_pipe, "--precision", "bfloat16").labelling.precision == "bfloat16"
+    outcome = ltd_pipe(*VERIFY_NET, "--teacher", "net.pt")
+    assert outcome.code == 0, outcome.err
+
+
+def test_other_pixels_are_told_from_another_teacher(ltd_pipe, project):
+    """The same sources in another encoding: the teacher's answers are others, and it says why."""
+    params = PrepareParams(dataset="digits", channels=1, encoding="jpeg", jpeg_quality=20)
+    source = open_source(params, "train").take(np.arange(240))
+    write_beton(source, Path("jpeg.beton"), params, "train")
+    words = ("store", "verify", "data/labels.zarr", "--device", "cpu", "--teacher", TEACHER)
+    outcome = ltd_pipe(*words, "--data", "jpeg.beton")
+    assert outcome.code == 1
+    assert "These images have other pixels than those that were labelled" in outcome.err
+
+
+def test_labels_of_another_size_are_not_trained_on(ltd_pipe, pictures):
+    """Unless told, and of views never; nor does the store verify with them."""
+    for size in ("8", "16"):
+        words = ("--image-size", size, "--channels", "1", "--out", f"o{size}")
+        assert ltd_pipe("prepare", *words).code == 0
+    words = ("--data", "o8", "--out", "t", "--epochs", "1", "--crop-padding", "0")
+    assert ltd_pipe("teacher", *words).code == 0
+    label = ("label", "--teacher", "t/model.safetensors", "--data", "o8/train.beton")
+    assert ltd_pipe(*label, "--out", "plain.zarr").code == 0
+    assert ltd_pipe(*label, "--views", "2", "--augmentation", "flip", "--out", "v.zarr").code == 0
+    train = ("train", "--data", "o16/train.beton", "--epochs", "1", "--crop-padding", "0", "--flip")
+    seen = "shape of the images: expected 1×8×8, as the teacher saw them, found 1×16×16 in o16"
+    for store, more in (("plain", []), ("v", []), ("v", ["--any-size"])):
+        outcome = ltd_pipe(*train, "--labels", f"{store}.zarr", "--out", "s", *more)
+        assert outcome.code == 1
+        assert seen in outcome.err
+        assert not Path("s").exists()
+    outcome = ltd_pipe("store", "verify", "plain.zarr", "--data", "o16/train.beton")
+    assert outcome.code == 1
+    assert seen in outcome.err
+    allowed = (*train, "--labels", "plain.zarr", "--out", "s", "--any-size")
+    outcome = ltd_pipe(*allowed)
+    assert outcome.code == 0, outcome.err
 
 
 def test_images_of_a_folder(ltd_pipe, pictures):
