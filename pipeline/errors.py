@@ -48,6 +48,7 @@ __all__ = [
     "TransferError",
     "WriteError",
     "install_extra",
+    "reason_of",
     "refuse_pointer",
 ]
 
@@ -62,6 +63,13 @@ def install_extra(extra: str) -> str:
         return f"Install the packages of setup.cfg's extra {extra}."
     needed = [line.partition(";")[0].strip() for line in lines if f'extra == "{extra}"' in line]
     return f"Run: pip install {' '.join(repr(name) for name in needed)}."
+
+
+def reason_of(error: BaseException) -> str:
+    """What an exception says, in a line: of the system's errors neither number nor path."""
+    said = error.strerror if isinstance(error, OSError) else None
+    lines = str(said or error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:160].rstrip(".")
 
 
 class LtdPipeError(Exception):

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from pipeline.errors import BusyError, LtdPipeError, MachineError, WriteError
+from pipeline.errors import BusyError, LtdPipeError, MachineError, WriteError, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -270,7 +270,7 @@ def unwritable(target: Path, error: Exception) -> WriteError:
     free = shutil.disk_usage(target.parent).free / 2**20
     return WriteError(
         target,
-        f"cannot be written ({str(error).splitlines()[0][:120]})",
+        f"cannot be written ({reason_of(error)})",
         remedy=f"{free:,.0f} MiB are free on that disk. Nothing was published.",
     )
 

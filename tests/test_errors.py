@@ -37,6 +37,20 @@ def test_an_error_can_be_made_from_its_line(kind):
     assert str(kind(text)) == text
 
 
+REASONS = {
+    "system": (PermissionError(13, "Permission denied", "a/zz.jpg"), "Permission denied"),
+    "no number": (OSError("image file is truncated."), "image file is truncated"),
+    "lines": (ValueError("first\nsecond"), "first"),
+    "no words": (EOFError(), "EOFError"),
+}
+
+
+@pytest.mark.parametrize(("error", "reason"), REASONS.values(), ids=REASONS)
+def test_the_reason_of_an_error_is_what_it_says(error, reason):
+    """Neither the file's name, which stands before it, nor nothing."""
+    assert errors.reason_of(error) == reason
+
+
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 123\n"
 
 

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.combine.columns import WIDE, carried_text, parse_carried
-from pipeline.errors import MissingError, StoreError, refuse_pointer
+from pipeline.errors import MissingError, StoreError, reason_of, refuse_pointer
 from pipeline.labels.format import ATTRIBUTE
 from pipeline.publish import staged
 
@@ -108,7 +108,7 @@ class NpzColumns:
         except FileNotFoundError as error:
             raise MissingError(path, "no such file") from error
         except (zipfile.BadZipFile, OSError) as error:
-            raise StoreError(path, f"is no .npz file ({error})") from error
+            raise StoreError(path, f"is no .npz file ({reason_of(error)})") from error
         names = [name.removesuffix(".npy") for name in self._archive.namelist()]
         self._known, self._members = set(names), dict[str, _Member]()
         try:
@@ -193,7 +193,7 @@ class _Member:
             shape, fortran, dtype = read(self._stream, max_header_size=_MAX_HEADER_BYTES)
         except (ValueError, KeyError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
             raise StoreError(
-                self._where, f"{self._name}: is no array that NumPy wrote ({error})"
+                self._where, f"{self._name}: is no array that NumPy wrote ({reason_of(error)})"
             ) from error
         plain = dtype.kind == "U" and not shape if text else dtype.kind in "fiu" and shape
         size = math.prod(shape) * dtype.itemsize
@@ -215,7 +215,8 @@ class _Member:
             # What remains after the last row; its end is also where the checksum is compared.
             more = self._stream.read(1) if self._left == 0 else b""
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise StoreError(self._where, f"{self._name} is damaged ({error})") from error
+            reason = reason_of(error)
+            raise StoreError(self._where, f"{self._name} is damaged ({reason})") from error
         if len(content) != size or more:
             raise StoreError(self._where, f"{self._name} is cut short, or longer than it says")
         rows: NDArray[Any] = np.frombuffer(content, self.dtype).reshape(shape)

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.combine.columns import WIDE, Carried, carried_text, parse_carried
-from pipeline.errors import MachineError, MissingError, StoreError, install_extra, refuse_pointer
+from pipeline.errors import (
+    MachineError,
+    MissingError,
+    StoreError,
+    install_extra,
+    reason_of,
+    refuse_pointer,
+)
 from pipeline.labels.format import ATTRIBUTE
 from pipeline.labels.half import to_float32
 from pipeline.publish import staged
@@ -132,7 +139,7 @@ class ParquetColumns:
             # Without whole row groups in memory, which others make as large as they like.
             self._file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
         except (self._arrow.ArrowException, OSError) as error:
-            raise StoreError(path, f"is no Parquet file ({_first_line(error)})") from error
+            raise StoreError(path, f"is no Parquet file ({reason_of(error)})") from error
         try:
             self._look()
         except BaseException:
@@ -227,8 +234,4 @@ class ParquetColumns:
     def _damaged(self, error: Exception) -> Exception:
         if isinstance(error, MemoryError):
             return error
-        return StoreError(self.path, f"is damaged ({_first_line(error)})")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:160]
+        return StoreError(self.path, f"is damaged ({reason_of(error)})")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import MissingError, ResultError
+from pipeline.errors import MissingError, ResultError, reason_of
 from pipeline.evaluation.places import evaluation_beside
 from pipeline.report.measured import Measured, read_measured
 
@@ -151,7 +151,7 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ResultError(path, f"is damaged ({error})", remedy=_REMEDY) from error
+        raise ResultError(path, f"is damaged ({reason_of(error)})", remedy=_REMEDY) from error
 
 
 def _require_agreement(samples: Samples, measured: Measured, path: Path) -> None:

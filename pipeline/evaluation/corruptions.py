@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pipeline.errors import DataError, MissingError, refuse_pointer
+from pipeline.errors import DataError, MissingError, reason_of, refuse_pointer
 from pipeline.evaluation.accuracy import wilson_interval
 from pipeline.evaluation.selection import select_images
 from pipeline.images.folder import open_folder
@@ -152,7 +152,7 @@ def _read(file: Path) -> NDArray[Any]:
         # Gigabytes, of which few may be wanted; and pickles are never read.
         found: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(file, f"is no array of numpy ({str(error).splitlines()[0]})") from error
+        raise DataError(file, f"is no array of numpy ({reason_of(error)})") from error
     return found
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from pipeline.errors import DataError, refuse_pointer
+from pipeline.errors import DataError, reason_of, refuse_pointer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,10 +62,9 @@ def decode_image(content: bytes, where: str) -> NDArray[np.uint8]:
             _require_sane_size(image)
             return _to_rgb(image)
     except Exception as error:  # Pillow's decoders raise whatever comes to their mind
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         # Pillow names the object in memory, whose address differs from run to run.
-        reason = reason.partition(" <_io.BytesIO")[0]
-        raise DataError(where, f"is not a readable image ({reason[:120]})") from error
+        reason = reason_of(error).partition(" <_io.BytesIO")[0]
+        raise DataError(where, f"is not a readable image ({reason})") from error
 
 
 def _require_sane_size(image: Image.Image) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from pipeline.errors import DataError, refuse_pointer
+from pipeline.errors import DataError, reason_of, refuse_pointer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -135,7 +135,9 @@ class Manifest(ImageFacts):
                 beton, f"has no manifest ({where.name})", remedy=_REMEDY_MISSING
             ) from error
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(where, f"cannot be read ({error})", remedy=_REMEDY) from error
+            raise DataError(
+                where, f"cannot be read ({reason_of(error)})", remedy=_REMEDY
+            ) from error
         refuse_pointer(text.encode(), where, DataError)
         return cls._parse(text, where)
 
@@ -169,7 +171,7 @@ def _require_known_version(text: str, where: Path) -> None:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(where, f"is not JSON ({error})", remedy=_REMEDY) from error
+        raise DataError(where, f"is not JSON ({reason_of(error)})", remedy=_REMEDY) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise DataError(where, f"is not a manifest of format '{FORMAT}'", remedy=_REMEDY)
     version = content.get("version")

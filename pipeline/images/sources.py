@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 
 from pipeline import rng
-from pipeline.errors import DataError, MissingError
+from pipeline.errors import DataError, MissingError, reason_of
 from pipeline.images.decode import decode_image
 from pipeline.images.fingerprint import sample_hash
 from pipeline.printable import nfc, printable, quoted
@@ -241,7 +241,7 @@ def _entries(folder: str | Path, left: Counter[str]) -> tuple[list[Path], list[P
                 left[f"*{printable(ending)}" if ending else "without an ending"] += 1
     except OSError as error:
         # It would otherwise be passed over in silence, and its images be missing.
-        raise DataError(error.filename or folder, f"cannot be read: {error.strerror}") from error
+        raise DataError(error.filename or folder, f"cannot be read: {reason_of(error)}") from error
     return folders, images
 
 
@@ -419,7 +419,7 @@ def _cifar(params: PrepareParams, split: Split) -> ArraySource:
 
 
 def _cifar_refused(params: PrepareParams, root: Path, there: bool, error: Exception) -> Exception:
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    reason = reason_of(error)
     if there:
         return DataError(
             root,

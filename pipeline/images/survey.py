@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, reason_of
 from pipeline.images.decode import is_one_colour
 from pipeline.images.fingerprint import sample_hash
 
@@ -70,7 +70,7 @@ def survey(source: Source, progress: Callable[[int], None] | None = None) -> Sur
         except DataError as error:
             bad.append((i, error.what))
         except OSError as error:
-            bad.append((i, f"cannot be read: {error.strerror}"))
+            bad.append((i, f"cannot be read: {reason_of(error)}"))
 
     # Reading, hashing and decoding release the interpreter's lock.
     with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:

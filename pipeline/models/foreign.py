@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from pipeline.errors import CheckpointError, MissingError, ModelError, refuse_pointer
+from pipeline.errors import CheckpointError, MissingError, ModelError, reason_of, refuse_pointer
 from pipeline.models.classifier import Classifier
 from pipeline.models.registry import build
 from pipeline.models.weights import fit, is_pickle, read_pickle, read_tensors, require_file
+from pipeline.printable import nfc
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -241,7 +242,8 @@ def columns_of(
         When the file is not there, or names other classes than the data.
     """
     if classes is not None:
-        theirs = _read_classes(classes, frozenset(class_names))
+        class_names = [nfc(name) for name in class_names]
+        theirs = [nfc(name) for name in _read_classes(classes, frozenset(class_names))]
         if sorted(theirs) != sorted(class_names):
             ours, given = set(class_names), set(theirs)
             lacking, unknown = sorted(ours - given), sorted(given - ours)
@@ -272,7 +274,7 @@ def _read_classes(path: Path, known: frozenset[str]) -> list[str]:
     except FileNotFoundError as error:
         raise MissingError(path, "no such file") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(path, f"is no text of class names ({error})") from error
+        raise ModelError(path, f"is no text of class names ({reason_of(error)})") from error
     if not text.lstrip().startswith(("[", "{")):
         return [line.strip() for line in text.splitlines() if line.strip()]
     try:
@@ -284,7 +286,9 @@ def _read_classes(path: Path, known: frozenset[str]) -> list[str]:
             content = [numbered[at] for at in range(len(numbered))]
         # One class may have several names, as ImageNet's "n01440764" and "tench".
         several = [names if isinstance(names, list) else [names] for names in content]
-        found = [next((name for name in names if name in known), names[0]) for names in several]
+        found = [
+            next((name for name in names if nfc(name) in known), names[0]) for names in several
+        ]
     except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
         raise ModelError(
             path,

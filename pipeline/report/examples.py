@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import ResultError
+from pipeline.errors import ResultError, reason_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,7 +57,7 @@ def read_examples(path: Path, num_classes: int, count: int | None) -> Examples:
     except KeyError as error:
         raise ResultError(path, str(error.args[0]), remedy=_REMEDY) from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ResultError(path, f"is damaged ({error})", remedy=_REMEDY) from error
+        raise ResultError(path, f"is damaged ({reason_of(error)})", remedy=_REMEDY) from error
     _require_shapes(arrays, path)
     _require_values(arrays, num_classes, path)
     return Examples(**{name: array[:count] for name, array in arrays.items()})

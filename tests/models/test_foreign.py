@@ -182,6 +182,12 @@ def test_a_file_tells_the_order_of_the_outputs(tmp_path, text):
     assert columns_of(NAMES, tmp_path / "classes", None) == [1, 2, 0]
 
 
+def test_class_names_of_a_file_compare_whatever_their_form_in_unicode(tmp_path):
+    """A list that was written on a Mac."""
+    (tmp_path / "classes").write_text("dog\nCafe\u0301\n")
+    assert columns_of(("Caf\u00e9", "dog"), tmp_path / "classes", None) == [1, 0]
+
+
 def test_an_order_needs_no_file():
     """timm's, torchvision's, or the data's own where nobody says."""
     assert natural_order(["B2", "a10", "b1", "a9"]) == ["a9", "a10", "b1", "B2"]
