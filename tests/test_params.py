@@ -59,6 +59,13 @@ ACCEPTED = [
     ("train.progressive_resize", "[128, 224]"),
     ("train.progressive_between", "[1/4, 1/2]"),
     ("label.seed", "7"),
+    ("seed", "0"),
+    ("seed", "0x1F"),
+    ("seed", "1_000"),
+    ("label.temperature", "5e-2"),
+    ("evaluate.images", "1e2"),
+    ("train.nesterov", "on"),
+    ("train.channels_last", "no"),
 ]
 
 
@@ -147,6 +154,14 @@ REFUSED = [
     ("train.objective", "tardes", "input should be 'at', 'trades', .* or 'exits': found 'tardes'"),
     ("seed.deep", "1", "'seed' is a value, not a section"),
     ("train.eps", "[", "is not readable as YAML"),
+    ("train.epochs", "yes", "train.epochs: should be a number, not yes, no, on or off: found True"),
+    ("train.learning_rate", "on", "train.learning_rate: should be a number"),
+    ("train.eps", "off", "train.eps: should be a number, .* found False"),
+    ("evaluate.images", "no", "evaluate.images: should be a number, .* found False"),
+    ("seed", "true", "seed: should be a number, .* found True"),
+    ("seed", "010", "seed: is not readable as YAML .*'010' .* found '010'"),
+    ("train.epochs", "-0_7", "train.epochs: is not readable as YAML"),
+    ("train.epochs", "1:30", "train.epochs: is not readable as YAML .*'1:30'"),
 ]
 
 
@@ -236,10 +251,13 @@ FILES = [
     ("[1, 2]", "expected sections"),
     ("a: [", "is not readable as YAML"),
     ("\xff", "expected sections|not readable"),
+    ("seed: 010", "'010' is another number .* line 1"),
 ]
 
 
-@pytest.mark.parametrize(("text", "message"), FILES, ids=["empty", "list", "broken", "latin1"])
+@pytest.mark.parametrize(
+    ("text", "message"), FILES, ids=["empty", "list", "broken", "latin1", "octal"]
+)
 def test_a_file_that_holds_no_parameters_is_refused(tmp_path, text, message):
     """What is not a YAML mapping is refused with its name."""
     path = tmp_path / "params.yaml"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
@@ -117,12 +118,25 @@ def read_yaml(path: Path) -> Any:
         raise ParamsError(path, f"is not readable as YAML ({first})") from error
 
 
+# 010, 0_10 and 1:30, but not 0, 0x10 or 0b1.
+_AMBIGUOUS = re.compile(r"[-+]?(0[0-9_]|\d[\d_]*:)")
+
+
 class _DuplicateKeyError(yaml.YAMLError):
     """Of the key, and both lines."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice: YAML's own reader takes the last in silence."""
+    """Refuses what YAML takes in silence: a key that is there twice, and 010, which may be 8."""
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        # By YAML 1.1, which this reader follows, 010 is 8 and 1:30 is 90; by 1.2, and so for DVC,
+        # they are 10 and a text.
+        if _AMBIGUOUS.match(node.value):
+            what = f"'{node.value}' is another number in YAML 1.1 than in 1.2; write it in decimal"
+            raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
+        number: int = super().construct_yaml_int(node)
+        return number
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[tuple[str, str], yaml.Node] = {}
@@ -133,6 +147,12 @@ class _Loader(yaml.SafeLoader):
                     lines = (mark.line + 1 for mark in (first.start_mark, key.start_mark))
                     raise _DuplicateKeyError(key.value, *lines)
         return super().construct_mapping(node, deep)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+# 1e-3 is a number to everybody, to DVC, too; YAML 1.1 asks for a point and a sign.
+_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
 
 
 def require_named(params: Path, pipeline: Path) -> None:
@@ -206,7 +226,8 @@ def _override(content: dict[str, Any], key: str, value: str) -> None:
     try:
         place[name] = yaml.load(value, _Loader)  # noqa: S506  (a SafeLoader)
     except yaml.YAMLError as error:
-        raise ParamsError(key, "is not readable as YAML", found=repr(value)) from error
+        why = getattr(error, "problem", None) or error
+        raise ParamsError(key, f"is not readable as YAML ({why})", found=repr(value)) from error
 
 
 def _explain(
