@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import pickle
@@ -113,7 +114,10 @@ def read_pickle(path: Path) -> Any:
     _require_honest_archive(path)
     try:
         # Given a path, torch goes by the name's ending instead of by the content.
-        with path.open("rb") as handle, warnings.catch_warnings():
+        # timm's training scripts, and many like them, keep their options beside the weights: a
+        # Namespace, which holds what the file gives it and runs nothing.
+        harmless = torch.serialization.safe_globals([argparse.Namespace])
+        with path.open("rb") as handle, warnings.catch_warnings(), harmless:
             # torch wonders about protocols that it then reads or refuses.
             warnings.simplefilter("ignore")
             return torch.load(handle, map_location="cpu", weights_only=True)

@@ -1,5 +1,6 @@
 """Other projects' weights are taken under whatever names and wrappers they use."""
 
+import argparse
 import json
 
 import pytest
@@ -42,6 +43,7 @@ def _with_dead_block(state):
         lambda state: {"state_dict": state, "epoch": 200},
         lambda state: {"model": state, "optimizer": {"lr": 0.1}},
         lambda state: {"net": {"state_dict": state}},
+        lambda state: {"state_dict": state, "args": argparse.Namespace(lr=0.1, model="wrn")},
         _prefixed("module."),
         _prefixed("module.model."),
         _prefixed("_orig_mod.network."),
@@ -53,8 +55,8 @@ def _with_dead_block(state):
         lambda state: {k: v.half().float() if v.ndim else v for k, v in state.items()},
     ],
     ids=[
-        "bare", "state_dict", "model", "nested", "DataParallel", "two prefixes", "compiled",
-        "net", "names of one's own", "AveragedModel",
+        "bare", "state_dict", "model", "nested", "timm's options", "DataParallel", "two prefixes",
+        "compiled", "net", "names of one's own", "AveragedModel",
         "TRADES sub_block1", "torch 0.4", "same values",
     ],
 )  # fmt: skip
