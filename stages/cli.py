@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from typing import Any, TextIO, cast
 
 import click
 
@@ -59,6 +60,30 @@ def main() -> None:
     """Run the command line: exit code 0 done, 1 refused, 2 usage, 130 interrupted."""
     if os.environ.get("RANK", "0") != "0" and not _SHARED.intersection(sys.argv[1:2]):
         return
+    with contextlib.redirect_stderr(cast("TextIO", _Optional(sys.stderr))):
+        _run()
+
+
+class _Optional:
+    """A stream that nobody needs to read: days of work do not end because a terminal closed."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
+def _run() -> None:
     try:
         cli.main(prog_name="ltd-pipe", standalone_mode=False)
     except ParamsError as error:

@@ -33,17 +33,22 @@ __all__ = ["Work", "interruptible", "publish", "show", "show_part", "turn"]
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """End like Ctrl-C, chunks written, when torchrun or a batch system says SIGTERM."""
+    """End like Ctrl-C, chunks written, when a batch system or a terminal that closes says so."""
 
     def stop(number: int, frame: Any) -> None:
-        del number, frame
-        raise KeyboardInterrupt("Stopped by SIGTERM. Run it again: what is labelled is kept.")
+        del frame
+        name = signal.Signals(number).name
+        raise KeyboardInterrupt(f"Stopped by {name}. Run it again: what is labelled is kept.")
 
-    before = signal.signal(signal.SIGTERM, stop)
+    # As in training; what nohup has made ignored stays so.
+    also = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    numbers = [number for number in also if signal.getsignal(number) is not signal.SIG_IGN]
+    before = [signal.signal(number, stop) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

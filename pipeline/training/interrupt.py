@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run between two steps, after a snapshot."""
+"""Ctrl-C, SIGTERM and their kin end a run between two steps, after a snapshot."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ class StopRequest:
 
 @contextlib.contextmanager
 def listen(*, patient: bool = False) -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into a request that the block looks at when it is ready.
+    """Turn what asks a process to end into a request that the block looks at when it is ready.
+
+    SIGHUP comes when a terminal or an ssh session is closed, SIGUSR1 from batch systems. Where they
+    are ignored, as under nohup, they stay so.
 
     Parameters
     ----------
@@ -47,7 +50,9 @@ def listen(*, patient: bool = False) -> Iterator[StopRequest]:
         See `StopRequest`.
     """
     request = StopRequest(patient=patient)
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    also = (signal.SIGHUP, signal.SIGUSR1)
+    numbers += [number for number in also if signal.getsignal(number) is not signal.SIG_IGN]
     before = [signal.signal(number, request) for number in numbers]
     try:
         yield request

@@ -170,7 +170,7 @@ class Fit:
         Raises
         ------
         Interrupted
-            On SIGINT or SIGTERM, after the step under way and a snapshot.
+            On SIGINT, SIGTERM, SIGHUP or SIGUSR1, after the step under way and a snapshot.
         """
         self._restore()
         self._clock.restart()

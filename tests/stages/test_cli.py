@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 import pytest
 
+import stages
 from pipeline.models.registry import known
 from pipeline.params import Params
 from stages.cli import cli
@@ -334,6 +335,18 @@ def test_a_full_disk_behind_stdout_is_one_line():
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as left:
         left.stdout.close()
         assert left.stderr.read() == b""
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [("teacher --epochs 1 --fresh --force", 0), ("trian", 2)]
+)
+def test_a_run_needs_nobody_who_reads_its_messages(project, words, code):
+    """A full disk is behind stderr; a terminal that is gone says EIO instead."""
+    command = [sys.executable, "-m", "stages", *words.split()]
+    environment = os.environ | {"PYTHONPATH": str(Path(stages.__file__).parents[1])}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, env=environment, stderr=full, check=False)
+    assert done.returncode == code
 
 
 SMALL = "mount -t tmpfs -o size=4k tmpfs /dev/shm || exit 99; "

@@ -304,7 +304,9 @@ def test_a_rank_that_is_killed_ends_the_run_and_the_rest_is_kept(ltd_pipe, proje
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name
+)
 def test_a_run_that_is_told_to_stop_ends_at_once_and_goes_on_later(
     ltd_pipe, project, strike, number
 ):

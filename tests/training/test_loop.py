@@ -98,8 +98,15 @@ def test_streaming_changes_nothing(make_student, train_beton, tmp_path):
     assert_same(one, two)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("step", [1, 5, 6, 7, 11])
+_STOPS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
+
+
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [(step, number) for step in (1, 5, 6, 7, 11) for number in _STOPS[:2]]
+    + [(5, number) for number in _STOPS[2:]],
+    ids=lambda value: getattr(value, "name", value),
+)
 def test_an_interrupted_run_ends_with_the_same_bits(make_student, tmp_path, step, number):
     """Stopped within, at the end of, or after an epoch, and continued: nothing differs."""
     whole = result(make_student(state=tmp_path / "whole"))
@@ -112,10 +119,19 @@ def test_an_interrupted_run_ends_with_the_same_bits(make_student, tmp_path, step
 
 def test_the_handlers_are_put_back(make_student):
     """After a run, Ctrl-C does what it did before."""
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    before = list(map(signal.getsignal, _STOPS))
     with pytest.raises(Interrupted):
         make_student().run(StopAt(1))
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert list(map(signal.getsignal, _STOPS)) == before
+
+
+def test_nohup_is_respected(make_student):
+    """What it has made ignored does not stop a run."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert len(make_student().run(StopAt(1, signal.SIGHUP))) == 2
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_signal_stops_at_once(make_student):
