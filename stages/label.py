@@ -87,6 +87,7 @@ def label(
       ltd-pipe label --part 3/8 --teacher teacher.safetensors --out /shared/labels.zarr
     """
     from pipeline.device import choose_device, deterministic
+    from pipeline.images.manifest import Manifest
     from pipeline.labels.part import Part
     from pipeline.labels.replay import Replay
     from pipeline.labels.write import require_replaceable
@@ -106,6 +107,9 @@ def label(
     with interruptible(), turn(out, part, team), deterministic():
         images = open_images(data, foreign, device, teacher=teachers[0])
         facts, stream = images.manifest, stream_of(images, device)
+        if team.leads and isinstance(facts, Manifest):  # a folder's were told when it was read
+            for line in facts.warnings():
+                click.echo(f"warning: {data}: {line}", err=True)
         models = [
             load_teacher(path, facts, foreign, stream, quiet=not team.leads) for path in teachers
         ]

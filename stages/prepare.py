@@ -30,7 +30,13 @@ __all__ = ["prepare"]
 )
 @click.option("--force", is_flag=True, help="Replace existing files.")
 def prepare(params: Params, out: Path, force: bool) -> None:
-    """Turn images into train.beton and test.beton.
+    """Turn images into train.beton and test.beton: both are replaced, or none.
+
+    A folder holds train/CLASS/ and test/CLASS/ (or val/, validation/), with images at any depth,
+    in files of the kinds that torchvision lists and Pillow reads; links are followed. Grey is the
+    luminance; transparency is laid on white; of 16 bits the upper 8 are kept, unless all values
+    are below 256; of several frames the first. It ends with what was left out, by reason, and
+    warns of images of one colour, of copies, and of test images that are in the training set.
 
     \b
     Example: your own photographs, in folders photos/train/CLASS and photos/test/CLASS:

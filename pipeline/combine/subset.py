@@ -9,6 +9,7 @@ import numpy as np
 from pipeline.combine.derive import NewRows, chunk_rows, derive_store, with_rows
 from pipeline.errors import ParamsError, StoreError
 from pipeline.labels.format import DerivationFacts
+from pipeline.printable import nfc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -221,7 +222,8 @@ def rows_of_classes(store: SoftLabels, classes: Sequence[str]) -> NDArray[np.int
     StoreError
         When the store knows no such class, or has no row of any of them.
     """
-    names = store.attributes.class_names
+    names = [nfc(name) for name in store.attributes.class_names]
+    classes = [nfc(name) for name in classes]
     for name in classes:
         if name not in names:
             raise StoreError(

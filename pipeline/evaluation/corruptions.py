@@ -17,7 +17,7 @@ from pipeline.errors import DataError, MissingError, reason_of, refuse_pointer
 from pipeline.evaluation.accuracy import wilson_interval
 from pipeline.evaluation.selection import select_images
 from pipeline.images.folder import open_folder
-from pipeline.images.sources import ArraySource, FolderSource
+from pipeline.images.sources import OF_OTHERS, ArraySource, FolderSource
 from pipeline.provenance import digest
 
 if TYPE_CHECKING:
@@ -94,7 +94,9 @@ def find_corruptions(folder: Path, class_names: Sequence[str]) -> list[Corrupted
 
 def _folders(folder: Path) -> list[Path]:
     return sorted(
-        entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+        entry
+        for entry in folder.iterdir()
+        if entry.is_dir() and not entry.name.startswith(".") and entry.name not in OF_OTHERS
     )
 
 

@@ -25,6 +25,8 @@ __all__ = [
 
 # As Pillow converts to grey: thousandths of the ITU-R 601 weights, times 2^16 / 1000.
 LUMA = (19595, 38470, 7471)
+# Of 12 bits in a file of 16, which look black, 4 are left.
+_LEAST_CONTRAST = 16
 # What is done to images here, as a soft-label store says it.
 RESIZE = "shorter side, bicubic, antialiased; centre crop"
 CHANNELS = {1: "luminance; transparency on white", 3: "RGB; transparency on white"}
@@ -117,9 +119,10 @@ def _laid_on(layer: Image.Image, grey: int) -> NDArray[np.uint8]:
 
 
 def is_one_colour(image: NDArray[np.uint8]) -> bool:
-    """Whether all pixels of an image of shape (H, W, 3) are the same; nearly always a mistake."""
+    """Whether all pixels of shape (H, W, 3) are about the same; nearly always a mistake."""
     # Most images are told by their first row.
-    return bool((image[0] == image[0, 0]).all() and (image == image[0, 0]).all())
+    parts = (image[0], image.reshape(-1, 3))
+    return all((part.max(axis=0) - part.min(axis=0)).max() < _LEAST_CONTRAST for part in parts)
 
 
 def resize(image: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:

@@ -50,13 +50,15 @@ class Duplicates(BaseModel):
         """Count those of a split, and with training's in both; each by its labels and hashes."""
         sample_hash, both = split[1], (split, train) if train else (split,)
         classes, hashes = (np.concatenate(column) for column in zip(*both, strict=True))
-        known = classes >= 0
-        pairs = np.unique(np.stack([hashes[known], classes[known].astype(np.uint64)]), axis=1)
-        image, times = np.unique(pairs[0], return_counts=True)
+        order = np.lexsort((classes, hashes))
+        hashes, classes = (column[order][classes[order] >= 0] for column in (hashes, classes))
+        again = hashes[1:] == hashes[:-1]
         return cls(
             within=len(sample_hash) - len(np.unique(sample_hash)),
             with_train=int(np.isin(sample_hash, train[1]).sum()) if train else None,
-            conflicting_labels=len(np.intersect1d(image[times > 1], sample_hash)),
+            conflicting_labels=len(
+                np.intersect1d(hashes[1:][again & (classes[1:] != classes[:-1])], sample_hash)
+            ),
         )
 
 
@@ -86,7 +88,7 @@ class ImageFacts(BaseModel):
 
     def doubts(self, one_colour: int | None, duplicates: Duplicates | None) -> list[str]:
         """What these counts give to doubt, in lines."""
-        counts = {"images of one colour all over": one_colour}
+        counts = {"images of one colour, or nearly": one_colour}
         if duplicates is not None:
             counts["test images that are in the training set, too"] = duplicates.with_train
             counts["copies of another image"] = duplicates.within
@@ -106,7 +108,9 @@ class Manifest(ImageFacts):
     sha256: Sha256 = Field(description="of the beton's bytes")
     size: int = Field(ge=1, description="of the beton, in bytes")
     one_colour: int | None = Field(
-        None, ge=0, description="images all of whose pixels are the same; null: not counted"
+        None,
+        ge=0,
+        description="images whose pixels are all within 16 grey levels; null: not counted",
     )
     duplicates: Duplicates | None = Field(None, description="null: not counted")
     preparation: Sha256 | None = Field(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from pipeline.params import PrepareParams
 
-__all__ = ["ArraySource", "FolderSource", "Source", "Split", "open_source"]
+__all__ = ["OF_OTHERS", "ArraySource", "FolderSource", "Source", "Split", "open_source"]
 
 Split = Literal["train", "test"]
 
@@ -41,7 +41,7 @@ EXTENSIONS = frozenset(
 )
 _KINDS = "image files, such as .jpg, .png, .tif or .webp"
 # Thumbnails and bins of network storage, macOS and Windows; their names are no classes.
-_OF_OTHERS = frozenset({"@eaDir", "#recycle", "__MACOSX", "$RECYCLE.BIN"})
+OF_OTHERS = frozenset({"@eaDir", "#recycle", "__MACOSX", "$RECYCLE.BIN"})
 _TEST_FOLDERS = ("test", "val", "validation")
 
 
@@ -229,7 +229,7 @@ def _entries(folder: str | Path, left: Counter[str]) -> tuple[list[Path], list[P
             ending = path.suffix.lower()
             if entry.name.startswith("."):
                 left["hidden"] += 1
-            elif entry.name in _OF_OTHERS:
+            elif entry.name in OF_OTHERS:
                 left[f"{entry.name}/"] += 1
             elif entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and path.is_dir()):
                 folders.append(path)

@@ -39,7 +39,7 @@ class Survey:
     bad : list of tuple of int and str
         Unreadable images and why.
     one_colour : ndarray of shape (N,), dtype bool
-        Images all of whose pixels are the same.
+        Images whose pixels are all about the same.
     """
 
     sample_hash: NDArray[np.uint64]

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import DataError
-from pipeline.images.decode import decode_image, resize
+from pipeline.images.decode import decode_image, is_one_colour, resize
 
 from .conftest import picture, saved
 
@@ -85,6 +85,13 @@ def test_a_glyph_on_transparency_is_seen(colour, ground, seen):
     layer.putpixel((0, 0), (*colour, 0))
     image = decode_image(saved(layer, "PNG"), "x")
     assert image[0].tolist() == [[ground] * 3, list(seen)]
+
+
+@pytest.mark.parametrize(("values", "blank"), [((7, 7), 1), ((0, 4095), 1), ((0, 65535), 0)])
+def test_images_that_look_blank_are_told(values, blank):
+    """Also what 12 bits in a file of 16 become: its scale is not known."""
+    content = saved(Image.fromarray(np.array([values, values], np.uint16).T), "PNG")
+    assert is_one_colour(decode_image(content, "x")) == blank
 
 
 def test_what_is_wholly_transparent_is_white():
