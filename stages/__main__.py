@@ -10,6 +10,6 @@ if importlib.util.find_spec("torch") is None or importlib.util.find_spec("ffcv")
         "Run 'source .venv/bin/activate' first, or use 'make repro'."
     )
 
-from stages.cli import main
+from stages.cli import program
 
-main()
+program()

@@ -23,7 +23,7 @@ from stages.measured import (
 )
 from stages.outputs import AUDIT, note_pipeline, refuse_existing
 from stages.parameters import ParamsCommand, params_options
-from stages.progress import bar, ticker
+from stages.progress import Ticker, bar, doing
 from stages.usage import refuse_given, require_named
 
 if TYPE_CHECKING:
@@ -139,9 +139,10 @@ def _measure(
 
     device = choose_device(params.device)
     with deterministic(), full_float32(), bar() as progress:
-        images = open_test_data(data, named, device)
-        measured = load_measured(named, images, device, strict=True)
-        others = load_sources(sources, images, device)
+        with doing("loading images and models"):
+            images = open_test_data(data, named, device)
+            measured = load_measured(named, images, device, strict=True)
+            others = load_sources(sources, images, device)
         test = choose_images(images, params, device, at_most)
         head = _head(measured, len(test), settings, sources)
         try:
@@ -150,7 +151,7 @@ def _measure(
                 test,
                 settings,
                 sources={other.name: other.model for other in others},
-                tick=ticker(progress),
+                tick=Ticker(progress),
             )
         except ModelError as error:
             return head | {"passed": False, "refused": str(error), "findings": []}, None

@@ -13,7 +13,7 @@ from pipeline.errors import LtdPipeError, ParamsError
 from pipeline.publish import refused_by_system
 from stages.lazy import LazyGroup
 
-__all__ = ["cli", "main"]
+__all__ = ["cli", "main", "program"]
 
 _COMMANDS = {
     "init": "Begin a project: dvc.yaml and params.yaml in a folder of its own.",
@@ -103,7 +103,25 @@ def _run() -> None:
     except (KeyboardInterrupt, click.Abort) as error:
         # Click raises Abort from the KeyboardInterrupt, which may say how to go on.
         reason = str(error.__cause__ or error)
-        _end(reason or "Interrupted. Nothing half-written was published.", 130)
+        _end(reason or "Interrupted. Nothing half-written was published.", _INTERRUPTED)
+
+
+def program() -> None:
+    """`main` as a process, which ends a training at once when it was interrupted.
+
+    All is saved by then; what torch, numba and dvclive would still tidy up takes seconds.
+    """
+    try:
+        main()
+    except SystemExit as end:
+        if end.code == _INTERRUPTED and sys.argv[1:2] in (["train"], ["teacher"]):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(_INTERRUPTED)
+        raise
+
+
+_INTERRUPTED = 130
 
 
 def _end(message: str, code: int) -> None:

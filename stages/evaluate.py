@@ -23,7 +23,7 @@ from stages.measured import (
 )
 from stages.outputs import METRICS, SETTINGS, note_pipeline, refuse_existing
 from stages.parameters import ParamsCommand, params_options
-from stages.progress import bar, tell, ticker
+from stages.progress import Ticker, bar, doing, tell
 from stages.usage import refuse_given, require_named
 
 if TYPE_CHECKING:
@@ -111,9 +111,10 @@ def evaluate(
     note_pipeline(metrics, out)
     named, device = name_model(model, weights, foreign), choose_device(params.device)
     with exclusive(metrics), deterministic(), full_float32():
-        images = open_test_data(data, named, device)
-        measured = load_measured(named, images, device, strict=False)
-        others = load_sources(sources, images, device)
+        with doing("loading images and models"):
+            images = open_test_data(data, named, device)
+            measured = load_measured(named, images, device, strict=False)
+            others = load_sources(sources, images, device)
         if quick:
             section = params.evaluate.quick(images.manifest.num_samples)
             params = params.model_copy(update={"evaluate": section})
@@ -262,13 +263,15 @@ def _measure(
     from pipeline.evaluation.robustness import evaluate as measure
 
     with bar() as progress:
+        ticker = Ticker(progress)
         return measure(
             measured.model,
             test,
             params.evaluate,
             seed=params.seed,
             state=state,
-            tick=ticker(progress),
+            tick=ticker,
+            finished=ticker.finished,
             sources=sources,
             corruptions=corrupted,
             said=measured.said,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import TYPE_CHECKING
 
 import click
@@ -39,9 +40,15 @@ _INTERRUPTED = 130
 class _Screen(Watcher):
     """A progress bar for the steps; dvclive's plots for the epochs."""
 
-    def __init__(self, description: str, total: int, live: Path) -> None:
+    def __init__(self, description: str, fit: Fit, live: Path) -> None:
         self._progress, self._live, self._validated = bar(), live, ""
-        self._task = self._progress.add_task(description, total=total, note="")
+        self._name, self._epochs, self._stopping = description, fit.epochs, False
+        self._task = self._progress.add_task(
+            self._what(len(fit.progress.history)), total=fit.total_steps, note=""
+        )
+
+    def _what(self, epoch: int) -> str:
+        return f"{self._name}, epoch {min(epoch + 1, self._epochs)} of {self._epochs}"
 
     def __enter__(self) -> _Screen:
         self._progress.start()
@@ -56,17 +63,33 @@ class _Screen(Watcher):
         self._progress.stop()
 
     def step(self, done: int, total: int, loss: float, accuracy: float, rate: float) -> None:
-        note = f"loss {loss:.3f}  accuracy {accuracy:.1%}  {self._validated}{rate:,.0f} images/s"
+        note = f"loss {loss:.3f}  {rate:,.0f} images/s  accuracy {accuracy:.1%}  {self._validated}"
         self._progress.update(self._task, completed=done, total=total, note=note)
 
     def epoch(self, history: list[dict[str, float]]) -> None:
         _write_plots(history, self._live)
+        self._say(self._what(len(history)))
         row = history[-1]
         measures = _measures(row)
         self._validated = f"validation: {measures}  " if measures else self._validated
         self._progress.console.print(
             f"epoch {row['epoch'] + 1}  loss {row['train/loss']:.3f}  {measures}", highlight=False
         )
+
+    def validation(self, epoch: int) -> None:
+        self._say(f"{self._name}, validation of epoch {epoch + 1}")
+
+    def stopping(self) -> None:
+        # In a signal's handler: whatever is being written at that moment must not be written to.
+        self._stopping = True
+        if self._progress.disable:
+            with contextlib.suppress(OSError):  # the terminal may be what has gone
+                os.write(2, b"stopping after this step\n")
+        self._progress.update(self._task, description="stopping after this step")
+
+    def _say(self, description: str) -> None:
+        if not self._stopping:
+            self._progress.update(self._task, description=description)
 
     def collapse(self, collapse: Collapse) -> None:
         self._progress.console.print(f"warning: {collapse}.", highlight=False)
@@ -113,7 +136,7 @@ def fit_on_screen(fit: Fit, description: str, out: Path) -> dict[str, float]:
     if not fit.team.leads:
         return _run_in_silence(fit)
     _tell_choice(fit.passes)
-    with _Screen(description, fit.total_steps, out / "live") as screen:
+    with _Screen(description, fit, out / "live") as screen:
         try:
             return run_fit(fit, screen)
         except Interrupted as error:

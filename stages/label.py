@@ -18,6 +18,7 @@ from stages.given import (
 from stages.labelling import Work, interruptible, publish, show, show_part, turn
 from stages.outputs import note_pipeline, refuse_overlap
 from stages.parameters import ParamsCommand, params_options
+from stages.progress import doing
 from stages.usage import of_option, refuse_given, require_named
 
 if TYPE_CHECKING:
@@ -105,7 +106,8 @@ def label(
     team = Team.here()
     device = team.device(choose_device(params.device))
     with interruptible(), turn(out, part, team), deterministic():
-        images = open_images(data, foreign, device, teacher=teachers[0])
+        with doing("checking images"):
+            images = open_images(data, foreign, device, teacher=teachers[0])
         facts, stream = images.manifest, stream_of(images, device)
         if team.leads and isinstance(facts, Manifest):  # a folder's were told when it was read
             for line in facts.warnings():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stages.progress import counter, tell
+from stages.progress import counter, doing, tell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,7 +111,8 @@ class Work:
         from pipeline.labels.part import WHOLE, wait_for_chunks
 
         whole = self.part or WHOLE
-        choice = self.team.agree(self._key(), lambda: self._choose(models, stream))
+        with doing("measuring precision and temperature"):
+            choice = self.team.agree(self._key(), lambda: self._choose(models, stream))
         share = whole.split(self.team.rank, self.team.count)
         record = self._record(choice)
         if record and self.team.leads and (note := record.note()):

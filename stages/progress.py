@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,17 +15,20 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Column
+from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["bar", "console", "counter", "tell", "ticker", "transfer"]
+__all__ = ["Ticker", "bar", "console", "counter", "doing", "tell", "transfer"]
 
 
 def console() -> Console:
@@ -37,21 +41,42 @@ def tell(line: str) -> None:
     click.echo(line, err=True)
 
 
+class _Fitting(ProgressColumn):
+    """A field of the task, cut off where the screen ends."""
+
+    def __init__(self, field: str) -> None:
+        # Rich narrows the columns that may wrap, and only these.
+        super().__init__(Column(no_wrap=False))
+        self._field = field
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields[self._field], no_wrap=True, overflow="ellipsis")
+
+
 def bar() -> Progress:
-    """A progress bar with time left; where stderr is no terminal it stays silent."""
-    screen = console()
+    """What runs, a bar, and the time left; then what fits. No terminal: it stays silent."""
+    screen, whole = console(), Column(no_wrap=True)
     return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False, table_column=whole),
+        BarColumn(bar_width=12, table_column=Column(no_wrap=True, min_width=12)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        TextColumn("left", table_column=Column(no_wrap=True)),
+        _Fitting("note"),
         console=screen,
         disable=not screen.is_terminal,
         transient=True,
     )
+
+
+@contextlib.contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Say on a terminal what is under way where no bar can: nothing is counted yet."""
+    if os.environ.get("RANK", "0") != "0" or not console().is_terminal:
+        yield
+        return
+    with console().status(f"{what} …"):
+        yield
 
 
 @contextlib.contextmanager
@@ -79,30 +104,49 @@ def transfer(description: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-def ticker(progress: Progress) -> Callable[[str, int, int], None]:
+class Ticker:
     """Tells what is under way: a bar each with the time left, or lines where there is no bar.
 
-    Returns
-    -------
-    callable
-        To be called with a name, the images just done, and at most how many are to come.
-    """
-    tasks: dict[str, _Task] = {}
+    Names that begin alike up to a comma, as `attack 5 of 8, PGD-50 start 2 of 5`, are one thing.
 
-    def tick(name: str, done: int, left: int) -> None:
-        if name not in tasks:
-            if progress.disable:
-                click.echo(f"{name} …", err=True)
-            tasks[name] = _Task(progress.add_task(name, total=None, note=""), time.monotonic())
-        task = tasks[name]
+    Parameters
+    ----------
+    progress : Progress
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, _Task] = {}
+
+    def __call__(self, name: str, done: int, left: int) -> None:
+        """Take the images just done, and at most how many are to come."""
+        task, progress = self._task(name), self._progress
         task.done += done
-        progress.update(task.bar, completed=task.done, total=task.done + left)
-        if progress.disable and time.monotonic() - task.told > _SECONDS_BETWEEN_LINES:
+        progress.update(task.bar, description=name, completed=task.done, total=task.done + left)
+        late = time.monotonic() - task.told > _SECONDS_BETWEEN_LINES
+        if progress.disable and done and late:
             task.told = time.monotonic()
             seconds = (task.told - task.began) / task.done * left
             click.echo(f"{name}: {task.done:,} done, {seconds / 60:.0f} min left", err=True)
 
-    return tick
+    def finished(self, name: str, accuracy: float) -> None:
+        """Take the accuracy that an attack leaves."""
+        note = f"accuracy {accuracy:.1%}"
+        task = self._task(name, quiet=True)
+        self._progress.update(
+            task.bar, description=name, completed=task.done, total=task.done, note=note
+        )
+        if self._progress.disable:
+            click.echo(f"{name}: {note}", err=True)
+
+    def _task(self, name: str, *, quiet: bool = False) -> _Task:
+        key = name.partition(",")[0]
+        if key not in self._tasks:
+            if self._progress.disable and not quiet:
+                click.echo(f"{name} …", err=True)
+            number = self._progress.add_task(name, total=None, note="")
+            self._tasks[key] = _Task(number, time.monotonic())
+        return self._tasks[key]
 
 
 # Where there is no bar.

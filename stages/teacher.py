@@ -11,6 +11,7 @@ from pipeline.errors import MissingError, ParamsError
 from stages.given import Foreign, load_teacher
 from stages.outputs import CHECKPOINT, note_pipeline, refuse_existing, refuse_overlap
 from stages.parameters import ParamsCommand, params_options
+from stages.progress import doing, tell
 from stages.usage import refuse_given, require_named
 
 if TYPE_CHECKING:
@@ -49,10 +50,11 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
       torchrun --standalone --nproc-per-node gpu -m stages teacher
       ltd-pipe teacher --checkpoint resnet.pt --architecture torchvision:resnet18
     """
-    from pipeline.images.beton import open_beton, require_one_preparation
-    from pipeline.images.manifest import Duplicates
-    from pipeline.team import Team
-    from stages.fitting import turn
+    with doing("loading torch"):
+        from pipeline.images.beton import open_beton, require_one_preparation
+        from pipeline.images.manifest import Duplicates
+        from pipeline.team import Team
+        from stages.fitting import turn
 
     require_named("data")
     refuse_existing(out / "model.safetensors", force=force or fresh, kind=CHECKPOINT)
@@ -71,8 +73,9 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
             )
     team = Team.here()
     with turn(out, team):
-        train, test = open_beton(data / "train.beton"), open_beton(data / "test.beton")
-        require_one_preparation(train, test)
+        with doing("checking images"):
+            train, test = open_beton(data / "train.beton"), open_beton(data / "test.beton")
+            require_one_preparation(train, test)
         if params.teacher.checkpoint is None:
             facts = _train(params, train, test, team, out, fresh=fresh)
         elif team.leads:
@@ -106,19 +109,21 @@ def _train(
     )
     from pipeline.training.teacher import teacher_fit
     from stages.fitting import fit_on_screen
-    from stages.progress import tell
 
     device = team.device(choose_device(params.device))
     section = params.teacher
     model = new_classifier(section, train.manifest, seed=params.seed, role="teacher", device=device)
     decides = {"seed": params.seed, "device": device.type, "processes": team.count}
     facts = run_facts("teacher", section, train.manifest, **decides)
-    snapshots, passes = open_run(facts, out, section, model, team, fresh=fresh, tell=tell)
+    with doing("measuring precision"):
+        snapshots, passes = open_run(facts, out, section, model, team, fresh=fresh, tell=tell)
     training, validation = split_samples(train, section.images, params.seed, "teacher")
     with deterministic():
+        with doing("loading images"):
+            stream = ImageStream(train, device)
         fit = teacher_fit(
             model,
-            ImageStream(train, device),
+            stream,
             training,
             validation,
             section,

@@ -11,6 +11,7 @@ from pipeline.errors import MissingError
 from stages.fetched import local_folder
 from stages.outputs import CHECKPOINT, note_pipeline, refuse_existing
 from stages.parameters import ParamsCommand, params_options
+from stages.progress import doing, tell
 from stages.usage import refuse_given, require_named
 
 if TYPE_CHECKING:
@@ -79,12 +80,13 @@ def train(
       ltd-pipe train --labels https://example.org/labels.zarr --out student
       ltd-pipe train --label-kind onehot --objective trades --out baseline
     """
-    from pipeline.device import deterministic
-    from pipeline.images.beton import open_beton
-    from pipeline.models.external import allow_file
-    from pipeline.team import Team
-    from pipeline.training.run import save_results
-    from stages.fitting import fit_on_screen, turn
+    with doing("loading torch"):
+        from pipeline.device import deterministic
+        from pipeline.images.beton import open_beton
+        from pipeline.models.external import allow_file
+        from pipeline.team import Team
+        from pipeline.training.run import save_results
+        from stages.fitting import fit_on_screen, turn
 
     require_named("data", *["labels"] * params.train.reads_store)
     _tell_unused_weights(params.train)
@@ -95,10 +97,11 @@ def train(
         allow_file(teacher_arch)
     team = Team.here()
     with turn(out, team), deterministic():
-        beton = open_beton(data)
-        store = _open_store(params, labels, beton)
-        teacher = _open_teacher(params, beton)
-        softness = _measure_labels(params, beton, store)
+        with doing("checking images and labels"):
+            beton = open_beton(data)
+            store = _open_store(params, labels, beton)
+            teacher = _open_teacher(params, beton)
+            softness = _measure_labels(params, beton, store)
         fit, snapshots = _fit(params, beton, store, teacher, team, out, fresh=fresh)
         timing = fit_on_screen(fit, out.name, out)
         if not team.leads:
@@ -204,7 +207,6 @@ def _fit(
     from pipeline.images.stream import ImageStream
     from pipeline.training.run import new_classifier, open_run, run_facts, split_samples
     from pipeline.training.student import student_examples, student_fit
-    from stages.progress import tell
 
     section, manifest = params.train, beton.manifest
     device = team.device(choose_device(params.device))
@@ -224,14 +226,17 @@ def _fit(
         "teacher": teacher.sha256 if teacher else None,
     }
     facts = run_facts("student", section, manifest, **decides)
-    snapshots, passes = open_run(facts, out, section, model, team, fresh=fresh, tell=tell)
+    with doing("measuring precision"):
+        snapshots, passes = open_run(facts, out, section, model, team, fresh=fresh, tell=tell)
     training, validation = split_samples(beton, section.images, params.seed)
     examples = student_examples(
         section, model.num_classes, store, str(beton.path), device, params.seed
     )
+    with doing("loading images"):
+        stream = ImageStream(beton, device)
     fit = student_fit(
         model,
-        ImageStream(beton, device),
+        stream,
         training,
         validation,
         section,

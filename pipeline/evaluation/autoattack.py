@@ -176,6 +176,7 @@ def run_autoattack(
     for attack in attacks:
         result.standing = run_one(bench, adversary, attack, result.standing, result.flags)
         result.accuracy[attack] = int(result.standing.sum()) / max(len(right), 1)
+        bench.finished(title_of(attack), result.accuracy[attack])
     with _collected_flags(adversary, result.flags):
         check_square_sr(result.accuracy, logger=adversary.logger)
     return result
@@ -190,6 +191,11 @@ def attacks_of(version: Version, num_classes: int) -> tuple[list[str], list[str]
         if not able[name]
     ]
     return [name for name in able if able[name]], flags
+
+
+def title_of(attack: str) -> str:
+    """What people call one of the package's attacks."""
+    return f"AutoAttack {attack.upper()}"
 
 
 def build(bench: Bench, ball: Ball, version: Version = "standard") -> Any:
@@ -234,7 +240,7 @@ def run_one(
     """
     left, rows = before.clone(), before.nonzero().flatten()
     work = partial(_attack_batch, bench, adversary, attack)
-    title = f"AutoAttack {attack.upper()}"
+    title = title_of(attack)
     for part, record in bench.records(f"autoattack-{attack}", rows, work, title=title):
         left[part] = torch.tensor(record["left"], dtype=torch.bool)
         flags += [flag for flag in record["flags"] if flag not in flags]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.evaluation.selection import TestImages
     from pipeline.models.classifier import Classifier
 
-__all__ = ["Attack", "Bench", "Tick", "silent"]
+__all__ = ["Attack", "Bench", "Finished", "Tick", "silent", "unheard"]
 
 # Maps images, labels and sample indices to adversarial images.
 Attack = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -27,9 +27,18 @@ Attack = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 Tick = Callable[[str, int, int], None]
 
 
+# Which attack is over, and the accuracy that it leaves.
+Finished = Callable[[str, float], None]
+
+
 def silent(name: str, done: int, left: int) -> None:
     """Tell nobody."""
     del name, done, left
+
+
+def unheard(name: str, accuracy: float) -> None:
+    """Tell nobody."""
+    del name, accuracy
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ class Bench:
         Images per model call; AutoAttack's random numbers depend on it.
     ledger : Ledger
         Where finished batches are kept.
-    tick : callable
+    tick, finished : callable
     """
 
     model: Classifier
@@ -55,6 +64,7 @@ class Bench:
     batch_size: int
     ledger: Ledger = field(default_factory=lambda: Ledger(None))
     tick: Tick = silent
+    finished: Finished = unheard
 
     def records(
         self,
@@ -82,6 +92,8 @@ class Bench:
         """
         kept, left = self.ledger.read(name), len(rows) + later
         for number, part in enumerate(self.test.batches(rows, self.batch_size)):
+            if number == len(kept):
+                self.tick(title, 0, left)
             left -= len(part)
             if number < len(kept):
                 yield part, kept[number]

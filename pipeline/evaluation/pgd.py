@@ -129,7 +129,8 @@ def run_gradient_attack(
         else _from_random_start(bench, ball, attack.steps, 0, loss)
     )
     later = (attack.restarts - 1) * int(right.sum())
-    answers = bench.answers(f"{attack.key}.0", rows, first, title=attack.title, later=later)
+    title = title_of_start(attack.title, 0, attack.restarts)
+    answers = bench.answers(f"{attack.key}.0", rows, first, title=title, later=later)
     standing = survivors(
         bench,
         attack.key,
@@ -190,7 +191,13 @@ def survivors(
     for restart in restarts:
         attack = _from_random_start(bench, ball, steps, restart, loss)
         later = (restarts[-1] - restart) * int(standing.sum())
-        standing = bench.standing(
-            f"{name}.{restart}", standing, attack, title=title or name, later=later
-        )
+        started = title_of_start(title or name, restart, restarts.stop)
+        standing = bench.standing(f"{name}.{restart}", standing, attack, title=started, later=later)
     return standing
+
+
+def title_of_start(title: str, restart: int, restarts: int) -> str:
+    """What people are told is under way, such as `PGD-50 start 2 of 5`."""
+    if restarts == 1:
+        return title
+    return f"{title.partition(' x ')[0]} start {restart + 1} of {restarts}"

@@ -13,11 +13,13 @@ from pipeline import rng
 from pipeline.attacks import Ball, Frozen
 from pipeline.evaluation.autoattack import (
     AutoAttackResult,
+    attacks_of,
     package_version,
     require_possible,
     run_autoattack,
+    title_of,
 )
-from pipeline.evaluation.bench import Bench, silent
+from pipeline.evaluation.bench import Bench, silent, unheard
 from pipeline.evaluation.corruptions import corruption_accuracies
 from pipeline.evaluation.curve import CURVE_STEPS, Curve, automatic_curve, curve_at
 from pipeline.evaluation.doubts import leaks, unbroken
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.evaluation.answers import Answers
-    from pipeline.evaluation.bench import Tick
+    from pipeline.evaluation.bench import Finished, Tick
     from pipeline.evaluation.corruptions import CorruptedSet
     from pipeline.evaluation.selection import TestImages
     from pipeline.models.classifier import Classifier
@@ -122,6 +124,7 @@ def evaluate(
     seed: int,
     state: StateRecord | None = None,
     tick: Tick = silent,
+    finished: Finished = unheard,
     sources: Sequence[Source] = (),
     corruptions: Sequence[CorruptedSet] = (),
     said: Said | None = None,
@@ -143,6 +146,8 @@ def evaluate(
         continued. None: an interrupted evaluation starts over.
     tick : callable, optional
         Told what is under way, the images just done, and at most how many are to come.
+    finished : callable, optional
+        Told of each attack that is over, and the accuracy that it leaves.
     sources : sequence of Source
         Models whose adversarial images are tried on this one.
     corruptions : sequence of CorruptedSet
@@ -163,7 +168,16 @@ def evaluate(
     if params.autoattack != "none":
         require_possible(model.shape, ball, params.autoattack)
     ledger = Ledger(None if state is None else state.folder, state)
-    bench = Bench(model, test, seed, params.batch_size, ledger, tick)
+    number = _numbers(params, model, sources)
+    bench = Bench(
+        model,
+        test,
+        seed,
+        params.batch_size,
+        ledger,
+        lambda name, done, left: tick(number(name), done, left),
+        lambda name, accuracy: finished(number(name), accuracy),
+    )
     random = _require_sound(bench, params, sources)
     # Sound as it is; and faster frozen.
     bench = replace(bench, model=Frozen(model).current())
@@ -189,6 +203,33 @@ def evaluate(
     _curve(bench, params, right, result)
     result.corruptions = corruption_accuracies(bench, corruptions, params.images)
     return result
+
+
+def _numbers(
+    params: EvaluateParams, model: Classifier, sources: Sequence[Source]
+) -> Callable[[str], str]:
+    """What makes `attack 5 of 8, PGD-50 start 2 of 5` of the title of what is under way."""
+    attacks = [*map(parse_attack, params.attacks), _main_attack(params)]
+    titles = [attack.title.partition(" x ")[0] for attack in attacks]
+    titles += [f"transfer from {source.name}" for source in sources]
+    if params.autoattack != "none":
+        names, _ = attacks_of(params.autoattack, model.num_classes)
+        titles += [title_of(name) for name in names]
+    by_eps = f"PGD-{CURVE_STEPS} at eps"
+    titles += [by_eps] * bool(params.eps_grid)
+
+    def numbered(title: str) -> str:
+        begin = by_eps if title.startswith(by_eps) else title.partition(" start ")[0]
+        begin = begin.partition(" x ")[0]
+        if begin not in titles:
+            return title
+        return f"attack {titles.index(begin) + 1} of {len(titles)}, {title}"
+
+    return numbered
+
+
+def _main_attack(params: EvaluateParams) -> GradientAttack:
+    return GradientAttack("pgd", "cross entropy", params.pgd_steps, params.pgd_restarts)
 
 
 def _require_sound(bench: Bench, params: EvaluateParams, sources: Sequence[Source]) -> bool:
@@ -226,12 +267,13 @@ def _threat(bench: Bench, ball: Ball) -> dict[str, Any]:
 def _gradient_attacks(
     bench: Bench, params: EvaluateParams, ball: Ball, right: torch.Tensor, result: Evaluation
 ) -> None:
-    main = GradientAttack("pgd", "cross entropy", params.pgd_steps, params.pgd_restarts)
+    main = _main_attack(params)
     listed = [attack for attack in map(parse_attack, params.attacks) if attack.title != main.title]
     for attack in (*listed, main):
         outcome = run_gradient_attack(bench, attack, ball, right, all_images=attack is main)
         facts = {**_threat(bench, ball), **attack.facts(ball.eps)}
         result.scores.append(Score(attack.key, attack.title, outcome.standing, facts))
+        bench.finished(result.scores[-1].name, result.scores[-1].accuracy)
         if outcome.answers is not None:
             result.under_attack = outcome.answers
 
@@ -257,6 +299,7 @@ def _transfer(
         }
         facts = {**_threat(bench, ball), **plan.facts(ball.eps), **origin}
         result.scores.append(Score(f"transfer-{number}", title, standing, facts))
+        bench.finished(result.scores[-1].name, result.scores[-1].accuracy)
 
 
 def _autoattack(

@@ -57,6 +57,12 @@ class Watcher:
     def epoch(self, history: list[dict[str, float]]) -> None:
         """After an epoch: one row per epoch so far."""
 
+    def validation(self, epoch: int) -> None:
+        """Before an epoch's validation."""
+
+    def stopping(self) -> None:
+        """At once when the user asks the run to stop, in the signal's handler."""
+
     def collapse(self, collapse: Collapse) -> None:
         """After the epoch at which training was first seen to have collapsed."""
 
@@ -139,6 +145,7 @@ class Fit:
         passes.apply(model)
         if params.sync_batch_norm and self.team.count > 1:
             synchronise(model)
+        self.epochs = params.epochs
         self.steps_per_epoch = -(-self._images // params.batch_size)
         self.total_steps = self.steps_per_epoch * params.epochs
         self._step = Step(
@@ -176,7 +183,7 @@ class Fit:
         self._clock.restart()
         # torchrun passes on to each process what the terminal has sent it already.
         generators = caller_generators_kept(self._stream.device)
-        with generators, listen(patient=self.team.count > 1) as stop:
+        with generators, listen(patient=self.team.count > 1, told=watcher.stopping) as stop:
             while len(self.progress.history) < self._params.epochs and not self.stopped:
                 self._epoch(watcher, stop)
         return self.progress.history
@@ -227,7 +234,7 @@ class Fit:
                     self._save()
                 if stopped:
                     raise Interrupted
-        self._finish_epoch(epoch)
+        self._finish_epoch(epoch, watcher, stop)
         watcher.epoch(self.progress.history)
         if (collapse := self.collapse) and collapse.epoch == epoch:
             watcher.collapse(collapse)
@@ -261,7 +268,7 @@ class Fit:
         every = self._params.snapshot_steps
         return bool(every and self.progress.step % every == 0) or self._clock.is_due()
 
-    def _finish_epoch(self, epoch: int) -> None:
+    def _finish_epoch(self, epoch: int, watcher: Watcher, stop: StopRequest) -> None:
         sums = self._meters.read()
         row = {
             "epoch": epoch,
@@ -271,7 +278,13 @@ class Fit:
         }
         last = epoch + 1 == self._params.epochs
         if last or (epoch + 1) % self._validate_every == 0:
-            row |= self._validate(self.average.model)
+            watcher.validation(epoch)
+            try:
+                with stop.at_once():
+                    row |= self._validate(self.average.model)
+            except Interrupted:
+                self._save()  # the next run begins with this validation
+                raise
             self._keep_best(row)
         self.progress.history.append(row)
         self.progress.targets = sums if TARGET_SUMS[0] in sums else {}

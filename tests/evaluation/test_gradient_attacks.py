@@ -79,11 +79,12 @@ def test_no_radius_is_no_attack(bench, right):
 
 
 def test_progress_counts_down_to_nothing(bench, right):
-    """Each tick says what was done and at most how much is to come; the last says nothing is."""
+    """Each start is announced; what is done and at most to come is told after each batch."""
     told = []
     ball, plan = Ball("linf", 0.05), parse_attack("pgd-2x3")
     tick = lambda name, done, left: told.append((name, done, left))  # noqa: E731
     run_gradient_attack(bench(tick=tick), plan, ball, right, all_images=False)
-    assert {name for name, _, _ in told} == {"PGD-2 x 3"}
+    assert {name for name, _, _ in told} == {f"PGD-2 start {start} of 3" for start in (1, 2, 3)}
+    assert sum(done == 0 for _, done, _ in told) == 3
     assert [left for _, _, left in told] == sorted((left for _, _, left in told), reverse=True)
     assert told[-1][2] == 0

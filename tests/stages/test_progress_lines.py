@@ -1,16 +1,26 @@
 """Progress where there is no terminal: a line for each thing, and now and then the time left."""
 
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
 import time
+from pathlib import Path
 
+import pytest
 from rich.progress import Progress
 
-from stages.progress import ticker
+from stages.progress import Ticker, bar
 
 
 def test_without_a_terminal_the_time_left_is_told_each_minute(capsys, monkeypatch):
     """Not at each batch: a log must stay readable."""
     clock = iter([0.0, 10.0, 70.0, 80.0, 140.0])
-    tick = ticker(Progress(disable=True))
+    tick = Ticker(Progress(disable=True))
     with monkeypatch.context() as patch:
         patch.setattr(time, "monotonic", lambda: next(clock))
         for left in (300, 200, 100):
@@ -23,8 +33,79 @@ def test_without_a_terminal_the_time_left_is_told_each_minute(capsys, monkeypatc
 def test_on_a_terminal_the_bar_knows_how_much_is_to_come():
     """Done and left make the total, which may shrink when images fall."""
     progress = Progress(disable=False)
-    tick = ticker(progress)
+    tick = Ticker(progress)
     tick("PGD-50", 100, 300)
     tick("PGD-50", 100, 50)
     (task,) = progress.tasks
     assert (task.completed, task.total) == (200, 250)
+
+
+def test_the_starts_of_an_attack_are_one_bar_with_its_accuracy_in_the_end():
+    """Announced before the first batch, so that nothing finished is shown for minutes."""
+    progress = Progress(disable=False)
+    tick = Ticker(progress)
+    tick("attack 5 of 8, PGD-50 start 1 of 5", 0, 500)
+    (task,) = progress.tasks
+    assert (task.completed, task.total) == (0, 500)
+    tick("attack 5 of 8, PGD-50 start 1 of 5", 100, 400)
+    tick("attack 5 of 8, PGD-50 start 2 of 5", 80, 320)
+    (task,) = progress.tasks
+    assert task.description == "attack 5 of 8, PGD-50 start 2 of 5"
+    tick.finished("attack 5 of 8, PGD-50 x 5", 0.723)
+    (task,) = progress.tasks
+    assert task.finished
+    assert task.fields["note"] == "accuracy 72.3%"
+
+
+@pytest.mark.parametrize("width", [80, 110])
+def test_what_matters_fits_on_the_screen(monkeypatch, width):
+    """What runs, step and time left are whole; the rest is cut off where the line ends."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    progress, name = bar(), "attack 12 of 18, CW-PGD-100 start 2 of 5"
+    note = "loss 0.123  1,234 images/s  accuracy 12.3%  validation: clean accuracy 12.3%  more"
+    progress.add_task(name, total=1234, completed=617, note=note)
+    with progress.console.capture() as captured:
+        progress.console.print(progress.get_renderable())
+    (line,) = re.sub(r"\x1b\[[0-9;]*m", "", captured.get()).splitlines()
+    assert len(line) <= width
+    assert line.startswith(name)
+    assert re.search(r"617/1234 [-\d:]+ left", line)
+
+
+def on_terminal(words, columns):
+    """What a command shows on a terminal so wide, without its control sequences."""
+    main, side = pty.openpty()
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    root = str(Path(__file__).parents[2])
+    environment = os.environ | {"PYTHONPATH": root, "TERM": "xterm"}
+    command = [sys.executable, "-m", "stages", *words]
+    with subprocess.Popen(command, stdin=side, stdout=side, stderr=side, env=environment) as run:
+        os.close(side)
+        shown = b""
+        try:
+            while part := os.read(main, 65536):
+                shown += part
+        except OSError:  # how a terminal ends
+            pass
+    os.close(main)
+    assert run.returncode == 0, shown.decode()
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+
+
+SHOWN = {
+    "train": ["loading torch", "loading images", "student, epoch 1 of 1", "validation of epoch 1"],
+    "evaluate": ["loading images and models", "clean", "attack 1 of 2, PGD-5", "attack 2 of 2, "],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", SHOWN)
+def test_a_terminal_says_what_runs_from_the_beginning(project, verb):
+    """In this order, on a real terminal of 80 columns."""
+    more = ["--epochs", "1"] if verb == "train" else []
+    shown, place = on_terminal([verb, "--force", *more], 80), 0
+    for text in SHOWN[verb]:
+        place = shown.find(text, place)
+        assert place >= 0, (text, shown)
+    assert " left" in shown

@@ -117,6 +117,25 @@ def test_an_interrupted_run_ends_with_the_same_bits(make_student, tmp_path, step
     assert_same(whole, continued)
 
 
+def test_a_validation_is_not_waited_for(make_student, tmp_path):
+    """Ctrl-C in it ends the run at once; the next one begins with it, to the same bits."""
+    whole = result(make_student(state=tmp_path / "whole"))
+    fit, measured, told = make_student(), [], []
+
+    def validate(model):
+        signal.raise_signal(signal.SIGINT)
+        measured.append(model)
+
+    fit._validate = validate
+    watcher = Watcher()
+    watcher.stopping = lambda: told.append("stopping")
+    with pytest.raises(Interrupted):
+        fit.run(watcher)
+    assert (measured, told) == ([], ["stopping"])
+    assert fit.progress.step == fit.steps_per_epoch
+    assert_same(whole, result(make_student()))
+
+
 def test_the_handlers_are_put_back(make_student):
     """After a run, Ctrl-C does what it did before."""
     before = list(map(signal.getsignal, _STOPS))
