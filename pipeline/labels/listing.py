@@ -41,7 +41,12 @@ def verify_listing(folder: StoreFolder, hashes: FileHashes, chunks: AbstractSet[
             # It cannot be listed, being made of the list; who signed is another's question.
             read_signature(folder)
         elif found not in hashes and found != MANIFEST:
-            raise StoreError(folder.path, f"{ascii(found)[1:-1][:200]} is not listed in {MANIFEST}")
+            raise StoreError(
+                folder.path,
+                f"{ascii(found)[1:-1][:200]} is not listed in {MANIFEST}",
+                remedy="It is not the store's: remove it. File managers leave .DS_Store, ._NAME or "
+                "Thumbs.db.",
+            )
     for name in hashes:
         if name not in chunks:
             hashes.verify(name)

@@ -92,6 +92,13 @@ def parse_manifest(text: bytes, where: object) -> dict[str, str]:
     # A file that was cut short would lack its last line feed.
     if text and not text.endswith(b"\n"):
         raise StoreError(where, f"{MANIFEST} does not end with a line feed")
+    if text.find(b"\r\n", 0, _MAX_LINE) >= 0:
+        raise StoreError(
+            where,
+            f"{MANIFEST} has the line ends of Windows: git or a copy changed the store's files",
+            remedy="Put '*.zarr/** -text' into .gitattributes, or copy byte for byte, and fetch it "
+            "again.",
+        )
     # One line at a time: all of them as Python's texts would be ten times the file.
     for number, raw in enumerate(io.BytesIO(text), 1):
         # No path is longer, and a pattern would take long to see that.

@@ -1,5 +1,6 @@
 """Verification finds what is wrong, wherever it is, and says what it did not look at."""
 
+import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -114,6 +115,30 @@ def test_a_file_that_nobody_listed_is_found(store):
     (store / "labels" / "c" / "7").touch()
     with pytest.raises(StoreError, match="labels/c/7 is not listed in MANIFEST.sha256"):
         verify_store(store)
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "labels/c/._0"])
+def test_a_file_managers_file_is_named_with_what_to_do(store, name):
+    """An archive made on a Mac has them; in training they change nothing, and are not read."""
+    (store / name).write_bytes(b"\0\5\x16\7")
+    with pytest.raises(StoreError) as caught:
+        verify_store(store)
+    assert caught.value.what.startswith(f"{name} is not listed")
+    assert "remove it" in caught.value.remedy
+    SoftLabels.open(store)
+
+
+def test_a_store_whose_line_ends_git_changed_says_how_to_keep_them(store):
+    """Into a repository and out of it, on a machine with core.autocrlf."""
+    git = ["git", "-C", str(store), "-c", "core.autocrlf=true", "-c", "user.name=a"]
+    git += ["-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "a"], ["rm", "-rqf", "."]):
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    subprocess.run([*git, "checkout", "-q", "HEAD", "."], check=True)
+    with pytest.raises(StoreError) as caught:
+        SoftLabels.open(store)
+    assert "line ends" in caught.value.what
+    assert ".gitattributes" in caught.value.remedy
 
 
 def test_a_listed_file_of_another_kind_is_checked_too(store, resign):
