@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from typing import TYPE_CHECKING
 
@@ -27,13 +28,18 @@ __all__ = [
 LUMA = (19595, 38470, 7471)
 # Of 12 bits in a file of 16, which look black, 4 are left.
 _LEAST_CONTRAST = 16
+# Pillow goes by the content, and would start Ghostscript for a PostScript file that is called .jpg.
+_FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "SGI"),
+    *("TGA", "TIFF", "WEBP"),
+)
 # What is done to images here, as a soft-label store says it.
 RESIZE = "shorter side, bicubic, antialiased; centre crop"
 CHANNELS = {1: "luminance; transparency on white", 3: "RGB; transparency on white"}
 
 
 def decode_image(content: bytes, where: str) -> NDArray[np.uint8]:
-    """Decode an image file of any kind that Pillow reads.
+    """Decode an image file of the kinds that `sources.EXTENSIONS` has.
 
     Parameters
     ----------
@@ -60,13 +66,19 @@ def decode_image(content: bytes, where: str) -> NDArray[np.uint8]:
     refuse_pointer(content, where, DataError)
     try:
         # Warnings are not caught here: that changes the whole process, and threads call this.
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=_formats()) as image:
             _require_sane_size(image)
             return _to_rgb(image)
     except Exception as error:  # Pillow's decoders raise whatever comes to their mind
         # Pillow names the object in memory, whose address differs from run to run.
         reason = reason_of(error).partition(" <_io.BytesIO")[0]
         raise DataError(where, f"is not a readable image ({reason})") from error
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _require_sane_size(image: Image.Image) -> None:

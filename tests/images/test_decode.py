@@ -151,3 +151,11 @@ def test_decoding_in_threads_leaves_the_warning_filters_alone():
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: decode_image(content, "x"), range(2000)))
     assert list(warnings.filters) == before
+
+
+def test_a_postscript_file_by_another_name_is_not_run():
+    """Pillow would hand it to Ghostscript, whatever it is called."""
+    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+    with pytest.raises(DataError) as caught:
+        decode_image(content, "photo.jpg")
+    assert "cannot identify" in caught.value.what
