@@ -115,8 +115,9 @@ def program() -> None:
         main()
     except SystemExit as end:
         if end.code == _INTERRUPTED and sys.argv[1:2] in (["train"], ["teacher"]):
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError):  # the terminal may be what has gone
+                    stream.flush()
             os._exit(_INTERRUPTED)
         raise
 
