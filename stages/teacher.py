@@ -90,7 +90,8 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
     )
     click.echo(f"{out / 'model.safetensors'}: {known}")
     splits = [(images.labels, images.sample_hash) for images in (test, train)]
-    for line in test.manifest.doubts(test.manifest.one_colour, Duplicates.count(*splits)):
+    counted = test.manifest.one_colour, test.manifest.turned, Duplicates.count(*splits)
+    for line in test.manifest.doubts(*counted):
         click.echo(f"warning: {line}", err=True)
 
 

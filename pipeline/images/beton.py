@@ -141,6 +141,7 @@ def write_betons(
                 sha256=sha256_file(betons[split]),
                 size=betons[split].stat().st_size,
                 one_colour=int(found.one_colour.sum()),
+                turned=int(found.turned.sum()),
                 duplicates=Duplicates.count(
                     (source.labels, found.sample_hash),
                     (train[0].labels, train[1].sample_hash) if train else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ __all__ = [
     "RESIZE",
     "decode_image",
     "is_one_colour",
+    "is_turned",
     "resize",
     "to_channels",
 ]
@@ -33,6 +35,8 @@ _FORMATS = (
     *("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "SGI"),
     *("TGA", "TIFF", "WEBP"),
 )
+# EXIF's tag; 1 is upright.
+_ORIENTATION = 0x0112
 # What is done to images here, as a soft-label store says it.
 RESIZE = "shorter side, bicubic, antialiased; centre crop"
 CHANNELS = {1: "luminance; transparency on white", 3: "RGB; transparency on white"}
@@ -128,6 +132,15 @@ def _has_deep_colours(image: Image.Image) -> bool:
 def _laid_on(layer: Image.Image, grey: int) -> NDArray[np.uint8]:
     ground = Image.new("RGBA", layer.size, (grey, grey, grey, 255))
     return np.asarray(Image.alpha_composite(ground, layer).convert("RGB"))
+
+
+def is_turned(content: bytes) -> bool:
+    """Whether EXIF asks viewers to turn or mirror the picture, which decoding does not do."""
+    file = io.BytesIO(content)
+    with contextlib.suppress(Exception), Image.open(file, formats=_formats()) as image:
+        # Without it in `info`, Pillow would decode a whole PNG to look for it.
+        return "exif" in image.info and image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+    return False
 
 
 def is_one_colour(image: NDArray[np.uint8]) -> bool:

@@ -138,6 +138,6 @@ def open_folder(
         fingerprint=fingerprint(source.class_names, source.labels, found.sample_hash),
     )
     duplicates = Duplicates.count((source.labels, found.sample_hash))
-    doubts = facts.doubts(int(found.one_colour.sum()), duplicates)
+    doubts = facts.doubts(int(found.one_colour.sum()), int(found.turned.sum()), duplicates)
     notes = [*source.notes, *(f"warning: {source.name}: {line}" for line in doubts)]
     return FolderStream(source, facts, found.sample_hash, device, notes), skipped

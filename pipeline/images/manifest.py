@@ -86,9 +86,14 @@ class ImageFacts(BaseModel):
         """Number of classes, K."""
         return len(self.class_names)
 
-    def doubts(self, one_colour: int | None, duplicates: Duplicates | None) -> list[str]:
+    def doubts(
+        self, one_colour: int | None, turned: int | None, duplicates: Duplicates | None
+    ) -> list[str]:
         """What these counts give to doubt, in lines."""
-        counts = {"images of one colour, or nearly": one_colour}
+        counts = {
+            "images of one colour, or nearly": one_colour,
+            "images that EXIF says to turn, which is not done": turned,
+        }
         if duplicates is not None:
             counts["test images that are in the training set, too"] = duplicates.with_train
             counts["copies of another image"] = duplicates.within
@@ -111,6 +116,11 @@ class Manifest(ImageFacts):
         None,
         ge=0,
         description="images whose pixels are all within 16 grey levels; null: not counted",
+    )
+    turned: int | None = Field(
+        None,
+        ge=0,
+        description="images with an EXIF orientation, which is ignored; null: not counted",
     )
     duplicates: Duplicates | None = Field(None, description="null: not counted")
     preparation: Sha256 | None = Field(
@@ -158,7 +168,7 @@ class Manifest(ImageFacts):
 
     def warnings(self) -> list[str]:
         """What is doubtful about the images, in lines."""
-        return self.doubts(self.one_colour, self.duplicates)
+        return self.doubts(self.one_colour, self.turned, self.duplicates)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, what names the format first."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import DataError, reason_of
-from pipeline.images.decode import is_one_colour
+from pipeline.images.decode import is_one_colour, is_turned
 from pipeline.images.fingerprint import sample_hash
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class Survey:
     sizes: NDArray[np.int64]
     bad: list[tuple[int, str]]
     one_colour: NDArray[np.bool_]
+    turned: NDArray[np.bool_]
 
 
 def survey(source: Source, progress: Callable[[int], None] | None = None) -> Survey:
@@ -60,11 +61,12 @@ def survey(source: Source, progress: Callable[[int], None] | None = None) -> Sur
     hashes = np.zeros(len(source), dtype=np.uint64)
     sizes = np.zeros((len(source), 2), dtype=np.int64)
     bad: list[tuple[int, str]] = []
-    one_colour = np.zeros(len(source), dtype=np.bool_)
+    one_colour, turned = np.zeros((2, len(source)), dtype=np.bool_)
 
     def look(i: int) -> None:
         try:
-            hashes[i] = sample_hash(source.raw(i))
+            raw = source.raw(i)
+            hashes[i], turned[i] = sample_hash(raw), isinstance(raw, bytes) and is_turned(raw)
             image = source.decode(i)
             sizes[i], one_colour[i] = image.shape[:2], is_one_colour(image)
         except DataError as error:
@@ -77,7 +79,7 @@ def survey(source: Source, progress: Callable[[int], None] | None = None) -> Sur
         for done, _ in enumerate(pool.map(look, range(len(source)), chunksize=64), 1):
             if progress and (done % 256 == 0 or done == len(source)):
                 progress(256 if done % 256 == 0 else done % 256)
-    return Survey(hashes, sizes, sorted(bad), one_colour)
+    return Survey(hashes, sizes, sorted(bad), one_colour, turned)
 
 
 def without_bad(source: Source, found: Survey, *, skip: bool) -> tuple[Source, Survey, list[str]]:
@@ -118,7 +120,13 @@ def without_bad(source: Source, found: Survey, *, skip: bool) -> tuple[Source, S
         name = source.class_names[min(lost)]
         raise DataError(source.name, f"class '{name}' has no readable image")
     reasons = [f"{source.where(i)}: {reason}" for i, reason in found.bad]
-    rest = Survey(found.sample_hash[keep], found.sizes[keep], [], found.one_colour[keep])
+    rest = Survey(
+        found.sample_hash[keep],
+        found.sizes[keep],
+        [],
+        found.one_colour[keep],
+        found.turned[keep],
+    )
     return part, rest, reasons
 
 

@@ -1,5 +1,6 @@
 """Betons are reproducible, hold what the source holds, and are refused when they do not."""
 
+import io
 import json
 import os
 import resource
@@ -185,7 +186,7 @@ def test_manifests_without_the_newer_fields_open(params, tmp_path):
     write_both(params, tmp_path)
     for path in tmp_path.glob("*.json"):
         kept = json.loads(path.read_text())
-        for name in ("one_colour", "duplicates", "preparation"):
+        for name in ("one_colour", "turned", "duplicates", "preparation"):
             del kept[name]
         path.write_text(json.dumps(kept))
     train, test = (open_beton(tmp_path / f"{split}.beton") for split in ("train", "test"))
@@ -206,6 +207,17 @@ def test_copies_and_blank_images_are_counted(params, photos, tmp_path):
     assert (train.one_colour, test.one_colour) == (3, 1)
     assert len(train.warnings()) == len(test.warnings()) == 3
     assert Manifest.beside(tmp_path / "test.beton") == test
+
+
+def test_images_that_exif_says_to_turn_are_counted(params, photos, tmp_path):
+    """A phone's portrait lies on its side, in training as in torchvision."""
+    exif, content = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.open(photos / "test/cat/0.png").save(content, "PNG", exif=exif)
+    (photos / "test/cat/0.png").write_bytes(content.getvalue())
+    (train, _), (test, _) = write_both(params, tmp_path).values()
+    assert (train.turned, test.turned) == (0, 1)
+    assert (len(train.warnings()), len(test.warnings())) == (0, 1)
 
 
 def test_an_unknown_class_conflicts_with_none():

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import DataError
-from pipeline.images.decode import decode_image, is_one_colour, resize
+from pipeline.images.decode import decode_image, is_one_colour, is_turned, resize
 
 from .conftest import picture, saved
 
@@ -159,3 +159,21 @@ def test_a_postscript_file_by_another_name_is_not_run():
     with pytest.raises(DataError) as caught:
         decode_image(content, "photo.jpg")
     assert "cannot identify" in caught.value.what
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", [None, 0, 1, 3, 6, 8, 9])
+def test_what_exif_asks_for_is_noticed_and_not_done(kind, orientation):
+    """Phones turn nothing but a number; torchvision's ImageFolder does not read it either."""
+    image, exif, content = Image.new("RGB", (7, 5)), Image.Exif(), io.BytesIO()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    image.save(content, kind, exif=exif)
+    assert is_turned(content.getvalue()) == (orientation in (3, 6, 8))
+    assert decode_image(content.getvalue(), "x").shape == (5, 7, 3)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\xff\xd8\xff\xe1\0\x0aExif\0\0xx"])
+def test_what_cannot_be_read_is_not_turned(content):
+    """Decoding says what is wrong with it."""
+    assert not is_turned(content)
