@@ -56,6 +56,7 @@ def _fetch(revision: str, folder: Path, more: tuple[str, ...]) -> None:
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
     from dvc.scm import SCMError
+    from scmrepo.exceptions import SCMError as GitError
 
     try:
         files = DVCFileSystem(rev=revision)
@@ -63,10 +64,10 @@ def _fetch(revision: str, folder: Path, more: tuple[str, ...]) -> None:
             if name in _REQUIRED or files.exists(name):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 files.get_file(name, str(folder / name))
-    except (DvcException, SCMError, OSError) as error:
+    except (DvcException, SCMError, GitError, OSError) as error:
         raise MissingError(
             revision,
-            f"is no folder, and no revision with an evaluation ({_one_line(error)})",
+            f"is no file or folder, and no revision with an evaluation ({_one_line(error)})",
             remedy="'dvc exp show' lists the experiments; 'dvc pull' fetches results.",
         ) from error
 

@@ -59,7 +59,7 @@ def test_what_is_neither_folder_nor_revision_is_refused(ltd_pipe, two_runs):
     """One line, that says where to look."""
     outcome = ltd_pipe("compare", "data", "nonsense")
     assert outcome.code == 1
-    assert "nonsense: is no folder, and no revision with an evaluation" in outcome.err
+    assert "nonsense: is no file or folder, and no revision with an evaluation" in outcome.err
     assert outcome.err.count("\n") == 1
 
 
@@ -83,6 +83,15 @@ def test_evaluations_of_the_pipeline_are_paired(ltd_pipe, project):
 
 def _run(*words):
     subprocess.run(words, check=True, capture_output=True)
+
+
+def test_a_mistyped_file_is_refused_before_the_first_commit(ltd_pipe, two_runs):
+    """As in a project that `ltd-pipe init` has just begun."""
+    for words in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
+        subprocess.run(words, check=True)
+    outcome = ltd_pipe("compare", "data", "data/metric.json")
+    assert outcome.code == 1
+    assert outcome.err.startswith("ltd-pipe: data/metric.json: is no file or folder, and no rev")
 
 
 @pytest.mark.slow
