@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -66,6 +67,9 @@ def bar() -> Progress:
         console=screen,
         disable=not screen.is_terminal,
         transient=True,
+        # Results alone go there, afterwards. Colorama, which DVC brings, would keep Rich's stand-in
+        # and reset its colours through it at exit: an empty line and a stray "[0m".
+        redirect_stdout=False,
     )
 
 
@@ -107,7 +111,8 @@ def transfer(description: str) -> Iterator[Callable[[int, int], None]]:
 class Ticker:
     """Tells what is under way: a bar each with the time left, or lines where there is no bar.
 
-    Names that begin alike up to a comma, as `attack 5 of 8, PGD-50 start 2 of 5`, are one thing.
+    Names that begin alike up to a comma, as `attack 5 of 8, PGD-50 start 2 of 5`, are one thing,
+    and so are the starts of an attack. Where the screen is full, finished bars make room.
 
     Parameters
     ----------
@@ -140,13 +145,21 @@ class Ticker:
             click.echo(f"{name}: {note}", err=True)
 
     def _task(self, name: str, *, quiet: bool = False) -> _Task:
-        key = name.partition(",")[0]
+        key = re.sub(r" start \d+", "", name.partition(",")[0])
         if key not in self._tasks:
             if self._progress.disable and not quiet:
                 click.echo(f"{name} …", err=True)
             number = self._progress.add_task(name, total=None, note="")
             self._tasks[key] = _Task(number, time.monotonic())
+            self._make_room()
         return self._tasks[key]
+
+    def _make_room(self) -> None:
+        # Rich cuts off the end of what is taller than the screen: what runs now.
+        shown = [task for task in self._progress.tasks if task.visible]
+        shown.sort(key=lambda task: not task.finished)
+        for task in shown[: -max(self._progress.console.height - 2, 1)]:
+            self._progress.update(task.id, visible=False)
 
 
 # Where there is no bar.

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from rich.progress import Progress
 
 from stages.progress import Ticker, bar
@@ -55,6 +56,40 @@ def test_the_starts_of_an_attack_are_one_bar_with_its_accuracy_in_the_end():
     (task,) = progress.tasks
     assert task.finished
     assert task.fields["note"] == "accuracy 72.3%"
+
+
+def test_the_starts_of_an_attack_without_number_are_one_bar_and_another_of_one_start_its_own():
+    """As audit has them; none is left unfinished."""
+    progress = Progress(disable=False)
+    tick = Ticker(progress)
+    tick("PGD-100", 40, 0)
+    for start, left in ((1, 30), (2, 0)):
+        tick(f"PGD-100 start {start} of 2", 30, left)
+    assert [(task.description, task.completed) for task in progress.tasks] == [
+        ("PGD-100", 40),
+        ("PGD-100 start 2 of 2", 60),
+    ]
+    assert progress.finished
+
+
+def test_what_runs_is_seen_on_a_full_screen():
+    """Finished bars make room, the oldest first; a bar around the others stays."""
+    progress = Progress(console=Console(height=10), disable=False)
+    tick = Ticker(progress)
+    tick("curve over eps", 0, 100)
+    for number in range(12):
+        tick(f"eps {number}", 0, 1)
+        tick(f"eps {number}", 1, 0)
+    shown = [task.description for task in progress.tasks if task.visible]
+    assert shown == ["curve over eps", *(f"eps {number}" for number in range(5, 12))]
+
+
+def test_stdout_stays_as_it_is_behind_a_bar(monkeypatch):
+    """Who keeps it, as colorama does until the process ends, keeps no stand-in."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    before = sys.stdout
+    with bar():
+        assert sys.stdout is before
 
 
 @pytest.mark.parametrize("width", [80, 110])
