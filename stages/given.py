@@ -344,7 +344,7 @@ def _settle(
     *,
     strict: bool,
 ) -> str:
-    from pipeline.evaluation.input_scale import draw_probes, settle, undecided
+    from pipeline.evaluation.input_scale import draw_probes, settle
     from pipeline.models.external import declared_normalisation
 
     # Constants that the file holds win, as do those that are given.
@@ -352,10 +352,11 @@ def _settle(
     declared = declared_normalisation(model.architecture, facts.shape[0]) if silent else None
     by = model.architecture.partition(":")[0]
     probes = draw_probes(stream, facts.num_samples, facts.num_classes)
-    if probes is None and declared is not None:
-        raise undecided(model, path, declared, by, foreign.prefix, "no image has a class: no")
     if probes is None:
-        return "neither scale nor order of classes is checked: no image has a class"
+        taken = "" if declared is None else f"mean and std as {by} declares; "
+        if declared is not None:
+            model.normalise(*declared)
+        return f"{taken}neither scale nor order of classes is checked: no image has a class"
     return settle(
         model,
         probes,

@@ -28,7 +28,6 @@ __all__ = [
     "draw_probes",
     "require_order",
     "settle",
-    "undecided",
     "weak_source",
     "wrong_scale",
 ]
@@ -43,6 +42,8 @@ _USUAL = {
     "CIFAR-100's mean and std": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "to [-1, 1]": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
+# Standard errors of a difference, over the same images.
+_SUGGESTS, _DECIDES = 1.0, 2.0
 # Pairs of classes in an error.
 _SHOWN = 4
 # What a checkpoint says may be of other images (validation), so that a little is no sign.
@@ -205,8 +206,8 @@ def settle(
         The weights, for the error.
     declared : tuple of sequence of float, optional
         Mean and std that the network's package declares, where neither the user nor the file
-        says how images are normalised. The model takes them, or none, whichever is clearly
-        right more often.
+        says how images are normalised. The model takes them unless it is clearly right more often
+        without; the latter by less is refused.
     by : str
         The package.
     options : str
@@ -229,19 +230,23 @@ def settle(
     require_order(truth, said, model.class_names, where, options)
     right, beside = int((said == truth).sum()), ""
     if declared is not None:
-        own = (model.mean.tolist(), model.std.tolist())
+        own, plain = (model.mean.tolist(), model.std.tolist()), said == truth
         model.normalise(*declared)
         said = probes.said(model)
         require_order(truth, said, model.class_names, where, options)
-        otherwise = int((said == truth).sum())
-        (low, high), (least, most) = wilson_interval(right, n), wilson_interval(otherwise, n)
-        if low <= most and least <= high:
-            raise undecided(model, where, declared, by, options, f"{otherwise} and {right} of {n}")
-        if right > otherwise:
+        normalised = said == truth
+        otherwise = int(normalised.sum())
+        # Standard errors by which it is right more often without, over the same images.
+        lead = (right - otherwise) / max(1, int((plain != normalised).sum())) ** 0.5
+        knows = wilson_interval(right, n)[0] > 1 / model.num_classes
+        if _SUGGESTS < lead <= _DECIDES and knows:
+            raise _undecided(model, where, declared, by, options, f"{otherwise} and {right} of {n}")
+        if lead > _DECIDES:
             model.normalise(*own)
             beside = f", {otherwise} when normalised as {by} declares"
         else:
-            beside = f", {right} without it; {by} declares it"
+            decides = "" if lead < -_DECIDES else f", which decides little: {_way(model, options)}"
+            beside = f", {right} without it{decides}; {by} declares it"
             right = otherwise
     if strict:
         step = max(1, n // _PROBES)
@@ -253,7 +258,12 @@ def settle(
     return f"{taken}: {right} of {n} images are right{beside}"
 
 
-def undecided(
+def _way(model: Classifier, options: str) -> str:
+    none, one = (_text([value] * len(model.mean)) for value in (0.0, 1.0))
+    return f"{options}mean {none} {options}std {one} takes none"
+
+
+def _undecided(
     model: Classifier,
     where: object,
     declared: tuple[Sequence[float], Sequence[float]],
@@ -263,14 +273,12 @@ def undecided(
 ) -> ModelError:
     """The error of weights whose normalisation nobody knows."""
     mean, std = (_text(values) for values in declared)
-    none, one = (_text([value] * len(model.mean)) for value in (0.0, 1.0))
     return ModelError(
         where,
         "nothing decides between normalised images and images in [0, 1]",
         expected=f"mean {mean}, std {std}, as {by} declares, or none of it to be clearly better",
         found=f"{found} images right",
-        remedy=f"Pass {options}mean {mean} {options}std {std}, or {options}mean {none} "
-        f"{options}std {one} for none.",
+        remedy=f"Pass {options}mean {mean} {options}std {std}; {_way(model, options)}.",
     )
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from pipeline.errors import ModelError
 from pipeline.evaluation.accuracy import permutation
@@ -122,13 +123,46 @@ def test_what_is_declared_is_taken_where_it_is_right(probes, network, mean, said
     assert re.search(said, found), found
 
 
-def test_what_nothing_decides_is_refused(probes):
-    """A network that knows nothing: the remedy has both ways in full."""
-    with pytest.raises(ModelError) as caught:
-        settle(wrapped(Brightness(factor=-1)), probes, "x", declared=(MEAN, STD), by="timm")
-    assert caught.value.where == "x"
-    mean, std = "--mean 0.4914,0.4822,0.4465", "--std 0.2471,0.2435,0.2616"
-    assert caught.value.remedy == f"Pass {mean} {std}, or --mean 0,0,0 --std 1,1,1 for none."
+class RightWhenPlain(torch.nn.Module):
+    """Right on the first images, and on some of the last when they are not normalised."""
+
+    def __init__(self, first, last):
+        super().__init__()
+        self.first, self.last = first, last
+
+    def forward(self, images):
+        place = torch.arange(60)
+        truth = functional.one_hot((place * 4 + 8) // 64, 4).float()
+        plain = images.amin(dim=(1, 2, 3)) >= 0
+        seen = (place < self.first) | (plain & (place >= 60 - self.last))
+        return torch.where(seen[:, None], truth, torch.ones(60, 4))
+
+
+def test_what_is_declared_is_taken_where_nothing_decides(probes):
+    """A network that knows nothing: it is said, with the way to take none."""
+    model = wrapped(RightWhenPlain(0, 0))
+    found = settle(model, probes, "x", declared=(MEAN, STD), by="timm")
+    assert model.mean.tolist() == pytest.approx(MEAN)
+    assert "which decides little: --mean 0,0,0 --std 1,1,1 takes none; timm declares it" in found
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "outcome"),
+    [(40, 0, "declared"), (40, 3, "refused"), (40, 20, "none"), (0, 3, "declared")],
+)
+def test_what_only_suggests_none_is_refused(probes, first, last, outcome):
+    """It is neither taken as declared, nor as better without."""
+    model = wrapped(RightWhenPlain(first, last))
+    # Of the declared, no pixel stays above 0.
+    declared = ((2.0, 2.0, 2.0), STD)
+    if outcome == "refused":
+        with pytest.raises(ModelError) as caught:
+            settle(model, probes, "x", declared=declared, by="timm")
+        assert caught.value.where == "x"
+        assert caught.value.remedy.startswith("Pass --mean 2,2,2 --std 0.2471")
+        return
+    settle(model, probes, "x", declared=declared, by="timm", strict=False)
+    assert model.normalises == (outcome == "declared")
 
 
 @pytest.mark.parametrize(("network", "normalisation", "message"), WRONG)

@@ -142,28 +142,26 @@ def test_weights_on_another_scale_are_refused(ltd_pipe, project, words):
     }
 
 
-def test_what_nothing_decides_has_to_be_said(ltd_pipe, project):
-    """Weights that know nothing, of a network that timm declares a normalisation for."""
+def test_what_nothing_decides_is_taken_as_declared(ltd_pipe, project):
+    """Weights that know nothing: it is said, recorded, and can be said otherwise."""
     torch.manual_seed(0)
     torch.save(build("timm:test_resnet", 10, (3, 8, 8)).state_dict(), "net.pt")
     Path("params.yaml").write_text(
         Path("params.yaml").read_text().replace("channels: 1", "channels: 3")
     )
     assert ltd_pipe("prepare", "--out", "o").code == 0
-    label = (
-        "label",
-        "--teacher",
-        "net.pt",
-        "--arch",
-        "timm:test_resnet",
-        "--data",
-        "o/train.beton",
-    )
-    outcome = ltd_pipe(*label, "--out", "a.zarr")
-    assert outcome.code == 1
-    assert "--mean 0.5,0.5,0.5 --std 0.5,0.5,0.5, or --mean 0,0,0 --std 1,1,1" in outcome.err
-    outcome = ltd_pipe(*label, "--out", "a.zarr", "--mean", "0,0,0", "--std", "1,1,1")
+    words = ["--teacher", "net.pt", "--arch", "timm:test_resnet", "--data", "o/train.beton"]
+    outcome = ltd_pipe("label", *words, "--out", "a.zarr")
     assert outcome.code == 0, outcome.err
+    assert "mean 0.5,0.5,0.5, std 0.5,0.5,0.5" in outcome.err
+    assert "--mean 0,0,0 --std 1,1,1 takes none; timm declares it" in outcome.err
+    none = ["--mean", "0,0,0", "--std", "1,1,1"]
+    outcome = ltd_pipe("label", *words, *none, "--out", "b.zarr")
+    assert outcome.code == 0, outcome.err
+    declared, plain = (
+        SoftLabels.open(Path(store)).attributes.teachers[0].mean for store in ("a.zarr", "b.zarr")
+    )
+    assert (declared, plain) == ((0.5, 0.5, 0.5), (0, 0, 0))
 
 
 def test_a_transfer_source_has_a_scale_and_an_accuracy(ltd_pipe, project):
