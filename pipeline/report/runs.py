@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.errors import MissingError, ResultError
 from pipeline.evaluation.doubts import ON_TRAINING, on_training
@@ -34,6 +34,8 @@ __all__ = ["CURVES", "CollapseFacts", "Curve", "Run", "RunFacts", "Timing", "rea
 
 CURVES = ("train/loss", "validation/clean_accuracy", "validation/robust_accuracy")
 
+# Parameters that may be `auto`, and where a checkpoint says what that was.
+_MEASURED = {"precision": "precision", "channels_last": "channels_last", "compile": "compiled"}
 _LABEL_NAMES = {
     "ltd": "soft labels",
     "live": "soft labels of a teacher in the run",
@@ -93,6 +95,21 @@ class RunFacts(Document):
     n: int | None = Field(None, ge=1)
     software: dict[str, str] = Field({})
     hardware: dict[str, Any] = Field({})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_what_was_measured(cls, facts: Any) -> Any:
+        """In `params`, what `auto` turned out to be: two runs may have measured differently."""
+        known = facts if isinstance(facts, dict) else {}
+        params, passes = known.get("params"), known.get("passes")
+        if not (isinstance(params, dict) and isinstance(passes, dict)):
+            return facts
+        measured = {
+            name: passes[key]
+            for name, key in _MEASURED.items()
+            if params.get(name) == "auto" and key in passes
+        }
+        return {**facts, "params": params | measured}
 
     def with_leak(self, warnings: tuple[str, ...], settings: Settings, n: int) -> tuple[str, ...]:
         """Warnings of an evaluation; older ones did not look for training images."""

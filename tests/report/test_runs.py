@@ -9,6 +9,7 @@ from run_folders import PARAMS, save_model, write_curve, write_json
 from pipeline.errors import CheckpointError, MissingError, ResultError
 from pipeline.provenance import sha256_file
 from pipeline.report.runs import read_run
+from pipeline.report.verdict import differences
 
 
 def read(folder):
@@ -43,6 +44,19 @@ def test_a_student_is_called_by_its_labels(tmp_path, kind, words):
     """A page about a one-hot student must not speak of soft labels."""
     save_model(tmp_path, params={} if kind is None else {"label_kind": kind})
     assert read(tmp_path).label_name == words
+
+
+def test_two_runs_that_measured_otherwise_were_trained_otherwise(tmp_path):
+    """Both asked for `auto`, but a busy machine answered differently."""
+    auto = {"precision": "auto", "channels_last": True, "compile": "auto", "epochs": 2}
+    for name, precision in (("student", "bfloat16"), ("baseline", "float32")):
+        passes = {"precision": precision, "channels_last": False, "compiled": "none"}
+        save_model(tmp_path / name, params=auto, passes=passes)
+    save_model(tmp_path / "older", params=auto)
+    student, baseline, older = (read(tmp_path / name) for name in ("student", "baseline", "older"))
+    assert student.facts.params == auto | {"precision": "bfloat16", "compile": "none"}
+    assert older.facts.params == auto
+    assert differences(student, baseline) == ["precision"]
 
 
 def test_a_checkpoint_without_facts_is_enough(tmp_path):
