@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.training.loop import Fit
     from pipeline.training.passes import Passes
 
-__all__ = ["fit_on_screen", "turn"]
+__all__ = ["fit_on_screen", "tell_chance", "turn"]
 
 
 @contextlib.contextmanager
@@ -147,6 +147,30 @@ def fit_on_screen(fit: Fit, description: str, out: Path) -> dict[str, float]:
                 f"Interrupted after step {fit.progress.step} of {fit.total_steps}; "
                 f"run the same command again{how} to go on."
             ) from error
+
+
+def tell_chance(accuracy: float, images: int, split: str, num_classes: int) -> None:
+    """Warn of a model that may as well guess: its robust accuracy would be nothing to look at.
+
+    Parameters
+    ----------
+    accuracy : float
+        On clean images.
+    images : int
+        So many of the split were asked about.
+    split : str
+        What these are called.
+    num_classes : int
+    """
+    from pipeline.evaluation.accuracy import wilson_interval
+
+    hits = round(accuracy * images)
+    if images and wilson_interval(hits, images)[0] <= 1 / num_classes:
+        click.echo(
+            f"warning: no better than chance on clean images: {hits:,} of {images:,} {split} "
+            f"images right, {num_classes} classes. Train longer, or with a smaller learning_rate.",
+            err=True,
+        )
 
 
 def _tell_choice(passes: Passes) -> None:

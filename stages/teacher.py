@@ -54,7 +54,7 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
         from pipeline.images.beton import open_beton, require_one_preparation
         from pipeline.images.manifest import Duplicates
         from pipeline.team import Team
-        from stages.fitting import turn
+        from stages.fitting import tell_chance, turn
 
     require_named("data")
     refuse_existing(out / "model.safetensors", force=force or fresh, kind=CHECKPOINT)
@@ -89,6 +89,8 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
         else "clean accuracy unknown: no test image has a label"
     )
     click.echo(f"{out / 'model.safetensors'}: {known}")
+    if params.teacher.checkpoint is None and facts["n"]:
+        tell_chance(facts["clean_accuracy"], facts["n"], "test", test.manifest.num_classes)
     splits = [(images.labels, images.sample_hash) for images in (test, train)]
     counted = test.manifest.one_colour, test.manifest.turned, Duplicates.count(*splits)
     for line in test.manifest.doubts(*counted):

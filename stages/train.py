@@ -85,8 +85,8 @@ def train(
         from pipeline.images.beton import open_beton
         from pipeline.models.external import allow_file
         from pipeline.team import Team
-        from pipeline.training.run import save_results
-        from stages.fitting import fit_on_screen, turn
+        from pipeline.training.run import save_results, split_samples
+        from stages.fitting import fit_on_screen, tell_chance, turn
 
     require_named("data", *["labels"] * params.train.reads_store)
     _tell_unused_weights(params.train)
@@ -120,6 +120,10 @@ def train(
         )
     if not any(name.startswith("validation/") for name in best):
         click.echo("warning: no validation images: model.safetensors is the last epoch.", err=True)
+    if "validation/clean_accuracy" in best:
+        images = len(split_samples(beton)[1])
+        clean = best["validation/clean_accuracy"]
+        tell_chance(clean, images, "validation", beton.manifest.num_classes)
     measures = ", ".join(
         f"{name.removeprefix('validation/').replace('_', ' ')} {value:.2%}"
         for name, value in best.items()

@@ -532,3 +532,13 @@ def test_the_labels_of_the_pipelines_own_teacher_need_no_option(ltd_pipe, projec
     shutil.rmtree("data/labels.zarr")
     assert ltd_pipe("label").code == 0
     assert SoftLabels.open(Path("data/labels.zarr")).identity == before
+
+
+@pytest.mark.parametrize(("rate", "warned"), [("1e-9", True), ("0.1", False)])
+@pytest.mark.parametrize("verb", ["teacher", "train"])
+def test_a_model_that_may_as_well_guess_is_warned_of(ltd_pipe, project, verb, rate, warned):
+    """Nothing else says that a training has learnt nothing, or has collapsed to one answer."""
+    more = ["--label-kind", "onehot", "--attack-steps", "1"] if verb == "train" else []
+    outcome = ltd_pipe(verb, "--force", "--epochs", "2", "--learning-rate", rate, *more)
+    assert outcome.code == 0, outcome.err
+    assert ("warning: no better than chance on clean images: " in outcome.err) is warned
