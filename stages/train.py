@@ -194,7 +194,9 @@ def _measure_labels(
     if store is None:
         return None
     training, _ = split_samples(beton, params.train.images, params.seed)
-    return measure_targets(params.train, store, training)
+    found = measure_targets(params.train, store, training)
+    found.require_teaching(params.train, store.num_classes, store.path)
+    return found
 
 
 def _fit(

@@ -18,6 +18,10 @@ from pipeline.labels.softmax import (
     require_temperature,
     top_probability,
 )
+from pipeline.labels.softness import uniform_below
+
+# A few MiB of logits say how soft the labels are.
+_SAMPLE_ELEMENTS = 2**22
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
 
     from pipeline.combine.source import ProvenStore
 
-__all__ = ["require_top_k", "retemper_store", "temperature_for"]
+__all__ = ["require_informative", "require_top_k", "retemper_store", "temperature_for"]
 
 
 def retemper_store(
@@ -160,6 +164,32 @@ def _sparse(
         soft = to_float32(source.soft(index))
         soft /= soft.sum(axis=-1, keepdims=True)
     return sparse_rows(soft, top_k, distances)
+
+
+def require_informative(source: ProvenStore, temperature: float) -> None:
+    """Refuse a temperature at which the labels would be as good as uniform, before the work.
+
+    Raises
+    ------
+    StoreError
+        Also when the store has no logits.
+    """
+    store = source.store
+    store.require_logits()
+    width = store.num_views * store.num_classes
+    count = min(max(_SAMPLE_ELEMENTS // width, 1), store.num_samples)
+    rows = np.arange(count) * store.num_samples // count
+    top = top_probability([source.gather("logits", rows)], temperature) / (count * store.num_views)
+    limit = uniform_below(store.num_classes)
+    if top < limit:
+        raise StoreError(
+            store.path,
+            f"its labels at temperature {temperature:g} are as good as uniform: mean top "
+            "probability",
+            expected=f"{limit:.3g} or more",
+            found=f"{top:.3g}",
+            remedy="Lower the temperature, or pass --allow-poor-labels.",
+        )
 
 
 def temperature_for(source: ProvenStore, target_top_probability: float) -> float:

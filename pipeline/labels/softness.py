@@ -12,7 +12,7 @@ from pipeline.labels.half import to_float32
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["LabelSummary", "Softness", "summarise"]
+__all__ = ["LabelSummary", "Softness", "summarise", "uniform_below"]
 
 # Rows at a time: float32 copies of a few MiB stay in the cache and never fill the memory.
 _BLOCK_ELEMENTS = 2**20
@@ -126,12 +126,18 @@ def summarise(soft: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]])
     return counts.summary()
 
 
+def uniform_below(num_classes: int) -> float:
+    """The mean top probability below which labels are as good as uniform ones."""
+    # Of few classes a half more than chance is a lot.
+    return min(1.5, 1.0 + 0.1 * (num_classes - 1)) / num_classes
+
+
 def _warnings(mean_top: float, num_classes: int) -> tuple[str, ...]:
     # Either way the student learns nothing from the teacher that it could not have without.
     cure = "label.temperature, or set it to auto:0.95."
     found = f"mean top probability {mean_top:.5f} of {num_classes} classes"
     if mean_top > 0.999:
         return (f"The soft labels are as good as one-hot ({found}): raise {cure}",)
-    if mean_top < 1.5 / num_classes:
+    if mean_top < uniform_below(num_classes):
         return (f"The soft labels are as good as uniform ({found}): lower {cure}",)
     return ()

@@ -19,6 +19,11 @@ class TrainParams(AttackParams, ObjectiveParams):
     temperature: Number = Field(
         1.0, gt=0, description="the student's own, part of the model, in training and inference"
     )
+    allow_poor_labels: bool = Field(
+        False,
+        description="train on a store's labels that are as good as uniform, or mostly contradict "
+        "the ground truth",
+    )
     any_size: bool = Field(
         False, description="take a store's labels of images of another size than the teacher saw"
     )

@@ -44,7 +44,7 @@ __all__ = [
 
 
 # How often snapshots are taken, and what is allowed, does not change what is computed.
-_CHANGE_NOTHING = {"snapshot_minutes", "snapshot_steps", "any_size"}
+_CHANGE_NOTHING = {"snapshot_minutes", "snapshot_steps", "any_size", "allow_poor_labels"}
 # A run goes on when these change, to a result that differs by rounding.
 _ROUND = {"device", "hardware", "processes", "software"}
 

@@ -51,7 +51,8 @@ def measure_targets(
             truth = store.labels[rows]
             mixed = targets.mixed(
                 labels.rows(rows, view=view),
-                torch.from_numpy(truth.astype(np.int64)),
+                # Of unknown class: nothing is mixed in by default, and nothing contradicted.
+                torch.from_numpy(truth.astype(np.int64)).clamp(0),
                 params.soft_weight,
                 rectify=params.rectify,
             )

@@ -39,11 +39,15 @@ class _Temperature(click.ParamType[tuple[float, bool]]):
 @click.option(
     "--top-k", type=click.IntRange(1), help="Keep so many probabilities per row, and no logits."
 )
+@click.option(
+    "--allow-poor-labels", is_flag=True, help="Make labels that are as good as uniform, too."
+)
 @made_options
 def retemper(
     path: Path,
     temperature: tuple[float, bool] | None,
     top_k: int | None,
+    allow_poor_labels: bool,
     out: Path,
     force: bool,
     as_json: bool,
@@ -60,7 +64,12 @@ def retemper(
       ltd-pipe store retemper labels.zarr --temperature auto:0.9 --out soft.zarr
       ltd-pipe store retemper labels.zarr --top-k 50 --out small.zarr
     """
-    from pipeline.combine.retemper import require_top_k, retemper_store, temperature_for
+    from pipeline.combine.retemper import (
+        require_informative,
+        require_top_k,
+        retemper_store,
+        temperature_for,
+    )
     from pipeline.combine.source import ProvenStore
     from pipeline.labels.softmax import require_temperature
     from pipeline.labels.write import require_replaceable
@@ -78,6 +87,8 @@ def retemper(
         number, solve = temperature
         with of_option("--temperature"):
             number = temperature_for(source, number) if solve else number
+        if number != source.store.attributes.temperature and not allow_poor_labels:
+            require_informative(source, number)
     if top_k is not None:
         with of_option("--top-k"):
             require_top_k(source, top_k)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from made_answers import make_answers
 
-from pipeline.combine.retemper import retemper_store, temperature_for
+from pipeline.combine.retemper import require_informative, retemper_store, temperature_for
 from pipeline.combine.source import ProvenStore
 from pipeline.errors import ParamsError, StoreError
 from pipeline.labels import SoftLabels
@@ -47,6 +47,19 @@ def test_there_and_back_is_the_same_store(source, store, tmp_path):
     softened(source, tmp_path / "hot.zarr", 7.0)
     softened(ProvenStore(tmp_path / "hot.zarr"), tmp_path / "back.zarr", 2.0)
     assert data_files(tmp_path / "back.zarr") == data_files(store)
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_a_temperature_that_leaves_nothing_is_refused(making, tmp_path, views):
+    """Before the rows are written: labels as good as uniform teach nothing."""
+    source = ProvenStore(making(views=views).write(tmp_path / "source.zarr"))
+    require_informative(source, 3.0)
+    with pytest.raises(StoreError) as refused:
+        require_informative(source, 1000.0)
+    assert refused.value.where == str(tmp_path / "source.zarr")
+    assert refused.value.expected == "0.4 or more"
+    assert float(refused.value.found) == pytest.approx(1 / 3, abs=0.01)
+    assert "--allow-poor-labels" in refused.value.remedy
 
 
 def test_the_temperature_is_solved_for(source, tmp_path):

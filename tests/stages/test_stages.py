@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from pipeline.labels import SoftLabels
+from pipeline.labels.write import write_store
 from pipeline.models.checkpoint import load_classifier, read_facts
 
 TEACHER = "data/teacher/model.safetensors"
@@ -104,6 +105,28 @@ def test_label_warns_of_labels_that_teach_nothing(ltd_pipe, project, temperature
     assert warning in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("turned", "temperature", "found"),
+    [(False, "1000", "the targets are as good as uniform"), (True, "1", "contradict the ground")],
+)
+def test_labels_that_teach_nothing_are_refused_before_the_first_step(
+    ltd_pipe, project, turned, temperature, found
+):
+    """By `train`, in one line, and trained on when that is meant."""
+    store = SoftLabels.open(Path("data/labels.zarr"))
+    logits = np.eye(10, dtype=np.float32)[(store.labels + turned) % 10] * 9
+    facts = store.attributes.model_copy(update={"temperature": float(temperature)})
+    write_store(Path("poor.zarr"), facts, logits, store.labels, store.sample_hash)
+    words = ("train", "--labels", "poor.zarr", "--out", "new", "--epochs", "1")
+    outcome = ltd_pipe(*words)
+    assert outcome.code == 1
+    assert outcome.err.startswith("ltd-pipe: poor.zarr: the targets ")
+    assert found in outcome.err
+    assert not Path("new").exists()
+    assert not Path("state").exists()
+    assert ltd_pipe(*words, "--allow-poor-labels").code == 0
+
+
 def test_several_teachers_are_averaged_in_probability(ltd_pipe, project):
     """The label is the mean of the teachers' softened answers; there are no common logits."""
     ltd_pipe("teacher", "-S", "seed=1", "--out", "second")
@@ -141,7 +164,7 @@ def test_sparse_labels_train_a_student(ltd_pipe, project):
 
 def test_the_labels_can_be_read_at_another_temperature(ltd_pipe, project):
     """From the stored logits; a store without them is refused before the first step."""
-    words = ("train", "--epochs", "1", "--label-temperature", "3")
+    words = ("train", "--epochs", "1", "--label-temperature", "0.05")
     assert ltd_pipe(*words, "--out", "new").code == 0
     ltd_pipe("label", "--teacher", TEACHER, "--out", "bare.zarr", "--no-logits")
     outcome = ltd_pipe(*words, "--labels", "bare.zarr", "--out", "other")

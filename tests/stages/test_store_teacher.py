@@ -147,7 +147,7 @@ def test_labels_of_another_size_are_not_trained_on(ltd_pipe, pictures):
     assert outcome.code == 1
     assert seen in outcome.err
     allowed = (*train, "--labels", "plain.zarr", "--out", "s", "--any-size")
-    outcome = ltd_pipe(*allowed)
+    outcome = ltd_pipe(*allowed, "--allow-poor-labels")
     assert outcome.code == 0, outcome.err
 
 

@@ -115,7 +115,7 @@ def test_the_summary_says_how_soft_the_labels_were(ltd_pipe, project):
 
 def test_soft_labels_are_warned_of(ltd_pipe, project):
     """With where their harm was measured."""
-    outcome = ltd_pipe(*SHORT, "--label-temperature", "20")
+    outcome = ltd_pipe(*SHORT, "--label-temperature", "20", "--allow-poor-labels")
     assert outcome.code == 0, outcome.err
     assert re.search(r"warning: labels of a mean .* are soft.*see docs/robustness.md", outcome.err)
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 from made_answers import attributes, make_answers
 
+from pipeline.errors import StoreError
 from pipeline.labels.read import SoftLabels
+from pipeline.labels.write import write_store
 from pipeline.params import TrainParams
 from pipeline.training import stored_softness
 from pipeline.training.stored_softness import measure_targets
@@ -47,6 +49,40 @@ def test_of_the_labels_as_they_are_stored(store):
     assert found.mean_top_probability == pytest.approx(0.5, abs=1e-3)
     assert found.mean_entropy == pytest.approx(1.5 * math.log(2), abs=1e-3)
     assert (found.contradictions, found.targets) == (0.25, 12)
+
+
+POOR = {
+    "uniform": (0.109, 0.2, {}, ("0.15 or more", "0.109")),
+    "uniform, and allowed": (0.109, 0.2, {"allow_poor_labels": True}, None),
+    "uniform, and softened anew": (0.109, 0.2, {"objective": "ard", "label_temperature": 30}, None),
+    "soft": (0.16, 0.2, {}, None),
+    "contradicting": (0.9, 0.51, {}, ("for at most 50%", "for 51.0%")),
+    "contradicting, and allowed": (0.9, 0.51, {"allow_poor_labels": True}, None),
+    "a poor teacher's": (0.9, 0.5, {}, None),
+}
+
+
+@pytest.mark.parametrize(("top", "wrong", "changes", "refused"), POOR.values(), ids=POOR)
+def test_targets_that_teach_nothing_are_refused(top, wrong, changes, refused):
+    """Before the first step, unless that is what is asked for."""
+    found = TargetSoftness(top, 1.0, wrong, 100)
+    if refused is None:
+        found.require_teaching(params(**changes), 10, "labels.zarr")
+        return
+    with pytest.raises(StoreError) as error:
+        found.require_teaching(params(**changes), 10, "labels.zarr")
+    assert (error.value.where, error.value.expected, error.value.found) == ("labels.zarr", *refused)
+    assert "--allow-poor-labels" in error.value.remedy
+
+
+def test_samples_of_unknown_class_contradict_nothing(store, tmp_path):
+    """All of class -1: their labels are not judged by it."""
+    unknown = np.full(12, -1, np.int32)
+    rows = np.arange(12)
+    facts = attributes(unknown, store.sample_hash, store.attributes.class_names, 1.0)
+    path = tmp_path / "unknown.zarr"
+    write_store(path, facts, store.gather_logits(rows), unknown, store.sample_hash)
+    assert measure(SoftLabels.open(path)).contradictions == 0.0
 
 
 def test_only_the_training_samples_count(store):
