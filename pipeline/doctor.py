@@ -189,7 +189,10 @@ def _dvc(_data: Path) -> Finding:
     folder = Path.cwd()
     root = next((place for place in (folder, *folder.parents) if (place / ".dvc").is_dir()), None)
     if root is None:
-        remedy = "'dvc repro' works in a clone of the project; single commands work anywhere."
+        remedy = (
+            "'dvc repro' works in a clone, or where 'ltd-pipe init' began a project; "
+            "single commands work anywhere."
+        )
         return Finding("warn", f"{found}; {folder} is in no DVC project", remedy)
     return Finding("ok", f"{found} in {root}")
 

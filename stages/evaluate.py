@@ -106,7 +106,7 @@ def evaluate(
         fixed = {"pgd_steps", "pgd_restarts", "attacks", "autoattack", "eps_grid"}
         refuse_given(fixed | {"eps_grid_images"}, "is fixed in a first look: leave --quick out")
     require_named("data", "corruptions")
-    refuse_existing(metrics, force=force, kind=METRICS)
+    refuse_existing(metrics, force=force, kind=METRICS, option="--metrics and --out")
     refuse_existing(*_settings_of_others(metrics, out), force=force, kind=SETTINGS)
     note_pipeline(metrics, out)
     named, device = name_model(model, weights, foreign), choose_device(params.device)

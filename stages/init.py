@@ -38,7 +38,7 @@ def init(folder: Path, name: str, force: bool) -> None:
     # Where dvc.yaml's commands name the program, nothing is left to launch.
     params = re.sub(r"^launch:.*\n", "", recipe_text(name), flags=re.MULTILINE)
     targets = {folder / PIPELINE_FILE: pipeline_text(), folder / PARAMS_FILE: params}
-    refuse_existing(*targets, force=force)
+    refuse_existing(*targets, force=force, option="FOLDER")
     for path, text in targets.items():
         write_text(path, text)
     ignored = folder / ".gitignore"

@@ -67,8 +67,19 @@ CHECKPOINT = Kind("checkpoint of ours", (b"",), b'{"__metadata__":{"ltd_pipe"')
 TABLE = Kind("npz or parquet file", (b"PK\3\4", b"PAR1"))
 
 
-def refuse_existing(*targets: Path, force: bool, kind: Kind | None = None) -> None:
+def refuse_existing(
+    *targets: Path, force: bool, kind: Kind | None = None, option: str = "--out"
+) -> None:
     """Refuse, before any work, to replace a result, or with --force what is none.
+
+    Parameters
+    ----------
+    *targets : Path
+    force : bool
+    kind : Kind, optional
+        What --force may replace.
+    option : str
+        What the user would choose otherwise.
 
     Raises
     ------
@@ -81,9 +92,8 @@ def refuse_existing(*targets: Path, force: bool, kind: Kind | None = None) -> No
         if target.is_dir():
             raise WriteError(target, "is a folder", remedy="Choose another place for the result.")
         if not force:
-            raise WriteError(
-                target, "exists already", remedy="Pass --force to replace it, or another --out."
-            )
+            remedy = f"Pass --force to replace it, or another {option}."
+            raise WriteError(target, "exists already", remedy=remedy)
         if kind is not None and not kind.is_of(target):
             raise WriteError(
                 target,

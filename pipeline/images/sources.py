@@ -284,9 +284,9 @@ def _require_plain_name(folder: Path, name: str) -> None:
         )
 
 
-def _require_folder(folder: Path) -> None:
+def _require_folder(folder: Path, remedy: str = "") -> None:
     if not folder.exists():
-        raise MissingError(folder, "no such folder")
+        raise MissingError(folder, "no such folder", remedy=remedy)
     if not folder.is_dir():
         raise DataError(folder, "is a file", expected="a folder with one folder per class")
 
@@ -353,8 +353,9 @@ def open_source(params: PrepareParams, split: Split) -> Source:
 
 
 def _folder(root: Path, split: Split) -> FolderSource:
-    _require_folder(root)
-    _require_folder(root / "train")
+    layout = "Give prepare.path the folder that holds train/CLASS/ and test/CLASS/."
+    _require_folder(root, layout)
+    _require_folder(root / "train", layout)
     train = FolderSource(root / "train")
     if split == "train":
         part = train

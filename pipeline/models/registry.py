@@ -174,6 +174,9 @@ def _require_sizes(architecture: str, num_classes: int, shape: tuple[int, int, i
 
 def _unknown(architecture: str) -> ModelError:
     close = difflib.get_close_matches(architecture, _KNOWN, n=3)
+    width = re.fullmatch(r"(.+?)[-_]?w?[-_]?(\d{1,3})", architecture)
+    if width and _WITH_WIDTH.fullmatch(named := f"{width[1]}-w{width[2]}"):
+        close = [named]
     names = f"Did you mean {', '.join(close)}?" if close else f"There are {', '.join(_KNOWN)}."
     remedy = f"{names} Other packages' networks are timm:NAME and torchvision:NAME."
     return ModelError(architecture, "no such architecture", remedy=remedy)

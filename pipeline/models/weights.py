@@ -189,11 +189,13 @@ def _require_names(expected: Iterable[str], found: Iterable[str], where: object)
     missing = [name for name in wanted if name not in given]
     unexpected = [name for name in given if name not in wanted]
     if missing or unexpected:
+        theirs = any("downsample" in name for name in unexpected)
+        whose = " as torchvision:NAME or timm:NAME" if theirs else ""
         raise CheckpointError(
             where,
             f"holds weights of another network: {_listed('missing', missing)}, "
             f"{_listed('unexpected', unexpected)}",
-            remedy="Name the architecture that it was trained with.",
+            remedy=f"Name the architecture that it was trained with{whose}.",
         )
 
 

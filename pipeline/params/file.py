@@ -212,7 +212,7 @@ def parse_standalone(section: str, overrides: Mapping[str, str]) -> Params:
         checked = model.model_validate(content.pop(section))  # type: ignore[union-attr]
         common = Common.model_validate(content)
     except ValidationError as error:
-        raise _explain(error, "options", overrides) from error
+        raise _explain(error, "", overrides) from error
     return Params.model_construct(**common.model_dump(), **{section: checked})
 
 
@@ -239,7 +239,10 @@ def _explain(
     if any(given == key or given.startswith(f"{key}.") for given in overrides or ()):
         where = "option"  # the file is not to blame
     more = f"{len(problems) - 1} more problem(s) after this one." if len(problems) > 1 else ""
-    place = f"{where}: {key}" if key else where
+    if first["type"] == "missing" and not where:
+        remedy = f"Pass it, or run where params.yaml is. {more}".strip()
+        return ParamsError(f"--{key.replace('_', '-')}", "is missing", remedy=remedy)
+    place = f"{where or 'options'}: {key}" if key else where or "options"
     if first["type"] == "missing":
         return ParamsError(place, "is missing", remedy=f"Add it. {more}".strip())
     if first["type"] == "extra_forbidden":

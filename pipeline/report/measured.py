@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, Field
 
-from pipeline.errors import ResultError
+from pipeline.errors import MissingError, ResultError
 from pipeline.report.conditions import Conditions
 from pipeline.report.results import Document, Share, read_result
 from pipeline.report.scores import (
@@ -128,9 +128,17 @@ def read_measured(metrics: Path, evaluation: Path) -> Measured:
         evaluations.
     """
     found = read_result(metrics, _Metrics, _EVALUATE)
-    settings = read_result(evaluation / "settings.json", Settings, _EVALUATE)
+    path = evaluation / "settings.json"
+    if not path.exists():
+        raise MissingError(
+            path,
+            f"no such file, and it holds the rest of {metrics}",
+            remedy=f"Run 'ltd-pipe evaluate --metrics {metrics} --out {evaluation}', or rename "
+            "the folder that it wrote.",
+        )
+    settings = read_result(path, Settings, _EVALUATE)
     said = (found.checkpoint_sha256, found.norm, found.eps, found.n)
-    require_one_evaluation(*said, settings, evaluation / "settings.json")
+    require_one_evaluation(*said, settings, path)
     scores = {
         name.removesuffix("_accuracy"): _score(found, name, metrics) for name in found.intervals
     }

@@ -246,10 +246,14 @@ def test_refused_folders(photos, params, damage, split, error, message):
         open_source(params, split)
 
 
-def test_a_folder_that_is_not_there_is_named():
+def test_a_folder_that_is_not_there_is_named(tmp_path):
     """MissingError, which is a FileNotFoundError."""
-    with pytest.raises(MissingError, match="nowhere: no such folder"):
-        open_source(PrepareParams(dataset="folder", path="nowhere"), "train")
+    (tmp_path / "cats").mkdir()
+    for path, where in (("nowhere", "nowhere"), (str(tmp_path), f"{tmp_path}/train")):
+        with pytest.raises(MissingError, match="no such folder") as caught:
+            open_source(PrepareParams(dataset="folder", path=path), "train")
+        assert caught.value.where == where
+        assert "prepare.path the folder that holds train/CLASS/" in caught.value.remedy
 
 
 def test_a_val_folder_is_the_test_split(photos, params):

@@ -124,9 +124,13 @@ def test_normalisation_and_temperature_can_be_given(network, tmp_path):
         ({"epoch": 3}, "holds no state dict: found int under 'epoch'. Save the state dict alone"),
         ({"state_dict": {"state_dict": {"state_dict": {"a": {}}}}}, "found dict under 'a'"),
         ({"conv1.weight": torch.zeros(1)}, r"57 missing \(|missing"),
+        (
+            {"layer2.0.downsample.0.weight": torch.zeros(1), "fc.bias": torch.zeros(1)},
+            "trained with as torchvision:NAME or timm:NAME",
+        ),
         ({"module.x": torch.zeros(1), "x": torch.zeros(1)}, "holds 'x' twice"),
     ],
-    ids=["empty", "tensor", "no tensors", "deep", "another network", "twice"],
+    ids=["empty", "tensor", "no tensors", "deep", "another network", "theirs", "twice"],
 )
 def test_other_contents_are_refused(tmp_path, content, message):
     """The line says what was found in place of weights."""

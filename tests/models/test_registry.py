@@ -79,6 +79,7 @@ def test_equal_seeds_give_equal_weights(name):
     [
         ("resnet81", "no such architecture. Did you mean .*resnet18"),
         ("wrn-34", "Did you mean wrn-34-"),
+        ("small-cnn-16", r"Did you mean small-cnn-w16\?"),
         ("", "There are small-cnn, resnet18"),
         ("xyz:resnet18", "no such architecture"),
         ("resnet18-w", "no such architecture"),

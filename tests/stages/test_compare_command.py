@@ -85,6 +85,15 @@ def _run(*words):
     subprocess.run(words, check=True, capture_output=True)
 
 
+def test_metrics_apart_from_their_folder_say_where_it_is_looked_for(ltd_pipe, two_runs):
+    """As after `evaluate --metrics b.json --out elsewhere`."""
+    (two_runs / "data/metrics.json").rename("b.json")
+    outcome = ltd_pipe("compare", "b.json")
+    assert outcome.code == 1
+    assert outcome.err.startswith("ltd-pipe: b/settings.json: no such file, and it holds the rest")
+    assert "'ltd-pipe evaluate --metrics b.json --out b', or rename" in outcome.err
+
+
 def test_a_mistyped_file_is_refused_before_the_first_commit(ltd_pipe, two_runs):
     """As in a project that `ltd-pipe init` has just begun."""
     for words in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):

@@ -84,6 +84,13 @@ def test_an_l2_ball_is_one_option(ltd_pipe, project):
     assert json.loads(Path("l2.json").read_text())["norm"] == "l2"
 
 
+def test_metrics_that_are_there_name_both_options(ltd_pipe, project):
+    """Another --out alone would be refused again."""
+    outcome = ltd_pipe("evaluate", STUDENT, "--quick", "--out", "other")
+    assert "data/metrics.json: exists already" in outcome.err
+    assert "another --metrics and --out." in outcome.err
+
+
 def test_the_folder_of_other_metrics_is_not_replaced(ltd_pipe, project):
     """New metrics and the default folder: that one is of data/metrics.json."""
     before = Path("data/evaluation/settings.json").read_bytes()
@@ -196,7 +203,7 @@ def test_no_parameter_file_is_needed(ltd_pipe, project):
     Path("params.yaml").unlink()
     outcome = ltd_pipe("evaluate", STUDENT, "--force")
     assert outcome.code == 2
-    assert "options: eps: is missing" in outcome.err
+    assert "--eps: is missing. Pass it, or run where params.yaml is." in outcome.err
     words = ("--eps", "0.1", "--quick", "--set", "device=cpu")
     assert "Linf 0.1, 60 images" in evaluate(ltd_pipe, *words).out
 
