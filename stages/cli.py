@@ -102,8 +102,9 @@ def _run() -> None:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort) as error:
         # Click raises Abort from the KeyboardInterrupt, which may say how to go on.
-        reason = str(error.__cause__ or error)
-        _end(reason or "Interrupted. Nothing half-written was published.", _INTERRUPTED)
+        goes_on = sys.argv[1:2] == ["evaluate"]
+        what = "Run it again: what is measured is kept." if goes_on else _NOTHING_HALF
+        _end(str(error.__cause__ or error) or f"Interrupted. {what}", _INTERRUPTED)
 
 
 def program() -> None:
@@ -123,6 +124,7 @@ def program() -> None:
 
 
 _INTERRUPTED = 130
+_NOTHING_HALF = "Nothing half-written was published."
 
 
 def _end(message: str, code: int) -> None:

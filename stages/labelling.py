@@ -33,15 +33,16 @@ __all__ = ["Work", "interruptible", "publish", "show", "show_part", "turn"]
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """End like Ctrl-C, chunks written, when a batch system or a terminal that closes says so."""
+    """End with chunks written at Ctrl-C, or when a batch system or a closing terminal says so."""
 
     def stop(number: int, frame: Any) -> None:
         del frame
         name = signal.Signals(number).name
-        raise KeyboardInterrupt(f"Stopped by {name}. Run it again: what is labelled is kept.")
+        why = "Interrupted" if number == signal.SIGINT else f"Stopped by {name}"
+        raise KeyboardInterrupt(f"{why}. Run it again: what is labelled is kept.")
 
     # As in training; what nohup has made ignored stays so.
-    also = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    also = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
     numbers = [number for number in also if signal.getsignal(number) is not signal.SIG_IGN]
     before = [signal.signal(number, stop) for number in numbers]
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import pkgutil
+import re
 import types
 import typing
 from pathlib import Path
@@ -192,18 +193,27 @@ def _default(info: FieldInfo) -> str | None:
         return "null"
     if isinstance(value, tuple):
         return ",".join(map(str, value)) or "none"
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+_TYPED = re.compile(r"[\w.-]+(, [\w.-]+)*:")
 
 
 def _option(name: str, info: FieldInfo, group: str) -> Callable[[Command], Command]:
     flag, text = name.replace("_", "-"), info.description or ""
-    text = f"{text[:1].upper()}{text[1:]}."
+    choices = _choices(info.annotation)
+    word = text.partition(" ")[0]
+    # What is to be typed, as in `rslad, ard: weight of …`, stays as it is typed.
+    if not (_TYPED.match(text) or "." in word or word in choices):
+        text = f"{text[:1].upper()}{text[1:]}"
+    text = f"{text}."
     more: dict[str, Any] = {"cls": _FieldOption, "group": group, "help": text}
     if info.annotation is bool:
         default = f"{'' if info.default else 'no-'}{flag}"
         flags = f"--{flag}/--no-{flag}"
         return click.option(flags, _private(name), default=None, default_text=default, **more)
-    choices = _choices(info.annotation)
     kind = _kind(info.annotation)
     return click.option(
         f"--{flag}",

@@ -520,3 +520,19 @@ def test_what_dvc_would_discard_is_said_before(ltd_pipe, project, monkeypatch, w
     assert [said in line and "dvc commit -f" in line for line in note] == [True] * bool(said)
     monkeypatch.setenv("DVC_STAGE", words[0])
     assert "note: " not in ltd_pipe(*given).err
+
+
+@pytest.mark.parametrize(
+    ("verb", "text"),
+    [
+        ("train", "trivialaugment, randaugment:N-M"),
+        ("train", "rslad, ard, adaad: weight"),
+        ("train", "torch.compile's mode"),
+        ("train", "Weight, at the end"),
+        ("train", "[default: true]"),
+        ("prepare", "digits comes with"),
+    ],
+)
+def test_what_is_to_be_typed_is_written_as_it_is_typed(ltd_pipe, verb, text):
+    """A sentence of --help begins with a capital letter, a value does not."""
+    assert text in " ".join(ltd_pipe(verb, "--help").out.split())

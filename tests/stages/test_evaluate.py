@@ -164,7 +164,9 @@ def test_an_evaluation_goes_on_with_other_threads_and_says_so(ltd_pipe, project,
     words = ("evaluate", STUDENT, "--force")
     with monkeypatch.context() as during:
         during.setattr(Ledger, "append", stop)
-        assert ltd_pipe(*words).code == 130
+        stopped = ltd_pipe(*words)
+    assert stopped.code == 130
+    assert "Interrupted. Run it again: what is measured is kept." in stopped.err
     (state,) = Path("data/state").iterdir()
     torch.set_num_threads(2)
     err = ltd_pipe(*words, "--pgd-steps", "4").err

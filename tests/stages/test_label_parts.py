@@ -316,6 +316,7 @@ def test_a_run_that_is_told_to_stop_ends_at_once_and_goes_on_later(
     environment = os.environ | {"PYTHONPATH": f"{strike(number)}{os.pathsep}{ROOT}"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (run.returncode, len(run.stderr.strip().splitlines())) == (130, 1), run.stderr
+    assert "Run it again: what is labelled is kept." in run.stderr
     assert not Path("data/again.zarr").exists()
     kept = {path.stat().st_mtime_ns for path in Path("data/state").glob(CHUNK)}
     assert 0 < len(kept) < CHUNKS
