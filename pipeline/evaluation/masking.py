@@ -245,7 +245,8 @@ def _require_knowledge(checks: _Checks) -> None:
             "model",
             "is no better than chance on the clean images: there is nothing to audit",
             found=f"{hits} of {n} right",
-            remedy="Look at its normalisation and at the order of its classes.",
+            remedy="Train it for longer, take more images, or look at its normalisation and at the "
+            "order of its classes.",
         )
 
 

@@ -301,11 +301,14 @@ def _require_classes(folder: Path, found: Iterable[str], expected: Sequence[str]
         return
     differing = sorted({nfc(name) for name in expected} ^ {nfc(name) for name in names})
     if differing:
+        parts = sorted({"train", *_TEST_FOLDERS}.intersection(names).difference(expected))
+        either = " or ".join(str(folder / part) for part in parts)
         raise DataError(
             folder,
             "classes differ from the training images'",
             expected=f"{len(expected)} classes",
             found=f"{len(names)}; in one of them only: {', '.join(map(quoted, differing[:5]))}",
+            remedy=f"Name one part of it: {either}." if parts else "",
         )
 
 

@@ -246,6 +246,13 @@ def test_refused_folders(photos, params, damage, split, error, message):
         open_source(params, split)
 
 
+def test_a_folder_of_both_parts_in_place_of_one_is_explained(photos):
+    """As after `store verify --data photos`."""
+    with pytest.raises(DataError, match="classes differ") as caught:
+        FolderSource(photos, ("cat", "dog"))
+    assert caught.value.remedy == f"Name one part of it: {photos}/test or {photos}/train."
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     """MissingError, which is a FileNotFoundError."""
     (tmp_path / "cats").mkdir()
