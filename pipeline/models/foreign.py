@@ -163,10 +163,15 @@ def _without_common_prefix(
     found = {name: state[name] for name in state if name in expected or name != "n_averaged"}
     while found:
         prefix = next(iter(found)).partition(".")[0] + "."
-        if not all(name.startswith(prefix) and name not in expected for name in found):
+        if not all(name.startswith(prefix) and not _is_known(name, expected) for name in found):
             break
         found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
     return found
+
+
+def _is_known(name: str, expected: Mapping[str, torch.Tensor]) -> bool:
+    # RobustBench puts an input normalisation around networks that were saved without.
+    return name in expected or f"model.{name}" in expected
 
 
 def _without_prefixes(name: str, expected: Mapping[str, torch.Tensor]) -> str:
@@ -175,9 +180,7 @@ def _without_prefixes(name: str, expected: Mapping[str, torch.Tensor]) -> str:
         if prefix is None:
             break
         name = name.removeprefix(prefix)
-    # RobustBench puts an input normalisation around networks that were saved without.
-    inside = f"model.{name}"
-    return inside if name not in expected and inside in expected else name
+    return f"model.{name}" if name not in expected and _is_known(name, expected) else name
 
 
 def _take_constants(

@@ -81,6 +81,8 @@ def test_a_last_layer_without_weights_takes_no_temperature(making_students, tmp_
     """A temperature that cannot be put in must not get lost."""
     _, model, facts = making_students("timm:test_resnet", (3, 32, 32))
     model.network.get_classifier = torch.nn.Identity
-    with pytest.raises(ModelError, match="cannot take the temperature: expected Linear, found Id"):
+    with pytest.raises(
+        ModelError, match="cannot take the temperature .*: expected Linear, found Id"
+    ):
         write_timm(model, facts, tmp_path / "timm")
     assert list(tmp_path.iterdir()) == []

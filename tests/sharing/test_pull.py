@@ -52,13 +52,13 @@ def test_stores_of_other_kinds_arrive_too(tmp_path, patience, options):
 
 def test_extra_files_and_a_signature_come_along(own, key_file, tmp_path, patience):
     """A signed store's signature is fetched, and is no part of the identity."""
-    from pipeline.sharing.signature import find_signature, sign_store
+    from pipeline.sharing.signature import claimed_signer, sign_store
 
     sign_store(own, key_file)
     with FaultyServer(own) as server:
         target = pull(server.url, tmp_path / "a.zarr", patience)
     assert contents(target) == contents(own)
-    assert find_signature(target) is not None
+    assert claimed_signer(target) is not None
 
 
 def test_progress_ends_at_the_size_of_all_chunks(server, published, tmp_path, patience):
