@@ -26,6 +26,8 @@ from __future__ import annotations
 import importlib.metadata
 from typing import TYPE_CHECKING
 
+from pipeline.printable import printable
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -114,7 +116,8 @@ class LtdPipeError(Exception):
         elif self.expected is not None:
             line += f": expected {self.expected}"
         line = line if line.endswith((".", "!", "?")) else line + "."
-        return f"{line} {self.remedy}".rstrip()
+        # Names of files come from anyone, and may hold line feeds and a terminal's commands.
+        return printable(f"{line} {self.remedy}".rstrip())
 
     def __str__(self) -> str:
         # OSError subclasses would otherwise print their errno form.

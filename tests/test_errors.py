@@ -9,7 +9,7 @@ from made_answers import make_answers
 from pipeline import errors
 from pipeline.combine.npz import NpzColumns
 from pipeline.combine.parquet import ParquetColumns
-from pipeline.errors import LtdPipeError
+from pipeline.errors import DataError, LtdPipeError
 from pipeline.images.beton import open_beton
 from pipeline.images.decode import decode_image
 from pipeline.labels import SoftLabels
@@ -35,6 +35,13 @@ def test_an_error_can_be_made_from_its_line(kind):
     """As torch does with what a DataLoader's worker raised, adding where it came from."""
     text = "Caught JoinError in DataLoader worker process 0.\nOriginal Traceback: …\n"
     assert str(kind(text)) == text
+
+
+def test_an_error_is_one_line_whatever_a_file_is_called():
+    """A name can neither forge a second line nor move the cursor; `where` keeps it as it is."""
+    error = DataError("a\nltd-pipe: done\x1b[2K.jpg", "is empty")
+    assert str(error).isprintable()
+    assert error.where == "a\nltd-pipe: done\x1b[2K.jpg"
 
 
 REASONS = {

@@ -227,15 +227,20 @@ def _entries(folder: str | Path, left: Counter[str]) -> tuple[list[Path], list[P
         for entry in os.scandir(folder):
             path = Path(entry.path)
             ending = path.suffix.lower()
+            link = entry.is_symlink()
+            gone = link and not path.exists()
             if entry.name.startswith("."):
                 left["hidden"] += 1
             elif entry.name in OF_OTHERS:
                 left[f"{entry.name}/"] += 1
-            elif entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and path.is_dir()):
+            elif entry.is_dir(follow_symlinks=False) or (link and path.is_dir()):
                 folders.append(path)
+            elif not (gone or (path if link else entry).is_file()):
+                # To open a pipe would wait for whoever writes to it.
+                left["pipes and devices"] += 1
             elif ending in EXTENSIONS:
                 images.append(path)
-            elif entry.is_symlink() and not path.exists():
+            elif gone:
                 left["links that lead nowhere"] += 1
             else:
                 left[f"*{printable(ending)}" if ending else "without an ending"] += 1

@@ -91,6 +91,7 @@ def test_what_is_left_out_is_counted_by_its_reason(photos):
         (photos / "train" / name).mkdir()
         (photos / "train" / name / "x.jpg").write_bytes(picture(1))
     (photos / "train/cat/batch2").symlink_to(photos / "gone")
+    os.mkfifo(photos / "train/cat/pipe.png")
     source = FolderSource(photos / "train")
     assert (len(source), source.class_names) == (12, ("cat", "dog"))
     (line,) = source.notes
@@ -102,6 +103,7 @@ def test_what_is_left_out_is_counted_by_its_reason(photos):
         "1 __MACOSX/",
         "1 @eaDir/",
         "1 links that lead nowhere",
+        "1 pipes and devices",
     }
 
 
