@@ -189,13 +189,13 @@ def _measure_labels(
     params: Params, beton: Beton, store: SoftLabels | None
 ) -> TargetSoftness | None:
     from pipeline.training.run import split_samples
-    from pipeline.training.stored_softness import measure_targets
+    from pipeline.training.stored_softness import measure_targets, require_teaching
 
     if store is None:
         return None
     training, _ = split_samples(beton, params.train.images, params.seed)
     found = measure_targets(params.train, store, training)
-    found.require_teaching(params.train, store.num_classes, store.path)
+    require_teaching(found, params.train, store.num_classes, store.path)
     return found
 
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from pipeline.errors import StoreError
 from pipeline.labels.resident import LabelsOnDevice
-from pipeline.labels.softness import Softness
+from pipeline.labels.softness import Softness, uniform_below
 from pipeline.training import targets
-from pipeline.training.target_softness import TargetSoftness
+from pipeline.training.target_softness import SOFTEN_THEMSELVES, TargetSoftness
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,11 +19,13 @@ if TYPE_CHECKING:
     from pipeline.labels.read import SoftLabels
     from pipeline.params import TrainParams
 
-__all__ = ["measure_targets"]
+__all__ = ["measure_targets", "require_teaching"]
 
 # Enough for three digits of a share; of a thousand classes it takes a second or two.
 _MAX_ROWS = 2**16
 _BLOCK_ELEMENTS = 2**20
+# Of more contradictions no teacher knows what it says.
+_MOSTLY = 0.5
 
 
 def measure_targets(
@@ -64,6 +67,48 @@ def measure_targets(
         found.disagreement or 0.0,
         len(chosen) * store.num_views,
     )
+
+
+def require_teaching(
+    found: TargetSoftness, params: TrainParams, num_classes: int, where: object
+) -> None:
+    """Refuse targets as good as uniform, or most of which contradict the ground truth.
+
+    Parameters
+    ----------
+    found : TargetSoftness
+    params : TrainParams
+        Of the run; `allow_poor_labels` takes them.
+    num_classes : int
+    where : object
+        The store, for the error.
+
+    Raises
+    ------
+    StoreError
+    """
+    if params.allow_poor_labels:
+        return
+    allow = "--allow-poor-labels trains on them all the same."
+    limit = uniform_below(num_classes)
+    if found.mean_top_probability < limit and params.objective not in SOFTEN_THEMSELVES:
+        raise StoreError(
+            where,
+            "the targets are as good as uniform: mean top probability",
+            expected=f"{limit:.3g} or more",
+            found=f"{found.mean_top_probability:.3g}",
+            remedy="Take the logits at a lower train.label_temperature, or label at "
+            f"--temperature auto:0.95. {allow}",
+        )
+    if found.contradictions > _MOSTLY:
+        raise StoreError(
+            where,
+            "the targets contradict the ground truth",
+            expected=f"for at most {_MOSTLY:.0%}",
+            found=f"for {found.contradictions:.1%}",
+            remedy="Look at the teacher's accuracy, normalisation and order of classes; "
+            f"'rectify: true' mixes in the truth. {allow}",
+        )
 
 
 def _evenly_spaced(samples: NDArray[np.int64], most: int) -> NDArray[np.int64]:

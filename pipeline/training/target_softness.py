@@ -7,24 +7,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.errors import StoreError
-from pipeline.labels.softness import uniform_below
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pipeline.params import TrainParams
 
-__all__ = ["TARGET_SUMS", "TargetSoftness", "target_sums"]
+__all__ = ["SOFTEN_THEMSELVES", "TARGET_SUMS", "TargetSoftness", "target_sums"]
 
 # What `target_sums` adds up, in its order.
 TARGET_SUMS = ("top_probabilities", "entropies", "contradictions")
 
 # Where docs/robustness.md found first signs of harm, and what a sound teacher does not exceed.
 _SOFTEST, _MOST_CONTRADICTIONS = 0.85, 0.03
-# Of more contradictions no teacher knows what it says.
-_MOSTLY = 0.5
-_SOFTEN_THEMSELVES = ("ard", "mtard")
+# Objectives of which softness alone says nothing, see `TargetSoftness.warnings`.
+SOFTEN_THEMSELVES = ("ard", "mtard")
 
 
 @dataclass(frozen=True)
@@ -65,45 +61,6 @@ class TargetSoftness:
             f"{self.mean_entropy:.3f} nats; {self.contradictions:.2%} contradict the ground truth"
         )
 
-    def require_teaching(self, params: TrainParams, num_classes: int, where: object) -> None:
-        """Refuse targets as good as uniform, or most of which contradict the ground truth.
-
-        Parameters
-        ----------
-        params : TrainParams
-            Of the run; `allow_poor_labels` takes them. Softness says nothing in itself where the
-            objective softens anew, see `warnings`.
-        num_classes : int
-        where : object
-            The store, for the error.
-
-        Raises
-        ------
-        StoreError
-        """
-        if params.allow_poor_labels:
-            return
-        allow = "--allow-poor-labels trains on them all the same."
-        limit = uniform_below(num_classes)
-        if self.mean_top_probability < limit and params.objective not in _SOFTEN_THEMSELVES:
-            raise StoreError(
-                where,
-                "the targets are as good as uniform: mean top probability",
-                expected=f"{limit:.3g} or more",
-                found=f"{self.mean_top_probability:.3g}",
-                remedy="Take the logits at a lower train.label_temperature, or label at "
-                f"--temperature auto:0.95. {allow}",
-            )
-        if self.contradictions > _MOSTLY:
-            raise StoreError(
-                where,
-                "the targets contradict the ground truth",
-                expected=f"for at most {_MOSTLY:.0%}",
-                found=f"for {self.contradictions:.1%}",
-                remedy="Look at the teacher's accuracy, normalisation and order of classes; "
-                f"'rectify: true' mixes in the truth. {allow}",
-            )
-
     def warnings(self, params: TrainParams) -> list[str]:
         """What may have cost robustness, with where that was measured.
 
@@ -115,7 +72,7 @@ class TargetSoftness:
             (B-MTARD). Rectification is recommended where it can be had and is not.
         """
         found = []
-        if self.mean_top_probability <= _SOFTEST and params.objective not in _SOFTEN_THEMSELVES:
+        if self.mean_top_probability <= _SOFTEST and params.objective not in SOFTEN_THEMSELVES:
             found.append(
                 f"labels of a mean top probability of {self.mean_top_probability:.2f} are soft, "
                 "which may cost robustness"

@@ -13,7 +13,7 @@ from pipeline.labels.read import SoftLabels
 from pipeline.labels.write import write_store
 from pipeline.params import TrainParams
 from pipeline.training import stored_softness
-from pipeline.training.stored_softness import measure_targets
+from pipeline.training.stored_softness import measure_targets, require_teaching
 from pipeline.training.target_softness import (
     TARGET_SUMS,
     TargetSoftness,
@@ -67,10 +67,10 @@ def test_targets_that_teach_nothing_are_refused(top, wrong, changes, refused):
     """Before the first step, unless that is what is asked for."""
     found = TargetSoftness(top, 1.0, wrong, 100)
     if refused is None:
-        found.require_teaching(params(**changes), 10, "labels.zarr")
+        require_teaching(found, params(**changes), 10, "labels.zarr")
         return
     with pytest.raises(StoreError) as error:
-        found.require_teaching(params(**changes), 10, "labels.zarr")
+        require_teaching(found, params(**changes), 10, "labels.zarr")
     assert (error.value.where, error.value.expected, error.value.found) == ("labels.zarr", *refused)
     assert "--allow-poor-labels" in error.value.remedy
 
