@@ -168,6 +168,8 @@ def run_facts(kind: str, params: FitParams, manifest: Manifest, **decides: Any) 
         "params": params.model_dump(mode="json", exclude=_CHANGE_NOTHING),
         "data": manifest.fingerprint,
         "encoding": manifest.sha256,
+        # Which images are trained on; no byte of the beton depends on it.
+        "validation_fraction": manifest.validation_fraction,
         "code": provenance.code_digest(),
         "software": provenance.software(),
         "hardware": provenance.hardware(),

@@ -125,6 +125,14 @@ CHANGES = [
 ]
 
 
+def test_another_validation_split_changes_the_key(train_beton):
+    """The beton has the same bytes, but other images of it are trained on."""
+    facts = {"validation_fraction": train_beton.manifest.validation_fraction / 2}
+    given = run_facts("student", PARAMS, train_beton.manifest, seed=0)
+    assert given["validation_fraction"] == train_beton.manifest.validation_fraction
+    assert key(train_beton, facts=facts) != key(train_beton)
+
+
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_what_decides_the_result_changes_the_key(train_beton, change):
     """Another kind, store, seed or parameter never continues a run."""
