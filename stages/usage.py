@@ -18,6 +18,8 @@ __all__ = ["FIELD", "of_option", "refuse_given", "require_named"]
 
 # Before the name of an option that sets a parameter.
 FIELD = "field_"
+# What makes the files that an option names.
+_MADE_BY = {"data": "prepare", "labels": "label", "teachers": "teacher"}
 
 
 @contextlib.contextmanager
@@ -54,7 +56,9 @@ def require_named(*names: str) -> None:
             value = context.params[name]
             for path in value if isinstance(value, tuple) else (value,):
                 if "://" not in str(path) and not Path(path).exists():
-                    raise MissingError(path, "no such file or folder")
+                    made = _MADE_BY.get(name)
+                    remedy = f"'ltd-pipe {made}' makes one." if made else ""
+                    raise MissingError(path, "no such file or folder", remedy=remedy)
 
 
 def refuse_given(names: Collection[str], why: str) -> None:

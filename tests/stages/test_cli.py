@@ -489,6 +489,19 @@ def test_what_was_named_is_looked_for_first(ltd_pipe, project, words):
     assert "data/t" not in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("words", "made"),
+    [
+        (["train", "--labels", "nothing.zarr"], "label"),
+        (["label", "--teacher", "nothing.pt"], "teacher"),
+        (["evaluate", "--data", "nothing.beton"], "prepare"),
+    ],
+)
+def test_what_makes_a_missing_file_is_named(ltd_pipe, project, words, made):
+    """Whoever begins in the middle learns what comes before."""
+    assert f"'ltd-pipe {made}' makes one." in ltd_pipe(*words).err
+
+
 STAGES = """
 stages:
   prepare:
