@@ -162,10 +162,10 @@ def tell_chance(accuracy: float, images: int, split: str, num_classes: int) -> N
         What these are called.
     num_classes : int
     """
-    from pipeline.evaluation.accuracy import wilson_interval
+    from pipeline.evaluation.accuracy import beats_chance
 
     hits = round(accuracy * images)
-    if images and wilson_interval(hits, images)[0] <= 1 / num_classes:
+    if images and not beats_chance(hits, images, num_classes):
         click.echo(
             f"warning: no better than chance on clean images: {hits:,} of {images:,} {split} "
             f"images right, {num_classes} classes. Train longer, or with a smaller learning_rate.",

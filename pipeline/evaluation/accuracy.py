@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BINS",
     "ConfidenceBin",
+    "beats_chance",
     "calibration_error",
     "expected_calibration_error",
     "mean_gap",
@@ -59,6 +60,11 @@ def wilson_interval(hits: int, n: int, z: float = 1.959963984540054) -> tuple[fl
     low = 0.0 if hits == 0 else (centre - spread) / scale
     high = 1.0 if hits == n else (centre + spread) / scale
     return low, high
+
+
+def beats_chance(hits: int, n: int, num_classes: int) -> bool:
+    """Whether so many right answers are clearly more than guessing gives, at 95 %."""
+    return wilson_interval(hits, n)[0] > 1 / num_classes
 
 
 def permutation(truth: NDArray[np.integer[Any]], said: NDArray[np.integer[Any]]) -> dict[int, int]:

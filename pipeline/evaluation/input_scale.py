@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import LtdPipeError, ModelError
-from pipeline.evaluation.accuracy import permutation, wilson_interval
+from pipeline.evaluation.accuracy import beats_chance, permutation, wilson_interval
 from pipeline.images.pixels import to_unit
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _otherwise(model: Classifier, images: torch.Tensor) -> Iterator[tuple[str, t
 
 def weak_source(name: str, hits: int, n: int, num_classes: int) -> str | None:
     """What to tell the user of a transfer from a model that knows nothing of these images."""
-    if wilson_interval(hits, n)[0] > 1.0 / num_classes:
+    if beats_chance(hits, n, num_classes):
         return None
     return (
         f"transfer from {name} was not tried in earnest: that model is right on {hits} of {n:,} "
@@ -238,7 +238,7 @@ def settle(
         otherwise = int(normalised.sum())
         # Standard errors by which it is right more often without, over the same images.
         lead = (right - otherwise) / max(1, int((plain != normalised).sum())) ** 0.5
-        knows = wilson_interval(right, n)[0] > 1 / model.num_classes
+        knows = beats_chance(right, n, model.num_classes)
         if _SUGGESTS < lead <= _DECIDES and knows:
             raise _undecided(model, where, declared, by, options, f"{otherwise} and {right} of {n}")
         if lead > _DECIDES:

@@ -20,7 +20,7 @@ from pipeline import rng
 from pipeline.attacks import Ball, input_gradient
 from pipeline.errors import ModelError
 from pipeline.evaluation import autoattack
-from pipeline.evaluation.accuracy import wilson_interval
+from pipeline.evaluation.accuracy import beats_chance
 from pipeline.evaluation.bench import Bench, silent
 from pipeline.evaluation.curve import automatic_curve, largest_radius
 from pipeline.evaluation.finding import SLACK, Finding
@@ -240,7 +240,7 @@ def audit(
 
 def _require_knowledge(checks: _Checks) -> None:
     hits, n = int(checks.right.sum()), len(checks.test)
-    if wilson_interval(hits, n)[0] <= 1.0 / checks.model.num_classes:
+    if not beats_chance(hits, n, checks.model.num_classes):
         raise ModelError(
             "model",
             "is no better than chance on the clean images: there is nothing to audit",
