@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pipeline.images.fingerprint import fingerprint
-from pipeline.labels.format import DatasetFacts, StoreFacts, TeacherFacts
-from pipeline.labels.half import to_float16
-from pipeline.labels.softmax import soften
+from ltd_pipe.images.manifest import fingerprint
+from ltd_pipe.labels.format import DatasetFacts, StoreFacts, TeacherFacts, to_float16
+from ltd_pipe.labels.softmax import soften
 
 if TYPE_CHECKING:
     from pathlib import Path

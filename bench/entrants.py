@@ -12,20 +12,19 @@ from our_loop import BarePasses, OurLoop
 from rival_loop import RivalLoop
 from sklearn.datasets import load_digits
 
-from pipeline.device import choose_device
-from pipeline.images.beton import open_beton, write_beton
-from pipeline.images.sources import ArraySource
-from pipeline.images.stream import ImageStream
-from pipeline.params import PrepareParams, TeacherParams
-from pipeline.training.passes import choose_passes
-from pipeline.training.run import new_classifier
+from ltd_pipe.device import choose_device, choose_passes
+from ltd_pipe.images.beton import open_beton, write_beton
+from ltd_pipe.images.sources import ArraySource
+from ltd_pipe.images.stream import ImageStream
+from ltd_pipe.params import PrepareParams, TeacherParams
+from ltd_pipe.training.run import new_classifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from pipeline.images.beton import Beton
-    from pipeline.training.passes import Passes
+    from ltd_pipe.device import Passes
+    from ltd_pipe.images.beton import Beton
 
 __all__ = ["FLOOR", "OURS", "RIVAL", "Entrants"]
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from answers import Answers
     from numpy.typing import NDArray
 
-    from pipeline.labels import SoftLabels
+    from ltd_pipe.labels import SoftLabels
 
 __all__ = [
     "FLAT",

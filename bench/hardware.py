@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from pipeline.provenance import hardware
+from ltd_pipe.provenance import hardware
 
 __all__ = ["cached_bytes_free", "describe_machine", "describe_software", "load"]
 

@@ -10,12 +10,12 @@ from answers import Size, make_facts
 from rivals import remove
 from timing import Comparison, Rounds, interleave
 
-from pipeline.images.pixels import to_unit
-from pipeline.images.stream import Batch
-from pipeline.labels.labelling import aligned_rows, label_images
-from pipeline.labels.write import StoreWriter
-from pipeline.models.classifier import Classifier
-from pipeline.models.registry import build
+from ltd_pipe.images.manifest import to_unit
+from ltd_pipe.images.stream import Batch
+from ltd_pipe.labels.labelling import aligned_rows, label_images
+from ltd_pipe.labels.writer import StoreWriter
+from ltd_pipe.models.classifier import Classifier
+from ltd_pipe.models.registry import build
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +40,7 @@ class _Images:
         self.sample_hash = rng.integers(0, 2**64, size.num_samples, dtype=np.uint64)
 
     def batches(self, order: NDArray[np.int64], batch_size: int, start: int = 0) -> Iterator[Batch]:
-        """See `pipeline.images.stream.ImageStream.batches`."""
+        """See `ltd_pipe.images.stream.ImageStream.batches`."""
         for begin in range(start * batch_size, len(order), batch_size):
             rows = order[begin : begin + batch_size]
             index = torch.from_numpy(rows).to(self.images.device)

@@ -36,8 +36,8 @@ from timing import Comparison, Rounds, Spread
 from verifying import compare_verifying
 from writing import compare_writing, compare_writing_logits, write_store
 
-from pipeline.device import choose_device
-from pipeline.labels import SoftLabels
+from ltd_pipe.device import choose_device
+from ltd_pipe.labels import SoftLabels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

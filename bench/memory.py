@@ -98,7 +98,7 @@ def cached_share(paths: list[Path]) -> float:
 
 
 def _measure(store_path: Path, seed: int, batch: int, rounds: int) -> dict[str, int]:
-    from pipeline.labels import SoftLabels  # noqa: PLC0415  (before the first look)
+    from ltd_pipe.labels import SoftLabels  # noqa: PLC0415  (before the first look)
 
     opening = Peak()
     with opening.watched():

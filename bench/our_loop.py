@@ -7,24 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline import objectives, rng
-from pipeline.attacks import Adversary, Ball
-from pipeline.device import autocast
-from pipeline.images.augmentation import Augmentation
-from pipeline.team import Team
-from pipeline.training.ema import MovingAverage
-from pipeline.training.examples import FreshExamples
-from pipeline.training.meters import Meters
-from pipeline.training.step import Step
-from pipeline.training.targets import onehot
+from ltd_pipe import objectives, rng
+from ltd_pipe.attacks import Adversary, Ball
+from ltd_pipe.device import autocast
+from ltd_pipe.distributed import Team
+from ltd_pipe.images.augment import Augmentation
+from ltd_pipe.training.data import FreshExamples, onehot
+from ltd_pipe.training.optim import MovingAverage
+from ltd_pipe.training.step import Step
+from ltd_pipe.training.trainer import Meters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pipeline.images.stream import Batch, ImageStream
-    from pipeline.models.classifier import Classifier
-    from pipeline.params import FitParams
-    from pipeline.training.passes import Passes
+    from ltd_pipe.device import Passes
+    from ltd_pipe.images.stream import Batch, ImageStream
+    from ltd_pipe.models.classifier import Classifier
+    from ltd_pipe.params import FitParams
 
 __all__ = ["BarePasses", "OurLoop"]
 

@@ -9,13 +9,13 @@ import torch
 from hardware import cached_bytes_free
 from timing import Call, Comparison, Rounds, interleave
 
-from pipeline.labels.resident import LabelsOnDevice
+from ltd_pipe.labels.dataset import LabelsOnDevice
 
 if TYPE_CHECKING:
     from answers import Answers
     from numpy.typing import NDArray
 
-    from pipeline.labels import SoftLabels
+    from ltd_pipe.labels import SoftLabels
 
 __all__ = ["compare_placing"]
 

@@ -8,8 +8,8 @@ import torch
 from answers import SIZES, Size, make_facts
 from rivals import files_of, remove
 
-from pipeline.labels.format import StoreFacts, row_bytes, rows_per_chunk
-from pipeline.labels.write import StoreWriter
+from ltd_pipe.labels.format import StoreFacts, row_bytes, rows_per_chunk
+from ltd_pipe.labels.writer import StoreWriter
 
 if TYPE_CHECKING:
     from pathlib import Path

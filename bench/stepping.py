@@ -10,12 +10,12 @@ import torch
 from timing import Spread
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.attacks import Adversary, Ball
-from pipeline.device import autocast, choose_precision
-from pipeline.models.classifier import Classifier
-from pipeline.models.registry import build
-from pipeline.objectives import cross_entropy
-from pipeline.rng import stream_key
+from ltd_pipe.attacks import Adversary, Ball
+from ltd_pipe.device import autocast, choose_precision
+from ltd_pipe.models.classifier import Classifier
+from ltd_pipe.models.registry import build
+from ltd_pipe.objectives import cross_entropy
+from ltd_pipe.rng import stream_key
 
 __all__ = ["fastest_step", "measure_step"]
 

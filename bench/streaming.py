@@ -30,13 +30,12 @@ from timing import Call, Rounds, Spread, interleave
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from pipeline import rng
-from pipeline.images.augment import augment
-from pipeline.images.augmentation import Augmentation
-from pipeline.images.beton import open_beton, write_beton
-from pipeline.images.sources import open_source
-from pipeline.images.stream import ImageStream
-from pipeline.params import PrepareParams
+from ltd_pipe import rng
+from ltd_pipe.images.augment import Augmentation, augment
+from ltd_pipe.images.beton import open_beton, write_beton
+from ltd_pipe.images.sources import open_source
+from ltd_pipe.images.stream import ImageStream
+from ltd_pipe.params import PrepareParams
 
 if TYPE_CHECKING:
     from timing import Comparison

@@ -33,7 +33,7 @@ from rival_loop import torchattacks
 from tables import table
 from timing import Clock, Spread
 
-from pipeline.device import deterministic
+from ltd_pipe.device import deterministic
 
 if TYPE_CHECKING:
     from collections.abc import Callable

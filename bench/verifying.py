@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rivals import files_of
 from timing import Comparison, Rounds, interleave
 
-from pipeline.labels.verify import verify_store
+from ltd_pipe.labels.verify import verify_store
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from rivals import WRITTEN, remove
 from timing import Clock, Comparison, Rounds
 
-from pipeline.labels.write import StoreWriter
+from ltd_pipe.labels.writer import StoreWriter
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -19,15 +19,15 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure, SubFigure
 
-from pipeline.attacks import Ball, margin, pgd
-from pipeline.images.beton import open_beton
-from pipeline.images.stream import ImageStream
-from pipeline.models.checkpoint import load_classifier
+from ltd_pipe.attacks import Ball, margin, pgd
+from ltd_pipe.images.beton import open_beton
+from ltd_pipe.images.stream import ImageStream
+from ltd_pipe.models.checkpoint import load_classifier
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from pipeline.models.classifier import Classifier
+    from ltd_pipe.models.classifier import Classifier
 
 DATA, OUT = Path("data"), Path("docs/picture.svg")
 NAMES, EPS, SHOWN = ("teacher", "student"), 0.2, 4

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline.images.sources import open_source
-from pipeline.params import PrepareParams
+from ltd_pipe.images.sources import open_source
+from ltd_pipe.params import PrepareParams
 
 
 def main() -> None:

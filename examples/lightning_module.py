@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from torchvision import models, transforms
 from torchvision.datasets import ImageFolder
 
-from pipeline.labels import SoftLabelDataset
+from ltd_pipe.labels import SoftLabelDataset
 
 
 class Student(lightning.LightningModule):

@@ -20,7 +20,7 @@ from timm.loss import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 
-from pipeline.labels import SoftLabelDataset
+from ltd_pipe.labels import SoftLabelDataset
 
 
 def soft_collate(batch: list[tuple[Any, int, torch.Tensor]]) -> Any:

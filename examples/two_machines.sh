@@ -12,4 +12,4 @@ first=${1:?the name of the first machine}
 torchrun \
     --nnodes 2 --nproc-per-node "${PROCESSES:-gpu}" \
     --rdzv-backend c10d --rdzv-endpoint "$first:${PORT:-29500}" --rdzv-id ltd-pipe \
-    -m stages train "${@:2}"
+    -m ltd_pipe train "${@:2}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.errors import LtdPipeError
+from ltd_pipe.errors import LtdPipeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -82,7 +82,7 @@ def _python(_data: Path) -> Finding:
 
 
 def _ffcv(_data: Path) -> Finding:
-    from pipeline.images.ffcv import require_ffcv
+    from ltd_pipe.images.beton import require_ffcv
 
     require_ffcv()
     return Finding("ok", f"{_version('ffcv')} imports, with OpenCV and libjpeg-turbo")
@@ -136,9 +136,9 @@ def _nvidia_driver() -> str | None:
 
 
 def _precision(_data: Path) -> Finding:
-    from pipeline.device import choose_device, seconds_per_pass
-    from pipeline.models.classifier import Classifier
-    from pipeline.models.registry import build
+    from ltd_pipe.device import choose_device, seconds_per_pass
+    from ltd_pipe.models.classifier import Classifier
+    from ltd_pipe.models.registry import build
 
     names, shape = tuple("0123456789"), (3, 32, 32)
     network = build("resnet18-w16", len(names), shape)
@@ -198,7 +198,7 @@ def _dvc(_data: Path) -> Finding:
 
 
 def _path(_data: Path) -> Finding:
-    # dvc.yaml says `python -m stages …`: it runs whatever python is first on PATH.
+    # dvc.yaml says `python -m ltd_pipe …`: it runs whatever python is first on PATH.
     python = shutil.which("python")
     found = f"python is {python or 'not found'}"
     if python and Path(python).parent == Path(sys.executable).parent:
@@ -225,7 +225,7 @@ def _disk(data: Path) -> Finding:
 
 
 def _shared_memory(_data: Path) -> Finding:
-    from pipeline.publish import SHARED_MEMORY
+    from ltd_pipe.publish import SHARED_MEMORY
 
     if not SHARED_MEMORY.is_dir():
         return Finding("fail", f"there is no {SHARED_MEMORY}", "Mount a tmpfs there.")

@@ -26,33 +26,10 @@ from __future__ import annotations
 import importlib.metadata
 from typing import TYPE_CHECKING
 
-from pipeline.printable import printable
+from ltd_pipe.text import printable
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-__all__ = [
-    "BusyError",
-    "CheckpointError",
-    "DataError",
-    "JoinError",
-    "KeyFileError",
-    "LocationError",
-    "LtdPipeError",
-    "MachineError",
-    "MissingError",
-    "ModelError",
-    "ParamsError",
-    "ResultError",
-    "SignatureError",
-    "StateError",
-    "StoreError",
-    "TransferError",
-    "WriteError",
-    "install_extra",
-    "reason_of",
-    "refuse_pointer",
-]
 
 _POINTER = b"version https://git-lfs.github.com/spec/v1"
 

@@ -14,9 +14,9 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.differences import differences
-from pipeline.errors import MissingError
-from pipeline.publish import write_json
+from ltd_pipe.errors import MissingError
+from ltd_pipe.publish import write_json
+from ltd_pipe.text import differences
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,9 +38,11 @@ __all__ = [
 # What can change a result; the rest of the lock file cannot.
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "zarr", "ffcv", "timm", "pyautoattack")
 # Our own packages and modules that no number goes through.
-_DECIDE_NOTHING = {"combine", "compare", "doctor", "errors", "export", "markdown", "printable"}
-_DECIDE_NOTHING |= {"publish", "recipes", "report", "sharing"}
+_DECIDE_NOTHING = {"__main__", "doctor", "errors", "export", "publish", "recipes", "report"}
+_DECIDE_NOTHING |= {"sharing", "stages", "text"}
 _RECORD = "run.json"
+# In a clone src/ltd_pipe is a link to it.
+_PACKAGE = Path(__file__).resolve().parent
 
 
 def sha256_file(path: Path) -> str:
@@ -64,7 +66,7 @@ def digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def code_digest(root: Path = Path(__file__).parent) -> str:
+def code_digest(root: Path = _PACKAGE) -> str:
     """SHA-256 over our source files that a result can depend on; not over reports and the like."""
     total = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -83,7 +85,7 @@ def commit() -> str | None:
 
 def code_commit() -> tuple[str, bool] | None:
     """The git commit of our own code, and whether files differ; None where it is no checkout."""
-    root = Path(__file__).parents[1]
+    root = _PACKAGE.parent
     # An installed package may lie in the folder of somebody else's repository.
     head = _git("ls-files --error-unmatch pipeline/provenance.py", root) and _git(
         "rev-parse HEAD", root

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from pipeline.errors import BusyError, LtdPipeError, MachineError, WriteError, reason_of
+from ltd_pipe.errors import BusyError, LtdPipeError, MachineError, WriteError, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stages.given import Foreign, foreign_options
-from stages.measured import (
+from ltd_pipe.stages.console import Ticker, bar, doing, refuse_given, require_named
+from ltd_pipe.stages.given import Foreign, foreign_options
+from ltd_pipe.stages.measured import (
     choose_images,
     load_measured,
     load_sources,
@@ -21,15 +22,18 @@ from stages.measured import (
     transfer_options,
     weights_option,
 )
-from stages.outputs import AUDIT, note_pipeline, refuse_existing
-from stages.parameters import ParamsCommand, params_options
-from stages.progress import Ticker, bar, doing
-from stages.usage import refuse_given, require_named
+from ltd_pipe.stages.options import (
+    AUDIT,
+    ParamsCommand,
+    note_pipeline,
+    params_options,
+    refuse_existing,
+)
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.masking import Audit, AuditSettings
-    from pipeline.params import Params
-    from stages.measured import Measured, Named
+    from ltd_pipe.evaluation.audit import Audit, AuditSettings
+    from ltd_pipe.params import Params
+    from ltd_pipe.stages.measured import Measured, Named
 
 __all__ = ["audit"]
 
@@ -92,9 +96,9 @@ def audit(
     Example:
       ltd-pipe audit student/model.safetensors --source teacher/model.safetensors --images 500
     """
-    from pipeline.evaluation.lines import audit_lines
-    from pipeline.evaluation.masking import AuditSettings
-    from pipeline.publish import exclusive, write_json
+    from ltd_pipe.evaluation.audit import AuditSettings
+    from ltd_pipe.evaluation.results import audit_lines
+    from ltd_pipe.publish import exclusive, write_json
 
     theirs = set(type(params.evaluate).model_fields) - {"norm", "eps", "images", "batch_size"}
     refuse_given(theirs, "is of evaluate; an audit's own attacks take --steps, --square-queries")
@@ -133,9 +137,9 @@ def _measure(
     at_most: int | None,
 ) -> tuple[dict[str, Any], Audit | None]:
     """What audit.json holds, and what was found: None where nothing could be checked."""
-    from pipeline.device import choose_device, deterministic, full_float32
-    from pipeline.errors import ModelError
-    from pipeline.evaluation.masking import audit as run_audit
+    from ltd_pipe.device import choose_device, deterministic, full_float32
+    from ltd_pipe.errors import ModelError
+    from ltd_pipe.evaluation.audit import audit as run_audit
 
     device = choose_device(params.device)
     with deterministic(), full_float32(), bar() as progress:
@@ -162,7 +166,7 @@ def _head(
     measured: Measured, n: int, settings: AuditSettings, sources: tuple[Named, ...]
 ) -> dict[str, Any]:
     """What was audited, and how hard."""
-    from pipeline.provenance import software
+    from ltd_pipe.provenance import software
 
     return {
         **measured.facts(),
@@ -202,8 +206,8 @@ def _found(found: Audit) -> dict[str, Any]:
 
 
 def _draw(found: Audit, settings: AuditSettings, path: Path) -> None:
-    from pipeline.attacks import Ball
-    from pipeline.evaluation.surface_figure import draw_surface
-    from pipeline.publish import write_text
+    from ltd_pipe.attacks import Ball
+    from ltd_pipe.publish import write_text
+    from ltd_pipe.report.figures import draw_surface
 
     write_text(path, draw_surface(found.surface, Ball(settings.norm, settings.eps)))

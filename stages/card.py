@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from stages.measured import checkpoint_argument
-from stages.outputs import CARD, refuse_existing, refuse_overlap
-from stages.usage import refuse_given
+from ltd_pipe.stages.console import refuse_given
+from ltd_pipe.stages.measured import checkpoint_argument
+from ltd_pipe.stages.options import CARD, refuse_existing, refuse_overlap
 
 __all__ = ["card"]
 
@@ -60,10 +60,9 @@ def card(
       ltd-pipe card student/model.safetensors --metrics data/metrics.json \\
           --out student/README.md
     """
-    from pipeline.evaluation.places import evaluation_beside
-    from pipeline.export.card import format_card
-    from pipeline.export.card_facts import gather_card
-    from pipeline.publish import write_text
+    from ltd_pipe.evaluation.results import evaluation_beside
+    from ltd_pipe.export.card import format_card, gather_card
+    from ltd_pipe.publish import write_text
 
     if metrics is None:
         refuse_given({"evaluation"}, "is of --metrics, and none are given")
@@ -92,10 +91,10 @@ def card(
 
 def _audit_beside(metrics: Path, checkpoint: Path) -> Path | None:
     """The audit that the report finds; one of another model was not asked for, and is no error."""
-    from pipeline.evaluation.places import audit_beside
-    from pipeline.provenance import sha256_file
-    from pipeline.report.audit import Audit
-    from pipeline.report.results import read_result
+    from ltd_pipe.evaluation.results import audit_beside
+    from ltd_pipe.provenance import sha256_file
+    from ltd_pipe.report.facts import Audit
+    from ltd_pipe.report.reliability import read_result
 
     path = audit_beside(metrics)
     if not path.exists():

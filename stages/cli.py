@@ -9,9 +9,9 @@ from typing import Any, TextIO, cast
 
 import click
 
-from pipeline.errors import LtdPipeError, ParamsError
-from pipeline.publish import refused_by_system
-from stages.lazy import LazyGroup
+from ltd_pipe.errors import LtdPipeError, ParamsError
+from ltd_pipe.publish import refused_by_system
+from ltd_pipe.stages.console import LazyGroup
 
 __all__ = ["cli", "main", "program"]
 
@@ -38,7 +38,7 @@ _SHARED = {"teacher", "label", "train"}
 
 @click.group(
     cls=LazyGroup,
-    package="stages",
+    package="ltd_pipe.stages",
     summaries=_COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stages.evaluated import find_metrics
+from ltd_pipe.stages.evaluated import find_metrics
 
 if TYPE_CHECKING:
-    from pipeline.compare.mcnemar import Paired
-    from pipeline.compare.run import EvaluatedRun
-    from pipeline.compare.table import Comparison
+    from ltd_pipe.evaluation.statistics import Paired
+    from ltd_pipe.report.compare import Comparison, EvaluatedRun
 
 __all__ = ["compare"]
 
@@ -34,7 +33,7 @@ def compare(runs: tuple[str, ...], as_json: bool) -> None:
       ltd-pipe compare data/metrics.json data/baseline-metrics.json
       ltd-pipe compare main exp-soft exp-onehot
     """
-    from pipeline.compare.table import compare as compare_runs
+    from ltd_pipe.report.compare import compare as compare_runs
 
     with tempfile.TemporaryDirectory() as folder:
         read = [_read(name, Path(folder) / str(number)) for number, name in enumerate(runs)]
@@ -60,13 +59,13 @@ def compare(runs: tuple[str, ...], as_json: bool) -> None:
 
 
 def _read(name: str, folder: Path) -> EvaluatedRun:
-    from pipeline.compare.run import read_run
+    from ltd_pipe.report.compare import read_run
 
     return read_run(name, find_metrics(name, folder))
 
 
 def _show_runs(runs: list[EvaluatedRun]) -> None:
-    from pipeline.report.wording import eps_text
+    from ltd_pipe.evaluation.results import eps_text
 
     attacks = list(dict.fromkeys(name for run in runs for name in run.measured.scores))
     rows = [["accuracy of", "images", "within", *attacks]]
@@ -83,7 +82,7 @@ def _show_runs(runs: list[EvaluatedRun]) -> None:
 
 
 def _headline(found: Comparison, first: EvaluatedRun) -> str:
-    from pipeline.report.verdict import Judged, judge
+    from ltd_pipe.report.verdict import Judged, judge
 
     this, other = (Judged(run.name, run.measured) for run in (found.run, first))
     return judge(this, other, found).headline

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stages.usage import refuse_given
+from ltd_pipe.stages.console import refuse_given
 
 if TYPE_CHECKING:
-    from pipeline.doctor import Finding
+    from ltd_pipe.doctor import Finding
 
 __all__ = ["doctor"]
 
@@ -42,7 +42,7 @@ def doctor(data: Path, models: bool, as_json: bool) -> None:
         refuse_given({"data"}, "is of the check, not of --models")
         _show_models(as_json=as_json)
         return
-    from pipeline.doctor import examine
+    from ltd_pipe.doctor import examine
 
     findings = {}
     for topic, finding in examine(data):
@@ -64,7 +64,7 @@ def _show(topic: str, finding: Finding) -> None:
 
 
 def _show_models(*, as_json: bool) -> None:
-    from pipeline.models.registry import known
+    from ltd_pipe.models.registry import known
 
     if as_json:
         click.echo(json.dumps(known()))

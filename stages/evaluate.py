@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stages.given import Foreign, foreign_options
-from stages.measured import (
+from ltd_pipe.stages.console import Ticker, bar, doing, refuse_given, require_named, tell
+from ltd_pipe.stages.given import Foreign, foreign_options
+from ltd_pipe.stages.measured import (
     choose_images,
     load_measured,
     load_sources,
@@ -21,22 +22,26 @@ from stages.measured import (
     transfer_options,
     weights_option,
 )
-from stages.outputs import METRICS, SETTINGS, note_pipeline, refuse_existing
-from stages.parameters import ParamsCommand, params_options
-from stages.progress import Ticker, bar, doing, tell
-from stages.usage import refuse_given, require_named
+from ltd_pipe.stages.options import (
+    METRICS,
+    SETTINGS,
+    ParamsCommand,
+    note_pipeline,
+    params_options,
+    refuse_existing,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
 
-    from pipeline.evaluation.corruptions import CorruptedSet
-    from pipeline.evaluation.robustness import Evaluation, Source
-    from pipeline.evaluation.selection import TestImages
-    from pipeline.params import Params
-    from pipeline.provenance import StateRecord
-    from stages.measured import Measured, Named
+    from ltd_pipe.evaluation.bench import TestImages
+    from ltd_pipe.evaluation.corruptions import CorruptedSet
+    from ltd_pipe.evaluation.robustness import Evaluation, Source
+    from ltd_pipe.params import Params
+    from ltd_pipe.provenance import StateRecord
+    from ltd_pipe.stages.measured import Measured, Named
 
 __all__ = ["evaluate"]
 
@@ -99,8 +104,8 @@ def evaluate(
       ltd-pipe evaluate student/model.safetensors --transfer-from teacher/model.safetensors
       ltd-pipe evaluate robustbench:Rice2020Overfitting --corruptions CIFAR-10-C --eps 8/255
     """
-    from pipeline.device import choose_device, deterministic, full_float32
-    from pipeline.publish import exclusive
+    from ltd_pipe.device import choose_device, deterministic, full_float32
+    from ltd_pipe.publish import exclusive
 
     if quick:
         fixed = {"pgd_steps", "pgd_restarts", "attacks", "autoattack", "eps_grid"}
@@ -135,7 +140,7 @@ def evaluate(
 
 def _settings_of_others(metrics: Path, out: Path) -> list[Path]:
     """What must not be there already."""
-    from pipeline.evaluation.places import evaluation_beside
+    from ltd_pipe.evaluation.results import evaluation_beside
 
     # Beside it the folder is of these metrics, which appear last: without them it is half done.
     own = out.resolve() == evaluation_beside(metrics).resolve()
@@ -156,9 +161,8 @@ def _publish(
     training: NDArray[np.uint64] | None,
 ) -> dict[str, Any]:
     """Measure, and write all files; what metrics.json holds."""
-    from pipeline.evaluation.robustness import examples
-    from pipeline.evaluation.summary import metrics_of, scores_of
-    from pipeline.publish import remove_state, write_json
+    from ltd_pipe.evaluation.robustness import examples, metrics_of, scores_of
+    from ltd_pipe.publish import remove_state, write_json
 
     corrupted = _corrupted(corruptions, measured)
     settings = _settings(params, measured, test, fingerprint)
@@ -185,7 +189,7 @@ def _publish(
 
 
 def _corrupted(folder: Path | None, measured: Measured) -> list[CorruptedSet]:
-    from pipeline.evaluation.corruptions import find_corruptions
+    from ltd_pipe.evaluation.corruptions import find_corruptions
 
     return [] if folder is None else find_corruptions(folder, measured.model.class_names)
 
@@ -195,7 +199,7 @@ def _settings(
 ) -> dict[str, Any]:
     import torch
 
-    from pipeline import provenance
+    from ltd_pipe import provenance
 
     section = params.evaluate
     return {
@@ -235,8 +239,8 @@ def _record_of(
     corruptions: Path | None,
 ) -> StateRecord:
     """Of this evaluation's finished batches: all that decides them, and what rounds."""
-    from pipeline import provenance
-    from pipeline.evaluation.corruptions import state_of_corruptions
+    from ltd_pipe import provenance
+    from ltd_pipe.evaluation.corruptions import state_of_corruptions
 
     rounds = {name: settings[name] for name in ("software", "hardware")}
     decides = {name: value for name, value in settings.items() if name not in rounds} | {
@@ -260,7 +264,7 @@ def _measure(
     corrupted: list[CorruptedSet],
     training: NDArray[np.uint64] | None,
 ) -> Evaluation:
-    from pipeline.evaluation.robustness import evaluate as measure
+    from ltd_pipe.evaluation.robustness import evaluate as measure
 
     with bar() as progress:
         ticker = Ticker(progress)
@@ -287,8 +291,8 @@ def _write(
     settings: dict[str, Any],
     out: Path,
 ) -> None:
-    from pipeline.evaluation.summary import per_class, per_sample, reliability_of
-    from pipeline.publish import write_json
+    from ltd_pipe.evaluation.robustness import per_class, per_sample, reliability_of
+    from ltd_pipe.publish import write_json
 
     flags = result.autoattack.flags if result.autoattack else []
     write_json(out / "settings.json", settings | {"flags": flags})
@@ -305,14 +309,14 @@ def _write(
 def _write_arrays(path: Path, arrays: dict[str, Any]) -> None:
     import numpy as np
 
-    from pipeline.publish import staged
+    from ltd_pipe.publish import staged
 
     with staged(path) as beside, beside.open("wb") as handle:
         np.savez(handle, **arrays)
 
 
 def _show(metrics: dict[str, Any], model: str, *, as_json: bool) -> None:
-    from pipeline.evaluation.lines import result_lines
+    from ltd_pipe.evaluation.results import result_lines
 
     if as_json:
         click.echo(json.dumps(metrics, indent=2))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.errors import MissingError
+from ltd_pipe.errors import MissingError
 
 __all__ = ["find_metrics", "training_files"]
 
@@ -17,7 +17,7 @@ _OPTIONAL = ("data/evaluation/per_sample.npz",)
 
 def training_files() -> tuple[str, ...]:
     """What else there is to say about a run."""
-    from pipeline.report.runs import CURVES
+    from ltd_pipe.report.runs import CURVES
 
     return (
         "data/evaluation/by_eps.json",
@@ -43,7 +43,7 @@ def find_metrics(name: str, folder: Path, more: tuple[str, ...] = ()) -> Path:
     MissingError
         When it is nothing of that.
     """
-    from pipeline.compare.run import metrics_in
+    from ltd_pipe.report.compare import metrics_in
 
     if Path(name).exists():
         return metrics_in(Path(name))

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stages.measured import checkpoint_argument
-from stages.outputs import refuse_overlap
+from ltd_pipe.stages.measured import checkpoint_argument
+from ltd_pipe.stages.options import refuse_overlap
 
 if TYPE_CHECKING:
-    from pipeline.export.agreement import Agreement
+    from ltd_pipe.export.formats import Agreement
 
 __all__ = ["export"]
 
@@ -45,8 +45,8 @@ def export(
       ltd-pipe export student/model.safetensors --to robustbench --out robustbench/
       ltd-pipe export student/model.safetensors --to onnx --out student.onnx
     """
-    from pipeline.export.targets import export as write
-    from pipeline.models.external import allow_file
+    from ltd_pipe.export.formats import export as write
+    from ltd_pipe.models.registry import allow_file
 
     refuse_overlap(out, checkpoint)
     if arch is not None:
@@ -59,7 +59,7 @@ def export(
 
 
 def _show(agreement: Agreement, to: str, out: Path) -> None:
-    from pipeline.export.targets import TARGETS
+    from ltd_pipe.export.formats import TARGETS
 
     click.echo(
         f"{out}: gives the checkpoint's logits on {agreement.images} images: "

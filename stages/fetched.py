@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stages.progress import transfer
+from ltd_pipe.stages.console import transfer
 
 if TYPE_CHECKING:
-    from pipeline.sharing.location import Location
+    from ltd_pipe.sharing.location import Location
 
 __all__ = ["fetch_to_cache", "local_folder"]
 
@@ -23,14 +23,14 @@ def local_folder(named: str) -> Path:
     LtdPipeError
         When it cannot be fetched.
     """
-    from pipeline.sharing.location import is_url, parse_location
+    from ltd_pipe.sharing.location import is_url, parse_location
 
     return fetch_to_cache(parse_location(named)) if is_url(named) else Path(named)
 
 
 def fetch_to_cache(location: Location, **settings: Any) -> Path:
     """`cache.cached_store` with progress on the screen."""
-    from pipeline.sharing.cache import cached_store
+    from ltd_pipe.sharing.cache import cached_store
 
     with transfer(f"fetch {location}") as progress:
         return cached_store(

@@ -8,21 +8,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.publish import exclusive
-from pipeline.training.interrupt import Interrupted
-from pipeline.training.loop import Watcher
-from pipeline.training.run import run_fit
-from stages.progress import bar
+from ltd_pipe.publish import exclusive
+from ltd_pipe.stages.console import bar
+from ltd_pipe.training.run import run_fit
+from ltd_pipe.training.trainer import Interrupted, Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
     from types import TracebackType
 
-    from pipeline.team import Team
-    from pipeline.training.alarm import Collapse
-    from pipeline.training.loop import Fit
-    from pipeline.training.passes import Passes
+    from ltd_pipe.device import Passes
+    from ltd_pipe.distributed import Team
+    from ltd_pipe.training.alarm import Collapse
+    from ltd_pipe.training.trainer import Fit
 
 __all__ = ["fit_on_screen", "tell_chance", "turn"]
 
@@ -162,7 +161,7 @@ def tell_chance(accuracy: float, images: int, split: str, num_classes: int) -> N
         What these are called.
     num_classes : int
     """
-    from pipeline.evaluation.accuracy import beats_chance
+    from ltd_pipe.evaluation.accuracy import beats_chance
 
     hits = round(accuracy * images)
     if images and not beats_chance(hits, images, num_classes):

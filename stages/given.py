@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stages.progress import counter
+from ltd_pipe.stages.console import counter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import torch
 
-    from pipeline.images.beton import Beton
-    from pipeline.images.folder import FolderStream
-    from pipeline.images.manifest import ImageFacts
-    from pipeline.images.stream import ImageStream
-    from pipeline.labels.format import TeacherFacts
-    from pipeline.models.classifier import Classifier
-    from pipeline.models.foreign import ClassOrder
+    from ltd_pipe.images.beton import Beton
+    from ltd_pipe.images.folder import FolderStream
+    from ltd_pipe.images.manifest import ImageFacts
+    from ltd_pipe.images.stream import ImageStream
+    from ltd_pipe.labels.format import TeacherFacts
+    from ltd_pipe.models.classifier import Classifier
+    from ltd_pipe.models.foreign import ClassOrder
 
     Command = Callable[..., Any]
 
@@ -88,7 +88,7 @@ class Foreign:
             raise click.UsageError(flags)
         if self.architecture is None:
             return self
-        from pipeline.models.external import allow_file
+        from ltd_pipe.models.registry import allow_file
 
         return replace(self, architecture=allow_file(self.architecture))
 
@@ -103,7 +103,7 @@ class _Numbers(click.ParamType[tuple[float, ...]]):
     name = "numbers"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        from pipeline.params.fit import meant_in_unit
+        from ltd_pipe.params.fit import meant_in_unit
 
         try:
             numbers = tuple(float(part) for part in value.split(","))
@@ -192,7 +192,7 @@ def open_images(
     decoded : bool
         False: only hashes will be looked at, so that a folder's images may differ in size.
     """
-    from pipeline.images.beton import open_beton
+    from ltd_pipe.images.beton import open_beton
 
     if not data.is_dir():
         for flag, given in (("image-size", foreign.image_size), ("skip-bad", foreign.skip_bad)):
@@ -201,7 +201,7 @@ def open_images(
         return open_beton(data)
     channels, size = 3, foreign.image_size
     if teacher is not None:
-        from pipeline.models.checkpoint import is_own, read_facts
+        from ltd_pipe.models.checkpoint import is_own, read_facts
 
         if foreign.architecture is None or is_own(teacher):
             own = read_facts(teacher)
@@ -221,8 +221,8 @@ def _open_folder(
     *,
     skip_bad: bool,
 ) -> FolderStream:
-    from pipeline.images.folder import open_folder
-    from pipeline.images.sources import FolderSource
+    from ltd_pipe.images.folder import open_folder
+    from ltd_pipe.images.sources import FolderSource
 
     source = FolderSource(data, class_names)
     with counter("look at the images", len(source)) as progress:
@@ -246,8 +246,8 @@ def stream_of(
     images: Beton | FolderStream, device: torch.device, *, resident: bool | None = None
 ) -> ImageStream | FolderStream:
     """Batches of opened images; see `ImageStream` for `resident`."""
-    from pipeline.images.beton import Beton
-    from pipeline.images.stream import ImageStream
+    from ltd_pipe.images.beton import Beton
+    from ltd_pipe.images.stream import ImageStream
 
     return ImageStream(images, device, resident=resident) if isinstance(images, Beton) else images
 
@@ -262,9 +262,9 @@ def refuse_unused(foreign: Foreign, *paths: Path) -> None:
     given = foreign.of_weights()
     if not given or not paths:
         return
-    from pipeline.errors import CheckpointError
-    from pipeline.models.checkpoint import is_own, read_facts
-    from pipeline.models.external import names_file
+    from ltd_pipe.errors import CheckpointError
+    from ltd_pipe.models.checkpoint import is_own, read_facts
+    from ltd_pipe.models.registry import names_file
 
     if foreign.architecture is not None and names_file(foreign.architecture):
         # The one thing that a checkpoint of ours cannot bring is code.
@@ -292,7 +292,7 @@ def load_teacher(
     """A checkpoint's network, in evaluation mode, on the stream's device, for its images.
 
     Another project's weights are asked about some of the images first, see
-    `pipeline.evaluation.input_scale.settle`.
+    `ltd_pipe.evaluation.input_scale.settle`.
 
     Parameters
     ----------
@@ -307,8 +307,8 @@ def load_teacher(
     quiet : bool
         Do not say, in a line, what the weights are taken for: another process does.
     """
-    from pipeline.models.checkpoint import is_own, load_classifier, load_foreign
-    from pipeline.models.foreign import columns_of
+    from ltd_pipe.models.checkpoint import is_own, load_classifier
+    from ltd_pipe.models.foreign import columns_of, load_foreign
 
     # Without an architecture its refusal says that one is needed.
     if foreign.architecture is None or is_own(path):
@@ -344,8 +344,8 @@ def _settle(
     *,
     strict: bool,
 ) -> str:
-    from pipeline.evaluation.input_scale import draw_probes, settle
-    from pipeline.models.external import declared_normalisation
+    from ltd_pipe.evaluation.input_scale import draw_probes, settle
+    from ltd_pipe.models.registry import declared_normalisation
 
     # Constants that the file holds win, as do those that are given.
     silent = foreign.mean is None and not model.normalises
@@ -369,7 +369,7 @@ def _settle(
 
 
 def _warn_of_order(path: Path, facts: ImageFacts, foreign: Foreign) -> None:
-    from pipeline.models.foreign import natural_order
+    from ltd_pipe.models.foreign import natural_order
 
     lexical, natural = list(facts.class_names), natural_order(facts.class_names)
     if lexical == sorted(lexical) and natural != lexical:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import click
 
-from stages.outputs import refuse_existing
-from stages.parameters import PARAMS_FILE, PIPELINE_FILE
+from ltd_pipe.stages.options import PARAMS_FILE, PIPELINE_FILE, refuse_existing
 
 __all__ = ["init"]
 
@@ -32,8 +31,8 @@ def init(folder: Path, name: str, force: bool) -> None:
     Example:
       ltd-pipe init my-project --recipe cifar10-resnet18
     """
-    from pipeline.publish import write_text
-    from pipeline.recipes import pipeline_text, recipe_text
+    from ltd_pipe.params.file import pipeline_text, recipe_text
+    from ltd_pipe.publish import write_text
 
     # Where dvc.yaml's commands name the program, nothing is left to launch.
     params = re.sub(r"^launch:.*\n", "", recipe_text(name), flags=re.MULTILINE)

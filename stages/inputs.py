@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.errors import DataError, MissingError, ParamsError
-from stages.parameters import PARAMS_FILE, PIPELINE_FILE
-from stages.usage import FIELD
+from ltd_pipe.errors import DataError, MissingError, ParamsError
+from ltd_pipe.stages.console import FIELD
+from ltd_pipe.stages.options import PARAMS_FILE, PIPELINE_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pipeline.params import Params, TrainParams
+    from ltd_pipe.params import Params, TrainParams
 
 __all__ = ["inputs"]
 
@@ -49,8 +49,8 @@ def inputs(asked: bool, out: Path) -> None:
     Example:
       ltd-pipe inputs
     """
-    from pipeline.params import load_params, require_named
-    from pipeline.publish import exclusive, write_json
+    from ltd_pipe.params import load_params, require_named
+    from ltd_pipe.publish import exclusive, write_json
 
     params = load_params(PARAMS_FILE)
     if PIPELINE_FILE.exists():
@@ -78,7 +78,7 @@ def inputs(asked: bool, out: Path) -> None:
 
 def _require_teacher(train: TrainParams) -> None:
     """Refuse a teacher that is asked in the run, and is neither here nor made by a stage."""
-    from pipeline.params import read_yaml
+    from ltd_pipe.params import read_yaml
 
     if not train.asks_teacher or train.teacher is None or Path(train.teacher).exists():
         return
@@ -93,8 +93,8 @@ def _warn_of_refusals() -> None:
 
     It is no refusal: who runs the other stages alone gets what they give.
     """
-    from pipeline.params import load_params, read_yaml
-    from stages.train import train
+    from ltd_pipe.params import load_params, read_yaml
+    from ltd_pipe.stages.train import train
 
     for name, stage in read_yaml(PIPELINE_FILE)["stages"].items():
         _, is_train, words = stage.get("cmd", "").partition(" train ")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stages.given import (
+from ltd_pipe.stages.console import doing, of_option, refuse_given, require_named
+from ltd_pipe.stages.given import (
     Foreign,
     foreign_options,
     load_teacher,
@@ -15,19 +16,16 @@ from stages.given import (
     refuse_unused,
     stream_of,
 )
-from stages.labelling import Work, interruptible, publish, show, show_part, turn
-from stages.outputs import note_pipeline, refuse_overlap
-from stages.parameters import ParamsCommand, params_options
-from stages.progress import doing
-from stages.usage import of_option, refuse_given, require_named
+from ltd_pipe.stages.labelling import Work, interruptible, publish, show, show_part, turn
+from ltd_pipe.stages.options import ParamsCommand, note_pipeline, params_options, refuse_overlap
 
 if TYPE_CHECKING:
-    from pipeline.images.folder import FolderStream
-    from pipeline.images.manifest import ImageFacts
-    from pipeline.images.stream import ImageStream
-    from pipeline.labels.format import LabellingFacts, StoreFacts, TeacherFacts, ViewFacts
-    from pipeline.models.classifier import Classifier
-    from pipeline.params import LabelParams, Params
+    from ltd_pipe.images.folder import FolderStream
+    from ltd_pipe.images.manifest import ImageFacts
+    from ltd_pipe.images.stream import ImageStream
+    from ltd_pipe.labels.format import LabellingFacts, StoreFacts, TeacherFacts, ViewFacts
+    from ltd_pipe.models.classifier import Classifier
+    from ltd_pipe.params import LabelParams, Params
 
 __all__ = ["label"]
 
@@ -84,15 +82,15 @@ def label(
       ltd-pipe label --teacher resnet.pt --arch torchvision:resnet18 --data photos/train
       ltd-pipe label --teacher teacher.safetensors --data train.beton --top-k 50
       ltd-pipe label --teacher teacher.safetensors --views 8 --augmentation crop:4,flip
-      torchrun --nproc-per-node gpu -m stages label --teacher teacher.safetensors
+      torchrun --nproc-per-node gpu -m ltd_pipe label --teacher teacher.safetensors
       ltd-pipe label --part 3/8 --teacher teacher.safetensors --out /shared/labels.zarr
     """
-    from pipeline.device import choose_device, deterministic
-    from pipeline.images.manifest import Manifest
-    from pipeline.labels.part import Part
-    from pipeline.labels.replay import Replay
-    from pipeline.labels.write import require_replaceable
-    from pipeline.team import Team
+    from ltd_pipe.device import choose_device, deterministic
+    from ltd_pipe.distributed import Team
+    from ltd_pipe.images.manifest import Manifest
+    from ltd_pipe.labels.dataset import Replay
+    from ltd_pipe.labels.reader import Part
+    from ltd_pipe.labels.writer import require_replaceable
 
     with of_option("--part"):
         part = None if part_text is None else Part.parse(part_text)
@@ -131,7 +129,7 @@ def label(
 
 
 def _views(params: Params) -> ViewFacts:
-    from pipeline.labels.format import ViewFacts
+    from ltd_pipe.labels.format import ViewFacts
 
     section = params.label
     if section.augmentation == "none":
@@ -141,10 +139,10 @@ def _views(params: Params) -> ViewFacts:
 
 
 def _teacher_facts(path: Path, model: Classifier) -> TeacherFacts:
-    from pipeline.errors import CheckpointError
-    from pipeline.labels.format import TeacherFacts
-    from pipeline.models.checkpoint import read_facts
-    from pipeline.provenance import sha256_file
+    from ltd_pipe.errors import CheckpointError
+    from ltd_pipe.labels.format import TeacherFacts
+    from ltd_pipe.models.checkpoint import read_facts
+    from ltd_pipe.provenance import sha256_file
 
     try:
         accuracy = read_facts(path).get("clean_accuracy")
@@ -169,10 +167,10 @@ def _decimals(values: list[float]) -> tuple[float, ...]:
 
 
 def _labelling(facts: ImageFacts, stream: ImageStream | FolderStream) -> LabellingFacts:
-    from pipeline import provenance
-    from pipeline.images.decode import CHANNELS, RESIZE
-    from pipeline.images.pixels import sampled_pixels_sha256
-    from pipeline.labels.format import LabellingFacts
+    from ltd_pipe import provenance
+    from ltd_pipe.images.folder import CHANNELS, RESIZE
+    from ltd_pipe.images.manifest import sampled_pixels_sha256
+    from ltd_pipe.labels.format import LabellingFacts
 
     commit, modified = provenance.code_commit() or (None, None)
     return LabellingFacts(
@@ -192,8 +190,8 @@ def _store_facts(
     views: ViewFacts,
     params: LabelParams,
 ) -> StoreFacts:
-    from pipeline import provenance
-    from pipeline.labels.format import DatasetFacts, StoreFacts
+    from ltd_pipe import provenance
+    from ltd_pipe.labels.format import DatasetFacts, StoreFacts
 
     return StoreFacts(
         num_samples=facts.num_samples,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stages.progress import counter, doing, tell
+from ltd_pipe.stages.console import counter, doing, tell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
     import torch
 
-    from pipeline.device import Precision
-    from pipeline.images.stream import Stream
-    from pipeline.labels.format import StoreFacts
-    from pipeline.labels.part import Part
-    from pipeline.labels.write import StoreWriter
-    from pipeline.models.classifier import Classifier
-    from pipeline.params import LabelParams
-    from pipeline.provenance import StateRecord
-    from pipeline.team import Team
+    from ltd_pipe.device import Precision
+    from ltd_pipe.distributed import Team
+    from ltd_pipe.images.stream import Stream
+    from ltd_pipe.labels.format import StoreFacts
+    from ltd_pipe.labels.reader import Part
+    from ltd_pipe.labels.writer import StoreWriter
+    from ltd_pipe.models.classifier import Classifier
+    from ltd_pipe.params import LabelParams
+    from ltd_pipe.provenance import StateRecord
 
 __all__ = ["Work", "interruptible", "publish", "show", "show_part", "turn"]
 
@@ -58,7 +58,7 @@ def turn(out: Path, part: Part | None, team: Team) -> Iterator[None]:
 
     Under torchrun the first process does so for all.
     """
-    from pipeline.publish import beside_others, exclusive
+    from ltd_pipe.publish import beside_others, exclusive
 
     with contextlib.ExitStack() as held:
         if team.leads and part is None:
@@ -109,7 +109,7 @@ class Work:
         Finished
             In the first process, with all chunks that were asked for on disk.
         """
-        from pipeline.labels.part import WHOLE, wait_for_chunks
+        from ltd_pipe.labels.reader import WHOLE, wait_for_chunks
 
         whole = self.part or WHOLE
         with doing("measuring precision and temperature"):
@@ -129,7 +129,7 @@ class Work:
         return Finished(writer, self.params, choice.temperature)
 
     def _key(self) -> dict[str, Any]:
-        from pipeline import provenance
+        from ltd_pipe import provenance
 
         return {
             "facts": self.facts.decides,
@@ -144,9 +144,9 @@ class Work:
         }
 
     def _choose(self, models: list[Classifier], stream: Stream) -> _Choice:
-        from pipeline.device import choose_precision
-        from pipeline.labels.labelling import temperature_of_sample
-        from pipeline.labels.replay import Replay
+        from ltd_pipe.device import choose_precision
+        from ltd_pipe.labels.dataset import Replay
+        from ltd_pipe.labels.labelling import temperature_of_sample
 
         params, target = self.params, self.params.target_top_probability()
         precision = choose_precision(params.precision, models[0], params.batch_size)
@@ -164,9 +164,9 @@ class Work:
         return _Choice(precision, temperature)
 
     def _writer(self, choice: _Choice, share: Part) -> StoreWriter:
-        from pipeline.labels.format import LabellingFacts
-        from pipeline.labels.labelling import aligned_rows
-        from pipeline.labels.write import StoreWriter
+        from ltd_pipe.labels.format import LabellingFacts
+        from ltd_pipe.labels.labelling import aligned_rows
+        from ltd_pipe.labels.writer import StoreWriter
 
         params, key = self.params, self._key()
         # A network's rounding depends on the batch that an image is in.
@@ -202,7 +202,7 @@ class Work:
 
     def _record(self, choice: _Choice) -> StateRecord | None:
         """Of a run of its own."""
-        from pipeline import provenance
+        from ltd_pipe import provenance
 
         if self.part is not None or self._shared.exists():
             return None
@@ -216,7 +216,7 @@ class Work:
     def _label(
         self, writer: StoreWriter, models: list[Classifier], stream: Stream, choice: _Choice
     ) -> StoreWriter:
-        from pipeline.labels.labelling import label_images
+        from ltd_pipe.labels.labelling import label_images
 
         left = len(writer.rows_left)
         shown = counter("label", left) if self.team.leads else contextlib.nullcontext(None)
@@ -257,8 +257,8 @@ def publish(finished: Finished, out: Path, *, force: bool) -> dict[str, Any]:
     ModelError
         When a teacher's answers are right but for the order of the classes.
     """
-    from pipeline.evaluation.input_scale import require_order
-    from pipeline.labels.read import SoftLabels
+    from ltd_pipe.evaluation.input_scale import require_order
+    from ltd_pipe.labels.reader import SoftLabels
 
     writer, target = finished.writer, finished.params.target_top_probability()
     for number, (truth, said) in enumerate(writer.answered(), 1):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.errors import MissingError
-from stages.given import (
+from ltd_pipe.errors import MissingError
+from ltd_pipe.stages.given import (
     TRANSFERRED,
     WEIGHTS_OPTIONS,
     Foreign,
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from pipeline.evaluation.robustness import Said, Source
-    from pipeline.evaluation.selection import TestImages
-    from pipeline.images.beton import Beton
-    from pipeline.images.folder import FolderStream
-    from pipeline.models.classifier import Classifier
-    from pipeline.params import Params
-    from stages.given import Command
+    from ltd_pipe.evaluation.bench import TestImages
+    from ltd_pipe.evaluation.robustness import Said, Source
+    from ltd_pipe.images.beton import Beton
+    from ltd_pipe.images.folder import FolderStream
+    from ltd_pipe.models.classifier import Classifier
+    from ltd_pipe.params import Params
+    from ltd_pipe.stages.given import Command
 
 __all__ = [
     "Measured",
@@ -96,7 +96,7 @@ class Named:
     @property
     def own(self) -> Path | None:
         """The checkpoint, where it is one of ours, which knows its classes and image shape."""
-        from pipeline.models.checkpoint import is_own
+        from ltd_pipe.models.checkpoint import is_own
 
         if self.path is None:
             return None
@@ -155,7 +155,7 @@ class Measured:
 
     def facts(self) -> dict[str, Any]:
         """What decides its answers, as plain values."""
-        from pipeline.provenance import sha256_file
+        from ltd_pipe.provenance import sha256_file
 
         return {
             "checkpoint_sha256": sha256_file(self.path),
@@ -190,7 +190,7 @@ def load_measured(
     LtdPipeError
         When it cannot be loaded, or is of other classes or another shape.
     """
-    from pipeline.models.checkpoint import read_facts
+    from ltd_pipe.models.checkpoint import read_facts
 
     facts = images.manifest
     path = named.path or _zoo_file(named, facts.num_classes)
@@ -204,14 +204,14 @@ def load_measured(
 
 
 def _zoo_file(named: Named, num_classes: int) -> Path:
-    from pipeline.models.robustbench_zoo import zoo_weights
+    from ltd_pipe.models.registry import zoo_weights
 
     return zoo_weights(str(named.foreign.architecture).partition(":")[2], num_classes)
 
 
 def _said(path: Path) -> Said | None:
-    from pipeline.evaluation.robustness import Said
-    from pipeline.models.checkpoint import read_facts
+    from ltd_pipe.evaluation.robustness import Said
+    from ltd_pipe.models.checkpoint import read_facts
 
     facts = read_facts(path)
     validation = facts.get("validation") or {}
@@ -227,7 +227,7 @@ def training_hashes(
     measured: Measured, images: Beton | FolderStream, data: Path
 ) -> NDArray[np.uint64] | None:
     """Hashes of the images that a model was trained on, where they are at hand."""
-    from pipeline.images.beton import hashes_of
+    from ltd_pipe.images.beton import hashes_of
 
     if measured.trained_on is None:
         return None
@@ -264,7 +264,7 @@ def transfer_options(*names: str) -> Callable[[Command], Command]:
 
 
 def _name_sources(texts: tuple[str, ...], said: dict[str, tuple[Any, ...]]) -> tuple[Named, ...]:
-    from pipeline.models.checkpoint import is_own
+    from ltd_pipe.models.checkpoint import is_own
 
     named = [name_model(text, None, Foreign(prefix="--transfer-")) for text in texts]
     theirs = [one for one in named if one.path is None or not is_own(one.path)]
@@ -293,8 +293,8 @@ def load_sources(
     sources: Sequence[Named], images: Beton | FolderStream, device: torch.device
 ) -> list[Source]:
     """Load the models whose adversarial images are tried on another."""
-    from pipeline.evaluation.robustness import Source
-    from pipeline.provenance import sha256_file
+    from ltd_pipe.evaluation.robustness import Source
+    from ltd_pipe.provenance import sha256_file
 
     loaded = [load_measured(one, images, device, strict=True) for one in sources]
     return [
@@ -307,7 +307,7 @@ def choose_images(
     images: Beton | FolderStream, params: Params, device: torch.device, at_most: int | None = None
 ) -> TestImages:
     """Choose `evaluate.images` of the test images, or fewer."""
-    from pipeline.evaluation.selection import select_images
+    from ltd_pipe.evaluation.bench import select_images
 
     count, total = params.evaluate.images, images.manifest.num_samples
     if at_most is not None:

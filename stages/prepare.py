@@ -7,14 +7,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stages.outputs import BETON, note_pipeline, refuse_existing
-from stages.parameters import PARAMS_FILE, PIPELINE_FILE, ParamsCommand, params_options
-from stages.progress import counter
-from stages.usage import refuse_given
+from ltd_pipe.stages.console import counter, refuse_given
+from ltd_pipe.stages.options import (
+    BETON,
+    PARAMS_FILE,
+    PIPELINE_FILE,
+    ParamsCommand,
+    note_pipeline,
+    params_options,
+    refuse_existing,
+)
 
 if TYPE_CHECKING:
-    from pipeline.images.sources import Split
-    from pipeline.params import Params
+    from ltd_pipe.images.sources import Split
+    from ltd_pipe.params import Params
 
 __all__ = ["prepare"]
 
@@ -42,10 +48,10 @@ def prepare(params: Params, out: Path, force: bool) -> None:
     Example: your own photographs, in folders photos/train/CLASS and photos/test/CLASS:
       ltd-pipe prepare --dataset folder --path photos --image-size 32
     """
-    from pipeline.images.beton import write_betons
-    from pipeline.images.sources import open_source
-    from pipeline.params import require_named
-    from pipeline.publish import exclusive
+    from ltd_pipe.images.beton import write_betons
+    from ltd_pipe.images.sources import open_source
+    from ltd_pipe.params import require_named
+    from ltd_pipe.publish import exclusive
 
     if PARAMS_FILE.exists() and PIPELINE_FILE.exists():
         require_named(PARAMS_FILE, PIPELINE_FILE)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
-from stages.parameters import PARAMS_FILE
+from ltd_pipe.stages.options import PARAMS_FILE
 
 __all__ = ["recipe"]
 
 
 def _names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    from pipeline.recipes import recipe_names
+    from ltd_pipe.params.file import recipe_names
 
     del ctx, param
     return [name for name in recipe_names() if name.startswith(incomplete)]
@@ -38,7 +38,7 @@ def list_recipes(as_json: bool) -> None:
     Example:
       ltd-pipe recipe list
     """
-    from pipeline.recipes import recipe_names, recipe_summary
+    from ltd_pipe.params.file import recipe_names, recipe_summary
 
     summaries = {name: recipe_summary(name) for name in recipe_names()}
     if as_json:
@@ -58,7 +58,7 @@ def show_recipe(name: str) -> None:
     Example:
       ltd-pipe recipe show digits > my-params.yaml
     """
-    from pipeline.recipes import recipe_text
+    from ltd_pipe.params.file import recipe_text
 
     click.echo(recipe_text(name), nl=False)
 
@@ -75,8 +75,8 @@ def use_recipe(name: str, force: bool) -> None:
     Example:
       ltd-pipe recipe use digits
     """
-    from pipeline.publish import write_text
-    from pipeline.recipes import recipe_text
+    from ltd_pipe.params.file import recipe_text
+    from ltd_pipe.publish import write_text
 
     text = recipe_text(name)
     _refuse_to_lose_edits(PARAMS_FILE, force=force)
@@ -86,8 +86,8 @@ def use_recipe(name: str, force: bool) -> None:
 
 
 def _refuse_to_lose_edits(path: Path, *, force: bool) -> None:
-    from pipeline.errors import WriteError
-    from pipeline.recipes import recipe_names, recipe_text
+    from ltd_pipe.errors import WriteError
+    from ltd_pipe.params.file import recipe_names, recipe_text
 
     if force or not path.exists():
         return

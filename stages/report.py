@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stages.evaluated import find_metrics, training_files
-from stages.outputs import PAGE, refuse_existing
-from stages.parameters import ParamsCommand, params_options
-from stages.usage import refuse_given
+from ltd_pipe.stages.console import refuse_given
+from ltd_pipe.stages.evaluated import find_metrics, training_files
+from ltd_pipe.stages.options import PAGE, ParamsCommand, params_options, refuse_existing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.params import Params
-    from pipeline.report.facts import Facts, Places
+    from ltd_pipe.params import Params
+    from ltd_pipe.report.facts import Facts, Places
 
 __all__ = ["report"]
 
@@ -108,9 +107,9 @@ def report(
         refuse_given(places, "is of the page of one student, not of --compare")
         _report_pair(params, pair, out or _PAIR_PAGE, force=force, as_json=as_json)
         return
-    from pipeline.publish import write_text
-    from pipeline.report.facts import gather_facts
-    from pipeline.report.page import render_page
+    from ltd_pipe.publish import write_text
+    from ltd_pipe.report.facts import gather_facts
+    from ltd_pipe.report.page import render_page
 
     out = out or _PAGE
     refuse_existing(out, force=force, kind=PAGE)
@@ -122,8 +121,8 @@ def report(
 
 def _places(student: Path, metrics: Path, named: dict[str, Path]) -> Places:
     """Where the files are: those that were named, and those of the same run beside them."""
-    from pipeline.evaluation.places import audit_beside, evaluation_beside
-    from pipeline.report.facts import Places
+    from ltd_pipe.evaluation.results import audit_beside, evaluation_beside
+    from ltd_pipe.report.facts import Places
 
     # What lies in data/ is of the student in data/: another one's would be refused.
     baseline = named.get("baseline", metrics.with_name("baseline"))
@@ -146,10 +145,9 @@ def _places(student: Path, metrics: Path, named: dict[str, Path]) -> Places:
 def _report_pair(
     params: Params, pair: tuple[str, str], out: Path, *, force: bool, as_json: bool
 ) -> None:
-    from pipeline.publish import write_text
-    from pipeline.report.pair import gather_pair
-    from pipeline.report.pair_page import render_pair
-    from pipeline.report.verdict import judge_pair
+    from ltd_pipe.publish import write_text
+    from ltd_pipe.report.pair import gather_pair, render_pair
+    from ltd_pipe.report.verdict import judge_pair
 
     refuse_existing(out, force=force, kind=PAGE)
     with tempfile.TemporaryDirectory() as folder:
@@ -165,7 +163,7 @@ def _report_pair(
 
 
 def _tell(facts: Facts, out: Path, *, as_json: bool) -> None:
-    from pipeline.report.verdict import judge_student
+    from ltd_pipe.report.verdict import judge_student
 
     verdict = judge_student(facts)
     content = {

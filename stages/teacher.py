@@ -7,24 +7,29 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.errors import MissingError, ParamsError
-from stages.given import Foreign, load_teacher
-from stages.outputs import CHECKPOINT, note_pipeline, refuse_existing, refuse_overlap
-from stages.parameters import ParamsCommand, params_options
-from stages.progress import doing, tell
-from stages.usage import refuse_given, require_named
+from ltd_pipe.errors import MissingError, ParamsError
+from ltd_pipe.stages.console import doing, refuse_given, require_named, tell
+from ltd_pipe.stages.given import Foreign, load_teacher
+from ltd_pipe.stages.options import (
+    CHECKPOINT,
+    ParamsCommand,
+    note_pipeline,
+    params_options,
+    refuse_existing,
+    refuse_overlap,
+)
 
 if TYPE_CHECKING:
-    from pipeline.images.beton import Beton
-    from pipeline.models.classifier import Classifier
-    from pipeline.params import Params, TeacherParams
-    from pipeline.team import Team
+    from ltd_pipe.distributed import Team
+    from ltd_pipe.images.beton import Beton
+    from ltd_pipe.models.classifier import Classifier
+    from ltd_pipe.params import Params, TeacherParams
 
 __all__ = ["teacher"]
 
 
 @click.command(cls=ParamsCommand)
-@params_options("teacher", typed={"architecture": "pipeline.models.external:allow_file"})
+@params_options("teacher", typed={"architecture": "ltd_pipe.models.registry:allow_file"})
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
@@ -47,14 +52,14 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
     \b
     Examples:
       ltd-pipe teacher --epochs 40
-      torchrun --standalone --nproc-per-node gpu -m stages teacher
+      torchrun --standalone --nproc-per-node gpu -m ltd_pipe teacher
       ltd-pipe teacher --checkpoint resnet.pt --architecture torchvision:resnet18
     """
     with doing("loading torch"):
-        from pipeline.images.beton import open_beton, require_one_preparation
-        from pipeline.images.manifest import Duplicates
-        from pipeline.team import Team
-        from stages.fitting import tell_chance, turn
+        from ltd_pipe.distributed import Team
+        from ltd_pipe.images.beton import open_beton, require_one_preparation
+        from ltd_pipe.images.manifest import Duplicates
+        from ltd_pipe.stages.fitting import tell_chance, turn
 
     require_named("data")
     refuse_existing(out / "model.safetensors", force=force or fresh, kind=CHECKPOINT)
@@ -100,18 +105,18 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
 def _train(
     params: Params, train: Beton, test: Beton, team: Team, out: Path, *, fresh: bool
 ) -> dict[str, Any]:
-    from pipeline.device import choose_device, deterministic
-    from pipeline.images.stream import ImageStream
-    from pipeline.training.run import (
+    from ltd_pipe.device import choose_device, deterministic
+    from ltd_pipe.images.stream import ImageStream
+    from ltd_pipe.stages.fitting import fit_on_screen
+    from ltd_pipe.training.run import (
         common_facts,
         new_classifier,
         open_run,
         run_facts,
         save_results,
         split_samples,
+        teacher_fit,
     )
-    from pipeline.training.teacher import teacher_fit
-    from stages.fitting import fit_on_screen
 
     device = team.device(choose_device(params.device))
     section = params.teacher
@@ -146,9 +151,9 @@ def _train(
 
 
 def _take(params: Params, train: Beton, test: Beton, out: Path) -> dict[str, Any]:
-    from pipeline.device import choose_device
-    from pipeline.images.stream import ImageStream
-    from pipeline.models.checkpoint import save_classifier
+    from ltd_pipe.device import choose_device
+    from ltd_pipe.images.stream import ImageStream
+    from ltd_pipe.models.checkpoint import save_classifier
 
     section, manifest = params.teacher, train.manifest
     path = Path(str(section.checkpoint))
@@ -165,7 +170,7 @@ def _take(params: Params, train: Beton, test: Beton, out: Path) -> dict[str, Any
 
 def _refuse_other(section: TeacherParams, path: Path) -> None:
     """Refuse what contradicts a checkpoint of ours, which says it itself."""
-    from pipeline.models.checkpoint import is_own, read_facts
+    from ltd_pipe.models.checkpoint import is_own, read_facts
 
     if not is_own(path):
         return
@@ -184,7 +189,7 @@ def _refuse_other(section: TeacherParams, path: Path) -> None:
 
 
 def _facts(params: Params, train: Beton) -> dict[str, Any]:
-    from pipeline.training.run import common_facts
+    from ltd_pipe.training.run import common_facts
 
     return common_facts("teacher", params.teacher, train.manifest, params.seed)
 
@@ -192,8 +197,8 @@ def _facts(params: Params, train: Beton) -> dict[str, Any]:
 def _measure(model: Classifier, test: Beton) -> dict[str, Any]:
     import numpy as np
 
-    from pipeline.evaluation.accuracy import expected_calibration_error, predict
-    from pipeline.images.stream import ImageStream
+    from ltd_pipe.evaluation.accuracy import expected_calibration_error, predict
+    from ltd_pipe.images.stream import ImageStream
 
     stream = ImageStream(test, next(model.parameters()).device)
     known = np.flatnonzero(test.labels >= 0)

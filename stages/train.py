@@ -7,22 +7,26 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.errors import MissingError
-from stages.fetched import local_folder
-from stages.outputs import CHECKPOINT, note_pipeline, refuse_existing
-from stages.parameters import ParamsCommand, params_options
-from stages.progress import doing, tell
-from stages.usage import refuse_given, require_named
+from ltd_pipe.errors import MissingError
+from ltd_pipe.stages.console import doing, refuse_given, require_named, tell
+from ltd_pipe.stages.fetched import local_folder
+from ltd_pipe.stages.options import (
+    CHECKPOINT,
+    ParamsCommand,
+    note_pipeline,
+    params_options,
+    refuse_existing,
+)
 
 if TYPE_CHECKING:
-    from pipeline.images.beton import Beton
-    from pipeline.labels.read import SoftLabels
-    from pipeline.params import Params, TrainParams
-    from pipeline.team import Team
-    from pipeline.training.live_teacher import LiveTeacher
-    from pipeline.training.loop import Fit
-    from pipeline.training.passes import Passes
-    from pipeline.training.target_softness import TargetSoftness
+    from ltd_pipe.device import Passes
+    from ltd_pipe.distributed import Team
+    from ltd_pipe.images.beton import Beton
+    from ltd_pipe.labels.reader import SoftLabels
+    from ltd_pipe.params import Params, TrainParams
+    from ltd_pipe.training.data import LiveTeacher
+    from ltd_pipe.training.softness import TargetSoftness
+    from ltd_pipe.training.trainer import Fit
 
 __all__ = ["train"]
 
@@ -34,7 +38,7 @@ _STOPPED = (
 
 
 @click.command(cls=ParamsCommand)
-@params_options("train", typed={"architecture": "pipeline.models.external:allow_file"})
+@params_options("train", typed={"architecture": "ltd_pipe.models.registry:allow_file"})
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
@@ -76,17 +80,17 @@ def train(
     \b
     Examples:
       ltd-pipe train --labels labels.zarr --out student --epochs 30
-      torchrun --standalone --nproc-per-node gpu -m stages train --labels labels.zarr
+      torchrun --standalone --nproc-per-node gpu -m ltd_pipe train --labels labels.zarr
       ltd-pipe train --labels https://example.org/labels.zarr --out student
       ltd-pipe train --label-kind onehot --objective trades --out baseline
     """
     with doing("loading torch"):
-        from pipeline.device import deterministic
-        from pipeline.images.beton import open_beton
-        from pipeline.models.external import allow_file
-        from pipeline.team import Team
-        from pipeline.training.run import save_results, split_samples
-        from stages.fitting import fit_on_screen, tell_chance, turn
+        from ltd_pipe.device import deterministic
+        from ltd_pipe.distributed import Team
+        from ltd_pipe.images.beton import open_beton
+        from ltd_pipe.models.registry import allow_file
+        from ltd_pipe.stages.fitting import fit_on_screen, tell_chance, turn
+        from ltd_pipe.training.run import save_results, split_samples
 
     require_named("data", *["labels"] * params.train.reads_store)
     _tell_unused_weights(params.train)
@@ -164,7 +168,7 @@ def _tell_unused_weights(section: TrainParams) -> None:
 
 
 def _open_store(params: Params, labels: str, beton: Beton) -> SoftLabels | None:
-    from pipeline.labels.read import SoftLabels
+    from ltd_pipe.labels.reader import SoftLabels
 
     if not params.train.reads_store:
         return None
@@ -176,7 +180,7 @@ def _open_store(params: Params, labels: str, beton: Beton) -> SoftLabels | None:
 
 
 def _open_teacher(params: Params, beton: Beton) -> LiveTeacher | None:
-    from pipeline.training.live_teacher import open_teacher
+    from ltd_pipe.training.data import open_teacher
 
     section = params.train
     if section.teacher is None or not section.asks_teacher:
@@ -188,8 +192,8 @@ def _open_teacher(params: Params, beton: Beton) -> LiveTeacher | None:
 def _measure_labels(
     params: Params, beton: Beton, store: SoftLabels | None
 ) -> TargetSoftness | None:
-    from pipeline.training.run import split_samples
-    from pipeline.training.stored_softness import measure_targets, require_teaching
+    from ltd_pipe.training.run import split_samples
+    from ltd_pipe.training.softness import measure_targets, require_teaching
 
     if store is None:
         return None
@@ -209,10 +213,16 @@ def _fit(
     *,
     fresh: bool,
 ) -> tuple[Fit, Any]:
-    from pipeline.device import choose_device
-    from pipeline.images.stream import ImageStream
-    from pipeline.training.run import new_classifier, open_run, run_facts, split_samples
-    from pipeline.training.student import student_examples, student_fit
+    from ltd_pipe.device import choose_device
+    from ltd_pipe.images.stream import ImageStream
+    from ltd_pipe.training.run import (
+        new_classifier,
+        open_run,
+        run_facts,
+        split_samples,
+        student_examples,
+        student_fit,
+    )
 
     section, manifest = params.train, beton.manifest
     device = team.device(choose_device(params.device))
@@ -264,8 +274,7 @@ def _facts(
     softness: TargetSoftness | None,
     passes: Passes,
 ) -> dict[str, Any]:
-    from pipeline.training.run import common_facts
-    from pipeline.training.student import threat_model
+    from ltd_pipe.training.run import common_facts, threat_model
 
     labels: dict[str, Any] | None = None
     if store is not None:

@@ -12,10 +12,10 @@ import torch
 from made_answers import Answers, make_answers
 from signing_keys import key_file, make_key, signable, ssh_keygen
 
-from pipeline.images.beton import open_beton, write_beton
-from pipeline.images.sources import open_source
-from pipeline.images.stream import ImageStream
-from pipeline.params import PrepareParams
+from ltd_pipe.images.beton import open_beton, write_beton
+from ltd_pipe.images.sources import open_source
+from ltd_pipe.images.stream import ImageStream
+from ltd_pipe.params import PrepareParams
 
 __all__ = ["key_file", "make_key", "signable", "ssh_keygen"]
 

@@ -16,7 +16,7 @@ def dvc(folder, *words):
     # DVC starts `python`: the one that runs the tests, unless the project has programs of its own.
     programs = (folder / "bin", Path(sys.executable).parent, os.environ["PATH"])
     path = os.pathsep.join(map(str, programs))
-    environment = os.environ | {"PATH": path, "PYTHONPATH": str(folder)}
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(folder / "src")}
     command = [sys.executable, "-m", "dvc", *words]
     done = subprocess.run(
         command, cwd=folder, capture_output=True, text=True, check=False, env=environment
@@ -45,6 +45,7 @@ def clone(folder):
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     for name in listed.stdout.splitlines():
-        if (ROOT / name).is_file() and name != "dvc.lock":
+        here = ROOT / name
+        if (here.is_file() or here.is_symlink()) and name != "dvc.lock":
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, folder / name)
+            shutil.copyfile(here, folder / name, follow_symlinks=False)

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.images.fingerprint import fingerprint
-from pipeline.labels.format import DatasetFacts, StoreAttributes, TeacherFacts, ViewFacts
-from pipeline.labels.write import write_store
+from ltd_pipe.images.manifest import fingerprint
+from ltd_pipe.labels.format import DatasetFacts, StoreAttributes, TeacherFacts, ViewFacts
+from ltd_pipe.labels.writer import write_store
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Answers:
 
     @property
     def manifest(self):
-        """As `pipeline.images.manifest.Manifest`."""
+        """As `ltd_pipe.images.manifest.Manifest`."""
         return Manifest(self)
 
     def write(self, target: Path, **options: Any) -> Path:

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pipeline import rng
-from pipeline.attacks import Adversary, Ball
-from pipeline.objectives import Labels, Madry, opposing
+from ltd_pipe import rng
+from ltd_pipe.attacks import Adversary, Ball
+from ltd_pipe.objectives import Labels, Madry, opposing
 
 EPS = 0.1
 KEY = rng.stream_key(0, "adversary")

@@ -3,8 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from pipeline.params import TrainParams
-from pipeline.training.student import threat_model, training_adversary
+from ltd_pipe.params import TrainParams
+from ltd_pipe.training.run import threat_model, training_adversary
 
 
 def attack(**changes):

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pipeline import rng
-from pipeline.attacks import Ball, begin, evaluation_mode, pgd
-from pipeline.errors import ModelError
+from ltd_pipe import rng
+from ltd_pipe.attacks import Ball, begin, evaluation_mode, pgd
+from ltd_pipe.errors import ModelError
 
 IMAGES = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 0, 1, 0, 1])

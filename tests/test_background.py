@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from pipeline.background import Background
+from ltd_pipe.background import Background
 
 
 def test_one_thread_keeps_the_order():

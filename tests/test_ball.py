@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import rng
-from pipeline.attacks import Ball
+from ltd_pipe import rng
+from ltd_pipe.attacks import Ball
 
 NORMS = ("linf", "l2")
 KEY = rng.stream_key(0, "ball")

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from pipeline.device import (
+from ltd_pipe.device import (
     OnHost,
     autocast,
     choose_device,
@@ -14,9 +14,9 @@ from pipeline.device import (
     deterministic,
     full_float32,
 )
-from pipeline.errors import MachineError
-from pipeline.models.classifier import Classifier
-from pipeline.models.registry import build
+from ltd_pipe.errors import MachineError
+from ltd_pipe.models.classifier import Classifier
+from ltd_pipe.models.registry import build
 
 SHAPE = (1, 8, 8)
 
@@ -86,7 +86,7 @@ def test_deterministic_is_put_back():
 
 UNCOMPILED = """
 import sys
-from pipeline.device import deterministic
+from ltd_pipe.device import deterministic
 with deterministic():
     print("torch._inductor" in sys.modules)
 """

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.differences import differences
+from ltd_pipe.text import differences
 
 TREE = {"a": 1, "b": {"c": [1, 2], "d": None}}
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 import pytest
 
-from pipeline.params import Params
-from stages.cli import cli
+from ltd_pipe.params import Params
+from ltd_pipe.stages.cli import cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -19,7 +19,7 @@ PAGES = sorted(
     if path.is_file() and path.name != "CHANGELOG.md"
 )
 SPAN = re.compile(r"^```.*?^```|`[^`]+`", re.MULTILINE | re.DOTALL)
-COMMAND = re.compile(r"(?:^|[\s(`])(?:ltd-pipe|-m stages) ([a-z].*)$")
+COMMAND = re.compile(r"(?:^|[\s(`])(?:ltd-pipe|-m ltd_pipe) ([a-z].*)$")
 ENDS = ("|", "&&", "||", ";", ">", ">>", "<", "&", ")")
 
 
@@ -39,7 +39,7 @@ def commands_of(path):
     for line in lines_of(path):
         found = COMMAND.search(line.strip("`"))
         # A comment in a program speaks of the program, too.
-        program = path.suffix == ".md" or re.match(r"(\S*=\S+ |.*-m stages|ltd-pipe)", line)
+        program = path.suffix == ".md" or re.match(r"(\S*=\S+ |.*-m ltd_pipe|ltd-pipe)", line)
         if not found or not program:
             continue
         lexer = shlex.shlex(found[1], posix=True, punctuation_chars=True)

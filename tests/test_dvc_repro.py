@@ -15,8 +15,8 @@ import yaml
 from click.testing import CliRunner
 from PIL import Image
 
-from pipeline.recipes import pipeline_text, recipe_names
-from stages.init import init
+from ltd_pipe.params.file import pipeline_text, recipe_names
+from ltd_pipe.stages.init import init
 
 WARM = Path(__file__).with_name("warm_stages.py")
 ONE_EPOCH = {"architecture": "small-cnn-w8", "epochs": 1, "batch_size": 16}
@@ -148,7 +148,7 @@ def test_a_project_of_its_own_runs_with_the_installed_package(tmp_path, launch, 
     shutil.copytree(clone / "photos", folder / "photos")
     program = folder / "bin/ltd-pipe"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {launch} -m stages "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec {launch} -m ltd_pipe "$@"\n')
     program.chmod(0o755)
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
     dvc_projects.dvc(folder, "init", "-q")

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from dvc_projects import ROOT, dvc
 
-from pipeline.errors import ParamsError
-from pipeline.params import Params, load_params
-from stages.prepare import prepare
+from ltd_pipe.errors import ParamsError
+from ltd_pipe.params import Params, load_params
+from ltd_pipe.stages.prepare import prepare
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES = PIPELINE["stages"]
@@ -20,23 +20,19 @@ PLUMBING = {
     "pipeline/__init__.py",
     "pipeline/background.py",
     "pipeline/device.py",
-    "pipeline/differences.py",
+    "pipeline/text.py",
     "pipeline/errors.py",
     "pipeline/params",
     "pipeline/provenance.py",
-    # Names as they are shown and compared.
-    "pipeline/printable.py",
     "pipeline/publish.py",
-    "pipeline/team.py",
+    "pipeline/distributed.py",
     # How a store came here: each byte of it was compared with its identity.
     "pipeline/sharing",
     "stages/__init__.py",
     "stages/fetched.py",
     "stages/fitting.py",
-    "stages/outputs.py",
-    "stages/parameters.py",
-    "stages/progress.py",
-    "stages/usage.py",
+    "stages/options.py",
+    "stages/console.py",
 }
 
 
@@ -52,10 +48,10 @@ def code_of(stage):
 
 def module_file(name):
     """The file of a module of ours, or None."""
-    path = ROOT / name.replace(".", "/")
+    path = ROOT / "src" / name.replace(".", "/")
     for candidate in (path.with_suffix(".py"), path / "__init__.py"):
         if candidate.exists():
-            return candidate
+            return candidate.resolve()
     return None
 
 
@@ -86,7 +82,7 @@ def closure(path):
 
 
 def command_file(stage):
-    return ROOT / "stages" / f"{STAGES[stage]['cmd'].split('-m stages ')[1].split()[0]}.py"
+    return ROOT / "stages" / f"{STAGES[stage]['cmd'].split('-m ltd_pipe ')[1].split()[0]}.py"
 
 
 def covered(file, deps):

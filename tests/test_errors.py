@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 from made_answers import make_answers
 
-from pipeline import errors
-from pipeline.combine.npz import NpzColumns
-from pipeline.combine.parquet import ParquetColumns
-from pipeline.errors import DataError, LtdPipeError
-from pipeline.images.beton import open_beton
-from pipeline.images.decode import decode_image
-from pipeline.labels import SoftLabels
-from pipeline.models.checkpoint import load_classifier, load_foreign
-from pipeline.models.foreign import columns_of
+from ltd_pipe import errors
+from ltd_pipe.errors import DataError, LtdPipeError
+from ltd_pipe.images.beton import open_beton
+from ltd_pipe.images.folder import decode_image
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.tables import NpzColumns, ParquetColumns
+from ltd_pipe.models.checkpoint import load_classifier
+from ltd_pipe.models.foreign import columns_of, load_foreign
 
 NAMES = [name for name in errors.__all__ if isinstance(getattr(errors, name), type)]
 KINDS = [getattr(errors, name) for name in NAMES]

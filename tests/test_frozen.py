@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pipeline.attacks import Frozen
-from pipeline.models.classifier import Classifier
-from pipeline.models.registry import build
-from pipeline.training.synced_norm import synchronise
+from ltd_pipe.attacks import Frozen
+from ltd_pipe.models.classifier import Classifier
+from ltd_pipe.models.registry import build
+from ltd_pipe.training.step import synchronise
 
 # Architecture, shape, norms that a convolution takes in, and norms left as a scale and shift.
 NETWORKS = [

@@ -9,8 +9,8 @@ import pytest
 import torch
 import zarr
 
-from pipeline import doctor
-from pipeline.doctor import CHECKS, Finding, examine
+from ltd_pipe import doctor
+from ltd_pipe.doctor import CHECKS, Finding, examine
 
 
 def check(topic, data=Path()):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from pipeline.markdown import code, fenced, quoted, table
+from ltd_pipe.text import code, fenced, table, yaml_scalar
 
 HOSTILE = {
     "html": "<script>alert(1)</script>",
@@ -72,7 +72,7 @@ def test_a_text_stays_in_its_block(text):
 @texts
 def test_a_scalar_stays_on_its_line(text):
     """YAML reads one key, whose value is text."""
-    line = f"name: {quoted(text)}"
+    line = f"name: {yaml_scalar(text)}"
     assert len(line.splitlines()) == 1
     found = yaml.safe_load(line)
     assert list(found) == ["name"]
@@ -85,7 +85,7 @@ def test_any_text_is_harmless(text):
     assert kinds(f"of {code(text)}, {code(text)}.") <= HARMLESS
     assert kinds(table(["a", "b"], [(code(text), code(text))])) <= HARMLESS
     assert kinds(fenced(text)) == {"fence"}
-    assert isinstance(yaml.safe_load(f"a: {quoted(text)}")["a"], str)
+    assert isinstance(yaml.safe_load(f"a: {yaml_scalar(text)}")["a"], str)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_any_text_is_harmless(text):
 def test_ordinary_names_are_legible_and_whole(name):
     """Also where the page is read as plain text."""
     assert code(name) == f"`{name}`"
-    assert quoted(name) == f'"{name}"'
+    assert yaml_scalar(name) == f'"{name}"'
 
 
 def test_a_name_with_a_bar_is_shown_whole():
@@ -107,7 +107,7 @@ def test_long_names_are_cut():
     """A page is for people."""
     assert code("x" * 1000) == f"`{'x' * 200}…`"
     assert code("x" * 300, limit=400) == f"`{'x' * 300}`"
-    assert quoted("x" * 1000) == f'"{"x" * 200}…"'
+    assert yaml_scalar("x" * 1000) == f'"{"x" * 200}…"'
 
 
 def test_lines_of_a_text_stay_lines():

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.errors import ParamsError
-from pipeline.params import parse_standalone
+from ltd_pipe.errors import ParamsError
+from ltd_pipe.params import parse_standalone
 
 BASE = {"architecture": "x", "epochs": "1", "eps": "0.1", "step_size": "0.1"}
 TEACHER = {"teacher": "teacher.safetensors"}

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import install_extra
+from ltd_pipe.errors import install_extra
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
@@ -24,9 +25,9 @@ def source(tmp_path_factory):
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT
     )
     for name in filter(None, listed.decode().split("\0")):
-        if (ROOT / name).is_file():
+        if (ROOT / name).is_file() or (ROOT / name).is_symlink():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes((ROOT / name).read_bytes())
+            shutil.copy(ROOT / name, folder / name, follow_symlinks=False)
     return folder
 
 
@@ -94,8 +95,8 @@ def test_recipes_are_installed_with_it(installed):
 
 
 def test_a_store_is_read_by_the_installed_library(installed):
-    """`from pipeline.labels import SoftLabels` is what other projects write."""
-    code = "import pipeline.labels; print(pipeline.labels.SoftLabels, pipeline.labels.__file__)"
+    """`from ltd_pipe.labels import SoftLabels` is what other projects write."""
+    code = "import ltd_pipe.labels; print(ltd_pipe.labels.SoftLabels, ltd_pipe.labels.__file__)"
     ended = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | {"PYTHONPATH": str(installed)},

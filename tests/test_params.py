@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.errors import MissingError, ParamsError
-from pipeline.params import load_params, parse_params, read_yaml
+from ltd_pipe.errors import MissingError, ParamsError
+from ltd_pipe.params import load_params, parse_params, read_yaml
 
 MINIMAL = """
 prepare: {dataset: digits}

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pipeline import rng
-from pipeline.attacks import Ball, pgd
+from ltd_pipe import rng
+from ltd_pipe.attacks import Ball, pgd
 
 
 def numbers(which, *shape):

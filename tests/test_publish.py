@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import BusyError, WriteError
-from pipeline.publish import (
+from ltd_pipe.errors import BusyError, WriteError
+from ltd_pipe.publish import (
     beside_others,
     exclusive,
     refused_by_system,
@@ -88,7 +88,7 @@ def test_a_folder_is_replaced_whole(tmp_path):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from pipeline.publish import exclusive
+from ltd_pipe.publish import exclusive
 with exclusive(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -111,11 +111,11 @@ def test_a_second_process_is_refused_and_a_killed_one_lets_go(tmp_path):
 FULL = """
 import resource, signal, sys, torch
 from pathlib import Path
-from pipeline.errors import WriteError
-from pipeline.models.checkpoint import save_classifier
-from pipeline.models.classifier import Classifier
-from pipeline.models.registry import build
-from pipeline.training.state import Progress, Snapshots
+from ltd_pipe.errors import WriteError
+from ltd_pipe.models.checkpoint import save_classifier
+from ltd_pipe.models.classifier import Classifier
+from ltd_pipe.models.registry import build
+from ltd_pipe.training.trainer import Progress, Snapshots
 shape, out = (1, 8, 8), Path(sys.argv[1])
 model = Classifier(
     build("small-cnn", 2, shape), architecture="small-cnn", class_names=("a", "b"), shape=shape
@@ -167,7 +167,7 @@ def test_what_is_published_follows_the_umask(tmp_path, umask, mask, mode):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from pipeline.publish import staged, staged_folder
+from ltd_pipe.publish import staged, staged_folder
 target = Path(sys.argv[1])
 with staged(target) as beside, staged_folder(target.with_name("folder")) as folder:
     beside.write_text("half")

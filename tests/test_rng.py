@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from pipeline import rng
+from ltd_pipe import rng
 
 INDEX = np.arange(20_000)
 

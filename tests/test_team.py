@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.errors import MachineError
-from pipeline.team import Team
+from ltd_pipe.distributed import Team
+from ltd_pipe.errors import MachineError
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -45,8 +45,8 @@ def test_a_process_without_a_gpu_is_refused(monkeypatch, found):
 
 AGREE = """
 import os, sys
-from pipeline.errors import LtdPipeError
-from pipeline.team import Team
+from ltd_pipe.errors import LtdPipeError
+from ltd_pipe.distributed import Team
 team = Team.here()
 try:
     key = {"software": {"torch": "2." + (sys.argv[1] if team.rank == 1 else "1")}}
@@ -63,7 +63,7 @@ def together(script, *words, processes=3):
     done = subprocess.run(
         [*runner, f"--nproc-per-node={processes}", script, *words],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,

@@ -27,8 +27,8 @@ def serve(address: Path) -> None:
     import ffcv.loader  # noqa: F401
     import torchvision.datasets  # noqa: F401
 
-    import stages.evaluate
-    import stages.train  # noqa: F401
+    import ltd_pipe.stages.evaluate
+    import ltd_pipe.stages.train  # noqa: F401
 
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(address))
@@ -50,15 +50,15 @@ def serve(address: Path) -> None:
 
 
 def _run(words: list[str], handles: list[int]) -> None:
-    """`python -m stages …` in this child."""
+    """`python -m ltd_pipe …` in this child."""
     code = 1
     try:
         os.chdir(words[0])
         for i, handle in enumerate(handles):
             os.dup2(handle, i + 1)
-        assert words[1:3] == ["-m", "stages"]
+        assert words[1:3] == ["-m", "ltd_pipe"]
         sys.argv = words[2:]
-        runpy.run_module("stages", run_name="__main__", alter_sys=True)
+        runpy.run_module("ltd_pipe", run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as end:
         code = int(end.code or 0)

@@ -4,14 +4,19 @@ What is maximised is an argument, and so is the ball, L-infinity or L2. The mode
 evaluation mode, so that the result for one image does not depend on the others in its batch.
 """
 
-from pipeline.attacks.adversary import Adversary, Method
-from pipeline.attacks.ball import Ball, Norm
-from pipeline.attacks.fast import n_fgsm
-from pipeline.attacks.frozen import Frozen
-from pipeline.attacks.margin import margin
-from pipeline.attacks.mode import evaluation_mode
-from pipeline.attacks.pgd import LossOfLogits, input_gradient, pgd
-from pipeline.attacks.start import Start, begin, normal_start
+from ltd_pipe.attacks.fast import Adversary, Method, n_fgsm
+from ltd_pipe.attacks.frozen import Frozen, evaluation_mode
+from ltd_pipe.attacks.losses import margin
+from ltd_pipe.attacks.pgd import (
+    Ball,
+    LossOfLogits,
+    Norm,
+    Start,
+    begin,
+    input_gradient,
+    normal_start,
+    pgd,
+)
 
 __all__ = [
     "Adversary",

@@ -7,6 +7,7 @@ into its own weights: a third of a small network's time is saved, and of a GPU's
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,32 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from pipeline.attacks.mode import evaluation_mode
-
 if TYPE_CHECKING:
-    from pipeline.models.classifier import Classifier
+    from collections.abc import Iterator
 
-__all__ = ["Frozen"]
+    from ltd_pipe.models.classifier import Classifier
+
+
+# --- The mode in which a model is attacked.
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Put the model into evaluation mode for the block, then each part into the mode it was in.
+
+    A part that is frozen in evaluation mode within a model in training mode stays frozen.
+    """
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+# --- A model as it is attacked: in evaluation mode, its batch normalisation folded away.
+
 
 # Folded wrongly, a network of random statistics is wrong by as much as its logits are large.
 _ROUNDING = 1e-2

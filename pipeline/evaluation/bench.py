@@ -5,21 +5,134 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from pipeline import rng
-from pipeline.evaluation.answers import Answers, answer
-from pipeline.evaluation.ledger import Ledger
+from ltd_pipe import rng
+from ltd_pipe.errors import DataError, ParamsError
+from ltd_pipe.evaluation.accuracy import Answers, answer
+from ltd_pipe.evaluation.results import Ledger
+from ltd_pipe.images.manifest import pixels_sha256, to_unit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pipeline.evaluation.selection import TestImages
-    from pipeline.models.classifier import Classifier
+    from numpy.typing import NDArray
 
-__all__ = ["Attack", "Bench", "Finished", "Tick", "silent", "unheard"]
+    from ltd_pipe.images.folder import FolderStream
+    from ltd_pipe.images.stream import ImageStream
+    from ltd_pipe.models.classifier import Classifier
+
+
+# --- The test images of one evaluation, held in memory and attacked batch by batch.
+
+
+@dataclass(frozen=True)
+class TestImages:
+    """Images to be attacked.
+
+    Attributes
+    ----------
+    images : Tensor of shape (n, C, H, W), dtype uint8, on the CPU
+    labels, index : Tensor of shape (n,), dtype int64, on the CPU
+    sample_hash : ndarray of shape (n,), dtype uint64
+    device : torch.device
+        Where batches go.
+    """
+
+    __test__ = False  # not a test class, whatever pytest thinks of its name
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    index: torch.Tensor
+    sample_hash: NDArray[np.uint64]
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def pixels_sha256(self) -> str:
+        """Of what the model is shown; see `ltd_pipe.images.manifest`."""
+        return pixels_sha256(self.images.numpy())
+
+    def take(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Some rows on the device: images in [0, 1] (float32), labels, sample indices."""
+        return (
+            to_unit(self.images[rows].to(self.device)),
+            self.labels[rows].to(self.device),
+            self.index[rows].to(self.device),
+        )
+
+    def part(self, rows: torch.Tensor) -> TestImages:
+        """Some of the images alone."""
+        images, labels, index = self.images[rows], self.labels[rows], self.index[rows]
+        return TestImages(images, labels, index, self.sample_hash[rows.numpy()], self.device)
+
+    def batches(self, rows: torch.Tensor, batch_size: int) -> Iterator[torch.Tensor]:
+        """Cut rows into batches."""
+        for begin in range(0, len(rows), batch_size):
+            yield rows[begin : begin + batch_size]
+
+
+def select_images(
+    stream: ImageStream | FolderStream, total: int, n: int | None, seed: int
+) -> TestImages:
+    """All test images, or a random `n` of them that depends on the seed alone.
+
+    Parameters
+    ----------
+    stream : ImageStream or FolderStream
+        Over the test images.
+    total : int
+        How many there are.
+    n : int or None
+        None takes all.
+    seed : int
+
+    Returns
+    -------
+    TestImages
+        In ascending order of sample index.
+
+    Raises
+    ------
+    ParamsError
+        When there are fewer than n.
+    DataError
+        When an image has no label.
+    """
+    if n is not None and n > total:
+        raise ParamsError(
+            "evaluate.images", "more images than there are", expected=f"at most {total}", found=n
+        )
+    order = rng.permutation(rng.stream_key(seed, "evaluation-images"), np.arange(total))
+    samples = np.sort(order[:n])
+    parts = [
+        (batch.images.cpu(), batch.labels.cpu(), batch.index.cpu(), batch.sample_hash)
+        for batch in stream.batches(samples, 1024)
+    ]
+    *tensors, hashes = zip(*parts, strict=True)
+    images, labels, index = (torch.cat(column) for column in tensors)
+    _require_labels(labels, index)
+    return TestImages(images, labels, index, np.concatenate(hashes), stream.device)
+
+
+def _require_labels(labels: torch.Tensor, index: torch.Tensor) -> None:
+    unknown = (labels < 0).nonzero().flatten()
+    if len(unknown):
+        raise DataError(
+            f"sample {int(index[unknown[0]])}",
+            f"has no label ({len(unknown)} such): accuracy cannot be measured on it",
+            remedy="Put the images into one folder per class.",
+        )
+
+
+# --- The bench: a model and the images that every attack of an evaluation works on.
+
 
 # Maps images, labels and sample indices to adversarial images.
 Attack = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pipeline.errors import DataError, MissingError, reason_of, refuse_pointer
-from pipeline.evaluation.accuracy import wilson_interval
-from pipeline.evaluation.selection import select_images
-from pipeline.images.folder import open_folder
-from pipeline.images.sources import OF_OTHERS, ArraySource, FolderSource
-from pipeline.provenance import digest
+from ltd_pipe.errors import DataError, MissingError, reason_of, refuse_pointer
+from ltd_pipe.evaluation.accuracy import wilson_interval
+from ltd_pipe.evaluation.bench import select_images
+from ltd_pipe.images.folder import open_folder
+from ltd_pipe.images.sources import OF_OTHERS, ArraySource, FolderSource
+from ltd_pipe.provenance import digest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pipeline.evaluation.bench import Bench
-    from pipeline.images.sources import Source
+    from ltd_pipe.evaluation.bench import Bench
+    from ltd_pipe.images.sources import Source
 
 __all__ = [
     "CorruptedSet",

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import LtdPipeError, ModelError
-from pipeline.evaluation.accuracy import beats_chance, permutation, wilson_interval
-from pipeline.images.pixels import to_unit
+from ltd_pipe.errors import LtdPipeError, ModelError
+from ltd_pipe.evaluation.accuracy import beats_chance, permutation, wilson_interval
+from ltd_pipe.images.manifest import to_unit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from pipeline.evaluation.selection import TestImages
-    from pipeline.images.folder import FolderStream
-    from pipeline.images.stream import ImageStream
-    from pipeline.models.classifier import Classifier
+    from ltd_pipe.evaluation.bench import TestImages
+    from ltd_pipe.images.folder import FolderStream
+    from ltd_pipe.images.stream import ImageStream
+    from ltd_pipe.models.classifier import Classifier
 
 __all__ = [
     "Probes",
@@ -299,7 +299,7 @@ def require_order(
     Parameters
     ----------
     truth, said : ndarray of shape (n,)
-        As for `pipeline.evaluation.accuracy.permutation`.
+        As for `ltd_pipe.evaluation.accuracy.permutation`.
     class_names : sequence of str
     where : object
         Whose answers they are.
@@ -316,7 +316,7 @@ def require_order(
     moved = permutation(truth, said)
     if not moved:
         return
-    from pipeline.models.foreign import natural_order
+    from ltd_pipe.models.foreign import natural_order
 
     natural = natural_order(class_names)
     remedy = f"Say its order by {options}class-order, or by {options}classes FILE."

@@ -2,49 +2,336 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from pipeline import rng
-from pipeline.attacks import Ball, Frozen
-from pipeline.evaluation.autoattack import (
+from ltd_pipe import rng
+from ltd_pipe.attacks import Ball, Frozen
+from ltd_pipe.evaluation.accuracy import (
+    PROBED,
+    is_random,
+    probes,
+    require_finite,
+    require_sound,
+    wilson_interval,
+)
+from ltd_pipe.evaluation.attacks import (
     AutoAttackResult,
+    attack_images,
     attacks_of,
     package_version,
     require_possible,
     run_autoattack,
+    run_gradient_attack,
+    survivors,
     title_of,
 )
-from pipeline.evaluation.bench import Bench, silent, unheard
-from pipeline.evaluation.corruptions import corruption_accuracies
-from pipeline.evaluation.curve import CURVE_STEPS, Curve, automatic_curve, curve_at
-from pipeline.evaluation.doubts import leaks, unbroken
-from pipeline.evaluation.input_scale import contradicted_accuracy, weak_source, wrong_scale
-from pipeline.evaluation.ledger import Ledger
-from pipeline.evaluation.pgd import attack_images, run_gradient_attack
-from pipeline.evaluation.plan import GradientAttack, parse_attack
-from pipeline.evaluation.score import Score
-from pipeline.evaluation.soundness import PROBED, is_random, probes, require_finite, require_sound
+from ltd_pipe.evaluation.bench import Bench, silent, unheard
+from ltd_pipe.evaluation.corruptions import corruption_accuracies, corruption_summary
+from ltd_pipe.evaluation.input_scale import contradicted_accuracy, weak_source, wrong_scale
+from ltd_pipe.evaluation.results import GradientAttack, Ledger, Score, leaks, parse_attack, unbroken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Any
 
     from numpy.typing import NDArray
 
-    from pipeline.evaluation.answers import Answers
-    from pipeline.evaluation.bench import Finished, Tick
-    from pipeline.evaluation.corruptions import CorruptedSet
-    from pipeline.evaluation.selection import TestImages
-    from pipeline.models.classifier import Classifier
-    from pipeline.params import EvaluateParams
-    from pipeline.provenance import StateRecord
+    from ltd_pipe.attacks import Norm
+    from ltd_pipe.evaluation.accuracy import Answers
+    from ltd_pipe.evaluation.bench import Finished, TestImages, Tick
+    from ltd_pipe.evaluation.corruptions import CorruptedSet
+    from ltd_pipe.models.classifier import Classifier
+    from ltd_pipe.params import EvaluateParams
+    from ltd_pipe.provenance import StateRecord
 
-__all__ = ["Evaluation", "Said", "Source", "evaluate", "examples"]
+
+# --- Robust accuracy by eps, from 0 to where nothing stands.
+#
+# A ball holds all smaller ones: an image that was broken at some radius is broken at every larger
+# one, and is not attacked there again.
+
+
+# Of the attack behind the curve: one start, 20 steps, as most papers draw it.
+CURVE_STEPS = 20
+# The automatic curve: radii at most, the largest fall between two neighbours, and how well the
+# radius at which nothing stands is known, as a share of it.
+_MOST_RADII = 16
+_LARGEST_FALL = 0.1
+_ZERO_WITHIN = 0.1
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What stands at each radius.
+
+    Attributes
+    ----------
+    radii : tuple of float
+        Ascending.
+    standing : tuple of Tensor of shape (n,), dtype bool
+        At each of them; none holds an image that the one before does not.
+    """
+
+    radii: tuple[float, ...]
+    standing: tuple[torch.Tensor, ...]
+
+    @property
+    def points(self) -> list[dict[str, Any]]:
+        """Plain values: `eps`, `robust_accuracy`, its interval `low`, `high`, and `n`."""
+        points = []
+        for eps, standing in zip(self.radii, self.standing, strict=True):
+            hits, n = int(standing.sum()), len(standing)
+            low, high = wilson_interval(hits, n)
+            point = {"eps": eps, "robust_accuracy": hits / n, "low": low, "high": high, "n": n}
+            points.append(point)
+        return points
+
+    @property
+    def broken_at(self) -> torch.Tensor:
+        """The smallest radius at which each image was broken: shape (n,), float32; else inf."""
+        found = torch.full((len(self.standing[0]),), torch.inf)
+        for eps, standing in zip(reversed(self.radii), reversed(self.standing), strict=True):
+            found[~standing] = eps
+        return found
+
+    @property
+    def zero_at(self) -> float | None:
+        """The smallest radius at which nothing stands, or None."""
+        zero = (eps for eps, left in zip(self.radii, self.standing, strict=True) if not left.any())
+        return next(zero, None)
+
+
+def largest_radius(norm: Norm, shape: tuple[int, int, int]) -> float:
+    """The radius from which on the ball holds every image: all of [0, 1]."""
+    return 1.0 if norm == "linf" else math.sqrt(math.prod(shape))
+
+
+class _Measured:
+    """Radii that were attacked, and what stood."""
+
+    def __init__(self, bench: Bench, norm: Norm, right: torch.Tensor) -> None:
+        self._bench, self._norm = bench, norm
+        self.standing = {0.0: right}
+
+    def at(self, eps: float) -> int:
+        """Attack what stands at the next smaller radius; the number of images left."""
+        if eps not in self.standing:
+            before = self.standing[max(radius for radius in self.standing if radius < eps)]
+            self.standing[eps] = survivors(
+                self._bench,
+                f"curve-{eps!r}",
+                before,
+                ball=Ball(self._norm, eps),
+                steps=CURVE_STEPS,
+                title=f"PGD-{CURVE_STEPS} at eps {eps:.3g}",
+            )
+        return int(self.standing[eps].sum())
+
+    def curve(self, radii: Sequence[float]) -> Curve:
+        """What stands at some of the radii; a smaller radius that was attacked later counts."""
+        left, found = torch.ones_like(self.standing[0.0]), {}
+        for eps in sorted(self.standing):
+            left = left & self.standing[eps]
+            found[eps] = left
+        return Curve(tuple(radii), tuple(found[eps] for eps in radii))
+
+
+def curve_at(bench: Bench, norm: Norm, right: torch.Tensor, radii: Sequence[float]) -> Curve:
+    """The curve at given radii.
+
+    Parameters
+    ----------
+    bench : Bench
+    norm : {"linf", "l2"}
+    right : Tensor of shape (n,), dtype bool
+        Right when clean: what stands at 0.
+    radii : sequence of float
+        In any order.
+    """
+    measured, ascending = _Measured(bench, norm, right), sorted({float(eps) for eps in radii})
+    for eps in ascending:
+        measured.at(eps)
+    return measured.curve(ascending)
+
+
+def automatic_curve(bench: Bench, norm: Norm, right: torch.Tensor, eps: float) -> Curve:
+    """The curve from 0 to where nothing stands, at radii that are found on the way.
+
+    A quarter of `eps` is doubled until nothing stands or the ball holds everything. Then the
+    widest gaps are halved: around the radius at which nothing stands any more until it is known
+    to a tenth, and wherever more than a tenth of the images fall between two neighbours.
+
+    Parameters
+    ----------
+    bench, norm, right
+        See `curve_at`.
+    eps : float
+        The radius of the other attacks; one of the curve's.
+    """
+    measured, largest = _Measured(bench, norm, right), largest_radius(norm, bench.model.shape)
+    radius = eps / 4
+    while measured.at(min(radius, largest)) and radius < largest:
+        radius *= 2
+    measured.at(eps)
+    while len(measured.standing) < _MOST_RADII:
+        middle = _gap(measured)
+        if middle is None:
+            break
+        measured.at(middle)
+    return measured.curve(sorted(measured.standing))
+
+
+def _gap(measured: _Measured) -> float | None:
+    """Where to look next: the middle of the gap that says least."""
+    curve = measured.curve(sorted(measured.standing))
+    left = [int(standing.sum()) for standing in curve.standing]
+    n = len(curve.standing[0])
+    for (low, high), (before, after) in zip(pairwise(curve.radii), pairwise(left), strict=True):
+        if before and not after and high - low > _ZERO_WITHIN * high:
+            return (low + high) / 2
+    falls = [before - after for before, after in pairwise(left)]
+    widest = max(range(len(falls)), key=lambda i: falls[i])
+    if falls[widest] <= _LARGEST_FALL * n:
+        return None
+    return (curve.radii[widest] + curve.radii[widest + 1]) / 2
+
+
+# --- An evaluation as the files that other programs read.
+
+
+def metrics_of(result: Evaluation, params: EvaluateParams, *, quick: bool) -> dict[str, Any]:
+    """What metrics.json holds: accuracies are fractions, intervals are Wilson's at 95 %.
+
+    Parameters
+    ----------
+    result : Evaluation
+    params : EvaluateParams
+    quick : bool
+        It was a first look.
+
+    Returns
+    -------
+    dict
+        For each score `KEY_accuracy` (`-` in the key is `_`) and, under `intervals`, its bounds;
+        the same again with all that decides it as a list of rows, `attacks`.
+    """
+    names = {f"{score.key.replace('-', '_')}_accuracy": score for score in result.scores}
+    metrics: dict[str, Any] = {
+        "n": len(result.test),
+        "norm": params.norm,
+        "eps": params.eps,
+        "quick": quick,
+        **{name: score.accuracy for name, score in names.items()},
+        "intervals": {name: list(score.interval) for name, score in names.items()},
+        "expected_calibration_error": result.clean.calibration_error(result.test.labels),
+        "expected_calibration_error_under_attack": result.under_attack.calibration_error(
+            result.test.labels
+        ),
+    }
+    if result.autoattack is not None:
+        metrics["autoattack"] = result.autoattack.accuracy
+        metrics["autoattack_version"] = f"{params.autoattack}, {package_version()}"
+    if result.curve is not None:
+        metrics["zero_accuracy_at_eps"] = result.curve.zero_at
+        metrics["eps_grid_images"] = len(result.curve_rows)
+    if result.corruptions:
+        mean = corruption_summary(result.corruptions)
+        metrics["corruption_accuracy"] = mean["accuracy"]
+        metrics["intervals"]["corruption_accuracy"] = [mean["low"], mean["high"]]
+        metrics["corruptions"] = {"n": mean["n"], "sets": mean["sets"]}
+    metrics["attacks"] = [score.row() for score in result.scores]
+    metrics["not_measured"] = not_measured(result, params)
+    flags = result.autoattack.flags if result.autoattack is not None else []
+    metrics["warnings"] = [*result.warnings, *(f"AutoAttack: {flag}" for flag in flags)]
+    return metrics
+
+
+def scores_of(metrics: dict[str, Any]) -> dict[str, float]:
+    """What scores.json holds, and `dvc exp show` in columns: of metrics.json what one compares."""
+    compared = ("_accuracy", "_error", "_under_attack", "zero_accuracy_at_eps")
+    return {
+        name: value
+        for name, value in metrics.items()
+        if name.endswith(compared) and value is not None
+    }
+
+
+def not_measured(result: Evaluation, params: EvaluateParams) -> list[str]:
+    """What a reader may expect and will not find, in words."""
+    keys = {score.key for score in result.scores}
+    lacks = {
+        "AutoAttack": result.autoattack is None,
+        "other attacks than PGD on the model's own gradient": not params.attacks,
+        "transfer attacks": "transfer-1" not in keys,
+        "robust accuracy by eps": result.curve is None,
+        "corrupted images": not result.corruptions,
+        {"linf": "L2", "l2": "Linf"}[params.norm]: True,
+    }
+    return [what for what, lacking in lacks.items() if lacking]
+
+
+def per_class(result: Evaluation, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """What per_class.json holds: for each class, each score's n, accuracy and interval."""
+    return [
+        {
+            "class": name,
+            **{score.key: score.by_class(result.test.labels, number) for score in result.scores},
+        }
+        for number, name in enumerate(class_names)
+    ]
+
+
+def reliability_of(result: Evaluation) -> dict[str, list[dict[str, Any]]]:
+    """What reliability.json holds: accuracy by confidence, without and under attack.
+
+    Returns
+    -------
+    dict
+        `clean` and `under_attack` (the first start of PGD, on all images): rows of `number`,
+        `count`, `confidence` and `accuracy`, of the bins that hold an image. Bin k of the 15
+        has the confidences in (k/15, (k+1)/15].
+    """
+    answers = {"clean": result.clean, "under_attack": result.under_attack}
+    return {
+        name: [vars(one) for one in each.reliability(result.test.labels)]
+        for name, each in answers.items()
+    }
+
+
+def per_sample(result: Evaluation) -> dict[str, NDArray[Any]]:
+    """What per_sample.npz holds; all arrays have n rows, in the order of the sample index.
+
+    Returns
+    -------
+    dict
+        `index` int64, `sample_hash` uint64, `label`, `clean_prediction` int64,
+        `clean_confidence` float32; `correct_KEY` bool for each score, `correct_clean` first;
+        and with a curve `broken_at_eps` float32, the smallest radius at which PGD-20 broke the
+        image: 0 where it is wrong when clean, inf where it stood at all radii, NaN where it
+        was not tried.
+    """
+    test = result.test
+    arrays = {
+        "index": test.index.numpy(),
+        "sample_hash": test.sample_hash,
+        "label": test.labels.numpy(),
+        "clean_prediction": result.clean.prediction.numpy(),
+        "clean_confidence": result.clean.confidence.numpy(),
+        **{f"correct_{score.key}": score.standing.numpy() for score in result.scores},
+    }
+    if result.curve is not None:
+        arrays["broken_at_eps"] = np.full(len(test), np.nan, np.float32)
+        arrays["broken_at_eps"][result.curve_rows] = result.curve.broken_at.numpy()
+    return arrays
+
+
+# --- How robust a model is: clean, under each attack, and by eps.
 
 
 @dataclass(frozen=True)
@@ -100,7 +387,7 @@ class Evaluation:
     curve_rows : ndarray of shape (m,), dtype int64
         The rows of the images behind the curve.
     corruptions : list of dict
-        See `pipeline.evaluation.corruptions`.
+        See `ltd_pipe.evaluation.corruptions`.
     warnings : list of str
         What makes the numbers doubtful.
     """

@@ -9,22 +9,147 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pipeline.markdown import code, fenced, licence_lines, quoted, table
-from pipeline.report.measured import CORRUPTION
-from pipeline.report.verdict import unbelievable
-from pipeline.report.wording import eps_text, interval_text, number_text, percent_text
+from ltd_pipe.errors import ResultError
+from ltd_pipe.evaluation.results import eps_text
+from ltd_pipe.export.formats import threat_model
+from ltd_pipe.models.checkpoint import read_facts
+from ltd_pipe.provenance import sha256_file
+from ltd_pipe.report.facts import Audit, read_audit
+from ltd_pipe.report.reliability import parse_result
+from ltd_pipe.report.runs import (
+    CORRUPTION,
+    Measured,
+    RunFacts,
+    interval_text,
+    number_text,
+    percent_text,
+    read_measured,
+)
+from ltd_pipe.report.verdict import unbelievable
+from ltd_pipe.text import code, fenced, licence_lines, table, yaml_scalar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-    from pipeline.export.card_facts import CardFacts
-    from pipeline.report.measured import Measured
-    from pipeline.report.runs import CollapseFacts, RunFacts
-    from pipeline.report.scores import Score
+    from ltd_pipe.report.runs import CollapseFacts, Score
 
-__all__ = ["format_card"]
+
+# --- What a model's card says, read from the files of the stages and held against each other.
+#
+# A number of another model on a card is worse than none: the files say which checkpoint they
+# are of, and one that does not, or says another, is refused.
+
+
+_EVALUATE = "ltd-pipe evaluate"
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """All that a card shows; what is None was not given.
+
+    Attributes
+    ----------
+    name : str
+        The model's.
+    file_name : str
+        The checkpoint's, without its folder.
+    sha256 : str
+        Of the checkpoint's bytes.
+    run : RunFacts
+    mean, std : tuple of float
+    threat_model : dict or None
+        `norm` and `eps` that it was trained in.
+    measured : Measured or None
+    audit : Audit or None
+    licence : str or None
+    """
+
+    name: str
+    file_name: str
+    sha256: str
+    run: RunFacts
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    threat_model: dict[str, Any] | None
+    measured: Measured | None = None
+    audit: Audit | None = None
+    licence: str | None = None
+
+
+def gather_card(
+    checkpoint: Path,
+    *,
+    metrics: Path | None = None,
+    evaluation: Path | None = None,
+    audit: Path | None = None,
+    name: str | None = None,
+    licence: str | None = None,
+) -> CardFacts:
+    """Read what there is to say about a checkpoint.
+
+    Parameters
+    ----------
+    checkpoint : Path
+        Of `save_classifier`.
+    metrics, evaluation : Path, optional
+        metrics.json and the folder of its settings.json; both or none.
+    audit : Path, optional
+        audit.json, as `ltd-pipe audit` leaves it.
+    name : str, optional
+        The model's; by default made of architecture and data set.
+    licence : str, optional
+
+    Raises
+    ------
+    MissingError
+        When a file that was named is not there.
+    CheckpointError, ResultError
+        When one is damaged, or of another checkpoint.
+    """
+    header = read_facts(checkpoint)
+    run = parse_result(header, RunFacts, checkpoint, "ltd-pipe train")
+    sha256 = sha256_file(checkpoint)
+    return CardFacts(
+        name=name or _name(run),
+        file_name=checkpoint.name,
+        sha256=sha256,
+        run=run,
+        mean=tuple(header["mean"]),
+        std=tuple(header["std"]),
+        threat_model=threat_model(run),
+        measured=_measured(metrics, evaluation, sha256, run) if metrics and evaluation else None,
+        audit=read_audit(audit, sha256) if audit else None,
+        licence=licence,
+    )
+
+
+def _name(run: RunFacts) -> str:
+    return f"{run.architecture} on {run.data.dataset}" if run.data else run.architecture
+
+
+def _measured(metrics: Path, evaluation: Path, sha256: str, run: RunFacts) -> Measured:
+    found = read_measured(metrics, evaluation)
+    _require_same(metrics, found.checkpoint_sha256, sha256, _EVALUATE)
+    return replace(found, warnings=run.with_leak(found.warnings, found.settings, found.n))
+
+
+def _require_same(path: Path, found: str | None, sha256: str, command: str) -> None:
+    if found != sha256:
+        raise ResultError(
+            path,
+            "is not of this checkpoint: its SHA-256",
+            expected=sha256[:12],
+            found=(found or "none")[:12],
+            remedy=f"Run '{command}' on it.",
+        )
+
+
+# --- The README.md of a model: what it is, what was measured of it, and what was not.
+
 
 _NORMS = {"linf": "L∞", "l2": "L2"}
 _NO_ATTACK = {"clean": "clean", CORRUPTION: "mean corruption"}
@@ -47,7 +172,7 @@ def format_card(facts: CardFacts) -> str:
         "## Threat model",
         _threat_model(facts),
         "## What was measured",
-        *_measured(facts),
+        *_measured_section(facts),
         "## Gradient masking",
         *_audit(facts),
         "## Data and labels",
@@ -84,17 +209,17 @@ def _front_matter(facts: CardFacts) -> str:
 def _model_index(facts: CardFacts, measured: Measured) -> Iterator[str]:
     dataset = facts.run.data.dataset if facts.run.data else "unknown"
     yield "model-index:"
-    yield f"- name: {quoted(facts.name)}"
+    yield f"- name: {yaml_scalar(facts.name)}"
     yield "  results:"
     yield "  - task:"
     yield "      type: image-classification"
     yield "    dataset:"
-    yield f"      name: {quoted(f'{dataset}, {measured.n} test images')}"
-    yield f"      type: {quoted(dataset)}"
+    yield f"      name: {yaml_scalar(f'{dataset}, {measured.n} test images')}"
+    yield f"      type: {yaml_scalar(dataset)}"
     yield "    metrics:"
     for key, score in measured.scores.items():
         yield "    - type: accuracy"
-        yield f"      name: {quoted(_plain_name(key, measured))}"
+        yield f"      name: {yaml_scalar(_plain_name(key, measured))}"
         yield f"      value: {score.value:.6g}"
 
 
@@ -169,7 +294,7 @@ def _threat_model(facts: CardFacts) -> str:
 # ---------------------------------------------------------------- what was measured
 
 
-def _measured(facts: CardFacts) -> Iterator[str]:
+def _measured_section(facts: CardFacts) -> Iterator[str]:
     found = facts.measured
     if found is None:
         yield "**Nothing.** No evaluation was given to this card."
@@ -353,7 +478,7 @@ def _loading(facts: CardFacts) -> Iterator[str]:
     lines = [
         "from pathlib import Path",
         "",
-        "from pipeline.models.checkpoint import load_classifier",
+        "from ltd_pipe.models.checkpoint import load_classifier",
         "",
         f"model = load_classifier(Path({facts.file_name!r}))",
         f"logits = model(images)  # float32 of shape (batch, {shape}), in [0, 1]",

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+import re
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 
-from pipeline import rng
-from pipeline.images.operations import GREY
-from pipeline.images.policies import apply_policy, steps_of
-from pipeline.images.resized_crop import boxes, resized, resized_crop
-
-if TYPE_CHECKING:
-    from pipeline.images.augmentation import Augmentation
-
-__all__ = ["augment"]
+from ltd_pipe import rng
+from ltd_pipe.errors import ParamsError
+from ltd_pipe.images.policies import GREY, apply_policy, steps_of
 
 
 def augment(
@@ -107,3 +103,344 @@ def _crop(images: torch.Tensor, index: torch.Tensor, key: int, padding: int) -> 
     # Indexing around the channel axis moves it to the end: (B, H, W, C).
     cropped = padded[sample, :, rows[:, :, None], columns[:, None, :]]
     return cropped.permute(0, 3, 1, 2).contiguous()
+
+
+# --- Random resized crops: boxes by counter, resized in arithmetic that is exact everywhere.
+#
+# A label belongs to the very pixels that its teacher saw, so these must not depend on the batch,
+# the device or the order of a sum. Weights are multiples of 2^-15 and pixels have 8 bits: their
+# products and sums fit float32 without rounding, whoever adds them.
+
+
+# As in Szegedy et al. 2015 ("Going deeper with convolutions", section 6) and torchvision.
+_ASPECT = (3 / 4, 4 / 3)
+_TRIES = 10
+_WEIGHT_BITS = 15
+
+
+def boxes(
+    index: torch.Tensor, key: int, height: int, width: int, scale: tuple[float, float]
+) -> torch.Tensor:
+    """Where each image is cropped.
+
+    Of ten boxes with an area uniform in `scale` and an aspect ratio log-uniform in 3/4 to 4/3
+    the first that fits into the image, at a uniform place; where none fits, the largest one in
+    the middle that has an allowed aspect ratio.
+
+    Parameters
+    ----------
+    index : Tensor of shape (B,), dtype int64
+        Sample indices.
+    key : int
+        From `ltd_pipe.rng.stream_key`.
+    height, width : int
+        Of the images.
+    scale : tuple of float
+        Least and largest share of the area.
+
+    Returns
+    -------
+    Tensor of shape (B, 4), dtype int64
+        Top, left, height and width; inside the image.
+    """
+    # In float64, so that the last bit of a device's exp moves no edge.
+    draws = rng.uniform(key, index, (_TRIES + 1, 2)).to(torch.float64)
+    least, most = scale
+    area = height * width * (least + (most - least) * draws[:, :_TRIES, 0])
+    low, high = map(math.log, _ASPECT)
+    aspect = torch.exp(low + (high - low) * draws[:, :_TRIES, 1])
+    # A guess is (height, width); the fallback stands behind the ten, so one is always found.
+    guesses = torch.stack(((area / aspect).sqrt(), (area * aspect).sqrt()), dim=2).round()
+    fallback = guesses.new_tensor(_largest(height, width)).expand(len(index), 1, 2)
+    guesses = torch.cat((guesses, fallback), dim=1)
+    limit = guesses.new_tensor((height, width))
+    fits = ((guesses >= 1) & (guesses <= limit)).all(dim=2)
+    first = fits.to(torch.int8).argmax(dim=1)
+    size = guesses[torch.arange(len(index), device=index.device), first]
+    place = (draws[:, _TRIES] * (limit - size + 1)).floor()
+    middle = ((limit - size) / 2).floor()
+    corner = torch.where((first == _TRIES)[:, None], middle, place)
+    return torch.cat((corner, size), dim=1).to(torch.int64)
+
+
+def _largest(height: int, width: int) -> tuple[int, int]:
+    low, high = _ASPECT
+    return max(1, min(height, round(width / low))), max(1, min(width, round(height * high)))
+
+
+def resized_crop(
+    images: torch.Tensor, box: torch.Tensor, size: tuple[int, int] | None = None
+) -> torch.Tensor:
+    """Enlarge or shrink a part of each image, bilinearly and without aliasing.
+
+    Each pixel is a mean of those around its place, weighted by a triangle as wide as two pixels
+    of the part, or of the result where these are larger. That is torchvision's antialiased
+    resizing, within one grey level.
+
+    Parameters
+    ----------
+    images : Tensor of shape (B, C, H, W), dtype uint8
+    box : Tensor of shape (B, 4), dtype int64
+        Top, left, height and width, inside the image.
+    size : tuple of int, optional
+        Height and width of the result; by default those of the images.
+
+    Returns
+    -------
+    Tensor of shape (B, C, *size), dtype uint8
+        Equal to the bit for any batch and device.
+    """
+    height, width = images.shape[2:]
+    size = (height, width) if size is None else size
+    if images.device.type == "cpu":
+        # Here, since it imports numba.
+        from ltd_pipe.images.crop_kernel import resize_boxes
+
+        return resize_boxes(images, box, size)
+    return _by_torch(images, box, size)
+
+
+def resized(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Whole images in another size: shape (B, C, *size); see `resized_crop`."""
+    height, width = images.shape[2:]
+    if (height, width) == size:
+        return images
+    whole = torch.tensor([0, 0, height, width], device=images.device)
+    return resized_crop(images, whole.expand(len(images), 4), size)
+
+
+def _by_torch(images: torch.Tensor, box: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    count, channels, height, width = images.shape
+    top, left, tall, wide = box.unbind(dim=1)
+    # The axis that is resized stands second: whole lines are then copied and mixed.
+    lines = images.permute(0, 3, 1, 2).reshape(count, width, channels * height)
+    lines = _interpolated(lines, left, wide, size[1]).view(count, size[1], channels, height)
+    lines = lines.permute(0, 3, 2, 1).reshape(count, height, channels * size[1])
+    lines = _interpolated(lines, top, tall, size[0]).view(count, size[0], channels, size[1])
+    return lines.permute(0, 2, 1, 3).contiguous()
+
+
+def _interpolated(
+    lines: torch.Tensor, start: torch.Tensor, length: torch.Tensor, size: int
+) -> torch.Tensor:
+    """Draw `length` lines from `start` out to `size`: from (B, S, R), dtype uint8."""
+    count, whole, rest = lines.shape
+    first, weights = _weights(length, whole, size)
+    base = start + whole * torch.arange(count, device=lines.device)
+    flat = lines.reshape(count * whole, rest)
+    total = torch.full((), 0.5, device=lines.device)
+    for tap, weight in enumerate(weights):
+        place = (first + tap).clamp(min=0).minimum(length[:, None] - 1) + base[:, None]
+        # index_select copies whole lines.
+        taken = flat.index_select(0, place.view(-1)).float()
+        total = total + taken * (weight.to(torch.float32) * 2.0**-_WEIGHT_BITS).view(-1, 1)
+    return total.to(torch.uint8).view(count, size, rest)
+
+
+def _weights(
+    length: torch.Tensor, whole: int, size: int
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The first line of each output line, of shape (B, size), and the weights of all from there.
+
+    Places are integers over 2 · size: line j lies at (2j + 1) · size, output line o at
+    (2o + 1) · length, and the triangle ends at twice the larger of both on either side.
+    """
+    length = length[:, None]
+    place = (2 * torch.arange(size, device=length.device) + 1) * length
+    reach = 2 * length.clamp(min=size)
+    first = torch.div(place - reach - size, 2 * size, rounding_mode="floor") + 1
+    raw = []
+    for tap in range(-(-2 * max(whole, size) // size)):
+        line = first + tap
+        height = (reach - ((2 * line + 1) * size - place).abs()).clamp(min=0)
+        raw.append(height * ((line >= 0) & (line < length)))
+    area = torch.stack(raw).sum(dim=0)
+    weights = [((height << _WEIGHT_BITS) + area // 2) // area for height in raw]
+    # What rounding leaves belongs to the first line inside.
+    rest = (1 << _WEIGHT_BITS) - torch.stack(weights).sum(dim=0)
+    open_ = torch.ones_like(first, dtype=torch.bool)
+    for tap, weight in enumerate(weights):
+        inside = open_ & (first + tap >= 0)
+        weights[tap] = weight + torch.where(inside, rest, 0)
+        open_ = open_ & ~inside
+    return first, weights
+
+
+# --- What is done to an image at random, and the canonical text of it.
+
+
+_NUMBER = r"[01](?:\.[0-9]{1,20})?"
+_POLICY = (
+    "trivialaugment|randaugment:(?P<steps>[0-9])-(?P<magnitude>[0-9]{1,2})"
+    "|autoaugment:(?:cifar10|imagenet|svhn)"
+)
+_TEXT = re.compile(
+    rf"(?!,)(?:crop:(?P<padding>[0-9]{{1,4}})|resized-crop:(?P<least>{_NUMBER})-(?P<most>{_NUMBER}))?"
+    rf"(?P<flip>(?:^|,)flip)?(?:(?:^|,)(?P<policy>{_POLICY}))?"
+    r"(?:(?:^|,)cutout:(?P<cutout>[0-9]{1,4}))?"
+)
+_NONE = "none"
+# Padding beyond it is a slip, or a store that wants this machine's memory.
+_MAX_PADDING = 1024
+_MAX_CUTOUT = 1024
+_MAX_MAGNITUDE = 30
+# Smaller shares of the area have no pixel left, and their text would have an exponent.
+_MIN_SCALE = 0.001
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is drawn for each image; `str` gives its canonical text, `parse` takes no other.
+
+    In this order: a crop, a flip, a policy's operations, a cut-out square.
+
+    Attributes
+    ----------
+    crop_padding : int
+        Pixels of zeros added on each side before a crop of the image's size; 0: no such crop.
+    flip : bool
+        Left to right, for half of the images.
+    crop_scale : tuple of float, optional
+        A crop of a random share of the area, between these two in (0, 1], and of a random
+        aspect ratio, enlarged to the image's size; None: no such crop.
+    policy : str, optional
+        `trivialaugment`; `randaugment:N-M` with N of 1 to 9 operations of magnitude M of 0 to
+        30; `autoaugment:` and `cifar10`, `imagenet` or `svhn`; None: no such operations.
+    cutout : int
+        Side of a grey square, in pixels, its middle anywhere in the image; 0: none.
+
+    Raises
+    ------
+    ValueError
+        For numbers that are out of range, or both kinds of crop.
+
+    Examples
+    --------
+    >>> str(Augmentation(crop_padding=4, flip=True))
+    'crop:4,flip'
+    >>> Augmentation.parse("resized-crop:0.25-1")
+    Augmentation(crop_padding=0, flip=False, crop_scale=(0.25, 1.0))
+    """
+
+    crop_padding: int = 0
+    flip: bool = False
+    crop_scale: tuple[float, float] | None = None
+    policy: str | None = None
+    cutout: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.crop_padding <= _MAX_PADDING:
+            raise ValueError(f"crop_padding: expected 0 to {_MAX_PADDING}")
+        if not 0 <= self.cutout <= _MAX_CUTOUT:
+            raise ValueError(f"cutout: expected 0 to {_MAX_CUTOUT}")
+        if self.policy is not None:
+            _require_policy(self.policy)
+        if self.crop_scale is None:
+            return
+        least, most = self.crop_scale
+        if not _MIN_SCALE <= least <= most <= 1:
+            raise ValueError(
+                f"crop_scale: expected shares of the area, {_MIN_SCALE} ≤ least ≤ most ≤ 1, "
+                f"found {least:g} and {most:g}"
+            )
+        if self.crop_padding:
+            raise ValueError("crop_padding and crop_scale are two kinds of crop: choose one")
+
+    @classmethod
+    def parse(cls, text: str) -> Augmentation:
+        """The augmentation whose canonical text this is.
+
+        Raises
+        ------
+        ValueError
+            For any other text: two texts of one augmentation would look like two.
+        """
+        if text == _NONE:
+            return cls()
+        match = _TEXT.fullmatch(text)
+        if "mixup" in text or "cutmix" in text:
+            raise ValueError(
+                f"'{text}': a mixture of two images is no view of one, and has no label of its "
+                "own in a store. Label views without it, and mix them in training."
+            )
+        if not text or match is None:
+            raise ValueError(
+                "expected 'none', or in this order and with commas between them: 'crop:PIXELS' or "
+                "'resized-crop:LEAST-MOST', 'flip', 'trivialaugment', 'randaugment:N-M' or "
+                f"'autoaugment:POLICY', 'cutout:PIXELS'; found '{text}'"
+            )
+        scale = None
+        if match["least"] is not None:
+            scale = float(match["least"]), float(match["most"])
+        flip, cutout = match["flip"] is not None, int(match["cutout"] or 0)
+        found = cls(int(match["padding"] or 0), flip, scale, match["policy"], cutout)
+        if str(found) != text:
+            raise ValueError(f"'{text}' is written '{found}'")
+        return found
+
+    def __str__(self) -> str:
+        parts = []
+        if self.crop_padding:
+            parts.append(f"crop:{self.crop_padding}")
+        if self.crop_scale is not None:
+            parts.append("resized-crop:{}-{}".format(*map(_shortest, self.crop_scale)))
+        if self.flip:
+            parts.append("flip")
+        if self.policy is not None:
+            parts.append(self.policy)
+        if self.cutout:
+            parts.append(f"cutout:{self.cutout}")
+        return ",".join(parts) or _NONE
+
+    def require_fitting(self, shape: tuple[int, ...], section: str) -> None:
+        """Refuse what would leave nothing of images of this shape (C, H, W).
+
+        Raises
+        ------
+        ParamsError
+        """
+        side = min(shape[1:])
+        if self.crop_padding >= side:
+            key, found, bound = "crop_padding", self.crop_padding, f"less than its side, {side}"
+            what, usual = (
+                "some crops would show nothing of the image",
+                f"An eighth of the side, {side // 8},",
+            )
+        elif self.cutout > side:
+            key, found, bound = "cutout", self.cutout, f"at most its side, {side}"
+            what, usual = "is larger than the image", f"A half of the side, {side // 2},"
+        else:
+            return
+        raise ParamsError(
+            f"{section}.augmentation: {key}" if section == "label" else f"{section}.{key}",
+            what,
+            expected=f"{bound} pixels",
+            found=found,
+            remedy=f"{usual} is usual.",
+        )
+
+    @property
+    def is_none(self) -> bool:
+        """Whether images stay as they are."""
+        return self == Augmentation()
+
+
+def _require_policy(policy: str) -> None:
+    match = re.fullmatch(_POLICY, policy)
+    if match is None:
+        raise ValueError(
+            "policy: expected trivialaugment, randaugment:N-M, autoaugment:cifar10, "
+            f"autoaugment:imagenet or autoaugment:svhn, found '{policy}'"
+        )
+    if match["steps"] is None:
+        return
+    steps, magnitude = int(match["steps"]), int(match["magnitude"])
+    if not steps or magnitude > _MAX_MAGNITUDE or policy != f"randaugment:{steps}-{magnitude}":
+        raise ValueError(
+            "policy: expected randaugment:N-M with N of 1 to 9 and M of 0 to "
+            f"{_MAX_MAGNITUDE}, found '{policy}'"
+        )
+
+
+def _shortest(number: float) -> str:
+    return repr(float(number)).removesuffix(".0")

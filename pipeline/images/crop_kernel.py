@@ -22,7 +22,7 @@ _PER_THREAD = 4
 
 
 def resize_boxes(images: torch.Tensor, box: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Resize a part of each image; see `pipeline.images.resized_crop.resized_crop`.
+    """Resize a part of each image; see `ltd_pipe.images.augment.resized_crop`.
 
     Parameters
     ----------

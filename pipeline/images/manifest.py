@@ -2,22 +2,117 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import struct
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from pipeline.errors import DataError, reason_of, refuse_pointer
+from ltd_pipe.errors import DataError, reason_of, refuse_pointer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
+    import torch
     from numpy.typing import NDArray
 
+    from ltd_pipe.images.stream import Stream
+
+
+# --- Stored pixels and the unit that models and attacks see.
+
+
+# Resizing, another encoding and another decoder change nearly every image.
+_SAMPLED, _BATCH = 256, 64
+
+
+def to_unit(images: torch.Tensor) -> torch.Tensor:
+    """Pixels in [0, 1]: uint8 images divided by 255, as float32 of the same shape."""
+    return images.float().div_(255.0)
+
+
+def pixels_sha256(images: NDArray[np.uint8]) -> str:
+    """SHA-256 of images as a model is shown them: their shape, and all pixels in order.
+
+    `sample_hash` is of the stored source, which resizing and another encoding leave alone.
+
+    Parameters
+    ----------
+    images : ndarray of shape (n, C, H, W), dtype uint8
+    """
+    total = hashlib.sha256(repr(images.shape).encode())
+    total.update(np.ascontiguousarray(images).data)
+    return total.hexdigest()
+
+
+def sampled_pixels_sha256(stream: Stream, num_samples: int) -> str:
+    """`pixels_sha256` of at most 256 images, number ⌊i · N / n⌋ of N for i = 0 … n - 1."""
+    count = min(num_samples, _SAMPLED)
+    rows = np.arange(count, dtype=np.int64) * num_samples // count
+    parts = [each.images.cpu().numpy() for each in stream.batches(rows, _BATCH)]
+    return pixels_sha256(np.concatenate(parts))
+
+
+# --- What makes an image, and a set of images, the same one.
+
+
+def sample_hash(raw: bytes | NDArray[np.uint8]) -> int:
+    """Identify one image by its source, whatever it is later resized or encoded to.
+
+    Parameters
+    ----------
+    raw : bytes or ndarray, dtype uint8
+        The bytes of the image's file, or its pixels where there is no file (hashed in C
+        order, the shape is not).
+
+    Returns
+    -------
+    int
+        In [0, 2^64): the eight bytes of BLAKE2b-64, little-endian.
+    """
+    content = raw if isinstance(raw, bytes) else np.ascontiguousarray(raw, np.uint8).tobytes()
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+def fingerprint(
+    class_names: Sequence[str], labels: NDArray[np.int32], sample_hash: NDArray[np.uint64]
+) -> str:
+    """Identify a set of labelled images in its order.
+
+    Parameters
+    ----------
+    class_names : sequence of str
+        Name of each of the K classes.
+    labels : ndarray of shape (N,), dtype int32
+        Class of each image, -1 where unknown.
+    sample_hash : ndarray of shape (N,), dtype uint64
+        From `sample_hash`.
+
+    Returns
+    -------
+    str
+        SHA-256 in hexadecimal over N and K, each name preceded by its length in bytes, the
+        labels and the hashes; all integers little-endian, counts and lengths as uint64.
+    """
+    total = hashlib.sha256(struct.pack("<QQ", len(labels), len(class_names)))
+    for name in class_names:
+        encoded = name.encode()
+        # The length keeps ("ab", "c") apart from ("a", "bc").
+        total.update(struct.pack("<Q", len(encoded)) + encoded)
+    total.update(labels.astype("<i4").tobytes())
+    total.update(sample_hash.astype("<u8").tobytes())
+    return total.hexdigest()
+
+
+# --- What a beton holds, as JSON beside it: `train.beton` has `train.beton.json`.
+
+
+if TYPE_CHECKING:
     Split = tuple[NDArray[np.int32], NDArray[np.uint64]]
 
-__all__ = ["FORMAT", "VERSION", "Duplicates", "ImageFacts", "Manifest", "manifest_path"]
 
 FORMAT: Final = "ltd-images"
 VERSION: Final = 1
@@ -72,7 +167,7 @@ class ImageFacts(BaseModel):
     num_samples: int = Field(ge=1, description="number of images, N")
     class_names: tuple[str, ...] = Field(min_length=1, description="names of the K classes")
     shape: tuple[Literal[1, 3], Side, Side] = Field(description="channels, height, width")
-    fingerprint: Sha256 = Field(description="see pipeline.images.fingerprint")
+    fingerprint: Sha256 = Field(description="see ltd_pipe.images.manifest")
 
     @field_validator("class_names")
     @classmethod
@@ -108,7 +203,7 @@ class Manifest(ImageFacts):
     version: Literal[1] = Field(VERSION, description="a newer one is refused")
     encoding: Literal["raw", "jpeg"] = Field(description="how the beton stores pixels")
     validation_fraction: float = Field(
-        ge=0, lt=1, description="share of the training images held out; see pipeline.images.split"
+        ge=0, lt=1, description="share of the training images held out; see ltd_pipe.images.sources"
     )
     sha256: Sha256 = Field(description="of the beton's bytes")
     size: int = Field(ge=1, description="of the beton, in bytes")

@@ -14,20 +14,44 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
-from pipeline import rng
-from pipeline.errors import DataError, MissingError, reason_of
-from pipeline.images.decode import decode_image
-from pipeline.images.fingerprint import sample_hash
-from pipeline.printable import nfc, printable, quoted
+from ltd_pipe import rng
+from ltd_pipe.errors import DataError, MissingError, reason_of
+from ltd_pipe.images.folder import decode_image
+from ltd_pipe.images.manifest import sample_hash
+from ltd_pipe.text import nfc, printable, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
-    from pipeline.params import PrepareParams
+    from ltd_pipe.params import PrepareParams
 
-__all__ = ["OF_OTHERS", "ArraySource", "FolderSource", "Source", "Split", "open_source"]
+
+# --- The validation split, fixed by each image's hash.
+
+
+def validation_mask(sample_hash: NDArray[np.uint64], fraction: float) -> NDArray[np.bool_]:
+    """Which images are held out.
+
+    Parameters
+    ----------
+    sample_hash : ndarray of shape (N,), dtype uint64
+    fraction : float
+        Expected share, in [0, 1).
+
+    Returns
+    -------
+    ndarray of shape (N,), dtype bool
+        A function of each image alone: it does not change when images are added, removed or
+        reordered, nor with the run's seed, and copies of an image are on the same side.
+    """
+    draw = rng.bits(rng.stream_key(0, "validation"), sample_hash.view(np.int64))
+    return draw < np.uint64(int(fraction * 2**64))
+
+
+# --- Where images come from: scikit-learn's digits, CIFAR, or a folder of images.
+
 
 Split = Literal["train", "test"]
 
@@ -192,7 +216,7 @@ class FolderSource:
         return content
 
     def decode(self, i: int) -> NDArray[np.uint8]:
-        """See `pipeline.images.decode`."""
+        """See `ltd_pipe.images.folder`."""
         return decode_image(self.raw(i), self.where(i))
 
     def take(self, keep: NDArray[np.int64]) -> FolderSource:

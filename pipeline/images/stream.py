@@ -4,26 +4,275 @@ from __future__ import annotations
 
 import contextlib
 import math
+import queue
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
-from pipeline.device import free_memory, on_device
-from pipeline.errors import DataError
-from pipeline.images.decode import to_channels
-from pipeline.images.raw import read_raw
-from pipeline.images.reader import BetonReader
+from ltd_pipe.device import free_memory, on_device
+from ltd_pipe.errors import DataError
+from ltd_pipe.images.beton import FIELDS, ffcv_threads, read_samples, require_ffcv
+from ltd_pipe.images.folder import to_channels
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
+    from io import FileIO
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from pipeline.images.beton import Beton
+    from ltd_pipe.images.beton import Beton
+    from ltd_pipe.images.manifest import Manifest
 
-__all__ = ["Batch", "ImageStream", "Stream"]
+
+# --- All raw images of a beton, copied from the file.
+#
+# FFCV would first compile its reader, for 2 s of processor time in every process. That pays where
+# images are decoded or come in any order; here they are only copied.
+
+
+def read_raw(path: Path, manifest: Manifest, batch_size: int) -> Iterator[tuple[NDArray[Any], ...]]:
+    """Yield the fields of all samples in their order, `batch_size` at a time.
+
+    Parameters
+    ----------
+    path : Path
+        A beton that `open_beton` has checked; its table is checked again.
+    manifest : Manifest
+        Its manifest, of encoding `raw`.
+    batch_size : int
+
+    Yields
+    ------
+    tuple of ndarray
+        As `ltd_pipe.images.stream.BetonReader.read` does: images of shape (B, H, W, 3), dtype
+        uint8; label, index and sample_hash of shape (B, 1), dtype int64.
+
+    Raises
+    ------
+    DataError
+        When the file is no longer the one that was opened.
+    """
+    samples = read_samples(path, manifest)
+    _, height, width = manifest.shape
+    with path.open("rb", buffering=0) as file:
+        for begin in range(0, len(samples), batch_size):
+            batch = samples[begin : begin + batch_size]
+            images = np.empty((len(batch), height, width, 3), np.uint8)
+            _fill(images, batch["f0"]["data_ptr"], file)
+            numbers = (batch[name].astype(np.int64)[:, None] for name in ("f1", "f2", "f3"))
+            yield images, *numbers
+
+
+def _fill(images: NDArray[np.uint8], starts: NDArray[np.uint64], file: FileIO) -> None:
+    # Within a page images lie one after the other: what does is read at once.
+    ends = starts[:-1] + np.uint64(images[0].nbytes)
+    breaks = np.flatnonzero(ends != starts[1:]) + 1
+    for first, last in zip([0, *breaks], [*breaks, len(images)], strict=True):
+        file.seek(int(starts[first]))
+        wanted = images[first:last]
+        if file.readinto(wanted.data.cast("B")) != wanted.nbytes:
+            raise DataError(
+                file.name,
+                "became shorter while it was read",
+                remedy="Do not replace a data set while it is read; run it again.",
+            )
+
+
+# --- FFCV's reader, made to end when it is left and to fail when it fails.
+#
+# Its thread fills a queue. In FFCV 1.0.2 a reader that stops early can leave the thread waiting
+# at the full queue for ever, and a thread that dies leaves the reader waiting at the empty one.
+
+
+class BetonReader:
+    """Decodes the samples of a beton in any order.
+
+    Its code is compiled once, in 1.5 to 2.5 s at the first batch, whatever the orders and batch
+    sizes that are asked for afterwards.
+
+    Parameters
+    ----------
+    path : Path
+        A beton that `open_beton` has checked: FFCV trusts every number in it.
+    workers : int
+        Decoding threads; more than the machine has cores are not used.
+    """
+
+    def __init__(self, path: Path, workers: int) -> None:
+        require_ffcv()
+        self._path = path
+        with ffcv_threads():
+            self._loader = _build_loader(path, workers)
+
+    def read(
+        self, order: NDArray[np.int64], batch_size: int
+    ) -> Generator[tuple[Any, ...], None, None]:
+        """Yield the fields of `batch_size` samples at a time.
+
+        Parameters
+        ----------
+        order : ndarray of shape (M,), dtype int64
+            Sample indices, all within the beton: FFCV does not check them.
+        batch_size : int
+
+        Yields
+        ------
+        tuple of ndarray
+            Images of shape (B, H, W, 3), dtype uint8; label, index and sample_hash of shape
+            (B, 1), dtype int64. They are overwritten later: copy what is kept.
+
+        Raises
+        ------
+        DataError
+            When FFCV stops before the end.
+        """
+        self._loader.batch_size = batch_size
+        # `order=` with a class of one's own is broken in FFCV 1.0.2: it is set afterwards.
+        self._loader.traversal_order = _Order(order)
+        self._loader.first_traversal_order = order
+        with ffcv_threads():
+            epoch = iter(self._loader)
+            try:
+                # FFCV's thread sets the thread count too, before its first batch.
+                fields = self._take(epoch)
+            except BaseException:
+                _stop(epoch)
+                raise
+        try:
+            while fields is not None:
+                yield fields
+                fields = self._take(epoch)
+        finally:
+            _stop(epoch)
+
+    def _take(self, epoch: Any) -> tuple[Any, ...] | None:
+        while True:
+            # Asked before the queue is looked at: a thread that ends in between has left None.
+            alive = epoch.is_alive()
+            try:
+                item = epoch.output_queue.get(timeout=1.0)
+            except queue.Empty:
+                if alive:
+                    continue
+                raise DataError(
+                    self._path,
+                    "FFCV's reading thread died",
+                    remedy="Its message is above; run 'ltd-pipe prepare' again.",
+                ) from None
+            return None if item is None else tuple(field.numpy() for field in item[1])
+
+
+def _stop(epoch: Any) -> None:
+    # Without work left the thread ends at its next step, once there is room in the queue.
+    epoch.iter_ixes = iter(())
+    epoch.close()
+    while epoch.is_alive():
+        with contextlib.suppress(queue.Empty):
+            epoch.output_queue.get_nowait()
+        epoch.join(0.01)
+
+
+def _build_loader(path: Path, workers: int) -> Any:
+    from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import ToTensor
+    from numba import config as numba_config
+
+    pipelines = {name: [IntDecoder(), ToTensor()] for name in FIELDS}
+    pipelines["image"] = [SimpleRGBImageDecoder(), ToTensor()]
+    return Loader(
+        str(path),
+        batch_size=1,
+        # numba refuses more threads than cores.
+        num_workers=min(workers, numba_config.NUMBA_NUM_THREADS),  # type: ignore[attr-defined]
+        os_cache=True,
+        order=OrderOption.SEQUENTIAL,
+        # Without a seed FFCV draws one from numpy's global generator.
+        seed=0,
+        pipelines=pipelines,
+        drop_last=False,
+    )
+
+
+class _Order:
+    """A traversal order that FFCV asks for at each epoch."""
+
+    def __init__(self, order: NDArray[np.int64]) -> None:
+        self._order = order.astype(np.uint64)
+
+    def sample_order(self, epoch: int) -> NDArray[np.uint64]:
+        del epoch
+        return self._order
+
+
+# --- Image sizes that grow while training goes on: small first, when detail is not learned yet.
+
+
+# Networks halve an image five times.
+_STEP = 32
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A side in pixels for each epoch, a function of the epoch alone.
+
+    Attributes
+    ----------
+    start, end : int
+        Multiples of 32, not descending.
+    begin, finish : float
+        Fractions of the run: up to the first the images have the size `start`, from the second
+        on `end`, and between them it grows evenly, in multiples of 32.
+    epochs : int
+        Of the run.
+
+    Raises
+    ------
+    ValueError
+        For numbers that are out of range.
+    """
+
+    start: int
+    end: int
+    begin: float
+    finish: float
+    epochs: int
+
+    def __post_init__(self) -> None:
+        if self.start % _STEP or self.end % _STEP or not 0 < self.start <= self.end:
+            raise ValueError(
+                "progressive_resize: expected two multiples of 32, the larger one last, "
+                f"found {self.start} and {self.end}"
+            )
+        if not 0 <= self.begin <= self.finish <= 1:
+            raise ValueError(
+                "progressive_between: expected two fractions of the run in order, "
+                f"found {self.begin:g} and {self.finish:g}"
+            )
+
+    def at(self, epoch: int) -> tuple[int, int]:
+        """Height and width in an epoch, counted from 0."""
+        done = epoch / self.epochs
+        if done >= self.finish:
+            return self.end, self.end
+        if done <= self.begin:
+            return self.start, self.start
+        grown = (done - self.begin) / (self.finish - self.begin)
+        # From below: never larger than the line from start to end. Tenths are not exact in binary.
+        steps = int(grown * (self.end - self.start) / _STEP + 1e-9)
+        side = self.start + _STEP * steps
+        return side, side
+
+    def all(self) -> list[tuple[int, int]]:
+        """Every size of the run, ascending."""
+        return sorted({self.at(epoch) for epoch in range(self.epochs)})
+
+
+# --- Batches of images in any order: from the device's memory where they fit, else by FFCV.
+
 
 # A data set is kept on the device when it takes at most this share of the free memory.
 _RESIDENT_SHARE = 0.25

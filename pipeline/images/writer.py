@@ -20,7 +20,7 @@ from ffcv.memory_allocator import MemoryAllocator
 from ffcv.utils import align_to_page
 from ffcv.writer import DatasetWriter, worker_job_indexed_dataset
 
-from pipeline.errors import WriteError
+from ltd_pipe.errors import WriteError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline.labels.read import SoftLabels
+from ltd_pipe.labels.reader import SoftLabels
 
 if TYPE_CHECKING:
-    from pipeline.labels.dataset import SoftLabelDataset
+    from ltd_pipe.labels.dataset import SoftLabelDataset
 
 __all__ = ["SoftLabelDataset", "SoftLabels"]
 
@@ -13,7 +13,7 @@ __all__ = ["SoftLabelDataset", "SoftLabels"]
 def __getattr__(name: str) -> Any:
     # The data set alone needs torch, which takes a second and 400 MB to import.
     if name == "SoftLabelDataset":
-        from pipeline.labels.dataset import SoftLabelDataset
+        from ltd_pipe.labels.dataset import SoftLabelDataset
 
         return SoftLabelDataset
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

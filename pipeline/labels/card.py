@@ -1,6 +1,6 @@
 """The README.md of a store: what it is, how its labels are, how to read and to prove it.
 
-Written for people, by `pipeline.labels.build`; no program reads it. The same store gives the same
+Written for people, by `ltd_pipe.labels.writer`; no program reads it. The same store gives the same
 bytes: no dates, paths or hosts.
 """
 
@@ -9,17 +9,16 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from pipeline.labels.statistics import MAX_TABLE_CLASSES, NUM_BINS, measure
-from pipeline.markdown import code, fenced, licence_lines, quoted, table
-from pipeline.publish import write_text
+from ltd_pipe.labels.softness import MAX_TABLE_CLASSES, NUM_BINS, measure
+from ltd_pipe.publish import write_text
+from ltd_pipe.text import code, fenced, licence_lines, table, yaml_scalar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from pipeline.labels.arrays import ArrayLayout
-    from pipeline.labels.format import StoreAttributes
-    from pipeline.labels.statistics import ClassStatistics, LabelStatistics
+    from ltd_pipe.labels.format import ArrayLayout, StoreAttributes
+    from ltd_pipe.labels.softness import ClassStatistics, LabelStatistics
 
 __all__ = ["CARD", "format_card", "write_card"]
 
@@ -75,7 +74,7 @@ def format_card(
 
 def _front_matter(attributes: StoreAttributes) -> str:
     data = attributes.dataset
-    lines = [f"pretty_name: {quoted(f'Soft labels of {data.name} ({data.split})')}"]
+    lines = [f"pretty_name: {yaml_scalar(f'Soft labels of {data.name} ({data.split})')}"]
     if attributes.licence is not None:
         lines += licence_lines(attributes.licence)
     lines += ["task_categories:", "- image-classification"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,22 +12,400 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from pipeline.errors import DataError, JoinError, StoreError
-from pipeline.labels.half import to_float32
-from pipeline.labels.join import remedy
-from pipeline.labels.originals import HashOf, find_originals
-from pipeline.labels.read import SoftLabels
-from pipeline.labels.sample_rows import SampleRows
-from pipeline.labels.softmax import require_temperature, soften
-from pipeline.labels.topk import expand
-from pipeline.labels.views import Views, ViewSource
+from ltd_pipe.device import free_memory, on_device
+from ltd_pipe.errors import DataError, JoinError, StoreError
+from ltd_pipe.images.augment import Augmentation, augment
+from ltd_pipe.images.folder import CHANNELS, RESIZE, resize, to_channels
+from ltd_pipe.labels.format import to_float32
+from ltd_pipe.labels.join import remedy
+from ltd_pipe.labels.reader import SampleRows, SoftLabels
+from ltd_pipe.labels.softmax import expand, require_temperature, soften, spread
+from ltd_pipe.labels.writer import HashOf, find_originals
+from ltd_pipe.publish import require_shared_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["SoftLabelDataset"]
+    from ltd_pipe.labels.format import LabellingFacts, ViewFacts
+
+
+# --- Soft labels where they are needed: float32 targets on the training device.
+
+
+# Labels are kept on the device when they take at most this share of its free memory.
+_RESIDENT_SHARE = 0.25
+
+
+class LabelsOnDevice:
+    """Gives the target distributions of a batch.
+
+    A store that fits is placed on a GPU whole, so that a batch costs one indexing there. Of a
+    larger one the rows are gathered into pinned memory and copied while the device computes.
+    Softmax, spreading and renormalisation are the device's work, in float32.
+
+    Parameters
+    ----------
+    store : SoftLabels
+    device : torch.device
+    temperature : float, optional
+        Take the softmax of the stored logits at this temperature instead of the stored soft
+        labels, which already are at the store's own: it is never applied on top of that.
+    resident : bool, optional
+        Keep all on the device; by default on a GPU when it fits in a quarter of its free
+        memory. Memory-mapped rows are as fast on a CPU.
+
+    Raises
+    ------
+    StoreError
+        When a temperature is asked for and there are no logits, or a chunk is damaged.
+    """
+
+    def __init__(
+        self,
+        store: SoftLabels,
+        device: torch.device,
+        *,
+        temperature: float | None = None,
+        resident: bool | None = None,
+    ) -> None:
+        self._store, self._device, self._temperature = store, device, temperature
+        if temperature is not None:
+            store.require_logits()
+        if resident is None:
+            fits = self._size() < _RESIDENT_SHARE * free_memory(device)
+            resident = device.type == "cuda" and fits
+        self._whole = self._load() if resident else None
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether all labels are on the device."""
+        return self._whole is not None
+
+    def rows(self, index: NDArray[np.int64], *, view: int = 0) -> torch.Tensor:
+        """Target distributions of some samples.
+
+        Parameters
+        ----------
+        index : ndarray of shape (B,), dtype int64
+            Rows of the store, which `SoftLabels.join` has found to be those of the images.
+        view : int
+            Which view of them.
+
+        Returns
+        -------
+        Tensor of shape (B, K), dtype float32
+            On the device; rows sum to one.
+        """
+        return self.distributions(self.fetch(index, view=view))
+
+    def fetch(self, index: NDArray[np.int64], *, view: int = 0) -> tuple[torch.Tensor, ...]:
+        """Start bringing the rows of some samples to the device; arguments as in `rows`.
+
+        Returns
+        -------
+        tuple of Tensor
+            For `distributions`. They are as stored, and may still be on their way.
+        """
+        index = self._store.arrays["labels"].require_rows(index)
+        if self._whole is None:
+            return self._gather(index, view)
+        # A damaged view number would count from the end.
+        self._store.require_view(view)
+        place = on_device(index, self._device)
+        parts = [whole.index_select(0, place) for whole in self._whole]
+        if self._store.num_views > 1:
+            parts = [part[:, view] for part in parts]
+        return tuple(parts)
+
+    def distributions(self, parts: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """What `fetch` has brought, as `rows` gives it."""
+        if len(parts) == 2:
+            return spread(parts[0], parts[1], self._store.num_classes)
+        rows = parts[0].to(torch.float32)
+        if self._temperature is not None:
+            # As `ltd_pipe.labels.softmax.soften`: the maximum first, then the division.
+            rows = rows - rows.amax(dim=1, keepdim=True)
+            return torch.softmax(rows / self._temperature, dim=1)
+        return rows / rows.sum(dim=1, keepdim=True)
+
+    def _names(self) -> tuple[str, ...]:
+        if self._temperature is not None:
+            return ("logits",)
+        if self._store.top_k is not None:
+            return ("topk_indices", "topk_probs")
+        return ("soft_labels",)
+
+    def _size(self) -> int:
+        layouts = [self._store.arrays[name].layout for name in self._names()]
+        return sum(layout.num_chunks * layout.payload_bytes for layout in layouts)
+
+    def _load(self) -> list[torch.Tensor]:
+        return [self._load_array(name) for name in self._names()]
+
+    def _load_array(self, name: str) -> torch.Tensor:
+        # Chunk by chunk: the host never holds more than one.
+        array = self._store.arrays[name]
+        layout = array.layout
+        first = _tensor(array.chunk(0))
+        whole = torch.empty(layout.shape, dtype=first.dtype, device=self._device)
+        for chunk in range(layout.num_chunks):
+            start = chunk * layout.rows
+            whole[start : start + layout.rows_in(chunk)] = _tensor(array.chunk(chunk))
+        return whole
+
+    def _gather(self, index: NDArray[np.int64], view: int) -> tuple[torch.Tensor, ...]:
+        if self._store.num_views == 1:
+            self._store.require_view(view)
+        if self._names() == ("topk_indices", "topk_probs"):
+            parts = self._store.gather_topk(index, view=view)
+            return tuple(on_device(_signed(part), self._device) for part in parts)
+        # Straight into pinned memory, if it goes to a GPU.
+        out = torch.empty(
+            (len(index), self._store.num_classes),
+            dtype=torch.float16,
+            pin_memory=self._device.type == "cuda",
+        )
+        if self._temperature is not None:
+            self._store.gather_logits(index, out.numpy(), view=view)
+        else:
+            self._store.gather(index, out.numpy(), view=view)
+        return (out.to(self._device, non_blocking=True),)
+
+
+def _signed(rows: NDArray[Any]) -> NDArray[Any]:
+    # Classes as int32: torch can hardly do anything with uint16.
+    return rows.astype(np.int32) if rows.dtype.kind == "u" else rows
+
+
+def _tensor(rows: NDArray[Any]) -> torch.Tensor:
+    # Copied, since torch warns of memory that must not be written to.
+    return torch.from_numpy(np.array(_signed(rows)))
+
+
+# --- Which augmented view of an image a soft label belongs to, and making that view again.
+
+
+ViewSource = Literal["replay", "given"]
+
+
+class Views:
+    """The views of a store's labels, as one data set uses them.
+
+    A label of an augmented view is not one of the plain image, nor of another view. So what is
+    to be done must be said: the views are made here, as when the labels were made
+    ("replay"), or whoever gives the image says which view it is ("given").
+
+    Parameters
+    ----------
+    store : SoftLabels
+    source : {"replay", "given"}, optional
+        Needed when the labels are of augmented views, and refused when they are not.
+    fixed : int, optional
+        Replay this view only, not epoch modulo V.
+
+    Raises
+    ------
+    StoreError
+        When the store's labels are of other images than will be given, or of views that we
+        cannot make again.
+    """
+
+    def __init__(
+        self, store: SoftLabels, source: ViewSource | None = None, fixed: int | None = None
+    ) -> None:
+        facts = store.attributes.views
+        if source not in (None, "replay", "given"):
+            raise ValueError(f"views: expected 'replay' or 'given', found {source!r}")
+        if facts.augmentation is None and source is not None:
+            raise StoreError(
+                store.path, "its labels are of the images as they are", remedy="Omit views=."
+            )
+        if facts.augmentation is not None and source is None:
+            raise StoreError(
+                store.path,
+                f"its labels are of augmented views ({facts.augmentation}, {facts.count} of each "
+                "image), not of the images as they are",
+                remedy="Pass views='replay' to have them made again from untransformed images, "
+                "or views='given' when the data set gives (image, label, view).",
+            )
+        if fixed is not None:
+            if source == "given":
+                raise ValueError("view: with views='given', the data set says it")
+            store.require_view(fixed)
+        self.source, self.count, self._fixed = source, facts.count, fixed
+        self._replay = Replay.of(facts, store.path) if source == "replay" else None
+        self._seen = store.attributes.labelling
+        # Seen by workers that live on into the next epoch.
+        self._epoch = _shared(torch.zeros((), dtype=torch.int64))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._epoch = _shared(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch begins."""
+        self._epoch.fill_(epoch)
+
+    @property
+    def current(self) -> int:
+        """The view of this epoch."""
+        return int(self._epoch) % self.count if self._fixed is None else self._fixed
+
+    def replay(self, image: Any, row: int, view: int, where: str) -> torch.Tensor:
+        """Make a view again, to the same bits.
+
+        Parameters
+        ----------
+        image : PIL image, or Tensor of shape (C, H, W), dtype uint8
+            As it was read. Where the store says in which size it was labelled, and by a rule
+            that is ours, it is brought to it; else it has to be of that size.
+        row : int
+            The sample's row in the store: its number when it was labelled.
+        view : int
+        where : str
+            For errors.
+
+        Returns
+        -------
+        Tensor of shape (C, H, W), dtype uint8
+
+        Raises
+        ------
+        DataError
+            When the image is no longer what was read from its file, or of another size.
+        """
+        assert self._replay is not None  # noqa: S101
+        images = _as_seen(_pixels(image, where), self._seen, where)[None]
+        return self._replay.images(images, torch.tensor([row]), view)[0]
+
+
+def _pixels(image: Any, where: str) -> torch.Tensor:
+    if isinstance(image, torch.Tensor):
+        pixels = image
+    else:
+        array = np.array(image)
+        array = array[:, :, None] if array.ndim == 2 else array
+        pixels = torch.from_numpy(array).movedim(-1, 0) if array.ndim == 3 else torch.empty(0)
+    if pixels.dtype != torch.uint8 or pixels.ndim != 3:
+        raise DataError(
+            where,
+            "cannot be augmented as it was for the teacher",
+            expected="a PIL image, or a uint8 tensor (C, H, W)",
+            found=f"{type(image).__name__} {getattr(image, 'dtype', '')}".strip(),
+            remedy="Transform it later: pass transform= to SoftLabelDataset.",
+        )
+    return pixels
+
+
+def _as_seen(pixels: torch.Tensor, seen: LabellingFacts | None, where: str) -> torch.Tensor:
+    shape = seen.image_shape if seen else None
+    if seen is None or shape is None or pixels.shape == shape:
+        return pixels
+    channels, height, width = shape
+    if (seen.resize, seen.channels) == (RESIZE, CHANNELS.get(channels)) and len(pixels) in (1, 3):
+        rgb = pixels.expand(3, -1, -1).movedim(0, -1).numpy()
+        # Images that were not square were all of one size, and stayed as they were.
+        sized = to_channels(resize(rgb, height if height == width else None), channels)
+        pixels = torch.from_numpy(np.ascontiguousarray(sized.transpose(2, 0, 1)))
+    if pixels.shape != shape:
+        raise DataError(
+            where,
+            "shape of the image",
+            expected=f"{'×'.join(map(str, shape))}, as the teacher saw it",
+            found="×".join(map(str, pixels.shape)),
+            remedy="Give it as it was labelled: a view is one of images of one size.",
+        )
+    return pixels
+
+
+def _shared(number: torch.Tensor) -> torch.Tensor:
+    require_shared_memory("SoftLabelDataset", number.nbytes)
+    shared: torch.Tensor = number.share_memory_()  # type: ignore[no-untyped-call]
+    return shared
+
+
+# --- Which image a view's label belongs to: the one definition that labelling and training share.
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Makes the views of images again; one with `Replay.of`.
+
+    Nothing is stored per sample: a view is a function of (seed, view, sample index), and its
+    pixels are the same in any batch and on any device.
+
+    Attributes
+    ----------
+    augmentation : Augmentation
+    seed : int
+        Of the views; without augmentation it means nothing.
+    count : int
+        V.
+    """
+
+    augmentation: Augmentation
+    seed: int
+    count: int
+
+    @classmethod
+    def of(cls, views: ViewFacts, where: object) -> Replay:
+        """The views that a store has.
+
+        Parameters
+        ----------
+        views : ViewFacts
+        where : object
+            The store, for the error.
+
+        Raises
+        ------
+        StoreError
+            When they are of an augmentation that is not ours.
+        """
+        if views.augmentation is None:
+            return cls(Augmentation(), 0, 1)
+        assert views.seed is not None  # noqa: S101  ViewFacts holds them together
+        try:
+            augmentation = _parsed(views.augmentation)
+        except ValueError as error:
+            raise StoreError(
+                where,
+                f"views: {error}",
+                remedy="This ltd-pipe cannot make these views again. Update it.",
+            ) from error
+        return cls(augmentation, views.seed, views.count)
+
+    def images(self, images: torch.Tensor, index: torch.Tensor, view: int) -> torch.Tensor:
+        """One view of some samples.
+
+        Parameters
+        ----------
+        images : Tensor of shape (B, C, H, W), dtype uint8
+            As the data set has them.
+        index : Tensor of shape (B,), dtype int64
+            Their numbers in the labelled data set, which are the store's rows.
+        view : int
+            0 to V - 1.
+
+        Returns
+        -------
+        Tensor like images
+        """
+        if not 0 <= view < self.count:
+            raise IndexError(f"view {view} of {self.count}")
+        return augment(images, index, self.augmentation, seed=self.seed, epoch=view)
+
+
+def _parsed(text: str) -> Augmentation:
+    augmentation = Augmentation.parse(text)
+    if augmentation.is_none:
+        raise ValueError(f"'{text}' is written null")
+    return augmentation
+
+
+# --- Soft labels in anybody's training loop: a torch data set that gives them with its images.
 
 
 class SoftLabelDataset(Dataset[tuple[Any, Any, torch.Tensor]]):

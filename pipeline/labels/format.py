@@ -5,9 +5,14 @@ docs/soft-label-store.md is the specification.
 
 from __future__ import annotations
 
+import json
 import re
+import sys
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
+import google_crc32c
+import numpy as np
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -18,36 +23,134 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.errors import StoreError
-from pipeline.labels.arrays import ArrayLayout
+from ltd_pipe.errors import StoreError
+from ltd_pipe.publish import staged
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Mapping
+    from pathlib import Path
 
+    from numpy.typing import NDArray
     from pydantic_core import ErrorDetails
 
-__all__ = [
-    "ATTRIBUTE",
-    "FORMAT",
-    "MAX_TEMPERATURE",
-    "MIN_TEMPERATURE",
-    "NEWEST",
-    "VERSION",
-    "DatasetFacts",
-    "DerivationFacts",
-    "DistanceFacts",
-    "LabellingFacts",
-    "StoreAttributes",
-    "StoreFacts",
-    "TeacherFacts",
-    "TopKFacts",
-    "ViewFacts",
-    "minor_version",
-    "parse_attributes",
-    "row_bytes",
-    "row_sum_tolerance",
-    "rows_per_chunk",
-]
+
+# --- JSON from people we do not know: no duplicate keys, no NaN, no surprises.
+
+
+# Ours go seven deep. What is compared, printed or copied later must not exhaust the stack.
+_MAX_DEPTH = 32
+
+
+def parse_object(text: bytes, where: object) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Two parsers may take different ones of two equal keys, so that a checker and a reader
+    would see different files; NaN and Infinity are no JSON.
+
+    Parameters
+    ----------
+    text : bytes
+        UTF-8, of a size that the caller has bounded.
+    where : object
+        The file, for the error.
+
+    Raises
+    ------
+    StoreError
+        When it is anything but one JSON object.
+    """
+    try:
+        content = json.loads(
+            text.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=_no_constant
+        )
+    except (ValueError, RecursionError) as error:
+        raise StoreError(where, f"is not JSON that a store may hold ({error})") from error
+    if not isinstance(content, dict):
+        raise StoreError(where, "is not a JSON object")
+    _require_shallow(content, where)
+    return content
+
+
+def _require_shallow(content: dict[str, Any], where: object) -> None:
+    level: list[Any] = [content]
+    for _ in range(_MAX_DEPTH):
+        inner = (node.values() if isinstance(node, dict) else node for node in level)
+        level = [child for node in inner for child in node if isinstance(child, dict | list)]
+        if not level:
+            return
+    raise StoreError(where, f"is nested more than {_MAX_DEPTH} deep")
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"key {key[:80]!a} occurs twice")
+        found[key] = value
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+# --- Between float16, in which labels are stored, and float32, in which they are computed.
+#
+# The results are NumPy's to the bit, but small probabilities are below float16's normal numbers,
+# where NumPy goes one by one: 4,194 rows of 1,000 take it 252 ms to round, torch 0.7 ms (one
+# core, NumPy 2.4, torch 2.15).
+#
+# They go block by block on the calling thread: torch would share larger ones among threads that
+# wait for each other, which costs more than it gains as soon as other work has the cores.
+
+
+# Torch starts threads above 32,768 numbers (at::internal::GRAIN_SIZE).
+_BLOCK = 2**15
+# NumPy takes 0.1 s for so many, importing torch a second: where it is not there yet, a store of
+# many rows alone is worth it.
+_MANY = 2**20
+
+
+def to_float16(
+    numbers: NDArray[np.floating[Any]], out: NDArray[np.float16] | None = None
+) -> NDArray[np.float16]:
+    """Round to float16; what is too large becomes infinite.
+
+    Parameters
+    ----------
+    numbers : ndarray
+    out : ndarray of the same shape, dtype float16, optional
+        Contiguous; it is filled and returned.
+    """
+    rounded = np.empty(numbers.shape, np.float16) if out is None else out
+    _convert(numbers, rounded)
+    return rounded
+
+
+def to_float32(numbers: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """A float32 copy, exact for float16."""
+    widened = np.empty(numbers.shape, np.float32)
+    _convert(numbers, widened)
+    return widened
+
+
+def _convert(numbers: NDArray[np.floating[Any]], out: NDArray[np.floating[Any]]) -> None:
+    if "torch" not in sys.modules and numbers.size < _MANY:
+        with np.errstate(over="ignore"):
+            out[...] = numbers
+        return
+    import torch
+
+    source, target = np.ascontiguousarray(numbers).reshape(-1), torch.from_numpy(out).view(-1)
+    for start in range(0, source.size, _BLOCK):
+        block = source[start : start + _BLOCK]
+        # Torch warns of memory that must not be written to, such as a mapped file.
+        block = block if block.flags.writeable else block.copy()
+        target[start : start + _BLOCK].copy_(torch.from_numpy(block))
+
+
+# --- What a soft-label store says about itself: the group attribute `ltd_pipe`.
+
 
 FORMAT = "ltd-soft-labels"
 # Written where a key is used that 1.0 does not know; its readers ignore such keys.
@@ -96,14 +199,14 @@ class DatasetFacts(_Facts):
 
     name: Line = Field(description="as the images' manifest has it")
     split: Line = Field(description="train or test")
-    fingerprint: Sha256 = Field(description="see pipeline.images.fingerprint")
+    fingerprint: Sha256 = Field(description="see ltd_pipe.images.manifest")
 
 
 class TeacherFacts(_Facts):
     """One network that gave the labels."""
 
     sha256: Sha256 = Field(description="of the checkpoint's bytes")
-    architecture: Line = Field(description="a name of pipeline.models.registry")
+    architecture: Line = Field(description="a name of ltd_pipe.models.registry")
     clean_accuracy: float | None = Field(None, ge=0, le=1, description="a fraction; null: unknown")
     mean: _Channels | None = Field(None, description="subtracted from images in [0, 1]")
     std: _Channels | None = Field(None, description="then divides them")
@@ -169,7 +272,7 @@ class LabellingFacts(_Facts):
     resize: Line | None = Field(None, max_length=200, description="how images came to that size")
     channels: Line | None = Field(None, max_length=200, description="how they came to channels")
     pixels_sha256: Sha256 | None = Field(
-        None, description="of some of their pixels, see pipeline.images.pixels"
+        None, description="of some of their pixels, see ltd_pipe.images.manifest"
     )
     precision: Line | None = Field(
         None, max_length=40, description="of the teachers' arithmetic, such as float32"
@@ -383,3 +486,352 @@ def row_sum_tolerance(num_classes: int) -> float:
     arithmetic of whoever computed the row.
     """
     return float(2.0**-11 + num_classes * 2.0**-25 + 2.0**-18)
+
+
+# --- The arrays of a store: their names and types, their zarr.json, and their chunk files.
+
+
+_MAX_CHUNK_BYTES = 2**28
+_CRC_BYTES = 4
+
+
+@dataclass(frozen=True)
+class _Kind:
+    dtype: str
+    dimensions: tuple[str, ...]
+    fill: int | str
+
+
+_KINDS = {
+    "soft_labels": _Kind("float16", ("sample", "view", "class"), "NaN"),
+    "logits": _Kind("float16", ("sample", "view", "class"), "NaN"),
+    "topk_indices": _Kind("uint16", ("sample", "view", "rank"), 0),
+    "topk_probs": _Kind("float16", ("sample", "view", "rank"), "NaN"),
+    "labels": _Kind("int32", ("sample",), -1),
+    "sample_hash": _Kind("uint64", ("sample",), 0),
+    # Never published: how far each top-k row is from the dense one.
+    "topk_distance": _Kind("float32", ("sample", "view"), "NaN"),
+}
+# The largest class number is one less.
+_UINT16_CLASSES = 2**16
+
+
+@dataclass(frozen=True)
+class ArrayLayout:
+    """Where the rows of one array are.
+
+    Attributes
+    ----------
+    name : str
+        `soft_labels`, `logits`, `topk_indices`, `topk_probs`, `labels` or `sample_hash`.
+    num_samples, num_classes : int
+        N and K.
+    rows : int
+        Samples in a chunk. The last chunk is as long as the others, padded with the fill value.
+    num_views : int
+        V; a single view has no axis.
+    top_k : int
+        k, of the arrays with ranks.
+    """
+
+    name: str
+    num_samples: int
+    num_classes: int
+    rows: int
+    num_views: int = 1
+    top_k: int = 0
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of an element, little-endian."""
+        return np.dtype(self._type).newbyteorder("<")
+
+    @property
+    def _type(self) -> str:
+        if self.name == "topk_indices" and self.num_classes > _UINT16_CLASSES:
+            return "uint32"
+        return _KINDS[self.name].dtype
+
+    @property
+    def dimensions(self) -> tuple[str, ...]:
+        """Names of the axes."""
+        names = _KINDS[self.name].dimensions
+        return names if self.num_views > 1 else tuple(name for name in names if name != "view")
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one sample's part: (K,), (V, K), (k,), (V, k) or ()."""
+        lengths = {"view": self.num_views, "class": self.num_classes, "rank": self.top_k}
+        return tuple(lengths[name] for name in self.dimensions[1:])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, *row_shape)."""
+        return (self.num_samples, *self.row_shape)
+
+    @property
+    def chunk_shape(self) -> tuple[int, ...]:
+        """(rows, *row_shape)."""
+        return (self.rows, *self.row_shape)
+
+    @property
+    def num_chunks(self) -> int:
+        """Number of chunk files."""
+        return -(-self.num_samples // self.rows)
+
+    @property
+    def payload_bytes(self) -> int:
+        """Size of a chunk without its checksum."""
+        size: int = self.dtype.itemsize
+        for length in self.chunk_shape:
+            size *= length
+        return size
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of a chunk file."""
+        return self.payload_bytes + _CRC_BYTES
+
+    def chunk_name(self, chunk: int) -> str:
+        """Path of a chunk file within the store."""
+        return "/".join([self.name, "c", str(chunk), *(["0"] * (len(self.shape) - 1))])
+
+    def rows_in(self, chunk: int) -> int:
+        """Rows of a chunk that are samples, not padding."""
+        return min(self.rows, self.num_samples - chunk * self.rows)
+
+    @property
+    def fill_value(self) -> NDArray[Any]:
+        """What pads the last chunk, shape (1,)."""
+        return np.array([float(_KINDS[self.name].fill)], self.dtype)
+
+    def empty_chunk(self) -> NDArray[Any]:
+        """A chunk of nothing but fill values."""
+        return np.full(self.chunk_shape, self.fill_value, self.dtype)
+
+    def to_json(self) -> dict[str, Any]:
+        """The array's zarr.json, as zarr itself writes it."""
+        kind = _KINDS[self.name]
+        return {
+            "shape": list(self.shape),
+            "data_type": self._type,
+            "chunk_grid": {
+                "name": "regular",
+                "configuration": {"chunk_shape": list(self.chunk_shape)},
+            },
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": kind.fill,
+            "codecs": [
+                {"name": "bytes", "configuration": {"endian": "little"}},
+                {"name": "crc32c"},
+            ],
+            "attributes": {},
+            "dimension_names": list(self.dimensions),
+            "zarr_format": 3,
+            "node_type": "array",
+            "storage_transformers": [],
+        }
+
+
+def parse_layout(metadata: Any, wanted: ArrayLayout, where: object) -> ArrayLayout:
+    """Read one array's zarr.json, in which only the rows per chunk are free.
+
+    Parameters
+    ----------
+    metadata : Any
+        Parsed JSON.
+    wanted : ArrayLayout
+        What the attributes imply; its rows are not looked at.
+    where : object
+        The store, for the error.
+
+    Raises
+    ------
+    StoreError
+        When any key differs from what the format says: types, codecs, names, sizes.
+    """
+    name = wanted.name
+    layout = replace(wanted, rows=_parse_rows(metadata, name, where))
+    found, expected = _without_optional(metadata), _without_optional(layout.to_json())
+    for key in sorted(found.keys() | expected.keys()):
+        if _text(found.get(key)) != _text(expected.get(key)):
+            raise StoreError(
+                where,
+                f"{name}/zarr.json: {key} is not as format 1.0 says",
+                expected=expected.get(key),
+                found=repr(found.get(key))[:120],
+            )
+    if layout.payload_bytes > _MAX_CHUNK_BYTES:
+        raise StoreError(
+            where,
+            f"{name}: chunks are too large",
+            expected=f"at most {_MAX_CHUNK_BYTES} bytes",
+            found=layout.payload_bytes,
+        )
+    return layout
+
+
+def _parse_rows(metadata: Any, name: str, where: object) -> int:
+    try:
+        rows = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
+    except (KeyError, IndexError, TypeError) as error:
+        raise StoreError(where, f"{name}/zarr.json: has no chunk_shape") from error
+    if type(rows) is not int or rows < 1:
+        raise StoreError(
+            where, f"{name}/zarr.json: chunk_shape", expected="rows >= 1", found=repr(rows)[:40]
+        )
+    return rows
+
+
+def _without_optional(metadata: dict[str, Any]) -> dict[str, Any]:
+    # Zarr lets writers leave out or add these without a change of meaning.
+    kept = dict(metadata)
+    kept.pop("attributes", None)
+    if kept.get("storage_transformers") == []:
+        del kept["storage_transformers"]
+    if kept.get("fill_value") == "0x7e00":
+        kept["fill_value"] = "NaN"
+    if isinstance(kept.get("codecs"), list):
+        kept["codecs"] = [_without_empty(codec) for codec in kept["codecs"]]
+    return kept
+
+
+def _without_empty(codec: Any) -> Any:
+    if not isinstance(codec, dict):
+        return codec
+    return {key: value for key, value in codec.items() if value != {}}
+
+
+def _text(value: Any) -> str:
+    # Compared as text, since in Python 1 == 1.0 == True.
+    return json.dumps(value, sort_keys=True)
+
+
+def write_chunk(
+    folder: Path, layout: ArrayLayout, chunk: int, content: NDArray[Any], *, flush_name: bool = True
+) -> None:
+    """Write one chunk file so that it is either whole or absent.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the store.
+    layout : ArrayLayout
+    chunk : int
+    content : ndarray of shape (rows_in(chunk), *row_shape)
+    flush_name : bool
+        See `ltd_pipe.publish.staged`.
+    """
+    payload, checksum = chunk_bytes(layout, content)
+    target = folder / layout.chunk_name(chunk)
+    with staged(target, flush_name=flush_name) as beside, beside.open("wb") as handle:
+        handle.write(payload)
+        handle.write(checksum)
+
+
+def chunk_bytes(layout: ArrayLayout, content: NDArray[Any]) -> tuple[memoryview, bytes]:
+    """The content of a chunk file: the padded rows, not copied where they are whole, and CRC-32C.
+
+    Parameters
+    ----------
+    layout : ArrayLayout
+    content : ndarray of shape (n, *row_shape)
+        At most `layout.rows` rows.
+    """
+    rows = np.ascontiguousarray(content, layout.dtype)
+    if len(rows) < layout.rows:
+        rows = np.concatenate([rows, layout.empty_chunk()[len(rows) :]])
+    payload = rows.reshape(-1).view(np.uint8)
+    checksum = int(google_crc32c.value(payload)).to_bytes(_CRC_BYTES, "little")
+    return payload.data, checksum
+
+
+# --- What a store says of itself: the group's and the arrays' zarr.json.
+
+
+# Twenty thousand class names fit many times over.
+_MAX_METADATA_BYTES = 2**24
+_SPARSE = ("topk_indices", "topk_probs")
+_KNOWN = frozenset(("soft_labels", "logits", *_SPARSE, "labels", "sample_hash"))
+
+
+def parse_metadata(
+    where: Path | str, read: Callable[[str, int], bytes]
+) -> tuple[StoreAttributes, dict[str, ArrayLayout]]:
+    """Read what a store says of itself, before any of its chunks.
+
+    Parameters
+    ----------
+    where : Path or str
+        The store, for the error.
+    read : callable
+        From a file's name and the largest size that it may have to its bytes, which must be
+        those that the manifest lists.
+
+    Returns
+    -------
+    StoreAttributes
+    dict of str to ArrayLayout
+        By name, with equal rows per chunk.
+
+    Raises
+    ------
+    StoreError
+        When the metadata are not those of the format.
+    """
+    root = parse_object(read("zarr.json", _MAX_METADATA_BYTES), f"{where}/zarr.json")
+    attributes = parse_attributes(_nested(root, "attributes", ATTRIBUTE), where)
+    if root.get("zarr_format") != 3 or root.get("node_type") != "group":
+        raise StoreError(where, "zarr.json is not that of a Zarr v3 group")
+    members = _nested(root, "consolidated_metadata", "metadata")
+    if not isinstance(members, dict):
+        raise StoreError(where, "zarr.json has no consolidated metadata")
+    if minor_version(root["attributes"][ATTRIBUTE], where) == 0:
+        _require_known(members, where)
+    layouts = {}
+    top_k = attributes.top_k.k if attributes.top_k else None
+    for name in _names(attributes, members, where):
+        if name not in members:
+            raise StoreError(
+                where, f"has no array '{name}'", remedy="A newer ltd-pipe may read it."
+            )
+        content = read(f"{name}/zarr.json", _MAX_METADATA_BYTES)
+        metadata = parse_object(content, f"{where}/{name}/zarr.json")
+        if metadata != members[name]:
+            raise StoreError(where, f"{name}/zarr.json differs from the consolidated metadata")
+        layouts[name] = parse_layout(metadata, attributes.layout(name, top_k=top_k), where)
+    _require_equal_rows(layouts, where)
+    return attributes, layouts
+
+
+def _require_known(members: Mapping[str, Any], where: object) -> None:
+    unknown = members.keys() - _KNOWN
+    if unknown:
+        raise StoreError(
+            where, "has an array that format 1.0 does not know", found=ascii(min(unknown))[:80]
+        )
+
+
+def _names(attributes: StoreAttributes, members: Mapping[str, Any], where: object) -> list[str]:
+    # Also what should not be there at all is refused: a reader might take it for the labels.
+    sparse = attributes.top_k is not None
+    for name in ("soft_labels", "logits") if sparse else _SPARSE:
+        if name in members:
+            kind = "a top-k store" if sparse else "a store without top_k"
+            raise StoreError(where, f"{kind} has the array '{name}'")
+    logits = ["logits"] if "logits" in members else []
+    soft = list(_SPARSE) if sparse else ["soft_labels"]
+    return [*soft, "labels", "sample_hash", *logits]
+
+
+def _nested(content: dict[str, Any], first: str, second: str) -> Any:
+    inner = content.get(first)
+    return inner.get(second) if isinstance(inner, dict) else None
+
+
+def _require_equal_rows(layouts: dict[str, ArrayLayout], where: object) -> None:
+    rows = {name: layout.rows for name, layout in layouts.items()}
+    if len(set(rows.values())) > 1:
+        raise StoreError(
+            where, "arrays differ in the rows of a chunk", expected="equal", found=rows
+        )

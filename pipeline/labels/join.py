@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import numpy as np
 
-from pipeline.errors import JoinError
-from pipeline.printable import nfc, quoted
+from ltd_pipe.errors import JoinError
+from ltd_pipe.text import nfc, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from pipeline.labels.format import StoreAttributes
+    from ltd_pipe.labels.format import StoreAttributes
 
 __all__ = [
     "ImagesLike",
@@ -30,7 +30,7 @@ __all__ = [
 
 
 class ManifestLike(Protocol):
-    """What a manifest of images tells; `pipeline.images.manifest.Manifest` does."""
+    """What a manifest of images tells; `ltd_pipe.images.manifest.Manifest` does."""
 
     @property
     def dataset(self) -> str:
@@ -54,7 +54,7 @@ class ManifestLike(Protocol):
 
 
 class ImagesLike(Protocol):
-    """A set of images; `pipeline.images.beton.Beton` is one."""
+    """A set of images; `ltd_pipe.images.beton.Beton` is one."""
 
     @property
     def manifest(self) -> ManifestLike:

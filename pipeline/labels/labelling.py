@@ -7,23 +7,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pipeline.background import Background
-from pipeline.device import OnHost, autocast
-from pipeline.images.pixels import to_unit
-from pipeline.labels.format import row_bytes, rows_per_chunk
-from pipeline.labels.replay import Replay
-from pipeline.labels.softmax import solve_temperature
+from ltd_pipe.background import Background
+from ltd_pipe.device import OnHost, autocast
+from ltd_pipe.images.manifest import to_unit
+from ltd_pipe.labels.dataset import Replay
+from ltd_pipe.labels.format import row_bytes, rows_per_chunk
+from ltd_pipe.labels.softmax import solve_temperature
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from pipeline.device import Precision
-    from pipeline.images.stream import Batch, Stream
-    from pipeline.labels.format import StoreFacts
-    from pipeline.labels.write import StoreWriter
-    from pipeline.models.classifier import Classifier
+    from ltd_pipe.device import Precision
+    from ltd_pipe.images.stream import Batch, Stream
+    from ltd_pipe.labels.format import StoreFacts
+    from ltd_pipe.labels.writer import StoreWriter
+    from ltd_pipe.models.classifier import Classifier
 
 __all__ = ["aligned_rows", "answers", "label_images", "temperature_of_sample", "view_answers"]
 
@@ -152,7 +152,7 @@ def temperature_of_sample(
     num_samples : int
         N; at most 4,096 of them are asked about.
     target_top_probability : float
-        See `pipeline.labels.softmax.solve_temperature`.
+        See `ltd_pipe.labels.softmax.solve_temperature`.
     replay : Replay
         The views that will be labelled.
     """

@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
+import stat
+from bisect import bisect_left
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import StoreError
+import numpy as np
+
+from ltd_pipe.errors import MissingError, StoreError, refuse_pointer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Set as AbstractSet
+    from io import BufferedReader
 
     from numpy.typing import NDArray
-
-    from pipeline.labels.folder import StoreFolder
-
-__all__ = [
-    "MANIFEST",
-    "MAX_MANIFEST_BYTES",
-    "MAX_SIGNATURE_BYTES",
-    "SIGNATURE",
-    "FileHashes",
-    "format_manifest",
-    "parse_manifest",
-    "read_manifest",
-    "read_signature",
-]
 
 MANIFEST = "MANIFEST.sha256"
 # Where `ssh-keygen -Y sign` puts the signature of the manifest; it may be there or not.
@@ -61,7 +55,7 @@ def read_manifest(folder: StoreFolder) -> bytes:
 
 
 def read_signature(folder: StoreFolder) -> bytes:
-    """The signature file as it is written; `pipeline.sharing.signature` reads and verifies it.
+    """The signature file as it is written; `ltd_pipe.labels.signature` reads and verifies it.
 
     Raises
     ------
@@ -163,3 +157,188 @@ class FileHashes(dict[str, str]):
                 found=f"{found[:12]}…",
                 remedy="Fetch or make the store again.",
             )
+
+
+# --- That a store's files are those of its manifest: none missing, none changed, none besides.
+
+
+def verify_listing(folder: StoreFolder, hashes: FileHashes, chunks: AbstractSet[str]) -> None:
+    """Check each file but the chunks.
+
+    Parameters
+    ----------
+    folder : StoreFolder
+    hashes : FileHashes
+        Its manifest.
+    chunks : set of str
+        Names of chunk files, whose turn comes when their rows are checked too.
+
+    Raises
+    ------
+    StoreError
+        At the first file that is not listed, without looking at the others, or that is missing
+        or changed.
+    """
+    for found in _walk(folder, list(hashes)):
+        if found == SIGNATURE:
+            # It cannot be listed, being made of the list; who signed is another's question.
+            read_signature(folder)
+        elif found not in hashes and found != MANIFEST:
+            raise StoreError(
+                folder.path,
+                f"{ascii(found)[1:-1][:200]} is not listed in {MANIFEST}",
+                remedy="It is not the store's: remove it. File managers leave .DS_Store, ._NAME or "
+                "Thumbs.db.",
+            )
+    for name in hashes:
+        if name not in chunks:
+            hashes.verify(name)
+
+
+def _walk(folder: StoreFolder, listed: list[str]) -> Iterator[str]:
+    # Names as they come from the disk; of a folder in which nothing is listed its own, so that
+    # nobody can make us walk through millions of them. Links are not followed.
+    waiting = [""]
+    while waiting:
+        inside = waiting.pop()
+        try:
+            with os.scandir(folder.locate(inside)) as entries:
+                for entry in entries:
+                    name = inside + entry.name
+                    if entry.is_dir(follow_symlinks=False) and _holds_any(f"{name}/", listed):
+                        waiting.append(f"{name}/")
+                    else:
+                        yield name
+        except OSError as error:
+            raise StoreError(
+                folder.path, f"{inside or 'the folder'} cannot be listed ({error.strerror})"
+            ) from error
+
+
+def _holds_any(prefix: str, listed: list[str]) -> bool:
+    # In a sorted list, what begins with a prefix comes at its place.
+    place = bisect_left(listed, prefix)
+    return place < len(listed) and listed[place].startswith(prefix)
+
+
+# --- Files of a store, opened with suspicion: bounded, regular, and truly inside its folder.
+
+
+class StoreFolder:
+    """A folder that may come from anyone.
+
+    Parameters
+    ----------
+    path : Path
+        The folder; it may itself be a symbolic link, what is in it may not.
+
+    Raises
+    ------
+    MissingError
+        When there is nothing of that name.
+    StoreError
+        When it is no folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise MissingError(
+                path, "no such soft-label store", remedy="Make one with 'ltd-pipe label'."
+            )
+        if not path.is_dir():
+            raise StoreError(path, "is a file, and a soft-label store is a folder")
+        self.path = path
+        self._root = os.path.realpath(path)
+
+    def size(self, name: str) -> int:
+        """Size in bytes of a regular file that is no link and lies behind none.
+
+        Parameters
+        ----------
+        name : str
+            Relative to the store, with `/`; derived from the format or checked by
+            `ltd_pipe.labels.manifest`.
+        """
+        full = f"{self._root}/{name}"
+        try:
+            status = os.lstat(full)
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+        if os.path.realpath(full) != full:
+            raise StoreError(
+                self.path,
+                f"{name} is a symbolic link or lies behind one",
+                remedy="Copy the store with its links resolved (cp -rL); for DVC, set "
+                "cache.type to reflink,hardlink,copy.",
+            )
+        if not stat.S_ISREG(status.st_mode):
+            raise StoreError(self.path, f"{name} is not a regular file")
+        return status.st_size
+
+    def _unreadable(self, name: str, error: OSError) -> StoreError:
+        return StoreError(
+            self.path,
+            f"{name} is missing or unreadable ({error.strerror})",
+            remedy="Fetch or make the store again.",
+        )
+
+    def open(self, name: str) -> BufferedReader:
+        """Open a regular file for reading, without ever waiting for one."""
+        self.size(name)
+        # It may be another file by now: a link would lead elsewhere, a pipe wait for a writer.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            handle = os.fdopen(os.open(self.locate(name), flags), "rb")
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+        if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+            handle.close()
+            raise StoreError(self.path, f"{name} is not a regular file")
+        return handle
+
+    def locate(self, name: str) -> Path:
+        """The file of that name, wherever the process stands by now."""
+        return Path(self._root, name)
+
+    def require_size(self, name: str, expected: int) -> None:
+        """Refuse a file that is missing or longer or shorter than `expected` bytes."""
+        size = self.size(name)
+        if size != expected:
+            refuse_pointer(self.locate(name), self.path, StoreError, name)
+            raise StoreError(
+                self.path,
+                f"{name} is damaged",
+                expected=f"{expected} bytes",
+                found=size,
+                remedy="Fetch or make the store again.",
+            )
+
+    def read(self, name: str, limit: int) -> bytes:
+        """All bytes of a small file; one of more than `limit` bytes is refused unread."""
+        self.require_at_most(name, limit)
+        with self.open(name) as handle:
+            size = os.fstat(handle.fileno()).st_size
+            content = handle.read(min(size, limit) + 1)
+        if len(content) != size:
+            raise StoreError(self.path, f"{name} changed while it was read")
+        refuse_pointer(content, self.path, StoreError, name)
+        return content
+
+    def require_at_most(self, name: str, limit: int) -> None:
+        """Refuse a file that is missing or longer than `limit` bytes."""
+        size = self.size(name)
+        if size > limit:
+            raise StoreError(
+                self.path, f"{name} is too large", expected=f"at most {limit} bytes", found=size
+            )
+
+    def map(self, name: str, size: int) -> NDArray[np.uint8]:
+        """The bytes of a file of exactly `size` bytes, mapped read-only, not read."""
+        self.require_size(name, size)
+        with self.open(name) as handle:
+            # To touch memory behind the end of a file ends the process.
+            if os.fstat(handle.fileno()).st_size != size:
+                raise StoreError(self.path, f"{name} changed while it was opened")
+            mapped = np.memmap(handle, dtype=np.uint8, mode="r", shape=(size,))
+        # A plain view: each slice of a memmap costs microseconds of bookkeeping.
+        return mapped.view(np.ndarray)

@@ -11,21 +11,24 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 import torch
 
-from pipeline.errors import CheckpointError, ModelError
-from pipeline.models.classifier import Classifier
-from pipeline.models.foreign import load_foreign
-from pipeline.models.header import KEY, Header, describe, parse_header
-from pipeline.models.registry import build
-from pipeline.models.weights import (
+from ltd_pipe.errors import CheckpointError, ModelError
+from ltd_pipe.models.classifier import Classifier
+from ltd_pipe.models.foreign import (
+    KEY,
+    Header,
+    describe,
     fit,
     is_pickle,
+    load_foreign,
+    parse_header,
     read_metadata,
     read_tensors,
     require_file,
     require_finite,
     weights_digest,
 )
-from pipeline.publish import staged, unwritable
+from ltd_pipe.models.registry import build
+from ltd_pipe.publish import staged, unwritable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

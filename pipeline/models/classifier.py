@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from pipeline.errors import ModelError
-from pipeline.printable import nfc, quoted
+from ltd_pipe.errors import ModelError
+from ltd_pipe.text import nfc, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -171,7 +171,7 @@ class Classifier(nn.Module):
         """Take images of these heights and widths too, in the block: training with growing ones.
 
         Outside of it, and so wherever the classifier is judged, images have its own shape. That
-        the network can take them is what `pipeline.models.sizes.require_sizes` proves.
+        the network can take them is what `ltd_pipe.models.registry.require_sizes` proves.
         """
         # In place: twins share it.
         before = set(self._taken)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.models.classifier import Classifier
-from pipeline.models.registry import build
+from ltd_pipe.models.classifier import Classifier
+from ltd_pipe.models.registry import build
 
 __all__ = ["at_exit"]
 

@@ -3,7 +3,7 @@
 The first convolution is 3×3 with stride 1 and no pooling follows it, as in the CIFAR
 literature on robustness. Parameter names and arithmetic are those of RobustBench's model zoo
 (`ResNet18`; `PreActResNet` with `PreActBlockV2` and `bn_before_fc=True`), so that weights go
-both ways; a test holds the names. This file needs torch alone, since `pipeline.export` hands it
+both ways; a test holds the names. This file needs torch alone, since `ltd_pipe.export` hands it
 on as it is.
 """
 

@@ -1,6 +1,6 @@
 """A small convolutional network, quick enough for adversarial training on a processor.
 
-This file needs torch alone, since `pipeline.export` hands it on as it is.
+This file needs torch alone, since `ltd_pipe.export` hands it on as it is.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Parameter names and arithmetic are those of `WideResNet` in RobustBench's model zoo, so that
 weights go both ways; a test holds the names. This file needs torch alone, since
-`pipeline.export` hands it on as it is. Checkpoints from TRADES and AWP also hold
+`ltd_pipe.export` hands it on as it is. Checkpoints from TRADES and AWP also hold
 `sub_block1`, a block that their forward pass never runs: `load_foreign` leaves it out.
 """
 

@@ -28,20 +28,37 @@ enters `at`, `trades` and `mart` is our reading of LTD, not the paper's text;
 docs/robustness.md has what was measured.
 """
 
-from pipeline.objectives.adaad import Adaad
-from pipeline.objectives.ard import Ard
-from pipeline.objectives.around import Around, Taught
-from pipeline.objectives.clean import Clean
-from pipeline.objectives.divergence import cross_entropy, kl_divergence, kl_from_target
-from pipeline.objectives.exits import AttackedExits, MultiExit
-from pipeline.objectives.igdm import Igdm
-from pipeline.objectives.madry import Madry
-from pipeline.objectives.mart import Mart
-from pipeline.objectives.mtard import BalancedTeachers, Balances, balanced
-from pipeline.objectives.objective import Attacker, Labels, Loss, Moment, Objective
-from pipeline.objectives.opposing import AttackLoss, Opposing, opposing
-from pipeline.objectives.rslad import Rslad
-from pipeline.objectives.trades import Trades
+from ltd_pipe.objectives.adversarial import (
+    AttackLoss,
+    Clean,
+    Madry,
+    Mart,
+    Opposing,
+    Trades,
+    opposing,
+)
+from ltd_pipe.objectives.base import (
+    Around,
+    Attacker,
+    Labels,
+    Loss,
+    Moment,
+    Objective,
+    Taught,
+    cross_entropy,
+    kl_divergence,
+    kl_from_target,
+)
+from ltd_pipe.objectives.distillation import (
+    Adaad,
+    Ard,
+    BalancedTeachers,
+    Balances,
+    Igdm,
+    Rslad,
+    balanced,
+)
+from ltd_pipe.objectives.exits import AttackedExits, MultiExit
 
 __all__ = [
     "Adaad",

@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from pipeline.attacks import evaluation_mode
-from pipeline.objectives.divergence import cross_entropy
-from pipeline.objectives.objective import Loss, Objective
+from ltd_pipe.attacks import evaluation_mode
+from ltd_pipe.objectives.base import Loss, Objective, cross_entropy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipeline.attacks import LossOfLogits, Start
-    from pipeline.models.classifier import Classifier
-    from pipeline.objectives.objective import Attacker, Labels
+    from ltd_pipe.attacks import LossOfLogits, Start
+    from ltd_pipe.models.classifier import Classifier
+    from ltd_pipe.objectives.base import Attacker, Labels
 
 __all__ = ["AttackedExits", "MultiExit"]
 

@@ -4,8 +4,7 @@ Every field says its meaning, unit and special values; unknown keys are refused.
 fields are the options of the stage's command.
 """
 
-from pipeline.params.evaluate import EvaluateParams
-from pipeline.params.file import (
+from ltd_pipe.params.file import (
     Common,
     Params,
     load_params,
@@ -14,13 +13,14 @@ from pipeline.params.file import (
     read_yaml,
     require_named,
 )
-from pipeline.params.fit import FitParams
-from pipeline.params.label import LabelParams
-from pipeline.params.prepare import PrepareParams
-from pipeline.params.report import ReportParams
-from pipeline.params.section import Section
-from pipeline.params.teacher import TeacherParams
-from pipeline.params.train import TrainParams
+from ltd_pipe.params.fit import FitParams, TeacherParams, TrainParams
+from ltd_pipe.params.sections import (
+    EvaluateParams,
+    LabelParams,
+    PrepareParams,
+    ReportParams,
+    Section,
+)
 
 __all__ = [
     "Common",

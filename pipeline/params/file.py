@@ -4,35 +4,27 @@ from __future__ import annotations
 
 import difflib
 import re
+from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from pipeline.errors import MissingError, ParamsError
-from pipeline.params.evaluate import EvaluateParams
-from pipeline.params.label import LabelParams
-from pipeline.params.prepare import PrepareParams
-from pipeline.params.report import ReportParams
-from pipeline.params.section import Section
-from pipeline.params.teacher import TeacherParams
-from pipeline.params.train import TrainParams
+from ltd_pipe.errors import MissingError, ParamsError
+from ltd_pipe.params.fit import TeacherParams, TrainParams
+from ltd_pipe.params.sections import (
+    EvaluateParams,
+    LabelParams,
+    PrepareParams,
+    ReportParams,
+    Section,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from pydantic_core import ErrorDetails
-
-__all__ = [
-    "Common",
-    "Params",
-    "load_params",
-    "parse_params",
-    "parse_standalone",
-    "read_yaml",
-    "require_named",
-]
 
 
 class Common(Section):
@@ -259,3 +251,51 @@ def _suggestion(problem: ErrorDetails) -> str:
         model = model.model_fields[section].annotation
     close = difflib.get_close_matches(name, model.model_fields, n=1)
     return f"Did you mean '{close[0]}'?" if close else "Remove it."
+
+
+# --- The recipes: complete parameter files that come with the package.
+
+
+def recipe_names() -> list[str]:
+    """All recipes, by name."""
+    files = resources.files("ltd_pipe.recipes").iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def recipe_text(name: str) -> str:
+    """A recipe's file as it is, comments included.
+
+    Raises
+    ------
+    MissingError
+        When there is no such recipe.
+    """
+    names = recipe_names()
+    # Only a listed name becomes part of a path.
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
+        remedy = f"Did you mean '{close[0]}'?" if close else f"There are {', '.join(names)}."
+        raise MissingError(name, "no such recipe", remedy=remedy)
+    return (resources.files("ltd_pipe.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def recipe_summary(name: str) -> str:
+    """What a recipe is for: its first line, `# NAME: …`, without the name."""
+    first = recipe_text(name).partition("\n")[0]
+    return first.removeprefix(f"# {name}: ")
+
+
+def pipeline_text() -> str:
+    """dvc.yaml for a project of its own, where the code is an installed package.
+
+    That of the source tree, which is stages.yaml here: commands are `ltd-pipe`, and each stage
+    depends on the package's version in place of its files.
+    """
+    shipped = (resources.files("ltd_pipe") / "stages.yaml").read_text(encoding="utf-8")
+    text = shipped.replace("${launch} -m ltd_pipe", "ltd-pipe")
+    text = re.sub(r"(?:^ +- (?:pipeline|stages)/.*\n)+", f"      - {_VERSION}\n", text, flags=re.M)
+    outs = "    outs:\n      - data/inputs/images.json"
+    return text.replace(outs, outs.replace("\n", f"\n      - {_VERSION}: {{persist: true}}\n", 1))
+
+
+_VERSION = "data/inputs/version.json"

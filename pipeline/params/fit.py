@@ -3,19 +3,132 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from pipeline.images.augmentation import Augmentation
-from pipeline.images.mixing import PAIR, Mixing
-from pipeline.images.progressive import Sizes
-from pipeline.params.section import Number, Probability, Section
+from ltd_pipe.images.augment import Augmentation
+from ltd_pipe.images.mixup import PAIR, Mixing
+from ltd_pipe.images.stream import Sizes
+from ltd_pipe.params.sections import Number, Probability, Section, require_pixel_units
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["FitParams", "meant_in_unit"]
+
+# --- Parameters of the attack that training withstands.
+
+
+def _as_word(value: Any) -> Any:
+    # YAML reads off, unquoted, as false.
+    return "off" if value is False else value
+
+
+class AttackParams(Section):
+    """The threat model, and how training looks for the worst image in it."""
+
+    norm: Literal["linf", "l2"] = Field(
+        "linf",
+        description="threat model: linf moves no pixel by more than eps, l2 bounds the Euclidean "
+        "norm over all pixels of an image",
+    )
+    eps: Number = Field(
+        gt=0,
+        description="radius of the ball in pixel units, images in [0, 1]: such as 8/255 for "
+        "linf, 128/255 for l2",
+    )
+    attack: Literal["pgd", "n-fgsm", "fgsm-rs"] = Field(
+        "pgd",
+        description="pgd: Madry et al. 2018; of one step, several times faster: n-fgsm (de Jorge "
+        "et al. 2022), or fgsm-rs (Wong et al. 2020), which collapses more easily",
+    )
+    step_size: Number | None = Field(
+        None,
+        gt=0,
+        description="length of a step in the norm, in pixel units; null: 2.5 eps / attack_steps "
+        "for pgd, eps for n-fgsm, 1.25 eps for fgsm-rs",
+    )
+    attack_steps: int | None = Field(
+        None, ge=1, description="gradient steps in training; null: 10 for pgd, 1 for the others"
+    )
+    attack_start: Literal["uniform", "normal", "none"] | None = Field(
+        None,
+        description="pgd: begins at a random point of the ball, 0.001 N(0, 1) away, or at the "
+        "image; null: where the objective's authors do",
+    )
+    attack_loss: Literal["ce", "kl", "margin"] | None = Field(
+        None,
+        description="what the attack maximises: ce, the truth's cross entropy; kl, the divergence "
+        "from the clean answer; margin, the largest wrong logit less the true one; null: the "
+        "objective's own",
+    )
+    attack_noise: Number = Field(
+        2.0, ge=0, description="n-fgsm: its noise is uniform within so many times eps"
+    )
+    eps_warmup_epochs: Number = Field(
+        0.0, ge=0, description="eps and step_size grow from 0 over these epochs of training"
+    )
+    validation_attack_steps: int = Field(
+        10,
+        ge=1,
+        description="PGD steps, of 2.5 eps / steps each, when choosing the best checkpoint",
+    )
+    overfitting_alarm: Annotated[Literal["stop", "warn", "off"], BeforeValidator(_as_word)] = Field(
+        "stop",
+        description="when robust accuracy in validation collapses while the training attack finds "
+        "ever less (catastrophic overfitting): stop keeps the best checkpoint and ends, warn goes "
+        "on, off does not look",
+    )
+
+    @field_validator("eps", "step_size")
+    @classmethod
+    def _is_in_pixel_units(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None:
+            require_pixel_units(value, info.data.get("norm", "linf"))
+        return value
+
+    @model_validator(mode="after")
+    def _fast_attacks_are_what_they_are_called(self) -> AttackParams:
+        if self.attack == "pgd":
+            return self
+        if self.steps != 1:
+            raise ValueError(f"attack_steps: {self.attack} takes 1 step: found {self.steps}")
+        if self.step < self.eps:
+            # As it is given for PGD, which goes on from there.
+            raise ValueError(
+                f"step_size: one step of {self.attack} should be at least eps: found {self.step:g}"
+            )
+        if self.attack_start is not None:
+            raise ValueError(f"attack_start: {self.attack} begins where it begins; leave it null")
+        if self.attack == "n-fgsm" and self.norm != "linf":
+            raise ValueError("attack: n-fgsm is defined for norm linf")
+        return self
+
+    @model_validator(mode="after")
+    def _divergence_has_a_gradient(self) -> AttackParams:
+        if self.attack_loss == "kl" and self.begins_at_the_image:
+            raise ValueError("attack_loss: kl has no gradient at the image, where this one begins")
+        return self
+
+    @property
+    def begins_at_the_image(self) -> bool:
+        """Whether the first gradient is the clean image's."""
+        return self.attack_start == "none" or (self.attack == "n-fgsm" and not self.attack_noise)
+
+    @property
+    def steps(self) -> int:
+        """Gradient steps in training."""
+        return self.attack_steps or (10 if self.attack == "pgd" else 1)
+
+    @property
+    def step(self) -> float:
+        """Length of a training attack's step in the norm, pixel units."""
+        factor = {"pgd": 2.5 / self.steps, "n-fgsm": 1.0, "fgsm-rs": 1.25}[self.attack]
+        return factor * self.eps if self.step_size is None else self.step_size
+
+
+# --- Parameters that clean and adversarial training have in common.
+
 
 _LEAST_AVERAGED = 2
 _ROUNDING = 1e-9
@@ -239,3 +352,307 @@ class FitParams(Section):
         if self.progressive_resize is None:
             return None
         return Sizes(*self.progressive_resize, *self.progressive_between, self.epochs)
+
+
+# --- What the student is trained towards: its objective, its labels, and a teacher in the run.
+
+
+_ASK_TEACHER = ("adaad", "mtard")
+
+
+class ObjectiveParams(FitParams):
+    """Objective, labels and teacher; see docs/training.md."""
+
+    objective: Literal["at", "trades", "mart", "rslad", "ard", "adaad", "mtard", "exits"] = Field(
+        "at",
+        description="at: Madry et al. 2018; trades: Zhang et al. 2019; mart: Wang et al. 2020; "
+        "rslad: Zi et al. 2021; ard: Goldblum et al. 2020; adaad: Huang et al. 2023; mtard: Zhao "
+        "et al. 2024; exits: networks with several exits; see docs/training.md",
+    )
+    beta: Number = Field(6.0, ge=0, description="trades, mart: weight of the KL term")
+    robust_weight: Probability | None = Field(
+        None,
+        description="rslad, ard, adaad: weight of the term on attacked images, the rest is that "
+        "of clean ones; null: the authors', 5/6, 1 and 1",
+    )
+    awp_gamma: Number = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="adversarial weight perturbation, relative to each weight's norm: 0.005 for "
+        "trades and mart, 0.01 for at (Wu et al. 2020); 0: none",
+    )
+    awp_from_epoch: int = Field(
+        10, ge=0, description="so many epochs are trained without, before the first that has it"
+    )
+    igdm_weight: Number = Field(
+        0.0,
+        ge=0,
+        description="weight, at the end, of matching the teacher's change from x - δ to x + δ "
+        "(Lee et al. 2025, whose CIFAR-100 script has 20); needs teacher; 0: none",
+    )
+    attack_label: Literal["truth", "target"] = Field(
+        "truth",
+        description="at: the attack maximises the loss of the ground truth, or of the target",
+    )
+    exits: tuple[int, ...] | None = Field(
+        None, description="exits: which are trained, such as [1, 3], counted from 1; null: all"
+    )
+    attacked_exits: Literal["last", "average", "max-average"] = Field(
+        "max-average",
+        description="exits: the attack maximises the last one's loss, their mean, or is for each "
+        "image the worst on average of one attack for each exit",
+    )
+    label_kind: Literal["onehot", "smooth", "ltd", "live", "adr"] = Field(
+        "ltd",
+        description="onehot; smooth (see smoothing); ltd: from the store; live: by the teacher in "
+        "the run; adr: by the student's own moving average (Wu et al. 2024)",
+    )
+    smoothing: Number = Field(
+        0.1, ge=0, lt=1, description="smooth: mass moved from the true class to all evenly"
+    )
+    soft_weight: Probability = Field(
+        1.0, description="ltd, live: weight of the soft label; the rest is one-hot"
+    )
+    rectify: bool = Field(
+        False,
+        description="ltd, live: lower soft_weight per sample by max q - q[true], where the "
+        "teacher contradicts the ground truth (ADR)",
+    )
+    label_temperature: Number | None = Field(
+        None,
+        gt=0,
+        description="ltd: read the store's logits at this temperature; null: the soft labels as "
+        "they are stored",
+    )
+    teacher: str | None = Field(
+        None,
+        description="checkpoint of a teacher that is asked in the run, for adaad, mtard, "
+        "igdm_weight and label_kind live; null: none",
+    )
+    teacher_temperature: Number = Field(
+        1.0,
+        gt=0,
+        description="divides that teacher's logits, in place of the one it was trained at",
+    )
+    adr_temperatures: tuple[Number, Number] = Field(
+        (2.5, 2.0), description="adr: of the average's answers, from first to last step by cosine"
+    )
+    adr_weights: tuple[Probability, Probability] = Field(
+        (0.7, 0.95), description="adr: of the average's answers, likewise; the rest is one-hot"
+    )
+
+    @property
+    def distillation_temperature(self) -> float | None:
+        """What divided the logits of the soft labels; None: only the store knows."""
+        return self.teacher_temperature if self.label_kind == "live" else self.label_temperature
+
+    @property
+    def learns_from_labels(self) -> bool:
+        """Whether labels are part of the loss: AdaAD's are that of its clean term alone."""
+        return self.objective != "adaad" or self.robust_weight not in (None, 1.0)
+
+    @property
+    def reads_store(self) -> bool:
+        """Whether the run needs a store's labels."""
+        return self.label_kind == "ltd" and self.learns_from_labels
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether the run asks a teacher."""
+        asked = self.objective in _ASK_TEACHER or self.label_kind == "live"
+        return asked or self.igdm_weight > 0
+
+    @model_validator(mode="after")
+    def _teacher_is_there(self) -> ObjectiveParams:
+        if self.asks_teacher and self.teacher is None:
+            raise ValueError(
+                "adaad, mtard, igdm_weight and label_kind live ask a teacher: set teacher to its "
+                "checkpoint"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _labels_suit_the_objective(self) -> ObjectiveParams:
+        if self.objective == "ard" and self.label_kind not in ("ltd", "live"):
+            raise ValueError("ard distils a teacher's labels: set label_kind to ltd or live")
+        if self.objective == "ard" and self.distillation_temperature is None:
+            raise ValueError("ard softens the student as its labels were: set label_temperature")
+        if self.objective == "mtard":
+            self._require_plain_answers()
+        if self.label_temperature is not None and self.label_kind != "ltd":
+            instead = "; the teacher's is teacher_temperature" if self.label_kind == "live" else ""
+            raise ValueError(
+                f"label_temperature is that of a store, for label_kind ltd, found "
+                f"{self.label_kind}: set label_temperature: null{instead}"
+            )
+        if self.label_kind == "adr" and not self.ema_decay:
+            raise ValueError(
+                "label_kind adr learns from the weights' moving average: set ema_decay"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _numbers_are_sound(self) -> ObjectiveParams:
+        if min(self.adr_temperatures) <= 0:
+            raise ValueError("adr_temperatures must be above 0")
+        numbers = self.exits
+        if numbers is not None and (not numbers or list(numbers) != sorted({*numbers})):
+            raise ValueError("exits must be different numbers in ascending order")
+        return self
+
+    @model_validator(mode="after")
+    def _perturbation_begins(self) -> ObjectiveParams:
+        if self.awp_gamma and self.awp_from_epoch >= self.epochs:
+            raise ValueError(
+                f"awp_from_epoch: expected less than epochs, {self.epochs}, found "
+                f"{self.awp_from_epoch}: no epoch would have awp_gamma; lower it, or set "
+                "awp_gamma: 0"
+            )
+        return self
+
+    def _require_plain_answers(self) -> None:
+        # It moves the temperatures of both teachers itself, from 1 on.
+        plain = self.label_kind == "ltd" and self.label_temperature == 1 and not self.rectify
+        if not plain or self.soft_weight < 1 or self.teacher_temperature != 1:
+            raise ValueError(
+                "mtard softens both teachers itself: set label_kind: ltd, label_temperature: 1, "
+                "soft_weight: 1, rectify: false and teacher_temperature: 1"
+            )
+
+
+# --- Parameters of the stage that trains the teacher.
+
+
+class TeacherParams(FitParams):
+    """The teacher: trained on clean images, or given."""
+
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="mass moved from the true class to all classes evenly"
+    )
+    checkpoint: str | None = Field(
+        None, description="use these weights instead of training; null: train"
+    )
+    classes: str | None = Field(
+        None,
+        description="checkpoint of another project: file of its class names in the order of its "
+        "outputs, one per line or JSON; null: class_order says",
+    )
+    class_order: Literal["lexical", "natural"] | None = Field(
+        None,
+        description="checkpoint of another project: how its classes are sorted, lexical "
+        "(1, 10, 2) or natural (1, 2, 10); null: as the data's",
+    )
+
+    @model_validator(mode="after")
+    def _classes_are_of_a_checkpoint(self) -> TeacherParams:
+        for name in ("classes", "class_order"):
+            if getattr(self, name) is not None and self.checkpoint is None:
+                raise ValueError(f"{name}: is of a checkpoint, and none is given: remove it")
+        if self.classes is not None and self.class_order is not None:
+            raise ValueError("class_order: classes says the order already: set it to null")
+        return self
+
+
+# --- Parameters of the stage that trains the student.
+
+
+class TrainParams(AttackParams, ObjectiveParams):
+    """The student: adversarial training on one-hot, smoothed or the teacher's soft labels."""
+
+    temperature: Number = Field(
+        1.0, gt=0, description="the student's own, part of the model, in training and inference"
+    )
+    allow_poor_labels: bool = Field(
+        False,
+        description="train on a store's labels that are as good as uniform, or mostly contradict "
+        "the ground truth",
+    )
+    any_size: bool = Field(
+        False, description="take a store's labels of images of another size than the teacher saw"
+    )
+    validation_every: int = Field(1, ge=1, description="epochs between validations")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _labels_are_smoothed_by_their_kind(cls, content: Any) -> Any:
+        if isinstance(content, dict) and "label_smoothing" in content:
+            raise ValueError(
+                "label_smoothing: is the teacher's alone: remove it, or set label_kind: smooth, "
+                f"smoothing: {content['label_smoothing']}"
+            )
+        return content
+
+    @model_validator(mode="after")
+    def _weights_can_be_perturbed(self) -> TrainParams:
+        if self.precision == "float16" and self.awp_gamma:
+            # An overflow, which float16's scaling expects, would stay in the weights.
+            raise ValueError("awp_gamma needs precision bfloat16 or float32, not float16")
+        return self
+
+    @model_validator(mode="after")
+    def _trades_attack_has_a_gradient(self) -> TrainParams:
+        if self.objective == "trades" and not self.attack_loss and self.begins_at_the_image:
+            raise ValueError(
+                "attack_start: the loss that trades opposes has no gradient at the image; "
+                "leave it null, or choose an attack_loss"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _attack_opposes_one_label(self) -> TrainParams:
+        if self.attack_label == "truth":
+            return self
+        if self.objective != "at":
+            raise ValueError(
+                f"attack_label: target is for objective at, found {self.objective}, which opposes "
+                "what is its own: set attack_label: truth"
+            )
+        if self.attack_loss is not None:
+            raise ValueError(
+                f"attack_label: target has no part in attack_loss {self.attack_loss}: set "
+                "attack_loss: null, or attack_label: truth"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _eps_is_reached(self) -> TrainParams:
+        if self.eps_warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"eps_warmup_epochs: expected less than epochs, {self.epochs}, found "
+                f"{self.eps_warmup_epochs:g}: eps would never be reached; lower it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _labels_can_be_mixed(self) -> TrainParams:
+        if self.mixing.is_none:
+            return self
+        if self.objective == "mtard":
+            raise ValueError(
+                "objective mtard softens a teacher's answers anew, which those of a mixture's two "
+                "images together are not: set cutmix_probability and mixup_probability to 0"
+            )
+        one_class = {
+            "objective mart": self.objective == "mart",
+            "attack_loss margin": self.attack_loss == "margin",
+            "label_kind adr": self.label_kind == "adr",
+            "label_kind live with soft_weight below 1 or rectify": self.label_kind == "live"
+            and (self.soft_weight < 1 or self.rectify),
+        }
+        for what, asked in one_class.items():
+            if asked:
+                raise ValueError(
+                    f"{what} is defined by an image's one true class, which a mixture has not: "
+                    "set cutmix_probability and mixup_probability to 0"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _only_the_student_sees_small_images(self) -> TrainParams:
+        if self.progressive_resize and (self.asks_teacher or self.label_kind == "adr"):
+            raise ValueError(
+                "progressive_resize: a teacher in the run (or the average of adr) is not asked "
+                "about images of other sizes than the data's: take labels from a store"
+            )
+        return self

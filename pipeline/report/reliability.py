@@ -2,20 +2,201 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import io
+import re
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from pipeline.errors import ResultError
-from pipeline.evaluation.accuracy import BINS, mean_gap, wilson_interval
-from pipeline.report.drawing import COLOURS, STYLES, draw
-from pipeline.report.results import Document, Share, read_result
+from ltd_pipe.errors import MissingError, ResultError
+from ltd_pipe.evaluation.accuracy import BINS, mean_gap, wilson_interval
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["BINS", "Bin", "Reliability", "draw_reliability", "read_reliability"]
+
+# --- Reading the files that earlier stages left, with a clear line for one that is damaged.
+
+
+Result = TypeVar("Result")
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Document(BaseModel):
+    """Base of what is read: frozen; keys that a later version adds are passed over."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+def read_bytes(path: Path, remedy: str) -> bytes:
+    """All bytes of a file.
+
+    Raises
+    ------
+    MissingError
+        When it is not there; the error ends with `remedy`.
+    ResultError
+        When it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise MissingError(path, "no such file", remedy=remedy) from error
+    except OSError as error:
+        raise ResultError(path, f"cannot be read: {error.strerror}") from error
+
+
+def read_result(path: Path, kind: type[Result], command: str) -> Result:
+    """Read a JSON file of a known form.
+
+    Parameters
+    ----------
+    path : Path
+    kind : type
+        A `Document`, or a list of them.
+    command : str
+        What writes the file, for the remedy.
+
+    Raises
+    ------
+    MissingError
+        When it is not there.
+    ResultError
+        When it is not JSON, or a value is missing or impossible.
+    """
+    content = read_bytes(path, f"Run '{command}' first.")
+    remedy = f"Run '{command}' again."
+    try:
+        return TypeAdapter(kind).validate_json(content)
+    except ValidationError as error:
+        raise _refused(error, path, remedy) from error
+
+
+def parse_result(content: dict[str, Any], kind: type[Result], path: Path, command: str) -> Result:
+    """Check what was already read from `path`; see `read_result`."""
+    try:
+        return TypeAdapter(kind).validate_python(content)
+    except ValidationError as error:
+        raise _refused(error, path, f"Run '{command}' again.") from error
+
+
+def _refused(error: ValidationError, path: Path, remedy: str) -> ResultError:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    what = f"{key}: {first['msg']}" if key else f"is damaged ({first['msg']})"
+    found = repr(first["input"])[:60] if key and first["type"] != "missing" else None
+    return ResultError(path, what, found=found, remedy=remedy)
+
+
+# --- Figures as SVG that takes its colours from the page, so that one file suits light and dark.
+
+
+# Stand-ins that no default of matplotlib uses; each becomes the CSS variable of its name.
+COLOURS = {
+    "ink": "#010203",
+    "muted": "#010204",
+    "rule": "#010205",
+    "student": "#010206",
+    "baseline": "#010207",
+    "teacher": "#010208",
+    "A": "#010209",
+    "B": "#01020b",
+}
+# Not by colour alone: each model, and each of two runs, has a line style and a marker of its own.
+STYLES: dict[str, dict[str, Any]] = {
+    "student": {"linestyle": "-", "marker": "o"},
+    "baseline": {"linestyle": (0, (5, 2)), "marker": "s"},
+    "teacher": {"linestyle": (0, (1, 1.5)), "marker": "^"},
+    "A": {"linestyle": (0, (5, 2)), "marker": "s"},
+    "B": {"linestyle": "-", "marker": "o"},
+}
+_SIZE = (5.2, 3.4)
+_SETTINGS: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "font.size": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": COLOURS["rule"],
+    "axes.labelcolor": COLOURS["muted"],
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.labelsize": 12,
+    "grid.color": COLOURS["rule"],
+    "grid.linewidth": 0.6,
+    "xtick.color": COLOURS["rule"],
+    "ytick.color": COLOURS["rule"],
+    "xtick.labelcolor": COLOURS["muted"],
+    "ytick.labelcolor": COLOURS["muted"],
+    "text.color": COLOURS["ink"],
+    "legend.frameon": False,
+    "legend.fontsize": 11,
+    "lines.linewidth": 2,
+    "lines.markersize": 4,
+}
+
+
+def draw(
+    name: str,
+    paint: Callable[..., None],
+    *,
+    heights: Sequence[float] = (1.0,),
+    size: tuple[float, float] = _SIZE,
+) -> str:
+    """One figure.
+
+    Parameters
+    ----------
+    name : str
+        Unique on the page.
+    paint : callable
+        Given matplotlib's axes, one for each height. It draws numbers and words of ours alone.
+    heights : sequence of float
+        Of panels above each other that share the horizontal axis, in proportion.
+    size : tuple of float
+        Width and height; in proportion, since the page scales it.
+
+    Returns
+    -------
+    str
+        An `<svg>` element; the same arguments give the same text.
+    """
+    # Here and not at the top: importing matplotlib makes a folder in the user's home.
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    text = io.StringIO()
+    settings: Any = _SETTINGS | {"svg.hashsalt": name}
+    with mpl.rc_context():
+        # The user's own settings would give other bytes.
+        mpl.rcdefaults()
+        mpl.rcParams.update(settings)
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasSVG(figure)
+        panels = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)
+        paint(*panels[:, 0])
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(text.getvalue(), name)
+
+
+def _inline(svg: str, name: str) -> str:
+    """An SVG file as an element of the page: no prolog, ids of its own, colours by variable."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'href="#', f'href="#{name}-', svg)
+    svg = svg.replace("url(#", f"url(#{name}-")
+    for colour, stand_in in COLOURS.items():
+        svg = svg.replace(stand_in, f"var(--{colour})")
+    # What it shows is said in the figure's caption.
+    return svg.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1).strip()
+
+
+# --- Reliability: how often a model is right that says it is so sure.
+
 
 _COMMAND = "ltd-pipe evaluate"
 

@@ -5,32 +5,697 @@ from __future__ import annotations
 import csv
 import io
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from pipeline.errors import MissingError, ResultError
-from pipeline.evaluation.doubts import ON_TRAINING, on_training
-from pipeline.models.checkpoint import read_facts
-from pipeline.provenance import sha256_file
-from pipeline.report.results import (
+from ltd_pipe.errors import MissingError, ResultError
+from ltd_pipe.evaluation.accuracy import wilson_interval
+from ltd_pipe.evaluation.results import ON_TRAINING, on_training
+from ltd_pipe.models.checkpoint import read_facts
+from ltd_pipe.provenance import sha256_file
+from ltd_pipe.report.reliability import (
     Document,
+    Reliability,
     Share,
     parse_result,
     read_bytes,
+    read_reliability,
     read_result,
 )
+from ltd_pipe.text import differences
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from pipeline.report.scores import Settings
 
-__all__ = ["CURVES", "CollapseFacts", "Curve", "Run", "RunFacts", "Timing", "read_run"]
+# --- How numbers are put into words, the same everywhere on the page.
+
+
+_NBSP = "\u00a0"
+# With fewer images the second decimal of a percentage is finer than one image.
+_FINE = 5_000
+
+
+def percent_text(share: float, n: int) -> str:
+    """A share of n images as a percentage, no finer than n allows.
+
+    Parameters
+    ----------
+    share : float
+        In [0, 1].
+    n : int
+        Number of images.
+    """
+    return f"{_digits(share, n)}{_NBSP}%"
+
+
+def interval_text(low: float, high: float, n: int) -> str:
+    """The bounds of a share of n images, as `71.2 to 74.9 %`."""
+    return f"{_digits(low, n)} to {percent_text(high, n)}"
+
+
+def _digits(share: float, n: int) -> str:
+    return f"{100 * share:.{2 if n >= _FINE else 1}f}"
+
+
+def norm_text(norm: str) -> str:
+    """A norm of metrics.json."""
+    return {"linf": "L∞", "l2": "L2"}[norm]
+
+
+def number_text(value: float) -> str:
+    """A number with at most four significant digits and no trailing zeros."""
+    return f"{value:.4g}"
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds as `48 s`, `3 min 5 s` or `2 h 14 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f}{_NBSP}s" if seconds < 10 else f"{whole}{_NBSP}s"
+    if whole < 3600:
+        return f"{whole // 60}{_NBSP}min {whole % 60}{_NBSP}s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60}{_NBSP}h {minutes % 60}{_NBSP}min"
+
+
+def phrase(items: list[str]) -> str:
+    """Join items as in a sentence: `a`, `a and b`, `a, b and c`."""
+    if len(items) < 2:
+        return "".join(items)
+    return f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+# --- Under what an accuracy was measured, and why two of them cannot be compared.
+
+
+_TOGETHER = "all_attacks"
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What decides the accuracies of an evaluation.
+
+    Attributes
+    ----------
+    norm : str
+    eps : float
+        Pixel units.
+    quick : bool
+        It was a first look.
+    decides : mapping of str to dict
+        What decides each attack's number, by its key with `_` for `-`; plain values. Evaluations
+        of before have none.
+    attacks : tuple
+        What they say once for all attacks but AutoAttack.
+    autoattack_version : str or None
+    """
+
+    norm: str
+    eps: float
+    quick: bool
+    decides: Mapping[str, dict[str, Any]]
+    attacks: tuple[Any, ...]
+    autoattack_version: str | None
+
+
+def unlike(attack: str, mine: Conditions, theirs: Conditions) -> str:
+    """Why two accuracies under one attack cannot be compared, or nothing.
+
+    Parameters
+    ----------
+    attack : str
+        Its key; `clean` is none, and always alike.
+    mine, theirs : Conditions
+        On the same test images.
+    """
+    if attack == "clean":
+        return ""
+    if (mine.norm, mine.eps) != (theirs.norm, theirs.eps):
+        return f"{mine.norm} {mine.eps:.4g} against {theirs.norm} {theirs.eps:.4g}"
+    if mine.quick != theirs.quick:
+        return "one is a first look"
+    key = attack.replace("-", "_")
+    if key == _TOGETHER:
+        return _unlike_sets(mine.decides, theirs.decides)
+    return _unlike_attacks(key, mine, theirs)
+
+
+def _unlike_sets(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    # The number is of the images that stood under every attack of the list: its own row says no
+    # more than the threat.
+    if not mine or not theirs:
+        return "the attacks behind it are not recorded"
+    keys = [key for key in {**mine, **theirs} if key != _TOGETHER]
+    unequal = [key for key in keys if mine.get(key) != theirs.get(key)]
+    return f"other attacks ({', '.join(unequal)})" if unequal else ""
+
+
+def _unlike_attacks(key: str, mine: Conditions, theirs: Conditions) -> str:
+    if key in mine.decides and key in theirs.decides:
+        found = differences(theirs.decides[key], mine.decides[key])
+        unequal = [name for name, _, _ in found]
+        return f"other settings ({', '.join(unequal)})" if unequal else ""
+    # Evaluations of before say it once for all attacks.
+    if key == "autoattack":
+        same = mine.autoattack_version == theirs.autoattack_version
+        return "" if same else "another version of AutoAttack"
+    return "" if mine.attacks == theirs.attacks else "other settings"
+
+
+# --- An evaluation with whatever attacks it has: metrics.json, and what its settings say.
+
+
+# The score that is of corrupted images, not of attacked ones.
+CORRUPTION = "corruption"
+
+_EVALUATE = "ltd-pipe evaluate"
+
+
+class _Metrics(Document):
+    """metrics.json; each accuracy that has an interval is read."""
+
+    model_config = ConfigDict(extra="allow")
+
+    n: int = Field(ge=1)
+    eps: float = Field(gt=0)
+    norm: str = "linf"
+    quick: bool = False
+    checkpoint_sha256: str | None = None
+    clean_accuracy: Share
+    expected_calibration_error: Share | None = None
+    autoattack: dict[str, Share] = Field({})
+    intervals: dict[str, tuple[Share, Share]]
+    not_measured: tuple[str, ...] = ()
+    attacks: tuple[AttackRow, ...] = ()
+    corruptions: CorruptedSets | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An evaluation.
+
+    Attributes
+    ----------
+    n : int
+        Test images.
+    norm : str
+    eps : float
+        Radius, pixel units.
+    quick : bool
+        It was a first look.
+    scores : dict of str to Score
+        By what they are called in metrics.json without `_accuracy`, `clean` first.
+    after : dict of str to float
+        What AutoAttack's attacks left, in the order they ran.
+    calibration_error : float or None
+    not_measured : tuple of str
+        What the evaluation itself says that it left out.
+    settings : Settings
+    names : dict of str to str
+        What people call an attack, where the evaluation says so.
+    decides : dict of str to dict
+        What decides an attack's number, likewise; plain values.
+    checkpoint_sha256 : str or None
+        Of the checkpoint that was measured; None where the evaluation does not say.
+    warnings : tuple of str
+        What makes the numbers doubtful.
+    """
+
+    n: int
+    norm: str
+    eps: float
+    quick: bool
+    scores: dict[str, Score]
+    after: dict[str, float]
+    calibration_error: float | None
+    not_measured: tuple[str, ...]
+    settings: Settings
+    names: dict[str, str] = field(default_factory=dict)
+    decides: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    checkpoint_sha256: str | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def conditions(self) -> Conditions:
+        """What decides the accuracies."""
+        threat, settings = (self.norm, self.eps, self.quick), self.settings
+        return Conditions(*threat, self.decides, settings.attacks, settings.autoattack_version)
+
+    def warning_lines(self, name: str) -> list[str]:
+        """What the evaluation warns of, each line with the model's name."""
+        return warning_lines(name, self.warnings, self.settings.flags)
+
+
+def read_measured(metrics: Path, evaluation: Path) -> Measured:
+    """Read an evaluation.
+
+    Parameters
+    ----------
+    metrics : Path
+        metrics.json.
+    evaluation : Path
+        Folder of its settings.json.
+
+    Raises
+    ------
+    MissingError
+        When one of them is not there.
+    ResultError
+        When one is damaged, an accuracy is outside its interval, or the two are of different
+        evaluations.
+    """
+    found = read_result(metrics, _Metrics, _EVALUATE)
+    path = evaluation / "settings.json"
+    if not path.exists():
+        raise MissingError(
+            path,
+            f"no such file, and it holds the rest of {metrics}",
+            remedy=f"Run 'ltd-pipe evaluate --metrics {metrics} --out {evaluation}', or rename "
+            "the folder that it wrote.",
+        )
+    settings = read_result(path, Settings, _EVALUATE)
+    said = (found.checkpoint_sha256, found.norm, found.eps, found.n)
+    require_one_evaluation(*said, settings, path)
+    scores = {
+        name.removesuffix("_accuracy"): _score(found, name, metrics) for name in found.intervals
+    }
+    return Measured(
+        n=found.n,
+        norm=found.norm,
+        eps=found.eps,
+        quick=found.quick,
+        scores=scores,
+        after=found.autoattack,
+        calibration_error=found.expected_calibration_error,
+        not_measured=found.not_measured,
+        settings=settings,
+        names={attack.filed: attack.name for attack in found.attacks},
+        decides={attack.filed: attack.decides for attack in found.attacks},
+        checkpoint_sha256=found.checkpoint_sha256 or settings.checkpoint_sha256,
+        warnings=found.warnings,
+    )
+
+
+def measured_of(scores: Scores) -> Measured:
+    """The same face of an evaluation that the report has read."""
+    metrics = scores.metrics
+    names = {"pgd": scores.pgd_name, "autoattack": "AutoAttack"}
+    found = {name: scores.score(f"{name}_accuracy") for name in ("clean", *names)}
+    found |= {row.filed: scores.attack(row.key) for row in metrics.attacks if row.key not in found}
+    return Measured(
+        n=metrics.n,
+        norm=metrics.norm,
+        eps=metrics.eps,
+        quick=metrics.quick,
+        scores={name: score for name, score in found.items() if score is not None},
+        after=metrics.autoattack,
+        calibration_error=metrics.expected_calibration_error,
+        not_measured=metrics.not_measured,
+        settings=scores.settings,
+        names=names | {row.filed: row.name for row in metrics.attacks},
+        decides=scores.conditions.decides,
+        checkpoint_sha256=scores.checkpoint_sha256,
+        warnings=metrics.warnings,
+    )
+
+
+def _score(found: _Metrics, name: str, path: Path) -> Score:
+    value, (low, high) = getattr(found, name, None), found.intervals[name]
+    # Half a millionth: the bounds may have been rounded when they were written.
+    if not isinstance(value, int | float) or not low - 5e-7 <= value <= high + 5e-7:
+        raise ResultError(
+            path,
+            f"intervals.{name}",
+            expected=f"bounds around {value}",
+            found=[low, high],
+            remedy=f"Run '{_EVALUATE}' again.",
+        )
+    corrupted = found.corruptions if name == f"{CORRUPTION}_accuracy" else None
+    return Score(float(value), low, high, corrupted.n if corrupted else found.n)
+
+
+# --- What an evaluation gave: metrics.json, and the files of its folder.
+
+
+_COMMAND = "ltd-pipe evaluate"
+# Before its flags, among the warnings of metrics.json.
+_OF_AUTOATTACK = "AutoAttack: "
+# Behind by_eps.json and examples.npz, whatever evaluate.pgd_steps is.
+CURVE_ATTACK = "PGD-20"
+
+
+@dataclass(frozen=True)
+class Score:
+    """An accuracy with its 95 % interval; fractions."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, value: float, n: int) -> Score:
+        """The score of a fraction of n images, with Wilson's interval."""
+        return cls(value, *wilson_interval(round(value * n), n), n)
+
+    @property
+    def hits(self) -> int:
+        """How many images were right."""
+        return round(self.value * self.n)
+
+
+class AttackRow(Document):
+    """One attack of metrics.json: what it is called, what was measured, and what decides it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    key: str
+    name: str
+    n: int = Field(ge=1)
+    accuracy: Share
+    low: Share
+    high: Share
+
+    @property
+    def filed(self) -> str:
+        """Its key as metrics.json and dvc metrics call it."""
+        return self.key.replace("-", "_")
+
+    @property
+    def decides(self) -> dict[str, Any]:
+        """Norm, steps and whatever else decides the number."""
+        return dict(self.model_extra or {})
+
+
+class CorruptedSets(Document):
+    """How many images, and sets of them, the accuracy on corrupted images is of."""
+
+    n: int = Field(ge=1)
+    sets: int = Field(ge=1)
+
+
+class Metrics(Document):
+    """metrics.json: accuracies and intervals are fractions, eps is in pixel units."""
+
+    n: int = Field(ge=1)
+    norm: Literal["linf", "l2"] = "linf"
+    eps: float = Field(gt=0)
+    quick: bool = False
+    checkpoint_sha256: str | None = None
+    attacks: tuple[AttackRow, ...] = ()
+    autoattack_version: str | None = None
+    clean_accuracy: Share
+    pgd_accuracy: Share
+    autoattack_accuracy: Share | None = None
+    expected_calibration_error: Share
+    expected_calibration_error_under_attack: Share | None = None
+    autoattack: dict[str, Share] = Field({})
+    intervals: dict[str, tuple[Share, Share]] = Field({})
+    corruption_accuracy: Share | None = None
+    corruptions: CorruptedSets | None = None
+    not_measured: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @field_validator("eps")
+    @classmethod
+    def _is_in_pixel_units(cls, eps: float, info: ValidationInfo) -> float:
+        if info.data.get("norm") == "linf" and eps > 1:
+            raise ValueError("radii of linf are at most 1, in pixel units")
+        return eps
+
+
+class EpsPoint(Document):
+    """One radius of by_eps.json."""
+
+    eps: float = Field(ge=0)
+    robust_accuracy: Share
+    low: Share
+    high: Share
+    n: int | None = Field(None, ge=1)
+
+
+class ClassScore(Document):
+    """One class's images under one attack, in per_class.json."""
+
+    n: int = Field(ge=0)
+    accuracy: Share | None
+    low: Share
+    high: Share
+
+    @property
+    def score(self) -> Score | None:
+        """As other accuracies; None where the class has no images."""
+        return None if self.accuracy is None else Score(self.accuracy, self.low, self.high, self.n)
+
+
+class AttackSettings(Document):
+    """One attack of settings.json."""
+
+    name: str
+    steps: int | None = None
+    restarts: int | None = None
+    step_size: float | None = None
+
+
+class Settings(Document):
+    """settings.json: how it was measured; what else it holds is shown as it is."""
+
+    model_config = ConfigDict(extra="allow")
+
+    attacks: tuple[AttackSettings, ...] = ()
+    autoattack_version: str | None = None
+    flags: tuple[str, ...] = ()
+    norm: str | None = None
+    eps: float | None = None
+    images: int | None = None
+    checkpoint_sha256: str | None = None
+    data_fingerprint: str | None = None
+    seed: int | None = None
+    software: dict[str, str] = Field({})
+    hardware: dict[str, Any] = Field({})
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All that was measured of one model.
+
+    Attributes
+    ----------
+    metrics : Metrics
+    by_eps : tuple of EpsPoint
+        Rising in eps; empty where it was not measured.
+    settings : Settings
+    reliability : Reliability or None
+        Accuracy by confidence; None of an evaluation that did not write it.
+    by_class : dict of str to dict
+        For each class its scores by the attack's key; empty likewise.
+    """
+
+    metrics: Metrics
+    by_eps: tuple[EpsPoint, ...]
+    settings: Settings
+    reliability: Reliability | None = None
+    by_class: dict[str, dict[str, ClassScore]] = field(default_factory=dict)
+
+    @property
+    def checkpoint_sha256(self) -> str | None:
+        """Of the checkpoint that was measured; None where the evaluation does not say."""
+        return self.metrics.checkpoint_sha256 or self.settings.checkpoint_sha256
+
+    @property
+    def conditions(self) -> Conditions:
+        """What decides the accuracies."""
+        metrics, settings = self.metrics, self.settings
+        threat = (metrics.norm, metrics.eps, metrics.quick)
+        decides = {row.filed: row.decides for row in metrics.attacks}
+        return Conditions(*threat, decides, settings.attacks, settings.autoattack_version)
+
+    def score(self, name: str) -> Score | None:
+        """An accuracy of metrics.json with its interval, or None where it was not measured.
+
+        Parameters
+        ----------
+        name : str
+            `clean_accuracy`, `pgd_accuracy`, `autoattack_accuracy` or `corruption_accuracy`.
+        """
+        value = getattr(self.metrics, name)
+        if value is None:
+            return None
+        bounds, n = self.metrics.intervals.get(name), self.metrics.n
+        if name == "corruption_accuracy" and self.metrics.corruptions is not None:
+            n = self.metrics.corruptions.n
+        return Score(value, *bounds, n) if bounds else Score.of(value, n)
+
+    def warnings(self, name: str) -> list[str]:
+        """What the evaluation warns of, each line with the model's name."""
+        return warning_lines(name, self.metrics.warnings, self.settings.flags)
+
+    def attack(self, key: str) -> Score | None:
+        """What an attack of the list left, or None where it was not run."""
+        found = (row for row in self.metrics.attacks if row.key == key)
+        row = next(found, None)
+        return None if row is None else Score(row.accuracy, row.low, row.high, row.n)
+
+    @property
+    def pgd_name(self) -> str:
+        """PGD as people call it: steps and restarts included."""
+        for attack in self.settings.attacks:
+            if attack.name.upper().startswith("PGD") and attack.steps:
+                restarts = f", {attack.restarts} restarts" if (attack.restarts or 1) > 1 else ""
+                return f"PGD-{attack.steps}{restarts}"
+        return "PGD"
+
+
+def warning_lines(name: str, warnings: tuple[str, ...], flags: tuple[str, ...]) -> list[str]:
+    """What an evaluation warns of, each line with the model's name.
+
+    Parameters
+    ----------
+    name : str
+        What the model is called: `the student`, `A`.
+    warnings : tuple of str
+        Of metrics.json, those of AutoAttack included.
+    flags : tuple of str
+        AutoAttack's own, of settings.json, where older evaluations have them alone.
+    """
+    told = [line for line in warnings if line.startswith(_OF_AUTOATTACK)]
+    own = [line.removeprefix(_OF_AUTOATTACK) for line in told]
+    found = [f"AutoAttack warns of {name}: {flag}" for flag in dict.fromkeys((*flags, *own))]
+    others = (line for line in warnings if line not in told)
+    return found + [f"The evaluation warns of {name}: {line}" for line in others]
+
+
+def read_scores(metrics: Path, folder: Path | None) -> Scores:
+    """Read an evaluation.
+
+    Parameters
+    ----------
+    metrics : Path
+        metrics.json.
+    folder : Path or None
+        Holds settings.json, by_eps.json, reliability.json and per_class.json; each may be missing.
+
+    Raises
+    ------
+    MissingError
+        When there is no metrics.json.
+    ResultError
+        When a file is damaged, an accuracy is outside its interval, or two of them are of
+        different evaluations.
+    """
+    found = read_result(metrics, Metrics, _COMMAND)
+    _require_intervals(found, metrics)
+    settings = Settings()
+    if folder is not None and (folder / "settings.json").exists():
+        settings = read_result(folder / "settings.json", Settings, _COMMAND)
+        said = (found.checkpoint_sha256, found.norm, found.eps, found.n)
+        require_one_evaluation(*said, settings, folder / "settings.json")
+    by_eps = () if folder is None else read_by_eps(folder)
+    return Scores(found, by_eps, settings, _reliability(found, folder), _by_class(folder))
+
+
+def _by_class(folder: Path | None) -> dict[str, dict[str, ClassScore]]:
+    path = None if folder is None else folder / "per_class.json"
+    if path is None or not path.exists():
+        return {}
+    rows = read_result(path, list[dict[str, ClassScore | str]], _COMMAND)
+    return {
+        str(row.get("class")): {k: one for k, one in row.items() if isinstance(one, ClassScore)}
+        for row in rows
+    }
+
+
+def read_by_eps(folder: Path) -> tuple[EpsPoint, ...]:
+    """The curve of an evaluation's folder, rising in eps; empty where it was not measured.
+
+    Raises
+    ------
+    ResultError
+        When by_eps.json is damaged.
+    """
+    path = folder / "by_eps.json"
+    found = read_result(path, list[EpsPoint], _COMMAND) if path.exists() else []
+    return tuple(sorted(found, key=lambda point: point.eps))
+
+
+def require_one_evaluation(
+    sha256: str | None, norm: str, eps: float, n: int, settings: Settings, path: Path
+) -> None:
+    """Refuse settings of another evaluation than that of the numbers.
+
+    Parameters
+    ----------
+    sha256 : str or None
+        Of the checkpoint, as metrics.json has it; that of older ones does not.
+    norm : str
+    eps : float
+    n : int
+        Images.
+    settings : Settings
+    path : Path
+        settings.json.
+
+    Raises
+    ------
+    ResultError
+        When both say one of these, and differ.
+    """
+    pairs = {
+        "SHA-256 of the checkpoint": (sha256, settings.checkpoint_sha256),
+        "norm": (norm, settings.norm),
+        "eps": (eps, settings.eps),
+        "images": (n, settings.images),
+    }
+    for what, (expected, found) in pairs.items():
+        if None not in (expected, found) and expected != found:
+            raise ResultError(
+                path,
+                f"is of another evaluation than the metrics: {what}",
+                expected=_short(expected),
+                found=_short(found),
+                remedy=f"Name the folder that '{_COMMAND}' wrote with these metrics.",
+            )
+
+
+def _short(value: Any) -> Any:
+    return value[:12] if isinstance(value, str) else value
+
+
+def _reliability(found: Metrics, folder: Path | None) -> Reliability | None:
+    path = None if folder is None else folder / "reliability.json"
+    if path is None or not path.exists():
+        return None
+    errors = {
+        "clean": found.expected_calibration_error,
+        "under_attack": found.expected_calibration_error_under_attack,
+    }
+    return read_reliability(path, found.n, errors)
+
+
+def _require_intervals(found: Metrics, path: Path) -> None:
+    for name, (low, high) in found.intervals.items():
+        value = getattr(found, name, None)
+        # Half a millionth: the bounds may have been rounded when they were written.
+        if value is not None and not low - 5e-7 <= value <= high + 5e-7:
+            raise ResultError(
+                path,
+                f"intervals.{name}",
+                expected=f"bounds around {value}",
+                found=[low, high],
+                remedy=f"Run '{_COMMAND}' again.",
+            )
+
+
+# --- What a training run left: its checkpoint's facts, its curves, its times.
+
 
 CURVES = ("train/loss", "validation/clean_accuracy", "validation/robust_accuracy")
 

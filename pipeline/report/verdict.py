@@ -9,21 +9,25 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.evaluation.doubts import worthless
-from pipeline.report.audit import masking_line
-from pipeline.report.measured import Measured, measured_of
-from pipeline.report.wording import eps_text, interval_text, norm_text, percent_text, phrase
+from ltd_pipe.evaluation.results import eps_text, worthless
+from ltd_pipe.report.facts import masking_line
+from ltd_pipe.report.runs import (
+    Measured,
+    interval_text,
+    measured_of,
+    norm_text,
+    percent_text,
+    phrase,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from pipeline.compare.mcnemar import Paired
-    from pipeline.compare.table import Comparison
-    from pipeline.report.audit import Audit
-    from pipeline.report.facts import Facts
-    from pipeline.report.pair import PairFacts
-    from pipeline.report.runs import Run
-    from pipeline.report.scores import Score
+    from ltd_pipe.evaluation.statistics import Paired
+    from ltd_pipe.report.compare import Comparison
+    from ltd_pipe.report.facts import Audit, Facts
+    from ltd_pipe.report.pair import PairFacts
+    from ltd_pipe.report.runs import Run, Score
 
 __all__ = [
     "Contest",

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import MachineError, MissingError, StoreError, TransferError, install_extra
-from pipeline.sharing.patience import InterruptedTransferError
-from pipeline.sharing.source import Body
+from ltd_pipe.errors import MachineError, MissingError, StoreError, TransferError, install_extra
+from ltd_pipe.sharing.patience import InterruptedTransferError
+from ltd_pipe.sharing.source import Body
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pipeline.sharing.crew import Pulse
-    from pipeline.sharing.location import Location
-    from pipeline.sharing.patience import Patience
+    from ltd_pipe.sharing.crew import Pulse
+    from ltd_pipe.sharing.location import Location
+    from ltd_pipe.sharing.patience import Patience
 
 __all__ = ["BucketSource", "open_filesystem"]
 

@@ -8,20 +8,20 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import BusyError, StoreError
-from pipeline.labels.manifest import MANIFEST
-from pipeline.labels.read import SoftLabels
-from pipeline.publish import exclusive
-from pipeline.sharing.location import local_location
-from pipeline.sharing.pull import pull_store
-from pipeline.sharing.remote import RemoteStore
+from ltd_pipe.errors import BusyError, StoreError
+from ltd_pipe.labels.manifest import MANIFEST
+from ltd_pipe.labels.reader import SoftLabels
+from ltd_pipe.publish import exclusive
+from ltd_pipe.sharing.location import local_location
+from ltd_pipe.sharing.pull import pull_store
+from ltd_pipe.sharing.remote import RemoteStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.sharing.location import Location
-    from pipeline.sharing.patience import Patience
-    from pipeline.sharing.pull import Progress
+    from ltd_pipe.sharing.location import Location
+    from ltd_pipe.sharing.patience import Patience
+    from ltd_pipe.sharing.pull import Progress
 
 __all__ = ["cache_folder", "cached_store", "find_cached", "open_nearest"]
 

@@ -6,7 +6,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from pipeline.errors import TransferError
+from ltd_pipe.errors import TransferError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -5,26 +5,19 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
-from pipeline.combine.source import ProvenStore
-from pipeline.combine.subset import (
-    kept_arrays,
-    require_same_places,
-    rows_of_range,
-    subset_store,
-)
-from pipeline.labels.folder import StoreFolder
-from pipeline.labels.manifest import FileHashes
-from pipeline.labels.read import SoftLabels
-from pipeline.labels.stored import StoredArray
-from pipeline.publish import exclusive
-from pipeline.sharing.pull import Tally, new_state, save_files
+from ltd_pipe.labels.derive import kept_arrays, require_same_places, rows_of_range, subset_store
+from ltd_pipe.labels.foreign import ProvenStore
+from ltd_pipe.labels.manifest import FileHashes, StoreFolder
+from ltd_pipe.labels.reader import SoftLabels, StoredArray
+from ltd_pipe.publish import exclusive
+from ltd_pipe.sharing.pull import Tally, new_state, save_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from pipeline.sharing.pull import Progress
-    from pipeline.sharing.remote import RemoteStore, Survey
+    from ltd_pipe.sharing.pull import Progress
+    from ltd_pipe.sharing.remote import RemoteStore, Survey
 
 __all__ = ["pull_excerpt"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
-from pipeline.errors import LocationError
+from ltd_pipe.errors import LocationError
 
 __all__ = ["SCHEMES", "Location", "is_url", "local_location", "parse_location"]
 

@@ -6,14 +6,14 @@ import shutil
 import threading
 from typing import TYPE_CHECKING
 
-from pipeline.labels.read import SoftLabels
-from pipeline.publish import replace_tree, require_free, staged
+from ltd_pipe.labels.reader import SoftLabels
+from ltd_pipe.publish import replace_tree, require_free, staged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from pipeline.sharing.remote import RemoteStore
+    from ltd_pipe.sharing.remote import RemoteStore
 
     # Called with the bytes that are there and with the bytes there will be.
     Progress = Callable[[int, int], None]

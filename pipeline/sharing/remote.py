@@ -8,28 +8,27 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from pipeline.errors import MissingError, StoreError, TransferError
-from pipeline.labels.manifest import (
+from ltd_pipe.errors import MissingError, StoreError, TransferError
+from ltd_pipe.labels.format import parse_metadata
+from ltd_pipe.labels.manifest import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
     MAX_SIGNATURE_BYTES,
     SIGNATURE,
     parse_manifest,
 )
-from pipeline.labels.metadata import parse_metadata
-from pipeline.sharing.crew import run_tasks
-from pipeline.sharing.patience import Patience
-from pipeline.sharing.source import open_source
-from pipeline.sharing.transfer import Wanted, fetch_file, fetch_small
+from ltd_pipe.sharing.crew import run_tasks
+from ltd_pipe.sharing.patience import Patience
+from ltd_pipe.sharing.source import open_source
+from ltd_pipe.sharing.transfer import Wanted, fetch_file, fetch_small
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from pipeline.labels.arrays import ArrayLayout
-    from pipeline.labels.format import StoreAttributes
-    from pipeline.sharing.crew import Pulse, Task
-    from pipeline.sharing.location import Location
+    from ltd_pipe.labels.format import ArrayLayout, StoreAttributes
+    from ltd_pipe.sharing.crew import Pulse, Task
+    from ltd_pipe.sharing.location import Location
 
 __all__ = ["RemoteStore", "Survey"]
 

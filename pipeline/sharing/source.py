@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
-    from pipeline.sharing.crew import Pulse
-    from pipeline.sharing.location import Location
-    from pipeline.sharing.patience import Patience
+    from ltd_pipe.sharing.crew import Pulse
+    from ltd_pipe.sharing.location import Location
+    from ltd_pipe.sharing.patience import Patience
 
 __all__ = ["Body", "Source", "open_source"]
 
@@ -73,9 +73,9 @@ class Source(Protocol):
 def open_source(location: Location, patience: Patience, jobs: int) -> Source:
     """What reads from a location, in at most `jobs` threads at a time."""
     if location.scheme in ("http", "https"):
-        from pipeline.sharing.web import WebSource
+        from ltd_pipe.sharing.web import WebSource
 
         return WebSource(location, patience, jobs)
-    from pipeline.sharing.bucket import BucketSource
+    from ltd_pipe.sharing.bucket import BucketSource
 
     return BucketSource(location, patience)

@@ -8,17 +8,17 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from pipeline.errors import StoreError, TransferError
-from pipeline.provenance import sha256_file
-from pipeline.publish import writing
-from pipeline.sharing.patience import PROGRESS_BYTES, InterruptedTransferError
+from ltd_pipe.errors import StoreError, TransferError
+from ltd_pipe.provenance import sha256_file
+from ltd_pipe.publish import writing
+from ltd_pipe.sharing.patience import PROGRESS_BYTES, InterruptedTransferError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.sharing.crew import Pulse
-    from pipeline.sharing.patience import Patience
-    from pipeline.sharing.source import Source
+    from ltd_pipe.sharing.crew import Pulse
+    from ltd_pipe.sharing.patience import Patience
+    from ltd_pipe.sharing.source import Source
 
 __all__ = ["Wanted", "fetch_file", "fetch_small"]
 

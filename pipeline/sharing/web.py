@@ -17,16 +17,16 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
-from pipeline.errors import LtdPipeError, MissingError, StoreError, TransferError
-from pipeline.sharing.patience import InterruptedTransferError
-from pipeline.sharing.source import Body
+from ltd_pipe.errors import LtdPipeError, MissingError, StoreError, TransferError
+from ltd_pipe.sharing.patience import InterruptedTransferError
+from ltd_pipe.sharing.source import Body
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pipeline.sharing.crew import Pulse
-    from pipeline.sharing.location import Location
-    from pipeline.sharing.patience import Patience
+    from ltd_pipe.sharing.crew import Pulse
+    from ltd_pipe.sharing.location import Location
+    from ltd_pipe.sharing.patience import Patience
 
 __all__ = ["WebSource"]
 

@@ -5,21 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline import objectives
-from pipeline.errors import ParamsError
-from pipeline.training.live_teacher import LiveLabels
-from pipeline.training.schedule import learning_rate
-from pipeline.training.self_distillation import SelfDistillation
+from ltd_pipe import objectives
+from ltd_pipe.errors import ParamsError
+from ltd_pipe.training.data import LiveLabels, SelfDistillation
+from ltd_pipe.training.optim import learning_rate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.models.classifier import Classifier
-    from pipeline.objectives import Moment, Objective
-    from pipeline.params import TrainParams
-    from pipeline.training.live_teacher import LiveTeacher
-
-__all__ = ["Ingredients", "choose_objective"]
+    from ltd_pipe.models.classifier import Classifier
+    from ltd_pipe.objectives import Moment, Objective
+    from ltd_pipe.params import TrainParams
+    from ltd_pipe.training.data import LiveTeacher
 
 
 @dataclass(frozen=True)

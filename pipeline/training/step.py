@@ -8,32 +8,225 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pipeline import rng
-from pipeline.attacks import Frozen
-from pipeline.device import autocast
-from pipeline.images.pixels import to_unit
-from pipeline.objectives import Labels, Taught
-from pipeline.training.awp import perturbed_weights
-from pipeline.training.dropout import seed_dropout
-from pipeline.training.optimiser import make_optimiser
-from pipeline.training.target_softness import TARGET_SUMS, target_sums
+from ltd_pipe import rng
+from ltd_pipe.attacks import Frozen
+from ltd_pipe.device import autocast
+from ltd_pipe.images.manifest import to_unit
+from ltd_pipe.objectives import Labels, Taught
+from ltd_pipe.training.optim import make_optimiser
+from ltd_pipe.training.softness import TARGET_SUMS, target_sums
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pipeline.attacks import Adversary, LossOfLogits
-    from pipeline.images.stream import Batch
-    from pipeline.models.classifier import Classifier
-    from pipeline.objectives import Attacker, Loss, Moment, Objective
-    from pipeline.params import FitParams
-    from pipeline.team import Team
-    from pipeline.training.awp import Perturbation
-    from pipeline.training.examples import Drawn, Examples
-    from pipeline.training.passes import Passes
+    from ltd_pipe.attacks import Adversary, LossOfLogits
+    from ltd_pipe.device import Passes
+    from ltd_pipe.distributed import Team
+    from ltd_pipe.images.stream import Batch
+    from ltd_pipe.models.classifier import Classifier
+    from ltd_pipe.objectives import Attacker, Loss, Moment, Objective
+    from ltd_pipe.params import FitParams
+    from ltd_pipe.training.data import Drawn, Examples
 
-__all__ = ["Step"]
+
+# --- Dropout and stochastic depth: what a network draws for itself is a function of the step.
+#
+# Such modules draw from torch's own generators, which have a state. Seeded anew before each step,
+# they need no place in a snapshot, and an interrupted run draws what it would have drawn.
+
+
+def caller_generators_kept(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Put torch's generators back, when the block ends, to where the caller had them.
+
+    Parameters
+    ----------
+    device : torch.device
+        Of the network; the CPU's generator is put back too.
+    """
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
+def seed_dropout(seed: int, step: int, rank: int, device: torch.device) -> None:
+    """Seed what the modules of a network draw from during one step.
+
+    Always done, since it costs microseconds, and a network without such modules draws nothing. The
+    device is not waited for.
+
+    Parameters
+    ----------
+    seed : int
+        The run's.
+    step : int
+        Of the run.
+    rank : int
+        Of this process. Each draws for its own images, so they must not draw alike.
+    device : torch.device
+        Of the network; the CPU's generator is seeded too.
+    """
+    key = rng.stream_key(seed, f"dropout/{rank}", step) >> 1
+    # Not torch.manual_seed: without a GPU it keeps a record of every call, for when one is used.
+    torch.default_generator.manual_seed(key)
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(key)
+
+
+# --- Adversarial weight perturbation (Wu et al. 2020, section 4): a step against the worst weights.
+#
+# Before each step the weights go up the loss, each layer by γ of its own norm; the gradient of
+# the step is taken there, and the perturbation is taken back after it. The authors' code takes
+# one SGD step on a copy of the model and scales it per layer by ‖w‖ / ‖w_copy - w‖. That ratio is
+# ascent along the gradient whatever the copy's learning rate, so no copy is needed here.
+
+
+_TINY = 1e-20
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """How the weights are perturbed.
+
+    Attributes
+    ----------
+    gamma : float
+        Length of the perturbation of each weight, relative to the weight's norm.
+    from_epoch : int
+        The epochs before it are trained without.
+    """
+
+    gamma: float
+    from_epoch: int
+
+
+@contextlib.contextmanager
+def perturbed_weights(
+    model: torch.nn.Module,
+    gradients_of: Callable[[list[torch.Tensor]], list[torch.Tensor]],
+    gamma: float,
+) -> Iterator[None]:
+    """Move the weights up a loss for the block.
+
+    Parameters
+    ----------
+    model : Module
+        In training mode. Its batch statistics are left as they were, since the pass over the
+        proxy is not a training pass.
+    gradients_of : callable
+        Gradients of the loss at the model's weights, for the list of weights it is given.
+    gamma : float
+        Length of the perturbation of each weight, relative to the weight's norm.
+    """
+    weights: list[torch.Tensor] = [weight for weight in model.parameters() if weight.dim() > 1]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    gradients = gradients_of(weights)
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        moves = [
+            gamma * weight.norm() / (gradient.norm() + _TINY) * gradient
+            for weight, gradient in zip(weights, gradients, strict=True)
+        ]
+        for weight, move in zip(weights, moves, strict=True):
+            weight.add_(move)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, move in zip(weights, moves, strict=True):
+                weight.sub_(move)
+
+
+# --- Batch normalisation over the images of all processes: the number of them changes nothing.
+#
+# torch's own works on GPUs alone, where no test of ours can run. The attack's passes, ten of the
+# twelve in a step, are in evaluation mode and need no message.
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over all processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
+        del ctx
+        total = tensor.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        del ctx
+        total = gradients[0].clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+
+class SyncedBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation whose batch is that of all processes together."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalise by the mean and variance over all processes, in float32."""
+        if not self.training:
+            return super().forward(images)
+        mean, variance, count = _statistics(images.float())
+        self._follow(mean.detach(), variance.detach(), count)
+        scale = torch.rsqrt(variance + self.eps)
+        if self.affine:
+            scale = scale * self.weight
+        shift = -mean * scale
+        if self.affine:
+            shift = shift + self.bias
+        return (images * scale[:, None, None] + shift[:, None, None]).to(images.dtype)
+
+    @torch.no_grad()
+    def _follow(self, mean: torch.Tensor, variance: torch.Tensor, count: torch.Tensor) -> None:
+        if self.running_mean is None or self.running_var is None:
+            return
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked += 1
+        momentum = 0.1 if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), momentum)
+
+
+def _statistics(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    channels = values.shape[1]
+    here = values.new_full((1,), values.numel() / channels)
+    sums = _Sum.apply(torch.cat([values.sum(dim=(0, 2, 3)), here]))
+    count = sums[channels].detach()
+    mean = sums[:channels] / count
+    # Around the common mean, in a second message: the mean of squares less the squared mean
+    # would lose digits.
+    squares = (values - mean[:, None, None]).square().sum(dim=(0, 2, 3))
+    return mean, _Sum.apply(squares) / count, count
+
+
+def synchronise(network: nn.Module) -> None:
+    """Let all batch normalisations of a network share their statistics from now on.
+
+    Weights and state keep their names, so that a checkpoint does not tell on how many processes
+    it was trained.
+    """
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.BatchNorm2d:
+                setattr(module, name, _synced(child))
+
+
+def _synced(norm: nn.BatchNorm2d) -> SyncedBatchNorm2d:
+    synced = SyncedBatchNorm2d(
+        norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
+    )
+    # The very parameters, which an optimiser may hold already.
+    synced._parameters, synced._buffers = norm._parameters, norm._buffers
+    synced.training = norm.training
+    return synced
+
+
+# --- One optimiser step: augment, attack, perturb, differentiate, and move the weights.
+
 
 # Float16 has no gradients below 6e-8: those of an attack are scaled, and their signs stay.
 _ATTACK_SCALE = 1024.0

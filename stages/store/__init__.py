@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import click
 
-from stages.lazy import LazyGroup
+from ltd_pipe.stages.console import LazyGroup
 
 __all__ = ["store"]
 
 
 @click.group(
     cls=LazyGroup,
-    package="stages.store",
+    package="ltd_pipe.stages.store",
     summaries={
         "info": "Say what a store holds, who made it, and what its labels are like.",
         "verify": "Check a store, that it belongs to the images, and who signed it.",

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stages.outputs import TABLE, refuse_existing, refuse_overlap
-from stages.progress import counter
-from stages.store.made import data_option, made_options, show_made
-from stages.usage import refuse_given
+from ltd_pipe.stages.console import counter, refuse_given
+from ltd_pipe.stages.options import TABLE, refuse_existing, refuse_overlap
+from ltd_pipe.stages.store.made import data_option, made_options, show_made
 
 if TYPE_CHECKING:
-    from pipeline.combine.origin import Origin
-    from pipeline.labels.join import ImagesLike
+    from ltd_pipe.labels.derive import Origin
+    from ltd_pipe.labels.join import ImagesLike
 
 __all__ = ["convert"]
 
@@ -74,7 +73,7 @@ def convert(
         refuse_given(made, "has no meaning for --to: a table carries what the store says")
         _export(path, target_kind, out, force=force, as_json=as_json)
         return
-    from pipeline.labels.write import require_replaceable
+    from ltd_pipe.labels.writer import require_replaceable
 
     require_replaceable(out, replace=force)
     origin = _origin(options)
@@ -87,7 +86,7 @@ def convert(
 
 
 def _origin(options: dict[str, Any]) -> Origin:
-    from pipeline.combine.origin import Origin
+    from ltd_pipe.labels.derive import Origin
 
     return Origin.told(
         options["teacher_sha256"],
@@ -99,10 +98,9 @@ def _origin(options: dict[str, Any]) -> Origin:
 
 
 def _export(path: Path, kind: str, out: Path, *, force: bool, as_json: bool) -> None:
-    from pipeline.combine.npz import write_npz
-    from pipeline.combine.parquet import write_parquet
-    from pipeline.combine.source import ProvenStore
-    from pipeline.provenance import sha256_file
+    from ltd_pipe.labels.foreign import ProvenStore
+    from ltd_pipe.labels.tables import write_npz, write_parquet
+    from ltd_pipe.provenance import sha256_file
 
     refuse_existing(out, force=force, kind=TABLE)
     source = ProvenStore(path)
@@ -125,9 +123,7 @@ def _export(path: Path, kind: str, out: Path, *, force: bool, as_json: bool) -> 
 
 
 def _from_table(path: Path, kind: str | None, origin: Origin, options: dict[str, Any]) -> str:
-    from pipeline.combine.npz import NpzColumns
-    from pipeline.combine.parquet import ParquetColumns
-    from pipeline.combine.tables import store_of_table
+    from ltd_pipe.labels.tables import NpzColumns, ParquetColumns, store_of_table
 
     _refuse_unused(options, ("average_crops", "top_k", "trust_order"), f"a {kind} file")
     columns = NpzColumns(path) if kind == "npz" else ParquetColumns(path)
@@ -149,8 +145,8 @@ def _from_table(path: Path, kind: str | None, origin: Origin, options: dict[str,
 
 
 def _images(data: Path | None) -> ImagesLike | None:
-    from pipeline.combine.images import HashedImages
-    from pipeline.images.beton import open_beton
+    from ltd_pipe.images.beton import open_beton
+    from ltd_pipe.labels.foreign import HashedImages
 
     if data is None:
         return None
@@ -161,11 +157,14 @@ def _images(data: Path | None) -> ImagesLike | None:
 
 
 def _from_folder(path: Path, kind: str, origin: Origin, options: dict[str, Any]) -> str:
-    from pipeline.combine.fkd import FkdLabels
-    from pipeline.combine.foreign import ImageLabels, store_of_images
-    from pipeline.combine.images import HashedImages
-    from pipeline.combine.relabel import RelabelLabels
-    from pipeline.combine.tinyvit import TinyVitLabels
+    from ltd_pipe.labels.foreign import (
+        FkdLabels,
+        HashedImages,
+        ImageLabels,
+        RelabelLabels,
+        TinyVitLabels,
+        store_of_images,
+    )
 
     data, average = options["data"], options["average_crops"]
     if data is None or not data.is_dir():

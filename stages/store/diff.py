@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stages.progress import counter
+from ltd_pipe.stages.console import counter
 
 if TYPE_CHECKING:
-    from pipeline.combine.diff import Comparison
+    from ltd_pipe.labels.diff import Comparison
 
 __all__ = ["diff"]
 
@@ -43,8 +43,8 @@ def diff(first: Path, second: Path, rows: int, labels_only: bool, as_json: bool)
     Example:
       ltd-pipe store diff labels.zarr other.zarr --rows 5
     """
-    from pipeline.combine.diff import compare_stores
-    from pipeline.combine.source import ProvenStore
+    from ltd_pipe.labels.diff import compare_stores
+    from ltd_pipe.labels.foreign import ProvenStore
 
     sources = ProvenStore(first), ProvenStore(second)
     with counter("compare", sources[0].store.num_samples) as progress:

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stages.fetched import local_folder
+from ltd_pipe.stages.fetched import local_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from pipeline.labels.format import StoreAttributes
-    from pipeline.labels.read import SoftLabels
-    from pipeline.labels.softness import LabelSummary
+    from ltd_pipe.labels.format import StoreAttributes
+    from ltd_pipe.labels.reader import SoftLabels
+    from ltd_pipe.labels.softness import LabelSummary
 
 __all__ = ["info"]
 
@@ -34,7 +34,7 @@ def info(store: str, as_json: bool) -> None:
 
     STORE is a folder, or a URL that 'store pull' takes.
     """
-    from pipeline.labels.read import SoftLabels
+    from ltd_pipe.labels.reader import SoftLabels
 
     opened = SoftLabels.open(local_folder(store))
     summary = opened.summary()
@@ -61,8 +61,7 @@ def _facts(opened: SoftLabels, summary: LabelSummary) -> dict[str, Any]:
 
 
 def _size(opened: SoftLabels) -> dict[str, int]:
-    from pipeline.labels.folder import StoreFolder
-    from pipeline.labels.manifest import MANIFEST
+    from ltd_pipe.labels.manifest import MANIFEST, StoreFolder
 
     layouts = [array.layout for array in opened.arrays.values()]
     chunks = sum(layout.num_chunks for layout in layouts)
@@ -80,9 +79,9 @@ def _size(opened: SoftLabels) -> dict[str, int]:
 
 
 def _signature(path: Path) -> dict[str, Any] | None:
-    from pipeline.errors import MachineError, SignatureError
-    from pipeline.labels.manifest import SIGNATURE
-    from pipeline.sharing.signature import NAMESPACE, claimed_signer
+    from ltd_pipe.errors import MachineError, SignatureError
+    from ltd_pipe.labels.manifest import SIGNATURE
+    from ltd_pipe.labels.signature import NAMESPACE, claimed_signer
 
     try:
         found = claimed_signer(path)
@@ -106,7 +105,7 @@ def _print_table(opened: SoftLabels, summary: LabelSummary) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from pipeline.printable import printable
+    from ltd_pipe.text import printable
 
     # Names of at most twelve letters: a hash fits beside them in a terminal of 80.
     table = Table.grid(padding=(0, 2, 0, 0))
@@ -157,7 +156,7 @@ def _samples(opened: SoftLabels) -> str:
 
 
 def _classes(names: tuple[str, ...]) -> str:
-    from pipeline.printable import one_line
+    from ltd_pipe.text import one_line
 
     first = ", ".join(one_line(name, 20) for name in names[:8])
     return f"{len(names):,}: {first}{', …' if len(names) > 8 else ''}"

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stages.progress import counter
+from ltd_pipe.stages.console import counter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from click.decorators import FC
 
-    from pipeline.labels.join import ImagesLike
+    from ltd_pipe.labels.join import ImagesLike
 
 __all__ = ["data_option", "made_options", "read_images", "show_made"]
 
@@ -43,7 +43,7 @@ def data_option(text: str) -> Callable[[FC], FC]:
 
 def read_images(data: Path | None, class_names: tuple[str, ...]) -> ImagesLike | None:
     """Open what --data names, which may take the time of reading all images."""
-    from pipeline.combine.images import open_images
+    from ltd_pipe.labels.foreign import open_images
 
     if data is None:
         return None
@@ -53,7 +53,7 @@ def read_images(data: Path | None, class_names: tuple[str, ...]) -> ImagesLike |
 
 def show_made(out: Path, identity: str, *, as_json: bool, judged: bool = False) -> None:
     """Say what was made, of what; and what is odd about labels that came from elsewhere."""
-    from pipeline.labels.read import SoftLabels
+    from ltd_pipe.labels.reader import SoftLabels
 
     store = SoftLabels.open(out)
     known = store.attributes

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.errors import StoreError
-from stages.outputs import refuse_overlap
-from stages.progress import counter
-from stages.store.made import data_option, made_options, read_images, show_made
-from stages.usage import of_option
+from ltd_pipe.errors import StoreError
+from ltd_pipe.stages.console import counter, of_option
+from ltd_pipe.stages.options import refuse_overlap
+from ltd_pipe.stages.store.made import data_option, made_options, read_images, show_made
 
 if TYPE_CHECKING:
-    from pipeline.combine.source import ProvenStore
+    from ltd_pipe.labels.foreign import ProvenStore
 
 __all__ = ["merge"]
 
@@ -61,9 +60,9 @@ def merge(
       ltd-pipe store merge part-0.zarr part-1.zarr --data train.beton --out labels.zarr
       ltd-pipe store merge a.zarr b.zarr --average --weights 0.7,0.3 --out both.zarr
     """
-    from pipeline.combine.average import normalised_weights
-    from pipeline.combine.source import ProvenStore
-    from pipeline.labels.write import require_replaceable
+    from ltd_pipe.labels.foreign import ProvenStore
+    from ltd_pipe.labels.merge import normalised_weights
+    from ltd_pipe.labels.writer import require_replaceable
 
     if len(paths) < 2:
         raise click.UsageError("two stores or more are needed")
@@ -91,7 +90,7 @@ def _averaged(
     by_hash: bool,
     force: bool,
 ) -> str:
-    from pipeline.combine.average import average_stores
+    from ltd_pipe.labels.merge import average_stores
 
     _refuse_repeated(sources)
     with counter("average", sources[0].store.num_samples) as progress:
@@ -114,7 +113,7 @@ def _refuse_repeated(sources: list[ProvenStore]) -> None:
 
 
 def _merged(sources: list[ProvenStore], out: Path, data: Path | None, *, force: bool) -> str:
-    from pipeline.combine.merge import merge_stores
+    from ltd_pipe.labels.merge import merge_stores
 
     images = read_images(data, sources[0].store.attributes.class_names)
     with counter("merge", sum(source.store.num_samples for source in sources)) as progress:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stages.fetched import fetch_to_cache
-from stages.outputs import refuse_overlap
-from stages.progress import transfer
-from stages.store.subset import RowRange
+from ltd_pipe.stages.console import transfer
+from ltd_pipe.stages.fetched import fetch_to_cache
+from ltd_pipe.stages.options import refuse_overlap
+from ltd_pipe.stages.store.subset import RowRange
 
 if TYPE_CHECKING:
-    from pipeline.sharing.location import Location
-    from pipeline.sharing.patience import Patience
+    from ltd_pipe.sharing.location import Location
+    from ltd_pipe.sharing.patience import Patience
 
 __all__ = ["pull"]
 
@@ -68,8 +68,8 @@ def pull(
     With --rows or --arrays only the chunks that are needed are fetched, and the result is the
     store that 'store subset' would make of the whole one.
     """
-    from pipeline.sharing.location import parse_location
-    from pipeline.sharing.patience import Patience
+    from ltd_pipe.sharing.location import parse_location
+    from ltd_pipe.sharing.patience import Patience
 
     part = rows is not None or arrays is not None
     if part and out is None:
@@ -88,10 +88,10 @@ def pull(
 
 
 def _whole(location: Location, out: Path, patience: Patience, jobs: int, *, force: bool) -> Path:
-    from pipeline.labels.write import require_replaceable
-    from pipeline.publish import exclusive
-    from pipeline.sharing.cache import open_nearest
-    from pipeline.sharing.pull import pull_store
+    from ltd_pipe.labels.writer import require_replaceable
+    from ltd_pipe.publish import exclusive
+    from ltd_pipe.sharing.cache import open_nearest
+    from ltd_pipe.sharing.pull import pull_store
 
     require_replaceable(out, replace=force)
     with (
@@ -113,9 +113,9 @@ def _part(
     *,
     force: bool,
 ) -> Path:
-    from pipeline.labels.write import require_replaceable
-    from pipeline.sharing.cache import open_nearest
-    from pipeline.sharing.excerpt import pull_excerpt
+    from ltd_pipe.labels.writer import require_replaceable
+    from ltd_pipe.sharing.cache import open_nearest
+    from ltd_pipe.sharing.excerpt import pull_excerpt
 
     require_replaceable(out, replace=force)
     with (
@@ -127,7 +127,7 @@ def _part(
 
 
 def _show(folder: Path, *, as_json: bool) -> None:
-    from pipeline.labels.read import SoftLabels
+    from ltd_pipe.labels.reader import SoftLabels
 
     store = SoftLabels.open(folder)
     if as_json:

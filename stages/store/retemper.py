@@ -7,10 +7,9 @@ from typing import Any
 
 import click
 
-from stages.outputs import refuse_overlap
-from stages.progress import counter
-from stages.store.made import made_options, show_made
-from stages.usage import of_option
+from ltd_pipe.stages.console import counter, of_option
+from ltd_pipe.stages.options import refuse_overlap
+from ltd_pipe.stages.store.made import made_options, show_made
 
 __all__ = ["retemper"]
 
@@ -64,15 +63,15 @@ def retemper(
       ltd-pipe store retemper labels.zarr --temperature auto:0.9 --out soft.zarr
       ltd-pipe store retemper labels.zarr --top-k 50 --out small.zarr
     """
-    from pipeline.combine.retemper import (
+    from ltd_pipe.labels.derive import (
         require_informative,
         require_top_k,
         retemper_store,
         temperature_for,
     )
-    from pipeline.combine.source import ProvenStore
-    from pipeline.labels.softmax import require_temperature
-    from pipeline.labels.write import require_replaceable
+    from ltd_pipe.labels.foreign import ProvenStore
+    from ltd_pipe.labels.softmax import require_temperature
+    from ltd_pipe.labels.writer import require_replaceable
 
     if temperature is None and top_k is None:
         raise click.UsageError("--temperature, --top-k or both are needed")

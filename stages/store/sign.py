@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from stages.progress import counter
+from ltd_pipe.stages.console import counter
 
 __all__ = ["sign"]
 
@@ -35,7 +35,7 @@ def sign(path: Path, key: Path, force: bool, as_json: bool) -> None:
       ltd-pipe store sign labels.zarr --key ~/.ssh/id_ed25519
       ltd-pipe store sign labels.zarr --key id_ed25519_sk --force
     """
-    from pipeline.sharing.signature import require_unsigned, sign_store
+    from ltd_pipe.labels.signature import require_unsigned, sign_store
 
     require_unsigned(path, replace=force)
     with counter("verify", None) as progress:

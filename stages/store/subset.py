@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stages.outputs import refuse_overlap
-from stages.progress import counter
-from stages.store.made import data_option, made_options, read_images, show_made
-from stages.usage import of_option
+from ltd_pipe.stages.console import counter, of_option
+from ltd_pipe.stages.options import refuse_overlap
+from ltd_pipe.stages.store.made import data_option, made_options, read_images, show_made
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from pipeline.labels.join import ImagesLike
-    from pipeline.labels.read import SoftLabels
+    from ltd_pipe.labels.join import ImagesLike
+    from ltd_pipe.labels.reader import SoftLabels
 
 __all__ = ["RowRange", "subset"]
 
@@ -71,9 +70,9 @@ def subset(
       ltd-pipe store subset labels.zarr --data part.beton --out part.zarr
       ltd-pipe store subset labels.zarr --arrays soft_labels --out small.zarr
     """
-    from pipeline.combine.source import ProvenStore
-    from pipeline.combine.subset import subset_store
-    from pipeline.labels.write import require_replaceable
+    from ltd_pipe.labels.derive import subset_store
+    from ltd_pipe.labels.foreign import ProvenStore
+    from ltd_pipe.labels.writer import require_replaceable
 
     if sum((rows is not None, data is not None, bool(classes))) > 1:
         raise click.UsageError("--rows, --data and --class exclude each other")
@@ -103,7 +102,7 @@ def _chosen(
     data: Path | None,
     classes: tuple[str, ...],
 ) -> NDArray[np.int64]:
-    from pipeline.combine.subset import rows_of_classes, rows_of_images, rows_of_range
+    from ltd_pipe.labels.derive import rows_of_classes, rows_of_images, rows_of_range
 
     if images is not None:
         return rows_of_images(store, images, str(data))

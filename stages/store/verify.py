@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from stages.fetched import local_folder
-from stages.given import (
+from ltd_pipe.stages.console import counter, refuse_given
+from ltd_pipe.stages.fetched import local_folder
+from ltd_pipe.stages.given import (
     TRANSFERRED,
     Foreign,
     foreign_options,
@@ -20,16 +21,14 @@ from stages.given import (
     refuse_unused,
     stream_of,
 )
-from stages.progress import counter
-from stages.usage import refuse_given
 
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.device import Precision
-    from pipeline.images.beton import Beton
-    from pipeline.images.folder import FolderStream
-    from pipeline.labels.verify import Check
+    from ltd_pipe.device import Precision
+    from ltd_pipe.images.beton import Beton
+    from ltd_pipe.images.folder import FolderStream
+    from ltd_pipe.labels.verify import Check
 
 __all__ = ["verify"]
 
@@ -106,8 +105,8 @@ def verify(
 
     STORE is a folder, or a URL that 'store pull' takes.
     """
-    from pipeline.labels.verify import verify_store
-    from pipeline.sharing.signature import signature_check, verify_signature
+    from ltd_pipe.labels.signature import signature_check, verify_signature
+    from ltd_pipe.labels.verify import verify_store
 
     if teachers and data is None:
         raise click.UsageError("--teacher needs --data: the images that it is asked about")
@@ -140,7 +139,7 @@ def _open_images(
     path: Path, data: Path, teachers: tuple[Path, ...], foreign: Foreign, device: torch.device
 ) -> Beton | FolderStream:
     """As the store says that they were labelled."""
-    from pipeline.labels.read import SoftLabels
+    from ltd_pipe.labels.reader import SoftLabels
 
     opened = SoftLabels.open(path)
     known = opened.attributes
@@ -163,7 +162,7 @@ def _open_images(
     return images
 
 
-# See `pipeline.labels.recompute`.
+# See `ltd_pipe.labels.verify`.
 _TOLERANCE_OF_BFLOAT16 = 0.05
 
 
@@ -171,7 +170,7 @@ def _device(name: str, teachers: tuple[Path, ...]) -> torch.device:
     if not teachers:
         # Hashes alone are looked at: torch, which takes a second, is not needed.
         return cast("torch.device", "cpu")
-    from pipeline.device import choose_device
+    from ltd_pipe.device import choose_device
 
     return choose_device(name)
 
@@ -182,9 +181,9 @@ class _Again:
     def __init__(
         self, path: Path, teachers: tuple[Path, ...], foreign: Foreign, device: torch.device
     ) -> None:
-        from pipeline.labels.read import SoftLabels
-        from pipeline.labels.recompute import order_of_teachers
-        from pipeline.provenance import sha256_file
+        from ltd_pipe.labels.reader import SoftLabels
+        from ltd_pipe.labels.verify import order_of_teachers
+        from ltd_pipe.provenance import sha256_file
 
         self._path, self._foreign, self._device = path, foreign, device
         given = [sha256_file(teacher) for teacher in teachers]
@@ -193,10 +192,9 @@ class _Again:
     def ask(
         self, images: Beton | FolderStream, sample: int, seed: int | None, tolerance: float | None
     ) -> Check:
-        from pipeline.device import deterministic
-        from pipeline.labels.read import SoftLabels
-        from pipeline.labels.recompute import TOLERANCE, recompute
-        from pipeline.labels.verify import Check
+        from ltd_pipe.device import deterministic
+        from ltd_pipe.labels.reader import SoftLabels
+        from ltd_pipe.labels.verify import TOLERANCE, Check, recompute
 
         store, facts = SoftLabels.open(self._path), images.manifest
         stream = stream_of(images, self._device, resident=False)

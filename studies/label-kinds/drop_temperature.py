@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pipeline.models.checkpoint import load_classifier, save_classifier
-from pipeline.models.classifier import Classifier
+from ltd_pipe.models.checkpoint import load_classifier, save_classifier
+from ltd_pipe.models.classifier import Classifier
 
 
 def main(source: str, target: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import brentq
 
-from pipeline.labels.read import SoftLabels
+from ltd_pipe.labels.reader import SoftLabels
 
 
 def smoothed_entropy(alpha: float, num_classes: int) -> float:

@@ -11,8 +11,8 @@ import numpy as np
 from match import smoothed_entropy
 from scipy import stats
 
-from pipeline.models.checkpoint import read_facts
-from pipeline.params import read_yaml
+from ltd_pipe.models.checkpoint import read_facts
+from ltd_pipe.params import read_yaml
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -82,7 +82,7 @@ class Victim:
     """A process that uses stores; see victim.py."""
 
     def __init__(self) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
         self._process = subprocess.Popen(
             [sys.executable, Path(__file__).parent / "victim.py"],
             stdin=subprocess.PIPE,

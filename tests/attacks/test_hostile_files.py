@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from test_hostile_stores import ATTRIBUTES, put
 
-from pipeline.errors import StoreError
-from pipeline.labels import SoftLabels
-from pipeline.labels.verify import verify_store
+from ltd_pipe.errors import StoreError
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.verify import verify_store
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "labels"
@@ -224,9 +224,9 @@ def test_a_chunk_that_is_replaced_after_it_was_mapped(forge):
 SWAP = """
 import sys, time, threading
 from pathlib import Path
-from pipeline.errors import StoreError
-from pipeline.labels import SoftLabels
-from pipeline.labels.verify import verify_store
+from ltd_pipe.errors import StoreError
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.verify import verify_store
 print("ready", flush=True)
 end = time.monotonic() + 3
 outcomes = set()
@@ -248,7 +248,7 @@ def test_a_file_that_is_a_pipe_every_other_moment(forge, tmp_path):
     os.mkfifo(fifo)
     sound = tmp_path / "sound"
     sound.write_bytes(file.read_bytes())
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", SWAP, forge.path]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout.readline() == "ready\n"
@@ -265,7 +265,7 @@ BUS = """
 import os, sys
 from pathlib import Path
 import numpy as np
-from pipeline.labels import SoftLabels
+from ltd_pipe.labels import SoftLabels
 store = SoftLabels.open(Path(sys.argv[1]))
 store.gather(np.array([0]))
 os.truncate(Path(sys.argv[1]) / "soft_labels" / "c" / "0" / "0", 0)
@@ -275,7 +275,7 @@ store.gather(np.array([0]))
 
 def test_a_chunk_that_is_cut_short_while_it_is_mapped_ends_the_process(forge):
     """As docs/soft-label-store.md says: SIGBUS, not a wrong number."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     command = [sys.executable, "-c", BUS, forge.sign()]
     ended = subprocess.run(command, env=environment, capture_output=True, check=False)
     assert ended.returncode == -signal.SIGBUS

@@ -6,10 +6,10 @@ import tracemalloc
 import pytest
 from signing_keys import forged, packed
 
-from pipeline.errors import SignatureError, StoreError
-from pipeline.labels import SoftLabels
-from pipeline.labels.verify import verify_store
-from pipeline.sharing.signature import claimed_signer, sign_store, verify_signature
+from ltd_pipe.errors import SignatureError, StoreError
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.signature import claimed_signer, sign_store, verify_signature
+from ltd_pipe.labels.verify import verify_store
 
 FILE = "MANIFEST.sha256.sig"
 

@@ -10,9 +10,9 @@ import os
 import numpy as np
 import pytest
 
-from pipeline.errors import StoreError
-from pipeline.labels import SoftLabels
-from pipeline.labels.verify import verify_store
+from ltd_pipe.errors import StoreError
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.verify import verify_store
 
 
 @pytest.mark.parametrize("kind", ["forge", "forge_topk", "forge_views"])

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import LtdPipeError
-from pipeline.labels import SoftLabelDataset, SoftLabels
-from pipeline.labels.verify import verify_store
+from ltd_pipe.errors import LtdPipeError
+from ltd_pipe.labels import SoftLabelDataset, SoftLabels
+from ltd_pipe.labels.verify import verify_store
 
 # With it torch, which a training run has loaded long before it sees a store.
 LOADED = SoftLabelDataset

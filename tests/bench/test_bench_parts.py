@@ -17,8 +17,8 @@ from tables import duration, ratio_table
 from timing import Clock, Comparison, Rounds, Spread, interleave
 from writing import write_store
 
-from pipeline.labels import SoftLabels
-from pipeline.labels.verify import verify_store
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.verify import verify_store
 
 DENSE, SPARSE = Size("dense", 3000, 20), Size("sparse", 3000, 20, 5)
 

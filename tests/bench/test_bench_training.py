@@ -11,8 +11,8 @@ from curves import compare_curves
 from our_loop import BarePasses
 from torch import nn
 
-from pipeline.models.classifier import Classifier
-from pipeline.training.passes import Passes
+from ltd_pipe.device import Passes
+from ltd_pipe.models.classifier import Classifier
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,7 +45,7 @@ def test_the_training_benchmark_runs(tmp_path):
     target = tmp_path / "training.json"
     done = subprocess.run(
         [sys.executable, ROOT / "bench/training.py", "--quick", "--json", target],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
         capture_output=True,
         text=True,
         check=False,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from made_answers import Answers
 
-from pipeline.combine.source import ProvenStore
-from pipeline.labels.verify import verify_store
+from ltd_pipe.labels.foreign import ProvenStore
+from ltd_pipe.labels.verify import verify_store
 
 
 @pytest.fixture

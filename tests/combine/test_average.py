@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.combine.average import average_stores, normalised_weights
-from pipeline.combine.source import ProvenStore
-from pipeline.errors import JoinError, ParamsError, StoreError
-from pipeline.labels import SoftLabels
-from pipeline.labels.topk import largest, total_variation
-from pipeline.labels.verify import verify_store
+from ltd_pipe.errors import JoinError, ParamsError, StoreError
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.foreign import ProvenStore
+from ltd_pipe.labels.merge import average_stores, normalised_weights
+from ltd_pipe.labels.softmax import largest, total_variation
+from ltd_pipe.labels.verify import verify_store
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from pipeline.combine.derive import NewRows, derive_store, stepwise, with_rows
-from pipeline.errors import BusyError, StoreError
-from pipeline.labels import SoftLabels
-from pipeline.publish import exclusive
+from ltd_pipe.errors import BusyError, StoreError
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.derive import NewRows, derive_store, stepwise, with_rows
+from ltd_pipe.publish import exclusive
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_chunks_are_asked_for_in_order(answers, sequential, tmp_path):
 
 def test_steps_give_the_rows_of_one_call(answers, monkeypatch):
     """However few rows are computed at a time."""
-    monkeypatch.setattr("pipeline.combine.derive._STEP_ELEMENTS", 7)
+    monkeypatch.setattr("ltd_pipe.labels.derive._STEP_ELEMENTS", 7)
     calls = []
 
     def block(first, last):

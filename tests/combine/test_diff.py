@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.combine.diff import compare_stores
-from pipeline.combine.source import ProvenStore
-from pipeline.errors import StoreError
+from ltd_pipe.errors import StoreError
+from ltd_pipe.labels.diff import compare_stores
+from ltd_pipe.labels.foreign import ProvenStore
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.combine.match import match_rows, repeated
+from ltd_pipe.labels.foreign import match_rows, repeated
 
 ROWS = st.lists(st.tuples(st.integers(0, 4), st.integers(-1, 1)), max_size=12)
 

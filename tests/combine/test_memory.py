@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import torch
-from pipeline.combine.average import average_stores
-from pipeline.combine.diff import compare_stores
-from pipeline.combine.merge import merge_stores
-from pipeline.combine.npz import NpzColumns, write_npz
-from pipeline.combine.parquet import ParquetColumns, write_parquet
-from pipeline.combine.retemper import retemper_store
-from pipeline.combine.source import ProvenStore
-from pipeline.combine.subset import subset_store
-from pipeline.combine.tables import store_of_table
+from ltd_pipe.labels.merge import average_stores
+from ltd_pipe.labels.diff import compare_stores
+from ltd_pipe.labels.merge import merge_stores
+from ltd_pipe.labels.tables import NpzColumns, write_npz
+from ltd_pipe.labels.tables import ParquetColumns, write_parquet
+from ltd_pipe.labels.derive import retemper_store
+from ltd_pipe.labels.foreign import ProvenStore
+from ltd_pipe.labels.derive import subset_store
+from ltd_pipe.labels.tables import store_of_table
 
 torch.set_num_threads(1)
 folder, count, limit = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
@@ -66,7 +66,7 @@ except MemoryError:
 
 def run(folder, count, limit_mib, *operations):
     """Do operations in a process that may take so much memory; `count` is that of the stores."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[2] / "src"
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *map(str, (folder, count, limit_mib)), *operations],
         env={

@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.combine.merge import merge_stores
-from pipeline.combine.source import ProvenStore
-from pipeline.errors import JoinError, StoreError
-from pipeline.images.fingerprint import fingerprint
-from pipeline.labels import SoftLabels
-from pipeline.labels.format import DerivationFacts, LabellingFacts, TeacherFacts
-from pipeline.labels.verify import verify_store
+from ltd_pipe.errors import JoinError, StoreError
+from ltd_pipe.images.manifest import fingerprint
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.foreign import ProvenStore
+from ltd_pipe.labels.format import DerivationFacts, LabellingFacts, TeacherFacts
+from ltd_pipe.labels.merge import merge_stores
+from ltd_pipe.labels.verify import verify_store
 
 PIECES = (slice(0, 4), slice(4, 5), slice(5, 11))
 

@@ -21,16 +21,18 @@ from published_labels import (
 )
 from torchvision.ops import roi_align
 
-from pipeline.combine.fkd import FkdLabels
-from pipeline.combine.foreign import store_of_images
-from pipeline.combine.images import HashedImages
-from pipeline.combine.origin import Origin
-from pipeline.combine.relabel import RelabelLabels
-from pipeline.combine.tinyvit import TinyVitLabels
-from pipeline.errors import JoinError, MissingError, ParamsError, StoreError
-from pipeline.images.fingerprint import sample_hash
-from pipeline.labels import SoftLabels
-from pipeline.labels.verify import verify_store
+from ltd_pipe.errors import JoinError, MissingError, ParamsError, StoreError
+from ltd_pipe.images.manifest import sample_hash
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.derive import Origin
+from ltd_pipe.labels.foreign import (
+    FkdLabels,
+    HashedImages,
+    RelabelLabels,
+    TinyVitLabels,
+    store_of_images,
+)
+from ltd_pipe.labels.verify import verify_store
 
 ALL = np.arange(12)
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from made_answers import make_answers
 
-from pipeline.combine.retemper import require_informative, retemper_store, temperature_for
-from pipeline.combine.source import ProvenStore
-from pipeline.errors import ParamsError, StoreError
-from pipeline.labels import SoftLabels
-from pipeline.labels.format import DerivationFacts
-from pipeline.labels.topk import largest, total_variation
-from pipeline.labels.verify import verify_store
+from ltd_pipe.errors import ParamsError, StoreError
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.derive import require_informative, retemper_store, temperature_for
+from ltd_pipe.labels.foreign import ProvenStore
+from ltd_pipe.labels.format import DerivationFacts
+from ltd_pipe.labels.softmax import largest, total_variation
+from ltd_pipe.labels.verify import verify_store
 
 
 def softened(source, target, temperature=None, **options):

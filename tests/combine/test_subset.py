@@ -6,17 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.combine.source import ProvenStore
-from pipeline.combine.subset import (
-    rows_of_classes,
-    rows_of_images,
-    rows_of_range,
-    subset_store,
-)
-from pipeline.errors import JoinError, ParamsError, StoreError, WriteError
-from pipeline.labels import SoftLabels
-from pipeline.labels.format import DerivationFacts, LabellingFacts
-from pipeline.labels.verify import verify_store
+from ltd_pipe.errors import JoinError, ParamsError, StoreError, WriteError
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.derive import rows_of_classes, rows_of_images, rows_of_range, subset_store
+from ltd_pipe.labels.foreign import ProvenStore
+from ltd_pipe.labels.format import DerivationFacts, LabellingFacts
+from ltd_pipe.labels.verify import verify_store
 
 
 def cut(source, target, rows, **options):

@@ -12,14 +12,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.combine.npz import NpzColumns, write_npz
-from pipeline.combine.origin import Origin
-from pipeline.combine.parquet import ParquetColumns, write_parquet
-from pipeline.combine.source import ProvenStore
-from pipeline.combine.tables import store_of_table
-from pipeline.errors import MachineError, MissingError, ParamsError, StoreError
-from pipeline.labels import SoftLabels
-from pipeline.labels.verify import verify_store
+from ltd_pipe.errors import MachineError, MissingError, ParamsError, StoreError
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.derive import Origin
+from ltd_pipe.labels.foreign import ProvenStore
+from ltd_pipe.labels.tables import (
+    NpzColumns,
+    ParquetColumns,
+    store_of_table,
+    write_npz,
+    write_parquet,
+)
+from ltd_pipe.labels.verify import verify_store
 
 KINDS = {"npz": (write_npz, NpzColumns), "parquet": (write_parquet, ParquetColumns)}
 LAYOUTS = {

@@ -5,10 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from pipeline.compare.run import metrics_in, read_run
-from pipeline.compare.table import compare
-from pipeline.errors import MissingError, ResultError
-from pipeline.evaluation.places import evaluation_beside
+from ltd_pipe.errors import MissingError, ResultError
+from ltd_pipe.evaluation.results import evaluation_beside
+from ltd_pipe.report.compare import compare, metrics_in, read_run
 
 CLEAN = [1, 1, 1, 1, 0]
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from pipeline.compare.mcnemar import mcnemar_p, pair
+from ltd_pipe.evaluation.statistics import mcnemar_p, pair
 
 counts = st.integers(0, 400)
 

@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.evaluation.bench import Bench, silent
-from pipeline.evaluation.ledger import Ledger
-from pipeline.evaluation.selection import TestImages
-from pipeline.models.classifier import Classifier
+from ltd_pipe.evaluation.bench import Bench, TestImages, silent
+from ltd_pipe.evaluation.results import Ledger
+from ltd_pipe.models.classifier import Classifier
 
 # AutoAttack's Square needs five rows of pixels for its L2 squares.
 SHAPE = (1, 5, 5)

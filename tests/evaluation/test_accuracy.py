@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from pipeline.evaluation.accuracy import (
+from ltd_pipe.evaluation.accuracy import (
     calibration_error,
     expected_calibration_error,
     reliability,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.evaluation.masking import AuditSettings, audit
+from ltd_pipe.evaluation.audit import AuditSettings, audit
 
 
 @pytest.fixture(scope="module")

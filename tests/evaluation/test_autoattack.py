@@ -5,15 +5,15 @@ import torch
 from pyautoattack import AutoAttack
 from torch import nn
 
-from pipeline.attacks import Ball
-from pipeline.errors import ModelError
-from pipeline.evaluation import autoattack
-from pipeline.evaluation.ledger import Ledger
-from pipeline.evaluation.masking import AuditSettings, audit
-from pipeline.evaluation.robustness import evaluate
-from pipeline.evaluation.selection import TestImages
-from pipeline.models.classifier import Classifier
-from pipeline.params import EvaluateParams
+from ltd_pipe.attacks import Ball
+from ltd_pipe.errors import ModelError
+from ltd_pipe.evaluation import attacks
+from ltd_pipe.evaluation.audit import AuditSettings, audit
+from ltd_pipe.evaluation.bench import TestImages
+from ltd_pipe.evaluation.results import Ledger
+from ltd_pipe.evaluation.robustness import evaluate
+from ltd_pipe.models.classifier import Classifier
+from ltd_pipe.params import EvaluateParams
 
 RADII = {"linf": 0.05, "l2": 0.16}
 
@@ -30,12 +30,12 @@ def hurried(adversary):
 @pytest.fixture
 def in_a_hurry(monkeypatch):
     """Every AutoAttack of the test is hurried."""
-    build = autoattack.build
-    monkeypatch.setattr(autoattack, "build", lambda *words: hurried(build(*words)))
+    build = attacks.build
+    monkeypatch.setattr(attacks, "build", lambda *words: hurried(build(*words)))
 
 
 def run(bench, right, norm="linf", version="standard"):
-    return autoattack.run_autoattack(bench, Ball(norm, RADII[norm]), right, version)
+    return attacks.run_autoattack(bench, Ball(norm, RADII[norm]), right, version)
 
 
 def packages_own(model, images, norm, version):
@@ -62,14 +62,14 @@ def test_it_is_the_packages_own(bench, model, images, right, norm, version):
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_of_a_linear_model_it_is_exact(bench, right, exactly_robust, norm):
     """APGD-T, at full length, breaks what can be broken, and nothing else."""
-    adversary = autoattack.build(bench(), Ball(norm, RADII[norm]))
-    found = autoattack.run_one(bench(), adversary, "apgd-t", right, [])
+    adversary = attacks.build(bench(), Ball(norm, RADII[norm]))
+    found = attacks.run_one(bench(), adversary, "apgd-t", right, [])
     assert torch.equal(found, exactly_robust(norm, RADII[norm]) & right)
 
 
 def test_a_version_is_what_its_authors_set(bench):
     """The iterations, queries and targets of the standard version, and rand's 20 answers."""
-    standard, rand = (autoattack.build(bench(), Ball("linf", 0.1), v) for v in ("standard", "rand"))
+    standard, rand = (attacks.build(bench(), Ball("linf", 0.1), v) for v in ("standard", "rand"))
     assert standard.apgd.n_iter == standard.apgd_targeted.n_iter == standard.fab.n_iter == 100
     assert (standard.square.n_queries, standard.apgd_targeted.n_target_classes) == (5000, 4)
     assert (standard.apgd.eot_iter, rand.apgd.eot_iter) == (1, 20)
@@ -145,7 +145,7 @@ def test_a_random_model_is_measured_to_the_bit(bench, right):
 )
 def test_few_classes_leave_attacks_out_and_say_so(version, classes, attacks):
     """The DLR losses divide by the third or the fourth logit."""
-    found, flags = autoattack.attacks_of(version, classes)
+    found, flags = attacks.attacks_of(version, classes)
     assert found == attacks
     assert len(flags) == {"standard": 4, "rand": 2}[version] - len(attacks)
 
@@ -157,7 +157,7 @@ def test_few_classes_leave_attacks_out_and_say_so(version, classes, attacks):
 )
 def test_images_that_square_can_take_are_accepted(shape, norm, version):
     """Its tiles are of a fifth of the side, in L2 alone."""
-    autoattack.require_possible(shape, Ball(norm, 0.1), version)
+    attacks.require_possible(shape, Ball(norm, 0.1), version)
 
 
 def small_model_and_images():

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.errors import DataError, MissingError
-from pipeline.evaluation.corruptions import (
+from ltd_pipe.errors import DataError, MissingError
+from ltd_pipe.evaluation.corruptions import (
     corruption_accuracies,
     corruption_summary,
     find_corruptions,

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.evaluation.curve import automatic_curve, curve_at, largest_radius
-from pipeline.models.classifier import Classifier
+from ltd_pipe.evaluation.robustness import automatic_curve, curve_at, largest_radius
+from ltd_pipe.models.classifier import Classifier
 
 
 def test_a_curve_says_what_stands_at_each_radius(bench, right, exactly_robust):

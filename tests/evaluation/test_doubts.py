@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.evaluation.doubts import ON_TRAINING, leaks, unbroken, worthless
+from ltd_pipe.evaluation.results import ON_TRAINING, leaks, unbroken, worthless
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.evaluation.finding import Finding
+from ltd_pipe.evaluation.results import Finding
 
 
 @pytest.mark.parametrize(

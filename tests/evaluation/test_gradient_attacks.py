@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from pipeline.attacks import Ball
-from pipeline.evaluation.pgd import run_gradient_attack, survivors
-from pipeline.evaluation.plan import parse_attack
+from ltd_pipe.attacks import Ball
+from ltd_pipe.evaluation.attacks import run_gradient_attack, survivors
+from ltd_pipe.evaluation.results import parse_attack
 
 RADII = {"linf": 0.05, "l2": 0.16}
 TITLES = [

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pipeline.errors import ModelError
-from pipeline.evaluation.accuracy import permutation
-from pipeline.evaluation.input_scale import (
+from ltd_pipe.errors import ModelError
+from ltd_pipe.evaluation.accuracy import permutation
+from ltd_pipe.evaluation.bench import TestImages
+from ltd_pipe.evaluation.input_scale import (
     Probes,
     contradicted_accuracy,
     require_order,
@@ -18,8 +19,7 @@ from pipeline.evaluation.input_scale import (
     weak_source,
     wrong_scale,
 )
-from pipeline.evaluation.selection import TestImages
-from pipeline.models.classifier import Classifier
+from ltd_pipe.models.classifier import Classifier
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.errors import WriteError
-from pipeline.evaluation.ledger import Ledger
+from ltd_pipe.errors import WriteError
+from ltd_pipe.evaluation.results import Ledger
 
 RECORDS = [{"left": [0, 1]}, {"confidence": [0.1 + 0.2, 1e-30]}, {"flags": ["Square\n…"]}]
 

@@ -8,23 +8,22 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pipeline.errors import ModelError
-from pipeline.evaluation.masking import AuditSettings, Finding, audit
-from pipeline.evaluation.selection import select_images
-from pipeline.images.beton import open_beton, write_beton
-from pipeline.images.pixels import to_unit
-from pipeline.images.sources import open_source
-from pipeline.images.stream import ImageStream
-from pipeline.labels import SoftLabels
-from pipeline.labels.format import DatasetFacts, StoreAttributes, TeacherFacts
-from pipeline.labels.write import write_store
-from pipeline.models.classifier import Classifier
-from pipeline.params import PrepareParams, TrainParams
-from pipeline.training.loop import Watcher
-from pipeline.training.passes import Passes
-from pipeline.training.run import new_classifier, split_samples
-from pipeline.training.state import Snapshots
-from pipeline.training.student import student_examples, student_fit
+from ltd_pipe.device import Passes
+from ltd_pipe.errors import ModelError
+from ltd_pipe.evaluation.audit import AuditSettings, audit
+from ltd_pipe.evaluation.bench import select_images
+from ltd_pipe.evaluation.results import Finding
+from ltd_pipe.images.beton import open_beton, write_beton
+from ltd_pipe.images.manifest import to_unit
+from ltd_pipe.images.sources import open_source
+from ltd_pipe.images.stream import ImageStream
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.format import DatasetFacts, StoreAttributes, TeacherFacts
+from ltd_pipe.labels.writer import write_store
+from ltd_pipe.models.classifier import Classifier
+from ltd_pipe.params import PrepareParams, TrainParams
+from ltd_pipe.training.run import new_classifier, split_samples, student_examples, student_fit
+from ltd_pipe.training.trainer import Snapshots, Watcher
 
 CPU = torch.device("cpu")
 SETTINGS = AuditSettings(eps=0.15, steps=20, restarts=2, square_queries=100)

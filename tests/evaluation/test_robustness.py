@@ -7,14 +7,20 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.errors import ModelError
-from pipeline.evaluation.lines import result_lines
-from pipeline.evaluation.robustness import Said, Source, evaluate, examples
-from pipeline.evaluation.score import Score
-from pipeline.evaluation.summary import metrics_of, per_class, per_sample
-from pipeline.models.classifier import Classifier
-from pipeline.params import EvaluateParams
-from pipeline.provenance import StateRecord
+from ltd_pipe.errors import ModelError
+from ltd_pipe.evaluation.results import Score, result_lines
+from ltd_pipe.evaluation.robustness import (
+    Said,
+    Source,
+    evaluate,
+    examples,
+    metrics_of,
+    per_class,
+    per_sample,
+)
+from ltd_pipe.models.classifier import Classifier
+from ltd_pipe.params import EvaluateParams
+from ltd_pipe.provenance import StateRecord
 
 EPS = 0.05
 PARAMS = EvaluateParams(

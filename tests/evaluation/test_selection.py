@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import DataError, ParamsError
-from pipeline.evaluation.accuracy import predict
-from pipeline.evaluation.selection import select_images
-from pipeline.images.stream import ImageStream
-from pipeline.models.classifier import Classifier
-from pipeline.models.registry import build
+from ltd_pipe.errors import DataError, ParamsError
+from ltd_pipe.evaluation.accuracy import predict
+from ltd_pipe.evaluation.bench import select_images
+from ltd_pipe.images.stream import ImageStream
+from ltd_pipe.models.classifier import Classifier
+from ltd_pipe.models.registry import build
 
 CPU = torch.device("cpu")
 
@@ -88,7 +88,7 @@ def test_taken_images_are_in_unit_range(stream):
 
 def test_batches_hold_every_row_once():
     """The last may be short; none comes of nothing."""
-    from pipeline.evaluation.selection import TestImages
+    from ltd_pipe.evaluation.bench import TestImages
 
     rows, empty = torch.arange(7), torch.zeros(0, dtype=torch.int64)
     pixels, hashes = torch.zeros(7, 1, 2, 2, dtype=torch.uint8), np.zeros(7, np.uint64)

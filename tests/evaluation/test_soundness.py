@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.errors import ModelError
-from pipeline.evaluation.soundness import is_random, probes, require_sound
+from ltd_pipe.errors import ModelError
+from ltd_pipe.evaluation.accuracy import is_random, probes, require_sound
 
 
 class Constant(nn.Module):

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.attacks import Ball
-from pipeline.evaluation.surface import loss_surface
-from pipeline.evaluation.surface_figure import draw_surface
-from pipeline.models.classifier import Classifier
+from ltd_pipe.attacks import Ball
+from ltd_pipe.evaluation.audit import loss_surface
+from ltd_pipe.models.classifier import Classifier
+from ltd_pipe.report.figures import draw_surface
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.attacks import Ball
-from pipeline.errors import ModelError
-from pipeline.evaluation import autoattack
-from pipeline.evaluation.answers import answer
-from pipeline.evaluation.masking import AuditSettings, audit
-from pipeline.evaluation.robustness import evaluate
-from pipeline.models.classifier import Classifier
-from pipeline.params import EvaluateParams
+from ltd_pipe.attacks import Ball
+from ltd_pipe.errors import ModelError
+from ltd_pipe.evaluation import attacks
+from ltd_pipe.evaluation.accuracy import answer
+from ltd_pipe.evaluation.audit import AuditSettings, audit
+from ltd_pipe.evaluation.robustness import evaluate
+from ltd_pipe.models.classifier import Classifier
+from ltd_pipe.params import EvaluateParams
 
 SHAPE = (1, 5, 5)
 EPS = 0.05
@@ -90,15 +90,15 @@ def test_an_evaluation_of_such_a_model_is_refused(trap, images):
 @pytest.mark.parametrize("attack", ["apgd-ce", "square"])
 def test_autoattack_of_such_a_model_is_refused(trap, bench, right, attack):
     """The package reads NaN as class 0, too, and says nothing."""
-    adversary = autoattack.build(bench(network=trap), Ball("linf", EPS))
+    adversary = attacks.build(bench(network=trap), Ball("linf", EPS))
     adversary.apgd.n_iter = adversary.square.n_queries = 10
     with pytest.raises(ModelError, match=rf"NaN or infinite under AutoAttack's {attack.upper()}"):
-        autoattack.run_one(bench(network=trap), adversary, attack, right, [])
+        attacks.run_one(bench(network=trap), adversary, attack, right, [])
 
 
 def test_points_that_the_package_loses_are_not_the_models_fault(bench):
     """FAB divides by gradients that may be zero, and asks about NaN."""
-    adversary = autoattack.build(bench(), Ball("linf", EPS))
+    adversary = attacks.build(bench(), Ball("linf", EPS))
     adversary.model(torch.full((2, *SHAPE), torch.nan))
     adversary.model.require_finite("fab-t")
 

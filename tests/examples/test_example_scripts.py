@@ -14,17 +14,17 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import to_tensor
 
-from pipeline.images.fingerprint import fingerprint, sample_hash
-from pipeline.images.sources import FolderSource
-from pipeline.labels.format import DatasetFacts, StoreAttributes, TeacherFacts
-from pipeline.labels.write import write_store
+from ltd_pipe.images.manifest import fingerprint, sample_hash
+from ltd_pipe.images.sources import FolderSource
+from ltd_pipe.labels.format import DatasetFacts, StoreAttributes, TeacherFacts
+from ltd_pipe.labels.writer import write_store
 
 ROOT = Path(__file__).parents[2]
 
 
 def run(script, *words):
     """One example as its docstring says, in a process of its own, without a GPU."""
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT / "src")}
     command = [sys.executable, ROOT / "examples" / script, *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from made_classifiers import make_classifier, save_student
 
-from pipeline.export.facts import export_facts
-from pipeline.models.checkpoint import load_classifier
+from ltd_pipe.export.formats import export_facts
+from ltd_pipe.models.checkpoint import load_classifier
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,9 @@ import torch
 from made_classifiers import make_classifier, save_student
 from torch import nn
 
-from pipeline.errors import ModelError
-from pipeline.export.agreement import probes, require_agreement
-from pipeline.export.deployed import Deployed
-from pipeline.export.targets import export
-from pipeline.models.classifier import Classifier
+from ltd_pipe.errors import ModelError
+from ltd_pipe.export.formats import Deployed, export, probes, require_agreement
+from ltd_pipe.models.classifier import Classifier
 
 
 @pytest.fixture

@@ -6,13 +6,11 @@ import sys
 
 import torch
 
-from pipeline.export.agreement import probes
-from pipeline.export.robustbench_folder import write_robustbench
-from pipeline.export.torchscript_file import write_torchscript
+from ltd_pipe.export.formats import probes, write_robustbench, write_torchscript
 
 ALONE = """
 import sys, warnings, torch
-sys.modules["pipeline"] = None  # an import of it would fail
+sys.modules["ltd_pipe"] = None  # an import of it would fail
 sys.path.insert(0, "zoo")
 warnings.simplefilter("ignore")
 from model import load_model

@@ -2,9 +2,9 @@
 
 import json
 
-from pipeline.export.facts import export_facts, facts_text
-from pipeline.models.checkpoint import save_classifier
-from pipeline.provenance import sha256_file
+from ltd_pipe.export.formats import export_facts, facts_text
+from ltd_pipe.models.checkpoint import save_classifier
+from ltd_pipe.provenance import sha256_file
 
 
 def test_facts_say_what_a_model_is(making_students):

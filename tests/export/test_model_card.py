@@ -10,15 +10,14 @@ from made_classifiers import make_classifier
 from markdown_it import MarkdownIt
 from test_markdown import HOSTILE, kinds
 
-from pipeline.errors import MissingError, ResultError
-from pipeline.evaluation.accuracy import wilson_interval
-from pipeline.evaluation.doubts import ATTACK_FAILS
-from pipeline.export.card import format_card
-from pipeline.export.card_facts import gather_card
-from pipeline.models.checkpoint import save_classifier
-from pipeline.provenance import sha256_file
-from pipeline.report.audit import Audit
-from pipeline.report.runs import CollapseFacts
+from ltd_pipe.errors import MissingError, ResultError
+from ltd_pipe.evaluation.accuracy import wilson_interval
+from ltd_pipe.evaluation.results import ATTACK_FAILS
+from ltd_pipe.export.card import format_card, gather_card
+from ltd_pipe.models.checkpoint import save_classifier
+from ltd_pipe.provenance import sha256_file
+from ltd_pipe.report.facts import Audit
+from ltd_pipe.report.runs import CollapseFacts
 
 N = 500
 HITS = {"clean_accuracy": 490, "pgd_accuracy": 350, "autoattack_accuracy": 340}

@@ -8,9 +8,8 @@ import onnxruntime
 import pytest
 import torch
 
-from pipeline.errors import MachineError
-from pipeline.export.agreement import probes
-from pipeline.export.onnx_file import read_onnx_facts, write_onnx
+from ltd_pipe.errors import MachineError
+from ltd_pipe.export.formats import probes, read_onnx_facts, write_onnx
 
 
 @pytest.fixture(scope="module")

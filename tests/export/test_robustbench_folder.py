@@ -16,17 +16,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import ModelError
-from pipeline.export.agreement import probes
-from pipeline.export.robustbench_folder import write_robustbench
-from pipeline.export.zoo_module import module_text
-from pipeline.images.pixels import to_unit
-from pipeline.images.stream import ImageStream
-from pipeline.models import resnet, small_cnn, wide_resnet
-from pipeline.models.checkpoint import save_classifier
-from pipeline.models.classifier import Classifier
-from pipeline.models.registry import build
-from pipeline.recipes import recipe_text
+from ltd_pipe.errors import ModelError
+from ltd_pipe.export.formats import module_text, probes, write_robustbench
+from ltd_pipe.images.manifest import to_unit
+from ltd_pipe.images.stream import ImageStream
+from ltd_pipe.models import resnet, small_cnn, wide_resnet
+from ltd_pipe.models.checkpoint import save_classifier
+from ltd_pipe.models.classifier import Classifier
+from ltd_pipe.models.registry import build
+from ltd_pipe.params.file import recipe_text
 
 NETWORKS = [
     ("small-cnn-w4", (1, 8, 8)),
@@ -178,8 +176,8 @@ def _all_of(beton):
 def _evaluated(checkpoint, data):
     (checkpoint.parent / "params.yaml").write_text(recipe_text("digits"))
     options = ["--eps", "0.1", "--batch-size", "60", "--eps-grid", "[]", "--pgd-steps", "1"]
-    command = [sys.executable, "-m", "stages", "evaluate", checkpoint, "--data", data, *options]
-    path = f"{Path(__file__).parents[2]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    command = [sys.executable, "-m", "ltd_pipe", "evaluate", checkpoint, "--data", data, *options]
+    path = f"{Path(__file__).parents[2] / 'src'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     environment = os.environ | {"PYTHONPATH": path}
     subprocess.run(command, check=True, cwd=checkpoint.parent, env=environment)
     return json.loads((checkpoint.parent / "data/metrics.json").read_text())

@@ -9,9 +9,8 @@ from PIL import Image
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 
-from pipeline.errors import ModelError
-from pipeline.export.agreement import probes
-from pipeline.export.timm_folder import timm_name, write_timm
+from ltd_pipe.errors import ModelError
+from ltd_pipe.export.formats import probes, timm_name, write_timm
 
 NETWORKS = [
     ("timm:resnet18", (1, 32, 32), 1.5),

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.errors import ModelError
-from pipeline.export.torchscript_file import read_torchscript_facts, write_torchscript
-from pipeline.models.classifier import Classifier
+from ltd_pipe.errors import ModelError
+from ltd_pipe.export.formats import read_torchscript_facts, write_torchscript
+from ltd_pipe.models.classifier import Classifier
 
 
 def test_facts_travel_and_no_path_does(making_students, tmp_path):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.images.ffcv import require_ffcv
-from pipeline.params import PrepareParams
+from ltd_pipe.images.beton import require_ffcv
+from ltd_pipe.params import PrepareParams
 
 
 def pytest_configure():

@@ -6,9 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pipeline.images.augment import augment
-from pipeline.images.augmentation import Augmentation
-from pipeline.images.resized_crop import resized
+from ltd_pipe.images.augment import Augmentation, augment, resized
 
 IMAGES = torch.randint(
     1, 256, (64, 3, 6, 5), generator=torch.Generator().manual_seed(0), dtype=torch.uint8

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.images.augment import augment
-from pipeline.images.augmentation import Augmentation
-from pipeline.images.autoaugment import POLICIES
+from ltd_pipe.images.augment import Augmentation, augment
+from ltd_pipe.images.policies import POLICIES
 
 GOLDEN = 0x9E3779B97F4A7C15
 MASK = 2**64 - 1

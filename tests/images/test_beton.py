@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.errors import DataError, MissingError
-from pipeline.images.beton import (
+from ltd_pipe.errors import DataError, MissingError
+from ltd_pipe.images.beton import (
     _estimate,
     hashes_of,
     open_beton,
@@ -22,12 +22,11 @@ from pipeline.images.beton import (
     write_beton,
     write_betons,
 )
-from pipeline.images.decode import resize
-from pipeline.images.folder import open_folder
-from pipeline.images.manifest import Duplicates, Manifest
-from pipeline.images.sources import ArraySource, open_source
-from pipeline.images.stream import ImageStream
-from pipeline.params import PrepareParams
+from ltd_pipe.images.folder import open_folder, resize
+from ltd_pipe.images.manifest import Duplicates, Manifest
+from ltd_pipe.images.sources import ArraySource, open_source
+from ltd_pipe.images.stream import ImageStream
+from ltd_pipe.params import PrepareParams
 
 from .conftest import picture, saved
 
@@ -305,7 +304,7 @@ def change(**changes):
 
 def rehash(path):
     """Make the manifest agree with whatever the beton's bytes are now."""
-    from pipeline.provenance import sha256_file
+    from ltd_pipe.provenance import sha256_file
 
     change(sha256=sha256_file(path), size=path.stat().st_size)(path)
 
@@ -369,10 +368,10 @@ def test_a_folder_is_no_beton(tmp_path):
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from pipeline.errors import WriteError
-from pipeline.images.beton import write_beton
-from pipeline.images.sources import ArraySource, open_source
-from pipeline.params import PrepareParams
+from ltd_pipe.errors import WriteError
+from ltd_pipe.images.beton import write_beton
+from ltd_pipe.images.sources import ArraySource, open_source
+from ltd_pipe.params import PrepareParams
 params = PrepareParams(dataset="folder", path=sys.argv[1], workers=int(sys.argv[3]))
 source = open_source(params, "train")
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

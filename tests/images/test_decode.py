@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import DataError
-from pipeline.images.decode import decode_image, is_one_colour, is_turned, resize
+from ltd_pipe.errors import DataError
+from ltd_pipe.images.folder import decode_image, is_one_colour, is_turned, resize
 
 from .conftest import picture, saved
 

@@ -5,9 +5,9 @@ import sys
 import pytest
 from numba import typed
 
-from pipeline.errors import MachineError
-from pipeline.images import header
-from pipeline.images.ffcv import require_ffcv
+from ltd_pipe.errors import MachineError
+from ltd_pipe.images import beton
+from ltd_pipe.images.beton import require_ffcv
 
 
 def test_nothing_is_compiled_for_the_numbers_of_encodings():
@@ -33,11 +33,11 @@ def test_the_header_is_read_as_ffcv_reads_it():
     from ffcv.fields import IntField, RGBImageField
 
     fields = [RGBImageField(), IntField(), IntField(), IntField()]
-    assert types.get_metadata_type(fields) == header.SAMPLE
-    assert types.HeaderType == header.HEADER
-    assert types.FieldDescType == header.FIELD
-    assert types.ALLOC_TABLE_TYPE == header.PLACE
-    assert types.CURRENT_VERSION == header.VERSION
-    assert (writer.MIN_PAGE_SIZE, writer.MAX_PAGE_SIZE) == header.PAGE_SIZES
-    for number, name in header.TYPE_IDS.items():
+    assert types.get_metadata_type(fields) == beton.SAMPLE
+    assert types.HeaderType == beton.HEADER
+    assert types.FieldDescType == beton.FIELD
+    assert types.ALLOC_TABLE_TYPE == beton.PLACE
+    assert types.CURRENT_VERSION == beton.VERSION
+    assert (writer.MIN_PAGE_SIZE, writer.MAX_PAGE_SIZE) == beton.PAGE_SIZES
+    for number, name in beton.TYPE_IDS.items():
         assert types.TYPE_ID_HANDLER[number].__name__ == name

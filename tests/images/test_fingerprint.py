@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from pipeline.images.fingerprint import fingerprint, sample_hash
+from ltd_pipe.images.manifest import fingerprint, sample_hash
 
 NAMES = ("a", "bc")
 LABELS = np.array([0, 1, 1], dtype=np.int32)

@@ -12,13 +12,12 @@ import pytest
 from ffcv.reader import Reader
 from ffcv.types import ALLOC_TABLE_TYPE, FieldDescType, HeaderType
 
-from pipeline.errors import DataError
-from pipeline.images.beton import open_beton, write_beton
-from pipeline.images.fingerprint import fingerprint
-from pipeline.images.manifest import manifest_path
-from pipeline.images.sources import open_source
-from pipeline.params import PrepareParams
-from pipeline.provenance import sha256_file
+from ltd_pipe.errors import DataError
+from ltd_pipe.images.beton import open_beton, write_beton
+from ltd_pipe.images.manifest import fingerprint, manifest_path
+from ltd_pipe.images.sources import open_source
+from ltd_pipe.params import PrepareParams
+from ltd_pipe.provenance import sha256_file
 
 COUNT = 20
 TABLE = HeaderType.itemsize + 4 * FieldDescType.itemsize
@@ -177,6 +176,6 @@ def test_the_encodings_have_the_numbers_of_ffcv():
     """Written down here because looking them up in FFCV compiles code."""
     from ffcv.fields.rgb_image import IMAGE_MODES
 
-    from pipeline.images.header import _MODES
+    from ltd_pipe.images.beton import _MODES
 
     assert {"jpeg": IMAGE_MODES["jpg"], "raw": IMAGE_MODES["raw"]} == _MODES

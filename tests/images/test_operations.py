@@ -8,7 +8,7 @@ from sklearn.datasets import load_sample_images
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from pipeline.images.operations import GREY, OPERATIONS
+from ltd_pipe.images.policies import GREY, OPERATIONS
 
 GREYS = [float(GREY)] * 3
 NEAREST = {"interpolation": InterpolationMode.NEAREST, "fill": GREYS}

@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 from torchvision.transforms import AutoAugmentPolicy, v2
 
-from pipeline.images.autoaugment import POLICIES
-from pipeline.images.operations import OPERATIONS
-from pipeline.images.policies import _range, steps_of
+from ltd_pipe.images.policies import OPERATIONS, POLICIES, _range, steps_of
 
 MANY = np.arange(40_000)
 NAMES = np.array([*OPERATIONS])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.images.progressive import Sizes
+from ltd_pipe.images.stream import Sizes
 
 
 def sides(*numbers, epochs):

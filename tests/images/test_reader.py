@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import DataError
-from pipeline.images.beton import write_beton
-from pipeline.images.reader import BetonReader
-from pipeline.images.sources import open_source
-from pipeline.images.stream import ImageStream
-from pipeline.params import PrepareParams
+from ltd_pipe.errors import DataError
+from ltd_pipe.images.beton import write_beton
+from ltd_pipe.images.sources import open_source
+from ltd_pipe.images.stream import BetonReader, ImageStream
+from ltd_pipe.params import PrepareParams
 
 CPU = torch.device("cpu")
 ORDER = np.arange(240)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.images.beton import open_beton, write_beton
-from pipeline.images.folder import open_folder
-from pipeline.images.sources import open_source
-from pipeline.images.stream import ImageStream
-from pipeline.params import PrepareParams
+from ltd_pipe.images.beton import open_beton, write_beton
+from ltd_pipe.images.folder import open_folder
+from ltd_pipe.images.sources import open_source
+from ltd_pipe.images.stream import ImageStream
+from ltd_pipe.params import PrepareParams
 
 FOLDER = os.environ.get("LTD_PIPE_CIFAR10_JPEG")
 CPU = torch.device("cpu")

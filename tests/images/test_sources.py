@@ -12,10 +12,10 @@ import pytest
 from torchvision import datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from pipeline.errors import DataError, MissingError
-from pipeline.images.sources import FolderSource, open_source
-from pipeline.images.survey import survey, without_bad
-from pipeline.params import PrepareParams
+from ltd_pipe.errors import DataError, MissingError
+from ltd_pipe.images.folder import survey, without_bad
+from ltd_pipe.images.sources import FolderSource, open_source
+from ltd_pipe.params import PrepareParams
 
 from .conftest import picture
 

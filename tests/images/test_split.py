@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.images.split import validation_mask
+from ltd_pipe.images.sources import validation_mask
 
 HASHES = np.random.default_rng(0).integers(0, 2**64, 20_000, dtype=np.uint64)
 

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import DataError
-from pipeline.images.beton import open_beton, write_beton
-from pipeline.images.folder import open_folder
-from pipeline.images.raw import read_raw
-from pipeline.images.sources import open_source
-from pipeline.images.stream import ImageStream
-from pipeline.params import PrepareParams
+from ltd_pipe.errors import DataError
+from ltd_pipe.images.beton import open_beton, write_beton
+from ltd_pipe.images.folder import open_folder
+from ltd_pipe.images.sources import open_source
+from ltd_pipe.images.stream import ImageStream, read_raw
+from ltd_pipe.params import PrepareParams
 
 CPU = torch.device("cpu")
 ORDER = np.random.default_rng(0).permutation(240)

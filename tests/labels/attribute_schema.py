@@ -1,6 +1,6 @@
 """docs/soft-label-store.schema.json: the attribute `ltd_pipe` for programs that do not use ours.
 
-After a change of the format: PYTHONPATH=. python tests/labels/attribute_schema.py
+After a change of the format: python tests/labels/attribute_schema.py
 """
 
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 from golden_store import WRITERS
 
-from pipeline.labels.format import FORMAT, NEWEST, VERSION, StoreAttributes
+from ltd_pipe.labels.format import FORMAT, NEWEST, VERSION, StoreAttributes
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "soft-label-store.schema.json"
 COMMENT = (

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from small_labelling import label
 
-from pipeline.errors import WriteError
+from ltd_pipe.errors import WriteError
 
 PAGE = 4096
 

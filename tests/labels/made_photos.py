@@ -9,11 +9,11 @@ import numpy as np
 from made_answers import Answers, attributes
 from PIL import Image
 
-from pipeline.images.fingerprint import sample_hash
-from pipeline.images.sources import FolderSource
-from pipeline.labels import SoftLabels
-from pipeline.labels.format import LabellingFacts
-from pipeline.labels.softmax import soften
+from ltd_pipe.images.manifest import sample_hash
+from ltd_pipe.images.sources import FolderSource
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.format import LabellingFacts
+from ltd_pipe.labels.softmax import soften
 
 CLASSES = ("bird", "cat", "dog")
 

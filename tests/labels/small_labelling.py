@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pipeline.images.fingerprint import fingerprint
-from pipeline.images.stream import Batch
-from pipeline.labels.format import DatasetFacts, StoreFacts, TeacherFacts
-from pipeline.labels.labelling import label_images
-from pipeline.labels.write import StoreWriter
-from pipeline.publish import exclusive
+from ltd_pipe.images.manifest import fingerprint
+from ltd_pipe.images.stream import Batch
+from ltd_pipe.labels.format import DatasetFacts, StoreFacts, TeacherFacts
+from ltd_pipe.labels.labelling import label_images
+from ltd_pipe.labels.writer import StoreWriter
+from ltd_pipe.publish import exclusive
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +22,7 @@ NAMES = tuple(f"class {number}" for number in range(CLASSES))
 
 
 class Images:
-    """Images in memory, as `pipeline.images.stream.ImageStream` gives them."""
+    """Images in memory, as `ltd_pipe.images.stream.ImageStream` gives them."""
 
     def __init__(self) -> None:
         rng = np.random.default_rng(0)

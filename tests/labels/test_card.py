@@ -12,9 +12,9 @@ from made_answers import attributes
 from markdown_it import MarkdownIt
 from test_markdown import HOSTILE, kinds
 
-from pipeline.labels import SoftLabels
-from pipeline.labels.card import format_card
-from pipeline.labels.format import (
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.card import format_card
+from ltd_pipe.labels.format import (
     DatasetFacts,
     DerivationFacts,
     DistanceFacts,
@@ -23,8 +23,7 @@ from pipeline.labels.format import (
     TopKFacts,
     ViewFacts,
 )
-from pipeline.labels.softness import summarise
-from pipeline.labels.statistics import measure
+from ltd_pipe.labels.softness import measure, summarise
 
 
 def card(store) -> str:
@@ -157,7 +156,7 @@ def test_views_top_k_and_origin_are_said(making):
 
 def statistics_of(soft, labels):
     """Statistics of a few rows that are in memory."""
-    from pipeline.labels.statistics import LabelStatistics
+    from ltd_pipe.labels.softness import LabelStatistics
 
     summary = summarise(np.array(soft, np.float32), np.array(labels))
     return LabelStatistics(len(soft), len(soft), summary, (0,) * 19 + (len(soft),), ())
@@ -367,7 +366,7 @@ def test_the_lines_that_prove_it_do(store):
 
 def test_the_card_verifies_a_signature_by_ssh_keygen(store, key_file, ssh_keygen, tmp_path):
     """Its last command, with the names filled in."""
-    from pipeline.sharing.signature import sign_store
+    from ltd_pipe.labels.signature import sign_store
 
     sign_store(store, key_file)
     (line,) = re.findall(r"^ssh-keygen .*\\\n.*$", card(store), re.MULTILINE)
@@ -383,7 +382,7 @@ def test_the_card_verifies_a_signature_by_ssh_keygen(store, key_file, ssh_keygen
 
 def test_large_stores_are_measured_on_a_part(tmp_path, monkeypatch, making):
     """Evenly spaced samples, and the card says on how many."""
-    monkeypatch.setattr("pipeline.labels.statistics._MAX_ROWS", 5)
+    monkeypatch.setattr("ltd_pipe.labels.softness._MAX_ROWS", 5)
     text = card(making(num_samples=23).write(tmp_path / "a.zarr"))
     assert "Measured on 5 of 23 samples, evenly spaced." in text
     soft = SoftLabels.open(tmp_path / "a.zarr").gather(np.array([0, 4, 9, 13, 18]))
@@ -399,8 +398,8 @@ BOUNDS += [((70_000, 4096, 1), 16_384), ((5, 2**24, 1), 4), ((5, 2**24, 100), 1)
 @pytest.mark.parametrize(("size", "samples"), BOUNDS)
 def test_rows_and_elements_are_bounded(size, samples):
     """65,536 rows, fewer when they are wide, one sample at least."""
-    from pipeline.labels.arrays import ArrayLayout
-    from pipeline.labels.statistics import _evenly_spaced
+    from ltd_pipe.labels.format import ArrayLayout
+    from ltd_pipe.labels.softness import _evenly_spaced
 
     num_samples, num_classes, views = size
     index = _evenly_spaced(ArrayLayout("soft_labels", num_samples, num_classes, 100, views))

@@ -15,10 +15,10 @@ import pytest
 import torch
 from golden_store import WRITERS
 
-from pipeline.errors import StoreError
-from pipeline.labels import SoftLabels
-from pipeline.labels.resident import LabelsOnDevice
-from pipeline.labels.verify import verify_store
+from ltd_pipe.errors import StoreError
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.dataset import LabelsOnDevice
+from ltd_pipe.labels.verify import verify_store
 
 HERE = Path(__file__).parent
 MANIFEST = "MANIFEST.sha256"

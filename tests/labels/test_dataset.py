@@ -12,9 +12,9 @@ from made_photos import CLASSES
 from torch.utils.data import ConcatDataset, IterableDataset, Subset
 from torchvision.datasets import ImageFolder
 
-from pipeline.errors import DataError, JoinError, ParamsError, StoreError
-from pipeline.labels import SoftLabelDataset, SoftLabels
-from pipeline.labels.softmax import soften
+from ltd_pipe.errors import DataError, JoinError, ParamsError, StoreError
+from ltd_pipe.labels import SoftLabelDataset, SoftLabels
+from ltd_pipe.labels.softmax import soften
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision.datasets import ImageFolder
 
-from pipeline.errors import JoinError
-from pipeline.labels import SoftLabelDataset
+from ltd_pipe.errors import JoinError
+from ltd_pipe.labels import SoftLabelDataset
 
 
 def to_tensor(image):

@@ -10,14 +10,13 @@ from made_photos import make_photos
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.datasets import ImageFolder
 
-from pipeline.errors import DataError, StoreError
-from pipeline.images.augment import augment
-from pipeline.images.augmentation import Augmentation
-from pipeline.images.decode import CHANNELS, RESIZE, resize, to_channels
-from pipeline.images.sources import FolderSource
-from pipeline.labels import SoftLabelDataset, SoftLabels
-from pipeline.labels.format import ViewFacts
-from pipeline.labels.softmax import soften
+from ltd_pipe.errors import DataError, StoreError
+from ltd_pipe.images.augment import Augmentation, augment
+from ltd_pipe.images.folder import CHANNELS, RESIZE, resize, to_channels
+from ltd_pipe.images.sources import FolderSource
+from ltd_pipe.labels import SoftLabelDataset, SoftLabels
+from ltd_pipe.labels.format import ViewFacts
+from ltd_pipe.labels.softmax import soften
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from small_labelling import ROWS, SAMPLES, Images, Teacher, label, open_writer
 
-from pipeline.errors import StoreError
+from ltd_pipe.errors import StoreError
 
 HERE = Path(__file__).parent
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
@@ -31,7 +31,7 @@ def quick(tmp_path):
 
 def script(*words):
     """Run a script of this folder with our packages; it must succeed."""
-    path = os.pathsep.join([str(HERE.parents[1]), str(HERE)])
+    path = os.pathsep.join([str(HERE.parents[1] / "src"), str(HERE.parents[1]), str(HERE)])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*map(str, words)], env=environment, capture_output=True, text=True, check=False

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.errors import StoreError
-from pipeline.labels.format import parse_attributes, row_sum_tolerance, rows_per_chunk
+from ltd_pipe.errors import StoreError
+from ltd_pipe.labels.format import parse_attributes, row_sum_tolerance, rows_per_chunk
 
 
 def test_attributes_survive_a_round_trip(answers):

@@ -10,9 +10,9 @@ from golden_store import WRITERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import StoreError
-from pipeline.labels import SoftLabels
-from pipeline.labels.resident import LabelsOnDevice
+from ltd_pipe.errors import StoreError
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.dataset import LabelsOnDevice
 
 HERE = Path(__file__).parent
 STORES = {kind: SoftLabels.open(HERE / f"{kind}.zarr") for kind in WRITERS}

@@ -18,8 +18,8 @@ from golden_store import (
 )
 from test_write import tree
 
-from pipeline.labels import SoftLabels
-from pipeline.labels.verify import verify_store
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.verify import verify_store
 
 HERE = Path(__file__).parent
 IDENTITY = "e943f53e2b6676668e08319e39caf0743fff91c011fdad6df225c045cf748d04"

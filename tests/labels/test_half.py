@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from pipeline.labels.half import to_float16, to_float32
+from ltd_pipe.labels.format import to_float16, to_float32
 
 ALL = np.arange(2**16, dtype=np.uint16).view(np.float16)
 
@@ -46,7 +46,7 @@ def test_a_copy_is_a_copy():
 def test_the_results_are_the_same_before_torch_is_loaded():
     """In a process without it, numbers of every kind; many load it."""
     code = (
-        "import hashlib, sys\nimport numpy as np\nfrom pipeline.labels.half import *\n"
+        "import hashlib, sys\nimport numpy as np\nfrom ltd_pipe.labels.format import *\n"
         "numbers = np.random.default_rng(0).standard_normal(2**20).astype(np.float32) ** 9\n"
         "def told(n):\n"
         "    half = to_float16(numbers[:n])\n"

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from made_answers import attributes
 
-from pipeline.errors import JoinError, StoreError
-from pipeline.labels import SoftLabels
-from pipeline.labels.format import LabellingFacts
-from pipeline.labels.join import require_classes, require_shape
+from ltd_pipe.errors import JoinError, StoreError
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.format import LabellingFacts
+from ltd_pipe.labels.join import require_classes, require_shape
 
 
 @pytest.fixture

@@ -4,16 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import StoreError, WriteError
-from pipeline.images.augment import augment
-from pipeline.images.augmentation import Augmentation
-from pipeline.labels import SoftLabels
-from pipeline.labels.format import DatasetFacts, StoreFacts, TeacherFacts, ViewFacts
-from pipeline.labels.labelling import aligned_rows, label_images, temperature_of_sample
-from pipeline.labels.replay import Replay
-from pipeline.labels.write import StoreWriter
-from pipeline.models.classifier import Classifier
-from pipeline.models.registry import build
+from ltd_pipe.errors import StoreError, WriteError
+from ltd_pipe.images.augment import Augmentation, augment
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.dataset import Replay
+from ltd_pipe.labels.format import DatasetFacts, StoreFacts, TeacherFacts, ViewFacts
+from ltd_pipe.labels.labelling import aligned_rows, label_images, temperature_of_sample
+from ltd_pipe.labels.writer import StoreWriter
+from ltd_pipe.models.classifier import Classifier
+from ltd_pipe.models.registry import build
 
 CPU = torch.device("cpu")
 BATCH = 16

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import StoreError
-from pipeline.labels import SoftLabels
-from pipeline.labels.mapping import Mapping
+from ltd_pipe.errors import StoreError
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.reader import MappedArray
 
 ROWS = np.arange(24, dtype=np.int32).reshape(4, 3, 2)
 
@@ -25,7 +25,7 @@ def write_files(folder: Path):
 
 def test_mapped_files_are_one_array(tmp_path):
     """Row r of file f is [f, r]; rows of all files are gathered in one call."""
-    mapping = Mapping(4, 28, tmp_path)
+    mapping = MappedArray(4, 28, tmp_path)
     for number, path in enumerate(write_files(tmp_path)):
         mapping.map(number, path)
     rows = mapping.rows((3, 2), np.dtype("<i4"))
@@ -36,7 +36,7 @@ def test_mapped_files_are_one_array(tmp_path):
 
 def test_mapped_rows_are_read_only(tmp_path):
     """A store is never changed by its reader."""
-    mapping = Mapping(4, 28, tmp_path)
+    mapping = MappedArray(4, 28, tmp_path)
     rows = mapping.rows((3, 2), np.dtype("<i4"))
     with pytest.raises(ValueError, match="read-only"):
         rows[0, 0, 0] = 1
@@ -52,7 +52,7 @@ def test_memory_goes_with_the_last_array(tmp_path):
     """An array outlives its mapping; after it nothing is left mapped."""
     path = tmp_path / "a.zarr-part"
     path.write_bytes(bytes(8))
-    mapping = Mapping(1, 8, tmp_path)
+    mapping = MappedArray(1, 8, tmp_path)
     mapping.map(0, path)
     rows = mapping.rows((2,), np.dtype("<i4"))[0][1:]
     del mapping
@@ -67,7 +67,7 @@ def test_memory_goes_with_the_last_array(tmp_path):
 def test_impossible_sizes_are_refused(tmp_path):
     """A store that claims more than there are addresses is one clear error."""
     with pytest.raises(StoreError, match="cannot be mapped into memory"):
-        Mapping(2**30, 2**28, tmp_path)
+        MappedArray(2**30, 2**28, tmp_path)
 
 
 def test_symbolic_links_are_not_followed(tmp_path):
@@ -75,7 +75,7 @@ def test_symbolic_links_are_not_followed(tmp_path):
     (tmp_path / "real").write_bytes(bytes(8))
     (tmp_path / "link").symlink_to(tmp_path / "real")
     with pytest.raises(OSError, match="symbolic link"):
-        Mapping(1, 8, tmp_path).map(0, tmp_path / "link")
+        MappedArray(1, 8, tmp_path).map(0, tmp_path / "link")
 
 
 def test_an_opened_store_travels_to_another_process(store):

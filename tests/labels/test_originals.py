@@ -14,12 +14,12 @@ from timm.data import ImageDataset, create_dataset
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from torchvision import datasets
 
-from pipeline.errors import DataError, JoinError
-from pipeline.images.fingerprint import sample_hash
-from pipeline.images.sources import open_source
-from pipeline.labels import SoftLabelDataset, SoftLabels
-from pipeline.labels.originals import find_originals
-from pipeline.params import PrepareParams
+from ltd_pipe.errors import DataError, JoinError
+from ltd_pipe.images.manifest import sample_hash
+from ltd_pipe.images.sources import open_source
+from ltd_pipe.labels import SoftLabelDataset, SoftLabels
+from ltd_pipe.labels.writer import find_originals
+from ltd_pipe.params import PrepareParams
 
 # ImageDataset leaves closing to the garbage collector.
 timm_leaves_files_open = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")

@@ -15,7 +15,7 @@ import xarray
 import zarr
 from made_answers import attributes
 
-from pipeline.labels import SoftLabels
+from ltd_pipe.labels import SoftLabels
 
 
 def test_the_lines_that_the_specification_shows(store, monkeypatch):

@@ -13,7 +13,7 @@ import xarray
 import zarr
 from golden_store import WRITERS
 
-from pipeline.labels import SoftLabels
+from ltd_pipe.labels import SoftLabels
 
 HERE = Path(__file__).parent
 kinds = pytest.mark.parametrize("kind", WRITERS)

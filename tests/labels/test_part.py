@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from pipeline.errors import ParamsError, StateError
-from pipeline.labels.part import WHOLE, Part, wait_for_chunks
+from ltd_pipe.errors import ParamsError, StateError
+from ltd_pipe.labels.reader import WHOLE, Part, wait_for_chunks
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 100])

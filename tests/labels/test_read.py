@@ -7,10 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import MissingError, StoreError
-from pipeline.labels import SoftLabels
-from pipeline.labels.softmax import soften
-from pipeline.labels.softness import summarise
+from ltd_pipe.errors import MissingError, StoreError
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.softmax import soften
+from ltd_pipe.labels.softness import summarise
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -4,16 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import JoinError, StoreError
-from pipeline.images.fingerprint import fingerprint
-from pipeline.labels import SoftLabels
-from pipeline.labels.format import DatasetFacts, StoreFacts, TeacherFacts, ViewFacts
-from pipeline.labels.labelling import label_images
-from pipeline.labels.recompute import TOLERANCE, order_of_teachers, recompute
-from pipeline.labels.verify import verify_store
-from pipeline.labels.write import StoreWriter, write_store
-from pipeline.models.classifier import Classifier
-from pipeline.models.registry import build
+from ltd_pipe.errors import JoinError, StoreError
+from ltd_pipe.images.manifest import fingerprint
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.format import DatasetFacts, StoreFacts, TeacherFacts, ViewFacts
+from ltd_pipe.labels.labelling import label_images
+from ltd_pipe.labels.verify import TOLERANCE, order_of_teachers, recompute, verify_store
+from ltd_pipe.labels.writer import StoreWriter, write_store
+from ltd_pipe.models.classifier import Classifier
+from ltd_pipe.models.registry import build
 
 CPU = torch.device("cpu")
 ALL = 10_000

@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from pipeline.errors import StoreError
-from pipeline.images.augment import augment
-from pipeline.images.augmentation import Augmentation
-from pipeline.labels.format import ViewFacts
-from pipeline.labels.replay import Replay
+from ltd_pipe.errors import StoreError
+from ltd_pipe.images.augment import Augmentation, augment
+from ltd_pipe.labels.dataset import Replay
+from ltd_pipe.labels.format import ViewFacts
 
 IMAGES = torch.randint(
     0, 256, (16, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import StoreError
-from pipeline.labels import SoftLabels
-from pipeline.labels.resident import LabelsOnDevice
-from pipeline.labels.softmax import soften
-from pipeline.labels.topk import expand, largest
+from ltd_pipe.errors import StoreError
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.dataset import LabelsOnDevice
+from ltd_pipe.labels.softmax import expand, largest, soften
 
 CPU = torch.device("cpu")
 ORDER = np.array([5, 0, 10, 5])

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from json_schema import is_valid
 from test_format import OPTIONAL, REFUSED
 
-from pipeline.errors import StoreError
-from pipeline.labels.format import parse_attributes
+from ltd_pipe.errors import StoreError
+from ltd_pipe.labels.format import parse_attributes
 
 CHECKED_IN = json.loads(SCHEMA.read_text())
 GOLDEN = golden_attributes()
@@ -28,7 +28,7 @@ def is_accepted(raw) -> bool:
 
 
 def test_the_schema_is_in_step_with_the_reader():
-    """After a change of the format: PYTHONPATH=. python tests/labels/attribute_schema.py."""
+    """After a change of the format: python tests/labels/attribute_schema.py."""
     assert SCHEMA.read_text() == schema_text()
 
 

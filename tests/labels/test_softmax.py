@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pipeline.errors import ParamsError
-from pipeline.labels.softmax import mean_softened, soften, softened_half, solve_temperature
-from pipeline.labels.softness import summarise
+from ltd_pipe.errors import ParamsError
+from ltd_pipe.labels.softmax import mean_softened, soften, softened_half, solve_temperature
+from ltd_pipe.labels.softness import summarise
 
 LOGITS = np.array([[2.0, 0.0, -2.0], [0.0, 0.0, 0.0]], np.float32)
 
@@ -83,7 +83,7 @@ def test_the_result_does_not_depend_on_how_rows_are_blocked(monkeypatch):
     """Blocks of three rows give the same temperature as one block."""
     logits = np.random.default_rng(0).standard_normal((50, 10)).astype(np.float32)
     whole = solve_temperature(logits, 0.5)
-    monkeypatch.setattr("pipeline.labels.softmax._BLOCK_ELEMENTS", 30)
+    monkeypatch.setattr("ltd_pipe.labels.softmax._BLOCK_ELEMENTS", 30)
     assert solve_temperature(logits, 0.5) == whole
 
 

@@ -7,13 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipeline.errors import ParamsError, StoreError
-from pipeline.labels import SoftLabels
-from pipeline.labels.softmax import soften
-from pipeline.labels.softness import summarise
-from pipeline.labels.topk import expand, largest, spread, total_variation
-from pipeline.labels.verify import verify_store
-from pipeline.labels.write import StoreWriter
+from ltd_pipe.errors import ParamsError, StoreError
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.softmax import expand, largest, soften, spread, total_variation
+from ltd_pipe.labels.softness import summarise
+from ltd_pipe.labels.verify import verify_store
+from ltd_pipe.labels.writer import StoreWriter
 
 ROWS = np.array([[0.5, 0.25, 0.125, 0.125], [0.0, 0.375, 0.125, 0.5]], np.float32)
 

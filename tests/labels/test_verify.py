@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.errors import JoinError, StoreError
-from pipeline.labels import SoftLabels
-from pipeline.labels.arrays import write_chunk
-from pipeline.labels.softmax import soften
-from pipeline.labels.verify import verify_store
+from ltd_pipe.errors import JoinError, StoreError
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.format import write_chunk
+from ltd_pipe.labels.softmax import soften
+from ltd_pipe.labels.verify import verify_store
 
 
 def names(checks, *, done):

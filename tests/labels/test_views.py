@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from pipeline.errors import StoreError
-from pipeline.labels import SoftLabels
-from pipeline.labels.softmax import soften
-from pipeline.labels.verify import verify_store
+from ltd_pipe.errors import StoreError
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.softmax import soften
+from ltd_pipe.labels.verify import verify_store
 
 
 @pytest.fixture

@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import JoinError, ParamsError, StateError, StoreError, WriteError
-from pipeline.labels import SoftLabels
-from pipeline.labels.build import build_store
-from pipeline.labels.softmax import soften
-from pipeline.labels.write import StoreWriter, write_store
+from ltd_pipe.errors import JoinError, ParamsError, StateError, StoreError, WriteError
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.softmax import soften
+from ltd_pipe.labels.writer import StoreWriter, build_store, write_store
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -106,7 +105,7 @@ def test_a_killed_process_is_continued(answers, store, tmp_path):
     """SIGKILL in the middle of a chunk loses that chunk and nothing else."""
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path / "state")],
-        env={"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1]}:{Path.cwd()}"},
+        env={"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1]}:{Path.cwd()}/src"},
         check=False,
     )
     assert killed.returncode == -9

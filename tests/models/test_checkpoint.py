@@ -7,15 +7,10 @@ import safetensors
 import torch
 from safetensors.torch import load_file
 
-from pipeline.errors import CheckpointError, ModelError, WriteError
-from pipeline.models.checkpoint import (
-    load_classifier,
-    open_classifier,
-    read_facts,
-    save_classifier,
-)
-from pipeline.models.classifier import Classifier
-from pipeline.models.registry import build
+from ltd_pipe.errors import CheckpointError, ModelError, WriteError
+from ltd_pipe.models.checkpoint import load_classifier, open_classifier, read_facts, save_classifier
+from ltd_pipe.models.classifier import Classifier
+from ltd_pipe.models.registry import build
 
 _IMAGES = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from pipeline.errors import ModelError
-from pipeline.models.classifier import Classifier
-from pipeline.models.registry import build
+from ltd_pipe.errors import ModelError
+from ltd_pipe.models.classifier import Classifier
+from ltd_pipe.models.registry import build
 
 _IMAGES = torch.linspace(0, 1, 2 * 64).reshape(2, 1, 8, 8)
 

@@ -7,15 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.errors import CheckpointError, MissingError, ModelError
-from pipeline.models.checkpoint import (
-    load_classifier,
-    load_foreign,
-    read_facts,
-    save_classifier,
-)
-from pipeline.models.foreign import columns_of, natural_order
-from pipeline.models.registry import build
+from ltd_pipe.errors import CheckpointError, MissingError, ModelError
+from ltd_pipe.models.checkpoint import load_classifier, read_facts, save_classifier
+from ltd_pipe.models.foreign import columns_of, load_foreign, natural_order
+from ltd_pipe.models.registry import build
 
 _NETWORK = ("wrn-10-1", 3, (3, 8, 8))
 _IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.errors import CheckpointError, MissingError
-from pipeline.models.checkpoint import load_classifier, load_foreign, open_classifier, read_facts
+from ltd_pipe.errors import CheckpointError, MissingError
+from ltd_pipe.models.checkpoint import load_classifier, open_classifier, read_facts
+from ltd_pipe.models.foreign import load_foreign
 
 _NETWORK = ("small-cnn-w4", 3, (1, 8, 8))
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from pipeline.errors import ModelError
-from pipeline.models.checkpoint import load_classifier, save_classifier
-from pipeline.models.classifier import Classifier
-from pipeline.models.multi_exit import at_exit
-from pipeline.models.registry import build
+from ltd_pipe.errors import ModelError
+from ltd_pipe.models.checkpoint import load_classifier, save_classifier
+from ltd_pipe.models.classifier import Classifier
+from ltd_pipe.models.multi_exit import at_exit
+from ltd_pipe.models.registry import build
 
 NETWORKS = [
     ("small-cnn-exits-w4", (1, 8, 8), 3),

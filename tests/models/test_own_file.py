@@ -5,11 +5,10 @@ import hashlib
 import pytest
 import torch
 
-from pipeline.errors import MissingError, ModelError
-from pipeline.models.checkpoint import load_classifier, save_classifier
-from pipeline.models.classifier import Classifier
-from pipeline.models.external import allow_file, names_file
-from pipeline.models.registry import build
+from ltd_pipe.errors import MissingError, ModelError
+from ltd_pipe.models.checkpoint import load_classifier, save_classifier
+from ltd_pipe.models.classifier import Classifier
+from ltd_pipe.models.registry import allow_file, build, names_file
 
 CODE = """
 from torch import nn
@@ -22,7 +21,7 @@ SHAPE = (1, 4, 4)
 
 @pytest.fixture(autouse=True)
 def nothing_allowed(monkeypatch):
-    monkeypatch.setattr("pipeline.models.external._ALLOWED", {})
+    monkeypatch.setattr("ltd_pipe.models.registry._ALLOWED", {})
 
 
 @pytest.fixture
@@ -32,9 +31,9 @@ def saved(tmp_path):
     name = allow_file(f"{tmp_path / 'net.py'}:make")
     model = Classifier(build(name, 2, SHAPE), architecture=name, class_names="ab", shape=SHAPE)
     save_classifier(model.eval(), tmp_path / "a.safetensors")
-    from pipeline.models import external
+    from ltd_pipe.models import registry
 
-    external._ALLOWED.clear()
+    registry._ALLOWED.clear()
     return tmp_path / "a.safetensors"
 
 

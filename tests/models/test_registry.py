@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pipeline.errors import ModelError
-from pipeline.models.registry import build, known
+from ltd_pipe.errors import ModelError
+from ltd_pipe.models.registry import build, known
 
 
 @pytest.mark.parametrize("name", known())

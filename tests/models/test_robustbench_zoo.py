@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.errors import MachineError, MissingError, ModelError
-from pipeline.models.foreign import load_foreign
-from pipeline.models.registry import build
-from pipeline.models.robustbench_zoo import zoo_weights
+from ltd_pipe.errors import MachineError, MissingError, ModelError
+from ltd_pipe.models.foreign import load_foreign
+from ltd_pipe.models.registry import build, zoo_weights
 
 # A zoo of three entries in the package's own form, so that no test needs its hundreds.
 ZOO = """

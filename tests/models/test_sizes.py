@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from pipeline.errors import ModelError
-from pipeline.models.classifier import Classifier
-from pipeline.models.registry import build
-from pipeline.models.sizes import require_sizes
+from ltd_pipe.errors import ModelError
+from ltd_pipe.models.classifier import Classifier
+from ltd_pipe.models.registry import build, require_sizes
 
 SIZES = [(32, 32), (64, 64)]
 

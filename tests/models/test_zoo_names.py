@@ -12,7 +12,7 @@ import hashlib
 import pytest
 import torch
 
-from pipeline.models.registry import build
+from ltd_pipe.models.registry import build
 
 # Number of entries, and SHA-256 over the sorted lines "name shape".
 _ZOO = {

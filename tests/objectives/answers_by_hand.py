@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pipeline.objectives import Labels
+from ltd_pipe.objectives import Labels
 
 CLEAN = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
 ATTACKED = torch.tensor([[1.0, 0.5, -0.5], [0.0, 0.5, 1.0]])

@@ -20,8 +20,8 @@ from answers_by_hand import (
 )
 from torch import nn
 
-from pipeline import objectives
-from pipeline.attacks import evaluation_mode
+from ltd_pipe import objectives
+from ltd_pipe.attacks import evaluation_mode
 
 T30 = (TEACHER_CLEAN / 30).softmax(dim=1)
 T4 = (TEACHER_CLEAN / 4).softmax(dim=1)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pipeline import objectives
+from ltd_pipe import objectives
 
 TRUTH = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
 TARGET = torch.tensor([[0.8, 0.2], [0.8, 0.2]])

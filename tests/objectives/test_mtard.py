@@ -14,7 +14,7 @@ from answers_by_hand import (
     teacher,
 )
 
-from pipeline import objectives
+from ltd_pipe import objectives
 
 A, Z, U, V = ATTACKED, CLEAN, TEACHER_CLEAN, TEACHER_ATTACKED
 # The student's answers to x′ and to x in four steps.

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pipeline import objectives
+from ltd_pipe import objectives
 
 # softmax(LOGITS) = (1/2, 1/4, 1/4), and TARGET is soft.
 LOGITS = torch.tensor([[math.log(2.0), 0.0, 0.0]])

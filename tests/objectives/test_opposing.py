@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import objectives
-from pipeline.attacks import Adversary, Ball
-from pipeline.objectives import Labels
+from ltd_pipe import objectives
+from ltd_pipe.attacks import Adversary, Ball
+from ltd_pipe.objectives import Labels
 
 IMAGES = torch.rand(5, 1, 2, 2, generator=torch.Generator().manual_seed(0))
 TRUTH = torch.eye(3)[[0, 1, 2, 0, 1]]

@@ -5,16 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.errors import MissingError
-from pipeline.models.registry import build
-from pipeline.params import (
-    EvaluateParams,
-    Params,
-    load_params,
-    parse_params,
-    require_named,
-)
-from pipeline.recipes import recipe_names, recipe_summary, recipe_text
+from ltd_pipe.errors import MissingError
+from ltd_pipe.models.registry import build
+from ltd_pipe.params import EvaluateParams, Params, load_params, parse_params, require_named
+from ltd_pipe.params.file import recipe_names, recipe_summary, recipe_text
 
 ROOT = Path(__file__).parents[2]
 NAMES = [

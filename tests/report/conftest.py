@@ -7,9 +7,9 @@ import shutil
 import pytest
 from run_folders import places_in, write_runs
 
-from pipeline.params import ReportParams
-from pipeline.report.facts import gather_facts
-from pipeline.report.page import render_page
+from ltd_pipe.params import ReportParams
+from ltd_pipe.report.facts import gather_facts
+from ltd_pipe.report.page import render_page
 
 
 @pytest.fixture(scope="session")

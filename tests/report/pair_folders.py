@@ -5,8 +5,8 @@ from __future__ import annotations
 from made_evaluations import write_evaluation
 from run_folders import PARAMS, edit_json, save_model, write_curves, write_json
 
-from pipeline.provenance import sha256_file
-from pipeline.report.pair import gather_pair
+from ltd_pipe.provenance import sha256_file
+from ltd_pipe.report.pair import gather_pair
 
 N = 200
 HASHES = list(range(N))

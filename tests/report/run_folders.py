@@ -8,22 +8,20 @@ from dataclasses import replace
 import numpy as np
 import sklearn.datasets
 
-from pipeline.compare.run import EvaluatedRun, Samples
-from pipeline.compare.table import compare
-from pipeline.evaluation.accuracy import calibration_error, reliability
-from pipeline.images.beton import open_beton, write_beton
-from pipeline.images.sources import ArraySource
-from pipeline.labels.format import DatasetFacts, StoreAttributes, TeacherFacts
-from pipeline.labels.read import SoftLabels
-from pipeline.labels.write import write_store
-from pipeline.models.checkpoint import save_classifier
-from pipeline.models.classifier import Classifier
-from pipeline.models.registry import build
-from pipeline.params import PrepareParams
-from pipeline.provenance import sha256_file
-from pipeline.report.facts import Places
-from pipeline.report.measured import measured_of
-from pipeline.report.scores import Metrics, Score, Scores, Settings
+from ltd_pipe.evaluation.accuracy import calibration_error, reliability
+from ltd_pipe.images.beton import open_beton, write_beton
+from ltd_pipe.images.sources import ArraySource
+from ltd_pipe.labels.format import DatasetFacts, StoreAttributes, TeacherFacts
+from ltd_pipe.labels.reader import SoftLabels
+from ltd_pipe.labels.writer import write_store
+from ltd_pipe.models.checkpoint import save_classifier
+from ltd_pipe.models.classifier import Classifier
+from ltd_pipe.models.registry import build
+from ltd_pipe.params import PrepareParams
+from ltd_pipe.provenance import sha256_file
+from ltd_pipe.report.compare import EvaluatedRun, Samples, compare
+from ltd_pipe.report.facts import Places
+from ltd_pipe.report.runs import Metrics, Score, Scores, Settings, measured_of
 
 EPS = 0.15
 N = 599

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 from run_folders import edit_json, write_audit
 
-from pipeline.errors import MissingError, ResultError
-from pipeline.report.audit import masking_line, read_audit
-from pipeline.report.page import render_page
-from pipeline.report.verdict import judge_student
+from ltd_pipe.errors import MissingError, ResultError
+from ltd_pipe.report.facts import masking_line, read_audit
+from ltd_pipe.report.page import render_page
+from ltd_pipe.report.verdict import judge_student
 
 STUDENT = "student/model.safetensors"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.errors import ResultError
-from pipeline.report.examples import read_examples
+from ltd_pipe.errors import ResultError
+from ltd_pipe.report.figures import read_examples
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from run_folders import edit_json, save_model
 
-from pipeline.errors import MissingError, ResultError
+from ltd_pipe.errors import MissingError, ResultError
 
 
 def remove(path):

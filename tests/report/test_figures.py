@@ -10,9 +10,8 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 
-from pipeline.report.audit import SurfaceFacts
-from pipeline.report.captioned import eps_figure
-from pipeline.report.figures import (
+from ltd_pipe.report.facts import SurfaceFacts
+from ltd_pipe.report.figures import (
     EpsSeries,
     Series,
     draw_curves,
@@ -20,8 +19,8 @@ from pipeline.report.figures import (
     draw_histogram,
     draw_loss_surface,
 )
-from pipeline.report.runs import Curve
-from pipeline.report.scores import EpsPoint, Score
+from ltd_pipe.report.page import eps_figure
+from ltd_pipe.report.runs import Curve, EpsPoint, Score
 
 CURVE = Curve(np.arange(1, 6), np.linspace(0.1, 0.8, 5))
 POINTS = [
@@ -147,7 +146,7 @@ def test_settings_of_the_user_do_not_reach_the_figures():
 
 def test_importing_the_report_does_not_import_matplotlib():
     """Its import writes a cache into the user's home."""
-    code = "import sys, pipeline.report.page; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, ltd_pipe.report.page; sys.exit('matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 

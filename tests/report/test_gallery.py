@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.report.examples import Examples
-from pipeline.report.gallery import attacked_pictures, picture_uri, soft_pictures
-from pipeline.report.softness import TrainingImage
+from ltd_pipe.report.figures import (
+    Examples,
+    TrainingImage,
+    attacked_pictures,
+    picture_uri,
+    soft_pictures,
+)
 
 
 def decode(uri):

@@ -7,9 +7,8 @@ from dataclasses import replace
 import pytest
 from run_folders import SOFTWARE
 
-from pipeline.report.origin import parameter_table, sources, version_table
-from pipeline.report.runs import CollapseFacts
-from pipeline.report.scores import AttackSettings
+from ltd_pipe.report.facts import parameter_table, sources, version_table
+from ltd_pipe.report.runs import AttackSettings, CollapseFacts
 
 
 def entries(facts, title):

@@ -12,9 +12,8 @@ from pair_folders import gather as gather_two
 from pair_folders import write_pair
 from run_folders import edit_json, write_json
 
-from pipeline.report.page import render_page
-from pipeline.report.pair_page import render_pair
-from pipeline.report.table import class_table
+from ltd_pipe.report.page import class_table, render_page
+from ltd_pipe.report.pair import render_pair
 
 
 def test_the_page_is_well_formed_and_names_are_unique(page):

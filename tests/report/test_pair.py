@@ -13,12 +13,11 @@ from page_reader import read
 from pair_folders import HASHES, gather, right, write_pair
 from run_folders import edit_json
 
-from pipeline.errors import MissingError, ResultError, WriteError
-from pipeline.evaluation.doubts import ATTACK_FAILS
-from pipeline.report.pair import gather_pair
-from pipeline.report.pair_page import paired_rows, render_pair, setting_rows
-from pipeline.report.verdict import judge_pair
-from stages.report import report
+from ltd_pipe.errors import MissingError, ResultError, WriteError
+from ltd_pipe.evaluation.results import ATTACK_FAILS
+from ltd_pipe.report.pair import gather_pair, paired_rows, render_pair, setting_rows
+from ltd_pipe.report.verdict import judge_pair
+from ltd_pipe.stages.report import report
 
 
 @pytest.fixture(scope="module")

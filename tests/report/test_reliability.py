@@ -9,11 +9,10 @@ from xml.etree import ElementTree as ET
 import pytest
 from run_folders import edit_json, write_json
 
-from pipeline.errors import ResultError
-from pipeline.report.captioned import bin_table, calibration_figures
-from pipeline.report.page import render_page
-from pipeline.report.reliability import Bin, draw_reliability, read_reliability
-from pipeline.report.scores import read_scores
+from ltd_pipe.errors import ResultError
+from ltd_pipe.report.page import bin_table, calibration_figures, render_page
+from ltd_pipe.report.reliability import Bin, draw_reliability, read_reliability
+from ltd_pipe.report.runs import read_scores
 
 BINS = {
     "student": [

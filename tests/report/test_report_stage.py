@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 from run_folders import edit_json, write_audit
 
-from pipeline.errors import MissingError, ResultError, WriteError
-from stages.report import report
+from ltd_pipe.errors import MissingError, ResultError, WriteError
+from ltd_pipe.stages.report import report
 
 
 @pytest.fixture

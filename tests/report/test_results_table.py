@@ -6,10 +6,9 @@ from dataclasses import replace
 
 from run_folders import scores_of
 
-from pipeline.evaluation.accuracy import wilson_interval
-from pipeline.report.scores import AttackRow, CorruptedSets
-from pipeline.report.table import results_table
-from pipeline.report.wording import interval_text
+from ltd_pipe.evaluation.accuracy import wilson_interval
+from ltd_pipe.report.page import results_table
+from ltd_pipe.report.runs import AttackRow, CorruptedSets, interval_text
 
 
 def cells(facts, title):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from run_folders import PARAMS, save_model, write_curve, write_json
 
-from pipeline.errors import CheckpointError, MissingError, ResultError
-from pipeline.provenance import sha256_file
-from pipeline.report.runs import read_run
-from pipeline.report.verdict import differences
+from ltd_pipe.errors import CheckpointError, MissingError, ResultError
+from ltd_pipe.provenance import sha256_file
+from ltd_pipe.report.runs import read_run
+from ltd_pipe.report.verdict import differences
 
 
 def read(folder):

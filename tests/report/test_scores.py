@@ -7,11 +7,10 @@ import json
 import pytest
 from run_folders import EPS, N, edit_json, scores_of
 
-from pipeline.errors import MissingError, ResultError
-from pipeline.evaluation import curve
-from pipeline.evaluation.accuracy import wilson_interval
-from pipeline.report.measured import read_measured
-from pipeline.report.scores import CURVE_ATTACK, read_scores
+from ltd_pipe.errors import MissingError, ResultError
+from ltd_pipe.evaluation import robustness
+from ltd_pipe.evaluation.accuracy import wilson_interval
+from ltd_pipe.report.runs import CURVE_ATTACK, read_measured, read_scores
 
 
 def test_an_evaluation_is_read_as_it_was_written(runs):
@@ -95,7 +94,7 @@ def test_the_curve_is_sorted_by_eps(runs):
 
 def test_the_curve_is_called_by_the_attack_that_made_it():
     """The evaluation's constant and the page's word for it are in two modules."""
-    assert f"PGD-{curve.CURVE_STEPS}" == CURVE_ATTACK
+    assert f"PGD-{robustness.CURVE_STEPS}" == CURVE_ATTACK
 
 
 def test_pgd_without_settings_is_plain_pgd():

@@ -9,12 +9,12 @@ import pytest
 from made_answers import attributes, make_answers
 from run_folders import digits, distances
 
-from pipeline.errors import LtdPipeError, StoreError
-from pipeline.images.beton import write_beton
-from pipeline.images.sources import ArraySource
-from pipeline.labels.softmax import soften
-from pipeline.params import PrepareParams
-from pipeline.report.softness import read_labels
+from ltd_pipe.errors import LtdPipeError, StoreError
+from ltd_pipe.images.beton import write_beton
+from ltd_pipe.images.sources import ArraySource
+from ltd_pipe.labels.softmax import soften
+from ltd_pipe.params import PrepareParams
+from ltd_pipe.report.figures import read_labels
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from run_folders import right, scores_of, with_answers
 
-from pipeline.errors import ResultError
-from pipeline.evaluation.doubts import ATTACK_FAILS
-from pipeline.report.measured import measured_of
-from pipeline.report.scores import AttackRow
-from pipeline.report.verdict import Judged, differences, judge, judge_student
+from ltd_pipe.errors import ResultError
+from ltd_pipe.evaluation.results import ATTACK_FAILS
+from ltd_pipe.report.runs import AttackRow, measured_of
+from ltd_pipe.report.verdict import Judged, differences, judge, judge_student
 
 
 def verdict_of(facts, student, baseline):

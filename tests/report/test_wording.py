@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.report.wording import (
-    duration_text,
-    eps_text,
-    interval_text,
-    number_text,
-    percent_text,
-    phrase,
-)
+from ltd_pipe.evaluation.results import eps_text
+from ltd_pipe.report.runs import duration_text, interval_text, number_text, percent_text, phrase
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 from faulty_server import FaultyServer
 from shared_store import contents, make_store
 
-from pipeline.labels.manifest import format_manifest
-from pipeline.sharing.patience import Patience
+from ltd_pipe.labels.manifest import format_manifest
+from ltd_pipe.sharing.patience import Patience
 
 
 @pytest.fixture(scope="session")

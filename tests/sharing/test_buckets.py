@@ -8,13 +8,13 @@ import requests
 from running import free_port, running
 from shared_store import contents
 
-from pipeline.errors import MachineError, MissingError, StoreError, TransferError
-from pipeline.sharing.bucket import BucketSource, open_filesystem
-from pipeline.sharing.cache import cached_store
-from pipeline.sharing.location import parse_location
-from pipeline.sharing.patience import Patience
-from pipeline.sharing.pull import pull_store
-from pipeline.sharing.remote import RemoteStore
+from ltd_pipe.errors import MachineError, MissingError, StoreError, TransferError
+from ltd_pipe.sharing.bucket import BucketSource, open_filesystem
+from ltd_pipe.sharing.cache import cached_store
+from ltd_pipe.sharing.location import parse_location
+from ltd_pipe.sharing.patience import Patience
+from ltd_pipe.sharing.pull import pull_store
+from ltd_pipe.sharing.remote import RemoteStore
 
 CHUNK = "logits/c/2/0"
 
@@ -174,7 +174,7 @@ def test_a_broken_connection_is_tried_again(published, tmp_path, patience, monke
         return cat_file(self, path, start=start, end=end)
 
     monkeypatch.setattr(fsspec.get_filesystem_class("file"), "cat_file", flaky)
-    monkeypatch.setattr("pipeline.sharing.bucket._PIECE_BYTES", 1000)
+    monkeypatch.setattr("ltd_pipe.sharing.bucket._PIECE_BYTES", 1000)
     found = pull(f"file://{published}", tmp_path / "a.zarr", patience)
     assert found == contents(published)
     starts = [start for path, start, _ in asked if path.endswith(CHUNK)]

@@ -13,13 +13,13 @@ import pytest
 from faulty_server import FaultyServer, stall
 from shared_store import contents, make_store
 
-from pipeline.errors import LocationError, TransferError
-from pipeline.labels import SoftLabels
-from pipeline.publish import exclusive
-from pipeline.sharing.bucket import BucketSource
-from pipeline.sharing.cache import cache_folder, cached_store, find_cached
-from pipeline.sharing.location import parse_location
-from pipeline.sharing.patience import Patience
+from ltd_pipe.errors import LocationError, TransferError
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.publish import exclusive
+from ltd_pipe.sharing.bucket import BucketSource
+from ltd_pipe.sharing.cache import cache_folder, cached_store, find_cached
+from ltd_pipe.sharing.location import parse_location
+from ltd_pipe.sharing.patience import Patience
 
 
 @pytest.fixture
@@ -107,8 +107,8 @@ def test_an_unexpected_store_is_not_kept(server, patience, cache):
 FETCH = """
 import sys
 from pathlib import Path
-from pipeline.sharing.cache import cached_store
-from pipeline.sharing.location import parse_location
+from ltd_pipe.sharing.cache import cached_store
+from ltd_pipe.sharing.location import parse_location
 print(cached_store(parse_location(sys.argv[1]), waiting=lambda line: print(line, flush=True)))
 """
 
@@ -188,9 +188,9 @@ def test_a_library_that_hangs_is_left_behind(published, monkeypatch):
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from pipeline.sharing.location import parse_location
-from pipeline.sharing.pull import pull_store
-from pipeline.sharing.remote import RemoteStore
+from ltd_pipe.sharing.location import parse_location
+from ltd_pipe.sharing.pull import pull_store
+from ltd_pipe.sharing.remote import RemoteStore
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with RemoteStore(parse_location(sys.argv[1]), jobs=4) as remote:
     pull_store(remote, Path(sys.argv[2]))

@@ -7,14 +7,14 @@ import pytest
 from faulty_server import FaultyServer, flipped, replaced, status
 from shared_store import contents, make_store
 
-from pipeline.combine.source import ProvenStore
-from pipeline.combine.subset import subset_store
-from pipeline.errors import MissingError, ParamsError, StoreError
-from pipeline.labels import SoftLabels
-from pipeline.labels.verify import verify_store
-from pipeline.sharing.excerpt import pull_excerpt
-from pipeline.sharing.location import parse_location
-from pipeline.sharing.remote import RemoteStore
+from ltd_pipe.errors import MissingError, ParamsError, StoreError
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.derive import subset_store
+from ltd_pipe.labels.foreign import ProvenStore
+from ltd_pipe.labels.verify import verify_store
+from ltd_pipe.sharing.excerpt import pull_excerpt
+from ltd_pipe.sharing.location import parse_location
+from ltd_pipe.sharing.remote import RemoteStore
 
 
 def pull(url, target, patience, rows=(None, None), arrays=None, **settings):

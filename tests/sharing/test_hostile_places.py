@@ -7,10 +7,10 @@ import pytest
 from faulty_server import FaultyServer, status
 from shared_store import contents
 
-from pipeline.errors import LocationError, StoreError
-from pipeline.sharing.location import parse_location
-from pipeline.sharing.pull import pull_store
-from pipeline.sharing.remote import RemoteStore
+from ltd_pipe.errors import LocationError, StoreError
+from ltd_pipe.sharing.location import parse_location
+from ltd_pipe.sharing.pull import pull_store
+from ltd_pipe.sharing.remote import RemoteStore
 
 
 def pull(store, tmp_path, patience, identity=""):

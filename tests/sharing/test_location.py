@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import LocationError
-from pipeline.sharing.location import is_url, local_location, parse_location
+from ltd_pipe.errors import LocationError
+from ltd_pipe.sharing.location import is_url, local_location, parse_location
 
 IDENTITY = "0123456789abcdef" * 4
 

@@ -14,10 +14,10 @@ import pytest
 from running import free_port, running
 from shared_store import contents, make_store
 
-from pipeline.errors import MissingError, TransferError
-from pipeline.sharing.location import parse_location
-from pipeline.sharing.pull import pull_store
-from pipeline.sharing.remote import RemoteStore
+from ltd_pipe.errors import MissingError, TransferError
+from ltd_pipe.sharing.location import parse_location
+from ltd_pipe.sharing.pull import pull_store
+from ltd_pipe.sharing.remote import RemoteStore
 
 NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
@@ -94,9 +94,9 @@ def test_what_is_not_there_is_said(nginx, tmp_path, patience):
 PULL = """
 import sys
 from pathlib import Path
-from pipeline.sharing.location import parse_location
-from pipeline.sharing.pull import pull_store
-from pipeline.sharing.remote import RemoteStore
+from ltd_pipe.sharing.location import parse_location
+from ltd_pipe.sharing.pull import pull_store
+from ltd_pipe.sharing.remote import RemoteStore
 with RemoteStore(parse_location(sys.argv[1]), jobs=2) as remote:
     pull_store(remote, Path(sys.argv[2]))
 """

@@ -16,11 +16,11 @@ from faulty_server import (
 )
 from shared_store import contents, make_store
 
-from pipeline.errors import MissingError, StoreError, TransferError
-from pipeline.labels.verify import verify_store
-from pipeline.sharing.location import parse_location
-from pipeline.sharing.pull import pull_store
-from pipeline.sharing.remote import RemoteStore
+from ltd_pipe.errors import MissingError, StoreError, TransferError
+from ltd_pipe.labels.verify import verify_store
+from ltd_pipe.sharing.location import parse_location
+from ltd_pipe.sharing.pull import pull_store
+from ltd_pipe.sharing.remote import RemoteStore
 
 CHUNK = "logits/c/2/0"
 
@@ -52,7 +52,7 @@ def test_stores_of_other_kinds_arrive_too(tmp_path, patience, options):
 
 def test_extra_files_and_a_signature_come_along(own, key_file, tmp_path, patience):
     """A signed store's signature is fetched, and is no part of the identity."""
-    from pipeline.sharing.signature import claimed_signer, sign_store
+    from ltd_pipe.labels.signature import claimed_signer, sign_store
 
     sign_store(own, key_file)
     with FaultyServer(own) as server:
@@ -161,7 +161,7 @@ def test_what_does_not_pass_is_refused(server, tmp_path, patience, fault, error,
 @pytest.mark.parametrize("name", ["MANIFEST.sha256", "zarr.json"])
 def test_an_endless_small_file_is_refused(server, tmp_path, patience, name, monkeypatch):
     """It is read up to its limit, not into all memory."""
-    monkeypatch.setattr("pipeline.sharing.remote.MAX_MANIFEST_BYTES", 2**20)
+    monkeypatch.setattr("ltd_pipe.sharing.remote.MAX_MANIFEST_BYTES", 2**20)
     server.faults[name] = [endless]
     with pytest.raises(StoreError, match=f"{name}: is too large: expected at most"):
         pull(server.url, tmp_path / "a.zarr", patience)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from signing_keys import PASSPHRASE, forged
 
-from pipeline.errors import (
+from ltd_pipe.errors import (
     KeyFileError,
     MachineError,
     MissingError,
@@ -16,9 +16,8 @@ from pipeline.errors import (
     StoreError,
     WriteError,
 )
-from pipeline.labels import SoftLabels
-from pipeline.labels.verify import verify_store
-from pipeline.sharing.signature import (
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.signature import (
     NAMESPACE,
     PASSPHRASE_VARIABLE,
     claimed_signer,
@@ -26,6 +25,7 @@ from pipeline.sharing.signature import (
     signature_check,
     verify_signature,
 )
+from ltd_pipe.labels.verify import verify_store
 
 FILE = "MANIFEST.sha256.sig"
 

@@ -12,10 +12,10 @@ from cryptography.x509.oid import NameOID
 from faulty_server import FaultyServer, status
 from shared_store import contents
 
-from pipeline.errors import TransferError
-from pipeline.sharing.location import parse_location
-from pipeline.sharing.pull import pull_store
-from pipeline.sharing.remote import RemoteStore
+from ltd_pipe.errors import TransferError
+from ltd_pipe.sharing.location import parse_location
+from ltd_pipe.sharing.pull import pull_store
+from ltd_pipe.sharing.remote import RemoteStore
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import torch
 from pages import follow, in_shell, read_steps
 from running import free_port, running
 
-from pipeline.labels import SoftLabels
-from pipeline.models.checkpoint import save_classifier
-from pipeline.models.classifier import Classifier
-from pipeline.models.registry import build
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.models.checkpoint import save_classifier
+from ltd_pipe.models.classifier import Classifier
+from ltd_pipe.models.registry import build
 
 ROOT = Path(__file__).parents[2]
 STEPS = read_steps("sharing.md")
@@ -57,7 +57,7 @@ def environment(tmp_path_factory, s3_url):
     return kept | {
         "HOME": str(home),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": str(ROOT / "src"),
         "DVC_NO_ANALYTICS": "1",
         "DVC_SITE_CACHE_DIR": str(home / "dvc"),
         "DVC_SYSTEM_CONFIG_DIR": str(home / "dvc-system"),

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import pytest
 from PIL import Image
 
-from pipeline.images.sources import open_source
-from pipeline.params import PrepareParams
-from stages.cli import main
+from ltd_pipe.images.sources import open_source
+from ltd_pipe.params import PrepareParams
+from ltd_pipe.stages.cli import main
 
 PARAMS = """
 seed: 0

@@ -4,10 +4,10 @@ import json
 
 import torch
 
-from pipeline.evaluation.lines import audit_lines
-from pipeline.models.checkpoint import load_classifier, save_classifier
-from pipeline.provenance import sha256_file
-from pipeline.report.audit import read_audit
+from ltd_pipe.evaluation.results import audit_lines
+from ltd_pipe.models.checkpoint import load_classifier, save_classifier
+from ltd_pipe.provenance import sha256_file
+from ltd_pipe.report.facts import read_audit
 
 STUDENT = "data/student/model.safetensors"
 QUICK = ("--steps", "20", "--square-queries", "100")

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from pipeline.provenance import sha256_file
+from ltd_pipe.provenance import sha256_file
 
 STUDENT = "data/student/model.safetensors"
 

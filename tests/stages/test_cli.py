@@ -14,11 +14,12 @@ from pathlib import Path
 import click
 import pytest
 
-import stages
-from pipeline.models.registry import known
-from pipeline.params import Params
-from stages.cli import cli
-from stages.train import train
+from ltd_pipe.models.registry import known
+from ltd_pipe.params import Params
+from ltd_pipe.stages.cli import cli
+from ltd_pipe.stages.train import train
+
+ROOT = Path(__file__).parents[2]
 
 COMMANDS = [
     "init",
@@ -80,7 +81,7 @@ def test_a_refusal_is_one_line_and_ends_with_1(ltd_pipe, tmp_path, monkeypatch):
 _HEAVY = {"torch", "torchvision", "ffcv", "numba", "timm", "scipy", "sklearn", "matplotlib"}
 _LIGHT = """
 import contextlib, io, json, sys
-from stages.cli import main
+from ltd_pipe.stages.cli import main
 
 for words in json.loads(sys.argv[1]):
     sys.argv, code = ["ltd-pipe", *words], 0
@@ -190,9 +191,9 @@ def test_exit_codes(ltd_pipe, project, case):
 
 
 def test_it_runs_as_a_module():
-    """`python -m stages` is what dvc.yaml calls."""
+    """`python -m ltd_pipe` is what dvc.yaml calls."""
     done = subprocess.run(
-        [sys.executable, "-m", "stages", "--version"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "ltd_pipe", "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith("ltd-pipe, version 0.1.0")
 
@@ -200,7 +201,7 @@ def test_it_runs_as_a_module():
 @contextlib.contextmanager
 def training():
     """A long training run in a process of its own, once it has begun; ended in any case."""
-    command = [sys.executable, "-m", "stages", "train", "--out", "new/student", "--epochs", "400"]
+    command = [sys.executable, "-m", "ltd_pipe", "train", "--out", "new/student", "--epochs", "400"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
         try:
             while not Path("new/student/live").exists():
@@ -326,7 +327,7 @@ def test_what_the_system_refuses_is_one_line_and_no_traceback(ltd_pipe, project,
 
 def test_a_full_disk_behind_stdout_is_one_line():
     """And who stops reading, as `head` does, is told nothing."""
-    command = [sys.executable, "-m", "stages", "recipe", "list"]
+    command = [sys.executable, "-m", "ltd_pipe", "recipe", "list"]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
@@ -342,8 +343,8 @@ def test_a_full_disk_behind_stdout_is_one_line():
 )
 def test_a_run_needs_nobody_who_reads_its_messages(project, words, code):
     """A full disk is behind stderr; a terminal that is gone says EIO instead."""
-    command = [sys.executable, "-m", "stages", *words.split()]
-    environment = os.environ | {"PYTHONPATH": str(Path(stages.__file__).parents[1])}
+    command = [sys.executable, "-m", "ltd_pipe", *words.split()]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, env=environment, stderr=full, check=False)
     assert done.returncode == code
@@ -354,7 +355,7 @@ SMALL = "mount -t tmpfs -o size=4k tmpfs /dev/shm || exit 99; "
 
 def test_a_small_shared_memory_is_refused_before_the_work(tmp_path):
     """It would end in a SIGBUS, or with advice about a disk that is empty."""
-    command = f"{SMALL} exec {sys.executable} -m stages prepare --out {tmp_path}"
+    command = f"{SMALL} exec {sys.executable} -m ltd_pipe prepare --out {tmp_path}"
     done = subprocess.run(
         ["unshare", "-m", "sh", "-c", command], capture_output=True, text=True, check=False
     )
@@ -419,7 +420,7 @@ def test_completion_offers_what_can_be_named(line, offered):
     """As the shell asks for it."""
     asked = {"COMP_WORDS": f"ltd-pipe {line}", "COMP_CWORD": str(line.count(" ") + 1)}
     environment = os.environ | asked | {"_LTD_PIPE_COMPLETE": "bash_complete"}
-    words = [sys.executable, "-m", "stages"]
+    words = [sys.executable, "-m", "ltd_pipe"]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert {answer.partition(",")[2] for answer in done.stdout.split()} == offered, done.stderr
 
@@ -505,13 +506,13 @@ def test_what_makes_a_missing_file_is_named(ltd_pipe, project, words, made):
 STAGES = """
 stages:
   prepare:
-    cmd: python -m stages prepare
+    cmd: python -m ltd_pipe prepare
     outs: [data/train.beton, data/train.beton.json, data/test.beton, data/test.beton.json]
   student:
-    cmd: python -m stages train
+    cmd: python -m ltd_pipe train
     outs: [data/student]
   evaluate:
-    cmd: python -m stages evaluate
+    cmd: python -m ltd_pipe evaluate
     metrics:
       - data/metrics.json: {cache: false}
 """

@@ -7,12 +7,12 @@ import pytest
 import torch
 from pages import follow, read_steps
 
-from pipeline.images.beton import write_beton
-from pipeline.images.sources import open_source
-from pipeline.models.checkpoint import save_classifier
-from pipeline.models.classifier import Classifier
-from pipeline.models.registry import build
-from pipeline.params import PrepareParams
+from ltd_pipe.images.beton import write_beton
+from ltd_pipe.images.sources import open_source
+from ltd_pipe.models.checkpoint import save_classifier
+from ltd_pipe.models.classifier import Classifier
+from ltd_pipe.models.registry import build
+from ltd_pipe.params import PrepareParams
 
 STEPS = read_steps("combining.md")
 

@@ -5,8 +5,8 @@ import os
 import subprocess
 import sys
 
-from pipeline.doctor import CHECKS
-from pipeline.models.registry import known
+from ltd_pipe.doctor import CHECKS
+from ltd_pipe.models.registry import known
 
 
 def test_this_machine_is_sound(ltd_pipe):
@@ -23,7 +23,7 @@ def test_an_ffcv_that_does_not_import_is_explained(tmp_path):
     message = "libopencv_core.so.406: cannot open shared object file"
     (tmp_path / "ffcv.py").write_text(f"raise ImportError({message!r})\n")
     ended = subprocess.run(
-        [sys.executable, "-m", "stages", "doctor", "--json"],
+        [sys.executable, "-m", "ltd_pipe", "doctor", "--json"],
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,

@@ -15,14 +15,13 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from pipeline.evaluation.doubts import ON_TRAINING
-from pipeline.evaluation.ledger import Ledger
-from pipeline.images.beton import open_beton, write_beton
-from pipeline.images.sources import ArraySource, open_source
-from pipeline.images.stream import ImageStream
-from pipeline.models.registry import build
-from pipeline.params import PrepareParams
-from pipeline.provenance import sha256_file
+from ltd_pipe.evaluation.results import ON_TRAINING, Ledger
+from ltd_pipe.images.beton import open_beton, write_beton
+from ltd_pipe.images.sources import ArraySource, open_source
+from ltd_pipe.images.stream import ImageStream
+from ltd_pipe.models.registry import build
+from ltd_pipe.params import PrepareParams
+from ltd_pipe.provenance import sha256_file
 
 TEACHER = "data/teacher/model.safetensors"
 STUDENT = "data/student/model.safetensors"
@@ -117,8 +116,8 @@ def test_a_first_look_is_marked(ltd_pipe, project):
 
 
 def started(*words):
-    command = [sys.executable, "-m", "stages", "evaluate", STUDENT, "--force", *words]
-    root = str(Path(__file__).parents[2])
+    command = [sys.executable, "-m", "ltd_pipe", "evaluate", STUDENT, "--force", *words]
+    root = str(Path(__file__).parents[2] / "src")
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}
@@ -310,7 +309,7 @@ def test_images_of_another_size_are_other_images(ltd_pipe, project, monkeypatch)
     """Neither is an evaluation continued with them, nor are its attacks paired."""
     digits_folder(60)
     # What an interrupted evaluation leaves behind.
-    monkeypatch.setattr("pipeline.publish.remove_state", lambda _: None)
+    monkeypatch.setattr("ltd_pipe.publish.remove_state", lambda _: None)
     torch.save(build("timm:test_resnet", 10, (3, 8, 8)).state_dict(), "colours.pt")
     words = ("timm:test_resnet=colours.pt", "--data", "digits", "--images", "20", "--force")
     words += ("--mean", "0,0,0", "--std", "1,1,1")

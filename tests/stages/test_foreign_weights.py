@@ -10,11 +10,11 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from pipeline.images.sources import open_source
-from pipeline.labels.read import SoftLabels
-from pipeline.models.checkpoint import read_facts
-from pipeline.models.registry import build
-from pipeline.params import PrepareParams
+from ltd_pipe.images.sources import open_source
+from ltd_pipe.labels.reader import SoftLabels
+from ltd_pipe.models.checkpoint import read_facts
+from ltd_pipe.models.registry import build
+from ltd_pipe.params import PrepareParams
 
 TEACHER = "data/teacher/model.safetensors"
 ARCH = ("--arch", "small-cnn-w8")
@@ -94,7 +94,7 @@ def test_another_order_of_classes_is_refused_or_said(ltd_pipe, prepared):
 
 def test_an_order_that_may_be_another_is_warned_of(ltd_pipe, prepared, monkeypatch):
     """Where too few images tell, and nobody said it."""
-    monkeypatch.setattr("pipeline.evaluation.input_scale.permutation", lambda *_: {})
+    monkeypatch.setattr("ltd_pipe.evaluation.input_scale.permutation", lambda *_: {})
     label = ("label", "--teacher", "net.pt", *ARCH, "--data", "o/train.beton", "--out", "a.zarr")
     outcome = ltd_pipe(*label)
     assert "warning: net.pt: class 0 is taken to be '10'; in natural order" in outcome.err
@@ -104,7 +104,7 @@ def test_an_order_that_may_be_another_is_warned_of(ltd_pipe, prepared, monkeypat
 
 def test_the_whole_is_looked_at_as_well(ltd_pipe, prepared, monkeypatch):
     """An order that a few images did not show stops before the store is published."""
-    monkeypatch.setattr("stages.given._settle", lambda *_, **__: "")
+    monkeypatch.setattr("ltd_pipe.stages.given._settle", lambda *_, **__: "")
     label = ("label", "--teacher", "net.pt", *ARCH, "--data", "o/train.beton", "--out", "a.zarr")
     outcome = ltd_pipe(*label)
     assert outcome.code == 1

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.params import load_params, require_named
-from pipeline.recipes import pipeline_text, recipe_names
+from ltd_pipe.params import load_params, require_named
+from ltd_pipe.params.file import pipeline_text, recipe_names
 
 ROOT = Path(__file__).parents[2]
 OURS, THEIRS = (yaml.safe_load(text) for text in ((ROOT / "dvc.yaml").read_text(), pipeline_text()))
@@ -17,7 +17,7 @@ VERSION = "data/inputs/version.json"
 def test_a_stage_is_ours_but_for_its_code(stage):
     """The version stands for the files; the rest is the same."""
     ours, theirs = OURS["stages"][stage], THEIRS["stages"][stage]
-    assert theirs.pop("cmd") == ours.pop("cmd").replace("${launch} -m stages", "ltd-pipe")
+    assert theirs.pop("cmd") == ours.pop("cmd").replace("${launch} -m ltd_pipe", "ltd-pipe")
     deps = {dep for dep in ours.pop("deps", []) if not dep.startswith(("pipeline", "stages"))}
     added = set() if ours.get("always_changed") else {VERSION}
     assert sorted(theirs.pop("deps", [])) == sorted(deps | added)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import MissingError
-from stages.inputs import inputs
+from ltd_pipe.errors import MissingError
+from ltd_pipe.stages.inputs import inputs
 
 ROOT = Path(__file__).parents[2]
 

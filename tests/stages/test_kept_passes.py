@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.models.checkpoint import read_facts
-from pipeline.training.passes import Passes
-from stages.fitting import _Screen
+from ltd_pipe.device import Passes
+from ltd_pipe.models.checkpoint import read_facts
+from ltd_pipe.stages.fitting import _Screen
 
 ROOT = Path(__file__).parents[2]
 PARAMS = """
@@ -45,7 +45,7 @@ def folder(digits, tmp_path, monkeypatch):
 
 def measure(monkeypatch, passes):
     """Let that be what the stopwatch says from now on."""
-    monkeypatch.setattr("pipeline.training.run.choose_passes", lambda *_: passes)
+    monkeypatch.setattr("ltd_pipe.training.run.choose_passes", lambda *_: passes)
 
 
 @pytest.fixture
@@ -151,8 +151,8 @@ def test_all_ranks_go_on_in_it(interrupted):
     interrupted("train")
     runner = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     run = subprocess.run(
-        [*runner, "--nproc-per-node=2", "-m", "stages", "train"],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        [*runner, "--nproc-per-node=2", "-m", "ltd_pipe", "train"],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.differences import differences
-from pipeline.images.beton import write_beton
-from pipeline.images.sources import open_source
-from pipeline.labels import SoftLabels, labelling
-from pipeline.labels.labelling import answers
-from pipeline.models.registry import build
-from pipeline.params import PrepareParams
-from pipeline.publish import beside_others, exclusive
+from ltd_pipe.images.beton import write_beton
+from ltd_pipe.images.sources import open_source
+from ltd_pipe.labels import SoftLabels, labelling
+from ltd_pipe.labels.labelling import answers
+from ltd_pipe.models.registry import build
+from ltd_pipe.params import PrepareParams
+from ltd_pipe.publish import beside_others, exclusive
+from ltd_pipe.text import differences
 
 ROOT = Path(__file__).parents[2]
 SIZES = ("--batch-size", "16", "--chunk-rows", "32")
@@ -221,8 +221,8 @@ def torchrun(processes, *words, before=()):
     """`label` in several processes, started by torchrun; `before` is searched for modules first."""
     runner = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     return subprocess.Popen(
-        [*runner, f"--nproc-per-node={processes}", "-m", "stages", *WORDS, *words],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (*before, ROOT)))},
+        [*runner, f"--nproc-per-node={processes}", "-m", "ltd_pipe", *WORDS, *words],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (*before, ROOT / "src")))},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -312,8 +312,8 @@ def test_a_run_that_is_told_to_stop_ends_at_once_and_goes_on_later(
 ):
     """Exit code 130, one line, no store; the next run makes what is missing."""
     words = (*WORDS, *VIEWS, "--out", "data/again.zarr")
-    command = [sys.executable, "-m", "stages", *words]
-    environment = os.environ | {"PYTHONPATH": f"{strike(number)}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", "ltd_pipe", *words]
+    environment = os.environ | {"PYTHONPATH": f"{strike(number)}{os.pathsep}{ROOT / 'src'}"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (run.returncode, len(run.stderr.strip().splitlines())) == (130, 1), run.stderr
     assert "Run it again: what is labelled is kept." in run.stderr
@@ -336,7 +336,7 @@ def test_labels_that_begin_anew_say_what_differs(ltd_pipe, project, monkeypatch)
 
     words = (*WORDS, "--out", "data/again.zarr")
     with monkeypatch.context() as during:
-        during.setattr("pipeline.labels.labelling.label_images", stop)
+        during.setattr("ltd_pipe.labels.labelling.label_images", stop)
         assert ltd_pipe(*words).code == 130
     (state,) = Path("data/state").iterdir()
     assert "begins anew" not in ltd_pipe(*WORDS, "--out", "data/other.zarr").err

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.labels import SoftLabels
-from pipeline.labels.verify import verify_store
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.verify import verify_store
 
 LABEL = ["label", "--teacher", "data/teacher/model.safetensors", "--out", "new.zarr"]
 BIBTEX = "@misc{labels,\n  title = {Labels: soft},\n}"
@@ -40,8 +40,8 @@ def test_terms_from_the_file_stand_in_the_store(ltd_pipe, project):
 )
 def test_a_text_is_what_was_typed(ltd_pipe, project, text):
     """Whatever YAML would make of it."""
-    from pipeline.params import LabelParams
-    from stages.parameters import _as_yaml
+    from ltd_pipe.params import LabelParams
+    from ltd_pipe.stages.options import _as_yaml
 
     assert ltd_pipe(*LABEL, "--licence", text).code == 0
     assert SoftLabels.open(Path("new.zarr")).attributes.licence == text

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.labels import SoftLabels
-from pipeline.labels.format import ViewFacts
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.format import ViewFacts
 
 TEACHER = "data/teacher/model.safetensors"
 WORDS = ["label", "--teacher", TEACHER, "--temperature", "2.0", "--json", "--out"]

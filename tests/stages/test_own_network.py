@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.models.checkpoint import read_facts, read_tensors
-from pipeline.models.external import _ALLOWED
+from ltd_pipe.models.checkpoint import read_facts, read_tensors
+from ltd_pipe.models.registry import _ALLOWED
 
 PAGE = Path(__file__).parents[2] / "docs/models.md"
 

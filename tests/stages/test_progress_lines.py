@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from stages.progress import Ticker, bar
+from ltd_pipe.stages.console import Ticker, bar
 
 
 def test_without_a_terminal_the_time_left_is_told_each_minute(capsys, monkeypatch):
@@ -112,9 +112,9 @@ def on_terminal(words, columns):
     """What a command shows on a terminal so wide, without its control sequences."""
     main, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[2] / "src")
     environment = os.environ | {"PYTHONPATH": root, "TERM": "xterm"}
-    command = [sys.executable, "-m", "stages", *words]
+    command = [sys.executable, "-m", "ltd_pipe", *words]
     with subprocess.Popen(command, stdin=side, stdout=side, stderr=side, env=environment) as run:
         os.close(side)
         shown = b""

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.params import load_params
-from pipeline.recipes import recipe_names, recipe_text
+from ltd_pipe.params import load_params
+from ltd_pipe.params.file import recipe_names, recipe_text
 
 
 @pytest.fixture

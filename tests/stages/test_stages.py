@@ -11,9 +11,9 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from pipeline.labels import SoftLabels
-from pipeline.labels.write import write_store
-from pipeline.models.checkpoint import load_classifier, read_facts
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.writer import write_store
+from ltd_pipe.models.checkpoint import load_classifier, read_facts
 
 TEACHER = "data/teacher/model.safetensors"
 
@@ -75,7 +75,7 @@ def test_a_checkpoint_is_never_taken_over_itself(ltd_pipe, project):
 
 def test_label_writes_the_teachers_answers(project, train_stream):
     """The stored labels are the softmax of the teacher's logits at the recorded temperature."""
-    from pipeline.images.pixels import to_unit
+    from ltd_pipe.images.manifest import to_unit
 
     store, model = SoftLabels.open(Path("data/labels.zarr")), load_classifier(Path(TEACHER))
     (batch,) = train_stream.batches(np.arange(240), 240)
@@ -247,13 +247,13 @@ def test_by_default_nothing_is_overwritten(ltd_pipe, project):
 
 
 def permute_two_rows(path):
-    from pipeline.labels.write import write_store
+    from ltd_pipe.labels.writer import write_store
 
     store = SoftLabels.open(path)
     order = np.arange(store.num_samples)
     order[[3, 77]] = order[[77, 3]]
     attributes = store.attributes
-    from pipeline.images.fingerprint import fingerprint
+    from ltd_pipe.images.manifest import fingerprint
 
     labels, hashes = store.labels[order], store.sample_hash[order]
     found = fingerprint(attributes.class_names, labels, hashes)
@@ -274,9 +274,9 @@ def test_labels_permuted_by_two_rows_stop_training(ltd_pipe, project):
 
 def test_a_wrong_join_names_the_sample(project, train_stream):
     """Past the fingerprint, each batch is still checked: the first wrong sample is named."""
-    from pipeline.errors import JoinError
-    from pipeline.params import TrainParams
-    from pipeline.training.student import student_examples
+    from ltd_pipe.errors import JoinError
+    from ltd_pipe.params import TrainParams
+    from ltd_pipe.training.run import student_examples
 
     permute_two_rows(Path("data/labels.zarr"))
     store = SoftLabels.open(Path("permuted.zarr"))
@@ -323,9 +323,9 @@ def test_a_damaged_beton_stops_every_stage_that_reads_it(ltd_pipe, project):
 
 def test_a_model_of_other_classes_is_not_evaluated(ltd_pipe, project):
     """Another number of classes or another shape is refused by name."""
-    from pipeline.models.checkpoint import save_classifier
-    from pipeline.models.classifier import Classifier
-    from pipeline.models.registry import build
+    from ltd_pipe.models.checkpoint import save_classifier
+    from ltd_pipe.models.classifier import Classifier
+    from ltd_pipe.models.registry import build
 
     names, shape = ("a", "b"), (1, 8, 8)
     network = build("small-cnn-w8", 2, shape)

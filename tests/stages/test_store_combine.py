@@ -10,7 +10,7 @@ import pytest
 from made_answers import make_answers
 from published_labels import write_fkd, write_images
 
-from pipeline.images.beton import open_beton
+from ltd_pipe.images.beton import open_beton
 
 
 @pytest.fixture

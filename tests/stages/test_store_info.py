@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.images.fingerprint import fingerprint
-from pipeline.labels import SoftLabels
-from pipeline.labels.format import (
+from ltd_pipe.images.manifest import fingerprint
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.format import (
     DatasetFacts,
     DerivationFacts,
     LabellingFacts,
@@ -19,8 +19,8 @@ from pipeline.labels.format import (
     TeacherFacts,
     ViewFacts,
 )
-from pipeline.labels.write import write_store
-from pipeline.sharing.signature import sign_store
+from ltd_pipe.labels.signature import sign_store
+from ltd_pipe.labels.writer import write_store
 
 
 @pytest.fixture
@@ -217,11 +217,11 @@ def test_what_is_no_store_is_refused_in_one_line(ltd_pipe, tmp_path, make, messa
 def run_in_pipe(path, **environment):
     """The real command, its output in a pipe."""
     done = subprocess.run(
-        [sys.executable, "-m", "stages", "store", "info", str(path)],
+        [sys.executable, "-m", "ltd_pipe", "store", "info", str(path)],
         capture_output=True,
         text=True,
         check=True,
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(Path.cwd()), **environment},
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(Path.cwd() / "src"), **environment},
     )
     return done.stdout
 

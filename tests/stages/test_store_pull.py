@@ -14,8 +14,8 @@ from typing import ClassVar
 
 import pytest
 
-from pipeline.labels import SoftLabels
-from pipeline.models.checkpoint import read_facts
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.models.checkpoint import read_facts
 
 GOLDEN = Path(__file__).parents[1] / "labels" / "golden.zarr"
 
@@ -150,7 +150,7 @@ def test_ctrl_c_ends_a_stalled_transfer_at_once(tmp_path):
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/labels.zarr"
-        command = [sys.executable, "-m", "stages", "store", "pull", url]
+        command = [sys.executable, "-m", "ltd_pipe", "store", "pull", url]
         with (
             subprocess.Popen(
                 command,

@@ -115,7 +115,7 @@ def test_without_a_terminal_a_passphrase_is_not_waited_for(store, make_key):
     """A job ends and says what to set, where it would otherwise hang."""
     words = ["store", "sign", str(store), "--key", str(make_key("locked", locked=True))]
     done = subprocess.run(
-        [sys.executable, "-m", "stages", *words],
+        [sys.executable, "-m", "ltd_pipe", *words],
         stdin=subprocess.DEVNULL,
         start_new_session=True,
         capture_output=True,
@@ -133,7 +133,7 @@ def test_the_passphrase_is_asked_for_and_not_shown(store, make_key):
     words = ["store", "sign", str(store), "--key", str(make_key("locked", locked=True))]
     child, terminal = pty.fork()
     if not child:
-        os.execv(sys.executable, [sys.executable, "-m", "stages", *words])  # noqa: S606
+        os.execv(sys.executable, [sys.executable, "-m", "ltd_pipe", *words])  # noqa: S606
     screen = _read_until(terminal, b"passphrase")
     # What is typed before the echo is off would be thrown away.
     while termios.tcgetattr(terminal)[3] & termios.ECHO:

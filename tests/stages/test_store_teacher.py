@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.images.beton import write_beton
-from pipeline.images.decode import RESIZE
-from pipeline.images.sources import open_source
-from pipeline.labels import SoftLabels
-from pipeline.labels.write import write_store
-from pipeline.models.registry import build
-from pipeline.params import PrepareParams
-from pipeline.provenance import code_commit
+from ltd_pipe.images.beton import write_beton
+from ltd_pipe.images.folder import RESIZE
+from ltd_pipe.images.sources import open_source
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.writer import write_store
+from ltd_pipe.models.registry import build
+from ltd_pipe.params import PrepareParams
+from ltd_pipe.provenance import code_commit
 
 TEACHER = "data/teacher/model.safetensors"
 VERIFY = ["store", "verify", "views.zarr", "--data", "data/train.beton", "--device", "cpu"]

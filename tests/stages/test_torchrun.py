@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.models.checkpoint import read_facts
-from stages.cli import main
+from ltd_pipe.models.checkpoint import read_facts
+from ltd_pipe.stages.cli import main
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -24,7 +24,9 @@ def free_port():
 
 def environment(**more):
     path = f"{BIN}:{os.environ['PATH']}"
-    return os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | more
+    return (
+        os.environ | {"PATH": path, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"} | more
+    )
 
 
 @pytest.mark.slow
@@ -64,4 +66,4 @@ def test_the_scripts_are_shell(name):
     text = script.read_text()
     assert "torchrun" in text
     assert "--rdzv-endpoint" in text
-    assert "-m stages train" in text
+    assert "-m ltd_pipe train" in text

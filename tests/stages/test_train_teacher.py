@@ -3,12 +3,12 @@
 import re
 from pathlib import Path
 
-from pipeline.labels import SoftLabels
-from pipeline.models.checkpoint import load_classifier, read_facts, save_classifier
-from pipeline.models.classifier import Classifier
-from pipeline.models.multi_exit import at_exit
-from pipeline.models.registry import build
-from pipeline.provenance import sha256_file
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.models.checkpoint import load_classifier, read_facts, save_classifier
+from ltd_pipe.models.classifier import Classifier
+from ltd_pipe.models.multi_exit import at_exit
+from ltd_pipe.models.registry import build
+from ltd_pipe.provenance import sha256_file
 
 TEACHER = "data/teacher/model.safetensors"
 SHORT = ("train", "--epochs", "1", "--attack-steps", "1", "--out", "new")
@@ -63,7 +63,7 @@ def test_the_summary_says_how_soft_a_teachers_answers_were(ltd_pipe, project):
 def test_another_teacher_is_another_run(ltd_pipe, project, monkeypatch):
     """A run with another file under the same name does not continue this one."""
     keys = []
-    monkeypatch.setattr("pipeline.training.state.Snapshots.__init__", refuse(keys))
+    monkeypatch.setattr("ltd_pipe.training.trainer.Snapshots.__init__", refuse(keys))
     for number in (1, 2):
         ltd_pipe(*LIVE)
         model = load_classifier(Path(TEACHER))

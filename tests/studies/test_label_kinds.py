@@ -16,7 +16,7 @@ from match import matching_smoothing, smoothed_entropy
 from scipy import stats
 from study_runs import difference
 
-from pipeline.params import load_params
+from ltd_pipe.params import load_params
 
 STUDY = Path(__file__).parents[2] / "studies" / "label-kinds"
 FOLDERS = sorted(path.parent for path in STUDY.glob("*/arms.yaml"))
@@ -106,7 +106,7 @@ GENERATED = ("data", "labels", "results", "students", "teachers", "tmp", "cache"
 def test_the_study_runs_from_nothing_to_its_table(digits):
     """Real stages under DVC, several at a time; a second time nothing is run."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     settings = {"env": environment, "capture_output": True, "text": True}
     subprocess.run(["bash", str(digits.parent / "run.sh"), "digits"], check=True, **settings)
     table = (digits / "table.md").read_text()

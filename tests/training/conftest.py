@@ -6,12 +6,16 @@ import pytest
 import torch
 from short_runs import ATTACK, SHORT
 
-from pipeline.params import TeacherParams, TrainParams
-from pipeline.training.passes import Passes
-from pipeline.training.run import new_classifier, split_samples
-from pipeline.training.state import Snapshots
-from pipeline.training.student import student_examples, student_fit
-from pipeline.training.teacher import teacher_fit
+from ltd_pipe.device import Passes
+from ltd_pipe.params import TeacherParams, TrainParams
+from ltd_pipe.training.run import (
+    new_classifier,
+    split_samples,
+    student_examples,
+    student_fit,
+    teacher_fit,
+)
+from ltd_pipe.training.trainer import Snapshots
 
 CPU = torch.device("cpu")
 

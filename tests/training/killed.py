@@ -14,10 +14,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import ranks
 
-from pipeline.images.beton import open_beton
-from pipeline.images.stream import ImageStream
-from pipeline.team import Team
-from pipeline.training.loop import Watcher
+from ltd_pipe.distributed import Team
+from ltd_pipe.images.beton import open_beton
+from ltd_pipe.images.stream import ImageStream
+from ltd_pipe.training.trainer import Watcher
 
 ranks.CASES |= {"often": {"snapshot_steps": 1}}
 # Of a run on an idle machine; a busy one is killed earlier in it.

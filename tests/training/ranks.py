@@ -11,17 +11,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from short_runs import ATTACK, SHORT
 
-from pipeline.errors import LtdPipeError
-from pipeline.images.beton import open_beton
-from pipeline.images.stream import ImageStream
-from pipeline.params import TrainParams
-from pipeline.team import Team
-from pipeline.training.interrupt import Interrupted
-from pipeline.training.loop import Watcher
-from pipeline.training.passes import Passes
-from pipeline.training.run import new_classifier, split_samples
-from pipeline.training.state import Snapshots
-from pipeline.training.student import student_examples, student_fit
+from ltd_pipe.device import Passes
+from ltd_pipe.distributed import Team
+from ltd_pipe.errors import LtdPipeError
+from ltd_pipe.images.beton import open_beton
+from ltd_pipe.images.stream import ImageStream
+from ltd_pipe.params import TrainParams
+from ltd_pipe.training.run import new_classifier, split_samples, student_examples, student_fit
+from ltd_pipe.training.trainer import Interrupted, Snapshots, Watcher
 
 CASES = {
     "at": {},

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.images.stream import ImageStream
-from pipeline.training.ahead import ahead
+from ltd_pipe.images.stream import ImageStream
+from ltd_pipe.training.data import ahead
 
 CPU = torch.device("cpu")
 ORDER = np.random.default_rng(0).permutation(240)

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from pipeline.images.beton import open_beton, write_beton
-from pipeline.images.sources import open_source
-from pipeline.images.stream import ImageStream
-from pipeline.params import PrepareParams
-from pipeline.training.alarm import Alarm, Collapse, first_collapse
-from pipeline.training.loop import Watcher
+from ltd_pipe.images.beton import open_beton, write_beton
+from ltd_pipe.images.sources import open_source
+from ltd_pipe.images.stream import ImageStream
+from ltd_pipe.params import PrepareParams
+from ltd_pipe.training.alarm import Alarm, Collapse, first_collapse
+from ltd_pipe.training.trainer import Watcher
 
 
 def rows(pairs, first=0):

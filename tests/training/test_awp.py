@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.training.awp import perturbed_weights
+from ltd_pipe.training.step import perturbed_weights
 
 
 def network():

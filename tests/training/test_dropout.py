@@ -7,9 +7,8 @@ import torch
 from torch import nn
 from torch.nn.functional import dropout
 
-from pipeline.training.dropout import caller_generators_kept, seed_dropout
-from pipeline.training.interrupt import Interrupted
-from pipeline.training.loop import Watcher
+from ltd_pipe.training.step import caller_generators_kept, seed_dropout
+from ltd_pipe.training.trainer import Interrupted, Watcher
 
 CPU = torch.device("cpu")
 # Every second part of a batch, every weight perturbation and every attack draws again.
@@ -41,7 +40,7 @@ def share(monkeypatch):
             layers = nn.Linear(64, 32), nn.ReLU(), nn.Dropout(probability)
             return nn.Sequential(nn.Flatten(), *layers, nn.Linear(32, num_classes))
 
-        monkeypatch.setattr("pipeline.training.run.build", build)
+        monkeypatch.setattr("ltd_pipe.training.run.build", build)
 
     choose(0.3)
     return choose

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from pipeline.models.classifier import Classifier
-from pipeline.models.registry import build
-from pipeline.training.ema import MovingAverage
+from ltd_pipe.models.classifier import Classifier
+from ltd_pipe.models.registry import build
+from ltd_pipe.training.optim import MovingAverage
 
 SHAPE = (1, 8, 8)
 

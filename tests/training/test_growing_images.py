@@ -8,18 +8,16 @@ import torch
 from PIL import Image
 from short_runs import ATTACK
 
-from pipeline.errors import ModelError
-from pipeline.images.beton import open_beton, write_beton
-from pipeline.images.resized_crop import resized
-from pipeline.images.sources import open_source
-from pipeline.images.stream import ImageStream
-from pipeline.params import PrepareParams, TrainParams
-from pipeline.training.examples import fresh_examples
-from pipeline.training.loop import Watcher
-from pipeline.training.passes import Passes
-from pipeline.training.run import new_classifier, split_samples
-from pipeline.training.state import Snapshots
-from pipeline.training.student import student_examples, student_fit
+from ltd_pipe.device import Passes
+from ltd_pipe.errors import ModelError
+from ltd_pipe.images.augment import resized
+from ltd_pipe.images.beton import open_beton, write_beton
+from ltd_pipe.images.sources import open_source
+from ltd_pipe.images.stream import ImageStream
+from ltd_pipe.params import PrepareParams, TrainParams
+from ltd_pipe.training.data import fresh_examples
+from ltd_pipe.training.run import new_classifier, split_samples, student_examples, student_fit
+from ltd_pipe.training.trainer import Snapshots, Watcher
 
 CPU = torch.device("cpu")
 GROWING = {"progressive_resize": (32, 64), "progressive_between": (0.0, 0.5), "epochs": 2}

@@ -17,7 +17,7 @@ def test_killed_at_any_moment_the_run_ends_with_the_same_bits(train_beton, tmp_p
     command = [sys.executable, killed.__file__, train_beton.path, tmp_path, "13"]
     done = subprocess.run(
         command,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from pipeline.errors import CheckpointError, MissingError, ModelError
-from pipeline.models.checkpoint import save_classifier
-from pipeline.models.classifier import Classifier
-from pipeline.models.registry import build
-from pipeline.objectives import Labels
-from pipeline.provenance import sha256_file
-from pipeline.training.live_teacher import LiveLabels, open_teacher
+from ltd_pipe.errors import CheckpointError, MissingError, ModelError
+from ltd_pipe.models.checkpoint import save_classifier
+from ltd_pipe.models.classifier import Classifier
+from ltd_pipe.models.registry import build
+from ltd_pipe.objectives import Labels
+from ltd_pipe.provenance import sha256_file
+from ltd_pipe.training.data import LiveLabels, open_teacher
 
 DIGITS = tuple("0123456789")
 

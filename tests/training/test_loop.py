@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import ModelError, ParamsError, StateError
-from pipeline.images.stream import ImageStream
-from pipeline.training.interrupt import Interrupted
-from pipeline.training.loop import Watcher
-from pipeline.training.state import Snapshots
+from ltd_pipe.errors import ModelError, ParamsError, StateError
+from ltd_pipe.images.stream import ImageStream
+from ltd_pipe.training.trainer import Interrupted, Snapshots, Watcher
 
 
 def weights(model):
@@ -209,7 +207,7 @@ def test_validation_samples_are_never_trained_on(make_student, train_beton):
 
     fit._step._examples = Watched()
     fit.run(Watcher())
-    from pipeline.training.run import split_samples
+    from ltd_pipe.training.run import split_samples
 
     training, validation = split_samples(train_beton)
     assert len(validation) > 20
@@ -293,14 +291,14 @@ import numpy as np, torch
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from short_runs import ATTACK, SHORT
-from pipeline.images.beton import open_beton
-from pipeline.images.stream import ImageStream
-from pipeline.params import TrainParams
-from pipeline.training.loop import Watcher
-from pipeline.training.passes import Passes
-from pipeline.training.run import new_classifier, split_samples
-from pipeline.training.state import Snapshots
-from pipeline.training.student import student_examples, student_fit
+from ltd_pipe.images.beton import open_beton
+from ltd_pipe.images.stream import ImageStream
+from ltd_pipe.params import TrainParams
+from ltd_pipe.training.trainer import Watcher
+from ltd_pipe.device import Passes
+from ltd_pipe.training.run import new_classifier, split_samples
+from ltd_pipe.training.trainer import Snapshots
+from ltd_pipe.training.run import student_examples, student_fit
 
 class Kill(Watcher):
     def step(self, done, *_):

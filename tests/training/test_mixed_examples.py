@@ -5,20 +5,19 @@ import pytest
 import torch
 from short_runs import ATTACK, SHORT
 
-from pipeline.errors import ParamsError
-from pipeline.images.augment import augment
-from pipeline.images.mix import mix
-from pipeline.images.stream import ImageStream
-from pipeline.labels import SoftLabels
-from pipeline.labels.format import DatasetFacts, StoreFacts, TeacherFacts, ViewFacts
-from pipeline.labels.softmax import soften
-from pipeline.labels.write import StoreWriter
-from pipeline.params import TrainParams
-from pipeline.team import Team
-from pipeline.training.examples import FreshExamples, MixedExamples, fresh_examples
-from pipeline.training.loop import Watcher
-from pipeline.training.shares import share_of
-from pipeline.training.student import student_examples
+from ltd_pipe.distributed import Team, share_of
+from ltd_pipe.errors import ParamsError
+from ltd_pipe.images.augment import augment
+from ltd_pipe.images.mixup import mix
+from ltd_pipe.images.stream import ImageStream
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.format import DatasetFacts, StoreFacts, TeacherFacts, ViewFacts
+from ltd_pipe.labels.softmax import soften
+from ltd_pipe.labels.writer import StoreWriter
+from ltd_pipe.params import TrainParams
+from ltd_pipe.training.data import FreshExamples, MixedExamples, fresh_examples
+from ltd_pipe.training.run import student_examples
+from ltd_pipe.training.trainer import Watcher
 
 CPU = torch.device("cpu")
 MIXED = {"cutmix_probability": 0.5, "mixup_probability": 0.5, "mixup_alpha": 1.0}
@@ -155,6 +154,6 @@ def test_pairs_need_an_even_batch(make_student):
     with pytest.raises(ValueError, match="batch_size: cutmix and mixup take pairs of images"):
         make_student(batch_size=31, **MIXED)
     with pytest.raises(ParamsError, match="2 neighbours together"):
-        from pipeline.training.shares import require_shares
+        from ltd_pipe.distributed import require_shares
 
         require_shares(100, 30, 2, unit=2)

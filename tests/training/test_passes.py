@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from pipeline.params import FitParams
-from pipeline.training.loop import Watcher
-from pipeline.training.passes import Passes, choose_passes, kept_passes
-from pipeline.training.state import Progress, Snapshots
+from ltd_pipe.device import Passes, choose_passes, kept_passes
+from ltd_pipe.params import FitParams
+from ltd_pipe.training.trainer import Progress, Snapshots, Watcher
 
 
 def params(**changes):

@@ -10,10 +10,9 @@ import pytest
 import ranks
 import torch
 
-from pipeline.errors import ParamsError
-from pipeline.team import Team
-from pipeline.training.loop import Watcher
-from pipeline.training.shares import require_shares, share_of
+from ltd_pipe.distributed import Team, require_shares, share_of
+from ltd_pipe.errors import ParamsError
+from ltd_pipe.training.trainer import Watcher
 
 ROOT = Path(__file__).parents[2]
 ALONE = Team()
@@ -25,7 +24,7 @@ def together(processes, beton, folder, *cases):
     return subprocess.run(
         [*runner, f"--nproc-per-node={processes}", ranks.__file__, beton.path, folder, *cases],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,

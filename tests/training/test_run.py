@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import provenance
-from pipeline.errors import DataError, ParamsError
-from pipeline.images.split import validation_mask
-from pipeline.params import TrainParams
-from pipeline.provenance import code_digest
-from pipeline.training.run import new_classifier, run_facts, run_record, split_samples
+from ltd_pipe import provenance
+from ltd_pipe.errors import DataError, ParamsError
+from ltd_pipe.images.sources import validation_mask
+from ltd_pipe.params import TrainParams
+from ltd_pipe.provenance import code_digest
+from ltd_pipe.training.run import new_classifier, run_facts, run_record, split_samples
 
 PARAMS = TrainParams(architecture="small-cnn-w8", epochs=1, eps=0.1, step_size=0.1)
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.params import FitParams
-from pipeline.training.schedule import learning_rate
+from ltd_pipe.params import FitParams
+from ltd_pipe.training.optim import learning_rate
 
 
 def rates(total=100, **changes):

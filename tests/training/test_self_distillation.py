@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pipeline.objectives import Labels, Moment
-from pipeline.training.self_distillation import SelfDistillation, annealed
+from ltd_pipe.objectives import Labels, Moment
+from ltd_pipe.training.data import SelfDistillation, annealed
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [1.5, 1.0, 0.0], [-2.0, 1.0, 3.0]])
 TRUTH = torch.eye(3)[[0, 1, 0]]

@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.errors import ModelError
-from pipeline.objectives import Moment
-from pipeline.params import FitParams
-from pipeline.training.loop import Watcher
-from pipeline.training.meters import Meters
-from pipeline.training.optimiser import make_optimiser
-from pipeline.training.passes import Passes
+from ltd_pipe.device import Passes
+from ltd_pipe.errors import ModelError
+from ltd_pipe.objectives import Moment
+from ltd_pipe.params import FitParams
+from ltd_pipe.training.optim import make_optimiser
+from ltd_pipe.training.trainer import Meters, Watcher
 
 ROOT = Path(__file__).parents[2]
 
@@ -108,10 +107,10 @@ sys.path.insert(0, sys.argv[3])
 from pathlib import Path
 import torch
 import ranks
-from pipeline.errors import MachineError
-from pipeline.images.beton import open_beton
-from pipeline.team import Team
-from pipeline.training.loop import Watcher
+from ltd_pipe.errors import MachineError
+from ltd_pipe.images.beton import open_beton
+from ltd_pipe.distributed import Team
+from ltd_pipe.training.trainer import Watcher
 
 torch.set_num_threads(1)
 ranks.BASE |= {"batch_size": 190}
@@ -138,7 +137,7 @@ def test_out_of_memory_says_what_fits(train_beton, tmp_path):
     here = str(Path(__file__).parent)
     done = subprocess.run(
         [sys.executable, "-c", STARVED, train_beton.path, tmp_path, here, "350"],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,

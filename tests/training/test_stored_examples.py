@@ -7,18 +7,15 @@ import pytest
 import torch
 from short_runs import SHORT
 
-from pipeline.errors import JoinError
-from pipeline.labels import SoftLabels
-from pipeline.labels.format import DatasetFacts, StoreFacts, TeacherFacts, ViewFacts
-from pipeline.labels.labelling import label_images
-from pipeline.labels.write import StoreWriter
-from pipeline.params import TeacherParams
-from pipeline.training.interrupt import Interrupted
-from pipeline.training.loop import Watcher
-from pipeline.training.passes import Passes
-from pipeline.training.run import new_classifier, split_samples
-from pipeline.training.state import Snapshots
-from pipeline.training.teacher import teacher_fit
+from ltd_pipe.device import Passes
+from ltd_pipe.errors import JoinError
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.format import DatasetFacts, StoreFacts, TeacherFacts, ViewFacts
+from ltd_pipe.labels.labelling import label_images
+from ltd_pipe.labels.writer import StoreWriter
+from ltd_pipe.params import TeacherParams
+from ltd_pipe.training.run import new_classifier, split_samples, teacher_fit
+from ltd_pipe.training.trainer import Interrupted, Snapshots, Watcher
 
 CPU = torch.device("cpu")
 VIEWS = ViewFacts(count=3, seed=7, augmentation="crop:1,flip")

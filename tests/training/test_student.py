@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.images.stream import ImageStream
-from pipeline.params import TrainParams
-from pipeline.team import Team
-from pipeline.training.loop import Watcher
-from pipeline.training.run import new_classifier
-from pipeline.training.student import validate_robustness
+from ltd_pipe.distributed import Team
+from ltd_pipe.images.stream import ImageStream
+from ltd_pipe.params import TrainParams
+from ltd_pipe.training.run import new_classifier, validate_robustness
+from ltd_pipe.training.trainer import Watcher
 
 CPU = torch.device("cpu")
 ALL = np.arange(240)

@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import ModelError, ParamsError
-from pipeline.labels import SoftLabels
-from pipeline.labels.format import DatasetFacts, StoreFacts, TeacherFacts
-from pipeline.labels.labelling import label_images
-from pipeline.labels.write import StoreWriter
-from pipeline.models.checkpoint import save_classifier
-from pipeline.objectives import Around
-from pipeline.params import TeacherParams
-from pipeline.training.interrupt import Interrupted
-from pipeline.training.live_teacher import open_teacher
-from pipeline.training.loop import Watcher
-from pipeline.training.run import new_classifier
+from ltd_pipe.errors import ModelError, ParamsError
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.format import DatasetFacts, StoreFacts, TeacherFacts
+from ltd_pipe.labels.labelling import label_images
+from ltd_pipe.labels.writer import StoreWriter
+from ltd_pipe.models.checkpoint import save_classifier
+from ltd_pipe.objectives import Around
+from ltd_pipe.params import TeacherParams
+from ltd_pipe.training.data import open_teacher
+from ltd_pipe.training.run import new_classifier
+from ltd_pipe.training.trainer import Interrupted, Watcher
 
 CPU = torch.device("cpu")
 # Two steps an epoch.

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from pipeline.errors import ParamsError
-from pipeline.params import parse_standalone
-from pipeline.training.loop import Watcher
+from ltd_pipe.errors import ParamsError
+from ltd_pipe.params import parse_standalone
+from ltd_pipe.training.trainer import Watcher
 
 
 def weights(model):

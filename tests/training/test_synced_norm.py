@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.training.synced_norm import SyncedBatchNorm2d, synchronise
+from ltd_pipe.training.step import SyncedBatchNorm2d, synchronise
 
 
 @pytest.fixture

@@ -8,15 +8,16 @@ import pytest
 import torch
 from made_answers import attributes, make_answers
 
-from pipeline.errors import StoreError
-from pipeline.labels.read import SoftLabels
-from pipeline.labels.write import write_store
-from pipeline.params import TrainParams
-from pipeline.training import stored_softness
-from pipeline.training.stored_softness import measure_targets, require_teaching
-from pipeline.training.target_softness import (
+from ltd_pipe.errors import StoreError
+from ltd_pipe.labels.reader import SoftLabels
+from ltd_pipe.labels.writer import write_store
+from ltd_pipe.params import TrainParams
+from ltd_pipe.training import softness
+from ltd_pipe.training.softness import (
     TARGET_SUMS,
     TargetSoftness,
+    measure_targets,
+    require_teaching,
     target_sums,
 )
 
@@ -128,7 +129,7 @@ def test_every_view_counts(tmp_path):
 
 def test_of_many_samples_evenly_spaced_ones_are_measured(store, monkeypatch):
     """Samples 0, 3, 6 and 9 of twelve, the last of which is wrong."""
-    monkeypatch.setattr(stored_softness, "_MAX_ROWS", 4)
+    monkeypatch.setattr(softness, "_MAX_ROWS", 4)
     found = measure(store)
     assert (found.targets, found.contradictions) == (4, 0.25)
 

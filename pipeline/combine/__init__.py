@@ -1,1 +1,0 @@
-"""Making stores out of stores: merged, averaged, cut down, at another temperature."""

@@ -1,0 +1,287 @@
+"""Which images of a step each process takes, so that together they are those of one alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ltd_pipe.errors import MachineError, ParamsError, StateError
+from ltd_pipe.text import differences
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+
+# --- The processes that torchrun started: which one this is, and what they must agree on.
+
+
+# Between the first process and the last: imports from a cold disk take a minute.
+_TIMEOUT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class Team:
+    """Processes that share a piece of work.
+
+    One process alone is a team, too: then nothing is sent, and every sum is what it was.
+
+    Attributes
+    ----------
+    rank : int
+        Of this process, below `count`.
+    count : int
+        Of processes; one without torchrun.
+    local_rank : int
+        Of this process among those on this machine: which GPU is its own.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+
+    @classmethod
+    def here(cls) -> Team:
+        """As torchrun's environment variables say; alone without them."""
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        found = [os.environ.get(name) for name in names]
+        if any(value is None for value in found):
+            return cls()
+        return cls(*(int(value or 0) for value in found))
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process speaks for all."""
+        return self.rank == 0
+
+    def device(self, chosen: torch.device) -> torch.device:
+        """The process's own device, of the kind that was chosen.
+
+        Raises
+        ------
+        MachineError
+            When there are more processes than GPUs.
+        """
+        if chosen.type != "cuda" or self.count == 1:
+            return chosen
+        found = torch.cuda.device_count()
+        if self.local_rank >= found:
+            raise MachineError(
+                "torchrun",
+                "each process needs a GPU of its own",
+                expected=f"--nproc-per-node {found} or less",
+                found=f"a process of local rank {self.local_rank}",
+            )
+        torch.cuda.set_device(self.local_rank)
+        return torch.device("cuda", self.local_rank)
+
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[None]:
+        """Let the processes talk while the block runs.
+
+        Raises
+        ------
+        MachineError
+            When they cannot find each other.
+        """
+        if self.count == 1 or torch.distributed.is_initialized():
+            yield
+            return
+        # Small decisions stay on the host, where reading them makes no device wait.
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        with self._all_there():
+            torch.distributed.init_process_group(backend, timeout=_TIMEOUT)
+        try:
+            yield
+        finally:
+            torch.distributed.destroy_process_group()
+
+    @contextlib.contextmanager
+    def _all_there(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise MachineError(
+                f"rank {self.rank} of {self.count}",
+                "another process is missing or has ended",
+                remedy="See its own message, and run it again: what is done is kept.",
+            ) from error
+
+    def agree(self, key: Mapping[str, Any], decide: Callable[[], Any]) -> Any:
+        """Make sure that all are at the same work, and let the first decide what may vary.
+
+        Parameters
+        ----------
+        key : dict
+            Plain values that must be equal in all processes.
+        decide : callable
+            Called in the first process.
+
+        Returns
+        -------
+        Any
+            What `decide` gave there.
+
+        Raises
+        ------
+        StateError
+            When a process has another key, naming what differs.
+        MachineError
+            When another process is missing, or has ended.
+        """
+        if self.count == 1:
+            return decide()
+        decided = decide() if self.leads else None
+        everyone: list[Any] = [None] * self.count
+        with self.connected(), self._all_there():
+            torch.distributed.all_gather_object(everyone, (dict(key), decided))
+        first, decided = everyone[0]
+        for rank, (other, _) in enumerate(everyone):
+            for name, expected, found in differences(first, other):
+                raise StateError(
+                    f"rank {rank} of {self.count}",
+                    f"is at other work than rank 0: {name}",
+                    expected=repr(expected)[:40],
+                    found=repr(found)[:40],
+                    remedy="Give all machines the same code, packages and data.",
+                )
+        return decided
+
+    def from_first(self, make: Callable[[], Any]) -> Any:
+        """What the first process makes, in all of them."""
+        if self.count == 1:
+            return make()
+        made = [make() if self.leads else None]
+        with self._all_there():
+            torch.distributed.broadcast_object_list(made)
+        return made[0]
+
+    def sum_(self, tensors: list[torch.Tensor]) -> None:
+        """Add up tensors of all processes in place, in one message.
+
+        Parameters
+        ----------
+        tensors : list of Tensor, dtype float32
+            Of the same shapes in every process, on its device.
+        """
+        if self.count == 1:
+            return
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        with self._all_there():
+            torch.distributed.all_reduce(flat)
+        parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Whether each flag is up in some process."""
+        if self.count == 1:
+            return flags
+        return tuple(total > 0 for total in self.totals(*map(int, flags)))
+
+    def totals(self, *counts: int) -> tuple[int, ...]:
+        """Sums of whole numbers over all processes."""
+        if self.count == 1:
+            return counts
+        sums = torch.tensor(counts, dtype=torch.int64)
+        with self._all_there():
+            torch.distributed.all_reduce(sums)
+        return tuple(sums.tolist())
+
+
+# --- Which images of a step each process takes, so that together they are those of one alone.
+
+
+def images_per_epoch(images: int, batch_size: int) -> int:
+    """How many of the images an epoch trains on: all, but for one that would be a step alone.
+
+    One image has no batch statistics: batch normalisation refuses it where the features are one
+    pixel, and learns its mean and a wrong variance where they are more. Which one is left out is
+    the epoch's last, and so another one in each epoch.
+
+    Parameters
+    ----------
+    images : int
+        Above 0.
+    batch_size : int
+        Images per step.
+    """
+    return images - 1 if images > 1 and images % batch_size == 1 else images
+
+
+def require_shares(images: int, batch_size: int, processes: int, unit: int = 1) -> None:
+    """Refuse what leaves a process without an image in some step.
+
+    Parameters
+    ----------
+    images : int
+        Of an epoch.
+    batch_size : int
+        Images per step, of all processes together.
+    processes : int
+    unit : int
+        Neighbours that are not parted.
+
+    Raises
+    ------
+    ParamsError
+    """
+    if batch_size % (unit * processes):
+        raise ParamsError(
+            "batch_size",
+            f"cannot be shared evenly among {processes} processes"
+            + (f", {unit} neighbours together" if unit > 1 else ""),
+            expected=f"a multiple of {unit * processes}",
+            found=batch_size,
+        )
+    last = images % batch_size
+    if 0 < last <= unit * (processes - 1):
+        raise ParamsError(
+            "batch_size",
+            f"leaves {last} image(s) for the last step of an epoch of {images}",
+            expected=f"at least one for each of {processes} processes",
+            remedy=f"Set images: {images - last}, or another batch_size.",
+        )
+
+
+def share_of(
+    order: NDArray[np.int64], batch_size: int, team: Team, unit: int = 1
+) -> tuple[NDArray[np.int64], int]:
+    """A process's images, step by step.
+
+    Parameters
+    ----------
+    order : ndarray of shape (N,), dtype int64
+        The epoch's samples in the order of training, the same in every process.
+    batch_size : int
+        Images per step, of all processes together: a multiple of their number and of `unit`.
+    team : Team
+    unit : int
+        Neighbours that go to one process, such as the pairs that are mixed with each other.
+
+    Returns
+    -------
+    ndarray, dtype int64
+        The process's samples: of each step one piece, and all pieces of a step in the order of
+        the processes are the step's samples.
+    int
+        How many of them make a step; the last step of the epoch may have fewer.
+    """
+    whole = len(order) // batch_size * batch_size
+    size = batch_size // team.count
+    steps = order[:whole].reshape(-1, team.count, size)
+    last = _parts(order[whole:], team.count, unit)[team.rank]
+    return np.concatenate([steps[:, team.rank].reshape(-1), last]), size
+
+
+def _parts(samples: NDArray[np.int64], count: int, unit: int) -> list[NDArray[np.int64]]:
+    units = -(-len(samples) // unit)
+    ends = [unit * len(part) for part in np.array_split(np.arange(units), count)]
+    return np.split(samples, np.cumsum(ends)[:-1])

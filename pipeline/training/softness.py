@@ -1,0 +1,216 @@
+"""How soft the targets are that a store gives, measured before the run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ltd_pipe.errors import StoreError
+from ltd_pipe.labels.dataset import LabelsOnDevice
+from ltd_pipe.labels.softness import Softness, uniform_below
+from ltd_pipe.training import data
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from ltd_pipe.labels.reader import SoftLabels
+    from ltd_pipe.params import TrainParams
+
+
+# --- How soft the targets of a run are, and how often they contradict the ground truth.
+
+
+# What `target_sums` adds up, in its order.
+TARGET_SUMS = ("top_probabilities", "entropies", "contradictions")
+
+# Where docs/robustness.md found first signs of harm, and what a sound teacher does not exceed.
+_SOFTEST, _MOST_CONTRADICTIONS = 0.85, 0.03
+# Objectives of which softness alone says nothing, see `TargetSoftness.warnings`.
+SOFTEN_THEMSELVES = ("ard", "mtard")
+
+
+@dataclass(frozen=True)
+class TargetSoftness:
+    """What the targets of the training samples are like, as they are trained on.
+
+    Attributes
+    ----------
+    mean_top_probability : float
+    mean_entropy : float
+        In nats.
+    contradictions : float
+        Share whose largest probability is not on the true class.
+    targets : int
+        How many were measured; a sample has one per view.
+    """
+
+    mean_top_probability: float
+    mean_entropy: float
+    contradictions: float
+    targets: int
+
+    @classmethod
+    def of_sums(cls, sums: Mapping[str, float], targets: int) -> TargetSoftness:
+        """From what `target_sums` of so many targets add up to, by the names of TARGET_SUMS."""
+        top, entropy, contradictions = (sums[name] / targets for name in TARGET_SUMS)
+        return cls(top, entropy, contradictions, targets)
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """Plain values, for the student's checkpoint."""
+        return asdict(self)
+
+    def sentence(self) -> str:
+        """For the summary of the run."""
+        return (
+            f"mean top probability of its labels {self.mean_top_probability:.3f}, mean entropy "
+            f"{self.mean_entropy:.3f} nats; {self.contradictions:.2%} contradict the ground truth"
+        )
+
+    def warnings(self, params: TrainParams) -> list[str]:
+        """What may have cost robustness, with where that was measured.
+
+        Parameters
+        ----------
+        params : TrainParams
+            Of the run. Softness alone says nothing where the student's logits are divided by the
+            labels' temperature, too (ARD), or where the objective moves the temperature itself
+            (B-MTARD). Rectification is recommended where it can be had and is not.
+        """
+        found = []
+        if self.mean_top_probability <= _SOFTEST and params.objective not in SOFTEN_THEMSELVES:
+            found.append(
+                f"labels of a mean top probability of {self.mean_top_probability:.2f} are soft, "
+                "which may cost robustness"
+            )
+        if self.contradictions > _MOST_CONTRADICTIONS:
+            remedy = "; 'rectify: true' lowers the weight of these"
+            without = params.rectify or params.objective == "mtard"
+            found.append(
+                f"{self.contradictions:.1%} of the labels contradict the ground truth"
+                + ("" if without else remedy)
+            )
+        return [f"{what}: see docs/robustness.md" for what in found]
+
+
+@torch.no_grad()
+def target_sums(target: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """What the targets of a step add up to; stays on the device.
+
+    Parameters
+    ----------
+    target, truth : Tensor of shape (B, K), dtype float32
+        Rows are distributions; the truth of a mixed image is the class with most of it.
+
+    Returns
+    -------
+    Tensor of shape (3,), dtype float32
+        Sums over the rows: of the largest probability, of the entropy in nats, and of whether
+        the largest probability is not on the true class.
+    """
+    top, found = target.max(dim=1)
+    wrong = found != truth.argmax(dim=1)
+    return torch.stack([top.sum(), torch.special.entr(target).sum(), wrong.sum()]).float()
+
+
+# --- How soft the targets are that a store gives, measured before the run.
+
+
+# Enough for three digits of a share; of a thousand classes it takes a second or two.
+_MAX_ROWS = 2**16
+_BLOCK_ELEMENTS = 2**20
+# Of more contradictions no teacher knows what it says.
+_MOSTLY = 0.5
+
+
+def measure_targets(
+    params: TrainParams, store: SoftLabels, samples: NDArray[np.int64]
+) -> TargetSoftness:
+    """Measure the targets that a store gives for the training samples.
+
+    Temperature, mixing with one-hot labels and rectification are taken into account.
+
+    Parameters
+    ----------
+    params : TrainParams
+    store : SoftLabels
+    samples : ndarray of shape (N,), dtype int64
+        Trained on. Of many, evenly spaced ones are measured: 65,536 targets at most.
+    """
+    chosen = _evenly_spaced(samples, _MAX_ROWS // store.num_views)
+    labels = LabelsOnDevice(
+        store, torch.device("cpu"), temperature=params.label_temperature, resident=False
+    )
+    softness = Softness(store.num_classes)
+    step = max(_BLOCK_ELEMENTS // store.num_classes, 1)
+    for view in range(store.num_views):
+        for at in range(0, len(chosen), step):
+            rows = chosen[at : at + step]
+            truth = store.labels[rows]
+            mixed = data.mixed(
+                labels.rows(rows, view=view),
+                # Of unknown class: nothing is mixed in by default, and nothing contradicted.
+                torch.from_numpy(truth.astype(np.int64)).clamp(0),
+                params.soft_weight,
+                rectify=params.rectify,
+            )
+            softness.add(truth, mixed.numpy())
+    found = softness.summary()
+    return TargetSoftness(
+        found.mean_top_probability,
+        found.mean_entropy,
+        found.disagreement or 0.0,
+        len(chosen) * store.num_views,
+    )
+
+
+def require_teaching(
+    found: TargetSoftness, params: TrainParams, num_classes: int, where: object
+) -> None:
+    """Refuse targets as good as uniform, or most of which contradict the ground truth.
+
+    Parameters
+    ----------
+    found : TargetSoftness
+    params : TrainParams
+        Of the run; `allow_poor_labels` takes them.
+    num_classes : int
+    where : object
+        The store, for the error.
+
+    Raises
+    ------
+    StoreError
+    """
+    if params.allow_poor_labels:
+        return
+    allow = "--allow-poor-labels trains on them all the same."
+    limit = uniform_below(num_classes)
+    if found.mean_top_probability < limit and params.objective not in SOFTEN_THEMSELVES:
+        raise StoreError(
+            where,
+            "the targets are as good as uniform: mean top probability",
+            expected=f"{limit:.3g} or more",
+            found=f"{found.mean_top_probability:.3g}",
+            remedy="Take the logits at a lower train.label_temperature, or label at "
+            f"--temperature auto:0.95. {allow}",
+        )
+    if found.contradictions > _MOSTLY:
+        raise StoreError(
+            where,
+            "the targets contradict the ground truth",
+            expected=f"for at most {_MOSTLY:.0%}",
+            found=f"for {found.contradictions:.1%}",
+            remedy="Look at the teacher's accuracy, normalisation and order of classes; "
+            f"'rectify: true' mixes in the truth. {allow}",
+        )
+
+
+def _evenly_spaced(samples: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    count = max(min(len(samples), most), 1)
+    return samples[np.arange(count) * len(samples) // count]

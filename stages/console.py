@@ -1,0 +1,304 @@
+"""Progress on stderr: results go to stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Column
+from rich.text import Text
+
+from ltd_pipe.errors import MissingError, ParamsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+
+
+# --- Options that are wrong or have no meaning, as usage errors.
+
+
+# Before the name of an option that sets a parameter.
+FIELD = "field_"
+# What makes the files that an option names.
+_MADE_BY = {"data": "prepare", "labels": "label", "teachers": "teacher"}
+
+
+@contextlib.contextmanager
+def of_option(option: str) -> Iterator[None]:
+    """Make the block's ParamsError a usage error of an option: exit code 2, the same words.
+
+    Raises
+    ------
+    BadParameter
+    """
+    try:
+        yield
+    except ParamsError as error:
+        # It begins with the option's name, and so does what click says.
+        words = str(error).removeprefix(f"{error.where}: ")
+        raise click.BadParameter(words, param_hint=f"'{option}'") from error
+
+
+def require_named(*names: str) -> None:
+    """Look first for the files that were typed: what is missing of the defaults comes later.
+
+    Parameters
+    ----------
+    names : str
+        Of arguments or options of the running command whose values are paths, or several.
+
+    Raises
+    ------
+    MissingError
+    """
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            value = context.params[name]
+            for path in value if isinstance(value, tuple) else (value,):
+                if "://" not in str(path) and not Path(path).exists():
+                    made = _MADE_BY.get(name)
+                    remedy = f"'ltd-pipe {made}' makes one." if made else ""
+                    raise MissingError(path, "no such file or folder", remedy=remedy)
+
+
+def refuse_given(names: Collection[str], why: str) -> None:
+    """Refuse options of the running command that were typed, and would be ignored.
+
+    Parameters
+    ----------
+    names : collection of str
+        Of arguments or parameters; what stands in params.yaml is not asked.
+    why : str
+        Goes on after the option's name.
+
+    Raises
+    ------
+    click.UsageError
+    """
+    context = click.get_current_context()
+    for option in context.command.params:
+        name = str(option.name)
+        typed = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if typed and name.removeprefix(FIELD) in names:
+            raise click.UsageError(f"{option.opts[0]} {why}")
+
+
+# --- A group of commands that are imported when they run, so that --help answers at once.
+
+
+class LazyGroup(click.Group):
+    """Commands of one package, each in the module of its name; torch and ffcv take seconds.
+
+    Parameters
+    ----------
+    package : str
+        Where the modules are, such as `stages`.
+    summaries : dict of str to str
+        Name of each command, in the order of --help, and what it does.
+    """
+
+    def __init__(
+        self, *settings: Any, package: str, summaries: dict[str, str], **more: Any
+    ) -> None:
+        super().__init__(*settings, **more)
+        self._package, self._summaries = package, summaries
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of the commands."""
+        del ctx
+        return list(self._summaries)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command."""
+        del ctx
+        if cmd_name not in self._summaries:
+            return None
+        module = importlib.import_module(f"{self._package}.{cmd_name}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that was typed, or say which was meant."""
+        close = difflib.get_close_matches(args[0], self._summaries, n=1)
+        if close and args[0] not in self._summaries:
+            ctx.fail(f"No such command '{args[0]}'. Did you mean '{close[0]}'?")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of --help without an import."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl(list(self._summaries.items()))
+
+
+# --- Progress on stderr: results go to stdout.
+
+
+def console() -> Console:
+    """The console for all that is not a result."""
+    return Console(stderr=True)
+
+
+def tell(line: str) -> None:
+    """One line for people, on stderr."""
+    click.echo(line, err=True)
+
+
+class _Fitting(ProgressColumn):
+    """A field of the task, cut off where the screen ends."""
+
+    def __init__(self, field: str) -> None:
+        # Rich narrows the columns that may wrap, and only these.
+        super().__init__(Column(no_wrap=False))
+        self._field = field
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields[self._field], no_wrap=True, overflow="ellipsis")
+
+
+def bar() -> Progress:
+    """What runs, a bar, and the time left; then what fits. No terminal: it stays silent."""
+    screen, whole = console(), Column(no_wrap=True)
+    return Progress(
+        TextColumn("{task.description}", markup=False, table_column=whole),
+        BarColumn(bar_width=12, table_column=Column(no_wrap=True, min_width=12)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        TextColumn("left", table_column=Column(no_wrap=True)),
+        _Fitting("note"),
+        console=screen,
+        disable=not screen.is_terminal,
+        transient=True,
+        # Results alone go there, afterwards. Colorama, which DVC brings, would keep Rich's stand-in
+        # and reset its colours through it at exit: an empty line and a stray "[0m".
+        redirect_stdout=False,
+    )
+
+
+@contextlib.contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Say on a terminal what is under way where no bar can: nothing is counted yet."""
+    if os.environ.get("RANK", "0") != "0" or not console().is_terminal:
+        yield
+        return
+    with console().status(f"{what} …"):
+        yield
+
+
+@contextlib.contextmanager
+def counter(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar that counts items: the block calls what it gets with the number just done."""
+    with bar() as progress:
+        task = progress.add_task(description, total=total, note="")
+        yield lambda done: progress.advance(task, done)
+
+
+@contextlib.contextmanager
+def transfer(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar of bytes: the block calls what it gets with those that are there and with all."""
+    screen = console()
+    columns = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        *columns,
+        console=screen,
+        disable=not screen.is_terminal,
+        transient=True,
+    ) as progress:
+        task = progress.add_task(description, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+class Ticker:
+    """Tells what is under way: a bar each with the time left, or lines where there is no bar.
+
+    Names that begin alike up to a comma, as `attack 5 of 8, PGD-50 start 2 of 5`, are one thing,
+    and so are the starts of an attack. Where the screen is full, finished bars make room.
+
+    Parameters
+    ----------
+    progress : Progress
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, _Task] = {}
+
+    def __call__(self, name: str, done: int, left: int) -> None:
+        """Take the images just done, and at most how many are to come."""
+        task, progress = self._task(name), self._progress
+        task.done += done
+        progress.update(task.bar, description=name, completed=task.done, total=task.done + left)
+        late = time.monotonic() - task.told > _SECONDS_BETWEEN_LINES
+        if progress.disable and done and late:
+            task.told = time.monotonic()
+            seconds = (task.told - task.began) / task.done * left
+            click.echo(f"{name}: {task.done:,} done, {seconds / 60:.0f} min left", err=True)
+
+    def finished(self, name: str, accuracy: float) -> None:
+        """Take the accuracy that an attack leaves."""
+        note = f"accuracy {accuracy:.1%}"
+        task = self._task(name, quiet=True)
+        self._progress.update(
+            task.bar, description=name, completed=task.done, total=task.done, note=note
+        )
+        if self._progress.disable:
+            click.echo(f"{name}: {note}", err=True)
+
+    def _task(self, name: str, *, quiet: bool = False) -> _Task:
+        key = re.sub(r" start \d+", "", name.partition(",")[0])
+        if key not in self._tasks:
+            if self._progress.disable and not quiet:
+                click.echo(f"{name} …", err=True)
+            number = self._progress.add_task(name, total=None, note="")
+            self._tasks[key] = _Task(number, time.monotonic())
+            self._make_room()
+        return self._tasks[key]
+
+    def _make_room(self) -> None:
+        # Rich cuts off the end of what is taller than the screen: what runs now.
+        shown = [task for task in self._progress.tasks if task.visible]
+        shown.sort(key=lambda task: not task.finished)
+        for task in shown[: -max(self._progress.console.height - 2, 1)]:
+            self._progress.update(task.id, visible=False)
+
+
+# Where there is no bar.
+_SECONDS_BETWEEN_LINES = 60.0
+
+
+@dataclass
+class _Task:
+    bar: TaskID
+    began: float
+    told: float = 0.0
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        self.told = self.began

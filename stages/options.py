@@ -1,0 +1,397 @@
+"""What a stage may write over: nothing, without --force, and with it only results of its kind."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import pkgutil
+import re
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from ltd_pipe.errors import ParamsError, WriteError
+from ltd_pipe.params import Params, load_params, parse_standalone
+from ltd_pipe.stages.console import FIELD
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from pydantic.fields import FieldInfo
+
+
+# --- Command-line options made of the parameter classes: one per field, in one place.
+
+
+if TYPE_CHECKING:
+    Command = Callable[..., Any]
+
+
+PARAMS_FILE, PIPELINE_FILE = Path("params.yaml"), Path("dvc.yaml")
+
+
+def params_options(
+    section: str, *, standalone: bool = False, typed: Mapping[str, str] | None = None
+) -> Callable[[Command], Command]:
+    """Add `--params`, `--set` and one option for each field of a section to a command.
+
+    The command receives one argument `params`, validated, in their place.
+
+    Parameters
+    ----------
+    section : str
+        A section of params.yaml, such as `train`.
+    standalone : bool
+        The command also works where there is no params.yaml, with the section's defaults.
+    typed : dict of str to str, optional
+        By field, the function of the library that is asked about a value which was typed as the
+        field's own option, as `package.module:function`; it gives the value that is taken.
+    """
+    fields = Params.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
+
+    def decorate(command: Command) -> Command:
+        group, groups = "Options", {}
+        for name in fields:
+            group = _GROUPS.get(name, group) if len(fields) > _LONG else group
+            groups[name] = group
+        for name, info in reversed(fields.items()):
+            command = _option(name, info, groups[name])(command)
+        command = click.option(
+            "-S",
+            "--set",
+            "settings",
+            multiple=True,
+            metavar="SECTION.KEY=VALUE",
+            help="Set any parameter; may be given several times.",
+        )(command)
+        return click.option(
+            "--params",
+            "params_file",
+            type=click.Path(path_type=Path),
+            default=PARAMS_FILE,
+            show_default=True,
+            help="Parameter file; its values come before the defaults below.",
+        )(_receiving(command, section, fields, standalone, typed or {}))
+
+    return decorate
+
+
+# Of long helps: the field with which each group begins, in the order of the classes.
+_GROUPS = {
+    "architecture": "Network and length",
+    "learning_rate": "Optimiser",
+    "schedule": "Schedule and averages",
+    "crop_padding": "Augmentation",
+    "mean": "Input normalisation",
+    "precision": "Speed and snapshots",
+    "objective": "Objective",
+    "label_kind": "Labels",
+    "label_smoothing": "Labels",
+    "checkpoint": "A checkpoint instead of training",
+    "norm": "Attack",
+    "temperature": "Temperature and validation",
+}
+_LONG = 20
+# What completion offers where more than these can be named.
+_OFFERED = {
+    "architecture": (
+        "small-cnn",
+        "resnet18",
+        "preactresnet18",
+        "wrn-28-10",
+        "wrn-34-10",
+        "wrn-34-20",
+        "small-cnn-exits",
+        "resnet18-exits",
+        "timm:",
+        "torchvision:",
+    ),
+    "temperature": ("auto:0.9", "auto:0.95"),
+    "policy": (
+        "trivialaugment",
+        "randaugment:2-9",
+        "autoaugment:cifar10",
+        "autoaugment:imagenet",
+        "autoaugment:svhn",
+    ),
+    "attacks": ("fgsm", "pgd-20", "cw-20", "none"),
+    "eps": ("8/255", "4/255"),
+}
+_KINDS = {bool: "true|false", int: "INTEGER", float: "NUMBER", str: "TEXT", tuple: "LIST"}
+
+
+class ParamsCommand(click.Command):
+    """A command with many parameters, whose help has a heading for each group of them."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the command's own options first."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if (record := param.get_help_record(ctx)) is not None:
+                groups.setdefault(getattr(param, "group", "Options"), []).append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                # A wide first column leaves too little for the text.
+                formatter.write_dl(records, col_max=26)
+
+
+class _FieldOption(click.Option):
+    """An option whose default is the file's, or else the parameter's."""
+
+    def __init__(self, *args: Any, group: str, default_text: str | None, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.group, self._default_text = group, default_text
+
+    def get_help_extra(self, ctx: click.Context) -> Any:
+        """Say the parameter's default, which params.yaml overrides."""
+        told = {"default": self._default_text}
+        if self._default_text is None:
+            told = {"required": "needed here or in the file"}
+        return super().get_help_extra(ctx) | told
+
+
+class _Value(click.ParamType[str]):
+    """What is typed, to be checked as in the file; completion offers the usual values."""
+
+    def __init__(self, name: str, offered: tuple[str, ...]) -> None:
+        self.name, self._offered = name, offered
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Values that begin so."""
+        del ctx, param
+        return [CompletionItem(value) for value in self._offered if value.startswith(incomplete)]
+
+
+def _choices(annotation: Any) -> tuple[str, ...]:
+    """The values of a Literal, or of one among others."""
+    if typing.get_origin(annotation) is typing.Literal:
+        return tuple(map(str, typing.get_args(annotation)))
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return tuple(c for part in typing.get_args(annotation) for c in _choices(part))
+    return ()
+
+
+def _kind(annotation: Any) -> str:
+    """The type of an option's value, for its help."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        known = [_kind(part) for part in typing.get_args(annotation) if part is not type(None)]
+        return "|".join(dict.fromkeys(known))
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _kind(typing.get_args(annotation)[0])
+    if choices := _choices(annotation):
+        return "|".join(choices)
+    return _KINDS.get(typing.get_origin(annotation) or annotation, "VALUE")
+
+
+def _default(info: FieldInfo) -> str | None:
+    if info.is_required():
+        return None
+    value = info.default
+    if value is None:
+        return "null"
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+_TYPED = re.compile(r"[\w.-]+(, [\w.-]+)*:")
+
+
+def _option(name: str, info: FieldInfo, group: str) -> Callable[[Command], Command]:
+    flag, text = name.replace("_", "-"), info.description or ""
+    choices = _choices(info.annotation)
+    word = text.partition(" ")[0]
+    # What is to be typed, as in `rslad, ard: weight of …`, stays as it is typed.
+    if not (_TYPED.match(text) or "." in word or word in choices):
+        text = f"{text[:1].upper()}{text[1:]}"
+    text = f"{text}."
+    more: dict[str, Any] = {"cls": _FieldOption, "group": group, "help": text}
+    if info.annotation is bool:
+        default = f"{'' if info.default else 'no-'}{flag}"
+        flags = f"--{flag}/--no-{flag}"
+        return click.option(flags, _private(name), default=None, default_text=default, **more)
+    kind = _kind(info.annotation)
+    return click.option(
+        f"--{flag}",
+        *(["--arch"] if name == "architecture" else []),
+        _private(name),
+        metavar=f"[{kind}]" if choices else kind,
+        type=_Value(kind, choices or _OFFERED.get(name, ())),
+        default_text=_default(info),
+        **more,
+    )
+
+
+def _private(name: str) -> str:
+    # Field options never collide with a command's own arguments of the same name.
+    return f"{FIELD}{name}"
+
+
+def _receiving(
+    command: Command,
+    section: str,
+    fields: dict[str, FieldInfo],
+    standalone: bool,
+    typed: Mapping[str, str],
+) -> Command:
+    @functools.wraps(command)
+    def wrapper(*args: Any, params_file: Path, settings: tuple[str, ...], **given: Any) -> Any:
+        overrides = dict(_split(setting) for setting in settings)
+        for name, info in fields.items():
+            value = given.pop(_private(name))
+            if value is not None and name in typed:
+                value = pkgutil.resolve_name(typed[name])(value)
+            if value is not None:
+                overrides[f"{section}.{name}"] = _as_yaml(value, info)
+        if standalone and params_file == PARAMS_FILE and not params_file.exists():
+            params = parse_standalone(section, overrides)
+        else:
+            params = load_params(params_file, overrides)
+        return command(*args, params=params, **given)
+
+    return wrapper
+
+
+def _as_yaml(value: Any, info: FieldInfo) -> str:
+    # A text is what was typed: BibTeX begins with a letter that YAML reserves.
+    if info.annotation in (str, str | None) and value not in ("null", "~"):
+        return json.dumps(value, ensure_ascii=False)
+    return str(value)
+
+
+def _split(setting: str) -> tuple[str, str]:
+    key, equals, value = setting.partition("=")
+    if not equals:
+        raise ParamsError("--set", "expected SECTION.KEY=VALUE", found=repr(setting))
+    return key, value
+
+
+# --- What a stage may write over: nothing, without --force, and with it only results of its kind.
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of results, by the bytes that all files of it have.
+
+    Attributes
+    ----------
+    name : str
+    begins : tuple of bytes
+        One of these is how the file begins.
+    holds : bytes
+        What it has somewhere; text, or the first bytes, as long as they are.
+    """
+
+    name: str
+    begins: tuple[bytes, ...]
+    holds: bytes = b""
+
+    def is_of(self, path: Path) -> bool:
+        """Whether a file is of this kind, or empty."""
+        with path.open("rb") as file:
+            content = file.read(_ENOUGH)
+        return not content or (content.startswith(self.begins) and self.holds in content)
+
+
+_ENOUGH = 2**24
+PAGE = Kind("report of ours", (b"<!doctype html>",), b"ltd-pipe")
+CARD = Kind("model card of ours", (b"---\n",), b"library_name: ltd-pipe\n")
+METRICS = Kind("metrics of an evaluation", (b"{",), b'"clean_accuracy"')
+SETTINGS = Kind("settings of an evaluation", (b"{",), b'"attacks"')
+AUDIT = Kind("audit", (b"{",), b'"passed"')
+# FFCV's version, and our number of fields.
+BETON = Kind("beton of ours", (b"\2\0\4\0",))
+CHECKPOINT = Kind("checkpoint of ours", (b"",), b'{"__metadata__":{"ltd_pipe"')
+TABLE = Kind("npz or parquet file", (b"PK\3\4", b"PAR1"))
+
+
+def refuse_existing(
+    *targets: Path, force: bool, kind: Kind | None = None, option: str = "--out"
+) -> None:
+    """Refuse, before any work, to replace a result, or with --force what is none.
+
+    Parameters
+    ----------
+    *targets : Path
+    force : bool
+    kind : Kind, optional
+        What --force may replace.
+    option : str
+        What the user would choose otherwise.
+
+    Raises
+    ------
+    WriteError
+        When one of the targets exists and force is false, or it is not of the kind.
+    """
+    for target in targets:
+        if not target.exists():
+            continue
+        if target.is_dir():
+            raise WriteError(target, "is a folder", remedy="Choose another place for the result.")
+        if not force:
+            remedy = f"Pass --force to replace it, or another {option}."
+            raise WriteError(target, "exists already", remedy=remedy)
+        if kind is not None and not kind.is_of(target):
+            raise WriteError(
+                target,
+                f"is no {kind.name}, and --force replaces these only",
+                remedy="Choose another place for the result, or remove it yourself.",
+            )
+
+
+def note_pipeline(*targets: Path) -> None:
+    """Say, where a person runs what dvc.yaml makes, that `dvc repro` would discard it."""
+    from_dvc = "DVC_STAGE" in os.environ
+    if from_dvc or os.environ.get("RANK", "0") != "0" or not PIPELINE_FILE.exists():
+        return
+    wanted = {target.resolve() for target in targets}
+    for stage, out in _outputs():
+        path = Path(out).resolve()
+        if any(path == target or path in target.parents for target in wanted):
+            click.echo(
+                f"note: {out} is an output of stage {stage} in {PIPELINE_FILE}: the next "
+                "'dvc repro' discards what this command makes there and makes it again, unless "
+                f"'dvc commit -f {stage}' tells it not to. Another --out keeps the two apart.",
+                err=True,
+            )
+            return
+
+
+def _outputs() -> Iterator[tuple[str, str]]:
+    import yaml
+
+    try:
+        stages: dict[str, Any] = yaml.safe_load(PIPELINE_FILE.read_text(encoding="utf-8"))["stages"]
+        for stage, content in stages.items():
+            for entry in [*content.get("outs", ()), *content.get("metrics", ())]:
+                yield stage, entry if isinstance(entry, str) else next(iter(entry))
+    except (OSError, AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError):
+        return  # DVC will say what is wrong with it
+
+
+def refuse_overlap(out: Path, *inputs: Path) -> None:
+    """Refuse to write a result over, into or around what it is made from.
+
+    Raises
+    ------
+    WriteError
+        Also with --force.
+    """
+    target = out.resolve()
+    for path in inputs:
+        source = path.resolve()
+        if target == source or target in source.parents or source in target.parents:
+            raise WriteError(
+                out, f"lies in, or holds, the input {path}", remedy="Choose another --out."
+            )
