@@ -12,19 +12,20 @@ from our_loop import BarePasses, OurLoop
 from rival_loop import RivalLoop
 from sklearn.datasets import load_digits
 
-from ltd_pipe.device import choose_device, choose_passes
+from ltd_pipe.device import choose_device
 from ltd_pipe.images.beton import open_beton, write_beton
 from ltd_pipe.images.sources import ArraySource
 from ltd_pipe.images.stream import ImageStream
 from ltd_pipe.params import PrepareParams, TeacherParams
+from ltd_pipe.training.precision import choose_passes
 from ltd_pipe.training.run import new_classifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from ltd_pipe.device import Passes
     from ltd_pipe.images.beton import Beton
+    from ltd_pipe.training.precision import Passes
 
 __all__ = ["FLOOR", "OURS", "RIVAL", "Entrants"]
 

@@ -11,7 +11,7 @@ from ltd_pipe import objectives, rng
 from ltd_pipe.attacks import Adversary, Ball
 from ltd_pipe.device import autocast
 from ltd_pipe.distributed import Team
-from ltd_pipe.images.augment import Augmentation
+from ltd_pipe.images.augmentation import Augmentation
 from ltd_pipe.training.data import FreshExamples, onehot
 from ltd_pipe.training.optim import MovingAverage
 from ltd_pipe.training.step import Step
@@ -20,10 +20,10 @@ from ltd_pipe.training.trainer import Meters
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ltd_pipe.device import Passes
     from ltd_pipe.images.stream import Batch, ImageStream
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.params import FitParams
+    from ltd_pipe.training.precision import Passes
 
 __all__ = ["BarePasses", "OurLoop"]
 

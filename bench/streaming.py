@@ -31,7 +31,8 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from ltd_pipe import rng
-from ltd_pipe.images.augment import Augmentation, augment
+from ltd_pipe.images.augment import augment
+from ltd_pipe.images.augmentation import Augmentation
 from ltd_pipe.images.beton import open_beton, write_beton
 from ltd_pipe.images.sources import open_source
 from ltd_pipe.images.stream import ImageStream

@@ -208,6 +208,6 @@ def _found(found: Audit) -> dict[str, Any]:
 def _draw(found: Audit, settings: AuditSettings, path: Path) -> None:
     from ltd_pipe.attacks import Ball
     from ltd_pipe.publish import write_text
-    from ltd_pipe.report.figures import draw_surface
+    from ltd_pipe.report.surface import draw_surface
 
     write_text(path, draw_surface(found.surface, Ball(settings.norm, settings.eps)))

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from ltd_pipe.device import Passes
     from ltd_pipe.distributed import Team
     from ltd_pipe.training.alarm import Collapse
+    from ltd_pipe.training.precision import Passes
     from ltd_pipe.training.trainer import Fit
 
 __all__ = ["fit_on_screen", "tell_chance", "turn"]

@@ -19,12 +19,12 @@ from ltd_pipe.stages.options import (
 )
 
 if TYPE_CHECKING:
-    from ltd_pipe.device import Passes
     from ltd_pipe.distributed import Team
     from ltd_pipe.images.beton import Beton
     from ltd_pipe.labels.reader import SoftLabels
     from ltd_pipe.params import Params, TrainParams
     from ltd_pipe.training.data import LiveTeacher
+    from ltd_pipe.training.precision import Passes
     from ltd_pipe.training.softness import TargetSoftness
     from ltd_pipe.training.trainer import Fit
 

@@ -15,7 +15,11 @@ from ltd_pipe.labels.tables import NpzColumns, ParquetColumns
 from ltd_pipe.models.checkpoint import load_classifier
 from ltd_pipe.models.foreign import columns_of, load_foreign
 
-NAMES = [name for name in errors.__all__ if isinstance(getattr(errors, name), type)]
+NAMES = [
+    name
+    for name, value in vars(errors).items()
+    if isinstance(value, type) and value.__module__ == errors.__name__
+]
 KINDS = [getattr(errors, name) for name in NAMES]
 
 

@@ -70,9 +70,9 @@ def test_the_wheel_holds_all_code_and_data(source, wheel):
         found = {name for name in archive.namelist() if ".dist-info/" not in name}
         licences = [name for name in archive.namelist() if name.endswith("licenses/LICENSE")]
     expected = {
-        path.relative_to(source).as_posix()
-        for package in ("pipeline", "recipes", "stages")
-        for path in (source / package).rglob("*")
+        f"ltd_pipe/{path.relative_to(source / root)}"
+        for folder, root in (("pipeline", "pipeline"), ("recipes", "."), ("stages", "."))
+        for path in (source / folder).rglob("*")
         if path.is_file()
     }
     assert found == expected

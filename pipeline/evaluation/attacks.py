@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ltd_pipe.attacks import Ball, LossOfLogits
-    from ltd_pipe.evaluation.accuracy import Answers
     from ltd_pipe.evaluation.bench import Attack, Bench
     from ltd_pipe.evaluation.results import GradientAttack
+    from ltd_pipe.evaluation.soundness import Answers
     from ltd_pipe.models.classifier import Classifier
 
 

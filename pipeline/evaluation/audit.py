@@ -21,19 +21,13 @@ from ltd_pipe import rng
 from ltd_pipe.attacks import Ball, input_gradient
 from ltd_pipe.errors import ModelError
 from ltd_pipe.evaluation import attacks
-from ltd_pipe.evaluation.accuracy import (
-    PROBED,
-    apart,
-    beats_chance,
-    in_halves,
-    probes,
-    require_evaluated,
-)
+from ltd_pipe.evaluation.accuracy import beats_chance
 from ltd_pipe.evaluation.attacks import attack_images, margin, scaled, single_step, survivors
 from ltd_pipe.evaluation.bench import Bench, silent
 from ltd_pipe.evaluation.input_scale import weak_source
 from ltd_pipe.evaluation.results import SLACK, Finding
 from ltd_pipe.evaluation.robustness import automatic_curve, largest_radius
+from ltd_pipe.evaluation.soundness import PROBED, apart, in_halves, probes, require_evaluated
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

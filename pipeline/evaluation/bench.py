@@ -13,8 +13,8 @@ import torch
 
 from ltd_pipe import rng
 from ltd_pipe.errors import DataError, ParamsError
-from ltd_pipe.evaluation.accuracy import Answers, answer
 from ltd_pipe.evaluation.results import Ledger
+from ltd_pipe.evaluation.soundness import Answers, answer
 from ltd_pipe.images.manifest import pixels_sha256, to_unit
 
 if TYPE_CHECKING:

@@ -13,14 +13,7 @@ import torch
 
 from ltd_pipe import rng
 from ltd_pipe.attacks import Ball, Frozen
-from ltd_pipe.evaluation.accuracy import (
-    PROBED,
-    is_random,
-    probes,
-    require_finite,
-    require_sound,
-    wilson_interval,
-)
+from ltd_pipe.evaluation.accuracy import wilson_interval
 from ltd_pipe.evaluation.attacks import (
     AutoAttackResult,
     attack_images,
@@ -36,6 +29,7 @@ from ltd_pipe.evaluation.bench import Bench, silent, unheard
 from ltd_pipe.evaluation.corruptions import corruption_accuracies, corruption_summary
 from ltd_pipe.evaluation.input_scale import contradicted_accuracy, weak_source, wrong_scale
 from ltd_pipe.evaluation.results import GradientAttack, Ledger, Score, leaks, parse_attack, unbroken
+from ltd_pipe.evaluation.soundness import PROBED, is_random, probes, require_finite, require_sound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,9 +37,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ltd_pipe.attacks import Norm
-    from ltd_pipe.evaluation.accuracy import Answers
     from ltd_pipe.evaluation.bench import Finished, TestImages, Tick
     from ltd_pipe.evaluation.corruptions import CorruptedSet
+    from ltd_pipe.evaluation.soundness import Answers
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.params import EvaluateParams
     from ltd_pipe.provenance import StateRecord

@@ -412,7 +412,7 @@ def _loaded(path: Path) -> Any:
 
 
 # As timm and Hugging Face's hub look for them.
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+CONFIG_FILE, TIMM_WEIGHTS_FILE = "config.json", "model.safetensors"
 _REMEDY = "Use --to robustbench, onnx or torchscript, which take every architecture."
 
 
@@ -466,7 +466,7 @@ def write_timm(model: Classifier, facts: dict[str, Any], out: Path) -> Agreement
     network = _timm_network(model, name)
     state = _with_last_layer(network, model)
     with staged_folder(out) as beside:
-        safetensors.torch.save_file(state, beside / WEIGHTS_FILE, {"format": "pt"})
+        safetensors.torch.save_file(state, beside / TIMM_WEIGHTS_FILE, {"format": "pt"})
         write_json(beside / CONFIG_FILE, _config(model, name, network))
         write_json(beside / FACTS_FILE, facts)
         with foreign(out, "loaded by timm"):
@@ -561,7 +561,7 @@ def _as_checkpoint(folder: Path, name: str, model: Classifier) -> Any:
     import timm
 
     options = timm_options(name, model.num_classes, model.shape)
-    loaded = timm.create_model(name, checkpoint_path=folder / WEIGHTS_FILE, **options).eval()
+    loaded = timm.create_model(name, checkpoint_path=folder / TIMM_WEIGHTS_FILE, **options).eval()
     return _normalising(loaded, {"mean": model.mean.tolist(), "std": model.std.tolist()})
 
 

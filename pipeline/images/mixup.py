@@ -1,23 +1,25 @@
-"""How many training images are mixed with each other, and by which of two ways."""
+"""CutMix and Mixup: each image with its neighbour in the epoch's order, and their labels alike.
+
+A partner must not depend on how a loader or several processes cut the epoch into batches. The
+order is a random permutation already, so its neighbours are random pairs: images 0 and 1 of a
+step are each other's partner, 2 and 3, and so on; the last of an odd number is left alone. What
+is done to a sample is a function of (seed, epoch, its index), as every augmentation is. Nothing
+else has to be fetched: whoever has an image has its partner, as long as steps are cut between
+pairs.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 
 from ltd_pipe import rng
 
-# --- CutMix and Mixup: each image with its neighbour in the epoch's order, and their labels alike.
-#
-# A partner must not depend on how a loader or several processes cut the epoch into batches. The
-# order is a random permutation already, so its neighbours are random pairs: images 0 and 1 of a
-# step are each other's partner, 2 and 3, and so on; the last of an odd number is left alone. What
-# is done to a sample is a function of (seed, epoch, its index), as every augmentation is. Nothing
-# else has to be fetched: whoever has an image has its partner, as long as steps are cut between
-# pairs.
-
+if TYPE_CHECKING:
+    from ltd_pipe.images.augmentation import Mixing
 
 # Shares are multiples of 2^-15: whole numbers for the pixels, exact in float32 for the labels.
 _SHARE_BITS = 15
@@ -120,52 +122,3 @@ def _beta_quantiles(alpha: float) -> tuple[int, ...]:
 
     levels = [(2 * number + 1) / (2 * _QUANTILES) for number in range(_QUANTILES)]
     return tuple(round(float(x) * (1 << _SHARE_BITS)) for x in betaincinv(alpha, alpha, levels))
-
-
-# --- How many training images are mixed with each other, and by which of two ways.
-
-
-# Neighbours of the epoch's order that are mixed with each other, and so stay together.
-PAIR = 2
-
-
-@dataclass(frozen=True)
-class Mixing:
-    """How many images are mixed with another, and how.
-
-    Attributes
-    ----------
-    cutmix_probability, mixup_probability : float
-        Shares of the images that get a rectangle of the partner, or a weighted mean with it;
-        together at most 1.
-    cutmix_alpha, mixup_alpha : float
-        Of the symmetric Beta distribution that the image's own share is drawn from: 1 is the
-        uniform one, smaller ones leave most images nearly whole.
-
-    Raises
-    ------
-    ValueError
-        For numbers that are out of range.
-    """
-
-    cutmix_probability: float = 0.0
-    mixup_probability: float = 0.0
-    cutmix_alpha: float = 1.0
-    mixup_alpha: float = 0.2
-
-    def __post_init__(self) -> None:
-        chances = self.cutmix_probability, self.mixup_probability
-        if not (min(chances) >= 0 and sum(chances) <= 1):
-            raise ValueError(
-                "cutmix_probability and mixup_probability: expected shares of the images that "
-                f"are together at most 1, found {chances[0]:g} and {chances[1]:g}"
-            )
-        for name in ("cutmix_alpha", "mixup_alpha"):
-            alpha = getattr(self, name)
-            if not 0.01 <= alpha <= 100:
-                raise ValueError(f"{name}: expected 0.01 to 100, found {alpha:g}")
-
-    @property
-    def is_none(self) -> bool:
-        """Whether images stay as they are."""
-        return not (self.cutmix_probability or self.mixup_probability)

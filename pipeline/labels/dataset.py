@@ -14,13 +14,14 @@ from torch.utils.data import Dataset, IterableDataset
 
 from ltd_pipe.device import free_memory, on_device
 from ltd_pipe.errors import DataError, JoinError, StoreError
-from ltd_pipe.images.augment import Augmentation, augment
+from ltd_pipe.images.augment import augment
+from ltd_pipe.images.augmentation import Augmentation
 from ltd_pipe.images.folder import CHANNELS, RESIZE, resize, to_channels
 from ltd_pipe.labels.format import to_float32
 from ltd_pipe.labels.join import remedy
+from ltd_pipe.labels.originals import HashOf, find_originals
 from ltd_pipe.labels.reader import SampleRows, SoftLabels
 from ltd_pipe.labels.softmax import expand, require_temperature, soften, spread
-from ltd_pipe.labels.writer import HashOf, find_originals
 from ltd_pipe.publish import require_shared_memory
 
 if TYPE_CHECKING:

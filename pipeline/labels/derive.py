@@ -11,7 +11,6 @@ import numpy as np
 
 from ltd_pipe import provenance
 from ltd_pipe.errors import ParamsError, StoreError
-from ltd_pipe.evaluation.input_scale import require_order
 from ltd_pipe.images.manifest import fingerprint
 from ltd_pipe.labels.format import (
     DatasetFacts,
@@ -263,6 +262,8 @@ def _verify(beside: Path, target: Path) -> None:
 
 def _require_order(store: SoftLabels) -> None:
     """Refuse labels that are right but for the order of their classes."""
+    from ltd_pipe.evaluation.input_scale import require_order
+
     sparse, parts = store.top_k is not None, []
     rows = np.arange(store.num_samples)
     step = max(_STEP_ELEMENTS // (store.num_views * store.num_classes), 1)

@@ -13,7 +13,6 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 
 from ltd_pipe.errors import JoinError, MissingError, ParamsError, StoreError
 from ltd_pipe.images.beton import open_beton
@@ -382,6 +381,8 @@ def load_arrays(content: bytes, where: Path) -> Any:
     StoreError
         When it holds anything else, or is damaged.
     """
+    import torch
+
     _require_small(content, where)
     try:
         with torch.serialization.safe_globals(_array_globals()):
@@ -480,6 +481,8 @@ class FkdLabels:
 def _labels(
     content: Any, num_classes: int, where: Path
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    import torch
+
     # Classes and probabilities of shape (crops, k).
     labels = content[2] if isinstance(content, list | tuple) and len(content) == 3 else None
     if isinstance(labels, torch.Tensor):
@@ -559,6 +562,8 @@ class RelabelLabels:
 
 
 def _pooled(content: Any, num_classes: int, where: Path) -> NDArray[np.float32]:
+    import torch
+
     if not isinstance(content, torch.Tensor) or content.ndim != 4 or content.shape[0] != 2:
         raise StoreError(
             where,

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from ltd_pipe.images.augment import Augmentation
-from ltd_pipe.images.mixup import PAIR, Mixing
-from ltd_pipe.images.stream import Sizes
+from ltd_pipe.images.augmentation import PAIR, Augmentation, Mixing, Sizes
 from ltd_pipe.params.sections import Number, Probability, Section, require_pixel_units
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from ltd_pipe.images.augment import Augmentation
+from ltd_pipe.images.augmentation import Augmentation
 
 # --- What every section of parameters is made of: numbers, and a base that refuses the unknown.
 

@@ -25,10 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
     from pathlib import Path
 
-    from ltd_pipe.images.augment import Augmentation
+    from ltd_pipe.images.augmentation import Augmentation, Mixing, Sizes
     from ltd_pipe.images.manifest import Manifest
-    from ltd_pipe.images.mixup import Mixing
-    from ltd_pipe.images.stream import Batch, Sizes
+    from ltd_pipe.images.stream import Batch
     from ltd_pipe.labels.reader import SoftLabels
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.objectives import Labels, Moment

@@ -12,7 +12,6 @@ from torch.nn import functional
 
 from ltd_pipe import objectives, provenance, rng
 from ltd_pipe.attacks import Adversary, Ball, Frozen, pgd
-from ltd_pipe.device import choose_passes, kept_passes
 from ltd_pipe.distributed import Team
 from ltd_pipe.errors import DataError, ParamsError
 from ltd_pipe.evaluation.accuracy import predict
@@ -25,6 +24,7 @@ from ltd_pipe.publish import write_json
 from ltd_pipe.training.alarm import Alarm
 from ltd_pipe.training.data import fresh_examples, smoothed, stored_examples
 from ltd_pipe.training.objective import Ingredients, choose_objective
+from ltd_pipe.training.precision import choose_passes, kept_passes
 from ltd_pipe.training.step import Perturbation
 from ltd_pipe.training.trainer import Fit, Snapshots
 
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ltd_pipe.device import Passes
     from ltd_pipe.images.beton import Beton
     from ltd_pipe.images.manifest import Manifest
     from ltd_pipe.images.stream import ImageStream
     from ltd_pipe.labels.reader import SoftLabels
     from ltd_pipe.params import FitParams, TeacherParams, TrainParams
     from ltd_pipe.training.data import Examples, LiveTeacher
+    from ltd_pipe.training.precision import Passes
     from ltd_pipe.training.trainer import Watcher
 
 

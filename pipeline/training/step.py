@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ltd_pipe.attacks import Adversary, LossOfLogits
-    from ltd_pipe.device import Passes
     from ltd_pipe.distributed import Team
     from ltd_pipe.images.stream import Batch
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.objectives import Attacker, Loss, Moment, Objective
     from ltd_pipe.params import FitParams
     from ltd_pipe.training.data import Drawn, Examples
+    from ltd_pipe.training.precision import Passes
 
 
 # --- Dropout and stochastic depth: what a network draws for itself is a function of the step.

@@ -14,7 +14,7 @@ import torch
 from ltd_pipe import rng
 from ltd_pipe.distributed import Team, images_per_epoch, require_shares, share_of
 from ltd_pipe.errors import MachineError, ModelError, StateError
-from ltd_pipe.images.mixup import PAIR
+from ltd_pipe.images.augmentation import PAIR
 from ltd_pipe.models.registry import require_sizes
 from ltd_pipe.objectives import Moment
 from ltd_pipe.publish import remove_state, staged, unwritable
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ltd_pipe.attacks import Adversary
-    from ltd_pipe.device import Passes
     from ltd_pipe.images.stream import Batch, ImageStream
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.objectives import Objective
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from ltd_pipe.training.alarm import Alarm, Collapse
     from ltd_pipe.training.data import Examples
     from ltd_pipe.training.optim import Average
+    from ltd_pipe.training.precision import Passes
     from ltd_pipe.training.step import Perturbation
 
 

@@ -162,7 +162,7 @@ def _open_images(
     return images
 
 
-# See `ltd_pipe.labels.verify`.
+# See `ltd_pipe.labels.recompute`.
 _TOLERANCE_OF_BFLOAT16 = 0.05
 
 
@@ -182,7 +182,7 @@ class _Again:
         self, path: Path, teachers: tuple[Path, ...], foreign: Foreign, device: torch.device
     ) -> None:
         from ltd_pipe.labels.reader import SoftLabels
-        from ltd_pipe.labels.verify import order_of_teachers
+        from ltd_pipe.labels.recompute import order_of_teachers
         from ltd_pipe.provenance import sha256_file
 
         self._path, self._foreign, self._device = path, foreign, device
@@ -194,7 +194,8 @@ class _Again:
     ) -> Check:
         from ltd_pipe.device import deterministic
         from ltd_pipe.labels.reader import SoftLabels
-        from ltd_pipe.labels.verify import TOLERANCE, Check, recompute
+        from ltd_pipe.labels.recompute import TOLERANCE, recompute
+        from ltd_pipe.labels.verify import Check
 
         store, facts = SoftLabels.open(self._path), images.manifest
         stream = stream_of(images, self._device, resident=False)

@@ -11,8 +11,8 @@ from curves import compare_curves
 from our_loop import BarePasses
 from torch import nn
 
-from ltd_pipe.device import Passes
 from ltd_pipe.models.classifier import Classifier
+from ltd_pipe.training.precision import Passes
 
 ROOT = Path(__file__).parents[2]
 

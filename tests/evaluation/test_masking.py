@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ltd_pipe.device import Passes
 from ltd_pipe.errors import ModelError
 from ltd_pipe.evaluation.audit import AuditSettings, audit
 from ltd_pipe.evaluation.bench import select_images
@@ -22,6 +21,7 @@ from ltd_pipe.labels.format import DatasetFacts, StoreAttributes, TeacherFacts
 from ltd_pipe.labels.writer import write_store
 from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.params import PrepareParams, TrainParams
+from ltd_pipe.training.precision import Passes
 from ltd_pipe.training.run import new_classifier, split_samples, student_examples, student_fit
 from ltd_pipe.training.trainer import Snapshots, Watcher
 

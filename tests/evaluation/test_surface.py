@@ -10,7 +10,7 @@ from torch import nn
 from ltd_pipe.attacks import Ball
 from ltd_pipe.evaluation.audit import loss_surface
 from ltd_pipe.models.classifier import Classifier
-from ltd_pipe.report.figures import draw_surface
+from ltd_pipe.report.surface import draw_surface
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ltd_pipe.images.augment import Augmentation, augment
+from ltd_pipe.images.augment import augment
+from ltd_pipe.images.augmentation import Augmentation
 from ltd_pipe.images.policies import POLICIES
 
 GOLDEN = 0x9E3779B97F4A7C15

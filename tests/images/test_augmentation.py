@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ltd_pipe.images.augment import Augmentation
+from ltd_pipe.images.augmentation import Augmentation
 
 ACCEPTED = {
     "none": Augmentation(),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ltd_pipe.images.stream import Sizes
+from ltd_pipe.images.augmentation import Sizes
 
 
 def sides(*numbers, epochs):

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.datasets import ImageFolder
 
 from ltd_pipe.errors import DataError, StoreError
-from ltd_pipe.images.augment import Augmentation, augment
+from ltd_pipe.images.augment import augment
+from ltd_pipe.images.augmentation import Augmentation
 from ltd_pipe.images.folder import CHANNELS, RESIZE, resize, to_channels
 from ltd_pipe.images.sources import FolderSource
 from ltd_pipe.labels import SoftLabelDataset, SoftLabels

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from ltd_pipe.errors import StoreError, WriteError
-from ltd_pipe.images.augment import Augmentation, augment
+from ltd_pipe.images.augment import augment
+from ltd_pipe.images.augmentation import Augmentation
 from ltd_pipe.labels import SoftLabels
 from ltd_pipe.labels.dataset import Replay
 from ltd_pipe.labels.format import DatasetFacts, StoreFacts, TeacherFacts, ViewFacts

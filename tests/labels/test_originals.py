@@ -18,7 +18,7 @@ from ltd_pipe.errors import DataError, JoinError
 from ltd_pipe.images.manifest import sample_hash
 from ltd_pipe.images.sources import open_source
 from ltd_pipe.labels import SoftLabelDataset, SoftLabels
-from ltd_pipe.labels.writer import find_originals
+from ltd_pipe.labels.originals import find_originals
 from ltd_pipe.params import PrepareParams
 
 # ImageDataset leaves closing to the garbage collector.

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ltd_pipe.errors import StoreError
-from ltd_pipe.images.augment import Augmentation, augment
+from ltd_pipe.images.augment import augment
+from ltd_pipe.images.augmentation import Augmentation
 from ltd_pipe.labels.dataset import Replay
 from ltd_pipe.labels.format import ViewFacts
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ltd_pipe.device import Passes
 from ltd_pipe.models.checkpoint import read_facts
 from ltd_pipe.stages.fitting import _Screen
+from ltd_pipe.training.precision import Passes
 
 ROOT = Path(__file__).parents[2]
 PARAMS = """

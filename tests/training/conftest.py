@@ -6,8 +6,8 @@ import pytest
 import torch
 from short_runs import ATTACK, SHORT
 
-from ltd_pipe.device import Passes
 from ltd_pipe.params import TeacherParams, TrainParams
+from ltd_pipe.training.precision import Passes
 from ltd_pipe.training.run import (
     new_classifier,
     split_samples,

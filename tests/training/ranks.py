@@ -11,12 +11,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from short_runs import ATTACK, SHORT
 
-from ltd_pipe.device import Passes
 from ltd_pipe.distributed import Team
 from ltd_pipe.errors import LtdPipeError
 from ltd_pipe.images.beton import open_beton
 from ltd_pipe.images.stream import ImageStream
 from ltd_pipe.params import TrainParams
+from ltd_pipe.training.precision import Passes
 from ltd_pipe.training.run import new_classifier, split_samples, student_examples, student_fit
 from ltd_pipe.training.trainer import Interrupted, Snapshots, Watcher
 

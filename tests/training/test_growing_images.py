@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from short_runs import ATTACK
 
-from ltd_pipe.device import Passes
 from ltd_pipe.errors import ModelError
 from ltd_pipe.images.augment import resized
 from ltd_pipe.images.beton import open_beton, write_beton
@@ -16,6 +15,7 @@ from ltd_pipe.images.sources import open_source
 from ltd_pipe.images.stream import ImageStream
 from ltd_pipe.params import PrepareParams, TrainParams
 from ltd_pipe.training.data import fresh_examples
+from ltd_pipe.training.precision import Passes
 from ltd_pipe.training.run import new_classifier, split_samples, student_examples, student_fit
 from ltd_pipe.training.trainer import Snapshots, Watcher
 

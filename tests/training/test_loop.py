@@ -295,7 +295,7 @@ from ltd_pipe.images.beton import open_beton
 from ltd_pipe.images.stream import ImageStream
 from ltd_pipe.params import TrainParams
 from ltd_pipe.training.trainer import Watcher
-from ltd_pipe.device import Passes
+from ltd_pipe.training.precision import Passes
 from ltd_pipe.training.run import new_classifier, split_samples
 from ltd_pipe.training.trainer import Snapshots
 from ltd_pipe.training.run import student_examples, student_fit

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ltd_pipe.device import Passes, choose_passes, kept_passes
 from ltd_pipe.params import FitParams
+from ltd_pipe.training.precision import Passes, choose_passes, kept_passes
 from ltd_pipe.training.trainer import Progress, Snapshots, Watcher
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ltd_pipe.device import Passes
 from ltd_pipe.errors import ModelError
 from ltd_pipe.objectives import Moment
 from ltd_pipe.params import FitParams
 from ltd_pipe.training.optim import make_optimiser
+from ltd_pipe.training.precision import Passes
 from ltd_pipe.training.trainer import Meters, Watcher
 
 ROOT = Path(__file__).parents[2]

@@ -7,13 +7,13 @@ import pytest
 import torch
 from short_runs import SHORT
 
-from ltd_pipe.device import Passes
 from ltd_pipe.errors import JoinError
 from ltd_pipe.labels import SoftLabels
 from ltd_pipe.labels.format import DatasetFacts, StoreFacts, TeacherFacts, ViewFacts
 from ltd_pipe.labels.labelling import label_images
 from ltd_pipe.labels.writer import StoreWriter
 from ltd_pipe.params import TeacherParams
+from ltd_pipe.training.precision import Passes
 from ltd_pipe.training.run import new_classifier, split_samples, teacher_fit
 from ltd_pipe.training.trainer import Interrupted, Snapshots, Watcher
 

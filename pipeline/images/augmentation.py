@@ -1,0 +1,299 @@
+"""What is done to an image at random, and the canonical text of it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ltd_pipe.errors import ParamsError
+
+# --- How many training images are mixed with each other, and by which of two ways.
+
+
+# Neighbours of the epoch's order that are mixed with each other, and so stay together.
+PAIR = 2
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How many images are mixed with another, and how.
+
+    Attributes
+    ----------
+    cutmix_probability, mixup_probability : float
+        Shares of the images that get a rectangle of the partner, or a weighted mean with it;
+        together at most 1.
+    cutmix_alpha, mixup_alpha : float
+        Of the symmetric Beta distribution that the image's own share is drawn from: 1 is the
+        uniform one, smaller ones leave most images nearly whole.
+
+    Raises
+    ------
+    ValueError
+        For numbers that are out of range.
+    """
+
+    cutmix_probability: float = 0.0
+    mixup_probability: float = 0.0
+    cutmix_alpha: float = 1.0
+    mixup_alpha: float = 0.2
+
+    def __post_init__(self) -> None:
+        chances = self.cutmix_probability, self.mixup_probability
+        if not (min(chances) >= 0 and sum(chances) <= 1):
+            raise ValueError(
+                "cutmix_probability and mixup_probability: expected shares of the images that "
+                f"are together at most 1, found {chances[0]:g} and {chances[1]:g}"
+            )
+        for name in ("cutmix_alpha", "mixup_alpha"):
+            alpha = getattr(self, name)
+            if not 0.01 <= alpha <= 100:
+                raise ValueError(f"{name}: expected 0.01 to 100, found {alpha:g}")
+
+    @property
+    def is_none(self) -> bool:
+        """Whether images stay as they are."""
+        return not (self.cutmix_probability or self.mixup_probability)
+
+
+# --- Image sizes that grow while training goes on: small first, when detail is not learned yet.
+
+
+# Networks halve an image five times.
+_STEP = 32
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A side in pixels for each epoch, a function of the epoch alone.
+
+    Attributes
+    ----------
+    start, end : int
+        Multiples of 32, not descending.
+    begin, finish : float
+        Fractions of the run: up to the first the images have the size `start`, from the second
+        on `end`, and between them it grows evenly, in multiples of 32.
+    epochs : int
+        Of the run.
+
+    Raises
+    ------
+    ValueError
+        For numbers that are out of range.
+    """
+
+    start: int
+    end: int
+    begin: float
+    finish: float
+    epochs: int
+
+    def __post_init__(self) -> None:
+        if self.start % _STEP or self.end % _STEP or not 0 < self.start <= self.end:
+            raise ValueError(
+                "progressive_resize: expected two multiples of 32, the larger one last, "
+                f"found {self.start} and {self.end}"
+            )
+        if not 0 <= self.begin <= self.finish <= 1:
+            raise ValueError(
+                "progressive_between: expected two fractions of the run in order, "
+                f"found {self.begin:g} and {self.finish:g}"
+            )
+
+    def at(self, epoch: int) -> tuple[int, int]:
+        """Height and width in an epoch, counted from 0."""
+        done = epoch / self.epochs
+        if done >= self.finish:
+            return self.end, self.end
+        if done <= self.begin:
+            return self.start, self.start
+        grown = (done - self.begin) / (self.finish - self.begin)
+        # From below: never larger than the line from start to end. Tenths are not exact in binary.
+        steps = int(grown * (self.end - self.start) / _STEP + 1e-9)
+        side = self.start + _STEP * steps
+        return side, side
+
+    def all(self) -> list[tuple[int, int]]:
+        """Every size of the run, ascending."""
+        return sorted({self.at(epoch) for epoch in range(self.epochs)})
+
+
+# --- What is done to an image at random, and the canonical text of it.
+
+
+_NUMBER = r"[01](?:\.[0-9]{1,20})?"
+_POLICY = (
+    "trivialaugment|randaugment:(?P<steps>[0-9])-(?P<magnitude>[0-9]{1,2})"
+    "|autoaugment:(?:cifar10|imagenet|svhn)"
+)
+_TEXT = re.compile(
+    rf"(?!,)(?:crop:(?P<padding>[0-9]{{1,4}})|resized-crop:(?P<least>{_NUMBER})-(?P<most>{_NUMBER}))?"
+    rf"(?P<flip>(?:^|,)flip)?(?:(?:^|,)(?P<policy>{_POLICY}))?"
+    r"(?:(?:^|,)cutout:(?P<cutout>[0-9]{1,4}))?"
+)
+_NONE = "none"
+# Padding beyond it is a slip, or a store that wants this machine's memory.
+_MAX_PADDING = 1024
+_MAX_CUTOUT = 1024
+_MAX_MAGNITUDE = 30
+# Smaller shares of the area have no pixel left, and their text would have an exponent.
+_MIN_SCALE = 0.001
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is drawn for each image; `str` gives its canonical text, `parse` takes no other.
+
+    In this order: a crop, a flip, a policy's operations, a cut-out square.
+
+    Attributes
+    ----------
+    crop_padding : int
+        Pixels of zeros added on each side before a crop of the image's size; 0: no such crop.
+    flip : bool
+        Left to right, for half of the images.
+    crop_scale : tuple of float, optional
+        A crop of a random share of the area, between these two in (0, 1], and of a random
+        aspect ratio, enlarged to the image's size; None: no such crop.
+    policy : str, optional
+        `trivialaugment`; `randaugment:N-M` with N of 1 to 9 operations of magnitude M of 0 to
+        30; `autoaugment:` and `cifar10`, `imagenet` or `svhn`; None: no such operations.
+    cutout : int
+        Side of a grey square, in pixels, its middle anywhere in the image; 0: none.
+
+    Raises
+    ------
+    ValueError
+        For numbers that are out of range, or both kinds of crop.
+
+    Examples
+    --------
+    >>> str(Augmentation(crop_padding=4, flip=True))
+    'crop:4,flip'
+    >>> Augmentation.parse("resized-crop:0.25-1")
+    Augmentation(crop_padding=0, flip=False, crop_scale=(0.25, 1.0))
+    """
+
+    crop_padding: int = 0
+    flip: bool = False
+    crop_scale: tuple[float, float] | None = None
+    policy: str | None = None
+    cutout: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.crop_padding <= _MAX_PADDING:
+            raise ValueError(f"crop_padding: expected 0 to {_MAX_PADDING}")
+        if not 0 <= self.cutout <= _MAX_CUTOUT:
+            raise ValueError(f"cutout: expected 0 to {_MAX_CUTOUT}")
+        if self.policy is not None:
+            _require_policy(self.policy)
+        if self.crop_scale is None:
+            return
+        least, most = self.crop_scale
+        if not _MIN_SCALE <= least <= most <= 1:
+            raise ValueError(
+                f"crop_scale: expected shares of the area, {_MIN_SCALE} ≤ least ≤ most ≤ 1, "
+                f"found {least:g} and {most:g}"
+            )
+        if self.crop_padding:
+            raise ValueError("crop_padding and crop_scale are two kinds of crop: choose one")
+
+    @classmethod
+    def parse(cls, text: str) -> Augmentation:
+        """The augmentation whose canonical text this is.
+
+        Raises
+        ------
+        ValueError
+            For any other text: two texts of one augmentation would look like two.
+        """
+        if text == _NONE:
+            return cls()
+        match = _TEXT.fullmatch(text)
+        if "mixup" in text or "cutmix" in text:
+            raise ValueError(
+                f"'{text}': a mixture of two images is no view of one, and has no label of its "
+                "own in a store. Label views without it, and mix them in training."
+            )
+        if not text or match is None:
+            raise ValueError(
+                "expected 'none', or in this order and with commas between them: 'crop:PIXELS' or "
+                "'resized-crop:LEAST-MOST', 'flip', 'trivialaugment', 'randaugment:N-M' or "
+                f"'autoaugment:POLICY', 'cutout:PIXELS'; found '{text}'"
+            )
+        scale = None
+        if match["least"] is not None:
+            scale = float(match["least"]), float(match["most"])
+        flip, cutout = match["flip"] is not None, int(match["cutout"] or 0)
+        found = cls(int(match["padding"] or 0), flip, scale, match["policy"], cutout)
+        if str(found) != text:
+            raise ValueError(f"'{text}' is written '{found}'")
+        return found
+
+    def __str__(self) -> str:
+        parts = []
+        if self.crop_padding:
+            parts.append(f"crop:{self.crop_padding}")
+        if self.crop_scale is not None:
+            parts.append("resized-crop:{}-{}".format(*map(_shortest, self.crop_scale)))
+        if self.flip:
+            parts.append("flip")
+        if self.policy is not None:
+            parts.append(self.policy)
+        if self.cutout:
+            parts.append(f"cutout:{self.cutout}")
+        return ",".join(parts) or _NONE
+
+    def require_fitting(self, shape: tuple[int, ...], section: str) -> None:
+        """Refuse what would leave nothing of images of this shape (C, H, W).
+
+        Raises
+        ------
+        ParamsError
+        """
+        side = min(shape[1:])
+        if self.crop_padding >= side:
+            key, found, bound = "crop_padding", self.crop_padding, f"less than its side, {side}"
+            what, usual = (
+                "some crops would show nothing of the image",
+                f"An eighth of the side, {side // 8},",
+            )
+        elif self.cutout > side:
+            key, found, bound = "cutout", self.cutout, f"at most its side, {side}"
+            what, usual = "is larger than the image", f"A half of the side, {side // 2},"
+        else:
+            return
+        raise ParamsError(
+            f"{section}.augmentation: {key}" if section == "label" else f"{section}.{key}",
+            what,
+            expected=f"{bound} pixels",
+            found=found,
+            remedy=f"{usual} is usual.",
+        )
+
+    @property
+    def is_none(self) -> bool:
+        """Whether images stay as they are."""
+        return self == Augmentation()
+
+
+def _require_policy(policy: str) -> None:
+    match = re.fullmatch(_POLICY, policy)
+    if match is None:
+        raise ValueError(
+            "policy: expected trivialaugment, randaugment:N-M, autoaugment:cifar10, "
+            f"autoaugment:imagenet or autoaugment:svhn, found '{policy}'"
+        )
+    if match["steps"] is None:
+        return
+    steps, magnitude = int(match["steps"]), int(match["magnitude"])
+    if not steps or magnitude > _MAX_MAGNITUDE or policy != f"randaugment:{steps}-{magnitude}":
+        raise ValueError(
+            "policy: expected randaugment:N-M with N of 1 to 9 and M of 0 to "
+            f"{_MAX_MAGNITUDE}, found '{policy}'"
+        )
+
+
+def _shortest(number: float) -> str:
+    return repr(float(number)).removesuffix(".0")
