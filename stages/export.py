@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
 __all__ = ["export"]
 
-_TARGETS = ("robustbench", "timm", "onnx", "torchscript")
+# Named here, since --help loads no torch.
+_FORMATS = ("robustbench", "timm", "onnx", "torchscript")
 
 
 @click.command()
 @checkpoint_argument
-@click.option("--to", type=click.Choice(_TARGETS), required=True, help="The form.")
+@click.option("--to", type=click.Choice(_FORMATS), required=True, help="The form.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -59,10 +60,10 @@ def export(
 
 
 def _show(agreement: Agreement, to: str, out: Path) -> None:
-    from ltd_pipe.export.formats import TARGETS
+    from ltd_pipe.export.formats import FORMATS
 
     click.echo(
         f"{out}: gives the checkpoint's logits on {agreement.images} images: "
         f"largest difference {agreement.difference:.1e}, allowed {agreement.allowed:.1e}"
     )
-    click.echo(f"load it: {TARGETS[to].loading.format(out=str(out), name=f'local-dir:{out}')}")
+    click.echo(f"load it: {FORMATS[to].loading.format(out=str(out), name=f'local-dir:{out}')}")

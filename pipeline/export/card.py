@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from ltd_pipe.errors import ResultError
 from ltd_pipe.evaluation.results import eps_text
-from ltd_pipe.export.formats import threat_model
 from ltd_pipe.models.checkpoint import read_facts
 from ltd_pipe.provenance import sha256_file
 from ltd_pipe.report.facts import Audit, read_audit
@@ -120,7 +119,7 @@ def gather_card(
         run=run,
         mean=tuple(header["mean"]),
         std=tuple(header["std"]),
-        threat_model=threat_model(run),
+        threat_model=run.threat_model,
         measured=_measured(metrics, evaluation, sha256, run) if metrics and evaluation else None,
         audit=read_audit(audit, sha256) if audit else None,
         licence=licence,

@@ -775,6 +775,14 @@ class RunFacts(Document):
         }
         return {**facts, "params": params | measured}
 
+    @property
+    def threat_model(self) -> dict[str, Any] | None:
+        """The ball that it was trained in, eps in pixel units; None: trained on clean images."""
+        eps = self.params.get("eps")
+        if self.kind != "student" or not isinstance(eps, int | float):
+            return None
+        return {"norm": str(self.params.get("norm", "linf")), "eps": float(eps)}
+
     def with_leak(self, warnings: tuple[str, ...], settings: Settings, n: int) -> tuple[str, ...]:
         """Warnings of an evaluation; older ones did not look for training images."""
         same = self.data is not None and self.data.fingerprint == settings.data_fingerprint

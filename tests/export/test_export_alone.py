@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from ltd_pipe.export.formats import probes, write_robustbench, write_torchscript
+from ltd_pipe.export.formats import probes, write_export
 
 ALONE = """
 import sys, warnings, torch
@@ -23,8 +23,8 @@ torch.save([model(images), traced(images)], "logits")
 def test_another_process_needs_torch_alone(making_students, tmp_path):
     """Moved elsewhere, without our packages, for a batch of a size that was never tried."""
     _, model, facts = making_students("wrn-10-1", (3, 16, 16))
-    write_robustbench(model, facts, tmp_path / "zoo")
-    write_torchscript(model, facts, tmp_path / "model.pt")
+    write_export(model, facts, "robustbench", tmp_path / "zoo")
+    write_export(model, facts, "torchscript", tmp_path / "model.pt")
     images, elsewhere = probes(model.shape)[:5], tmp_path / "elsewhere"
     elsewhere.mkdir()
     torch.save(images, elsewhere / "images")

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from ltd_pipe.errors import ModelError
-from ltd_pipe.export.formats import module_text, probes, write_robustbench
+from ltd_pipe.export.formats import module_text, probes, write_export
 from ltd_pipe.images.manifest import to_unit
 from ltd_pipe.images.stream import ImageStream
 from ltd_pipe.models import resnet, small_cnn, wide_resnet
@@ -42,7 +42,7 @@ NETWORKS = [
 def test_the_folder_gives_the_logits(making_students, tmp_path, architecture, shape):
     """Written, loaded and compared, for each family; the facts lie beside."""
     _, model, facts = making_students(architecture, shape)
-    agreement = write_robustbench(model, facts, tmp_path / "zoo")
+    agreement = write_export(model, facts, "robustbench", tmp_path / "zoo")
     assert agreement.difference <= agreement.allowed
     names = sorted(path.name for path in (tmp_path / "zoo").iterdir())
     assert names == ["ltd_pipe.json", "model.py", "weights.pt"]
@@ -63,7 +63,7 @@ def test_networks_of_ours_import_torch_alone(module):
 def test_weights_with_and_without_prefix_are_taken(making_students, tmp_path):
     """The zoo's loader takes `model.` away from names, and adds it to those of ImageNet."""
     _, model, facts = making_students("small-cnn-w4", (1, 8, 8))
-    write_robustbench(model, facts, tmp_path / "zoo")
+    write_export(model, facts, "robustbench", tmp_path / "zoo")
     state = torch.load(tmp_path / "zoo/weights.pt")
     assert state.keys() == model.network.state_dict().keys()
     for prefix in ("", "model."):
@@ -80,7 +80,7 @@ def test_networks_of_the_zoo_itself_are_refused(making_students, tmp_path):
     _, model, facts = making_students("small-cnn-w4", (1, 8, 8))
     model.architecture = "robustbench:Wong2020Fast"
     with pytest.raises(ModelError, match="is a network of RobustBench's own zoo"):
-        write_robustbench(model, facts, tmp_path / "zoo")
+        write_export(model, facts, "robustbench", tmp_path / "zoo")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -112,7 +112,7 @@ def _exported(folder):
 def test_the_model_zoo_loads_it(robustbench, making_students, tmp_path, monkeypatch, dataset):
     """As an entry of the zoo, from the place where the zoo keeps its weights."""
     _, model, facts = making_students("resnet18-w4", (3, 16, 16))
-    write_robustbench(model, facts, tmp_path / "zoo")
+    write_export(model, facts, "robustbench", tmp_path / "zoo")
     place = tmp_path / "models" / dataset / "Linf" / "Ours2026.pt"
     place.parent.mkdir(parents=True)
     shutil.copy(tmp_path / "zoo/weights.pt", place)
@@ -151,7 +151,7 @@ def test_benchmark_gives_our_number(robustbench, request, tmp_path, monkeypatch)
     """On the same images, from the same seed: clean and AutoAttack accuracy are ours."""
     # Only now: where RobustBench is absent, nothing is made for it.
     trained, test_beton = map(request.getfixturevalue, ("trained", "test_beton"))
-    write_robustbench(trained, {}, tmp_path / "zoo")
+    write_export(trained, {}, "robustbench", tmp_path / "zoo")
     save_classifier(trained, tmp_path / "model.safetensors")
     ours = _evaluated(tmp_path / "model.safetensors", test_beton.path)
     images, labels = _all_of(test_beton)

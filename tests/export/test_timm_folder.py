@@ -10,7 +10,7 @@ from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 
 from ltd_pipe.errors import ModelError
-from ltd_pipe.export.formats import probes, timm_name, write_timm
+from ltd_pipe.export.formats import probes, timm_name, write_export
 
 NETWORKS = [
     ("timm:resnet18", (1, 32, 32), 1.5),
@@ -24,7 +24,7 @@ NETWORKS = [
 def test_timm_gets_the_logits(making_students, tmp_path, architecture, shape, temperature):
     """By name of the folder, with the normalisation that timm finds in it."""
     _, model, facts = making_students(architecture, shape, temperature)
-    write_timm(model, facts, tmp_path / "timm")
+    write_export(model, facts, "timm", tmp_path / "timm")
     loaded = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
     config = resolve_model_data_config(loaded)
     assert config["input_size"] == shape
@@ -39,7 +39,7 @@ def test_timm_gets_the_logits(making_students, tmp_path, architecture, shape, te
 def test_timms_own_transform_feeds_the_model(making_students, tmp_path):
     """An image of the right size comes through unchanged but for the normalisation."""
     _, model, facts = making_students("timm:test_resnet", (3, 32, 32))
-    write_timm(model, facts, tmp_path / "timm")
+    write_export(model, facts, "timm", tmp_path / "timm")
     loaded = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
     transform = create_transform(**resolve_model_data_config(loaded))
     pixels = (probes((3, 32, 32))[0] * 255).to(torch.uint8)
@@ -52,7 +52,7 @@ def test_timms_own_transform_feeds_the_model(making_students, tmp_path):
 def test_the_last_layer_can_be_replaced(making_students, tmp_path):
     """What timm's users do with a folder: other classes, the weights below kept."""
     _, model, facts = making_students("timm:test_resnet", (3, 32, 32))
-    write_timm(model, facts, tmp_path / "timm")
+    write_export(model, facts, "timm", tmp_path / "timm")
     loaded = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True, num_classes=7)
     assert loaded(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
     assert torch.equal(loaded.conv1[0].weight, model.network.conv1[0].weight)
@@ -73,7 +73,7 @@ def test_a_network_of_the_same_name_with_other_weights_is_refused(making_student
     _, model, facts = making_students("small-cnn-w4", (3, 32, 32))
     model.architecture = "torchvision:resnet18"
     with pytest.raises(ModelError, match="timm's resnet18 has other weights"):
-        write_timm(model, facts, tmp_path / "timm")
+        write_export(model, facts, "timm", tmp_path / "timm")
 
 
 def test_a_last_layer_without_weights_takes_no_temperature(making_students, tmp_path):
@@ -83,5 +83,5 @@ def test_a_last_layer_without_weights_takes_no_temperature(making_students, tmp_
     with pytest.raises(
         ModelError, match="cannot take the temperature .*: expected Linear, found Id"
     ):
-        write_timm(model, facts, tmp_path / "timm")
+        write_export(model, facts, "timm", tmp_path / "timm")
     assert list(tmp_path.iterdir()) == []

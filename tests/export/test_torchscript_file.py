@@ -1,5 +1,7 @@
 """TorchScript files are loaded by torch alone; see test_export_alone.py, too."""
 
+import json
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -8,15 +10,19 @@ import torch
 from torch import nn
 
 from ltd_pipe.errors import ModelError
-from ltd_pipe.export.formats import read_torchscript_facts, write_torchscript
+from ltd_pipe.export.formats import write_export
 from ltd_pipe.models.classifier import Classifier
 
 
 def test_facts_travel_and_no_path_does(making_students, tmp_path):
     """The archive says what it is, and nothing of the machine that wrote it."""
     _, model, facts = making_students("small-cnn-w4", (1, 8, 8))
-    write_torchscript(model, facts, tmp_path / "model.pt")
-    assert read_torchscript_facts(tmp_path / "model.pt") == facts
+    write_export(model, facts, "torchscript", tmp_path / "model.pt")
+    files = {"ltd_pipe.json": ""}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # that TorchScript will go
+        torch.jit.load(tmp_path / "model.pt", _extra_files=files)
+    assert json.loads(files["ltd_pipe.json"]) == facts
     with zipfile.ZipFile(tmp_path / "model.pt") as archive:
         content = b"".join(archive.read(name) for name in archive.namelist())
     assert b'"format": "ltd-export"' in content
@@ -47,5 +53,5 @@ def test_what_cannot_be_traced_is_not_published(tmp_path):
         std=[0.2],
     ).eval()
     with pytest.raises(ModelError, match="gives other logits than the checkpoint"):
-        write_torchscript(model, {}, tmp_path / "model.pt")
+        write_export(model, {}, "torchscript", tmp_path / "model.pt")
     assert list(tmp_path.iterdir()) == []
