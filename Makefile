@@ -11,8 +11,9 @@ SHELL := bash
 # In each recipe rather than exported: set-up has to find the system's python3, not .venv's.
 VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 TEST_PROCESSES ?= 2
+PYTEST := pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help set-up repro test lint format lock clean
+.PHONY: help set-up repro test test-all lint format size lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,14 +24,21 @@ set-up: ## install everything into .venv, system packages included
 repro: set-up ## run the pipeline of dvc.yaml: prepare, teacher, label, train, evaluate, audit, report
 	@$(VENV) dvc repro
 
-test: lint ## lint, types, spelling and all tests
-	@$(VENV) pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+test: lint ## lint, types, arrows, spelling, and the tests but the nightly ones
+	@$(VENV) $(PYTEST) -m "not nightly"
 
-lint: set-up ## lint, format, types and spelling
+test-all: lint ## also packaging, virtual environments, browsers, servers, tutorials, long kill runs
+	@$(VENV) $(PYTEST)
+
+lint: set-up ## lint, format, types, who imports whom, and spelling
 	@$(VENV) ruff check .
 	@$(VENV) ruff format --check .
 	@$(VENV) mypy
+	@$(VENV) lint-imports --no-cache --no-logo pyproject.toml
 	@$(VENV) codespell
+
+size: set-up ## files, code lines, docstring lines and longest function of each folder
+	@$(VENV) python bench/size.py
 
 format: set-up ## rewrite the code as ruff wants it
 	@$(VENV) ruff check --fix .

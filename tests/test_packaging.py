@@ -14,7 +14,7 @@ import pytest
 from ltd_pipe.errors import install_extra
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +106,43 @@ def test_a_store_is_read_by_the_installed_library(installed):
         check=True,
     )
     assert str(installed) in ended.stdout
+
+
+def test_only_one_name_is_installed(wheel):
+    """A user's own `pipeline`, `stages` or `recipes` meets none of ours."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name.split("/")[0] for name in archive.namelist()}
+    assert {name for name in names if not name.endswith(".dist-info")} == {"ltd_pipe"}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["bin/ltd-pipe", "recipe", "show", "digits"],
+        [sys.executable, "-m", "ltd_pipe", "recipe", "show", "digits"],
+        [sys.executable, "-c", "import ltd_pipe.labels, ltd_pipe.stages.train"],
+    ],
+    ids=["program", "module", "library"],
+)
+def test_folders_of_the_users_change_nothing(installed, command, tmp_path):
+    """The working directory comes first on Python's path."""
+    for name in ("pipeline", "stages", "recipes"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('not ours')")
+        (tmp_path / name / "digits.yaml").write_text("not: ours")
+    paths = os.pathsep.join([str(tmp_path), str(installed), sysconfig.get_path("purelib")])
+    program, *words = command
+    ended = subprocess.run(
+        [installed / program, *words],
+        env=os.environ | {"PYTHONPATH": paths},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    if words[-1] == "digits":
+        assert ended.stdout == (ROOT / "recipes" / "digits.yaml").read_text()
 
 
 def test_nothing_asks_an_index_for_this_package():

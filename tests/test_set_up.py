@@ -212,12 +212,14 @@ def require_sound(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_set_up_installs_a_working_command(small):
     """The project, editable, with what it imports."""
     require_sound(small)
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_set_up_installs_torchattacks_without_what_it_pins(small):
     """Its `requests~=2.25.1` would make every other package's resolution fail."""
     packages = {path.name for path in small.glob(".venv/lib/python3*/site-packages/*")}
@@ -226,6 +228,7 @@ def test_set_up_installs_torchattacks_without_what_it_pins(small):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_second_time_is_silent_and_quick(small):
     """Nothing is said, nothing is run, and it takes under 3 s."""
     begin = time.monotonic()
@@ -260,6 +263,7 @@ DAMAGE = {
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_damage_is_noticed_and_repaired(small, damage):
     """Set-up works again afterwards, and then is quiet again."""
@@ -270,6 +274,7 @@ def test_damage_is_noticed_and_repaired(small, damage):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_two_at_once_wait_for_each_other(small):
     """`make repro` and `make test` side by side: one installs, the other finds it done."""
     remove_a_package(small)
@@ -283,6 +288,7 @@ def test_two_at_once_wait_for_each_other(small):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_moved_folder_gets_a_new_environment(small):
     """Commands in .venv name their interpreter by its path."""
     moved = small.rename(small.with_name("moved"))

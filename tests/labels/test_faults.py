@@ -41,6 +41,7 @@ def script(*words):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_two_hundred_kills_lose_nothing(quick):
     """Killed anywhere and continued, a store has the bytes of an undisturbed run.
 

@@ -37,6 +37,7 @@ return performance.getEntriesByType('resource').map(e => e.name).filter(n => !n.
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.nightly,
     pytest.mark.skipif(
         _CHROMIUM is None or _DRIVER is None, reason="needs chromium and chromedriver"
     ),

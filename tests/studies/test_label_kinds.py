@@ -103,6 +103,7 @@ GENERATED = ("data", "labels", "results", "students", "teachers", "tmp", "cache"
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_study_runs_from_nothing_to_its_table(digits):
     """Real stages under DVC, several at a time; a second time nothing is run."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

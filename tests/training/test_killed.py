@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_at_any_moment_the_run_ends_with_the_same_bits(train_beton, tmp_path):
     """12 runs with up to three SIGKILLs each, many while a snapshot is written."""
     command = [sys.executable, killed.__file__, train_beton.path, tmp_path, "13"]
