@@ -82,3 +82,14 @@ def test_a_command_that_is_shown_is_taken(words):
 def test_the_pages_show_commands():
     """The search finds them."""
     assert len(SHOWN) > 100
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_files_and_folders_that_a_page_names_are_there(page):
+    """Named from the root, or from pipeline/ on."""
+    names = set(re.findall(r"`((?:[a-z_.]+/)+(?:[a-z_]+\.\w+)?)[^`]*`", (ROOT / page).read_text()))
+    assert len(names) > 5
+    places = (ROOT, ROOT / "pipeline")
+    assert {name for name in names if not any((place / name).exists() for place in places)} <= {
+        "data/state/"
+    }
