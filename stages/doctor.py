@@ -64,12 +64,12 @@ def _show(topic: str, finding: Finding) -> None:
 
 
 def _show_models(*, as_json: bool) -> None:
-    from ltd_pipe.models.registry import known
+    from ltd_pipe.models import NETWORKS
 
     if as_json:
-        click.echo(json.dumps(known()))
+        click.echo(json.dumps(NETWORKS))
         return
-    for name in known():
+    for name in NETWORKS:
         click.echo(name)
     # On stderr, so that the list can be piped.
     click.echo(

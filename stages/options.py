@@ -17,6 +17,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ltd_pipe.errors import ParamsError, WriteError
+from ltd_pipe.models import NETWORKS
 from ltd_pipe.params import Params, load_params, parse_standalone
 from ltd_pipe.stages.console import FIELD
 
@@ -100,18 +101,7 @@ _GROUPS = {
 _LONG = 20
 # What completion offers where more than these can be named.
 _OFFERED = {
-    "architecture": (
-        "small-cnn",
-        "resnet18",
-        "preactresnet18",
-        "wrn-28-10",
-        "wrn-34-10",
-        "wrn-34-20",
-        "small-cnn-exits",
-        "resnet18-exits",
-        "timm:",
-        "torchvision:",
-    ),
+    "architecture": (*NETWORKS, "timm:", "torchvision:"),
     "temperature": ("auto:0.9", "auto:0.95"),
     "policy": (
         "trivialaugment",

@@ -38,7 +38,7 @@ from ltd_pipe.errors import (
 )
 from ltd_pipe.models.checkpoint import load_classifier, read_facts
 from ltd_pipe.models.foreign import fit
-from ltd_pipe.models.registry import build, own_call, timm_options, torchvision_options
+from ltd_pipe.models.registry import build, own_network, timm_options, torchvision_options
 from ltd_pipe.publish import staged, staged_folder, write_json, write_text
 from ltd_pipe.report.reliability import parse_result
 from ltd_pipe.report.runs import RunFacts
@@ -452,23 +452,30 @@ def _keywords(options: dict[str, Any]) -> str:
 
 
 def _own_network(model: Classifier) -> tuple[str, str]:
-    network, arguments = own_call(model.architecture, model.num_classes, model.shape)
+    network, arguments = own_network(model.architecture, model.num_classes, model.shape)
+    return _source_of(network), f"{network.__name__}({_keywords(arguments)})"
+
+
+def _source_of(network: type[nn.Module]) -> str:
+    """The text of a class, and of the imports, helpers and classes that it uses of its module."""
     source = inspect.getsource(sys.modules[network.__module__])
-    return _body(source), f"{network.__name__}({_keywords(arguments)})"
+    module, needed, wanted = ast.parse(source), set[str](), {"torch", "nn", network.__name__}
+    while wanted > needed:
+        needed = set(wanted)
+        for node in module.body:
+            if _defined(node) & needed:
+                wanted |= {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+    used = [node for node in module.body if _defined(node) & needed]
+    imports = [ast.unparse(node) for node in used if isinstance(node, ast.Import | ast.ImportFrom)]
+    definitions = [ast.get_source_segment(source, node) for node in used[len(imports) :]]
+    return "\n\n\n".join(["\n".join(imports), *map(str, definitions)])
 
 
-def _body(source: str) -> str:
-    """A file without its docstring, `from __future__` and `__all__`: its own head has them."""
-    lines = source.splitlines()
-    for node in reversed(ast.parse(source).body):
-        ours = (
-            (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
-            or (isinstance(node, ast.ImportFrom) and node.module == "__future__")
-            or (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__")
-        )
-        if ours:
-            del lines[node.lineno - 1 : node.end_lineno]
-    return "\n".join(lines).strip()
+def _defined(statement: ast.stmt) -> set[str]:
+    """The names that a statement of a module defines."""
+    if isinstance(statement, ast.Import | ast.ImportFrom):
+        return {alias.asname or alias.name for alias in statement.names}
+    return {getattr(statement, "name", "")}
 
 
 # ---------------------------------------------------------------- timm

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ltd_pipe.errors import ModelError
+from ltd_pipe.models.registry import build
 from ltd_pipe.text import nfc, quoted
 
 if TYPE_CHECKING:
@@ -180,6 +181,36 @@ class Classifier(nn.Module):
             yield
         finally:
             self._taken &= before
+
+    def at_exit(self, number: int) -> Classifier:
+        """The classifier that one exit is: what is attacked and measured when that exit is.
+
+        Saved as a checkpoint, it can be evaluated, exported and used as a teacher like any other.
+        It holds the weights behind the exit, too, though it does not compute with them.
+
+        Parameters
+        ----------
+        number : int
+            Counted from 1.
+
+        Returns
+        -------
+        Classifier
+            In the same mode, on the same device, with weights of its own.
+
+        Raises
+        ------
+        ModelError
+            When the network has no such exit.
+        """
+        self.require_exits()
+        architecture = f"{self.architecture.partition('@')[0]}@{number}"
+        with torch.random.fork_rng(devices=[]):  # the new weights are thrown away
+            network = build(architecture, self.num_classes, self.shape)
+        network.load_state_dict(self.network.state_dict())
+        single = copy.deepcopy(self, {id(self.network): network.to(self.mean.device)})
+        single.architecture = architecture
+        return single.train(self.training)
 
     def twin(self) -> Classifier:
         """A copy with the same weights and buffers, whose layers can be replaced."""

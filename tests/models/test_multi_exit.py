@@ -6,7 +6,6 @@ import torch
 from ltd_pipe.errors import ModelError
 from ltd_pipe.models.checkpoint import load_classifier, save_classifier
 from ltd_pipe.models.classifier import Classifier
-from ltd_pipe.models.multi_exit import at_exit
 from ltd_pipe.models.registry import build
 
 NETWORKS = [
@@ -66,7 +65,7 @@ def test_the_last_exit_is_the_plain_network():
 def test_one_exit_is_a_classifier_of_its_own(tmp_path, number):
     """It gives that exit's logits, also after a round trip through a checkpoint."""
     model, images = make("resnet18-exits-w4", (3, 16, 16)), torch.rand(2, 3, 16, 16)
-    save_classifier(at_exit(model, number), tmp_path / "exit.safetensors")
+    save_classifier(model.at_exit(number), tmp_path / "exit.safetensors")
     single = load_classifier(tmp_path / "exit.safetensors")
     assert single.architecture == f"resnet18-exits-w4@{number}"
     torch.testing.assert_close(single(images), model.exit_logits(images)[number - 1])
@@ -75,7 +74,7 @@ def test_one_exit_is_a_classifier_of_its_own(tmp_path, number):
 
 def test_a_single_exit_computes_nothing_behind_it():
     """Its later stages are not called at all."""
-    single = at_exit(make("resnet18-exits-w4", (3, 16, 16)), 2)
+    single = make("resnet18-exits-w4", (3, 16, 16)).at_exit(2)
     single.network.layer3 = None
     assert single(torch.rand(1, 3, 16, 16)).shape == (1, 5)
 
@@ -83,7 +82,7 @@ def test_a_single_exit_computes_nothing_behind_it():
 def test_taking_an_exit_leaves_the_generator_alone():
     """The weights that are drawn and replaced cost no random number."""
     model, before = make("small-cnn-exits-w4", (1, 8, 8)), torch.get_rng_state()
-    at_exit(model, 1)
+    model.at_exit(1)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -110,4 +109,4 @@ def test_a_plain_network_has_no_exits_to_choose_from():
     with pytest.raises(ModelError, match=r"small-cnn-w4: has one exit only. Choose small-cnn-e"):
         model.exit_logits(torch.rand(1, 1, 8, 8))
     with pytest.raises(ModelError, match="has one exit only"):
-        at_exit(model, 1)
+        model.at_exit(1)

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from ltd_pipe.errors import ModelError
-from ltd_pipe.models.registry import build, known
+from ltd_pipe.models import NETWORKS
+from ltd_pipe.models.registry import build
 
 
-@pytest.mark.parametrize("name", known())
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_documented_name_builds_a_network(name):
     """Built without memory: the wide ones have hundreds of megabytes of weights."""
     with torch.device("meta"):

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import pytest
 
-from ltd_pipe.models.registry import known
+from ltd_pipe.models import NETWORKS
 from ltd_pipe.params import Params
 from ltd_pipe.stages.cli import cli
 from ltd_pipe.stages.train import train
@@ -429,7 +429,7 @@ def test_completion_offers_all_networks_of_ours():
     """Their names are written once more there, so that it loads no torch."""
     (option,) = (one for one in train.params if one.name == "field_architecture")
     offered = {one.value for one in option.type.shell_complete(None, option, "")}
-    assert offered == {*known(), "timm:", "torchvision:"}
+    assert offered == {*NETWORKS, "timm:", "torchvision:"}
 
 
 def test_a_mistyped_option_is_guessed(ltd_pipe):

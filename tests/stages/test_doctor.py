@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from ltd_pipe.doctor import CHECKS
-from ltd_pipe.models.registry import known
+from ltd_pipe.models import NETWORKS
 
 
 def test_this_machine_is_sound(ltd_pipe):
@@ -40,6 +40,6 @@ def test_an_ffcv_that_does_not_import_is_explained(tmp_path):
 def test_models_are_listed(ltd_pipe):
     """Names alone on stdout; how to vary them on stderr."""
     outcome = ltd_pipe("doctor", "--models")
-    assert outcome.out.splitlines() == known()
+    assert outcome.out.splitlines() == list(NETWORKS)
     assert "timm:NAME" in outcome.err
-    assert json.loads(ltd_pipe("doctor", "--models", "--json").out) == known()
+    assert json.loads(ltd_pipe("doctor", "--models", "--json").out) == list(NETWORKS)

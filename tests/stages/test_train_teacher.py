@@ -6,7 +6,6 @@ from pathlib import Path
 from ltd_pipe.labels import SoftLabels
 from ltd_pipe.models.checkpoint import load_classifier, read_facts, save_classifier
 from ltd_pipe.models.classifier import Classifier
-from ltd_pipe.models.multi_exit import at_exit
 from ltd_pipe.models.registry import build
 from ltd_pipe.provenance import sha256_file
 
@@ -125,7 +124,7 @@ def test_a_single_exit_is_evaluated_as_any_student(ltd_pipe, project):
     words = ("--objective", "exits", "--architecture", "small-cnn-exits-w4", "--label-kind", "ltd")
     assert ltd_pipe(*SHORT, *words).code == 0
     student = load_classifier(Path("new/model.safetensors"))
-    save_classifier(at_exit(student, 1), Path("exit-1.safetensors"))
+    save_classifier(student.at_exit(1), Path("exit-1.safetensors"))
     words = ("evaluate", "exit-1.safetensors", "--metrics", "exit-1.json", "--out", "exit-1")
     outcome = ltd_pipe(*words)
     assert outcome.code == 0, outcome.err
