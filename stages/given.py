@@ -201,7 +201,7 @@ def open_images(
         return open_beton(data)
     channels, size = 3, foreign.image_size
     if teacher is not None:
-        from ltd_pipe.models.checkpoint import is_own, read_facts
+        from ltd_pipe.models.facts import is_own, read_facts
 
         if foreign.architecture is None or is_own(teacher):
             own = read_facts(teacher)
@@ -263,7 +263,7 @@ def refuse_unused(foreign: Foreign, *paths: Path) -> None:
     if not given or not paths:
         return
     from ltd_pipe.errors import CheckpointError
-    from ltd_pipe.models.checkpoint import is_own, read_facts
+    from ltd_pipe.models.facts import is_own, read_facts
     from ltd_pipe.models.registry import names_file
 
     if foreign.architecture is not None and names_file(foreign.architecture):
@@ -307,7 +307,8 @@ def load_teacher(
     quiet : bool
         Do not say, in a line, what the weights are taken for: another process does.
     """
-    from ltd_pipe.models.checkpoint import is_own, load_classifier
+    from ltd_pipe.models.checkpoint import load_classifier
+    from ltd_pipe.models.facts import is_own
     from ltd_pipe.models.foreign import columns_of, load_foreign
 
     # Without an architecture its refusal says that one is needed.

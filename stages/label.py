@@ -141,7 +141,7 @@ def _views(params: Params) -> ViewFacts:
 def _teacher_facts(path: Path, model: Classifier) -> TeacherFacts:
     from ltd_pipe.errors import CheckpointError
     from ltd_pipe.labels.format import TeacherFacts
-    from ltd_pipe.models.checkpoint import read_facts
+    from ltd_pipe.models.facts import read_facts
     from ltd_pipe.provenance import sha256_file
 
     try:

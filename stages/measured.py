@@ -96,7 +96,7 @@ class Named:
     @property
     def own(self) -> Path | None:
         """The checkpoint, where it is one of ours, which knows its classes and image shape."""
-        from ltd_pipe.models.checkpoint import is_own
+        from ltd_pipe.models.facts import is_own
 
         if self.path is None:
             return None
@@ -190,7 +190,7 @@ def load_measured(
     LtdPipeError
         When it cannot be loaded, or is of other classes or another shape.
     """
-    from ltd_pipe.models.checkpoint import read_facts
+    from ltd_pipe.models.facts import read_facts
 
     facts = images.manifest
     path = named.path or _zoo_file(named, facts.num_classes)
@@ -211,7 +211,7 @@ def _zoo_file(named: Named, num_classes: int) -> Path:
 
 def _said(path: Path) -> Said | None:
     from ltd_pipe.evaluation.robustness import Said
-    from ltd_pipe.models.checkpoint import read_facts
+    from ltd_pipe.models.facts import read_facts
 
     facts = read_facts(path)
     validation = facts.get("validation") or {}
@@ -264,7 +264,7 @@ def transfer_options(*names: str) -> Callable[[Command], Command]:
 
 
 def _name_sources(texts: tuple[str, ...], said: dict[str, tuple[Any, ...]]) -> tuple[Named, ...]:
-    from ltd_pipe.models.checkpoint import is_own
+    from ltd_pipe.models.facts import is_own
 
     named = [name_model(text, None, Foreign(prefix="--transfer-")) for text in texts]
     theirs = [one for one in named if one.path is None or not is_own(one.path)]

@@ -170,7 +170,7 @@ def _take(params: Params, train: Beton, test: Beton, out: Path) -> dict[str, Any
 
 def _refuse_other(section: TeacherParams, path: Path) -> None:
     """Refuse what contradicts a checkpoint of ours, which says it itself."""
-    from ltd_pipe.models.checkpoint import is_own, read_facts
+    from ltd_pipe.models.facts import is_own, read_facts
 
     if not is_own(path):
         return

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ltd_pipe.errors import ResultError
 from ltd_pipe.evaluation.results import eps_text
-from ltd_pipe.models.checkpoint import read_facts
+from ltd_pipe.models.facts import read_facts
 from ltd_pipe.provenance import sha256_file
 from ltd_pipe.report.facts import Audit, read_audit
 from ltd_pipe.report.reliability import parse_result

@@ -1,11 +1,13 @@
 """Classifiers on disk: safetensors with the whole description in the metadata.
 
 The tensors are the network's own state dict, under the names of RobustBench's model zoo where
-it has that network; `header` lists what stands beside them. No pickle's code is ever run.
+it has that network; `ltd_pipe.models.facts` lists what stands beside them. No pickle is read here.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
@@ -13,35 +15,15 @@ import torch
 
 from ltd_pipe.errors import CheckpointError, ModelError
 from ltd_pipe.models.classifier import Classifier
-from ltd_pipe.models.foreign import (
-    KEY,
-    Header,
-    describe,
-    fit,
-    is_pickle,
-    load_foreign,
-    parse_header,
-    read_metadata,
-    read_tensors,
-    require_file,
-    require_finite,
-    weights_digest,
-)
+from ltd_pipe.models.facts import KEY, VERSION, CheckpointFacts, open_safetensors
 from ltd_pipe.models.registry import build
 from ltd_pipe.publish import staged, unwritable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
-__all__ = [
-    "is_own",
-    "load_classifier",
-    "load_foreign",
-    "open_classifier",
-    "read_facts",
-    "save_classifier",
-]
+    from torch import nn
 
 
 def save_classifier(model: Classifier, path: Path, **facts: Any) -> None:
@@ -70,8 +52,29 @@ def save_classifier(model: Classifier, path: Path, **facts: Any) -> None:
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in model.network.state_dict().items()
     }
-    require_finite(state, path)
-    metadata = {KEY: describe(model, weights_digest(state), facts)}
+    _require_finite(state, path)
+    own = {
+        "format": "ltd-classifier",
+        "version": 1 if model.columns is None else VERSION,
+        "architecture": model.architecture,
+        "num_classes": model.num_classes,
+        "class_names": list(model.class_names),
+        "shape": list(model.shape),
+        # A float32 is exact as a Python float, and JSON keeps those to the last digit.
+        "mean": model.mean.tolist(),
+        "std": model.std.tolist(),
+        "temperature": model.temperature,
+        "weights_sha256": _digest(state),
+    }
+    if model.columns is not None:
+        own["columns"] = model.columns.tolist()
+    told = json.loads(json.dumps(facts, allow_nan=False))
+    for name in own.keys() & told.keys():
+        if told[name] != own[name]:
+            raise ModelError(
+                f"fact '{name}'", "contradicts the model", expected=own[name], found=told[name]
+            )
+    metadata = {KEY: json.dumps(own | told, sort_keys=True, allow_nan=False)}
     with staged(path) as beside:
         try:
             safetensors.torch.save_file(state, beside, metadata)
@@ -89,121 +92,118 @@ def load_classifier(path: Path) -> Classifier:
     CheckpointError
         When it is of another kind or version, damaged, or does not fit its own description.
     """
-    header = _read_header(path)
+    facts = CheckpointFacts.read(path)
     try:
-        model = _described(header)
+        # The new weights are overwritten: the caller's random numbers must not be used up.
+        with torch.random.fork_rng(devices=[]):
+            network = build(facts.architecture, facts.num_classes, facts.shape)
+        model = Classifier(
+            network,
+            architecture=facts.architecture,
+            class_names=facts.class_names,
+            shape=facts.shape,
+            mean=facts.mean,
+            std=facts.std,
+            temperature=facts.temperature,
+            columns=facts.columns,
+        )
     except ModelError as error:
         raise CheckpointError(path, f"describes no model of ours ({error})") from error
     state = read_tensors(path)
-    fit(model.network, state, path)
-    found = weights_digest(state)
-    if found != header.weights_sha256:
+    fit(network, state, path)
+    found = _digest(state)
+    if found != facts.weights_sha256:
         raise CheckpointError(
             path,
             "weights were changed after they were saved",
-            expected=f"SHA-256 {header.weights_sha256[:12]}",
+            expected=f"SHA-256 {facts.weights_sha256[:12]}",
             found=found[:12],
             remedy="Copy it again from where it came from.",
         )
     return model.eval()
 
 
-def is_own(path: Path) -> bool:
-    """Whether a file is of `save_classifier`, and so describes itself.
-
-    Raises
-    ------
-    MissingError, CheckpointError
-        When it is no file, or damaged.
-    """
-    require_file(path)
-    return not is_pickle(path) and KEY in read_metadata(path)
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file's tensors to the CPU; raises CheckpointError when it is damaged."""
+    with open_safetensors(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def read_facts(path: Path) -> dict[str, Any]:
-    """The checkpoint's description: the model's constants and the facts saved with it.
-
-    Raises
-    ------
-    MissingError, CheckpointError
-        As `load_classifier`, but the weights are not looked at.
-    """
-    return _read_header(path).model_dump(mode="json")
-
-
-def open_classifier(
-    path: Path,
-    *,
-    architecture: str,
-    class_names: Sequence[str],
-    shape: tuple[int, int, int],
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    columns: Sequence[int] | None = None,
-) -> Classifier:
-    """Load a checkpoint of either kind for a data set.
+def fit(network: nn.Module, state: Mapping[str, torch.Tensor], where: object) -> None:
+    """Copy weights into a network after checking every name, shape, kind and value.
 
     Parameters
     ----------
-    path : Path
-        Of `save_classifier`, which describes itself, or of another project.
-    architecture : str
-        Of the other project's network; a checkpoint of ours brings its own.
-    class_names, shape
-        The data set's; a checkpoint of ours must have been made for them.
-    mean, std, columns : optional
-        As for `load_foreign`; a checkpoint of ours brings its own.
+    network : nn.Module
+        Its own weights are overwritten.
+    state : mapping of str to Tensor
+    where : object
+        The file, for the message.
 
     Raises
     ------
-    MissingError, CheckpointError, ModelError
-        See `load_classifier` and `load_foreign`.
+    CheckpointError
+        Naming the first differences; the network keeps its weights.
     """
-    if not is_own(path):
-        return load_foreign(
-            path,
-            architecture,
-            len(class_names),
-            shape,
-            class_names,
-            mean,
-            std,
-            columns=columns,
-        )
-    model = load_classifier(path)
-    model.require_data(class_names, shape, f"the data for {path}")
-    return model
+    expected = network.state_dict()
+    _require_names(expected.keys(), state.keys(), where)
+    for name, tensor in expected.items():
+        _require_like(tensor, state[name], f"{where}: {name}")
+    # After the shapes: a view of huge shape over a few bytes must not be looked through.
+    _require_finite(state, where)
+    network.load_state_dict(dict(state))
 
 
-def _read_header(path: Path) -> Header:
-    require_file(path)
-    if is_pickle(path):
+def _require_names(expected: Collection[str], found: Collection[str], where: object) -> None:
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    if missing or unexpected:
+        theirs = any("downsample" in name for name in unexpected)
+        whose = " as torchvision:NAME or timm:NAME" if theirs else ""
         raise CheckpointError(
-            path,
-            "is a pickle, which can hold code and is never loaded as it is",
-            remedy="Pass --arch NAME, its network: only the tensors are taken out of it.",
+            where,
+            f"holds weights of another network: {_listed('missing', missing)}, "
+            f"{_listed('unexpected', unexpected)}",
+            remedy=f"Name the architecture that it was trained with{whose}.",
         )
-    metadata = read_metadata(path)
-    if KEY not in metadata:
+
+
+def _listed(what: str, names: list[str]) -> str:
+    first = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"{len(names)} {what} ({first})" if names else f"none {what}"
+
+
+def _require_like(expected: torch.Tensor, found: torch.Tensor, where: str) -> None:
+    if found.layout != torch.strided or found.is_meta or found.is_quantized:
+        raise CheckpointError(where, "is no plain dense tensor")
+    if found.shape != expected.shape:
         raise CheckpointError(
-            path,
-            "holds weights without a description of their network",
-            remedy="Pass --arch NAME to say which network they belong to.",
+            where,
+            "shape",
+            expected=tuple(expected.shape),
+            found=tuple(found.shape),
+            remedy="Check architecture, number of classes and image shape.",
         )
-    return parse_header(metadata[KEY], path)
+    if found.is_floating_point() != expected.is_floating_point() or found.is_complex():
+        raise CheckpointError(where, "dtype", expected=expected.dtype, found=found.dtype)
 
 
-def _described(header: Header) -> Classifier:
-    # The new weights are overwritten: the caller's random numbers must not be used up.
-    with torch.random.fork_rng(devices=[]):
-        network = build(header.architecture, header.num_classes, header.shape)
-    return Classifier(
-        network,
-        architecture=header.architecture,
-        class_names=header.class_names,
-        shape=header.shape,
-        mean=header.mean,
-        std=header.std,
-        temperature=header.temperature,
-        columns=header.columns,
-    )
+def _require_finite(state: Mapping[str, torch.Tensor], where: object) -> None:
+    for name, tensor in state.items():
+        bad = int((~tensor.isfinite()).sum())
+        if bad:
+            raise CheckpointError(
+                f"{where}: {name}",
+                "NaN or infinite weights",
+                found=f"{bad:,} of {tensor.numel():,}",
+                remedy="The training that wrote it diverged: take an earlier checkpoint.",
+            )
+
+
+def _digest(state: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and values of tensors on the CPU, in any order."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()

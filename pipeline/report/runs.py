@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_v
 from ltd_pipe.errors import MissingError, ResultError
 from ltd_pipe.evaluation.accuracy import wilson_interval
 from ltd_pipe.evaluation.results import ON_TRAINING, on_training
+from ltd_pipe.models.facts import read_facts
 from ltd_pipe.provenance import sha256_file
 from ltd_pipe.report.reliability import (
     Document,
@@ -885,7 +886,6 @@ def read_run(folder: Path, name: str, command: str) -> Run:
     CheckpointError, ResultError
         When a file is damaged.
     """
-    from ltd_pipe.models.checkpoint import read_facts
 
     model = folder / "model.safetensors"
     if not model.is_file():

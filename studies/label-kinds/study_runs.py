@@ -11,7 +11,7 @@ import numpy as np
 from match import smoothed_entropy
 from scipy import stats
 
-from ltd_pipe.models.checkpoint import read_facts
+from ltd_pipe.models.facts import read_facts
 from ltd_pipe.params import read_yaml
 
 if TYPE_CHECKING:

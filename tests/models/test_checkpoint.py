@@ -1,6 +1,8 @@
 """Checkpoints give back the same classifier, byte for byte, and stay whole."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import safetensors
@@ -8,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from ltd_pipe.errors import CheckpointError, ModelError, WriteError
-from ltd_pipe.models.checkpoint import load_classifier, open_classifier, read_facts, save_classifier
+from ltd_pipe.models.checkpoint import load_classifier, save_classifier
 from ltd_pipe.models.classifier import Classifier
+from ltd_pipe.models.facts import read_facts
 from ltd_pipe.models.registry import build
 
 _IMAGES = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -118,35 +121,16 @@ def test_shared_weights_can_be_saved(tmp_path):
     assert torch.equal(state["features.4.weight"], state["features.7.weight"])
 
 
-def test_opening_takes_our_own_checkpoint_at_its_word(checkpoint):
-    """Architecture and normalisation are in the file; the arguments are for other projects."""
-    model = open_classifier(
-        checkpoint, architecture="resnet18", class_names=("ant", "bee", "cat"), shape=(1, 8, 8)
-    )
-    assert (model.architecture, model.temperature) == ("small-cnn-w4", 1.5)
-
-
-def test_opening_for_other_data_is_refused(checkpoint):
-    """A teacher of other classes cannot label these images."""
-    with pytest.raises(ModelError, match="class 2: expected 'cat' by the model, found 'dog'"):
-        open_classifier(
-            checkpoint, architecture="-", class_names=("ant", "bee", "dog"), shape=(1, 8, 8)
-        )
-
-
-def test_opening_takes_another_projects_weights(classifier, tmp_path):
-    """A bare state dict, by the architecture's name."""
-    torch.save(classifier.network.state_dict(), tmp_path / "a.pt")
-    model = open_classifier(
-        tmp_path / "a.pt",
-        architecture="small-cnn-w4",
-        class_names=("x", "y", "z"),
-        shape=(1, 8, 8),
-        mean=[0.3],
-        std=[0.2],
-    )
-    assert model.class_names == ("x", "y", "z")
-    assert torch.equal(model(_IMAGES), classifier.raw_logits(_IMAGES))
+def test_facts_are_read_without_torch(checkpoint):
+    """Reports, comparisons and cards need them, and torch takes seconds."""
+    code = f"""
+import sys
+from pathlib import Path
+from ltd_pipe.models.facts import read_facts
+assert read_facts(Path({str(checkpoint)!r}))["kind"] == "teacher"
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(

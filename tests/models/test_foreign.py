@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from ltd_pipe.errors import CheckpointError, MissingError, ModelError
-from ltd_pipe.models.checkpoint import load_classifier, read_facts, save_classifier
+from ltd_pipe.models.checkpoint import load_classifier, save_classifier
+from ltd_pipe.models.facts import read_facts
 from ltd_pipe.models.foreign import columns_of, load_foreign, natural_order
 from ltd_pipe.models.registry import build
 

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ltd_pipe.errors import CheckpointError, MissingError
-from ltd_pipe.models.checkpoint import load_classifier, open_classifier, read_facts
+from ltd_pipe.models.checkpoint import load_classifier
+from ltd_pipe.models.facts import read_facts
 from ltd_pipe.models.foreign import load_foreign
 
 _NETWORK = ("small-cnn-w4", 3, (1, 8, 8))
@@ -170,11 +171,8 @@ def test_code_in_a_pickle_is_never_run(tmp_path, write, name, hide):
     """Under any name and by any loader: the marker is not written, and the line says why."""
     marker, path = tmp_path / "marker", tmp_path / name
     write({"x": hide(_Code(marker)), "linear.bias": torch.zeros(3)}, path)
-    names, shape = ("a", "b", "c"), (1, 8, 8)
     with pytest.raises(CheckpointError, match=r"holds code \(posix.system\), which is never load"):
         load_foreign(path, *_NETWORK)
-    with pytest.raises(CheckpointError, match="holds code"):
-        open_classifier(path, architecture="small-cnn-w4", class_names=names, shape=shape)
     with pytest.raises(CheckpointError, match="is a pickle, which can hold code and is never"):
         load_classifier(path)
     assert not marker.exists()

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ltd_pipe.images.sources import open_source
 from ltd_pipe.labels.reader import SoftLabels
-from ltd_pipe.models.checkpoint import read_facts
+from ltd_pipe.models.facts import read_facts
 from ltd_pipe.models.registry import build
 from ltd_pipe.params import PrepareParams
 

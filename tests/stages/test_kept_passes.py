@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ltd_pipe.models.checkpoint import read_facts
+from ltd_pipe.models.facts import read_facts
 from ltd_pipe.stages.fitting import _Screen
 from ltd_pipe.training.precision import Passes
 

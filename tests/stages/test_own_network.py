@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ltd_pipe.models.checkpoint import read_facts, read_tensors
+from ltd_pipe.models.checkpoint import read_tensors
+from ltd_pipe.models.facts import read_facts
 from ltd_pipe.models.registry import _ALLOWED
 
 PAGE = Path(__file__).parents[2] / "docs/models.md"

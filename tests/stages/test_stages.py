@@ -13,7 +13,8 @@ from PIL import Image
 
 from ltd_pipe.labels import SoftLabels
 from ltd_pipe.labels.writer import write_store
-from ltd_pipe.models.checkpoint import load_classifier, read_facts
+from ltd_pipe.models.checkpoint import load_classifier
+from ltd_pipe.models.facts import read_facts
 
 TEACHER = "data/teacher/model.safetensors"
 

@@ -15,7 +15,7 @@ from typing import ClassVar
 import pytest
 
 from ltd_pipe.labels import SoftLabels
-from ltd_pipe.models.checkpoint import read_facts
+from ltd_pipe.models.facts import read_facts
 
 GOLDEN = Path(__file__).parents[1] / "labels" / "golden.zarr"
 

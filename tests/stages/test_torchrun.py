@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ltd_pipe.models.checkpoint import read_facts
+from ltd_pipe.models.facts import read_facts
 from ltd_pipe.stages.cli import main
 
 ROOT = Path(__file__).parents[2]

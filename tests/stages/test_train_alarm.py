@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ltd_pipe.models.checkpoint import read_facts
+from ltd_pipe.models.facts import read_facts
 
 # FGSM without noise, 5.5 times too far: see tests/training/test_alarm.py.
 TOO_FAR = """

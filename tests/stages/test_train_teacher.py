@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 
 from ltd_pipe.labels import SoftLabels
-from ltd_pipe.models.checkpoint import load_classifier, read_facts, save_classifier
+from ltd_pipe.models.checkpoint import load_classifier, save_classifier
 from ltd_pipe.models.classifier import Classifier
+from ltd_pipe.models.facts import read_facts
 from ltd_pipe.models.registry import build
 from ltd_pipe.provenance import sha256_file
 

@@ -1,0 +1,144 @@
+"""What a checkpoint says of itself: JSON under one key of its safetensors metadata.
+
+Nothing here loads torch: reports, comparisons and cards read facts alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import safetensors
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ltd_pipe.errors import CheckpointError, MissingError, reason_of, refuse_pointer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+KEY = "ltd_pipe"
+# Version 2 has `columns`, which a reader of version 1 would leave out.
+VERSION = 2
+
+Side = Annotated[int, Field(ge=1, le=1024)]
+
+
+class CheckpointFacts(BaseModel):
+    """Everything needed to rebuild the classifier, then facts about how it came to be."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    format: Literal["ltd-classifier"]
+    version: Literal[1, 2]
+    architecture: str = Field(max_length=200)
+    num_classes: int = Field(ge=2)
+    class_names: tuple[str, ...]
+    shape: tuple[Side, Side, Side]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    temperature: float = Field(gt=0)
+    columns: tuple[int, ...] | None = None
+    # safetensors has no checksum: without this a flipped byte would load as another weight.
+    weights_sha256: str
+
+    @model_validator(mode="after")
+    def _one_name_per_class(self) -> CheckpointFacts:
+        if len(self.class_names) != self.num_classes:
+            raise ValueError(f"{self.num_classes} classes but {len(self.class_names)} names")
+        return self
+
+    @classmethod
+    def read(cls, path: Path) -> CheckpointFacts:
+        """Read them from a checkpoint, whose weights are not looked at.
+
+        Raises
+        ------
+        MissingError
+            When there is no such file.
+        CheckpointError
+            When it is of another kind or version, or damaged.
+        """
+        if is_pickle(path):
+            raise CheckpointError(
+                path,
+                "is a pickle, which can hold code and is never loaded as it is",
+                remedy="Pass --arch NAME, its network: only the tensors are taken out of it.",
+            )
+        metadata = _read_metadata(path)
+        if KEY not in metadata:
+            raise CheckpointError(
+                path,
+                "holds weights without a description of their network",
+                remedy="Pass --arch NAME to say which network they belong to.",
+            )
+        try:
+            content = json.loads(metadata[KEY])
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(path, f"metadata '{KEY}' is not JSON ({error})") from error
+        version = content.get("version") if isinstance(content, dict) else None
+        if isinstance(version, int) and version > VERSION:
+            raise CheckpointError(
+                path,
+                "was written by a newer ltd-pipe",
+                expected=f"version {VERSION}",
+                found=f"version {version}",
+                remedy="Upgrade ltd-pipe.",
+            )
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"]) or "header"
+            raise CheckpointError(path, f"metadata '{KEY}': {place}: {first['msg']}") from error
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """A checkpoint's facts as plain values; see `CheckpointFacts.read`."""
+    return CheckpointFacts.read(path).model_dump(mode="json")
+
+
+def is_own(path: Path) -> bool:
+    """Whether a file is a checkpoint of this package, and so describes itself.
+
+    Raises
+    ------
+    MissingError, CheckpointError
+        When it is no file, or damaged.
+    """
+    return not is_pickle(path) and KEY in _read_metadata(path)
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file looks like one of torch.save's or Python's pickles; as `is_own`."""
+    if path.is_dir():
+        raise CheckpointError(path, "is a folder", remedy="Name the checkpoint inside it.")
+    if not path.is_file():
+        raise MissingError(path, "no such file")
+    refuse_pointer(path, path, CheckpointError)
+    with path.open("rb") as handle:
+        head = handle.read(9)
+    # safetensors begins with the length of its JSON, whose bytes may be those of a pickle.
+    is_safetensors = head[4:] == b"\0\0\0\0{"
+    # A zip archive, as torch.save writes them, and a bare pickle (protocol 2 or later).
+    return head.startswith((b"PK", b"\x80")) and not is_safetensors
+
+
+def _read_metadata(path: Path) -> dict[str, str]:
+    with open_safetensors(path, "np") as file:
+        return dict(file.metadata() or {})
+
+
+@contextlib.contextmanager
+def open_safetensors(path: Path, framework: Literal["np", "pt"]) -> Iterator[Any]:
+    """Open a file with safetensors, which bounds the header by the file's size."""
+    try:
+        with safetensors.safe_open(path, framework=framework) as file:
+            yield file
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            path,
+            f"is not a whole safetensors file ({reason_of(error)})",
+            remedy="Copy it again from where it came from.",
+        ) from error
