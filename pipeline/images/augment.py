@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from ltd_pipe import rng
-from ltd_pipe.images.policies import GREY, apply_policy, steps_of
+from ltd_pipe.images.policies import GREY, apply_policy
 
 if TYPE_CHECKING:
     from ltd_pipe.images.augmentation import Augmentation
@@ -59,11 +59,7 @@ def augment(
         turn = rng.integers(rng.stream_key(seed, "flip", epoch), index, 2) == 1
         images = _flipped(images, turn)
     if augmentation.policy is not None:
-        height, width = images.shape[2:]
-        drawn = steps_of(
-            augmentation.policy, index.cpu().numpy(), seed=seed, epoch=epoch, shape=(height, width)
-        )
-        images = apply_policy(images, drawn)
+        images = apply_policy(images, index, augmentation.policy, seed=seed, epoch=epoch)
     if augmentation.cutout:
         key = rng.stream_key(seed, "cutout", epoch)
         images = _cut_out(images, index, key, augmentation.cutout)

@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
 from ltd_pipe.images.augment import augment
 from ltd_pipe.images.augmentation import Augmentation
-from ltd_pipe.images.policies import POLICIES
 
 GOLDEN = 0x9E3779B97F4A7C15
 MASK = 2**64 - 1
@@ -195,12 +195,13 @@ def by_policy(image, family, numbers, *place):
         return (draw(*place, number) >> 1) % n
 
     if family == "autoaugment":
-        pair = POLICIES[numbers].splitlines()[below(25, 0)].split(",")
-        plan = []
-        for j, part in enumerate(pair):
-            name, tenths, m = part.split()
-            if below(10, 1 + 2 * j) < int(tenths):
-                plan.append((name, int(m), 9, 2 + 2 * j))
+        pair = AutoAugment(AutoAugmentPolicy(numbers)).policies[below(25, 0)]
+        names = {drawn.replace("-", ""): drawn for drawn in [*DRAWN, "invert"]}
+        plan = [
+            (names[name.lower()], m or 0, 9, 2 + 2 * j)
+            for j, (name, probability, m) in enumerate(pair)
+            if below(10, 1 + 2 * j) < round(10 * probability)
+        ]
     elif family == "trivialaugment":
         plan = [(DRAWN[below(14, 0)], below(31, 1), 30, 2)]
     else:
