@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ltd_pipe.stages.console import Ticker, bar, doing, refuse_given, require_named
-from ltd_pipe.stages.given import Foreign, foreign_options
 from ltd_pipe.stages.measured import (
     choose_images,
     load_measured,
@@ -22,6 +21,7 @@ from ltd_pipe.stages.measured import (
     transfer_options,
     weights_option,
 )
+from ltd_pipe.stages.model_options import ModelOptions, model_options
 from ltd_pipe.stages.options import (
     AUDIT,
     ParamsCommand,
@@ -43,7 +43,7 @@ __all__ = ["audit"]
 @weights_option
 @params_options("evaluate", standalone=True)
 @test_data_option
-@foreign_options
+@model_options
 @transfer_options("--source")
 @click.option("--steps", type=click.IntRange(1), default=100, show_default=True, help="PGD steps.")
 @click.option(
@@ -77,7 +77,7 @@ def audit(
     weights: Path | None,
     params: Params,
     data: Path,
-    foreign: Foreign,
+    foreign: ModelOptions,
     sources: tuple[Named, ...],
     steps: int,
     square_queries: int,

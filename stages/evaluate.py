@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ltd_pipe.stages.console import Ticker, bar, doing, refuse_given, require_named, tell
-from ltd_pipe.stages.given import Foreign, foreign_options
 from ltd_pipe.stages.measured import (
     choose_images,
     load_measured,
@@ -22,6 +21,7 @@ from ltd_pipe.stages.measured import (
     transfer_options,
     weights_option,
 )
+from ltd_pipe.stages.model_options import ModelOptions, model_options
 from ltd_pipe.stages.options import (
     METRICS,
     SETTINGS,
@@ -51,7 +51,7 @@ __all__ = ["evaluate"]
 @weights_option
 @params_options("evaluate", standalone=True)
 @test_data_option
-@foreign_options
+@model_options
 @transfer_options()
 @click.option(
     "--corruptions",
@@ -82,7 +82,7 @@ def evaluate(
     weights: Path | None,
     params: Params,
     data: Path,
-    foreign: Foreign,
+    foreign: ModelOptions,
     sources: tuple[Named, ...],
     corruptions: Path | None,
     quick: bool,

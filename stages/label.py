@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import click
 
 from ltd_pipe.stages.console import doing, of_option, refuse_given, require_named
-from ltd_pipe.stages.given import (
-    Foreign,
-    foreign_options,
+from ltd_pipe.stages.labelling import Work, interruptible, publish, show, show_part, turn
+from ltd_pipe.stages.model_options import (
+    ModelOptions,
     load_teacher,
+    model_options,
     open_images,
     refuse_unused,
     stream_of,
 )
-from ltd_pipe.stages.labelling import Work, interruptible, publish, show, show_part, turn
 from ltd_pipe.stages.options import ParamsCommand, note_pipeline, params_options, refuse_overlap
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ __all__ = ["label"]
     show_default=True,
     help="The store.",
 )
-@foreign_options
+@model_options
 @click.option("--part", "part_text", metavar="I/N", help="Make only this part of the labels.")
 @params_options("label", standalone=True)
 @click.option("--force", is_flag=True, help="Replace an existing store.")
@@ -64,7 +64,7 @@ def label(
     teachers: tuple[Path, ...],
     data: Path,
     out: Path,
-    foreign: Foreign,
+    foreign: ModelOptions,
     part_text: str | None,
     force: bool,
     as_json: bool,

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ltd_pipe.errors import MissingError
-from ltd_pipe.stages.given import (
-    TRANSFERRED,
+from ltd_pipe.stages.model_options import (
+    WEIGHTS_FIELDS,
     WEIGHTS_OPTIONS,
-    Foreign,
+    ModelOptions,
     load_teacher,
     open_images,
     refuse_unused,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ltd_pipe.images.folder import FolderStream
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.params import Params
-    from ltd_pipe.stages.given import Command
+    from ltd_pipe.stages.model_options import Command
 
 __all__ = [
     "Measured",
@@ -85,13 +85,13 @@ class Named:
         What was typed.
     path : Path or None
         Its weights; None: where RobustBench's loader leaves them.
-    foreign : Foreign
+    foreign : ModelOptions
         With the architecture of weights that are not ours.
     """
 
     text: str
     path: Path | None
-    foreign: Foreign
+    foreign: ModelOptions
 
     @property
     def own(self) -> Path | None:
@@ -104,7 +104,7 @@ class Named:
         return self.path if self.foreign.architecture is None or is_own(self.path) else None
 
 
-def name_model(text: str, weights: Path | None, foreign: Foreign) -> Named:
+def name_model(text: str, weights: Path | None, foreign: ModelOptions) -> Named:
     """Read `FILE`, `FILE` with --arch, `timm:NAME` with --weights, or `timm:NAME=FILE`.
 
     Raises
@@ -244,7 +244,7 @@ def transfer_options(*names: str) -> Callable[[Command], Command]:
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def wrapper(*args: Any, transfer_from: tuple[str, ...], **given: Any) -> Any:
-            said = {name: given.pop(f"transfer_{name}") for name in TRANSFERRED}
+            said = {name: given.pop(f"transfer_{name}") for name in WEIGHTS_FIELDS}
             return command(*args, sources=_name_sources(transfer_from, said), **given)
 
         for option in reversed(WEIGHTS_OPTIONS):
@@ -266,7 +266,7 @@ def transfer_options(*names: str) -> Callable[[Command], Command]:
 def _name_sources(texts: tuple[str, ...], said: dict[str, tuple[Any, ...]]) -> tuple[Named, ...]:
     from ltd_pipe.models.facts import is_own
 
-    named = [name_model(text, None, Foreign(prefix="--transfer-")) for text in texts]
+    named = [name_model(text, None, ModelOptions(prefix="--transfer-")) for text in texts]
     theirs = [one for one in named if one.path is None or not is_own(one.path)]
     for name, values in said.items():
         flag = f"--transfer-{name.replace('_', '-').replace('architecture', 'arch')}"
@@ -284,7 +284,7 @@ def _name_sources(texts: tuple[str, ...], said: dict[str, tuple[Any, ...]]) -> t
             count += 1
             if one.foreign.architecture is not None and "architecture" in own:
                 raise click.UsageError(f"'{one.text}' names its network: leave --transfer-arch out")
-            one = replace(one, foreign=replace(one.foreign, **own).checked())  # noqa: PLW2901
+            one = replace(one, foreign=replace(one.foreign, **own).validated())  # noqa: PLW2901
         found.append(one)
     return tuple(found)
 

@@ -9,7 +9,7 @@ import click
 
 from ltd_pipe.errors import MissingError, ParamsError
 from ltd_pipe.stages.console import doing, refuse_given, require_named, tell
-from ltd_pipe.stages.given import Foreign, load_teacher
+from ltd_pipe.stages.model_options import ModelOptions, load_teacher
 from ltd_pipe.stages.options import (
     CHECKPOINT,
     ParamsCommand,
@@ -159,9 +159,11 @@ def _take(params: Params, train: Beton, test: Beton, out: Path) -> dict[str, Any
     path = Path(str(section.checkpoint))
     _refuse_other(section, path)
     classes = None if section.classes is None else Path(section.classes)
-    foreign = Foreign(section.architecture, section.mean, section.std, classes, section.class_order)
+    foreign = ModelOptions(
+        section.architecture, section.mean, section.std, classes, section.class_order
+    )
     model = load_teacher(
-        path, manifest, foreign.checked(), ImageStream(train, choose_device(params.device))
+        path, manifest, foreign.validated(), ImageStream(train, choose_device(params.device))
     )
     facts = _facts(params, train) | _measure(model, test)
     save_classifier(model, out / "model.safetensors", **facts)

@@ -12,11 +12,11 @@ import click
 
 from ltd_pipe.stages.console import counter, refuse_given
 from ltd_pipe.stages.fetched import local_folder
-from ltd_pipe.stages.given import (
-    TRANSFERRED,
-    Foreign,
-    foreign_options,
+from ltd_pipe.stages.model_options import (
+    WEIGHTS_FIELDS,
+    ModelOptions,
     load_teacher,
+    model_options,
     open_images,
     refuse_unused,
     stream_of,
@@ -71,7 +71,7 @@ __all__ = ["verify"]
     show_default=True,
     help="Where the teacher runs.",
 )
-@foreign_options
+@model_options
 @click.option(
     "--public-key",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -86,7 +86,7 @@ def verify(
     seed: int | None,
     tolerance: float | None,
     device: str,
-    foreign: Foreign,
+    foreign: ModelOptions,
     public_key: Path | None,
     as_json: bool,
 ) -> None:
@@ -113,7 +113,7 @@ def verify(
     if data is None:
         refuse_given({"image_size", "skip_bad"}, "is of the images: name them with --data")
     if not teachers:
-        asked = {"sample", "seed", "tolerance", *TRANSFERRED}
+        asked = {"sample", "seed", "tolerance", *WEIGHTS_FIELDS}
         refuse_given(asked, "is of the teacher: name it with --teacher")
     refuse_unused(foreign, *teachers)
     path = local_folder(store)
@@ -136,7 +136,7 @@ def verify(
 
 
 def _open_images(
-    path: Path, data: Path, teachers: tuple[Path, ...], foreign: Foreign, device: torch.device
+    path: Path, data: Path, teachers: tuple[Path, ...], foreign: ModelOptions, device: torch.device
 ) -> Beton | FolderStream:
     """As the store says that they were labelled."""
     from ltd_pipe.labels.reader import SoftLabels
@@ -145,7 +145,7 @@ def _open_images(
     known = opened.attributes
     seen = known.labelling.image_shape if known.labelling else None
     if known.teachers and teachers:
-        foreign = foreign.as_asked(known.teachers[0])
+        foreign = foreign.completed_by(known.teachers[0])
     if teachers and data.is_dir() and seen and seen[1] == seen[2]:
         foreign = replace(foreign, image_size=foreign.image_size or seen[1])
     images = open_images(
@@ -179,7 +179,7 @@ class _Again:
     """The store's teachers, which are those that were given; they are loaded when asked."""
 
     def __init__(
-        self, path: Path, teachers: tuple[Path, ...], foreign: Foreign, device: torch.device
+        self, path: Path, teachers: tuple[Path, ...], foreign: ModelOptions, device: torch.device
     ) -> None:
         from ltd_pipe.labels.reader import SoftLabels
         from ltd_pipe.labels.recompute import order_of_teachers
@@ -203,7 +203,7 @@ class _Again:
         precision: Precision = "bfloat16" if asked and asked.precision == "bfloat16" else "float32"
         default = _TOLERANCE_OF_BFLOAT16 if precision == "bfloat16" else TOLERANCE
         models = [
-            load_teacher(path, facts, self._foreign.as_asked(known), stream, strict=False)
+            load_teacher(path, facts, self._foreign.completed_by(known), stream, strict=False)
             for path, known in zip(self._teachers, store.attributes.teachers, strict=True)
         ]
         seed = secrets.randbits(32) if seed is None else seed

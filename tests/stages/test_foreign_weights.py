@@ -104,7 +104,7 @@ def test_an_order_that_may_be_another_is_warned_of(ltd_pipe, prepared, monkeypat
 
 def test_the_whole_is_looked_at_as_well(ltd_pipe, prepared, monkeypatch):
     """An order that a few images did not show stops before the store is published."""
-    monkeypatch.setattr("ltd_pipe.stages.given._settle", lambda *_, **__: "")
+    monkeypatch.setattr("ltd_pipe.stages.model_options._settle", lambda *_, **__: "")
     label = ("label", "--teacher", "net.pt", *ARCH, "--data", "o/train.beton", "--out", "a.zarr")
     outcome = ltd_pipe(*label)
     assert outcome.code == 1

@@ -1,4 +1,4 @@
-"""Images and teachers that a command is given: ours, or another project's."""
+"""Options of models and images that do not describe themselves, and how commands open both."""
 
 from __future__ import annotations
 
@@ -26,50 +26,26 @@ if TYPE_CHECKING:
 
     Command = Callable[..., Any]
 
-__all__ = [
-    "TRANSFERRED",
-    "WEIGHTS_OPTIONS",
-    "Foreign",
-    "foreign_options",
-    "load_teacher",
-    "open_images",
-    "refuse_unused",
-    "stream_of",
-]
-
 
 @dataclass(frozen=True)
-class Foreign:
-    """What a checkpoint or an image folder does not say of itself.
+class ModelOptions:
+    """What a checkpoint of another project, or an image folder, does not say of itself."""
 
-    Attributes
-    ----------
-    architecture : str or None
-        None: the checkpoint is one of ours.
-    mean, std : tuple of float or None
-    classes : Path or None
-        The network's class names, in its order.
-    class_order : {"natural", "lexical"} or None
-        How the network's classes are sorted.
-    image_size : int or None
-    skip_bad : bool
-    prefix : str
-        What the user's options of these weights begin with.
-    columns : tuple of int or None
-        Of a teacher, as a store says it: for each class the network's output; empty: in order.
-    """
-
+    # None: the checkpoint is one of ours.
     architecture: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    # The file of the network's class names in its order, or how they are sorted.
     classes: Path | None = None
     class_order: ClassOrder | None = None
     image_size: int | None = None
     skip_bad: bool = False
+    # What the options of these weights begin with on the command line.
     prefix: str = "--"
+    # As a store says it of its teacher: for each class the network's output; empty: in order.
     columns: tuple[int, ...] | None = None
 
-    def as_asked(self, teacher: TeacherFacts) -> Foreign:
+    def completed_by(self, teacher: TeacherFacts) -> ModelOptions:
         """The same, and what a store says of its teacher where the user does not."""
         told: dict[str, Any] = {"architecture": self.architecture or teacher.architecture}
         if self.mean is None and teacher.mean is not None:
@@ -78,7 +54,7 @@ class Foreign:
             told |= {"columns": teacher.columns}
         return replace(self, **told)
 
-    def checked(self) -> Foreign:
+    def validated(self) -> ModelOptions:
         """The same, where each option has what it needs beside it; a file named may be run."""
         if (self.mean is None) != (self.std is None):
             flags = f"{self.prefix}mean and {self.prefix}std"
@@ -92,11 +68,11 @@ class Foreign:
 
         return replace(self, architecture=allow_file(self.architecture))
 
-    def of_weights(self) -> list[str]:
-        """Which of them were given that say something of weights."""
-        given = [name for name in TRANSFERRED if getattr(self, name) is not None]
-        flags = [name.replace("_", "-") for name in given]
-        return [self.prefix + flag.replace("architecture", "arch") for flag in flags]
+    def weights_flags(self) -> list[str]:
+        """Which options were given that say something of weights, as they are typed."""
+        names = [name for name in WEIGHTS_FIELDS if getattr(self, name) is not None]
+        flags = [name.replace("_", "-").replace("architecture", "arch") for name in names]
+        return [self.prefix + flag for flag in flags]
 
 
 class _Numbers(click.ParamType[tuple[float, ...]]):
@@ -114,7 +90,7 @@ class _Numbers(click.ParamType[tuple[float, ...]]):
         return numbers
 
 
-def _of_weights(name: str, argument: str, **options: Any) -> Callable[..., Any]:
+def _weights_option(name: str, argument: str, **options: Any) -> Callable[..., Any]:
     """An option of another project's weights; of a model beside the main one with a prefix."""
 
     def option(prefix: str = "", **more: Any) -> Any:
@@ -125,21 +101,23 @@ def _of_weights(name: str, argument: str, **options: Any) -> Callable[..., Any]:
 
 
 WEIGHTS_OPTIONS = (
-    _of_weights(
+    _weights_option(
         "arch",
         "architecture",
         help="Network of a .pt or .pth file: our name, timm:NAME, torchvision:NAME, or "
         "FILE.py:FUNCTION of your own.",
     ),
-    _of_weights("mean", "mean", type=_Numbers(), help="Its input normalisation, as 0.5,0.5,0.5."),
-    _of_weights("std", "std", type=_Numbers(), help="Likewise."),
-    _of_weights(
+    _weights_option(
+        "mean", "mean", type=_Numbers(), help="Its input normalisation, as 0.5,0.5,0.5."
+    ),
+    _weights_option("std", "std", type=_Numbers(), help="Likewise."),
+    _weights_option(
         "classes",
         "classes",
         type=click.Path(path_type=Path, dir_okay=False),
         help="Its class names in the order of its outputs: one per line, or JSON.",
     ),
-    _of_weights(
+    _weights_option(
         "class-order",
         "class_order",
         type=click.Choice(["lexical", "natural"]),
@@ -147,7 +125,7 @@ WEIGHTS_OPTIONS = (
         "(1, 2, 10) as timm's.  [default: as the data's]",
     ),
 )
-TRANSFERRED = ("architecture", "mean", "std", "classes", "class_order")
+WEIGHTS_FIELDS = ("architecture", "mean", "std", "classes", "class_order")
 _OPTIONS = (
     *(option() for option in WEIGHTS_OPTIONS),
     click.option("--image-size", type=click.IntRange(4), help="Folder: resize and crop to this."),
@@ -155,13 +133,15 @@ _OPTIONS = (
 )
 
 
-def foreign_options(command: Command) -> Command:
+def model_options(command: Command) -> Command:
     """Add --arch and what else weights and folders do not say; the command gets a `foreign`."""
 
     @functools.wraps(command)
     def wrapper(*args: Any, **given: Any) -> Any:
-        named = {name: given.pop(name) for name in Foreign.__dataclass_fields__ if name in given}
-        return command(*args, foreign=Foreign(**named).checked(), **given)
+        named = {
+            name: given.pop(name) for name in ModelOptions.__dataclass_fields__ if name in given
+        }
+        return command(*args, foreign=ModelOptions(**named).validated(), **given)
 
     for option in reversed(_OPTIONS):
         wrapper = option(wrapper)
@@ -170,7 +150,7 @@ def foreign_options(command: Command) -> Command:
 
 def open_images(
     data: Path,
-    foreign: Foreign,
+    foreign: ModelOptions,
     device: torch.device,
     *,
     teacher: Path | None = None,
@@ -182,7 +162,7 @@ def open_images(
     Parameters
     ----------
     data : Path
-    foreign : Foreign
+    foreign : ModelOptions
     device : torch.device
         Where a folder's batches go.
     teacher : Path, optional
@@ -193,6 +173,9 @@ def open_images(
         False: only hashes will be looked at, so that a folder's images may differ in size.
     """
     from ltd_pipe.images.beton import open_beton
+    from ltd_pipe.images.folder import open_folder
+    from ltd_pipe.images.sources import FolderSource
+    from ltd_pipe.models.facts import CheckpointFacts, is_own
 
     if not data.is_dir():
         for flag, given in (("image-size", foreign.image_size), ("skip-bad", foreign.skip_bad)):
@@ -200,44 +183,24 @@ def open_images(
                 raise click.UsageError(f"--{flag} is for a folder of images, and {data} is none")
         return open_beton(data)
     channels, size = 3, foreign.image_size
-    if teacher is not None:
-        from ltd_pipe.models.facts import is_own, read_facts
-
-        if foreign.architecture is None or is_own(teacher):
-            own = read_facts(teacher)
-            channels, size = own["shape"][0], size or own["shape"][1]
-            class_names = class_names or own["class_names"]
+    if teacher is not None and (foreign.architecture is None or is_own(teacher)):
+        facts = CheckpointFacts.read(teacher)
+        channels, size = facts.shape[0], size or facts.shape[1]
+        class_names = class_names or facts.class_names
     if not decoded:
         size = size or 1
-    return _open_folder(data, class_names, channels, size, device, skip_bad=foreign.skip_bad)
-
-
-def _open_folder(
-    data: Path,
-    class_names: Sequence[str] | None,
-    channels: Any,
-    image_size: int | None,
-    device: torch.device,
-    *,
-    skip_bad: bool,
-) -> FolderStream:
-    from ltd_pipe.images.folder import open_folder
-    from ltd_pipe.images.sources import FolderSource
-
     source = FolderSource(data, class_names)
     with counter("look at the images", len(source)) as progress:
         stream, skipped = open_folder(
             source,
-            image_size=image_size,
+            image_size=size,
             channels=channels,
             device=device,
             split=source.split,
-            skip_bad=skip_bad,
+            skip_bad=foreign.skip_bad,
             progress=progress,
         )
-    for line in skipped:
-        click.echo(f"skipped: {line}", err=True)
-    for line in stream.notes:
+    for line in (*(f"skipped: {line}" for line in skipped), *stream.notes):
         click.echo(line, err=True)
     return stream
 
@@ -252,23 +215,23 @@ def stream_of(
     return ImageStream(images, device, resident=resident) if isinstance(images, Beton) else images
 
 
-def refuse_unused(foreign: Foreign, *paths: Path) -> None:
+def refuse_unused(foreign: ModelOptions, *paths: Path) -> None:
     """Refuse options of another project's weights where all checkpoints are ours.
 
     Raises
     ------
     CheckpointError
     """
-    given = foreign.of_weights()
+    given = foreign.weights_flags()
     if not given or not paths:
         return
     from ltd_pipe.errors import CheckpointError
-    from ltd_pipe.models.facts import is_own, read_facts
+    from ltd_pipe.models.facts import CheckpointFacts, is_own
     from ltd_pipe.models.registry import names_file
 
     if foreign.architecture is not None and names_file(foreign.architecture):
         # The one thing that a checkpoint of ours cannot bring is code.
-        own = [read_facts(path)["architecture"] for path in paths if is_own(path)]
+        own = [CheckpointFacts.read(path).architecture for path in paths if is_own(path)]
         if any(map(names_file, own)):
             given = [flag for flag in given if not flag.endswith("arch")]
     if given and all(is_own(path) for path in paths):
@@ -283,7 +246,7 @@ def refuse_unused(foreign: Foreign, *paths: Path) -> None:
 def load_teacher(
     path: Path,
     facts: ImageFacts,
-    foreign: Foreign,
+    foreign: ModelOptions,
     stream: ImageStream | FolderStream,
     *,
     strict: bool = True,
@@ -299,7 +262,7 @@ def load_teacher(
     path : Path
     facts : ImageFacts
         Of the images.
-    foreign : Foreign
+    foreign : ModelOptions
     stream : ImageStream or FolderStream
         Of the images.
     strict : bool
@@ -340,7 +303,7 @@ def _settle(
     model: Classifier,
     path: Path,
     facts: ImageFacts,
-    foreign: Foreign,
+    foreign: ModelOptions,
     stream: ImageStream | FolderStream,
     *,
     strict: bool,
@@ -369,7 +332,7 @@ def _settle(
     )
 
 
-def _warn_of_order(path: Path, facts: ImageFacts, foreign: Foreign) -> None:
+def _warn_of_order(path: Path, facts: ImageFacts, foreign: ModelOptions) -> None:
     from ltd_pipe.models.foreign import natural_order
 
     lexical, natural = list(facts.class_names), natural_order(facts.class_names)
