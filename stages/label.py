@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ltd_pipe.stages.console import doing, of_option, refuse_given, require_named
-from ltd_pipe.stages.labelling import Work, interruptible, publish, show, show_part, turn
+from ltd_pipe.stages.console import counter, doing, of_option, refuse_given, require_named, tell
 from ltd_pipe.stages.model_options import (
     ModelOptions,
     load_teacher,
@@ -20,14 +22,11 @@ from ltd_pipe.stages.model_options import (
 from ltd_pipe.stages.options import ParamsCommand, note_pipeline, params_options, refuse_overlap
 
 if TYPE_CHECKING:
-    from ltd_pipe.images.folder import FolderStream
-    from ltd_pipe.images.manifest import ImageFacts
-    from ltd_pipe.images.stream import ImageStream
-    from ltd_pipe.labels.format import LabellingFacts, StoreFacts, TeacherFacts, ViewFacts
-    from ltd_pipe.models.classifier import Classifier
-    from ltd_pipe.params import LabelParams, Params
+    from collections.abc import Iterator
 
-__all__ = ["label"]
+    from ltd_pipe.labels.reader import Part, SoftLabels
+    from ltd_pipe.labels.writer import StoreWriter
+    from ltd_pipe.params import Params
 
 
 @click.command(cls=ParamsCommand)
@@ -87,9 +86,11 @@ def label(
     """
     from ltd_pipe.device import choose_device, deterministic
     from ltd_pipe.distributed import Team
+    from ltd_pipe.evaluation.input_scale import require_order
     from ltd_pipe.images.manifest import Manifest
     from ltd_pipe.labels.dataset import Replay
-    from ltd_pipe.labels.reader import Part
+    from ltd_pipe.labels.labelling import LabellingRun, store_facts
+    from ltd_pipe.labels.reader import Part, SoftLabels
     from ltd_pipe.labels.writer import require_replaceable
 
     with of_option("--part"):
@@ -103,7 +104,8 @@ def label(
     refuse_unused(foreign, *teachers)
     team = Team.here()
     device = team.device(choose_device(params.device))
-    with interruptible(), turn(out, part, team), deterministic():
+    lock = _exclusive(out, part) if team.leads else contextlib.nullcontext()
+    with _stoppable(), lock, deterministic():
         with doing("checking images"):
             images = open_images(data, foreign, device, teacher=teachers[0])
         facts, stream = images.manifest, stream_of(images, device)
@@ -113,95 +115,109 @@ def label(
         models = [
             load_teacher(path, facts, foreign, stream, quiet=not team.leads) for path in teachers
         ]
-        known = [_teacher_facts(path, model) for path, model in zip(teachers, models, strict=True)]
-        asked, views = _labelling(facts, stream), _views(params)
-        Replay.of(views, "label.augmentation").augmentation.require_fitting(facts.shape, "label")
-        store = _store_facts(facts, known, asked, views, params.label)
-        work = Work(out, store, params.label, device, part, team)
-        finished = work.run(models, stream)
+        store = store_facts(facts, stream, teachers, models, params.label, params.seed)
+        replay = Replay.of(store.views, "label.augmentation")
+        replay.augmentation.require_fitting(facts.shape, "label")
+        with doing("measuring precision and temperature"):
+            run = LabellingRun(out, store, params.label, models, stream, team, part)
+        if run.note and team.leads:
+            tell(run.note)
+        left = len(run.writer.rows_left)
+        with counter("label", left) if team.leads else contextlib.nullcontext() as progress:
+            run.label(progress)
         if not team.leads:
             return
         if part is not None:
-            show_part(finished, part, as_json=as_json)
+            _show_part(run.writer, part, as_json=as_json)
             return
-        summary = publish(finished, out, force=force)
-    show(summary, as_json=as_json)
+        for number, (truth, answers) in enumerate(run.writer.answered(), 1):
+            require_order(truth, answers, facts.class_names, f"teacher {number} of {out}")
+        identity = run.publish(replace=force)
+    _show(SoftLabels.open(out), identity, out, as_json=as_json)
 
 
-def _views(params: Params) -> ViewFacts:
-    from ltd_pipe.labels.format import ViewFacts
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """End with chunks written at Ctrl-C, or when a batch system or a closing terminal says so."""
 
-    section = params.label
-    if section.augmentation == "none":
-        return ViewFacts()  # no random number is drawn: the seed would tell equal stores apart
-    seed = params.seed if section.seed is None else section.seed
-    return ViewFacts(count=section.views, seed=seed, augmentation=section.augmentation)
+    def stop(number: int, frame: Any) -> None:
+        del frame
+        name = signal.Signals(number).name
+        why = "Interrupted" if number == signal.SIGINT else f"Stopped by {name}"
+        raise KeyboardInterrupt(f"{why}. Run it again: what is labelled is kept.")
 
-
-def _teacher_facts(path: Path, model: Classifier) -> TeacherFacts:
-    from ltd_pipe.errors import CheckpointError
-    from ltd_pipe.labels.format import TeacherFacts
-    from ltd_pipe.models.facts import read_facts
-    from ltd_pipe.provenance import sha256_file
-
+    # As in training; what nohup has made ignored stays so.
+    also = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    numbers = [number for number in also if signal.getsignal(number) is not signal.SIG_IGN]
+    before = [signal.signal(number, stop) for number in numbers]
     try:
-        accuracy = read_facts(path).get("clean_accuracy")
-    except CheckpointError:
-        accuracy = None  # another project's weights say nothing of themselves
-    mean, std = (_decimals(constants.tolist()) for constants in (model.mean, model.std))
-    return TeacherFacts(
-        sha256=sha256_file(path),
-        architecture=model.architecture,
-        clean_accuracy=accuracy,
-        mean=mean,
-        std=std,
-        columns=() if model.columns is None else tuple(model.columns.tolist()),
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _exclusive(out: Path, part: Part | None) -> Iterator[None]:
+    """Keep other runs out: of the whole store, or of this part of it."""
+    from ltd_pipe.publish import beside_others, exclusive
+
+    if part is None:
+        with exclusive(out):
+            yield
+        return
+    name = f"{out.name}.part-{part}".replace("/", "-of-")
+    with exclusive(out.with_name(name)), beside_others(out):
+        yield
+
+
+def _show_part(writer: StoreWriter, part: Part, *, as_json: bool) -> None:
+    """Say that a part is there, and what is missing of the others."""
+    absent = len(writer.absent_chunks())
+    if as_json:
+        click.echo(json.dumps({"part": str(part), "missing_chunks": absent}))
+        return
+    rest = (
+        f"{absent:,} chunks of other parts are missing"
+        if absent
+        else "nothing is missing: run it without --part to make the store"
     )
+    click.echo(f"{writer.state}: part {part} is whole; {rest}")
 
 
-def _decimals(values: list[float]) -> tuple[float, ...]:
-    # The shortest that are the same float32, such as 0.485.
-    import numpy as np
-
-    return tuple(float(str(np.float32(value))) for value in values)
-
-
-def _labelling(facts: ImageFacts, stream: ImageStream | FolderStream) -> LabellingFacts:
-    from ltd_pipe import provenance
-    from ltd_pipe.images.folder import CHANNELS, RESIZE
-    from ltd_pipe.images.manifest import sampled_pixels_sha256
-    from ltd_pipe.labels.format import LabellingFacts
-
-    commit, modified = provenance.code_commit() or (None, None)
-    return LabellingFacts(
-        image_shape=facts.shape,
-        resize=RESIZE,
-        channels=CHANNELS[facts.shape[0]],
-        pixels_sha256=sampled_pixels_sha256(stream, facts.num_samples),
-        commit=commit,
-        modified=modified,
+def _show(store: SoftLabels, identity: str, out: Path, *, as_json: bool) -> None:
+    """Print what the store holds."""
+    summary, temperature = store.summary(), float(store.attributes.temperature)
+    sparse = store.attributes.top_k
+    distance = sparse.total_variation if sparse else None
+    if as_json:
+        content = {
+            "store": str(out),
+            "identity": identity,
+            "num_samples": store.num_samples,
+            "num_views": store.num_views,
+            "num_classes": store.num_classes,
+            "temperature": temperature,
+            "top_k": store.top_k,
+            "total_variation": distance.model_dump() if distance else None,
+            **vars(summary),
+        }
+        click.echo(json.dumps(content, indent=2))
+        return
+    views = f" × {store.num_views} views" if store.num_views > 1 else ""
+    click.echo(
+        f"{out}: {store.num_samples:,}{views} soft labels over {store.num_classes:,} classes, "
+        f"identity {identity[:12]}"
     )
-
-
-def _store_facts(
-    facts: ImageFacts,
-    teachers: list[TeacherFacts],
-    labelling: LabellingFacts,
-    views: ViewFacts,
-    params: LabelParams,
-) -> StoreFacts:
-    from ltd_pipe import provenance
-    from ltd_pipe.labels.format import DatasetFacts, StoreFacts
-
-    return StoreFacts(
-        num_samples=facts.num_samples,
-        num_classes=facts.num_classes,
-        class_names=facts.class_names,
-        dataset=DatasetFacts(name=facts.dataset, split=facts.split, fingerprint=facts.fingerprint),
-        teachers=tuple(teachers),
-        views=views,
-        labelling=labelling,
-        software=provenance.software(),
-        licence=params.licence,
-        citation=params.citation,
-    )
+    click.echo(f"  temperature           {temperature:.6g}")
+    click.echo(f"  mean top probability  {summary.mean_top_probability:.4f}")
+    click.echo(f"  mean entropy          {summary.mean_entropy:.4f} nats")
+    if distance is not None:
+        click.echo(
+            f"  top {store.top_k} of {store.num_classes:,}: total variation from the dense labels "
+            f"{distance.mean:.2g} on average, {distance.worst:.2g} at worst"
+        )
+    if summary.disagreement is not None:
+        click.echo(f"  teacher contradicts the ground truth for {summary.disagreement:.2%}")
+    for warning in summary.warnings:
+        click.echo(f"  warning: {warning}", err=True)

@@ -182,7 +182,8 @@ def open_images(
             if given:
                 raise click.UsageError(f"--{flag} is for a folder of images, and {data} is none")
         return open_beton(data)
-    channels, size = 3, foreign.image_size
+    channels: Any = 3
+    size = foreign.image_size
     if teacher is not None and (foreign.architecture is None or is_own(teacher)):
         facts = CheckpointFacts.read(teacher)
         channels, size = facts.shape[0], size or facts.shape[1]

@@ -1,36 +1,261 @@
-"""Streaming images through the teachers into a store."""
+"""Streaming images through the teachers into a store, by one process or by many."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from ltd_pipe import provenance
 from ltd_pipe.background import Background
-from ltd_pipe.device import OnHost, autocast
-from ltd_pipe.images.manifest import to_unit
+from ltd_pipe.device import OnHost, autocast, choose_precision
+from ltd_pipe.errors import CheckpointError
+from ltd_pipe.images.folder import CHANNELS, RESIZE
+from ltd_pipe.images.manifest import sampled_pixels_sha256, to_unit
 from ltd_pipe.labels.dataset import Replay
-from ltd_pipe.labels.format import row_bytes, rows_per_chunk
+from ltd_pipe.labels.format import (
+    DatasetFacts,
+    LabellingFacts,
+    StoreFacts,
+    TeacherFacts,
+    ViewFacts,
+    row_bytes,
+    rows_per_chunk,
+)
+from ltd_pipe.labels.reader import WHOLE, Part, wait_for_chunks
 from ltd_pipe.labels.softmax import solve_temperature
+from ltd_pipe.labels.writer import StoreWriter
+from ltd_pipe.models.facts import read_facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from ltd_pipe.device import Precision
+    from ltd_pipe.distributed import Team
+    from ltd_pipe.images.manifest import ImageFacts
     from ltd_pipe.images.stream import Batch, Stream
-    from ltd_pipe.labels.format import StoreFacts
-    from ltd_pipe.labels.writer import StoreWriter
     from ltd_pipe.models.classifier import Classifier
-
-__all__ = ["aligned_rows", "answers", "label_images", "temperature_of_sample", "view_answers"]
+    from ltd_pipe.params import LabelParams
 
 # The mean top probability of so many images is that of all within a percent or so.
 _SAMPLE = 4096
 # Batches whose answers are still to be written.
 _AHEAD = 4
+
+
+class LabellingRun:
+    """All that decides a store's labels, and this process's share of making them.
+
+    Under torchrun each process has one and labels a share of the chunks; the first process then
+    has the store to publish. Several runs with a `part` each meet in one folder.
+
+    Parameters
+    ----------
+    out : Path
+        The store.
+    facts : StoreFacts
+        From `store_facts`.
+    params : LabelParams
+    teachers : sequence of Classifier
+        In evaluation mode, on the stream's device; in the order of the facts.
+    stream : ImageStream or FolderStream
+    team : Team
+    part : Part, optional
+        The part to make; None: all that is missing.
+
+    Attributes
+    ----------
+    writer : StoreWriter
+    note : str or None
+        What to tell the user before the run begins, or goes on.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        facts: StoreFacts,
+        params: LabelParams,
+        teachers: Sequence[Classifier],
+        stream: Stream,
+        team: Team,
+        part: Part | None = None,
+    ) -> None:
+        self._out, self._params, self._team = out, params, team
+        self._teachers, self._stream, self._part = teachers, stream, part or WHOLE
+        device = teachers[0].mean.device
+        decides: dict[str, Any] = {
+            "facts": facts.decides,
+            # The temperature is applied at the end: an interrupted run may change its mind.
+            # But not where only the largest probabilities are ever written.
+            "params": params.model_dump(
+                mode="json", exclude=set() if params.top_k else {"temperature"}
+            ),
+            "part": str(part),
+            "device": device.type,
+            "code": provenance.code_digest(),
+        }
+        # The first process measures both, and all take them.
+        self._precision, self._temperature = team.agree(decides, lambda: self._choose(facts))
+        asked = (facts.labelling or LabellingFacts()).model_copy(
+            update={"precision": self._precision}
+        )
+        self._facts = facts.model_copy(update={"labelling": asked})
+        # A network's rounding depends on the batch that an image is in.
+        self._context = {name: decides[name] for name in ("device", "code")}
+        self._context["batch_size"] = params.batch_size
+        # A run of its own has a folder named after all that decides the labels, so that after any
+        # change it begins anew, and of two runs at a time each has its own. Parts have to meet in
+        # one, whoever makes them: theirs is named after the store, and what differs is refused. It
+        # does not ask which GPU computed, which changes the last bit of a float16 at most: a part
+        # can be made again anywhere.
+        states = out.parent / "state"
+        self._state, self.note = states / f"parts-{out.name}", None
+        record = None
+        if part is None and not self._state.exists():
+            decides["precision"] = self._precision
+            decides["temperature"] = self._temperature if params.top_k else None
+            decides["processor"] = provenance.processor(device)
+            record = provenance.StateRecord(states, "label", out.name, decides, {})
+            self._state, self.note = record.folder, record.note()
+        self.writer = self._open_writer(self._part.split(team.rank, team.count))
+        if record and team.leads:
+            record.write()
+
+    def _choose(self, facts: StoreFacts) -> tuple[Precision, str | float]:
+        params, target = self._params, self._params.target_top_probability()
+        precision = choose_precision(params.precision, self._teachers[0], params.batch_size)
+        if params.top_k is None or target is None:
+            return precision, params.temperature
+        temperature = temperature_of_sample(
+            self._teachers,
+            self._stream,
+            facts.num_samples,
+            target,
+            replay=Replay.of(facts.views, "label.augmentation"),
+            batch_size=params.batch_size,
+            precision=precision,
+        )
+        return precision, temperature
+
+    def _open_writer(self, share: Part) -> StoreWriter:
+        params = self._params
+        dense = params.top_k is None
+        return StoreWriter(
+            self._state,
+            self._facts,
+            keep_logits=params.logits and dense and len(self._teachers) == 1,
+            rows=aligned_rows(self._facts, params.top_k, params.batch_size, params.chunk_rows),
+            top_k=params.top_k,
+            temperature=None if dense else float(self._temperature),
+            part=share,
+            context=self._context,
+        )
+
+    def label(self, progress: Callable[[int], None] | None = None) -> None:
+        """Label this process's share; the first process waits for the others.
+
+        In the first process all chunks that were asked for are on disk then.
+        """
+        self._label(progress)
+        if self._team.leads and self._team.count > 1:
+            wait_for_chunks(lambda: self.writer.absent_chunks(self._part))
+            # Read again, and what another process left damaged is made again.
+            self.writer = self._open_writer(self._part)
+            self._label(None)
+
+    def _label(self, progress: Callable[[int], None] | None) -> None:
+        label_images(
+            self._teachers,
+            self._stream,
+            self.writer,
+            batch_size=self._params.batch_size,
+            precision=self._precision,
+            progress=progress,
+        )
+
+    def publish(self, *, replace: bool) -> str:
+        """Make the store in the first process; its identity."""
+        target = self._params.target_top_probability()
+        if target is None or self._params.top_k:
+            temperature = float(self._temperature)
+        else:
+            temperature = self.writer.solve_temperature(target)
+        return self.writer.publish(self._out, temperature, replace=replace)
+
+
+def store_facts(
+    images: ImageFacts,
+    stream: Stream,
+    checkpoints: Sequence[Path],
+    teachers: Sequence[Classifier],
+    params: LabelParams,
+    seed: int,
+) -> StoreFacts:
+    """What a store of these images and teachers says of itself; all but precision and temperature.
+
+    Parameters
+    ----------
+    images : ImageFacts
+    stream : ImageStream or FolderStream
+        Of the images.
+    checkpoints : sequence of Path
+    teachers : sequence of Classifier
+        Loaded from these.
+    params : LabelParams
+    seed : int
+        Of the views, unless the parameters have their own.
+    """
+    views = ViewFacts()  # no random number is drawn: the seed would tell equal stores apart
+    if params.augmentation != "none":
+        seed = seed if params.seed is None else params.seed
+        views = ViewFacts(count=params.views, seed=seed, augmentation=params.augmentation)
+    commit, modified = provenance.code_commit() or (None, None)
+    labelling = LabellingFacts(
+        image_shape=images.shape,
+        resize=RESIZE,
+        channels=CHANNELS[images.shape[0]],
+        pixels_sha256=sampled_pixels_sha256(stream, images.num_samples),
+        commit=commit,
+        modified=modified,
+    )
+    return StoreFacts(
+        num_samples=images.num_samples,
+        num_classes=images.num_classes,
+        class_names=images.class_names,
+        dataset=DatasetFacts(
+            name=images.dataset, split=images.split, fingerprint=images.fingerprint
+        ),
+        teachers=tuple(map(_teacher_facts, checkpoints, teachers)),
+        views=views,
+        labelling=labelling,
+        software=provenance.software(),
+        licence=params.licence,
+        citation=params.citation,
+    )
+
+
+def _teacher_facts(path: Path, model: Classifier) -> TeacherFacts:
+    try:
+        accuracy = read_facts(path).get("clean_accuracy")
+    except CheckpointError:
+        accuracy = None  # another project's weights say nothing of themselves
+    # The shortest decimals that are the same float32, such as 0.485.
+    mean, std = (
+        tuple(float(str(np.float32(value))) for value in constants.tolist())
+        for constants in (model.mean, model.std)
+    )
+    return TeacherFacts(
+        sha256=provenance.sha256_file(path),
+        architecture=model.architecture,
+        clean_accuracy=accuracy,
+        mean=mean,
+        std=std,
+        columns=() if model.columns is None else tuple(model.columns.tolist()),
+    )
 
 
 def aligned_rows(
