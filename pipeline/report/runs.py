@@ -886,7 +886,6 @@ def read_run(folder: Path, name: str, command: str) -> Run:
     CheckpointError, ResultError
         When a file is damaged.
     """
-
     model = folder / "model.safetensors"
     if not model.is_file():
         raise MissingError(model, "no such file", remedy=f"Run '{command}' first.")
