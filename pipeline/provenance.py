@@ -6,6 +6,8 @@ it is rounded is kept there, to be told when the run goes on elsewhere.
 
 from __future__ import annotations
 
+import ast
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -23,23 +25,11 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = [
-    "StateRecord",
-    "code_commit",
-    "code_digest",
-    "commit",
-    "digest",
-    "hardware",
-    "processor",
-    "sha256_file",
-    "software",
-]
-
 # What can change a result; the rest of the lock file cannot.
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "zarr", "ffcv", "timm", "pyautoattack")
-# Our own packages and modules that no number goes through.
-_DECIDE_NOTHING = {"__main__", "doctor", "errors", "export", "publish", "recipes", "report"}
-_DECIDE_NOTHING |= {"sharing", "stages", "text"}
+# What work imports, and what no number goes through: files, messages, a store's README.md.
+_PLUMBING = {f"ltd_pipe.{name}" for name in ("errors", "labels.card", "provenance", "publish")}
+_PLUMBING |= {"ltd_pipe", "ltd_pipe.text"}
 _RECORD = "run.json"
 # In a clone src/ltd_pipe is a link to it.
 _PACKAGE = Path(__file__).resolve().parent
@@ -66,14 +56,69 @@ def digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def code_digest(root: Path = _PACKAGE) -> str:
-    """SHA-256 over our source files that a result can depend on; not over reports and the like."""
+@functools.cache
+def code_digest(*modules: str, root: Path = _PACKAGE) -> str:
+    """SHA-256 over the code that some work comes to run: what else changes restarts nothing.
+
+    Parameters
+    ----------
+    *modules : str
+        Where the work begins, such as `training.run`.
+    root : Path
+        The package's folder.
+    """
+    starts = [f"ltd_pipe.{name}" for name in modules]
+    found = import_closure(*starts, root=root)
+    if missing := {*starts} - found.keys():
+        raise ModuleNotFoundError(f"no module {', '.join(missing)}")
     total = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        name = path.relative_to(root)
-        if name.parts[0].removesuffix(".py") not in _DECIDE_NOTHING:
-            total.update(name.as_posix().encode() + b"\0" + path.read_bytes())
+    for name, code in sorted(found.items()):
+        if name not in _PLUMBING:
+            total.update(f"{name}\0{code}\0".encode())
     return total.hexdigest()
+
+
+def import_closure(*modules: str, root: Path = _PACKAGE) -> dict[str, str]:
+    """Our modules that some come to import anywhere, themselves included, and their code."""
+    found: dict[str, str] = {}
+    waiting = [*modules]
+    while waiting:
+        name = waiting.pop()
+        path = module_file(name, root)
+        if path is not None and name not in found:
+            found[name], imported = _what_runs(path.read_bytes())
+            waiting += imported
+    return found
+
+
+def module_file(name: str, root: Path = _PACKAGE) -> Path | None:
+    """The file of a module of ours; None of any other name."""
+    package, *inner = name.split(".")
+    place = root.joinpath(*inner)
+    files = (place.with_suffix(".py"), place / "__init__.py") if package == "ltd_pipe" else ()
+    return next((file for file in files if file.is_file()), None)
+
+
+@functools.cache
+def _what_runs(source: bytes) -> tuple[str, list[str]]:
+    """Code without comments, docstrings and imports for type checking, and what it may import."""
+    code = _WithoutWords().visit(ast.parse(source))
+    imported = []
+    for node in ast.walk(code):
+        if isinstance(node, ast.Import):
+            imported += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            imported += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return ast.unparse(code), imported
+
+
+class _WithoutWords(ast.NodeTransformer):
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        return None if isinstance(node.value, ast.Constant) else node
+
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        checking = isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        return None if checking else self.generic_visit(node)
 
 
 def commit() -> str | None:

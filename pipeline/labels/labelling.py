@@ -96,7 +96,9 @@ class LabellingRun:
             ),
             "part": str(part),
             "device": device.type,
-            "code": provenance.code_digest(),
+            "code": provenance.code_digest(
+                "labels.labelling", "labels.writer", "models.checkpoint"
+            ),
         }
         # The first process measures both, and all take them.
         self._precision, self._temperature = team.agree(decides, lambda: self._choose(facts))

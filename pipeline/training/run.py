@@ -451,7 +451,7 @@ def run_facts(kind: str, params: FitParams, manifest: Manifest, **decides: Any) 
         "encoding": manifest.sha256,
         # Which images are trained on; no byte of the beton depends on it.
         "validation_fraction": manifest.validation_fraction,
-        "code": provenance.code_digest(),
+        "code": provenance.code_digest("training.run", "params.fit"),
         "software": provenance.software(),
         "hardware": provenance.hardware(),
         **decides,

@@ -171,35 +171,3 @@ def test_a_run_that_goes_on_elsewhere_says_what_differs(train_beton, tmp_path):
     assert str(begun.folder) in note
     assert "params.epochs 1, which is 7" in note
     assert record(train_beton, out=tmp_path / "b", epochs=7).note() is None
-
-
-def test_a_page_of_the_report_decides_no_run(tmp_path):
-    """What no number goes through may change while a run is interrupted."""
-
-    def digest_after(name):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(path.read_text() + "," if path.exists() else "")
-        return code_digest(tmp_path)
-
-    names = ("report/page.py", "attacks/pgd.py", "publish.py", "rng.py")
-    for name in names:
-        digest_after(name)
-    first = code_digest(tmp_path)
-    assert digest_after("report/page.py") == digest_after("publish.py") == first
-    assert len({first, digest_after("attacks/pgd.py"), digest_after("rng.py")}) == 3
-
-
-def test_the_commit_of_the_working_folder_is_known_where_there_is_one(tmp_path, monkeypatch):
-    """With a mark where tracked files differ from it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert provenance.commit() is None
-    (tmp_path / "params.yaml").write_text("a: 1\n")
-    identity = ["-c", "user.name=x", "-c", "user.email=x@example.com"]
-    for words in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "first"]):
-        subprocess.run(["git", *words], check=True)
-    head = subprocess.check_output(["git", "rev-parse", "HEAD"], text=True)
-    assert provenance.commit() == head[:12]
-    (tmp_path / "params.yaml").write_text("a: 2\n")
-    assert provenance.commit() == f"{head[:12]}+"
