@@ -10,7 +10,7 @@ import torch
 from ltd_pipe import objectives, rng
 from ltd_pipe.attacks import Adversary, Ball
 from ltd_pipe.device import autocast
-from ltd_pipe.distributed import Team
+from ltd_pipe.distributed import World
 from ltd_pipe.images.augmentation import Augmentation
 from ltd_pipe.training.data import FreshExamples, onehot
 from ltd_pipe.training.optim import MovingAverage
@@ -70,7 +70,7 @@ class OurLoop:
             params=params,
             seed=seed,
             passes=passes,
-            team=Team(),
+            world=World(),
         )
         self._average = MovingAverage(model, params.ema_decay)
         self._meters, self._done = Meters(stream.device), 0

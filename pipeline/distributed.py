@@ -1,4 +1,4 @@
-"""Which images of a step each process takes, so that together they are those of one alone."""
+"""The processes that torchrun started: which one this is, what they share, and who takes what."""
 
 from __future__ import annotations
 
@@ -19,36 +19,32 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-
-# --- The processes that torchrun started: which one this is, and what they must agree on.
-
-
 # Between the first process and the last: imports from a cold disk take a minute.
 _TIMEOUT = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
-class Team:
-    """Processes that share a piece of work.
+class World:
+    """Processes that share a piece of work, and this one among them.
 
-    One process alone is a team, too: then nothing is sent, and every sum is what it was.
+    Without torchrun there is one: then nothing is sent, and every sum is what it was.
 
     Attributes
     ----------
     rank : int
-        Of this process, below `count`.
-    count : int
-        Of processes; one without torchrun.
+        Of this process, below `size`.
+    size : int
+        How many there are.
     local_rank : int
         Of this process among those on this machine: which GPU is its own.
     """
 
     rank: int = 0
-    count: int = 1
+    size: int = 1
     local_rank: int = 0
 
     @classmethod
-    def here(cls) -> Team:
+    def from_environment(cls) -> World:
         """As torchrun's environment variables say; alone without them."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         found = [os.environ.get(name) for name in names]
@@ -57,7 +53,7 @@ class Team:
         return cls(*(int(value or 0) for value in found))
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process speaks for all."""
         return self.rank == 0
 
@@ -69,7 +65,7 @@ class Team:
         MachineError
             When there are more processes than GPUs.
         """
-        if chosen.type != "cuda" or self.count == 1:
+        if chosen.type != "cuda" or self.size == 1:
             return chosen
         found = torch.cuda.device_count()
         if self.local_rank >= found:
@@ -91,12 +87,12 @@ class Team:
         MachineError
             When they cannot find each other.
         """
-        if self.count == 1 or torch.distributed.is_initialized():
+        if self.size == 1 or torch.distributed.is_initialized():
             yield
             return
         # Small decisions stay on the host, where reading them makes no device wait.
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        with self._all_there():
+        with self._missing_explained():
             torch.distributed.init_process_group(backend, timeout=_TIMEOUT)
         try:
             yield
@@ -104,18 +100,18 @@ class Team:
             torch.distributed.destroy_process_group()
 
     @contextlib.contextmanager
-    def _all_there(self) -> Iterator[None]:
+    def _missing_explained(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
             raise MachineError(
-                f"rank {self.rank} of {self.count}",
+                f"rank {self.rank} of {self.size}",
                 "another process is missing or has ended",
                 remedy="See its own message, and run it again: what is done is kept.",
             ) from error
 
-    def agree(self, key: Mapping[str, Any], decide: Callable[[], Any]) -> Any:
-        """Make sure that all are at the same work, and let the first decide what may vary.
+    def broadcast_config(self, key: Mapping[str, Any], decide: Callable[[], Any]) -> Any:
+        """What the first process decides, in all of them, once all are at the same work.
 
         Parameters
         ----------
@@ -124,11 +120,6 @@ class Team:
         decide : callable
             Called in the first process.
 
-        Returns
-        -------
-        Any
-            What `decide` gave there.
-
         Raises
         ------
         StateError
@@ -136,17 +127,17 @@ class Team:
         MachineError
             When another process is missing, or has ended.
         """
-        if self.count == 1:
+        if self.size == 1:
             return decide()
-        decided = decide() if self.leads else None
-        everyone: list[Any] = [None] * self.count
-        with self.connected(), self._all_there():
+        decided = decide() if self.is_main else None
+        everyone: list[Any] = [None] * self.size
+        with self.connected(), self._missing_explained():
             torch.distributed.all_gather_object(everyone, (dict(key), decided))
         first, decided = everyone[0]
         for rank, (other, _) in enumerate(everyone):
             for name, expected, found in differences(first, other):
                 raise StateError(
-                    f"rank {rank} of {self.count}",
+                    f"rank {rank} of {self.size}",
                     f"is at other work than rank 0: {name}",
                     expected=repr(expected)[:40],
                     found=repr(found)[:40],
@@ -154,27 +145,21 @@ class Team:
                 )
         return decided
 
-    def from_first(self, make: Callable[[], Any]) -> Any:
+    def broadcast(self, make: Callable[[], Any]) -> Any:
         """What the first process makes, in all of them."""
-        if self.count == 1:
+        if self.size == 1:
             return make()
-        made = [make() if self.leads else None]
-        with self._all_there():
+        made = [make() if self.is_main else None]
+        with self._missing_explained():
             torch.distributed.broadcast_object_list(made)
         return made[0]
 
-    def sum_(self, tensors: list[torch.Tensor]) -> None:
-        """Add up tensors of all processes in place, in one message.
-
-        Parameters
-        ----------
-        tensors : list of Tensor, dtype float32
-            Of the same shapes in every process, on its device.
-        """
-        if self.count == 1:
+    def all_reduce_(self, tensors: list[torch.Tensor]) -> None:
+        """Add up float32 tensors of all processes in place, in one message."""
+        if self.size == 1:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        with self._all_there():
+        with self._missing_explained():
             torch.distributed.all_reduce(flat)
         parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
@@ -182,21 +167,21 @@ class Team:
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """Whether each flag is up in some process."""
-        if self.count == 1:
+        if self.size == 1:
             return flags
-        return tuple(total > 0 for total in self.totals(*map(int, flags)))
+        return tuple(total > 0 for total in self.sums(*map(int, flags)))
 
-    def totals(self, *counts: int) -> tuple[int, ...]:
+    def sums(self, *counts: int) -> tuple[int, ...]:
         """Sums of whole numbers over all processes."""
-        if self.count == 1:
+        if self.size == 1:
             return counts
         sums = torch.tensor(counts, dtype=torch.int64)
-        with self._all_there():
+        with self._missing_explained():
             torch.distributed.all_reduce(sums)
         return tuple(sums.tolist())
 
 
-# --- Which images of a step each process takes, so that together they are those of one alone.
+# --- The images of a step that each process takes: together they are those of one alone.
 
 
 def images_per_epoch(images: int, batch_size: int) -> int:
@@ -205,33 +190,14 @@ def images_per_epoch(images: int, batch_size: int) -> int:
     One image has no batch statistics: batch normalisation refuses it where the features are one
     pixel, and learns its mean and a wrong variance where they are more. Which one is left out is
     the epoch's last, and so another one in each epoch.
-
-    Parameters
-    ----------
-    images : int
-        Above 0.
-    batch_size : int
-        Images per step.
     """
     return images - 1 if images > 1 and images % batch_size == 1 else images
 
 
 def require_shares(images: int, batch_size: int, processes: int, unit: int = 1) -> None:
-    """Refuse what leaves a process without an image in some step.
+    """Refuse a batch size that leaves a process without an image in some step.
 
-    Parameters
-    ----------
-    images : int
-        Of an epoch.
-    batch_size : int
-        Images per step, of all processes together.
-    processes : int
-    unit : int
-        Neighbours that are not parted.
-
-    Raises
-    ------
-    ParamsError
+    `batch_size` is of all processes together; of `unit` neighbours none are parted.
     """
     if batch_size % (unit * processes):
         raise ParamsError(
@@ -252,7 +218,7 @@ def require_shares(images: int, batch_size: int, processes: int, unit: int = 1) 
 
 
 def share_of(
-    order: NDArray[np.int64], batch_size: int, team: Team, unit: int = 1
+    order: NDArray[np.int64], batch_size: int, world: World, unit: int = 1
 ) -> tuple[NDArray[np.int64], int]:
     """A process's images, step by step.
 
@@ -262,23 +228,22 @@ def share_of(
         The epoch's samples in the order of training, the same in every process.
     batch_size : int
         Images per step, of all processes together: a multiple of their number and of `unit`.
-    team : Team
+    world : World
     unit : int
         Neighbours that go to one process, such as the pairs that are mixed with each other.
 
     Returns
     -------
     ndarray, dtype int64
-        The process's samples: of each step one piece, and all pieces of a step in the order of
-        the processes are the step's samples.
+        One piece of each step: the pieces of all processes, in their order, are the step.
     int
-        How many of them make a step; the last step of the epoch may have fewer.
+        How many samples make a step; the last step of the epoch may have fewer.
     """
     whole = len(order) // batch_size * batch_size
-    size = batch_size // team.count
-    steps = order[:whole].reshape(-1, team.count, size)
-    last = _parts(order[whole:], team.count, unit)[team.rank]
-    return np.concatenate([steps[:, team.rank].reshape(-1), last]), size
+    size = batch_size // world.size
+    steps = order[:whole].reshape(-1, world.size, size)
+    last = _parts(order[whole:], world.size, unit)[world.rank]
+    return np.concatenate([steps[:, world.rank].reshape(-1), last]), size
 
 
 def _parts(samples: NDArray[np.int64], count: int, unit: int) -> list[NDArray[np.int64]]:

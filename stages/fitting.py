@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from ltd_pipe.distributed import Team
+    from ltd_pipe.distributed import World
     from ltd_pipe.training.alarm import Collapse
     from ltd_pipe.training.precision import Passes
     from ltd_pipe.training.trainer import Fit
@@ -27,9 +27,9 @@ __all__ = ["fit_on_screen", "tell_chance", "turn"]
 
 
 @contextlib.contextmanager
-def turn(out: Path, team: Team) -> Iterator[None]:
-    """Keep other runs out of a folder while the block runs, and connect the team's processes."""
-    with team.connected(), exclusive(out) if team.leads else contextlib.nullcontext():
+def turn(out: Path, world: World) -> Iterator[None]:
+    """Keep other runs out of a folder while the block runs, and connect the world's processes."""
+    with world.connected(), exclusive(out) if world.is_main else contextlib.nullcontext():
         yield
 
 
@@ -132,7 +132,7 @@ def fit_on_screen(fit: Fit, description: str, out: Path) -> dict[str, float]:
     Interrupted
         With a line that says how to go on.
     """
-    if not fit.team.leads:
+    if not fit.world.is_main:
         return _run_in_silence(fit)
     _tell_choice(fit.passes)
     with _Screen(description, fit, out / "live") as screen:

@@ -85,7 +85,7 @@ def label(
       ltd-pipe label --part 3/8 --teacher teacher.safetensors --out /shared/labels.zarr
     """
     from ltd_pipe.device import choose_device, deterministic
-    from ltd_pipe.distributed import Team
+    from ltd_pipe.distributed import World
     from ltd_pipe.evaluation.input_scale import require_order
     from ltd_pipe.images.manifest import Manifest
     from ltd_pipe.labels.dataset import Replay
@@ -102,30 +102,30 @@ def label(
     refuse_overlap(out, data, *teachers)
     note_pipeline(out)
     refuse_unused(foreign, *teachers)
-    team = Team.here()
-    device = team.device(choose_device(params.device))
-    lock = _exclusive(out, part) if team.leads else contextlib.nullcontext()
+    world = World.from_environment()
+    device = world.device(choose_device(params.device))
+    lock = _exclusive(out, part) if world.is_main else contextlib.nullcontext()
     with _stoppable(), lock, deterministic():
         with doing("checking images"):
             images = open_images(data, foreign, device, teacher=teachers[0])
         facts, stream = images.manifest, stream_of(images, device)
-        if team.leads and isinstance(facts, Manifest):  # a folder's were told when it was read
+        if world.is_main and isinstance(facts, Manifest):  # a folder's were told when it was read
             for line in facts.warnings():
                 click.echo(f"warning: {data}: {line}", err=True)
         models = [
-            load_teacher(path, facts, foreign, stream, quiet=not team.leads) for path in teachers
+            load_teacher(path, facts, foreign, stream, quiet=not world.is_main) for path in teachers
         ]
         store = store_facts(facts, stream, teachers, models, params.label, params.seed)
         replay = Replay.of(store.views, "label.augmentation")
         replay.augmentation.require_fitting(facts.shape, "label")
         with doing("measuring precision and temperature"):
-            run = LabellingRun(out, store, params.label, models, stream, team, part)
-        if run.note and team.leads:
+            run = LabellingRun(out, store, params.label, models, stream, world, part)
+        if run.note and world.is_main:
             tell(run.note)
         left = len(run.writer.rows_left)
-        with counter("label", left) if team.leads else contextlib.nullcontext() as progress:
+        with counter("label", left) if world.is_main else contextlib.nullcontext() as progress:
             run.label(progress)
-        if not team.leads:
+        if not world.is_main:
             return
         if part is not None:
             _show_part(run.writer, part, as_json=as_json)

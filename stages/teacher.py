@@ -20,7 +20,7 @@ from ltd_pipe.stages.options import (
 )
 
 if TYPE_CHECKING:
-    from ltd_pipe.distributed import Team
+    from ltd_pipe.distributed import World
     from ltd_pipe.images.beton import Beton
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.params import Params, TeacherParams
@@ -56,7 +56,7 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
       ltd-pipe teacher --checkpoint resnet.pt --architecture torchvision:resnet18
     """
     with doing("loading torch"):
-        from ltd_pipe.distributed import Team
+        from ltd_pipe.distributed import World
         from ltd_pipe.images.beton import open_beton, require_one_preparation
         from ltd_pipe.images.manifest import Duplicates
         from ltd_pipe.stages.fitting import tell_chance, turn
@@ -76,16 +76,16 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
                 "no such file",
                 remedy="Give trained weights, or null to train a teacher.",
             )
-    team = Team.here()
-    with turn(out, team):
+    world = World.from_environment()
+    with turn(out, world):
         with doing("checking images"):
             train, test = open_beton(data / "train.beton"), open_beton(data / "test.beton")
             require_one_preparation(train, test)
         if params.teacher.checkpoint is None:
-            facts = _train(params, train, test, team, out, fresh=fresh)
-        elif team.leads:
+            facts = _train(params, train, test, world, out, fresh=fresh)
+        elif world.is_main:
             facts = _take(params, train, test, out)
-    if not team.leads:
+    if not world.is_main:
         return
     known = (
         f"clean accuracy {facts['clean_accuracy']:.2%} of {facts['n']:,} test images, calibration "
@@ -103,7 +103,7 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
 
 
 def _train(
-    params: Params, train: Beton, test: Beton, team: Team, out: Path, *, fresh: bool
+    params: Params, train: Beton, test: Beton, world: World, out: Path, *, fresh: bool
 ) -> dict[str, Any]:
     from ltd_pipe.device import choose_device, deterministic
     from ltd_pipe.images.stream import ImageStream
@@ -118,13 +118,13 @@ def _train(
         teacher_fit,
     )
 
-    device = team.device(choose_device(params.device))
+    device = world.device(choose_device(params.device))
     section = params.teacher
     model = new_classifier(section, train.manifest, seed=params.seed, role="teacher", device=device)
-    decides = {"seed": params.seed, "device": device.type, "processes": team.count}
+    decides = {"seed": params.seed, "device": device.type, "processes": world.size}
     facts = run_facts("teacher", section, train.manifest, **decides)
     with doing("measuring precision"):
-        snapshots, passes = open_run(facts, out, section, model, team, fresh=fresh, tell=tell)
+        snapshots, passes = open_run(facts, out, section, model, world, fresh=fresh, tell=tell)
     training, validation = split_samples(train, section.images, params.seed, "teacher")
     with deterministic():
         with doing("loading images"):
@@ -138,10 +138,10 @@ def _train(
             snapshots=snapshots,
             seed=params.seed,
             passes=passes,
-            team=team,
+            world=world,
         )
         timing = fit_on_screen(fit, "teacher", out)
-        if not team.leads:
+        if not world.is_main:
             return {}
         made = common_facts("teacher", section, train.manifest, params.seed, passes)
         made |= _measure(fit.best.model, test)

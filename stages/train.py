@@ -19,7 +19,7 @@ from ltd_pipe.stages.options import (
 )
 
 if TYPE_CHECKING:
-    from ltd_pipe.distributed import Team
+    from ltd_pipe.distributed import World
     from ltd_pipe.images.beton import Beton
     from ltd_pipe.labels.reader import SoftLabels
     from ltd_pipe.params import Params, TrainParams
@@ -86,7 +86,7 @@ def train(
     """
     with doing("loading torch"):
         from ltd_pipe.device import deterministic
-        from ltd_pipe.distributed import Team
+        from ltd_pipe.distributed import World
         from ltd_pipe.images.beton import open_beton
         from ltd_pipe.models.registry import allow_file
         from ltd_pipe.stages.fitting import fit_on_screen, tell_chance, turn
@@ -99,16 +99,16 @@ def train(
     note_pipeline(out)
     if teacher_arch is not None:
         allow_file(teacher_arch)
-    team = Team.here()
-    with turn(out, team), deterministic():
+    world = World.from_environment()
+    with turn(out, world), deterministic():
         with doing("checking images and labels"):
             beton = open_beton(data)
             store = _open_store(params, labels, beton)
             teacher = _open_teacher(params, beton)
             softness = _measure_labels(params, beton, store)
-        fit, snapshots = _fit(params, beton, store, teacher, team, out, fresh=fresh)
+        fit, snapshots = _fit(params, beton, store, teacher, world, out, fresh=fresh)
         timing = fit_on_screen(fit, out.name, out)
-        if not team.leads:
+        if not world.is_main:
             return
         facts = _facts(params, beton, store, teacher, softness, fit.passes)
         if fit.target_softness is not None:
@@ -208,7 +208,7 @@ def _fit(
     beton: Beton,
     store: SoftLabels | None,
     teacher: LiveTeacher | None,
-    team: Team,
+    world: World,
     out: Path,
     *,
     fresh: bool,
@@ -225,7 +225,7 @@ def _fit(
     )
 
     section, manifest = params.train, beton.manifest
-    device = team.device(choose_device(params.device))
+    device = world.device(choose_device(params.device))
     model = new_classifier(
         section,
         manifest,
@@ -237,13 +237,13 @@ def _fit(
     decides = {
         "seed": params.seed,
         "device": device.type,
-        "processes": team.count,
+        "processes": world.size,
         "labels": store.identity if store else None,
         "teacher": teacher.sha256 if teacher else None,
     }
     facts = run_facts("student", section, manifest, **decides)
     with doing("measuring precision"):
-        snapshots, passes = open_run(facts, out, section, model, team, fresh=fresh, tell=tell)
+        snapshots, passes = open_run(facts, out, section, model, world, fresh=fresh, tell=tell)
     training, validation = split_samples(beton, section.images, params.seed)
     examples = student_examples(
         section, model.num_classes, store, str(beton.path), device, params.seed
@@ -261,7 +261,7 @@ def _fit(
         seed=params.seed,
         passes=passes,
         teacher=teacher,
-        team=team,
+        world=world,
     )
     return fit, snapshots
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ltd_pipe.device import Precision
-    from ltd_pipe.distributed import Team
+    from ltd_pipe.distributed import World
     from ltd_pipe.images.manifest import ImageFacts
     from ltd_pipe.images.stream import Batch, Stream
     from ltd_pipe.models.classifier import Classifier
@@ -63,7 +63,7 @@ class LabellingRun:
     teachers : sequence of Classifier
         In evaluation mode, on the stream's device; in the order of the facts.
     stream : ImageStream or FolderStream
-    team : Team
+    world : World
     part : Part, optional
         The part to make; None: all that is missing.
 
@@ -81,10 +81,10 @@ class LabellingRun:
         params: LabelParams,
         teachers: Sequence[Classifier],
         stream: Stream,
-        team: Team,
+        world: World,
         part: Part | None = None,
     ) -> None:
-        self._out, self._params, self._team = out, params, team
+        self._out, self._params, self._world = out, params, world
         self._teachers, self._stream, self._part = teachers, stream, part or WHOLE
         device = teachers[0].mean.device
         decides: dict[str, Any] = {
@@ -101,7 +101,9 @@ class LabellingRun:
             ),
         }
         # The first process measures both, and all take them.
-        self._precision, self._temperature = team.agree(decides, lambda: self._choose(facts))
+        self._precision, self._temperature = world.broadcast_config(
+            decides, lambda: self._choose(facts)
+        )
         asked = (facts.labelling or LabellingFacts()).model_copy(
             update={"precision": self._precision}
         )
@@ -123,8 +125,8 @@ class LabellingRun:
             decides["processor"] = provenance.processor(device)
             record = provenance.StateRecord(states, "label", out.name, decides, {})
             self._state, self.note = record.folder, record.note()
-        self.writer = self._open_writer(self._part.split(team.rank, team.count))
-        if record and team.leads:
+        self.writer = self._open_writer(self._part.split(world.rank, world.size))
+        if record and world.is_main:
             record.write()
 
     def _choose(self, facts: StoreFacts) -> tuple[Precision, str | float]:
@@ -163,7 +165,7 @@ class LabellingRun:
         In the first process all chunks that were asked for are on disk then.
         """
         self._label(progress)
-        if self._team.leads and self._team.count > 1:
+        if self._world.leads and self._world.size > 1:
             wait_for_chunks(lambda: self.writer.absent_chunks(self._part))
             # Read again, and what another process left damaged is made again.
             self.writer = self._open_writer(self._part)

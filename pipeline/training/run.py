@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from ltd_pipe import objectives, provenance, rng
 from ltd_pipe.attacks import Adversary, Ball, Frozen, pgd
-from ltd_pipe.distributed import Team
+from ltd_pipe.distributed import World
 from ltd_pipe.errors import DataError, ParamsError
 from ltd_pipe.evaluation.accuracy import predict
 from ltd_pipe.images.manifest import to_unit
@@ -57,7 +57,7 @@ def teacher_fit(
     snapshots: Snapshots,
     seed: int,
     passes: Passes,
-    team: Team | None = None,
+    world: World | None = None,
 ) -> Fit:
     """Put together the teacher's run; the best checkpoint has the highest clean accuracy.
 
@@ -73,21 +73,21 @@ def teacher_fit(
     snapshots : Snapshots
     seed : int
     passes : Passes
-    team : Team, optional
+    world : World, optional
         Processes that train together.
 
     Returns
     -------
     Fit
     """
-    team = team or Team()
+    world = world or World()
 
     def validate(candidate: Classifier) -> dict[str, float]:
         if not len(validation):
             return {}
-        mine = validation[team.rank :: team.count]
+        mine = validation[world.rank :: world.size]
         probabilities, labels = predict(candidate, stream, mine, params.batch_size)
-        (hits,) = team.totals(int((probabilities.argmax(axis=1) == labels).sum()))
+        (hits,) = world.sums(int((probabilities.argmax(axis=1) == labels).sum()))
         return {"validation/clean_accuracy": hits / len(validation)}
 
     return Fit(
@@ -107,7 +107,7 @@ def teacher_fit(
         snapshots=snapshots,
         seed=seed,
         passes=passes,
-        team=team,
+        world=world,
     )
 
 
@@ -165,13 +165,13 @@ def validate_robustness(
     samples: NDArray[np.int64],
     params: TrainParams,
     seed: int,
-    team: Team,
+    world: World,
 ) -> dict[str, float]:
     """Clean and PGD accuracy on the validation split, with the same starts at every epoch.
 
     The attack is the evaluation's, PGD on the cross entropy with steps of 2.5 · eps / steps from
     a uniform start, at the full eps and whatever the training attack is. It must be another one
-    than training's for a collapse of single-step training to be seen. Each process of the team
+    than training's for a collapse of single-step training to be seen. Each process of the world
     measures its share of the samples.
 
     Returns
@@ -185,7 +185,7 @@ def validate_robustness(
     key, ball = rng.stream_key(seed, "validation-start"), Ball(params.norm, params.eps)
     steps = params.validation_attack_steps
     hits = torch.zeros(2, dtype=torch.int64, device=stream.device)
-    for batch in stream.batches(samples[team.rank :: team.count], params.batch_size):
+    for batch in stream.batches(samples[world.rank :: world.size], params.batch_size):
         images = to_unit(batch.images)
         attacked = pgd(
             model,
@@ -202,7 +202,7 @@ def validate_robustness(
         # An image that is wrong when clean is not robust, whatever the attack did to it. The
         # counts stay on the device, so that no batch waits for the one before.
         hits += torch.stack([right.sum(), (right & still).sum()])
-    clean, robust = team.totals(*hits.tolist())
+    clean, robust = world.sums(*hits.tolist())
     return {
         "validation/clean_accuracy": clean / len(samples),
         "validation/robust_accuracy": robust / len(samples),
@@ -251,7 +251,7 @@ def student_fit(
     seed: int,
     passes: Passes,
     teacher: LiveTeacher | None = None,
-    team: Team | None = None,
+    world: World | None = None,
 ) -> Fit:
     """Put together the student's run; the best checkpoint has the highest robust accuracy.
 
@@ -272,7 +272,7 @@ def student_fit(
         How the training passes are computed; validation is always float32.
     teacher : LiveTeacher, optional
         Needed where the parameters ask a teacher in the run.
-    team : Team, optional
+    world : World, optional
         Processes that train together.
 
     Returns
@@ -284,7 +284,7 @@ def student_fit(
     ModelError, ParamsError
         When the network has not the exits that are to be trained.
     """
-    team = team or Team()
+    world = world or World()
     if teacher is not None:
         teacher = teacher.placed(stream.device, channels_last=passes.channels_last)
     # The average is the run's own, which exists once the run is put together.
@@ -298,7 +298,7 @@ def student_fit(
         examples=examples,
         adversary=training_adversary(params),
         validate=lambda candidate: validate_robustness(
-            candidate, stream, validation, params, seed, team
+            candidate, stream, validation, params, seed, world
         ),
         select=lambda row: (
             row.get("validation/robust_accuracy", 0.0),
@@ -309,7 +309,7 @@ def student_fit(
         passes=passes,
         validate_every=params.validation_every,
         awp=Perturbation(params.awp_gamma, params.awp_from_epoch) if params.awp_gamma else None,
-        team=team,
+        world=world,
         alarm=_alarm(params, len(validation)),
     )
     return fit
@@ -478,7 +478,7 @@ def open_run(
     out: Path,
     params: FitParams,
     model: Classifier,
-    team: Team,
+    world: World,
     *,
     fresh: bool,
     tell: Callable[[str], None],
@@ -494,7 +494,7 @@ def open_run(
     params : FitParams
     model : Classifier
         On its device; it is not changed.
-    team : Team
+    world : World
         Connected; the first process looks for the state, or measures, for all.
     fresh : bool
         Forget the state, and measure anew.
@@ -516,8 +516,8 @@ def open_run(
         moved = any(name == "device" for name, _, _ in record.changed())
         return (None if fresh or moved else kept_passes(snapshots)) or choose_passes(params, model)
 
-    passes = team.agree({"run": facts}, passes_for_all)
-    if fresh and team.leads:
+    passes = world.broadcast_config({"run": facts}, passes_for_all)
+    if fresh and world.is_main:
         snapshots.clear()
     return snapshots, passes
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ltd_pipe.attacks import Adversary, LossOfLogits
-    from ltd_pipe.distributed import Team
+    from ltd_pipe.distributed import World
     from ltd_pipe.images.stream import Batch
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.objectives import Attacker, Loss, Moment, Objective
@@ -262,7 +262,7 @@ class Step:
     seed : int
     passes : Passes
         How those of training and attack are computed.
-    team : Team
+    world : World
         Its processes take one step together.
     """
 
@@ -277,7 +277,7 @@ class Step:
         params: FitParams,
         seed: int,
         passes: Passes,
-        team: Team,
+        world: World,
     ) -> None:
         self._model, self._objective, self._examples = model, objective, examples
         self._awp, self._params = awp, params
@@ -286,7 +286,7 @@ class Step:
         # Float16 has no small gradients.
         scaled = passes.precision == "float16"
         self._adversary = _Scaled(adversary) if scaled and adversary else adversary
-        self._seed, self._passes, self._team = seed, passes, team
+        self._seed, self._passes, self._world = seed, passes, world
         self._device = next(model.parameters()).device
         self._frozen = Frozen(model) if adversary else None
         if self._frozen and passes.compiled != "none":
@@ -316,13 +316,13 @@ class Step:
         """
         for group in self._optimiser.param_groups:
             group["lr"] = rate
-        seed_dropout(self._seed, moment.step, self._team.rank, self._device)
+        seed_dropout(self._seed, moment.step, self._world.rank, self._device)
         parts = self.attacked(batch, moment, images)
         with self._perturbed(parts, moment.epoch):
             tally = self.differentiate(parts)
             self._reduce(tally)
             self._move()
-        self._objective.finish(self._team.sum_)
+        self._objective.finish(self._world.all_reduce_)
         tally[0] *= images
         return tally
 
@@ -330,7 +330,7 @@ class Step:
         """Augment, join and attack a batch, in as many parts as gradients are summed over."""
         drawn = self._examples.draw(batch, moment.epoch)
         # As many in every process, or they would wait for each other's messages.
-        least = max(1, images // self._team.count)
+        least = max(1, images // self._world.size)
         count = min(self._params.accumulation_steps, least)
         bounds = [len(batch.rows) * part // count for part in range(count + 1)]
         slices = [slice(*pair) for pair in itertools.pairwise(bounds)]
@@ -426,7 +426,7 @@ class Step:
 
         def gradients_of(weights: list[torch.Tensor]) -> list[torch.Tensor]:
             sums = _weight_gradients(parts, weights)
-            self._team.sum_(sums)
+            self._world.all_reduce_(sums)
             return sums
 
         return perturbed_weights(self._model, gradients_of, self._awp.gamma)
@@ -437,13 +437,13 @@ class Step:
         Overlapping it with the backward pass, as torch's DistributedDataParallel does, would
         gain little here: an adversarial step sends once for its twelve or more passes.
         """
-        if self._team.count == 1:
+        if self._world.size == 1:
             return
         gradients = [w.grad for w in self._model.parameters() if w.grad is not None]
         statistics = [] if self._params.sync_batch_norm else _running_statistics(self._model)
-        self._team.sum_([*gradients, *statistics, tally])
+        self._world.all_reduce_([*gradients, *statistics, tally])
         for statistic in statistics:
-            statistic.div_(self._team.count)
+            statistic.div_(self._world.size)
 
     def _move(self) -> None:
         self._scaler.unscale_(self._optimiser)

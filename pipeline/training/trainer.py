@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ltd_pipe import rng
-from ltd_pipe.distributed import Team, images_per_epoch, require_shares, share_of
+from ltd_pipe.distributed import World, images_per_epoch, require_shares, share_of
 from ltd_pipe.errors import MachineError, ModelError, StateError
 from ltd_pipe.images.augmentation import PAIR
 from ltd_pipe.models.registry import require_sizes
@@ -253,7 +253,9 @@ def listen(
 
 
 @contextlib.contextmanager
-def out_of_memory_explained(step: Step, batch: Batch, moment: Moment, team: Team) -> Iterator[None]:
+def out_of_memory_explained(
+    step: Step, batch: Batch, moment: Moment, world: World
+) -> Iterator[None]:
     """Turn the block's lack of memory into an error that says what would fit.
 
     Parameters
@@ -263,7 +265,7 @@ def out_of_memory_explained(step: Step, batch: Batch, moment: Moment, team: Team
     batch : Batch
         That did not fit.
     moment : Moment
-    team : Team
+    world : World
 
     Raises
     ------
@@ -279,7 +281,7 @@ def out_of_memory_explained(step: Step, batch: Batch, moment: Moment, team: Team
         return
     # Outside the handler: the traceback would keep the tensors that are in the way.
     size = len(batch.rows)
-    fits = _largest_that_fits(step, batch, moment) if team.count == 1 else None
+    fits = _largest_that_fits(step, batch, moment) if world.size == 1 else None
     raise MachineError(
         f"{batch.images.device}: {size} images per step",
         f"do not fit into memory ({reason[:120]})",
@@ -513,7 +515,7 @@ class Fit:
         Epochs.
     awp : Perturbation, optional
         Of the weights.
-    team : Team
+    world : World
         Processes that take each step together, connected.
     alarm : Alarm, optional
         Told of, or stopped at, when training collapses.
@@ -543,7 +545,7 @@ class Fit:
         passes: Passes,
         validate_every: int = 1,
         awp: Perturbation | None = None,
-        team: Team | None = None,
+        world: World | None = None,
         alarm: Alarm | None = None,
     ) -> None:
         self.model, self._stream, self._samples, self._params = model, stream, samples, params
@@ -552,14 +554,14 @@ class Fit:
         self._seed, self._validate_every = seed, validate_every
         self.passes = passes
         self._adversarial, self._alarm = adversary is not None, alarm
-        self.team = team or Team()
+        self.world = world or World()
         self._unit = 1 if params.mixing.is_none else PAIR
         self._images = images_per_epoch(len(samples), params.batch_size)
-        require_shares(self._images, params.batch_size, self.team.count, self._unit)
+        require_shares(self._images, params.batch_size, self.world.size, self._unit)
         self._sizes = [] if params.sizes is None else params.sizes.all()
         require_sizes(model, self._sizes)
         passes.apply(model)
-        if params.sync_batch_norm and self.team.count > 1:
+        if params.sync_batch_norm and self.world.size > 1:
             synchronise(model)
         self.epochs = params.epochs
         self.steps_per_epoch = -(-self._images // params.batch_size)
@@ -573,7 +575,7 @@ class Fit:
             params=params,
             seed=seed,
             passes=passes,
-            team=self.team,
+            world=self.world,
         )
         self.average = _average(model, params, self.steps_per_epoch)
         self.best = MovingAverage(model, 0.0)
@@ -599,7 +601,7 @@ class Fit:
         self._clock.restart()
         # torchrun passes on to each process what the terminal has sent it already.
         generators = caller_generators_kept(self._stream.device)
-        with generators, listen(patient=self.team.count > 1, told=watcher.stopping) as stop:
+        with generators, listen(patient=self.world.size > 1, told=watcher.stopping) as stop:
             while len(self.progress.history) < self._params.epochs and not self.stopped:
                 self._epoch(watcher, stop)
         return self.progress.history
@@ -632,7 +634,7 @@ class Fit:
         done = self.progress.step - epoch * self.steps_per_epoch
         order = rng.permutation(rng.stream_key(self._seed, "order", epoch), self._samples)
         order = order[: self._images]
-        mine, batch_size = share_of(order, self._params.batch_size, self.team, self._unit)
+        mine, batch_size = share_of(order, self._params.batch_size, self.world, self._unit)
         self.model.train()
         self._clock.skip()
         batches = ahead(
@@ -645,7 +647,7 @@ class Fit:
                 self._take(batch, epoch, done)
                 done += 1
                 self._tell(watcher)
-                stopped, due = self.team.any(stop.received, self._snapshot_is_due())
+                stopped, due = self.world.any(stop.received, self._snapshot_is_due())
                 if stopped or due:
                     self._save()
                 if stopped:
@@ -663,7 +665,7 @@ class Fit:
         moment = Moment(step, self.total_steps, epoch, self._params.epochs)
         with (
             lone_image_explained(self.model.architecture),
-            out_of_memory_explained(self._step, batch, moment, self.team),
+            out_of_memory_explained(self._step, batch, moment, self.world),
         ):
             tally = self._step.take(batch, moment, rate, images)
         self._meters.add(tally, images, step)
@@ -719,7 +721,7 @@ class Fit:
     def _save(self) -> None:
         # Read first: weights that a broken loss has spoilt must not replace sound ones.
         self.progress.sums = self._meters.read()
-        if self.team.leads:
+        if self.world.is_main:
             self._snapshots.save(self.progress, self._state(), self.passes.chosen)
         self._clock.restart()
 
@@ -732,7 +734,7 @@ class Fit:
         }
 
     def _restore(self) -> None:
-        found = self.team.from_first(self._snapshots.load)
+        found = self.world.broadcast(self._snapshots.load)
         if found is None:
             return
         self.progress, state = found

@@ -14,7 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import ranks
 
-from ltd_pipe.distributed import Team
+from ltd_pipe.distributed import World
 from ltd_pipe.images.beton import open_beton
 from ltd_pipe.images.stream import ImageStream
 from ltd_pipe.training.trainer import Watcher
@@ -26,7 +26,7 @@ LONGEST_S = 0.6
 
 def train(beton, stream, folder):
     """Run to the end, or as far as it gets; the result's hash goes into a file."""
-    fit = ranks.make_fit(beton, folder, "often", Team(), stream=stream)
+    fit = ranks.make_fit(beton, folder, "often", World(), stream=stream)
     fit.run(Watcher())
     result = ranks.result_of(fit)
     text = json.dumps(result["history"]).encode() + result["weights"].numpy().tobytes()

@@ -11,7 +11,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from short_runs import ATTACK, SHORT
 
-from ltd_pipe.distributed import Team
+from ltd_pipe.distributed import World
 from ltd_pipe.errors import LtdPipeError
 from ltd_pipe.images.beton import open_beton
 from ltd_pipe.images.stream import ImageStream
@@ -45,7 +45,7 @@ class Signals(Watcher):
             os.kill(os.getpid(), self._number)
 
 
-def make_fit(beton, folder, case, team, *, fresh=False, stream=None):
+def make_fit(beton, folder, case, world, *, fresh=False, stream=None):
     """A run of a case, its state in a folder of its own."""
     params = TrainParams(**BASE | CASES[case])
     cpu = torch.device("cpu")
@@ -59,7 +59,7 @@ def make_fit(beton, folder, case, team, *, fresh=False, stream=None):
         snapshots=Snapshots(Path(folder) / ("fresh-" * fresh + case)),
         seed=0,
         passes=Passes(),
-        team=team,
+        world=world,
     )
 
 
@@ -72,13 +72,13 @@ def result_of(fit):
 def main(beton, folder, *cases):
     """Run the cases one after the other; the first process writes what came out."""
     torch.set_num_threads(1)
-    team = Team.here()
-    with team.connected():
+    world = World.from_environment()
+    with world.connected():
         for case in cases:
-            fit = make_fit(open_beton(Path(beton)), folder, case, team)
-            fit.run(Signals(case, team.rank))
-            if team.leads:
-                torch.save(result_of(fit), Path(folder) / f"{case}-{team.count}.pt")
+            fit = make_fit(open_beton(Path(beton)), folder, case, world)
+            fit.run(Signals(case, world.rank))
+            if world.is_main:
+                torch.save(result_of(fit), Path(folder) / f"{case}-{world.size}.pt")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import pytest
 import torch
 from short_runs import ATTACK, SHORT
 
-from ltd_pipe.distributed import Team, share_of
+from ltd_pipe.distributed import World, share_of
 from ltd_pipe.errors import ParamsError
 from ltd_pipe.images.augment import augment
 from ltd_pipe.images.mixup import mix
@@ -104,7 +104,7 @@ def test_processes_cannot_be_told(train_stream, processes):
     (batch,) = train_stream.batches(ORDER, 240)
     whole, found = examples.draw(batch, 0), {}
     for rank in range(processes):
-        mine, size = share_of(ORDER, 24, Team(rank, processes), unit=2)
+        mine, size = share_of(ORDER, 24, World(rank, processes), unit=2)
         for part in train_stream.batches(mine, size):
             found |= dict(zip(part.rows.tolist(), examples.draw(part, 0).images, strict=True))
     assert len(found) == len(ORDER)

@@ -10,12 +10,12 @@ import pytest
 import ranks
 import torch
 
-from ltd_pipe.distributed import Team, require_shares, share_of
+from ltd_pipe.distributed import World, require_shares, share_of
 from ltd_pipe.errors import ParamsError
 from ltd_pipe.training.trainer import Watcher
 
 ROOT = Path(__file__).parents[2]
-ALONE = Team()
+ALONE = World()
 
 
 def together(processes, beton, folder, *cases):
@@ -130,8 +130,8 @@ def test_a_request_to_one_process_stops_all(pair, train_beton, tmp_path):
 def test_shares_make_up_the_steps(processes):
     """Piece after piece of a step are the step's samples, in their order."""
     order = np.random.default_rng(0).permutation(np.arange(1000, 1103))
-    teams = [Team(rank, processes, rank) for rank in range(processes)]
-    shares = [share_of(order, 24, team) for team in teams]
+    worlds = [World(rank, processes, rank) for rank in range(processes)]
+    shares = [share_of(order, 24, world) for world in worlds]
     size = 24 // processes
     assert {step for _, step in shares} == {size}
     for step in range(4):
@@ -155,8 +155,8 @@ def test_what_cannot_be_shared_is_refused():
 @pytest.mark.parametrize("images", [96, 103, 106, 101])
 def test_pairs_are_not_parted(images):
     """Neighbours that are mixed with each other go to one process, also in the last step."""
-    order, teams = np.arange(images) * 3, [Team(rank, 4) for rank in range(4)]
-    shares = [share_of(order, 24, team, unit=2) for team in teams]
+    order, worlds = np.arange(images) * 3, [World(rank, 4) for rank in range(4)]
+    shares = [share_of(order, 24, world, unit=2) for world in worlds]
     assert {size for _, size in shares} == {6}
     assert sorted(np.concatenate([mine for mine, _ in shares])) == order.tolist()
     for mine, _ in shares:

@@ -1,17 +1,14 @@
 """What surrounds a run: samples, initial weights and keys."""
 
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from ltd_pipe import provenance
 from ltd_pipe.errors import DataError, ParamsError
 from ltd_pipe.images.sources import validation_mask
 from ltd_pipe.params import TrainParams
-from ltd_pipe.provenance import code_digest
 from ltd_pipe.training.run import new_classifier, run_facts, run_record, split_samples
 
 PARAMS = TrainParams(architecture="small-cnn-w8", epochs=1, eps=0.1, step_size=0.1)

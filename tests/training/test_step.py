@@ -109,12 +109,12 @@ import torch
 import ranks
 from ltd_pipe.errors import MachineError
 from ltd_pipe.images.beton import open_beton
-from ltd_pipe.distributed import Team
+from ltd_pipe.distributed import World
 from ltd_pipe.training.trainer import Watcher
 
 torch.set_num_threads(1)
 ranks.BASE |= {"batch_size": 190}
-fit = ranks.make_fit(open_beton(Path(sys.argv[1])), sys.argv[2], "at", Team())
+fit = ranks.make_fit(open_beton(Path(sys.argv[1])), sys.argv[2], "at", World())
 # Two MiB per image, as a large network would need: 380 for all, 190 for a half; beside it the
 # heap of the thread that reads ahead reserves 128.
 def need(network, images):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ltd_pipe.distributed import Team
+from ltd_pipe.distributed import World
 from ltd_pipe.images.stream import ImageStream
 from ltd_pipe.params import TrainParams
 from ltd_pipe.training.run import new_classifier, validate_robustness
@@ -26,7 +26,7 @@ def validate(train_beton):
     stream = ImageStream(train_beton, CPU)
 
     def measure(samples=ALL, **changes):
-        return validate_robustness(model.eval(), stream, samples, params(**changes), 0, Team())
+        return validate_robustness(model.eval(), stream, samples, params(**changes), 0, World())
 
     return measure
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ltd_pipe.distributed import Team
+from ltd_pipe.distributed import World
 from ltd_pipe.errors import MachineError
 
 ROOT = Path(__file__).parents[1]
@@ -19,18 +19,18 @@ def test_without_torchrun_a_process_is_alone(monkeypatch):
     """It leads, keeps its device, and decides by itself."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    team = Team.here()
-    assert (team.rank, team.count, team.leads) == (0, 1, True)
-    assert team.device(CPU) == CPU
-    assert team.agree({"a": 1}, lambda: 7) == 7
+    world = World.from_environment()
+    assert (world.rank, world.size, world.is_main) == (0, 1, True)
+    assert world.device(CPU) == CPU
+    assert world.broadcast_config({"a": 1}, lambda: 7) == 7
 
 
 def test_torchrun_says_who_a_process_is(monkeypatch):
     """By its environment."""
     for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    assert Team.here() == Team(5, 8, 1)
-    assert not Team.here().leads
+    assert World.from_environment() == World(5, 8, 1)
+    assert not World.from_environment().is_main
 
 
 @pytest.mark.parametrize("found", [0, 2])
@@ -40,20 +40,20 @@ def test_a_process_without_a_gpu_is_refused(monkeypatch, found):
     with pytest.raises(
         MachineError, match=f"expected --nproc-per-node {found} or less, found .* 2"
     ):
-        Team(2, 4, 2).device(torch.device("cuda"))
+        World(2, 4, 2).device(torch.device("cuda"))
 
 
 AGREE = """
 import os, sys
 from ltd_pipe.errors import LtdPipeError
-from ltd_pipe.distributed import Team
-team = Team.here()
+from ltd_pipe.distributed import World
+world = World.from_environment()
 try:
-    key = {"software": {"torch": "2." + (sys.argv[1] if team.rank == 1 else "1")}}
-    found = team.agree(key, lambda: f"decided by {team.rank}")
-    os.write(1, f"rank {team.rank}: {found}\\n".encode())
+    key = {"software": {"torch": "2." + (sys.argv[1] if world.rank == 1 else "1")}}
+    found = world.broadcast_config(key, lambda: f"decided by {world.rank}")
+    os.write(1, f"rank {world.rank}: {found}\\n".encode())
 except LtdPipeError as error:
-    os.write(1, f"rank {team.rank}: {error}\\n".encode())
+    os.write(1, f"rank {world.rank}: {error}\\n".encode())
 """
 
 
