@@ -1,24 +1,7 @@
 """The exceptions that users meet.
 
-LtdPipeError
-├── ParamsError      (ValueError)         params.yaml or an option says something impossible
-├── MissingError     (FileNotFoundError)  a file or folder that was named is not there
-├── DataError        (ValueError)         images or a beton that cannot be used as they are
-├── StoreError       (ValueError)         a soft-label store that is damaged or not to be trusted
-│   ├── JoinError                         a sound store that belongs to other images
-│   └── SignatureError                    a store that is not signed by whom it should be
-├── LocationError    (ValueError)         a URL that no store is fetched from, or of another store
-├── TransferError    (ConnectionError)    a store elsewhere that could not be fetched
-├── KeyFileError     (ValueError)         a key file with which nothing can be signed or verified
-├── CheckpointError  (ValueError)         weights that are unsafe or do not fit the network
-├── ModelError       (ValueError)         a model that computes something it must not
-├── StateError       (ValueError)         a snapshot of an interrupted run that cannot be continued
-├── ResultError      (ValueError)         a damaged result of an earlier stage, or another run's
-├── BusyError        (RuntimeError)       another run is writing to the same place
-├── WriteError       (OSError)            the result could not be written; nothing was published
-└── MachineError     (RuntimeError)       this machine lacks something, and how to get it
-
-Each is one line: `<where>: <what>: expected <x>, found <y>. <What to do.>`
+Each is one line, and the builtin error that it resembles:
+`<where>: <what>: expected <x>, found <y>. <What to do.>`
 """
 
 from __future__ import annotations
@@ -165,10 +148,23 @@ class MachineError(LtdPipeError, RuntimeError):
     """The machine lacks something that is needed."""
 
 
+def require_file(path: Path, where: object = None, remedy: str = "") -> Path:
+    """The path of a file or folder that has to be there.
+
+    Raises
+    ------
+    MissingError
+        At `where`, or else at the path.
+    """
+    if not path.exists():
+        raise MissingError(path if where is None else where, "no such file", remedy=remedy)
+    return path
+
+
 def refuse_pointer(
     content: bytes | Path, where: object, error: type[LtdPipeError], name: str = ""
 ) -> None:
-    """Refuse the text that a clone without Git LFS has in a file's place.
+    """Refuse, as an error of that type, what a clone without Git LFS has in a file's place.
 
     Parameters
     ----------
@@ -180,11 +176,6 @@ def refuse_pointer(
         Of what the file should have been.
     name : str
         Of the file in `where`.
-
-    Raises
-    ------
-    LtdPipeError
-        Of that type.
     """
     if not isinstance(content, bytes):
         try:

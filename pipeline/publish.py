@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import glob
 import hashlib
 import json
 import os
@@ -22,29 +23,13 @@ from ltd_pipe.errors import BusyError, LtdPipeError, MachineError, WriteError, r
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = [
-    "beside_others",
-    "exclusive",
-    "flush_tree",
-    "json_text",
-    "refused_by_system",
-    "remove_state",
-    "replace_tree",
-    "require_free",
-    "require_shared_memory",
-    "staged",
-    "staged_folder",
-    "unwritable",
-    "write_json",
-    "write_text",
-    "writing",
-]
-
-# What a file in the making is called, with the system and the process that make it.
+# The name of a file in the making, with the system and the process that make it.
 _PART = re.compile(r"\..+\.(?:([0-9a-f]{8})-)?([0-9]+)-[0-9a-f]{8}\.part")
 # Long enough not to be written to, where the process cannot be asked for.
 _ABANDONED_S = 86_400.0
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  not for files: its size is asked for
+
+
+# --- Files and folders that appear whole.
 
 
 @contextlib.contextmanager
@@ -75,8 +60,10 @@ def staged(target: Path, *, flush_name: bool = True) -> Iterator[Path]:
             target.parent.mkdir(parents=True, exist_ok=True)
             if flush_name:  # many small files come without
                 _remove_abandoned(target.parent)
+            beside.touch()
+            mode = beside.stat().st_mode
             yield beside
-            _follow_umask(beside)
+            _allow(beside, mode)
             _flush(beside)
             os.replace(beside, target)
             if flush_name:
@@ -88,25 +75,110 @@ def staged(target: Path, *, flush_name: bool = True) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def writing(target: Path) -> Iterator[None]:
-    """Say of a full or read-only disk what it is; for a block that only writes.
+def staged_folder(target: Path) -> Iterator[Path]:
+    """`staged` for a folder, empty at first; an older one of that name is replaced as a whole."""
+    beside = _beside(target)
+    try:
+        with writing(target):
+            _remove_abandoned(target.parent)
+            beside.mkdir(parents=True)
+            mode = beside.stat().st_mode
+            yield beside
+            for path in beside.rglob("*"):
+                _allow(path, mode)
+                _flush(path)
+            _flush(beside)
+        replace_tree(beside, target)
+    finally:
+        # Gone already when all went well.
+        shutil.rmtree(beside, ignore_errors=True)
 
-    Parameters
-    ----------
-    target : Path
-        What is written, as the user knows it.
+
+def write_text(target: Path, text: str) -> None:
+    """Publish a text file (UTF-8) atomically."""
+    with staged(target) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_json(target: Path, content: Any) -> None:
+    """Publish JSON atomically: two-space indents, keys in the order given, no NaN."""
+    write_text(target, json_text(content))
+
+
+def json_text(content: Any) -> str:
+    """What `write_json` writes."""
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+def replace_tree(built: Path, target: Path) -> None:
+    """Publish a complete folder that was built beside `target`, replacing what stood there.
+
+    An older folder is moved away first and then removed, so that at every moment `target` is
+    either whole or absent.
 
     Raises
     ------
     WriteError
-        When the operating system refuses.
+        When the rename is refused; the older folder is put back.
     """
+    old = _moved_aside(target)
     try:
-        yield
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            os.replace(target, old)
+        os.replace(built, target)
+        _flush(target.parent)
     except OSError as error:
-        if isinstance(error, LtdPipeError) or error.errno is None:
-            raise
+        if old.exists() and not target.exists():
+            os.replace(old, target)
         raise _refused(target, error) from error
+    _remove_moved_aside(target)
+
+
+def remove_state(folder: Path) -> None:
+    """Remove the state of a finished run, and the folder of states when it was the last.
+
+    Renamed first: what a killed process leaves must not pass for a state that can be continued.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(folder, _moved_aside(folder))
+    _remove_moved_aside(folder)
+    with contextlib.suppress(OSError):  # not empty: another run's state is there
+        folder.parent.rmdir()
+
+
+def flush_tree(folder: Path) -> None:
+    """Make the names of all files in a folder, and in the folders in it, survive a power cut."""
+    with writing(folder):
+        for path, _, _ in os.walk(folder):
+            _flush(Path(path))
+
+
+def _flush(path: Path) -> None:
+    # Without fsync of the file and of its folder a power cut can leave an empty file
+    # under the final name.
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _allow(path: Path, mode: int) -> None:
+    """Let others read and write as the umask has it: some packages' files are their owner's."""
+    found = path.stat().st_mode
+    if found | mode & 0o666 != found:
+        path.chmod(found | mode & 0o666)
+
+
+def _moved_aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.{os.urandom(4).hex()}.old")
+
+
+def _remove_moved_aside(folder: Path) -> None:
+    # Those of killed processes too.
+    for remains in folder.parent.glob(f".{glob.escape(folder.name)}.*.old"):
+        shutil.rmtree(remains, ignore_errors=True)
 
 
 def _beside(target: Path) -> Path:
@@ -145,34 +217,36 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def _follow_umask(path: Path) -> None:
-    """Let others read what the umask lets them: some packages' files are their owner's alone."""
-    found = re.search(r"^Umask:\s*([0-7]+)$", _STATUS.read_text(), re.MULTILINE)
-    mode = path.stat().st_mode
-    wanted = mode | (0o666 & ~int(found[1], 8) if found else 0)
-    if wanted != mode:
-        path.chmod(wanted)
+# --- What the operating system refuses, in a line that says what to do.
 
 
-# Where the umask can be read without setting it, which would reach other threads.
-_STATUS = Path("/proc/self/status")
-
-
-def _flush(path: Path) -> None:
-    # Without fsync of the file and of its folder a power cut can leave an empty file
-    # under the final name.
-    descriptor = os.open(path, os.O_RDONLY)
+@contextlib.contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Make an OSError of the block a WriteError of `target`, as the user knows it."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        yield
+    except OSError as error:
+        if isinstance(error, LtdPipeError) or error.errno is None:
+            raise
+        raise _refused(target, error) from error
 
 
-def flush_tree(folder: Path) -> None:
-    """Make the names of all files in a folder, and in the folders in it, survive a power cut."""
-    with writing(folder):
-        for path, _, _ in os.walk(folder):
-            _flush(Path(path))
+def refused_by_system(error: OSError) -> LtdPipeError:
+    """One line for what the operating system refused, wherever that was."""
+    what = (error.strerror or str(error) or type(error).__name__).splitlines()[0]
+    name = error.filename if isinstance(error.filename, str) else None
+    remedy = _remedy(error, Path(name or "."))
+    return LtdPipeError(name or "the operating system", what, remedy=remedy)
+
+
+def unwritable(target: Path, error: Exception) -> WriteError:
+    """What to raise when a package's own writer failed without saying why."""
+    free = shutil.disk_usage(target.parent).free / 2**20
+    return WriteError(
+        target,
+        f"cannot be written ({reason_of(error)})",
+        remedy=f"{free:,.0f} MiB are free on that disk. Nothing was published.",
+    )
 
 
 def _refused(target: Path, error: OSError) -> WriteError:
@@ -204,20 +278,10 @@ def _owner(path: Path) -> str:
         return f"user {number}"
 
 
-def refused_by_system(error: OSError) -> LtdPipeError:
-    """One line for what the operating system refused, wherever that was.
-
-    Parameters
-    ----------
-    error : OSError
-        Of a file that could not be read or written, as a rule.
-    """
-    what = (error.strerror or str(error) or type(error).__name__).splitlines()[0]
-    name = error.filename if isinstance(error.filename, str) else None
-    remedy = _remedy(error, Path(name or "."))
-    return LtdPipeError(name or "the operating system", what, remedy=remedy)
+# --- Room for what will be written.
 
 
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  not for files: its size is asked for
 # Less than that is full: semaphores and counters take a page each.
 _LITTLE_SHARED = 2**16
 _MORE_SHARED = (
@@ -225,168 +289,12 @@ _MORE_SHARED = (
 )
 
 
-def require_shared_memory(where: object, size: int) -> None:
-    """Refuse before the work what the kernel would end without a word: a SIGBUS.
-
-    Parameters
-    ----------
-    where : object
-        Who wants it.
-    size : int
-        Bytes in /dev/shm, for memory that processes share.
-
-    Raises
-    ------
-    MachineError
-        When fewer than `size` bytes are free there.
-    """
-    if not SHARED_MEMORY.is_dir():
-        return
-    free, size = shutil.disk_usage(SHARED_MEMORY).free, size + _LITTLE_SHARED
-    if free < size:
-        raise MachineError(
-            where,
-            f"{SHARED_MEMORY} is too small for the memory that processes share",
-            expected=f"{size / 2**20:,.2f} MiB free",
-            found=f"{free / 2**20:,.2f} MiB",
-            remedy=_MORE_SHARED,
-        )
-
-
-def unwritable(target: Path, error: Exception) -> WriteError:
-    """What to raise when a package's own writer failed without saying why.
-
-    Parameters
-    ----------
-    target : Path
-        The file that was to be published.
-    error : Exception
-        The package's.
-
-    Returns
-    -------
-    WriteError
-    """
-    free = shutil.disk_usage(target.parent).free / 2**20
-    return WriteError(
-        target,
-        f"cannot be written ({reason_of(error)})",
-        remedy=f"{free:,.0f} MiB are free on that disk. Nothing was published.",
-    )
-
-
-def write_text(target: Path, text: str) -> None:
-    """Publish a text file (UTF-8) atomically."""
-    with staged(target) as beside:
-        beside.write_text(text, encoding="utf-8")
-
-
-def write_json(target: Path, content: Any) -> None:
-    """Publish JSON atomically: two-space indents, keys in the order given, no NaN."""
-    write_text(target, json_text(content))
-
-
-def json_text(content: Any) -> str:
-    """What `write_json` writes."""
-    return json.dumps(content, indent=2, allow_nan=False) + "\n"
-
-
-def replace_tree(built: Path, target: Path) -> None:
-    """Publish a folder that was built beside `target`, replacing what stood there.
-
-    Parameters
-    ----------
-    built : Path
-        A complete folder on the same file system.
-    target : Path
-        Its final name. An older folder of that name is moved away first and then removed,
-        so that at every moment `target` is either whole or absent.
-
-    Raises
-    ------
-    WriteError
-        When the rename is refused; the older folder is put back.
-    """
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists():
-            os.replace(target, old)
-        os.replace(built, target)
-        _flush(target.parent)
-    except OSError as error:
-        if old.exists() and not target.exists():
-            os.replace(old, target)
-        raise _refused(target, error) from error
-    # Those of killed processes too.
-    for remains in target.parent.glob(f".{target.name}.*.old"):
-        shutil.rmtree(remains, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def staged_folder(target: Path) -> Iterator[Path]:
-    """Give an empty folder to write to, which becomes `target` when the block succeeds.
-
-    Parameters
-    ----------
-    target : Path
-        The folder to publish; an older one of that name is replaced as a whole.
-
-    Yields
-    ------
-    Path
-        A folder beside it. It is removed when the block fails, `target` untouched.
-
-    Raises
-    ------
-    WriteError
-        When the disk is full, read-only or otherwise refuses.
-    """
-    beside = _beside(target)
-    try:
-        with writing(target):
-            _remove_abandoned(target.parent)
-            beside.mkdir(parents=True)
-            yield beside
-            for path in beside.rglob("*"):
-                _follow_umask(path)
-                _flush(path)
-            flush_tree(beside)
-        replace_tree(beside, target)
-    finally:
-        # Gone already when all went well.
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def remove_state(folder: Path) -> None:
-    """Remove the state of a finished run, and the folder of states when it was the last.
-
-    Renamed first: what a killed process leaves must not pass for a state that can be continued.
-    """
-    for remains in folder.parent.glob(f".{folder.name}.*.old"):
-        shutil.rmtree(remains, ignore_errors=True)
-    old = folder.with_name(f".{folder.name}.{os.urandom(4).hex()}.old")
-    with contextlib.suppress(FileNotFoundError):
-        os.replace(folder, old)
-    shutil.rmtree(old, ignore_errors=True)
-    with contextlib.suppress(OSError):  # not empty: another run's state is there
-        folder.parent.rmdir()
-
-
 def require_free(folder: Path, size: int) -> None:
-    """Refuse before the work starts when the disk cannot hold its result.
-
-    Parameters
-    ----------
-    folder : Path
-        Where the result will be; it need not exist yet.
-    size : int
-        Bytes that will be written.
+    """Refuse before the work starts when the disk cannot hold its result of `size` bytes.
 
     Raises
     ------
     WriteError
-        When fewer than `size` bytes are free.
     """
     existing = folder.resolve()
     while not existing.exists():
@@ -402,23 +310,40 @@ def require_free(folder: Path, size: int) -> None:
         )
 
 
+def require_shared_memory(where: object, size: int) -> None:
+    """Refuse before the work what the kernel would end without a word: a SIGBUS.
+
+    Raises
+    ------
+    MachineError
+        When fewer than `size` bytes are free in /dev/shm, for memory that processes share.
+    """
+    if not SHARED_MEMORY.is_dir():
+        return
+    free, size = shutil.disk_usage(SHARED_MEMORY).free, size + _LITTLE_SHARED
+    if free < size:
+        raise MachineError(
+            where,
+            f"{SHARED_MEMORY} is too small for the memory that processes share",
+            expected=f"{size / 2**20:,.2f} MiB free",
+            found=f"{free / 2**20:,.2f} MiB",
+            remedy=_MORE_SHARED,
+        )
+
+
+# --- Locks, which the kernel releases when the process dies, however it dies.
+
+
 @contextlib.contextmanager
 def exclusive(target: Path) -> Iterator[None]:
-    """Hold the right to write `target` while the block runs.
-
-    Parameters
-    ----------
-    target : Path
-        The output; the lock is a file beside it that the kernel releases when the process
-        dies, however it dies.
+    """Hold the lock on an output, a file beside it, while the block runs.
 
     Raises
     ------
     BusyError
         When another process holds it.
     """
-    lock = target.with_name(f".{target.name}.lock")
-    with _locked(lock, target, fcntl.LOCK_EX) as handle:
+    with _locked(target, fcntl.LOCK_EX) as handle:
         # For the message to others only: a full disk need not hold it.
         with contextlib.suppress(OSError):
             os.ftruncate(handle.fileno(), 0)
@@ -427,31 +352,46 @@ def exclusive(target: Path) -> Iterator[None]:
             yield
         finally:
             with contextlib.suppress(OSError):  # another user's, which we hold but may not remove
-                lock.unlink()
+                _lock_of(target).unlink()
 
 
 @contextlib.contextmanager
-def beside_others(target: Path) -> Iterator[None]:
-    """Hold the right to prepare parts of `target`, which any number of processes may have.
-
-    Nobody has `exclusive(target)` meanwhile.
+def shared(target: Path) -> Iterator[None]:
+    """Hold the lock on an output together with others that write parts of it.
 
     Raises
     ------
     BusyError
-        When another process writes the whole.
+        When a process holds it alone.
     """
-    # The file stays: others may hold it.
-    with _locked(target.with_name(f".{target.name}.lock"), target, fcntl.LOCK_SH) as handle:
+    with _locked(target, fcntl.LOCK_SH) as handle:
         with contextlib.suppress(OSError):
             handle.truncate(0)
-        yield
+        yield  # the file stays: others may hold it
+
+
+def _lock_of(target: Path) -> Path:
+    return target.with_name(f".{target.name}.lock")
 
 
 @contextlib.contextmanager
-def _locked(lock: Path, target: Path, mode: int) -> Iterator[IO[str]]:
+def _locked(target: Path, mode: int) -> Iterator[IO[str]]:
+    lock = _lock_of(target)
     with _open_lock(lock, target) as handle:
-        _acquire(handle, target, mode)
+        try:
+            fcntl.flock(handle, mode | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            handle.seek(0)
+            holder = handle.read().strip()
+            raise BusyError(
+                target,
+                f"process {holder} is writing to it"
+                if holder
+                else "other processes prepare parts of it",
+                remedy="Wait for it to end, or give this run another --out.",
+            ) from error
+        except OSError as error:
+            raise _refused(target, error) from error
         if not lock.exists() or not os.path.samestat(lock.stat(), os.fstat(handle.fileno())):
             # The last holder removed the file between our opening and locking it: what we
             # hold is a file without a name, which keeps nobody out.
@@ -475,20 +415,3 @@ def _open_lock(lock: Path, target: Path) -> IO[str]:
             f"may be written to by {_owner(lock)}, whose lock is {lock.name}",
             remedy="When no run of theirs is under way have them remove it, or give another --out.",
         ) from error
-
-
-def _acquire(handle: IO[str], target: Path, mode: int) -> None:
-    try:
-        fcntl.flock(handle, mode | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        handle.seek(0)
-        holder = handle.read().strip()
-        raise BusyError(
-            target,
-            f"process {holder} is writing to it"
-            if holder
-            else "other processes prepare parts of it",
-            remedy="Wait for it to end, or give this run another --out.",
-        ) from error
-    except OSError as error:
-        raise _refused(target, error) from error

@@ -160,14 +160,14 @@ def _stoppable() -> Iterator[None]:
 @contextlib.contextmanager
 def _exclusive(out: Path, part: Part | None) -> Iterator[None]:
     """Keep other runs out: of the whole store, or of this part of it."""
-    from ltd_pipe.publish import beside_others, exclusive
+    from ltd_pipe.publish import exclusive, shared
 
     if part is None:
         with exclusive(out):
             yield
         return
     name = f"{out.name}.part-{part}".replace("/", "-of-")
-    with exclusive(out.with_name(name)), beside_others(out):
+    with exclusive(out.with_name(name)), shared(out):
         yield
 
 

@@ -11,11 +11,11 @@ import pytest
 
 from ltd_pipe.errors import BusyError, WriteError
 from ltd_pipe.publish import (
-    beside_others,
     exclusive,
     refused_by_system,
     replace_tree,
     require_free,
+    shared,
     staged,
     staged_folder,
     write_json,
@@ -235,7 +235,7 @@ def test_the_lock_of_another_user(tmp_path, held):
         code = 1
         try:
             os.setuid(65534)
-            with beside_others(tmp_path / "out"):
+            with shared(tmp_path / "out"):
                 pass
             with exclusive(tmp_path / "out"):
                 code = 0

@@ -165,7 +165,7 @@ class LabellingRun:
         In the first process all chunks that were asked for are on disk then.
         """
         self._label(progress)
-        if self._world.leads and self._world.size > 1:
+        if self._world.is_main and self._world.size > 1:
             wait_for_chunks(lambda: self.writer.absent_chunks(self._part))
             # Read again, and what another process left damaged is made again.
             self.writer = self._open_writer(self._part)

@@ -19,7 +19,7 @@ from ltd_pipe.labels import SoftLabels, labelling
 from ltd_pipe.labels.labelling import answers
 from ltd_pipe.models.registry import build
 from ltd_pipe.params import PrepareParams
-from ltd_pipe.publish import beside_others, exclusive
+from ltd_pipe.publish import exclusive, shared
 from ltd_pipe.text import differences
 
 ROOT = Path(__file__).parents[2]
@@ -193,7 +193,7 @@ def interrupted():
 
 def test_a_part_is_made_by_one_process_at_a_time(label):
     """On one machine; another part may be made meanwhile."""
-    with exclusive(Path("data/again.zarr.part-1-of-2")), beside_others(Path("data/again.zarr")):
+    with exclusive(Path("data/again.zarr.part-1-of-2")), shared(Path("data/again.zarr")):
         assert "again.zarr.part-1-of-2: process" in label("--part", "1/2", code=1).err
         assert "other processes prepare parts of it" in label(code=1).err
         label("--part", "2/2")
