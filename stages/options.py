@@ -198,7 +198,7 @@ _TYPED = re.compile(r"[\w.-]+(, [\w.-]+)*:")
 
 
 def _option(name: str, info: FieldInfo, group: str) -> Callable[[Command], Command]:
-    flag, text = name.replace("_", "-"), info.description or ""
+    flag, text = name.replace("_", "-"), " ".join((info.description or "").split())
     choices = _choices(info.annotation)
     word = text.partition(" ")[0]
     # What is to be typed, as in `rslad, ard: weight of …`, stays as it is typed.

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 class Common(Section):
     """What all stages share."""
 
-    launch: str = Field(
-        "python",
-        description="what starts each stage: the interpreter, or a wrapper such as srun python",
-    )
-    seed: int = Field(0, ge=0, lt=2**31, description="of every random number")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where it is")
+    launch: str = "python"
+    """what starts each stage: the interpreter, or a wrapper such as srun python"""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """of every random number"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where it is"""
 
 
 class Params(Common):

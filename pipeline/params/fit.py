@@ -1,4 +1,4 @@
-"""Parameters that clean and adversarial training have in common."""
+"""Parameters of the teacher's and the student's training."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from ltd_pipe.images.augmentation import PAIR, Augmentation, Mixing, Sizes
 from ltd_pipe.params.sections import Number, Probability, Section, require_pixel_units
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-
-# --- Parameters of the attack that training withstands.
+    from collections.abc import Iterator, Sequence
 
 
 def _as_word(value: Any) -> Any:
@@ -25,58 +22,36 @@ def _as_word(value: Any) -> Any:
 class AttackParams(Section):
     """The threat model, and how training looks for the worst image in it."""
 
-    norm: Literal["linf", "l2"] = Field(
-        "linf",
-        description="threat model: linf moves no pixel by more than eps, l2 bounds the Euclidean "
-        "norm over all pixels of an image",
-    )
-    eps: Number = Field(
-        gt=0,
-        description="radius of the ball in pixel units, images in [0, 1]: such as 8/255 for "
-        "linf, 128/255 for l2",
-    )
-    attack: Literal["pgd", "n-fgsm", "fgsm-rs"] = Field(
-        "pgd",
-        description="pgd: Madry et al. 2018; of one step, several times faster: n-fgsm (de Jorge "
-        "et al. 2022), or fgsm-rs (Wong et al. 2020), which collapses more easily",
-    )
-    step_size: Number | None = Field(
-        None,
-        gt=0,
-        description="length of a step in the norm, in pixel units; null: 2.5 eps / attack_steps "
-        "for pgd, eps for n-fgsm, 1.25 eps for fgsm-rs",
-    )
-    attack_steps: int | None = Field(
-        None, ge=1, description="gradient steps in training; null: 10 for pgd, 1 for the others"
-    )
-    attack_start: Literal["uniform", "normal", "none"] | None = Field(
-        None,
-        description="pgd: begins at a random point of the ball, 0.001 N(0, 1) away, or at the "
-        "image; null: where the objective's authors do",
-    )
-    attack_loss: Literal["ce", "kl", "margin"] | None = Field(
-        None,
-        description="what the attack maximises: ce, the truth's cross entropy; kl, the divergence "
-        "from the clean answer; margin, the largest wrong logit less the true one; null: the "
-        "objective's own",
-    )
-    attack_noise: Number = Field(
-        2.0, ge=0, description="n-fgsm: its noise is uniform within so many times eps"
-    )
-    eps_warmup_epochs: Number = Field(
-        0.0, ge=0, description="eps and step_size grow from 0 over these epochs of training"
-    )
-    validation_attack_steps: int = Field(
-        10,
-        ge=1,
-        description="PGD steps, of 2.5 eps / steps each, when choosing the best checkpoint",
-    )
-    overfitting_alarm: Annotated[Literal["stop", "warn", "off"], BeforeValidator(_as_word)] = Field(
-        "stop",
-        description="when robust accuracy in validation collapses while the training attack finds "
-        "ever less (catastrophic overfitting): stop keeps the best checkpoint and ends, warn goes "
-        "on, off does not look",
-    )
+    norm: Literal["linf", "l2"] = "linf"
+    """threat model: linf moves no pixel by more than eps, l2 bounds the Euclidean norm over all
+    pixels of an image"""
+    eps: Number = Field(gt=0)
+    """radius of the ball in pixel units, images in [0, 1]: such as 8/255 for linf, 128/255 for l2
+    """
+    attack: Literal["pgd", "n-fgsm", "fgsm-rs"] = "pgd"
+    """pgd: Madry et al. 2018; of one step, several times faster: n-fgsm (de Jorge et al. 2022), or
+    fgsm-rs (Wong et al. 2020), which collapses more easily"""
+    step_size: Number | None = Field(None, gt=0)
+    """length of a step in the norm, in pixel units; null: 2.5 eps / attack_steps for pgd, eps for
+    n-fgsm, 1.25 eps for fgsm-rs"""
+    attack_steps: int | None = Field(None, ge=1)
+    """gradient steps in training; null: 10 for pgd, 1 for the others"""
+    attack_start: Literal["uniform", "normal", "none"] | None = None
+    """pgd: begins at a random point of the ball, 0.001 N(0, 1) away, or at the image; null: where
+    the objective's authors do"""
+    attack_loss: Literal["ce", "kl", "margin"] | None = None
+    """what the attack maximises: ce, the truth's cross entropy; kl, the divergence from the clean
+    answer; margin, the largest wrong logit less the true one; null: the objective's own"""
+    attack_noise: Number = Field(2.0, ge=0)
+    """n-fgsm: its noise is uniform within so many times eps"""
+    eps_warmup_epochs: Number = Field(0.0, ge=0)
+    """eps and step_size grow from 0 over these epochs of training"""
+    validation_attack_steps: int = Field(10, ge=1)
+    """PGD steps, of 2.5 eps / steps each, when choosing the best checkpoint"""
+    overfitting_alarm: Annotated[Literal["stop", "warn", "off"], BeforeValidator(_as_word)] = "stop"
+    """when robust accuracy in validation collapses while the training attack finds ever less
+    (catastrophic overfitting): stop keeps the best checkpoint and ends, warn goes on, off does not
+    look"""
 
     @field_validator("eps", "step_size")
     @classmethod
@@ -85,28 +60,22 @@ class AttackParams(Section):
             require_pixel_units(value, info.data.get("norm", "linf"))
         return value
 
-    @model_validator(mode="after")
-    def _fast_attacks_are_what_they_are_called(self) -> AttackParams:
+    def _conflicts(self) -> Iterator[str]:
+        yield from super()._conflicts()
+        if self.attack_loss == "kl" and self.begins_at_the_image:
+            yield "attack_loss: kl has no gradient at the image, where this one begins"
         if self.attack == "pgd":
-            return self
+            return
         if self.steps != 1:
-            raise ValueError(f"attack_steps: {self.attack} takes 1 step: found {self.steps}")
+            yield f"attack_steps: {self.attack} takes 1 step: found {self.steps}"
         if self.step < self.eps:
             # As it is given for PGD, which goes on from there.
-            raise ValueError(
-                f"step_size: one step of {self.attack} should be at least eps: found {self.step:g}"
-            )
+            found = f"{self.attack} should be at least eps: found {self.step:g}"
+            yield f"step_size: one step of {found}"
         if self.attack_start is not None:
-            raise ValueError(f"attack_start: {self.attack} begins where it begins; leave it null")
+            yield f"attack_start: {self.attack} begins where it begins; leave it null"
         if self.attack == "n-fgsm" and self.norm != "linf":
-            raise ValueError("attack: n-fgsm is defined for norm linf")
-        return self
-
-    @model_validator(mode="after")
-    def _divergence_has_a_gradient(self) -> AttackParams:
-        if self.attack_loss == "kl" and self.begins_at_the_image:
-            raise ValueError("attack_loss: kl has no gradient at the image, where this one begins")
-        return self
+            yield "attack: n-fgsm is defined for norm linf"
 
     @property
     def begins_at_the_image(self) -> bool:
@@ -125,9 +94,6 @@ class AttackParams(Section):
         return factor * self.eps if self.step_size is None else self.step_size
 
 
-# --- Parameters that clean and adversarial training have in common.
-
-
 _LEAST_AVERAGED = 2
 _ROUNDING = 1e-9
 # Of pixels in [0, 1] no mean or deviation is above 1; but a std of 2 is somebody's own choice.
@@ -141,128 +107,92 @@ def meant_in_unit(values: Sequence[float]) -> str:
     return ",".join(f"{value / 255:.3g}" for value in values)
 
 
+def _ascends(values: Sequence[float]) -> bool:
+    return list(values) == sorted({*values})
+
+
 class FitParams(Section):
     """What clean and adversarial training have in common."""
 
-    architecture: str = Field(
-        description="a name of 'ltd-pipe doctor --models', timm:NAME or torchvision:NAME; on the "
-        "command line also FILE.py:FUNCTION"
-    )
-    epochs: int = Field(ge=1, description="passes over the training images")
-    images: int | None = Field(
-        None, ge=1, description="train on so many of them, chosen at random; null: all"
-    )
-    batch_size: int = Field(128, ge=1, description="images per step")
-    learning_rate: Number = Field(0.1, gt=0, description="peak learning rate of SGD")
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
-    nesterov: bool = Field(False, description="Nesterov's form of momentum")
-    weight_decay: Number = Field(5e-4, ge=0, description="L2 penalty on all weights")
-    decay_norms: bool = Field(
-        True,
-        description="weight decay on scales, shifts and biases too, as published robust "
-        "training has it",
-    )
-    clip_norm: Number | None = Field(
-        None, gt=0, description="longest gradient, as the norm over all weights; null: any"
-    )
-    accumulation_steps: int = Field(
-        1,
-        ge=1,
-        description="parts of a batch that are passed one after the other, for less memory; "
-        "batch statistics are those of a part",
-    )
-    sync_batch_norm: bool = Field(
-        True,
-        description="on several processes, batch statistics over all of them, so that their "
-        "number changes nothing; false: each process its own",
-    )
-    schedule: Literal["one-cycle", "cosine", "step", "constant"] = Field(
-        "one-cycle",
-        description="one-cycle: linear up and down; cosine: half a wave down; step: times 0.1 at "
-        "milestones",
-    )
-    warmup_fraction: float | None = Field(
-        None,
-        ge=0,
-        le=1,
-        description="share of the steps over which the rate rises; null: 0.25 for one-cycle, "
-        "else 0",
-    )
-    milestones: tuple[Number, ...] = Field(
-        (0.5, 0.75), description="step: where the rate falls, as fractions of the run"
-    )
-    ema_decay: float = Field(
-        0.0, ge=0, lt=1, description="decay per step of the weights' moving average; 0: none"
-    )
-    swa_from: Probability | None = Field(
-        None,
-        description="average the weights at the ends of epochs from this fraction of the run on, "
-        "with schedule constant, cosine or step; null: no such average",
-    )
-    crop_padding: int = Field(
-        0, ge=0, description="random crop after padding by these pixels, for small images"
-    )
-    crop_scale: tuple[Number, Number] | None = Field(
-        None,
-        description="random crop of least to most of the area, such as [0.25, 1], enlarged to "
-        "the image's size, for large images; null: none",
-    )
-    flip: bool = Field(False, description="random horizontal flip")
-    policy: str | None = Field(
-        None,
-        description="trivialaugment, randaugment:N-M (N operations of magnitude M of 30), or "
-        "autoaugment:cifar10, :imagenet or :svhn; null: none",
-    )
-    cutout: int = Field(0, ge=0, description="side of a grey square, in pixels, anywhere; 0: none")
-    cutmix_probability: Probability = Field(
-        0.0, description="share of the images that get a rectangle of another one, and its label"
-    )
-    cutmix_alpha: Number = Field(
-        1.0, description="of the Beta distribution of the rectangle's share; 1: any as likely"
-    )
-    mixup_probability: Probability = Field(
-        0.0, description="share of the images that are averaged with another one, with its label"
-    )
-    mixup_alpha: Number = Field(
-        0.2, description="of the Beta distribution of the weight; small: near 0 and 1"
-    )
-    progressive_resize: tuple[int, int] | None = Field(
-        None,
-        description="sides of the training images in the first and in the last epochs, such as "
-        "[128, 224]: multiples of 32; null: as they are",
-    )
-    progressive_between: tuple[Number, Number] = Field(
-        (0.0, 0.75),
-        description="fractions of the run between which progressive_resize grows from one to the "
-        "other",
-    )
-    mean: tuple[Number, ...] | None = Field(
-        None,
-        description="per channel, subtracted from pixels in [0, 1] inside the model; null: 0",
-    )
-    std: tuple[Number, ...] | None = Field(
-        None, description="per channel, divides them likewise; null: 1"
-    )
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto",
-        description="auto: bfloat16 where a short measurement finds it faster; float16 scales "
-        "its gradients",
-    )
-    channels_last: bool | Literal["auto"] = Field(
-        True, description="memory format of images and weights; auto: as measured"
-    )
-    compile: Literal["auto", "none", "default", "reduce-overhead"] = Field(
-        "none",
-        description="torch.compile's mode; reduce-overhead replays the passes as CUDA graphs; "
-        "auto: as measured on a GPU, none on a CPU",
-    )
-    snapshot_minutes: float = Field(
-        5.0, ge=0, description="minutes between snapshots to resume from; also at each epoch's end"
-    )
+    architecture: str
+    """a name of 'ltd-pipe doctor --models', timm:NAME or torchvision:NAME; on the command line also
+    FILE.py:FUNCTION"""
+    epochs: int = Field(ge=1)
+    """passes over the training images"""
+    images: int | None = Field(None, ge=1)
+    """train on so many of them, chosen at random; null: all"""
+    batch_size: int = Field(128, ge=1)
+    """images per step"""
+    learning_rate: Number = Field(0.1, gt=0)
+    """peak learning rate of SGD"""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """momentum of SGD"""
+    nesterov: bool = False
+    """Nesterov's form of momentum"""
+    weight_decay: Number = Field(5e-4, ge=0)
+    """L2 penalty on all weights"""
+    decay_norms: bool = True
+    """weight decay on scales, shifts and biases too, as published robust training has it"""
+    clip_norm: Number | None = Field(None, gt=0)
+    """longest gradient, as the norm over all weights; null: any"""
+    accumulation_steps: int = Field(1, ge=1)
+    """parts of a batch that are passed one after the other, for less memory; batch statistics are
+    those of a part"""
+    sync_batch_norm: bool = True
+    """on several processes, batch statistics over all of them, so that their number changes
+    nothing; false: each process its own"""
+    schedule: Literal["one-cycle", "cosine", "step", "constant"] = "one-cycle"
+    """one-cycle: linear up and down; cosine: half a wave down; step: times 0.1 at milestones"""
+    warmup_fraction: float | None = Field(None, ge=0, le=1)
+    """share of the steps over which the rate rises; null: 0.25 for one-cycle, else 0"""
+    milestones: tuple[Number, ...] = (0.5, 0.75)
+    """step: where the rate falls, as fractions of the run"""
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+    """decay per step of the weights' moving average; 0: none"""
+    swa_from: Probability | None = None
+    """average the weights at the ends of epochs from this fraction of the run on, with schedule
+    constant, cosine or step; null: no such average"""
+    crop_padding: int = Field(0, ge=0)
+    """random crop after padding by these pixels, for small images"""
+    crop_scale: tuple[Number, Number] | None = None
+    """random crop of least to most of the area, such as [0.25, 1], enlarged to the image's size,
+    for large images; null: none"""
+    flip: bool = False
+    """random horizontal flip"""
+    policy: str | None = None
+    """trivialaugment, randaugment:N-M (N operations of magnitude M of 30), or autoaugment:cifar10,
+    :imagenet or :svhn; null: none"""
+    cutout: int = Field(0, ge=0)
+    """side of a grey square, in pixels, anywhere; 0: none"""
+    cutmix_probability: Probability = 0.0
+    """share of the images that get a rectangle of another one, and its label"""
+    cutmix_alpha: Number = 1.0
+    """of the Beta distribution of the rectangle's share; 1: any as likely"""
+    mixup_probability: Probability = 0.0
+    """share of the images that are averaged with another one, with its label"""
+    mixup_alpha: Number = 0.2
+    """of the Beta distribution of the weight; small: near 0 and 1"""
+    progressive_resize: tuple[int, int] | None = None
+    """sides of the training images in the first and in the last epochs, such as [128, 224]:
+    multiples of 32; null: as they are"""
+    progressive_between: tuple[Number, Number] = (0.0, 0.75)
+    """fractions of the run between which progressive_resize grows from one to the other"""
+    mean: tuple[Number, ...] | None = None
+    """per channel, subtracted from pixels in [0, 1] inside the model; null: 0"""
+    std: tuple[Number, ...] | None = None
+    """per channel, divides them likewise; null: 1"""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: bfloat16 where a short measurement finds it faster; float16 scales its gradients"""
+    channels_last: bool | Literal["auto"] = True
+    """memory format of images and weights; auto: as measured"""
+    compile: Literal["auto", "none", "default", "reduce-overhead"] = "none"
+    """torch.compile's mode; reduce-overhead replays the passes as CUDA graphs; auto: as measured on
+    a GPU, none on a CPU"""
+    snapshot_minutes: float = Field(5.0, ge=0)
+    """minutes between snapshots to resume from; also at each epoch's end"""
 
-    snapshot_steps: int = Field(
-        0, ge=0, description="steps between snapshots; 0: only by time, and at each epoch's end"
-    )
+    snapshot_steps: int = Field(0, ge=0)
+    """steps between snapshots; 0: only by time, and at each epoch's end"""
 
     @field_validator("milestones")
     @classmethod
@@ -270,7 +200,7 @@ class FitParams(Section):
         cls, values: tuple[float, ...], info: ValidationInfo
     ) -> tuple[float, ...]:
         found = ", ".join(f"{value:g}" for value in values)
-        if list(values) != sorted({*values}):
+        if not _ascends(values):
             raise ValueError(f"expected different numbers in ascending order, found [{found}]")
         if values and not 0 < values[0] <= values[-1] < 1:
             epochs = info.data.get("epochs", 0)
@@ -291,38 +221,26 @@ class FitParams(Section):
             raise ValueError(f"expected values for pixels in [0, 1]; perhaps [{meant}] is meant")
         return values
 
-    @model_validator(mode="after")
-    def _one_average(self) -> FitParams:
+    def _conflicts(self) -> Iterator[str]:
+        yield from super()._conflicts()
         if self.ema_decay and self.swa_from is not None:
-            raise ValueError("ema_decay and swa_from are two averages of the weights: choose one")
-        return self
-
-    @model_validator(mode="after")
-    def _epochs_can_be_averaged(self) -> FitParams:
-        if self.swa_epoch is None:
-            return self
-        if self.schedule == "one-cycle":
-            raise ValueError(
+            yield "ema_decay and swa_from are two averages of the weights: choose one"
+        if self.swa_epoch is not None and self.schedule == "one-cycle":
+            yield (
                 "swa_from: expected schedule constant, cosine or step, found one-cycle: set "
                 "schedule, or ema_decay instead of swa_from"
             )
-        if self.epochs - self.swa_epoch < _LEAST_AVERAGED:
-            raise ValueError(
-                f"swa_from: expected the ends of two epochs or more to average, found "
-                f"{self.epochs - self.swa_epoch} of {self.epochs}: lower swa_from"
+        averaged = self.epochs - (self.swa_epoch or 0)
+        if self.swa_epoch is not None and averaged < _LEAST_AVERAGED:
+            yield (
+                f"swa_from: expected the ends of two epochs or more to average, found {averaged} "
+                f"of {self.epochs}: lower swa_from"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _augmentation_is_possible(self) -> FitParams:
         # Making them is the check.
         assert self.augmentation  # noqa: S101
         assert self.sizes or self.progressive_resize is None  # noqa: S101
         if not self.mixing.is_none and self.batch_size % PAIR:
-            raise ValueError(
-                f"batch_size: cutmix and mixup take pairs of images, found {self.batch_size}"
-            )
-        return self
+            yield f"batch_size: cutmix and mixup take pairs of images, found {self.batch_size}"
 
     @property
     def swa_epoch(self) -> int | None:
@@ -352,93 +270,57 @@ class FitParams(Section):
         return Sizes(*self.progressive_resize, *self.progressive_between, self.epochs)
 
 
-# --- What the student is trained towards: its objective, its labels, and a teacher in the run.
-
-
 _ASK_TEACHER = ("adaad", "mtard")
 
 
 class ObjectiveParams(FitParams):
     """Objective, labels and teacher; see docs/training.md."""
 
-    objective: Literal["at", "trades", "mart", "rslad", "ard", "adaad", "mtard", "exits"] = Field(
-        "at",
-        description="at: Madry et al. 2018; trades: Zhang et al. 2019; mart: Wang et al. 2020; "
-        "rslad: Zi et al. 2021; ard: Goldblum et al. 2020; adaad: Huang et al. 2023; mtard: Zhao "
-        "et al. 2024; exits: networks with several exits; see docs/training.md",
-    )
-    beta: Number = Field(6.0, ge=0, description="trades, mart: weight of the KL term")
-    robust_weight: Probability | None = Field(
-        None,
-        description="rslad, ard, adaad: weight of the term on attacked images, the rest is that "
-        "of clean ones; null: the authors', 5/6, 1 and 1",
-    )
-    awp_gamma: Number = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="adversarial weight perturbation, relative to each weight's norm: 0.005 for "
-        "trades and mart, 0.01 for at (Wu et al. 2020); 0: none",
-    )
-    awp_from_epoch: int = Field(
-        10, ge=0, description="so many epochs are trained without, before the first that has it"
-    )
-    igdm_weight: Number = Field(
-        0.0,
-        ge=0,
-        description="weight, at the end, of matching the teacher's change from x - δ to x + δ "
-        "(Lee et al. 2025, whose CIFAR-100 script has 20); needs teacher; 0: none",
-    )
-    attack_label: Literal["truth", "target"] = Field(
-        "truth",
-        description="at: the attack maximises the loss of the ground truth, or of the target",
-    )
-    exits: tuple[int, ...] | None = Field(
-        None, description="exits: which are trained, such as [1, 3], counted from 1; null: all"
-    )
-    attacked_exits: Literal["last", "average", "max-average"] = Field(
-        "max-average",
-        description="exits: the attack maximises the last one's loss, their mean, or is for each "
-        "image the worst on average of one attack for each exit",
-    )
-    label_kind: Literal["onehot", "smooth", "ltd", "live", "adr"] = Field(
-        "ltd",
-        description="onehot; smooth (see smoothing); ltd: from the store; live: by the teacher in "
-        "the run; adr: by the student's own moving average (Wu et al. 2024)",
-    )
-    smoothing: Number = Field(
-        0.1, ge=0, lt=1, description="smooth: mass moved from the true class to all evenly"
-    )
-    soft_weight: Probability = Field(
-        1.0, description="ltd, live: weight of the soft label; the rest is one-hot"
-    )
-    rectify: bool = Field(
-        False,
-        description="ltd, live: lower soft_weight per sample by max q - q[true], where the "
-        "teacher contradicts the ground truth (ADR)",
-    )
-    label_temperature: Number | None = Field(
-        None,
-        gt=0,
-        description="ltd: read the store's logits at this temperature; null: the soft labels as "
-        "they are stored",
-    )
-    teacher: str | None = Field(
-        None,
-        description="checkpoint of a teacher that is asked in the run, for adaad, mtard, "
-        "igdm_weight and label_kind live; null: none",
-    )
-    teacher_temperature: Number = Field(
-        1.0,
-        gt=0,
-        description="divides that teacher's logits, in place of the one it was trained at",
-    )
-    adr_temperatures: tuple[Number, Number] = Field(
-        (2.5, 2.0), description="adr: of the average's answers, from first to last step by cosine"
-    )
-    adr_weights: tuple[Probability, Probability] = Field(
-        (0.7, 0.95), description="adr: of the average's answers, likewise; the rest is one-hot"
-    )
+    objective: Literal["at", "trades", "mart", "rslad", "ard", "adaad", "mtard", "exits"] = "at"
+    """at: Madry et al. 2018; trades: Zhang et al. 2019; mart: Wang et al. 2020; rslad: Zi et al.
+    2021; ard: Goldblum et al. 2020; adaad: Huang et al. 2023; mtard: Zhao et al. 2024; exits:
+    networks with several exits; see docs/training.md"""
+    beta: Number = Field(6.0, ge=0)
+    """trades, mart: weight of the KL term"""
+    robust_weight: Probability | None = None
+    """rslad, ard, adaad: weight of the term on attacked images, the rest is that of clean ones;
+    null: the authors', 5/6, 1 and 1"""
+    awp_gamma: Number = Field(0.0, ge=0, lt=1)
+    """adversarial weight perturbation, relative to each weight's norm: 0.005 for trades and mart,
+    0.01 for at (Wu et al. 2020); 0: none"""
+    awp_from_epoch: int = Field(10, ge=0)
+    """so many epochs are trained without, before the first that has it"""
+    igdm_weight: Number = Field(0.0, ge=0)
+    """weight, at the end, of matching the teacher's change from x - δ to x + δ (Lee et al. 2025,
+    whose CIFAR-100 script has 20); needs teacher; 0: none"""
+    attack_label: Literal["truth", "target"] = "truth"
+    """at: the attack maximises the loss of the ground truth, or of the target"""
+    exits: tuple[int, ...] | None = None
+    """exits: which are trained, such as [1, 3], counted from 1; null: all"""
+    attacked_exits: Literal["last", "average", "max-average"] = "max-average"
+    """exits: the attack maximises the last one's loss, their mean, or is for each image the worst
+    on average of one attack for each exit"""
+    label_kind: Literal["onehot", "smooth", "ltd", "live", "adr"] = "ltd"
+    """onehot; smooth (see smoothing); ltd: from the store; live: by the teacher in the run; adr: by
+    the student's own moving average (Wu et al. 2024)"""
+    smoothing: Number = Field(0.1, ge=0, lt=1)
+    """smooth: mass moved from the true class to all evenly"""
+    soft_weight: Probability = 1.0
+    """ltd, live: weight of the soft label; the rest is one-hot"""
+    rectify: bool = False
+    """ltd, live: lower soft_weight per sample by max q - q[true], where the teacher contradicts the
+    ground truth (ADR)"""
+    label_temperature: Number | None = Field(None, gt=0)
+    """ltd: read the store's logits at this temperature; null: the soft labels as they are stored"""
+    teacher: str | None = None
+    """checkpoint of a teacher that is asked in the run, for adaad, mtard, igdm_weight and
+    label_kind live; null: none"""
+    teacher_temperature: Number = Field(1.0, gt=0)
+    """divides that teacher's logits, in place of the one it was trained at"""
+    adr_temperatures: tuple[Number, Number] = (2.5, 2.0)
+    """adr: of the average's answers, from first to last step by cosine"""
+    adr_weights: tuple[Probability, Probability] = (0.7, 0.95)
+    """adr: of the average's answers, likewise; the rest is one-hot"""
 
     @property
     def distillation_temperature(self) -> float | None:
@@ -461,115 +343,83 @@ class ObjectiveParams(FitParams):
         asked = self.objective in _ASK_TEACHER or self.label_kind == "live"
         return asked or self.igdm_weight > 0
 
-    @model_validator(mode="after")
-    def _teacher_is_there(self) -> ObjectiveParams:
+    def _conflicts(self) -> Iterator[str]:
+        yield from super()._conflicts()
         if self.asks_teacher and self.teacher is None:
-            raise ValueError(
+            yield (
                 "adaad, mtard, igdm_weight and label_kind live ask a teacher: set teacher to its "
                 "checkpoint"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _labels_suit_the_objective(self) -> ObjectiveParams:
-        if self.objective == "ard" and self.label_kind not in ("ltd", "live"):
-            raise ValueError("ard distils a teacher's labels: set label_kind to ltd or live")
-        if self.objective == "ard" and self.distillation_temperature is None:
-            raise ValueError("ard softens the student as its labels were: set label_temperature")
-        if self.objective == "mtard":
-            self._require_plain_answers()
-        if self.label_temperature is not None and self.label_kind != "ltd":
-            instead = "; the teacher's is teacher_temperature" if self.label_kind == "live" else ""
-            raise ValueError(
-                f"label_temperature is that of a store, for label_kind ltd, found "
-                f"{self.label_kind}: set label_temperature: null{instead}"
-            )
-        if self.label_kind == "adr" and not self.ema_decay:
-            raise ValueError(
-                "label_kind adr learns from the weights' moving average: set ema_decay"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _numbers_are_sound(self) -> ObjectiveParams:
+        yield from self._conflicts_of_labels()
         if min(self.adr_temperatures) <= 0:
-            raise ValueError("adr_temperatures must be above 0")
-        numbers = self.exits
-        if numbers is not None and (not numbers or list(numbers) != sorted({*numbers})):
-            raise ValueError("exits must be different numbers in ascending order")
-        return self
-
-    @model_validator(mode="after")
-    def _perturbation_begins(self) -> ObjectiveParams:
+            yield "adr_temperatures must be above 0"
+        if self.exits is not None and (not self.exits or not _ascends(self.exits)):
+            yield "exits must be different numbers in ascending order"
         if self.awp_gamma and self.awp_from_epoch >= self.epochs:
-            raise ValueError(
+            yield (
                 f"awp_from_epoch: expected less than epochs, {self.epochs}, found "
                 f"{self.awp_from_epoch}: no epoch would have awp_gamma; lower it, or set "
                 "awp_gamma: 0"
             )
-        return self
 
-    def _require_plain_answers(self) -> None:
+    def _conflicts_of_labels(self) -> Iterator[str]:
+        if self.objective == "ard" and self.label_kind not in ("ltd", "live"):
+            yield "ard distils a teacher's labels: set label_kind to ltd or live"
+        if self.objective == "ard" and self.distillation_temperature is None:
+            yield "ard softens the student as its labels were: set label_temperature"
         # It moves the temperatures of both teachers itself, from 1 on.
         plain = self.label_kind == "ltd" and self.label_temperature == 1 and not self.rectify
-        if not plain or self.soft_weight < 1 or self.teacher_temperature != 1:
-            raise ValueError(
+        plain = plain and self.soft_weight == 1 and self.teacher_temperature == 1
+        if self.objective == "mtard" and not plain:
+            yield (
                 "mtard softens both teachers itself: set label_kind: ltd, label_temperature: 1, "
                 "soft_weight: 1, rectify: false and teacher_temperature: 1"
             )
-
-
-# --- Parameters of the stage that trains the teacher.
+        if self.label_temperature is not None and self.label_kind != "ltd":
+            instead = "; the teacher's is teacher_temperature" if self.label_kind == "live" else ""
+            yield (
+                f"label_temperature is that of a store, for label_kind ltd, found "
+                f"{self.label_kind}: set label_temperature: null{instead}"
+            )
+        if self.label_kind == "adr" and not self.ema_decay:
+            yield "label_kind adr learns from the weights' moving average: set ema_decay"
 
 
 class TeacherParams(FitParams):
     """The teacher: trained on clean images, or given."""
 
-    label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="mass moved from the true class to all classes evenly"
-    )
-    checkpoint: str | None = Field(
-        None, description="use these weights instead of training; null: train"
-    )
-    classes: str | None = Field(
-        None,
-        description="checkpoint of another project: file of its class names in the order of its "
-        "outputs, one per line or JSON; null: class_order says",
-    )
-    class_order: Literal["lexical", "natural"] | None = Field(
-        None,
-        description="checkpoint of another project: how its classes are sorted, lexical "
-        "(1, 10, 2) or natural (1, 2, 10); null: as the data's",
-    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """mass moved from the true class to all classes evenly"""
+    checkpoint: str | None = None
+    """use these weights instead of training; null: train"""
+    classes: str | None = None
+    """checkpoint of another project: file of its class names in the order of its outputs, one per
+    line or JSON; null: class_order says"""
+    class_order: Literal["lexical", "natural"] | None = None
+    """checkpoint of another project: how its classes are sorted, lexical (1, 10, 2) or natural (1,
+    2, 10); null: as the data's"""
 
-    @model_validator(mode="after")
-    def _classes_are_of_a_checkpoint(self) -> TeacherParams:
+    def _conflicts(self) -> Iterator[str]:
+        yield from super()._conflicts()
         for name in ("classes", "class_order"):
             if getattr(self, name) is not None and self.checkpoint is None:
-                raise ValueError(f"{name}: is of a checkpoint, and none is given: remove it")
+                yield f"{name}: is of a checkpoint, and none is given: remove it"
         if self.classes is not None and self.class_order is not None:
-            raise ValueError("class_order: classes says the order already: set it to null")
-        return self
-
-
-# --- Parameters of the stage that trains the student.
+            yield "class_order: classes says the order already: set it to null"
 
 
 class TrainParams(AttackParams, ObjectiveParams):
     """The student: adversarial training on one-hot, smoothed or the teacher's soft labels."""
 
-    temperature: Number = Field(
-        1.0, gt=0, description="the student's own, part of the model, in training and inference"
-    )
-    allow_poor_labels: bool = Field(
-        False,
-        description="train on a store's labels that are as good as uniform, or mostly contradict "
-        "the ground truth",
-    )
-    any_size: bool = Field(
-        False, description="take a store's labels of images of another size than the teacher saw"
-    )
-    validation_every: int = Field(1, ge=1, description="epochs between validations")
+    temperature: Number = Field(1.0, gt=0)
+    """the student's own, part of the model, in training and inference"""
+    allow_poor_labels: bool = False
+    """train on a store's labels that are as good as uniform, or mostly contradict the ground truth
+    """
+    any_size: bool = False
+    """take a store's labels of images of another size than the teacher saw"""
+    validation_every: int = Field(1, ge=1)
+    """epochs between validations"""
 
     @model_validator(mode="before")
     @classmethod
@@ -581,53 +431,42 @@ class TrainParams(AttackParams, ObjectiveParams):
             )
         return content
 
-    @model_validator(mode="after")
-    def _weights_can_be_perturbed(self) -> TrainParams:
+    def _conflicts(self) -> Iterator[str]:
+        yield from super()._conflicts()
         if self.precision == "float16" and self.awp_gamma:
             # An overflow, which float16's scaling expects, would stay in the weights.
-            raise ValueError("awp_gamma needs precision bfloat16 or float32, not float16")
-        return self
-
-    @model_validator(mode="after")
-    def _trades_attack_has_a_gradient(self) -> TrainParams:
+            yield "awp_gamma needs precision bfloat16 or float32, not float16"
         if self.objective == "trades" and not self.attack_loss and self.begins_at_the_image:
-            raise ValueError(
+            yield (
                 "attack_start: the loss that trades opposes has no gradient at the image; "
                 "leave it null, or choose an attack_loss"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _attack_opposes_one_label(self) -> TrainParams:
-        if self.attack_label == "truth":
-            return self
-        if self.objective != "at":
-            raise ValueError(
+        if self.attack_label == "target" and self.objective != "at":
+            yield (
                 f"attack_label: target is for objective at, found {self.objective}, which opposes "
                 "what is its own: set attack_label: truth"
             )
-        if self.attack_loss is not None:
-            raise ValueError(
+        if self.attack_label == "target" and self.attack_loss is not None:
+            yield (
                 f"attack_label: target has no part in attack_loss {self.attack_loss}: set "
                 "attack_loss: null, or attack_label: truth"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _eps_is_reached(self) -> TrainParams:
         if self.eps_warmup_epochs >= self.epochs:
-            raise ValueError(
+            yield (
                 f"eps_warmup_epochs: expected less than epochs, {self.epochs}, found "
                 f"{self.eps_warmup_epochs:g}: eps would never be reached; lower it"
             )
-        return self
+        if self.progressive_resize and (self.asks_teacher or self.label_kind == "adr"):
+            yield (
+                "progressive_resize: a teacher in the run (or the average of adr) is not asked "
+                "about images of other sizes than the data's: take labels from a store"
+            )
+        if not self.mixing.is_none:
+            yield from self._conflicts_of_mixtures()
 
-    @model_validator(mode="after")
-    def _labels_can_be_mixed(self) -> TrainParams:
-        if self.mixing.is_none:
-            return self
+    def _conflicts_of_mixtures(self) -> Iterator[str]:
         if self.objective == "mtard":
-            raise ValueError(
+            yield (
                 "objective mtard softens a teacher's answers anew, which those of a mixture's two "
                 "images together are not: set cutmix_probability and mixup_probability to 0"
             )
@@ -640,17 +479,7 @@ class TrainParams(AttackParams, ObjectiveParams):
         }
         for what, asked in one_class.items():
             if asked:
-                raise ValueError(
+                yield (
                     f"{what} is defined by an image's one true class, which a mixture has not: "
                     "set cutmix_probability and mixup_probability to 0"
                 )
-        return self
-
-    @model_validator(mode="after")
-    def _only_the_student_sees_small_images(self) -> TrainParams:
-        if self.progressive_resize and (self.asks_teacher or self.label_kind == "adr"):
-            raise ValueError(
-                "progressive_resize: a teacher in the run (or the average of adr) is not asked "
-                "about images of other sizes than the data's: take labels from a store"
-            )
-        return self

@@ -1,10 +1,10 @@
-"""Parameters of the report."""
+"""Sections of params.yaml: what all are made of, and those without training."""
 
 from __future__ import annotations
 
 import re
 from fractions import Fraction
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -20,7 +20,8 @@ from pydantic_core import PydanticCustomError
 
 from ltd_pipe.images.augmentation import Augmentation
 
-# --- What every section of parameters is made of: numbers, and a base that refuses the unknown.
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def as_number(value: Any) -> Any:
@@ -59,7 +60,9 @@ def require_pixel_units(value: float, norm: str) -> None:
 class Section(BaseModel):
     """Base of all sections: frozen, unknown keys refused, NaN and infinity refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -71,52 +74,46 @@ class Section(BaseModel):
             raise PydanticCustomError("boolean", "should be a number, not yes, no, on or off")
         return value
 
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        for conflict in self._conflicts():
+            raise ValueError(conflict)
+        return self
 
-# --- Parameters of the stage that prepares the images.
+    def _conflicts(self) -> Iterator[str]:
+        """What parameters contradict each other, and what to set instead."""
+        yield from ()
 
 
 class PrepareParams(Section):
     """Which images, and how they are stored."""
 
-    dataset: Literal["digits", "cifar10", "cifar100", "folder"] = Field(
-        description="digits comes with scikit-learn; folder is torchvision's ImageFolder layout"
-    )
-    path: str | None = Field(
-        None,
-        description="folder: holds train/ and test/ (or val/); CIFAR: where torchvision keeps it",
-    )
-    download: bool = Field(True, description="let torchvision download CIFAR when it is absent")
-    image_size: int | None = Field(
-        None,
-        ge=4,
-        description="resize the shorter side to this many pixels and crop the centre; "
-        "null: images stay as they are and must all have one size",
-    )
-    channels: Literal[1, 3] = Field(3, description="1: grey (luminance), 3: RGB")
-    encoding: Literal["raw", "jpeg"] = Field(
-        "raw", description="raw: exact pixels, for small images; jpeg: for large ones"
-    )
-    jpeg_quality: int = Field(90, ge=1, le=100, description="quality of encoding jpeg")
-    validation_fraction: float = Field(
-        0.1,
-        ge=0,
-        lt=1,
-        description="share of the training images held out for choosing checkpoints; "
-        "which ones is fixed by the hash of each image",
-    )
-    skip_bad: bool = Field(False, description="leave out unreadable images instead of stopping")
-    workers: int = Field(
-        1, ge=1, description="processes that encode; the file's bytes are reproducible with 1"
-    )
+    dataset: Literal["digits", "cifar10", "cifar100", "folder"]
+    """digits comes with scikit-learn; folder is torchvision's ImageFolder layout"""
+    path: str | None = None
+    """folder: holds train/ and test/ (or val/); CIFAR: where torchvision keeps it"""
+    download: bool = True
+    """let torchvision download CIFAR when it is absent"""
+    image_size: int | None = Field(None, ge=4)
+    """resize the shorter side to this many pixels and crop the centre; null: images stay as they
+    are and must all have one size"""
+    channels: Literal[1, 3] = 3
+    """1: grey (luminance), 3: RGB"""
+    encoding: Literal["raw", "jpeg"] = "raw"
+    """raw: exact pixels, for small images; jpeg: for large ones"""
+    jpeg_quality: int = Field(90, ge=1, le=100)
+    """quality of encoding jpeg"""
+    validation_fraction: float = Field(0.1, ge=0, lt=1)
+    """share of the training images held out for choosing checkpoints; which ones is fixed by the
+    hash of each image"""
+    skip_bad: bool = False
+    """leave out unreadable images instead of stopping"""
+    workers: int = Field(1, ge=1)
+    """processes that encode; the file's bytes are reproducible with 1"""
 
-    @model_validator(mode="after")
-    def _folder_needs_a_path(self) -> PrepareParams:
+    def _conflicts(self) -> Iterator[str]:
         if self.dataset == "folder" and self.path is None:
-            raise ValueError("dataset 'folder' needs prepare.path")
-        return self
-
-
-# --- Parameters of the stage that labels the images.
+            yield "dataset 'folder' needs prepare.path"
 
 
 def _auto_or_number(value: Any) -> Any:
@@ -128,76 +125,44 @@ def _auto_or_number(value: Any) -> Any:
 class LabelParams(Section):
     """How the teacher is read."""
 
-    temperature: Annotated[float | str, BeforeValidator(_auto_or_number)] = Field(
-        2.0,
-        description="the logits are divided by it; auto:0.9 solves for a mean top probability "
-        "of 0.9 on the data",
-    )
-    logits: bool = Field(
-        True, description="store the logits too, for other temperatures later; not with top_k"
-    )
-    top_k: int | None = Field(
-        None,
-        ge=1,
-        description="store only each row's k largest probabilities, the rest of the mass spread "
-        "evenly; null: all",
-    )
-    views: int = Field(
-        1,
-        ge=1,
-        le=2**16,
-        description="augmented views of each image that are labelled; training then replays them",
-    )
-    augmentation: str = Field(
-        "none",
-        description="what makes the views, such as crop:4,flip or "
-        "resized-crop:0.25-1,flip,trivialaugment,cutout:16, and has to be that of train; none: "
-        "the image as it is",
-    )
-    seed: int | None = Field(
-        None, ge=0, lt=2**31, description="of the augmentation; null: the run's"
-    )
-    batch_size: int = Field(256, ge=1, description="images per teacher call")
-    chunk_rows: int | None = Field(
-        None,
-        ge=1,
-        description="images per file of the store, rounded to whole batches: the most that an "
-        "interruption loses, and what processes share; null: about 8 MiB, at most 8192 images",
-    )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "float32", description="of the teacher's forward pass"
-    )
-    licence: str | None = Field(
-        None,
-        min_length=1,
-        max_length=10_000,
-        description="of the labels, for those who get them: an SPDX name such as CC-BY-4.0, or a "
-        "text; null: nothing is said",
-    )
-    citation: str | None = Field(
-        None,
-        min_length=1,
-        max_length=10_000,
-        description="how to cite the labels, such as BibTeX; null: nothing is said",
-    )
+    temperature: Annotated[float | str, BeforeValidator(_auto_or_number)] = 2.0
+    """the logits are divided by it; auto:0.9 solves for a mean top probability of 0.9 on the data
+    """
+    logits: bool = True
+    """store the logits too, for other temperatures later; not with top_k"""
+    top_k: int | None = Field(None, ge=1)
+    """store only each row's k largest probabilities, the rest of the mass spread evenly; null: all
+    """
+    views: int = Field(1, ge=1, le=2**16)
+    """augmented views of each image that are labelled; training then replays them"""
+    augmentation: str = "none"
+    """what makes the views, such as crop:4,flip or
+    resized-crop:0.25-1,flip,trivialaugment,cutout:16, and has to be that of train; none: the image
+    as it is"""
+    seed: int | None = Field(None, ge=0, lt=2**31)
+    """of the augmentation; null: the run's"""
+    batch_size: int = Field(256, ge=1)
+    """images per teacher call"""
+    chunk_rows: int | None = Field(None, ge=1)
+    """images per file of the store, rounded to whole batches: the most that an interruption loses,
+    and what processes share; null: about 8 MiB, at most 8192 images"""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """of the teacher's forward pass"""
+    licence: str | None = Field(None, min_length=1, max_length=10_000)
+    """of the labels, for those who get them: an SPDX name such as CC-BY-4.0, or a text; null:
+    nothing is said"""
+    citation: str | None = Field(None, min_length=1, max_length=10_000)
+    """how to cite the labels, such as BibTeX; null: nothing is said"""
 
-    @model_validator(mode="after")
-    def _temperature_is_positive(self) -> LabelParams:
-        if isinstance(self.temperature, str):
-            self.target_top_probability()
-        elif not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, found {self.temperature}")
-        return self
-
-    @model_validator(mode="after")
-    def _views_differ(self) -> LabelParams:
+    def _conflicts(self) -> Iterator[str]:
+        if self.target_top_probability() is None and not float(self.temperature) > 0:
+            yield f"temperature must be above 0, found {self.temperature}"
         augmentation = Augmentation.parse(self.augmentation)
         if self.views > 1 and augmentation.is_none:
-            raise ValueError(
+            yield (
                 f"{self.views} views without an augmentation would all be the same: set "
                 "augmentation, such as crop:4,flip"
             )
-        return self
 
     def target_top_probability(self) -> float | None:
         """The P of `auto:P`, or None when the temperature is a number."""
@@ -214,9 +179,6 @@ class LabelParams(Section):
                 f"found '{self.temperature}'"
             )
         return target
-
-
-# --- Parameters of the stage that measures robustness.
 
 
 _ATTACK = re.compile(r"(pgd|cw)-([1-9]\d{0,4})(?:x([1-9]\d{0,3}))?")
@@ -270,50 +232,40 @@ def _radii(value: Any) -> Any:
 class EvaluateParams(Section):
     """What the student is attacked with in the end."""
 
-    norm: Literal["linf", "l2"] = Field(
-        "linf", description="norm of the ball: linf (each pixel), l2 (the whole image)"
-    )
-    eps: Number = Field(
-        gt=0, description="radius of the ball, in pixel units: images are in [0, 1]"
-    )
-    images: int | None = Field(
-        None, ge=1, description="the first so many test images, in random order; null: all"
-    )
-    batch_size: int = Field(256, ge=1, description="images per model call")
-    pgd_steps: int = Field(50, ge=1, description="steps of PGD")
-    pgd_restarts: int = Field(5, ge=1, description="random restarts of PGD")
+    norm: Literal["linf", "l2"] = "linf"
+    """norm of the ball: linf (each pixel), l2 (the whole image)"""
+    eps: Number = Field(gt=0)
+    """radius of the ball, in pixel units: images are in [0, 1]"""
+    images: int | None = Field(None, ge=1)
+    """the first so many test images, in random order; null: all"""
+    batch_size: int = Field(256, ge=1)
+    """images per model call"""
+    pgd_steps: int = Field(50, ge=1)
+    """steps of PGD"""
+    pgd_restarts: int = Field(5, ge=1)
+    """random restarts of PGD"""
     attacks: Annotated[
         tuple[str, ...], BeforeValidator(_listed), AfterValidator(_known_attacks)
-    ] = Field(
-        ("fgsm", "pgd-20", "pgd-100x5", "cw-100x5"),
-        description="more attacks on the model's own gradient, each on all images: fgsm, "
-        "pgd-STEPS or cw-STEPS (margin loss), with xRESTARTS behind; none: PGD alone",
-    )
-    autoattack: Literal["standard", "rand", "none"] = Field(
-        "standard",
-        description="AutoAttack's version; rand: for models that answer at random; none: leave "
-        "it out, and say so",
-    )
-    eps_grid: Annotated[Literal["auto"] | tuple[float, ...], BeforeValidator(_radii)] = Field(
-        "auto",
-        description="radii for the curve of robust accuracy by eps (PGD-20); auto: from 0 to "
-        "where nothing stands; []: none",
-    )
-    eps_grid_images: int | None = Field(
-        1000, ge=1, description="images behind that curve, at most; null: all"
-    )
-    examples: int = Field(
-        8, ge=0, le=64, description="images that are kept for the report, clean and attacked"
-    )
-    precision: Literal["float32"] = Field(
-        "float32", description="attacks are run in float32: lower precision can mask gradients"
-    )
+    ] = ("fgsm", "pgd-20", "pgd-100x5", "cw-100x5")
+    """more attacks on the model's own gradient, each on all images: fgsm, pgd-STEPS or cw-STEPS
+    (margin loss), with xRESTARTS behind; none: PGD alone"""
+    autoattack: Literal["standard", "rand", "none"] = "standard"
+    """AutoAttack's version; rand: for models that answer at random; none: leave it out, and say so
+    """
+    eps_grid: Annotated[Literal["auto"] | tuple[float, ...], BeforeValidator(_radii)] = "auto"
+    """radii for the curve of robust accuracy by eps (PGD-20); auto: from 0 to where nothing stands;
+    []: none"""
+    eps_grid_images: int | None = Field(1000, ge=1)
+    """images behind that curve, at most; null: all"""
+    examples: int = Field(8, ge=0, le=64)
+    """images that are kept for the report, clean and attacked"""
+    precision: Literal["float32"] = "float32"
+    """attacks are run in float32: lower precision can mask gradients"""
 
-    @model_validator(mode="after")
-    def _units_are_pixels(self) -> EvaluateParams:
+    def _conflicts(self) -> Iterator[str]:
+        yield from super()._conflicts()
         for radius in (self.eps, *(() if self.eps_grid == "auto" else self.eps_grid)):
             require_pixel_units(radius, self.norm)
-        return self
 
     def quick(self, total: int) -> EvaluateParams:
         """A first look: at most 200 of `total` images, PGD-10 from one start, nothing else."""
@@ -331,17 +283,10 @@ class EvaluateParams(Section):
 _QUICK_IMAGES = 200
 
 
-# --- Parameters of the report.
-
-
 class ReportParams(Section):
     """What the report shows."""
 
-    title: str = Field("Robust classifier", description="the page's title")
-    examples: int | None = Field(
-        None,
-        ge=0,
-        le=64,
-        description="clean and attacked images that are shown, of those that evaluate.examples "
-        "kept; null: all",
-    )
+    title: str = "Robust classifier"
+    """the page's title"""
+    examples: int | None = Field(None, ge=0, le=64)
+    """clean and attacked images that are shown, of those that evaluate.examples kept; null: all"""
