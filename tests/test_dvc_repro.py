@@ -15,6 +15,7 @@ import yaml
 from click.testing import CliRunner
 from PIL import Image
 
+from ltd_pipe.params import load_params
 from ltd_pipe.params.file import pipeline_text, recipe_names
 from ltd_pipe.stages.init import init
 
@@ -155,3 +156,74 @@ def test_a_project_of_its_own_runs_with_the_installed_package(tmp_path, launch, 
     assert repro(folder) == STEPS
     assert "<html" in (folder / "data/report.html").read_text()
     assert repro(folder) == set()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, launch, clone):
+    """A project after `dvc repro`, with small parameters."""
+    folder = tmp_path_factory.mktemp("finished") / "project"
+    folder.mkdir()
+    dvc_projects.clone(folder)
+    shutil.copytree(clone / "photos", folder / "photos")
+    dvc_projects.write_params(folder, "digits", SHRUNK | {"launch": launch})
+    dvc_projects.commit(folder)
+    assert repro(folder) == STEPS
+    return folder
+
+
+@pytest.fixture
+def project(finished, tmp_path):
+    """A copy of it for one test."""
+    return shutil.copytree(finished, tmp_path / "project", symlinks=True)
+
+
+def experiment(folder, *settings, target=()):
+    """The stages that `dvc exp run` ran with changed parameters, and what it printed."""
+    words = [word for setting in settings for word in ("-S", setting)]
+    out = dvc_projects.dvc(folder, "exp", "run", *words, *target)
+    return set(re.findall(r"Running stage '([\w-]+)'", out)) - {"inputs", "asked"}
+
+
+@pytest.mark.slow
+def test_a_second_repro_runs_nothing(project):
+    """Whatever the audit found, it is on the page, and kept nothing from being written."""
+    assert repro(project) == set()
+    for name in ("student/model.safetensors", "student/last.safetensors", "labels.zarr"):
+        assert (project / "data" / name).exists()
+    assert json.loads((project / "data/audit/audit.json").read_text())["n"] == 4
+    assert 'id="masking"' in (project / "data/report.html").read_text()
+
+
+@pytest.mark.slow
+def test_another_label_temperature_leaves_the_teacher_alone(project):
+    """`dvc exp run -S` re-runs label and what follows, nothing else."""
+    ran = experiment(project, "label.temperature=1.5")
+    assert ran == {"label", "train", "evaluate", "audit", "report"}
+
+
+@pytest.mark.slow
+def test_another_objective_is_one_option(project):
+    """And so is a key that is not in the file, which DVC adds with `++`."""
+    assert load_params(project / "params.yaml").train.beta == 6
+    settings = ("train.objective=trades", "++train.beta=3")
+    assert experiment(project, *settings, target=["train"]) == {"train"}
+    assert load_params(project / "params.yaml").train.beta == 3
+
+
+@pytest.mark.slow
+def test_artifacts_plots_and_metrics_are_declared(project):
+    """What DVC's tools list: three artifacts, plots that draw, metrics that show."""
+    pipeline = yaml.safe_load((project / "dvc.yaml").read_text())
+    assert set(pipeline["artifacts"]) == {"teacher", "soft-labels", "student"}
+    shown = json.loads(dvc_projects.dvc(project, "metrics", "show", "--json"))[""]["data"]
+    assert shown.keys() == set(pipeline["metrics"])
+    for file in shown.values():
+        assert {"clean_accuracy", "pgd_accuracy", "all_attacks_accuracy"} <= file["data"].keys()
+        assert all(type(value) is float for value in file["data"].values())
+    # Both models together: a table that a screen has room for.
+    show = dvc_projects.dvc(project, "exp", "show", "--csv", "--no-pager")
+    columns = [name for name in show.partition("\n")[0].split(",") if ".json:" in name]
+    assert len(columns) <= 20
+    assert {name.split(":")[0] for name in columns} == shown.keys()
+    dvc_projects.dvc(project, "plots", "show", "-o", "plots")
+    assert (project / "plots/index.html").exists()
