@@ -31,7 +31,8 @@ from ltd_pipe.stages.options import (
 )
 
 if TYPE_CHECKING:
-    from ltd_pipe.evaluation.audit import Audit, AuditSettings
+    from ltd_pipe.evaluation.audit import AuditResult, AuditSettings
+    from ltd_pipe.evaluation.results import Audit
     from ltd_pipe.params import Params
     from ltd_pipe.stages.measured import Measured, Named
 
@@ -119,13 +120,13 @@ def audit(
         (out / "loss_surface.svg").unlink(missing_ok=True)
         if found is not None:
             _draw(found, settings, out / "loss_surface.svg")
-        write_json(out / "audit.json", summary)
+        write_json(out / "audit.json", summary.dump())
     if as_json:
-        click.echo(json.dumps(summary, indent=2))
+        click.echo(json.dumps(summary.dump(), indent=2))
     else:
         for line in audit_lines(summary, model):
             click.echo(line)
-    sys.exit(0 if summary["passed"] or report_only else 1)
+    sys.exit(0 if summary.passed or report_only else 1)
 
 
 def _measure(
@@ -135,11 +136,12 @@ def _measure(
     sources: tuple[Named, ...],
     settings: AuditSettings,
     at_most: int | None,
-) -> tuple[dict[str, Any], Audit | None]:
+) -> tuple[Audit, AuditResult | None]:
     """What audit.json holds, and what was found: None where nothing could be checked."""
     from ltd_pipe.device import choose_device, deterministic, full_float32
     from ltd_pipe.errors import ModelError
     from ltd_pipe.evaluation.audit import audit as run_audit
+    from ltd_pipe.evaluation.results import Audit
 
     device = choose_device(params.device)
     with deterministic(), full_float32(), bar() as progress:
@@ -158,8 +160,8 @@ def _measure(
                 tick=Ticker(progress),
             )
         except ModelError as error:
-            return head | {"passed": False, "refused": str(error), "findings": []}, None
-    return head | _found(found), found
+            return Audit(**head, passed=False, refused=str(error), findings=()), None
+    return Audit(**head, **_found(found)), found
 
 
 def _head(
@@ -182,30 +184,20 @@ def _head(
     }
 
 
-def _found(found: Audit) -> dict[str, Any]:
+def _found(found: AuditResult) -> dict[str, Any]:
     """The verdict; each part says what it is."""
-    rows = [
-        {
-            **vars(finding),
-            "share": finding.share,
-            "low": finding.low,
-            "fails_from": finding.fails_from,
-            "passed": finding.passed,
-        }
-        for finding in found.findings
-    ]
     return {
         "passed": all(finding.passed for finding in found.findings),
-        "findings": rows,
+        "findings": found.findings,
         "source_clean_accuracy": found.source_accuracy,
         "not_made": found.not_made,
         "by_eps": found.curve.points,
         "zero_accuracy_at_eps": found.curve.zero_at,
-        "loss_surface": found.surface.facts(),
+        "loss_surface": found.surface,
     }
 
 
-def _draw(found: Audit, settings: AuditSettings, path: Path) -> None:
+def _draw(found: AuditResult, settings: AuditSettings, path: Path) -> None:
     from ltd_pipe.attacks import Ball
     from ltd_pipe.publish import write_text
     from ltd_pipe.report.surface import draw_surface

@@ -91,10 +91,8 @@ def card(
 
 def _audit_beside(metrics: Path, checkpoint: Path) -> Path | None:
     """The audit that the report finds; one of another model was not asked for, and is no error."""
-    from ltd_pipe.evaluation.results import audit_beside
+    from ltd_pipe.evaluation.results import Audit, audit_beside, read_result
     from ltd_pipe.provenance import sha256_file
-    from ltd_pipe.report.facts import Audit
-    from ltd_pipe.report.reliability import read_result
 
     path = audit_beside(metrics)
     if not path.exists():

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from ltd_pipe.evaluation.bench import TestImages
     from ltd_pipe.evaluation.corruptions import CorruptedSet
+    from ltd_pipe.evaluation.results import Metrics
     from ltd_pipe.evaluation.robustness import Evaluation, Source
     from ltd_pipe.params import Params
     from ltd_pipe.provenance import StateRecord
@@ -159,9 +160,9 @@ def _publish(
     *,
     quick: bool,
     training: NDArray[np.uint64] | None,
-) -> dict[str, Any]:
+) -> Metrics:
     """Measure, and write all files; what metrics.json holds."""
-    from ltd_pipe.evaluation.robustness import examples, metrics_of, scores_of
+    from ltd_pipe.evaluation.robustness import examples, metrics_of
     from ltd_pipe.publish import remove_state, write_json
 
     corrupted = _corrupted(corruptions, measured)
@@ -179,11 +180,11 @@ def _publish(
         scores=result.scores,
     )
     _write(result, measured, pictures, settings, out)
-    numbers = metrics_of(result, params.evaluate, quick=quick)
-    numbers["checkpoint_sha256"] = settings["checkpoint_sha256"]
-    write_json(out / "scores.json", scores_of(numbers))
+    sha256 = settings["checkpoint_sha256"]
+    numbers = metrics_of(result, params.evaluate, quick=quick, checkpoint_sha256=sha256)
+    write_json(out / "scores.json", numbers.compared())
     # The last to appear: its presence tells that all is there.
-    write_json(metrics, numbers)
+    write_json(metrics, numbers.dump())
     remove_state(state.folder)
     return numbers
 
@@ -291,17 +292,19 @@ def _write(
     settings: dict[str, Any],
     out: Path,
 ) -> None:
+    from ltd_pipe.evaluation.results import Settings
     from ltd_pipe.evaluation.robustness import per_class, per_sample, reliability_of
     from ltd_pipe.publish import write_json
 
     flags = result.autoattack.flags if result.autoattack else []
-    write_json(out / "settings.json", settings | {"flags": flags})
-    write_json(out / "by_eps.json", result.curve.points if result.curve else [])
+    write_json(out / "settings.json", Settings(**settings, flags=flags).dump())
+    points = result.curve.points if result.curve else ()
+    write_json(out / "by_eps.json", [point.dump() for point in points])
     write_json(out / "per_class.json", per_class(result, measured.model.class_names))
-    write_json(out / "reliability.json", reliability_of(result))
+    write_json(out / "reliability.json", reliability_of(result).dump())
     (out / "corruptions.json").unlink(missing_ok=True)
     if result.corruptions:
-        write_json(out / "corruptions.json", result.corruptions)
+        write_json(out / "corruptions.json", [row.dump() for row in result.corruptions])
     _write_arrays(out / "per_sample.npz", per_sample(result))
     _write_arrays(out / "examples.npz", pictures)
 
@@ -315,11 +318,11 @@ def _write_arrays(path: Path, arrays: dict[str, Any]) -> None:
         np.savez(handle, **arrays)
 
 
-def _show(metrics: dict[str, Any], model: str, *, as_json: bool) -> None:
+def _show(metrics: Metrics, model: str, *, as_json: bool) -> None:
     from ltd_pipe.evaluation.results import result_lines
 
     if as_json:
-        click.echo(json.dumps(metrics, indent=2))
+        click.echo(json.dumps(metrics.dump(), indent=2))
         return
     click.echo(f"{model}:")
     for line in result_lines(metrics):

@@ -161,7 +161,7 @@ def tell_chance(accuracy: float, images: int, split: str, num_classes: int) -> N
         What these are called.
     num_classes : int
     """
-    from ltd_pipe.evaluation.accuracy import beats_chance
+    from ltd_pipe.evaluation.statistics import beats_chance
 
     hits = round(accuracy * images)
     if images and not beats_chance(hits, images, num_classes):

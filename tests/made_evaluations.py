@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 
-from ltd_pipe.evaluation.accuracy import wilson_interval
+from ltd_pipe.evaluation.statistics import wilson_interval
 
 
 def write_evaluation(metrics, hashes, *, eps=0.1, version="standard", labels=None, **correct):

@@ -2,69 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from ltd_pipe.evaluation.statistics import BINS, ConfidenceBin, mean_gap, wilson_interval
 
+if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ltd_pipe.images.stream import ImageStream
     from ltd_pipe.models.classifier import Classifier
 
-__all__ = [
-    "BINS",
-    "ConfidenceBin",
-    "beats_chance",
-    "calibration_error",
-    "expected_calibration_error",
-    "mean_gap",
-    "permutation",
-    "predict",
-    "reliability",
-    "wilson_interval",
-]
-
-# Equal parts of (0, 1] behind a calibration error, as in Guo et al. 2017.
-BINS = 15
 # Share of the classes that are answered as others which are answered as one another.
 _CLOSED = 0.6
-
-
-def wilson_interval(hits: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Wilson's score interval for a proportion (Wilson 1927).
-
-    Parameters
-    ----------
-    hits, n : int
-        Successes and trials.
-    z : float
-        Normal quantile; the default gives 95 %.
-
-    Returns
-    -------
-    tuple of float
-        Lower and upper bound, in [0, 1].
-    """
-    if n == 0:
-        return 0.0, 1.0
-    share = hits / n
-    centre = share + z * z / (2 * n)
-    spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    # Exactly 0 and 1 at the ends, where rounding would leave 1e-18.
-    low = 0.0 if hits == 0 else (centre - spread) / scale
-    high = 1.0 if hits == n else (centre + spread) / scale
-    return low, high
-
-
-def beats_chance(hits: int, n: int, num_classes: int) -> bool:
-    """Whether so many right answers are clearly more than guessing gives, at 95 %."""
-    return wilson_interval(hits, n)[0] > 1 / num_classes
 
 
 def permutation(truth: NDArray[np.integer[Any]], said: NDArray[np.integer[Any]]) -> dict[int, int]:
@@ -156,50 +107,6 @@ def calibration_error(
         In [0, 1]; lower is better.
     """
     return mean_gap(reliability(confidence, correct, bins))
-
-
-@dataclass(frozen=True)
-class ConfidenceBin:
-    """Answers of about one confidence.
-
-    Attributes
-    ----------
-    number : int
-        Bin k of B holds the confidences in (k/B, (k+1)/B].
-    count : int
-        Answers in it, at least one.
-    confidence : float
-        Their mean confidence.
-    accuracy : float
-        Share of them that are right.
-    """
-
-    number: int
-    count: int
-    confidence: float
-    accuracy: float
-
-
-class Binned(Protocol):
-    """What `mean_gap` reads of a bin."""
-
-    @property
-    def count(self) -> int:
-        """Answers in it."""
-
-    @property
-    def confidence(self) -> float:
-        """Their mean confidence."""
-
-    @property
-    def accuracy(self) -> float:
-        """Share of them that are right."""
-
-
-def mean_gap(bins: Sequence[Binned]) -> float:
-    """The calibration error of a reliability diagram (Guo et al. 2017, eq. 3), in [0, 1]."""
-    gaps = (one.count * abs(one.confidence - one.accuracy) for one in bins)
-    return float(sum(gaps) / sum(one.count for one in bins))
 
 
 def reliability(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
@@ -21,13 +21,13 @@ from ltd_pipe import rng
 from ltd_pipe.attacks import Ball, input_gradient
 from ltd_pipe.errors import ModelError
 from ltd_pipe.evaluation import attacks
-from ltd_pipe.evaluation.accuracy import beats_chance
 from ltd_pipe.evaluation.attacks import attack_images, margin, scaled, single_step, survivors
 from ltd_pipe.evaluation.bench import Bench, silent
 from ltd_pipe.evaluation.input_scale import weak_source
-from ltd_pipe.evaluation.results import SLACK, Finding
+from ltd_pipe.evaluation.results import SLACK, Finding, LossSurface
 from ltd_pipe.evaluation.robustness import automatic_curve, largest_radius
 from ltd_pipe.evaluation.soundness import PROBED, apart, in_halves, probes, require_evaluated
+from ltd_pipe.evaluation.statistics import beats_chance
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,47 +50,8 @@ _IMAGES = 16
 _REACH, _STEPS = 2.0, 10
 
 
-@dataclass(frozen=True)
-class Surface:
-    """The mean cross entropy of some images on a grid around them.
-
-    Attributes
-    ----------
-    offsets : list of float
-        Along both axes, in the ball's norm and pixel units; 0 is the image.
-    loss : list of list of float
-        `loss[i][j]`: at `offsets[i]` along the gradient and `offsets[j]` along the random
-        direction, clipped to [0, 1].
-    n : int
-        Number of images.
-    rises : float
-        Share of the images whose loss is higher one radius along their gradient.
-    beats_random : float
-        Share of the images for which that is higher than one radius along the random direction.
-    """
-
-    offsets: list[float]
-    loss: list[list[float]]
-    n: int
-    rises: float
-    beats_random: float
-
-    def facts(self) -> dict[str, Any]:
-        """Plain values that explain themselves."""
-        return {
-            "what": "mean cross entropy around images that are right when clean; loss[i][j] is at "
-            "offsets[i] along the gradient's direction and offsets[j] along a random one, in "
-            "pixel units of the norm",
-            "n": self.n,
-            "offsets": self.offsets,
-            "loss": self.loss,
-            "share_whose_loss_rises_along_the_gradient": self.rises,
-            "share_where_the_gradient_beats_the_random_direction": self.beats_random,
-        }
-
-
 @torch.no_grad()
-def loss_surface(bench: Bench, ball: Ball, right: torch.Tensor) -> Surface:
+def loss_surface(bench: Bench, ball: Ball, right: torch.Tensor) -> LossSurface:
     """Measure the loss around up to 16 images that are right when clean.
 
     Parameters
@@ -117,10 +78,13 @@ def loss_surface(bench: Bench, ball: Ball, right: torch.Tensor) -> Surface:
         [float(loss(along, across).mean().nan_to_num()) for across in offsets] for along in offsets
     ]
     here, gradient, random = loss(0.0, 0.0), loss(ball.eps, 0.0), loss(0.0, ball.eps)
-    return Surface(
-        offsets=offsets,
-        loss=grid,
+    return LossSurface(
+        what="mean cross entropy around images that are right when clean; loss[i][j] is at "
+        "offsets[i] along the gradient's direction and offsets[j] along a random one, in "
+        "pixel units of the norm",
         n=len(rows),
+        offsets=tuple(offsets),
+        loss=tuple(map(tuple, grid)),
         rises=float((gradient > here).float().mean()),
         beats_random=float((gradient > random).float().mean()),
     )
@@ -178,7 +142,8 @@ class _Checks:
         self.right = bench.answers("clean", rows, title="clean").right(self.test.labels)
 
     def finding(self, name: str, happened: torch.Tensor, limit: float, meaning: str) -> Finding:
-        return Finding(name, int(happened.sum()), len(self.test), limit, meaning)
+        count, n = int(happened.sum()), len(self.test)
+        return Finding(name=name, count=count, n=n, limit=limit, meaning=meaning)
 
     def pgd(
         self,
@@ -253,7 +218,7 @@ class _Checks:
 
 
 @dataclass(frozen=True)
-class Audit:
+class AuditResult:
     """What an audit found.
 
     Attributes
@@ -262,7 +227,7 @@ class Audit:
         The model is believed when every one has passed.
     curve : Curve
         Robust accuracy by eps, to where nothing stands.
-    surface : Surface
+    surface : LossSurface
         The loss around some images.
     source_accuracy : dict of str to float
         Of each source on the clean images.
@@ -272,7 +237,7 @@ class Audit:
 
     findings: list[Finding]
     curve: Curve
-    surface: Surface
+    surface: LossSurface
     source_accuracy: dict[str, float]
     not_made: list[str]
 
@@ -284,7 +249,7 @@ def audit(
     *,
     sources: Mapping[str, Classifier] | None = None,
     tick: Tick = silent,
-) -> Audit:
+) -> AuditResult:
     """Run all checks.
 
     Parameters
@@ -326,7 +291,9 @@ def audit(
     curve = automatic_curve(bench, settings.norm, checks.right, settings.eps)
     surface = loss_surface(bench, checks.ball, checks.right)
     accuracies = {name: hits / n for name, hits in known.items()}
-    return Audit(findings, curve, surface, accuracies, [line for line in doubts.values() if line])
+    return AuditResult(
+        findings, curve, surface, accuracies, [line for line in doubts.values() if line]
+    )
 
 
 def _require_knowledge(checks: _Checks) -> None:

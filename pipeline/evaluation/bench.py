@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,18 +15,20 @@ import torch
 
 from ltd_pipe import rng
 from ltd_pipe.errors import DataError, ParamsError
-from ltd_pipe.evaluation.results import Ledger
 from ltd_pipe.evaluation.soundness import Answers, answer
 from ltd_pipe.images.manifest import pixels_sha256, to_unit
+from ltd_pipe.publish import writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from ltd_pipe.images.folder import FolderStream
     from ltd_pipe.images.stream import ImageStream
     from ltd_pipe.models.classifier import Classifier
+    from ltd_pipe.provenance import StateRecord
 
 
 # --- The test images of one evaluation, held in memory and attacked batch by batch.
@@ -131,6 +135,75 @@ def _require_labels(labels: torch.Tensor, index: torch.Tensor) -> None:
         )
 
 
+# --- What is done of an evaluation, on disk: a file for each attack, a line for each batch.
+#
+# A process may die at any byte. A line counts when it is whole, which its checksum tells; what
+# comes after one that is not is computed again. So nothing has to wait for the disk.
+
+
+class Journal:
+    """Records of batches, in the order in which they were computed.
+
+    Parameters
+    ----------
+    folder : Path or None
+        Named by all that decides the records, so that an equal one continues. None: nothing is
+        kept.
+    record : StateRecord, optional
+        Kept beside them.
+    """
+
+    def __init__(self, folder: Path | None, record: StateRecord | None = None) -> None:
+        self.folder, self._record = folder, record
+
+    def read(self, name: str) -> list[dict[str, Any]]:
+        """The whole records of one attack; a torn end is cut off, so that more can follow."""
+        if self.folder is None or not self._file(name).exists():
+            return []
+        content = self._file(name).read_bytes()
+        records, sound = [], 0
+        for line in content.splitlines(keepends=True):
+            record = _parsed(line)
+            if record is None:
+                break
+            records.append(record)
+            sound += len(line)
+        if sound < len(content):
+            with self._file(name).open("r+b") as handle:
+                handle.truncate(sound)
+        return records
+
+    def append(self, name: str, record: dict[str, Any]) -> None:
+        """Keep one more record.
+
+        Raises
+        ------
+        WriteError
+            When the disk refuses.
+        """
+        if self.folder is None:
+            return
+        text = json.dumps(record, allow_nan=False).encode()
+        with writing(self._file(name)):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if self._record is not None:
+                self._record.write()
+            with self._file(name).open("ab") as handle:
+                handle.write(b"%08x %s\n" % (zlib.crc32(text), text))
+
+    def _file(self, name: str) -> Path:
+        assert self.folder is not None  # noqa: S101  both callers have looked
+        return self.folder / f"{name}.jsonl"
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    checksum, _, text = line.rstrip(b"\n").partition(b" ")
+    if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
+        return None
+    record: dict[str, Any] = json.loads(text)
+    return record
+
+
 # --- The bench: a model and the images that every attack of an evaluation works on.
 
 
@@ -166,7 +239,7 @@ class Bench:
     seed : int
     batch_size : int
         Images per model call; AutoAttack's random numbers depend on it.
-    ledger : Ledger
+    journal : Journal
         Where finished batches are kept.
     tick, finished : callable
     """
@@ -175,7 +248,7 @@ class Bench:
     test: TestImages
     seed: int
     batch_size: int
-    ledger: Ledger = field(default_factory=lambda: Ledger(None))
+    journal: Journal = field(default_factory=lambda: Journal(None))
     tick: Tick = silent
     finished: Finished = unheard
 
@@ -203,7 +276,7 @@ class Bench:
         later : int
             Images that the same attack will come to afterwards.
         """
-        kept, left = self.ledger.read(name), len(rows) + later
+        kept, left = self.journal.read(name), len(rows) + later
         for number, part in enumerate(self.test.batches(rows, self.batch_size)):
             if number == len(kept):
                 self.tick(title, 0, left)
@@ -213,7 +286,7 @@ class Bench:
                 continue
             with _own_randomness(rng.stream_key(self.seed, name, number), self.test.device):
                 record = work(part)
-            self.ledger.append(name, record)
+            self.journal.append(name, record)
             self.tick(title, len(part), left)
             yield part, record
 

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from ltd_pipe.errors import DataError, MissingError, reason_of, refuse_pointer
-from ltd_pipe.evaluation.accuracy import wilson_interval
 from ltd_pipe.evaluation.bench import select_images
+from ltd_pipe.evaluation.results import CorruptionRow
+from ltd_pipe.evaluation.statistics import wilson_interval
 from ltd_pipe.images.folder import open_folder
 from ltd_pipe.images.sources import OF_OTHERS, ArraySource, FolderSource
 from ltd_pipe.provenance import digest
@@ -175,7 +176,7 @@ def state_of_corruptions(folder: Path) -> str:
 
 def corruption_accuracies(
     bench: Bench, sets: Sequence[CorruptedSet], count: int | None
-) -> list[dict[str, Any]]:
+) -> list[CorruptionRow]:
     """Measure the model on each set.
 
     Parameters
@@ -189,8 +190,7 @@ def corruption_accuracies(
 
     Returns
     -------
-    list of dict
-        `corruption`, `severity`, `n`, `accuracy` and its interval `low`, `high`.
+    list of CorruptionRow
 
     Raises
     ------
@@ -200,7 +200,7 @@ def corruption_accuracies(
     return [_measure(bench, one, number, count) for number, one in enumerate(sets)]
 
 
-def _measure(bench: Bench, one: CorruptedSet, number: int, count: int | None) -> dict[str, Any]:
+def _measure(bench: Bench, one: CorruptedSet, number: int, count: int | None) -> CorruptionRow:
     model, device = bench.model, bench.test.device
     channels, height, width = model.shape
     size = height if height == width else None
@@ -219,11 +219,17 @@ def _measure(bench: Bench, one: CorruptedSet, number: int, count: int | None) ->
     answers = part.answers(f"corruption-{number}", torch.arange(len(test)), title=title)
     hits, n = int(answers.right(test.labels).sum()), len(test)
     low, high = wilson_interval(hits, n)
-    measured = {"n": n, "accuracy": hits / n, "low": low, "high": high}
-    return {"corruption": one.corruption, "severity": one.severity, **measured}
+    return CorruptionRow(
+        corruption=one.corruption,
+        severity=one.severity,
+        n=n,
+        accuracy=hits / n,
+        low=low,
+        high=high,
+    )
 
 
-def corruption_summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def corruption_summary(rows: Sequence[CorruptionRow]) -> dict[str, Any]:
     """The mean over all corruptions and severities.
 
     The sets show the same images, so that their answers are no independent trials: the interval
@@ -234,6 +240,6 @@ def corruption_summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     dict
         `accuracy`, `low`, `high`, `n` (images of the smallest set), `sets`.
     """
-    mean, n = sum(row["accuracy"] for row in rows) / len(rows), min(row["n"] for row in rows)
+    mean, n = sum(row.accuracy for row in rows) / len(rows), min(row.n for row in rows)
     low, high = wilson_interval(round(mean * n), n)
     return {"accuracy": mean, "low": low, "high": high, "n": n, "sets": len(rows)}

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ltd_pipe.errors import LtdPipeError, ModelError
-from ltd_pipe.evaluation.accuracy import beats_chance, permutation, wilson_interval
+from ltd_pipe.evaluation.accuracy import permutation
+from ltd_pipe.evaluation.statistics import beats_chance, wilson_interval
 from ltd_pipe.images.manifest import to_unit
 
 if TYPE_CHECKING:

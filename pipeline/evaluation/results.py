@@ -1,32 +1,46 @@
-"""What is done of an evaluation, on disk: a file for each attack, a line for each batch.
+"""The files of evaluations and audits: one schema each, for who writes and for who reads.
 
-A process may die at any byte. A line counts when it is whole, which its checksum tells; what
-comes after one that is not is computed again. So nothing has to wait for the disk.
+Accuracies are fractions with 95 % intervals, eps is in pixel units. No torch is loaded here.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import zlib
-from bisect import bisect_right
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+import zipfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    computed_field,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
-from ltd_pipe.evaluation.accuracy import wilson_interval
-from ltd_pipe.params.sections import split_attack
-from ltd_pipe.publish import writing
+from ltd_pipe.errors import MissingError, ResultError, reason_of
+from ltd_pipe.evaluation.statistics import (
+    ConfidenceBin,
+    Share,
+    first_failure,
+    mean_gap,
+    wilson_interval,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
-    import torch
     from numpy.typing import NDArray
-
-    from ltd_pipe.provenance import StateRecord
 
 
 # --- How a threat model is written for people.
@@ -54,59 +68,6 @@ def threat_text(norm: str, eps: float) -> str:
     return f"{NORMS[norm]} {eps_text(eps)}"
 
 
-# --- One check of an audit: how often something happened that should not, and what that can show.
-
-
-# With so many, a check with a limit of 5 % fails from 10 % on; with fewer it sees even less.
-FEW_IMAGES = 100
-# The limit of what an attack that works may miss, as a share of the images.
-SLACK = 0.02
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One check.
-
-    Attributes
-    ----------
-    name : str
-    count, n : int
-        On how many of so many images it happened.
-    limit : float
-        The share may truly be so high.
-    meaning : str
-        What happened, and what a failure means.
-    """
-
-    name: str
-    count: int
-    n: int
-    limit: float
-    meaning: str
-
-    @property
-    def share(self) -> float:
-        """Of the images."""
-        return self.count / self.n
-
-    @property
-    def low(self) -> float:
-        """The lower end of the share's 95 % interval (Wilson)."""
-        return wilson_interval(self.count, self.n)[0]
-
-    @property
-    def fails_from(self) -> float:
-        """The smallest share that fails with so many images: what the check can see."""
-        lows = range(self.n + 1)
-        first = bisect_right(lows, self.limit, key=lambda count: wilson_interval(count, self.n)[0])
-        return first / self.n
-
-    @property
-    def passed(self) -> bool:
-        """Whether the share may be within its limit."""
-        return self.low <= self.limit
-
-
 # --- Where the files of an evaluation lie.
 
 
@@ -123,121 +84,636 @@ def audit_beside(metrics: Path) -> Path:
     return metrics.with_name("audit") / "audit.json"
 
 
-# --- A measured accuracy, with all that it says nothing without.
+# --- Reading, with a clear line for a file that is damaged.
+
+
+Result = TypeVar("Result")
+
+_EVALUATE, _AUDIT = "ltd-pipe evaluate", "ltd-pipe audit"
+
+
+class Document(BaseModel):
+    """Base of what is in a file: frozen; keys that a later version adds are passed over."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", allow_inf_nan=False, populate_by_name=True
+    )
+
+    def dump(self) -> dict[str, Any]:
+        """Plain values for JSON: what was set, in the order of the fields."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+def read_bytes(path: Path, remedy: str) -> bytes:
+    """All bytes of a file.
+
+    Raises
+    ------
+    MissingError
+        When it is not there; the error ends with `remedy`.
+    ResultError
+        When it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise MissingError(path, "no such file", remedy=remedy) from error
+    except OSError as error:
+        raise ResultError(path, f"cannot be read: {error.strerror}") from error
+
+
+def read_result(path: Path, model: type[Result], command: str) -> Result:
+    """Read a JSON file of a known form.
+
+    Parameters
+    ----------
+    path : Path
+    model : type
+        A `Document`, or a list of them.
+    command : str
+        What writes the file, for the remedy.
+
+    Raises
+    ------
+    MissingError
+        When it is not there.
+    ResultError
+        When it is not JSON, or a value is missing or impossible.
+    """
+    content = read_bytes(path, f"Run '{command}' first.")
+    try:
+        return TypeAdapter(model).validate_json(content)
+    except ValidationError as error:
+        raise _refused(error, path, command) from error
+
+
+def parse_result(content: dict[str, Any], model: type[Result], path: Path, command: str) -> Result:
+    """Check what was already read from `path`; see `read_result`."""
+    try:
+        return TypeAdapter(model).validate_python(content)
+    except ValidationError as error:
+        raise _refused(error, path, command) from error
+
+
+def _refused(error: ValidationError, path: Path, command: str) -> ResultError:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    what = f"{key}: {first['msg']}" if key else f"is damaged ({first['msg']})"
+    found = repr(first["input"])[:60] if key and first["type"] != "missing" else None
+    return ResultError(path, what, found=found, remedy=f"Run '{command}' again.")
+
+
+# --- metrics.json, and what people compare of it: scores.json.
 
 
 @dataclass(frozen=True)
 class Score:
-    """What stood under one attack.
+    """An accuracy of n images with its 95 % interval; fractions."""
 
-    Attributes
-    ----------
-    key : str
-        How it is filed, such as `pgd-100x5`.
-    name : str
-        What people call it, such as `PGD-100 x 5`.
-    standing : Tensor of shape (n,), dtype bool
-        The images that stayed right.
-    facts : dict
-        Norm, eps, steps and whatever else decides it; plain values.
-    """
+    value: float
+    low: float
+    high: float
+    n: int
 
-    key: str
-    name: str
-    standing: torch.Tensor
-    facts: dict[str, Any] = field(default_factory=dict)
+    @classmethod
+    def of(cls, value: float, n: int) -> Score:
+        """The score of a fraction of n images, with Wilson's interval."""
+        return cls(value, *wilson_interval(round(value * n), n), n)
 
     @property
     def hits(self) -> int:
-        """How many stayed right."""
-        return int(self.standing.sum())
-
-    @property
-    def accuracy(self) -> float:
-        """Their share."""
-        return self.hits / len(self.standing)
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's at 95 %."""
-        return wilson_interval(self.hits, len(self.standing))
-
-    def row(self) -> dict[str, Any]:
-        """All of it as plain values."""
-        low, high = self.interval
-        measured = {"n": len(self.standing), "accuracy": self.accuracy, "low": low, "high": high}
-        return {"key": self.key, "name": self.name, **measured, **self.facts}
-
-    def by_class(self, labels: torch.Tensor, number: int) -> dict[str, Any]:
-        """The same of one class alone; accuracy is None where it has no images."""
-        own = self.standing[labels == number]
-        hits, n = int(own.sum()), len(own)
-        low, high = wilson_interval(hits, n)
-        return {"n": n, "accuracy": hits / n if n else None, "low": low, "high": high}
+        """How many images were right."""
+        return round(self.value * self.n)
 
 
-# --- Which gradient attacks an evaluation runs, by the names that people write.
+class AttackRow(Document):
+    """One attack of metrics.json: what it is called, what was measured, and what decides it."""
 
-
-_LOSSES = {"cross entropy": "PGD", "margin": "CW-PGD"}
-
-
-@dataclass(frozen=True)
-class GradientAttack:
-    """One attack on the model's own gradient.
-
-    Attributes
-    ----------
-    key : str
-        How results are filed: letters, digits and `-`.
-    loss : {"cross entropy", "margin"}
-        What is maximised; margin is max_{k≠y} z_k - z_y (Carlini and Wagner 2017).
-    steps, restarts : int
-    single_step : bool
-        FGSM: one step of the ball's radius from the image itself (Goodfellow et al. 2015). The
-        others begin at random points and step by 2.5 · eps / steps.
-    """
+    model_config = ConfigDict(extra="allow")
 
     key: str
-    loss: Literal["cross entropy", "margin"] = "cross entropy"
-    steps: int = 1
-    restarts: int = 1
-    single_step: bool = False
+    name: str
+    n: int = Field(ge=1)
+    accuracy: Share
+    low: Share
+    high: Share
 
     @property
-    def title(self) -> str:
-        """What people call it, such as `CW-PGD-100 x 5`."""
-        if self.single_step:
-            return "FGSM"
-        restarts = f" x {self.restarts}" if self.restarts > 1 else ""
-        return f"{_LOSSES[self.loss]}-{self.steps}{restarts}"
+    def filed(self) -> str:
+        """Its key as metrics.json and dvc metrics call it."""
+        return self.key.replace("-", "_")
 
-    def step_size(self, eps: float) -> float:
-        """Of each step, in the ball's norm: with it any start reaches the surface and turns."""
-        return eps if self.single_step else 2.5 * eps / self.steps
-
-    def facts(self, eps: float) -> dict[str, Any]:
-        """Its settings as plain values."""
-        return {
-            "loss": self.loss,
-            "steps": self.steps,
-            "restarts": self.restarts,
-            "step_size": self.step_size(eps),
-        }
+    @property
+    def decides(self) -> dict[str, Any]:
+        """Norm, steps and whatever else decides the number."""
+        return dict(self.model_extra or {})
 
 
-def parse_attack(name: str) -> GradientAttack:
-    """The attack that a name of `evaluate.attacks` means, such as `pgd-100x5`.
+class CorruptedSets(Document):
+    """How many images, and sets of them, the accuracy on corrupted images is of."""
+
+    n: int = Field(ge=1)
+    sets: int = Field(ge=1)
+
+
+class Metrics(Document):
+    """metrics.json; further accuracies are extra fields, `KEY_accuracy` for each attack."""
+
+    model_config = ConfigDict(extra="allow")
+
+    n: int = Field(ge=1)
+    norm: Literal["linf", "l2"] = "linf"
+    eps: float = Field(gt=0)
+    quick: bool = False
+    clean_accuracy: Share
+    pgd_accuracy: Share | None = None
+    autoattack_accuracy: Share | None = None
+    intervals: dict[str, tuple[Share, Share]] = Field({})
+    expected_calibration_error: Share | None = None
+    expected_calibration_error_under_attack: Share | None = None
+    autoattack: dict[str, Share] = Field({})
+    autoattack_version: str | None = None
+    zero_accuracy_at_eps: float | None = None
+    eps_grid_images: int | None = None
+    corruption_accuracy: Share | None = None
+    corruptions: CorruptedSets | None = None
+    attacks: tuple[AttackRow, ...] = ()
+    not_measured: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    checkpoint_sha256: str | None = None
+
+    @field_validator("eps")
+    @classmethod
+    def _is_in_pixel_units(cls, eps: float, info: ValidationInfo) -> float:
+        if info.data.get("norm") == "linf" and eps > 1:
+            raise ValueError("radii of linf are at most 1, in pixel units")
+        return eps
+
+    @model_serializer(mode="wrap")
+    def _with_accuracies_first(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        head = {name: fields.pop(name) for name in ("n", "norm", "eps", "quick") if name in fields}
+        accuracies = {f"{row.filed}_accuracy": row.accuracy for row in self.attacks}
+        return head | accuracies | fields
+
+    def score(self, name: str) -> Score | None:
+        """An accuracy with its interval, or None where it was not measured.
+
+        Parameters
+        ----------
+        name : str
+            Such as `clean_accuracy`.
+        """
+        value = getattr(self, name, None)
+        if not isinstance(value, int | float):
+            return None
+        corrupted = self.corruptions if name == "corruption_accuracy" else None
+        n = corrupted.n if corrupted else self.n
+        bounds = self.intervals.get(name)
+        return Score(float(value), *bounds, n) if bounds else Score.of(value, n)
+
+    def compared(self) -> dict[str, float]:
+        """What scores.json holds, and `dvc exp show` in columns."""
+        names = ("_accuracy", "_error", "_under_attack", "zero_accuracy_at_eps")
+        return {k: v for k, v in self.dump().items() if k.endswith(names) and v is not None}
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Read metrics.json.
 
     Raises
     ------
-    ValueError
-        When it is no such name.
+    MissingError
+        When it is not there.
+    ResultError
+        When it is damaged, or an accuracy is outside its interval.
     """
-    kind, steps, restarts = split_attack(name)
-    if kind == "fgsm":
-        return GradientAttack(name, single_step=True)
-    return GradientAttack(name, "margin" if kind == "cw" else "cross entropy", steps, restarts)
+    found = read_result(path, Metrics, _EVALUATE)
+    for name, (low, high) in found.intervals.items():
+        value = getattr(found, name, None)
+        # Half a millionth: the bounds may have been rounded when they were written.
+        inside = isinstance(value, int | float) and low - 5e-7 <= value <= high + 5e-7
+        if not inside:
+            raise ResultError(
+                path,
+                f"intervals.{name}",
+                expected=f"bounds around {value}",
+                found=[low, high],
+                remedy=f"Run '{_EVALUATE}' again.",
+            )
+    return found
+
+
+# --- The folder of an evaluation: settings.json, by_eps.json, per_class.json, corruptions.json.
+
+
+class AttackSettings(Document):
+    """One attack of settings.json."""
+
+    name: str
+    loss: str | None = None
+    steps: int | None = None
+    restarts: int | None = None
+    step_size: float | None = None
+
+
+class Settings(Document):
+    """settings.json: how it was measured."""
+
+    model_config = ConfigDict(extra="allow")
+
+    attacks: tuple[AttackSettings, ...] = ()
+    autoattack_version: str | None = None
+    norm: str | None = None
+    eps: float | None = None
+    images: int | None = None
+    batch_size: int | None = None
+    precision: str | None = None
+    tf32: bool | None = None
+    seed: int | None = None
+    checkpoint_sha256: str | None = None
+    architecture: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    data_fingerprint: str | None = None
+    image_shape: tuple[int, ...] | None = None
+    pixels_sha256: str | None = None
+    software: dict[str, str] = Field({})
+    hardware: dict[str, Any] = Field({})
+    flags: tuple[str, ...] = ()
+
+
+def read_settings(path: Path, metrics: Metrics) -> Settings:
+    """Read the settings.json of an evaluation.
+
+    Raises
+    ------
+    MissingError
+        When it is not there.
+    ResultError
+        When it is damaged, or of another evaluation than the metrics.
+    """
+    settings = read_result(path, Settings, _EVALUATE)
+    pairs = {
+        "SHA-256 of the checkpoint": (metrics.checkpoint_sha256, settings.checkpoint_sha256),
+        "norm": (metrics.norm, settings.norm),
+        "eps": (metrics.eps, settings.eps),
+        "images": (metrics.n, settings.images),
+    }
+    for what, (expected, found) in pairs.items():
+        if None not in (expected, found) and expected != found:
+            raise ResultError(
+                path,
+                f"is of another evaluation than the metrics: {what}",
+                expected=expected[:12] if isinstance(expected, str) else expected,
+                found=found[:12] if isinstance(found, str) else found,
+                remedy=f"Name the folder that '{_EVALUATE}' wrote with these metrics.",
+            )
+    return settings
+
+
+class EpsPoint(Document):
+    """One radius of by_eps.json."""
+
+    eps: float = Field(ge=0)
+    robust_accuracy: Share
+    low: Share
+    high: Share
+    n: int | None = Field(None, ge=1)
+
+
+def read_by_eps(folder: Path) -> tuple[EpsPoint, ...]:
+    """The curve of an evaluation's folder, rising in eps; empty where it was not measured.
+
+    Raises
+    ------
+    ResultError
+        When by_eps.json is damaged.
+    """
+    path = folder / "by_eps.json"
+    found = read_result(path, list[EpsPoint], _EVALUATE) if path.exists() else []
+    return tuple(sorted(found, key=lambda point: point.eps))
+
+
+class ClassScore(Document):
+    """One class's images under one attack, in per_class.json."""
+
+    n: int = Field(ge=0)
+    accuracy: Share | None
+    low: Share
+    high: Share
+
+    @property
+    def score(self) -> Score | None:
+        """As other accuracies; None where the class has no images."""
+        return None if self.accuracy is None else Score(self.accuracy, self.low, self.high, self.n)
+
+
+def read_per_class(folder: Path) -> dict[str, dict[str, ClassScore]]:
+    """For each class its scores by the attack's key; empty where they were not written."""
+    path = folder / "per_class.json"
+    rows = read_result(path, list[dict[str, ClassScore | str]], _EVALUATE) if path.exists() else []
+    return {
+        str(row.get("class")): {k: one for k, one in row.items() if isinstance(one, ClassScore)}
+        for row in rows
+    }
+
+
+class CorruptionRow(Document):
+    """One set of corrupted images in corruptions.json; severity is None where it has none."""
+
+    corruption: str
+    severity: int | None
+    n: int = Field(ge=1)
+    accuracy: Share
+    low: Share
+    high: Share
+
+
+# --- reliability.json: accuracy by confidence (Guo et al. 2017).
+
+
+class Reliability(Document):
+    """reliability.json: the bins that hold images, without and under attack."""
+
+    clean: tuple[ConfidenceBin, ...]
+    under_attack: tuple[ConfidenceBin, ...]
+
+
+def read_reliability(path: Path, n: int, errors: Mapping[str, float | None]) -> Reliability:
+    """Read what an evaluation left.
+
+    Parameters
+    ----------
+    path : Path
+        reliability.json.
+    n : int
+        Images of the evaluation.
+    errors : mapping of str to float
+        The calibration errors of its metrics.json; None where it has none.
+
+    Raises
+    ------
+    ResultError
+        When the file is damaged, or the bins are not those of these calibration errors.
+    """
+    found = read_result(path, Reliability, _EVALUATE)
+    for name, error in errors.items():
+        bins: tuple[ConfidenceBin, ...] = getattr(found, name)
+        if sum(one.count for one in bins) != n:
+            raise _other(path, f"{name}: images", n, sum(one.count for one in bins))
+        # What is left is rounding: the sums are of the same numbers.
+        if error is not None and abs(mean_gap(bins) - error) > 1e-6:
+            raise _other(path, f"{name}: calibration error", error, mean_gap(bins))
+    return found
+
+
+def _other(path: Path, what: str, expected: float, found: float) -> ResultError:
+    return ResultError(
+        path,
+        f"is of another evaluation than its metrics: {what}",
+        expected=f"{expected:.6g}",
+        found=f"{found:.6g}",
+        remedy=f"Run '{_EVALUATE}' again.",
+    )
+
+
+# --- per_sample.npz: the test images, and which of them the model is right on.
+
+
+SAMPLES_FILE = "per_sample.npz"
+# What marks a column of answers, before the key of the attack.
+_CORRECT = "correct_"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The test images, and which of them a model is right on; one order for equal images.
+
+    Attributes
+    ----------
+    sample_hash : ndarray of shape (n,), dtype uint64
+        Ascending.
+    label : ndarray of shape (n,), dtype int64
+    correct : dict of str to ndarray of shape (n,), dtype bool
+        Under each attack; `clean` is none.
+    """
+
+    sample_hash: NDArray[np.uint64]
+    label: NDArray[np.int64]
+    correct: dict[str, NDArray[np.bool_]]
+
+    def of_the_same_images(self, other: Samples) -> bool:
+        """Whether both are of the same images with the same labels."""
+        return np.array_equal(self.sample_hash, other.sample_hash) and np.array_equal(
+            self.label, other.label
+        )
+
+
+def read_samples(path: Path) -> Samples:
+    """Read per_sample.npz.
+
+    Raises
+    ------
+    ResultError
+        When it is damaged.
+    """
+    remedy = f"Run '{_EVALUATE}' again."
+    try:
+        # Opened here: given a path, numpy leaves the file open when it is damaged.
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ResultError(path, f"is damaged ({reason_of(error)})", remedy=remedy) from error
+    for name in ("sample_hash", "label", f"{_CORRECT}clean"):
+        if name not in arrays:
+            raise ResultError(path, f"holds no {name}", remedy=remedy)
+    columns = {name: array for name, array in arrays.items() if name.startswith(_CORRECT)}
+    kinds = {"sample_hash": "u", "label": "i"} | dict.fromkeys(columns, "b")
+    n = len(np.atleast_1d(arrays["sample_hash"]))
+    for name, kind in kinds.items():
+        if arrays[name].shape != (n,) or arrays[name].dtype.kind != kind:
+            raise ResultError(path, f"{name} is no column of {n:,} images", remedy=remedy)
+    # Two images may be the same one: among these any order is as good, but for the label.
+    order = np.lexsort((arrays["label"], arrays["sample_hash"]))
+    return Samples(
+        arrays["sample_hash"][order],
+        arrays["label"][order],
+        {name.removeprefix(_CORRECT): column[order] for name, column in columns.items()},
+    )
+
+
+# --- audit.json.
+
+
+# With so many, a check with a limit of 5 % fails from 10 % on; with fewer it sees even less.
+FEW_IMAGES = 100
+# The limit of what an attack that works may miss, as a share of the images.
+SLACK = 0.02
+
+
+class Finding(Document):
+    """One check: on how many images happened what should not, and how many there may be.
+
+    Attributes
+    ----------
+    name : str
+    count, n : int
+        On how many of so many images it happened.
+    limit : float
+        The share may truly be so high.
+    meaning : str
+        What happened, and what a failure means.
+    """
+
+    name: str
+    count: int = Field(ge=0)
+    n: int = Field(ge=1)
+    limit: Share
+    meaning: str
+
+    @computed_field  # type: ignore[prop-decorator]  # python/mypy#1362
+    @property
+    def share(self) -> float:
+        """Of the images."""
+        return self.count / self.n
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def low(self) -> float:
+        """The lower end of the share's 95 % interval (Wilson)."""
+        return wilson_interval(self.count, self.n)[0]
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def fails_from(self) -> float:
+        """The smallest share that fails with so many images: what the check can see."""
+        return first_failure(self.n, self.limit) / self.n
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def passed(self) -> bool:
+        """Whether the share may be within its limit."""
+        return self.low <= self.limit
+
+    @property
+    def score(self) -> Score:
+        """The share of the images with its 95 % interval."""
+        return Score.of(self.share, self.n)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _has_its_own_verdict(cls, content: Any, handler: ModelWrapValidatorHandler[Finding]) -> Any:
+        found = handler(content)
+        if isinstance(content, dict) and content.get("passed", found.passed) != found.passed:
+            what = f"{found.name}: the verdict contradicts its numbers"
+            raise PydanticCustomError("verdict", "{what}", {"what": what})
+        return found
+
+
+class LossSurface(Document):
+    """The mean cross entropy of some images on a square grid around them.
+
+    Attributes
+    ----------
+    what : str
+        What the grid shows.
+    n : int
+        Number of images.
+    offsets : tuple of float
+        Along both axes, in the ball's norm and pixel units; 0 is the image.
+    loss : tuple of tuple of float
+        `loss[i][j]`: at `offsets[i]` along the gradient and `offsets[j]` along the random
+        direction, clipped to [0, 1].
+    rises : float
+        Share of the images whose loss is higher one radius along their gradient.
+    beats_random : float
+        Share of the images for which that is higher than one radius along the random direction.
+    """
+
+    what: str = ""
+    n: int = Field(ge=1)
+    offsets: tuple[float, ...] = Field(min_length=2)
+    loss: tuple[tuple[float, ...], ...]
+    rises: Share = Field(alias="share_whose_loss_rises_along_the_gradient")
+    beats_random: Share = Field(alias="share_where_the_gradient_beats_the_random_direction")
+
+    @model_validator(mode="after")
+    def _is_square(self) -> LossSurface:
+        if {len(self.loss), *map(len, self.loss)} != {len(self.offsets)}:
+            raise ValueError("the loss is no square grid over the offsets")
+        return self
+
+
+class Audit(Document):
+    """audit.json.
+
+    `refused` says why nothing could be checked; then there are no findings.
+    """
+
+    checkpoint_sha256: str
+    architecture: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    n: int = Field(ge=1)
+    norm: Literal["linf", "l2"] = "linf"
+    eps: float = Field(gt=0)
+    seed: int | None = None
+    steps: int | None = None
+    restarts: int | None = None
+    square_queries: int | None = None
+    sources: tuple[str, ...] = ()
+    software: dict[str, str] = Field({})
+    passed: bool
+    refused: str | None = None
+    findings: tuple[Finding, ...]
+    source_clean_accuracy: dict[str, Share] = Field({})
+    not_made: tuple[str, ...] = ()
+    by_eps: tuple[EpsPoint, ...] = ()
+    zero_accuracy_at_eps: float | None = None
+    loss_surface: LossSurface | None = None
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Audit:
+        if not self.findings and self.refused is None:
+            raise ValueError("there are no findings")
+        if self.passed != (self.refused is None and not self.failed):
+            raise ValueError("passed contradicts its findings")
+        return self
+
+    @property
+    def failed(self) -> int:
+        """How many checks failed."""
+        return sum(not finding.passed for finding in self.findings)
+
+
+def read_audit(path: Path, sha256: str) -> Audit:
+    """Read the audit of a checkpoint.
+
+    Parameters
+    ----------
+    path : Path
+        audit.json.
+    sha256 : str
+        Of the checkpoint.
+
+    Raises
+    ------
+    MissingError
+        When it is not there.
+    ResultError
+        When it is damaged, or of another checkpoint: its verdict is no other model's.
+    """
+    found = read_result(path, Audit, _AUDIT)
+    if found.checkpoint_sha256 != sha256:
+        raise ResultError(
+            path,
+            "is not of this checkpoint: its SHA-256",
+            expected=sha256[:12],
+            found=found.checkpoint_sha256[:12],
+            remedy=f"Run '{_AUDIT}' on it.",
+        )
+    return found
 
 
 # --- What makes the numbers of an evaluation worthless, as its warnings say it.
@@ -299,7 +775,7 @@ def unbroken(left: int, n: int) -> str | None:
     if not left:
         return None
     seen = f"{left} of {n} images stand although every pixel may take any value"
-    if Finding("", left, n, SLACK, "").passed:
+    if left < first_failure(n, SLACK):
         return f"{seen}: PGD from one start may miss {SLACK:.0%}, and finds no end of the curve"
     return f"{seen}: {ATTACK_FAILS}"
 
@@ -307,159 +783,76 @@ def unbroken(left: int, n: int) -> str | None:
 # --- Evaluations and audits as lines for people, with threat and number of images in each.
 
 
-def result_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """What a terminal shows of metrics.json.
-
-    Parameters
-    ----------
-    metrics : mapping
-        See `ltd_pipe.evaluation.robustness.metrics_of`.
-    """
-    if metrics["quick"]:
+def result_lines(metrics: Metrics) -> Iterator[str]:
+    """What a terminal shows of metrics.json."""
+    if metrics.quick:
         yield "QUICK LOOK: few images and a weak attack. Not a result: leave --quick out for one."
-    width = max(17, *(len(row["name"]) for row in metrics["attacks"]))
-    for row in metrics["attacks"]:
-        yield f"  {row['name']:<{width}}{_measured(row)}   {_conditions(row)}"
-    clean, attacked = (metrics[f"expected_calibration_error{of}"] for of in ("", "_under_attack"))
-    n = f"{metrics['n']:,} images"
+    width = max(17, *(len(row.name) for row in metrics.attacks))
+    for row in metrics.attacks:
+        measured = Score(row.accuracy, row.low, row.high, row.n)
+        yield f"  {row.name:<{width}}{_accuracy(measured)}   {_conditions(row)}"
+    clean = metrics.expected_calibration_error
+    attacked = metrics.expected_calibration_error_under_attack
+    n = f"{metrics.n:,} images"
     yield f"  calibration error {clean:.2%} clean, {attacked:.2%} under PGD's first start, {n}"
-    if "corruption_accuracy" in metrics:
-        low, high = metrics["intervals"]["corruption_accuracy"]
-        part, sets = metrics["corruptions"]["n"], metrics["corruptions"]["sets"]
-        row = {"accuracy": metrics["corruption_accuracy"], "low": low, "high": high}
-        mean = "corruptions, mean"
-        yield f"  {mean:<{width}}{_measured(row)}   no attack, {sets} sets of {part:,} images"
-    if metrics.get("zero_accuracy_at_eps") is not None:
-        threat = threat_text(metrics["norm"], metrics["zero_accuracy_at_eps"])
-        yield f"  PGD-20 leaves nothing at {threat}, {metrics['eps_grid_images']:,} images"
-    if "autoattack_accuracy" not in metrics:
+    if metrics.corruptions and (mean := metrics.score("corruption_accuracy")):
+        images = f"{metrics.corruptions.sets} sets of {mean.n:,} images"
+        yield f"  {'corruptions, mean':<{width}}{_accuracy(mean)}   no attack, {images}"
+    if metrics.zero_accuracy_at_eps is not None:
+        threat = threat_text(metrics.norm, metrics.zero_accuracy_at_eps)
+        yield f"  PGD-20 leaves nothing at {threat}, {metrics.eps_grid_images:,} images"
+    if metrics.autoattack_accuracy is None:
         yield "  AutoAttack was left out: the PGD number alone is no claim of robustness."
-    yield f"  not measured: {', '.join(metrics['not_measured'])}"
-    for line in metrics["warnings"]:
+    yield f"  not measured: {', '.join(metrics.not_measured)}"
+    for line in metrics.warnings:
         yield f"  WARNING: {line}"
 
 
-def _measured(row: Mapping[str, Any]) -> str:
-    interval = f"95 % interval {row['low']:.2%} to {row['high']:.2%}"
-    return f"{row['accuracy']:>9.2%}   {interval}"
+def _accuracy(score: Score) -> str:
+    return f"{score.value:>9.2%}   95 % interval {score.low:.2%} to {score.high:.2%}"
 
 
-def _conditions(row: Mapping[str, Any]) -> str:
-    images = f"{row['n']:,} images"
-    if "norm" not in row:
+def _conditions(row: AttackRow) -> str:
+    images, decides = f"{row.n:,} images", row.decides
+    if "norm" not in decides:
         return f"no attack, {images}"
-    package = f", {row['package']}" if "package" in row else ""
-    known = row.get("source_clean_accuracy")
+    package = f", {decides['package']}" if "package" in decides else ""
+    known = decides.get("source_clean_accuracy")
     source = "" if known is None else f", source {known:.2%} clean"
-    return f"{threat_text(row['norm'], row['eps'])}, {images}{package}{source}"
+    return f"{threat_text(decides['norm'], decides['eps'])}, {images}{package}{source}"
 
 
-def _found(row: Mapping[str, Any]) -> str:
-    seen = f"{row['share']:7.2%} of images, lower end {row['low']:.2%}"
-    return f"{seen}, limit {row['limit']:.0%}, fails from {row['fails_from']:.2%}"
-
-
-def audit_lines(summary: Mapping[str, Any], model: str) -> Iterator[str]:
-    """What a terminal shows of audit.json.
-
-    Parameters
-    ----------
-    summary : mapping
-    model : str
-        As the user named it.
-    """
-    rows, norm = summary["findings"], summary["norm"]
-    yield f"{model}: {summary['n']:,} test images, {threat_text(norm, summary['eps'])}"
-    if "refused" in summary:
-        yield f"No check could be made: {summary['refused']}"
+def audit_lines(audit: Audit, model: str) -> Iterator[str]:
+    """What a terminal shows of audit.json, with the model as the user named it."""
+    findings, n = audit.findings, f"{audit.n:,}"
+    yield f"{model}: {n} test images, {threat_text(audit.norm, audit.eps)}"
+    if audit.refused is not None:
+        yield f"No check could be made: {audit.refused}"
         return
-    width = max(len(row["name"]) for row in rows)
-    for row in rows:
-        verdict = "pass" if row["passed"] else "FAIL"
-        yield f"  {verdict}  {row['name']:<{width}}  {_found(row)}"
-        if not row["passed"]:
-            yield f"        {row['meaning']}"
+    width = max(len(one.name) for one in findings)
+    for one in findings:
+        verdict = "pass" if one.passed else "FAIL"
+        yield (
+            f"  {verdict}  {one.name:<{width}}  {one.share:7.2%} of images, lower end "
+            f"{one.low:.2%}, limit {one.limit:.0%}, fails from {one.fails_from:.2%}"
+        )
+        if not one.passed:
+            yield f"        {one.meaning}"
     yield (
         f"A check fails when the lower end of the 95 % interval is above its limit: with "
-        f"{summary['n']:,} images from the last share of its line on."
+        f"{n} images from the last share of its line on."
     )
-    for name, known in summary.get("source_clean_accuracy", {}).items():
+    for name, known in audit.source_clean_accuracy.items():
         yield f"The source {name} has {known:.2%} of the clean images right."
-    for line in summary.get("not_made", []):
+    for line in audit.not_made:
         yield f"WARNING: {line}"
-    if summary["n"] < FEW_IMAGES:
+    if audit.n < FEW_IMAGES:
         yield f"WARNING: below {FEW_IMAGES} images, a check that passes says little."
-    zero = summary["zero_accuracy_at_eps"]
-    where = "no radius" if zero is None else threat_text(norm, zero)
-    yield f"Robust accuracy by eps (PGD-20, {summary['n']:,} images) falls to 0 at {where}."
-    failed = sum(not row["passed"] for row in rows)
-    if failed:
-        yield f"{failed} of {len(rows)} checks failed: do not believe its robust accuracy."
+    zero = audit.zero_accuracy_at_eps
+    where = "no radius" if zero is None else threat_text(audit.norm, zero)
+    yield f"Robust accuracy by eps (PGD-20, {n} images) falls to 0 at {where}."
+    if audit.failed:
+        failed = f"{audit.failed} of {len(findings)} checks failed"
+        yield f"{failed}: do not believe its robust accuracy."
     else:
-        yield f"All {len(rows)} checks passed: no sign of gradient masking."
-
-
-# --- What is done of an evaluation, on disk: a file for each attack, a line for each batch.
-
-
-class Ledger:
-    """Records of batches, in the order in which they were computed.
-
-    Parameters
-    ----------
-    folder : Path or None
-        Named by all that decides the records, so that an equal one continues. None: nothing is
-        kept.
-    record : StateRecord, optional
-        Kept beside them.
-    """
-
-    def __init__(self, folder: Path | None, record: StateRecord | None = None) -> None:
-        self.folder, self._record = folder, record
-
-    def read(self, name: str) -> list[dict[str, Any]]:
-        """The whole records of one attack; a torn end is cut off, so that more can follow."""
-        if self.folder is None or not self._file(name).exists():
-            return []
-        content = self._file(name).read_bytes()
-        records, sound = [], 0
-        for line in content.splitlines(keepends=True):
-            record = _parsed(line)
-            if record is None:
-                break
-            records.append(record)
-            sound += len(line)
-        if sound < len(content):
-            with self._file(name).open("r+b") as handle:
-                handle.truncate(sound)
-        return records
-
-    def append(self, name: str, record: dict[str, Any]) -> None:
-        """Keep one more record.
-
-        Raises
-        ------
-        WriteError
-            When the disk refuses.
-        """
-        if self.folder is None:
-            return
-        text = json.dumps(record, allow_nan=False).encode()
-        with writing(self._file(name)):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if self._record is not None:
-                self._record.write()
-            with self._file(name).open("ab") as handle:
-                handle.write(b"%08x %s\n" % (zlib.crc32(text), text))
-
-    def _file(self, name: str) -> Path:
-        assert self.folder is not None  # noqa: S101  both callers have looked
-        return self.folder / f"{name}.jsonl"
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    checksum, _, text = line.rstrip(b"\n").partition(b" ")
-    if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
-        return None
-    record: dict[str, Any] = json.loads(text)
-    return record
+        yield f"All {len(findings)} checks passed: no sign of gradient masking."

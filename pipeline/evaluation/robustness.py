@@ -13,23 +13,34 @@ import torch
 
 from ltd_pipe import rng
 from ltd_pipe.attacks import Ball, Frozen
-from ltd_pipe.evaluation.accuracy import wilson_interval
 from ltd_pipe.evaluation.attacks import (
     AutoAttackResult,
+    GradientAttack,
     attack_images,
     attacks_of,
     package_version,
+    parse_attack,
     require_possible,
     run_autoattack,
     run_gradient_attack,
     survivors,
     title_of,
 )
-from ltd_pipe.evaluation.bench import Bench, silent, unheard
+from ltd_pipe.evaluation.bench import Bench, Journal, silent, unheard
 from ltd_pipe.evaluation.corruptions import corruption_accuracies, corruption_summary
 from ltd_pipe.evaluation.input_scale import contradicted_accuracy, weak_source, wrong_scale
-from ltd_pipe.evaluation.results import GradientAttack, Ledger, Score, leaks, parse_attack, unbroken
+from ltd_pipe.evaluation.results import (
+    AttackRow,
+    ClassScore,
+    CorruptionRow,
+    EpsPoint,
+    Metrics,
+    Reliability,
+    leaks,
+    unbroken,
+)
 from ltd_pipe.evaluation.soundness import PROBED, is_random, probes, require_finite, require_sound
+from ltd_pipe.evaluation.statistics import wilson_interval
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -76,15 +87,14 @@ class Curve:
     standing: tuple[torch.Tensor, ...]
 
     @property
-    def points(self) -> list[dict[str, Any]]:
-        """Plain values: `eps`, `robust_accuracy`, its interval `low`, `high`, and `n`."""
+    def points(self) -> tuple[EpsPoint, ...]:
+        """As by_eps.json has them."""
         points = []
         for eps, standing in zip(self.radii, self.standing, strict=True):
             hits, n = int(standing.sum()), len(standing)
             low, high = wilson_interval(hits, n)
-            point = {"eps": eps, "robust_accuracy": hits / n, "low": low, "high": high, "n": n}
-            points.append(point)
-        return points
+            points.append(EpsPoint(eps=eps, robust_accuracy=hits / n, low=low, high=high, n=n))
+        return tuple(points)
 
     @property
     def broken_at(self) -> torch.Tensor:
@@ -199,30 +209,18 @@ def _gap(measured: _Measured) -> float | None:
 # --- An evaluation as the files that other programs read.
 
 
-def metrics_of(result: Evaluation, params: EvaluateParams, *, quick: bool) -> dict[str, Any]:
-    """What metrics.json holds: accuracies are fractions, intervals are Wilson's at 95 %.
-
-    Parameters
-    ----------
-    result : Evaluation
-    params : EvaluateParams
-    quick : bool
-        It was a first look.
-
-    Returns
-    -------
-    dict
-        For each score `KEY_accuracy` (`-` in the key is `_`) and, under `intervals`, its bounds;
-        the same again with all that decides it as a list of rows, `attacks`.
-    """
-    names = {f"{score.key.replace('-', '_')}_accuracy": score for score in result.scores}
+def metrics_of(
+    result: Evaluation, params: EvaluateParams, *, quick: bool, checkpoint_sha256: str
+) -> Metrics:
+    """What metrics.json holds."""
+    rows = [score.row() for score in result.scores]
     metrics: dict[str, Any] = {
         "n": len(result.test),
         "norm": params.norm,
         "eps": params.eps,
         "quick": quick,
-        **{name: score.accuracy for name, score in names.items()},
-        "intervals": {name: list(score.interval) for name, score in names.items()},
+        **{f"{row.filed}_accuracy": row.accuracy for row in rows},
+        "intervals": {f"{row.filed}_accuracy": (row.low, row.high) for row in rows},
         "expected_calibration_error": result.clean.calibration_error(result.test.labels),
         "expected_calibration_error_under_attack": result.under_attack.calibration_error(
             result.test.labels
@@ -237,23 +235,13 @@ def metrics_of(result: Evaluation, params: EvaluateParams, *, quick: bool) -> di
     if result.corruptions:
         mean = corruption_summary(result.corruptions)
         metrics["corruption_accuracy"] = mean["accuracy"]
-        metrics["intervals"]["corruption_accuracy"] = [mean["low"], mean["high"]]
+        metrics["intervals"]["corruption_accuracy"] = (mean["low"], mean["high"])
         metrics["corruptions"] = {"n": mean["n"], "sets": mean["sets"]}
-    metrics["attacks"] = [score.row() for score in result.scores]
+    metrics["attacks"] = rows
     metrics["not_measured"] = not_measured(result, params)
     flags = result.autoattack.flags if result.autoattack is not None else []
     metrics["warnings"] = [*result.warnings, *(f"AutoAttack: {flag}" for flag in flags)]
-    return metrics
-
-
-def scores_of(metrics: dict[str, Any]) -> dict[str, float]:
-    """What scores.json holds, and `dvc exp show` in columns: of metrics.json what one compares."""
-    compared = ("_accuracy", "_error", "_under_attack", "zero_accuracy_at_eps")
-    return {
-        name: value
-        for name, value in metrics.items()
-        if name.endswith(compared) and value is not None
-    }
+    return Metrics(**metrics, checkpoint_sha256=checkpoint_sha256)
 
 
 def not_measured(result: Evaluation, params: EvaluateParams) -> list[str]:
@@ -275,27 +263,20 @@ def per_class(result: Evaluation, class_names: Sequence[str]) -> list[dict[str, 
     return [
         {
             "class": name,
-            **{score.key: score.by_class(result.test.labels, number) for score in result.scores},
+            **{
+                score.key: score.by_class(result.test.labels, number).dump()
+                for score in result.scores
+            },
         }
         for number, name in enumerate(class_names)
     ]
 
 
-def reliability_of(result: Evaluation) -> dict[str, list[dict[str, Any]]]:
-    """What reliability.json holds: accuracy by confidence, without and under attack.
-
-    Returns
-    -------
-    dict
-        `clean` and `under_attack` (the first start of PGD, on all images): rows of `number`,
-        `count`, `confidence` and `accuracy`, of the bins that hold an image. Bin k of the 15
-        has the confidences in (k/15, (k+1)/15].
-    """
-    answers = {"clean": result.clean, "under_attack": result.under_attack}
-    return {
-        name: [vars(one) for one in each.reliability(result.test.labels)]
-        for name, each in answers.items()
-    }
+def reliability_of(result: Evaluation) -> Reliability:
+    """What reliability.json holds: clean, and under the first start of PGD, on all images."""
+    labels = result.test.labels
+    clean, attacked = (each.reliability(labels) for each in (result.clean, result.under_attack))
+    return Reliability(clean=tuple(clean), under_attack=tuple(attacked))
 
 
 def per_sample(result: Evaluation) -> dict[str, NDArray[Any]]:
@@ -326,6 +307,47 @@ def per_sample(result: Evaluation) -> dict[str, NDArray[Any]]:
 
 
 # --- How robust a model is: clean, under each attack, and by eps.
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What stood under one attack.
+
+    Attributes
+    ----------
+    key : str
+        How it is filed, such as `pgd-100x5`.
+    name : str
+        What people call it, such as `PGD-100 x 5`.
+    standing : Tensor of shape (n,), dtype bool
+        The images that stayed right.
+    facts : dict
+        Norm, eps, steps and whatever else decides it; plain values.
+    """
+
+    key: str
+    name: str
+    standing: torch.Tensor
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def accuracy(self) -> float:
+        """The share of images that stayed right."""
+        return int(self.standing.sum()) / len(self.standing)
+
+    def row(self) -> AttackRow:
+        """As metrics.json has it."""
+        hits, n = int(self.standing.sum()), len(self.standing)
+        low, high = wilson_interval(hits, n)
+        measured = {"n": n, "accuracy": hits / n, "low": low, "high": high}
+        return AttackRow(key=self.key, name=self.name, **measured, **self.facts)
+
+    def by_class(self, labels: torch.Tensor, number: int) -> ClassScore:
+        """The same of one class alone; accuracy is None where it has no images."""
+        own = self.standing[labels == number]
+        hits, n = int(own.sum()), len(own)
+        low, high = wilson_interval(hits, n)
+        return ClassScore(n=n, accuracy=hits / n if n else None, low=low, high=high)
 
 
 @dataclass(frozen=True)
@@ -373,15 +395,14 @@ class Evaluation:
         To the images as they are.
     under_attack : Answers
         To all images under the first restart of PGD.
-    scores : list of Score
+    scores : list of AttackResult
         Clean first, then each attack in the order they ran.
     autoattack : AutoAttackResult or None
     curve : Curve or None
         By eps.
     curve_rows : ndarray of shape (m,), dtype int64
         The rows of the images behind the curve.
-    corruptions : list of dict
-        See `ltd_pipe.evaluation.corruptions`.
+    corruptions : list of CorruptionRow
     warnings : list of str
         What makes the numbers doubtful.
     """
@@ -389,11 +410,11 @@ class Evaluation:
     test: TestImages
     clean: Answers
     under_attack: Answers
-    scores: list[Score] = field(default_factory=list)
+    scores: list[AttackResult] = field(default_factory=list)
     autoattack: AutoAttackResult | None = None
     curve: Curve | None = None
     curve_rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    corruptions: list[dict[str, Any]] = field(default_factory=list)
+    corruptions: list[CorruptionRow] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -448,14 +469,14 @@ def evaluate(
     ball = Ball(params.norm, params.eps)
     if params.autoattack != "none":
         require_possible(model.shape, ball, params.autoattack)
-    ledger = Ledger(None if state is None else state.folder, state)
+    journal = Journal(None if state is None else state.folder, state)
     number = _numbers(params, model, sources)
     bench = Bench(
         model,
         test,
         seed,
         params.batch_size,
-        ledger,
+        journal,
         lambda name, done, left: tick(number(name), done, left),
         lambda name, accuracy: finished(number(name), accuracy),
     )
@@ -465,7 +486,7 @@ def evaluate(
     sources = [replace(source, model=Frozen(source.model).current()) for source in sources]
     clean = bench.answers("clean", torch.arange(len(test)), title="clean")
     right = clean.right(test.labels)
-    result = Evaluation(test, clean, clean, [Score("clean", "clean", right)])
+    result = Evaluation(test, clean, clean, [AttackResult("clean", "clean", right)])
     result.warnings += leaks(test.sample_hash, test.labels.numpy(), training)
     result.warnings += _doubts(bench, right, params, said, random=random)
     known = [bench.source_right(one.model, number) for number, one in enumerate(sources, 1)]
@@ -480,7 +501,7 @@ def evaluate(
     _autoattack(bench, params, ball, right, result)
     together = torch.stack([score.standing for score in result.scores]).all(dim=0)
     name = "all attacks together"
-    result.scores.append(Score("all-attacks", name, together, _threat(bench, ball)))
+    result.scores.append(AttackResult("all-attacks", name, together, _threat(bench, ball)))
     _curve(bench, params, right, result)
     result.corruptions = corruption_accuracies(bench, corruptions, params.images)
     return result
@@ -553,7 +574,7 @@ def _gradient_attacks(
     for attack in (*listed, main):
         outcome = run_gradient_attack(bench, attack, ball, right, all_images=attack is main)
         facts = {**_threat(bench, ball), **attack.facts(ball.eps)}
-        result.scores.append(Score(attack.key, attack.title, outcome.standing, facts))
+        result.scores.append(AttackResult(attack.key, attack.title, outcome.standing, facts))
         bench.finished(result.scores[-1].name, result.scores[-1].accuracy)
         if outcome.answers is not None:
             result.under_attack = outcome.answers
@@ -579,7 +600,7 @@ def _transfer(
             "source_clean_accuracy": float(known.float().mean()),
         }
         facts = {**_threat(bench, ball), **plan.facts(ball.eps), **origin}
-        result.scores.append(Score(f"transfer-{number}", title, standing, facts))
+        result.scores.append(AttackResult(f"transfer-{number}", title, standing, facts))
         bench.finished(result.scores[-1].name, result.scores[-1].accuracy)
 
 
@@ -591,7 +612,7 @@ def _autoattack(
     result.autoattack = run_autoattack(bench, ball, right, params.autoattack)
     facts = {**_threat(bench, ball), "version": params.autoattack, "package": package_version()}
     name = f"AutoAttack {params.autoattack}"
-    result.scores.append(Score("autoattack", name, result.autoattack.standing, facts))
+    result.scores.append(AttackResult("autoattack", name, result.autoattack.standing, facts))
 
 
 def _curve(bench: Bench, params: EvaluateParams, right: torch.Tensor, result: Evaluation) -> None:
@@ -624,7 +645,7 @@ def examples(
     *,
     count: int,
     seed: int,
-    scores: Sequence[Score] = (),
+    scores: Sequence[AttackResult] = (),
 ) -> dict[str, NDArray[Any]]:
     """Some test images, clean and attacked by PGD-20, with both predictions.
 
@@ -636,7 +657,7 @@ def examples(
     params : EvaluateParams
     count : int
     seed : int
-    scores : sequence of Score, optional
+    scores : sequence of AttackResult, optional
         Of all images: the first that PGD broke and the first that stood are taken in equal
         parts, as far as there are such. Without them, the first images.
 

@@ -9,9 +9,10 @@ import torch
 
 from ltd_pipe import rng
 from ltd_pipe.errors import ModelError
-from ltd_pipe.evaluation.accuracy import ConfidenceBin, calibration_error, reliability
+from ltd_pipe.evaluation.accuracy import calibration_error, reliability
 
 if TYPE_CHECKING:
+    from ltd_pipe.evaluation.statistics import ConfidenceBin
     from ltd_pipe.models.classifier import Classifier
 
 # Test images that a model is asked about before it is measured.

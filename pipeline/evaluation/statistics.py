@@ -1,18 +1,97 @@
-"""Two models on the same images: McNemar's exact test, and an interval of the difference.
-
-Images on which both are right, or both wrong, say nothing of which is better; the others are
-fair coins if neither is (McNemar 1947, in the exact form of a binomial test).
-"""
+"""Confidence intervals of accuracies, and two models on the same images."""
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import BaseModel, Field
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from numpy.typing import NDArray
+
+# A fraction of images.
+Share = Annotated[float, Field(ge=0, le=1)]
+# Normal quantile of a two-sided 95 % interval.
+Z95 = 1.959963984540054
+
+
+def wilson_interval(hits: int, n: int, z: float = Z95) -> tuple[float, float]:
+    """Wilson's score interval for a proportion (Wilson 1927).
+
+    By hand: scipy's `binomtest` takes a p value first, and loading scipy.stats half a second.
+
+    Parameters
+    ----------
+    hits, n : int
+        Successes and trials.
+    z : float
+        Normal quantile; the default gives 95 %.
+
+    Returns
+    -------
+    tuple of float
+        Lower and upper bound, in [0, 1].
+    """
+    if n == 0:
+        return 0.0, 1.0
+    share = hits / n
+    centre = share + z * z / (2 * n)
+    spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    # Exactly 0 and 1 at the ends, where rounding would leave 1e-18.
+    low = 0.0 if hits == 0 else (centre - spread) / scale
+    high = 1.0 if hits == n else (centre + spread) / scale
+    return low, high
+
+
+def beats_chance(hits: int, n: int, num_classes: int) -> bool:
+    """Whether so many right answers are clearly more than guessing gives, at 95 %."""
+    return wilson_interval(hits, n)[0] > 1 / num_classes
+
+
+def first_failure(n: int, limit: float) -> int:
+    """The fewest of n images whose share is above a limit at 95 %; n + 1 where none are."""
+    counts = range(n + 1)
+    return bisect_right(counts, limit, key=lambda count: wilson_interval(count, n)[0])
+
+
+# --- Calibration (Guo et al. 2017).
+
+
+# Equal parts of (0, 1] behind a calibration error.
+BINS = 15
+
+
+class ConfidenceBin(BaseModel, frozen=True):
+    """Answers of about one confidence; bin k has the confidences in (k/15, (k+1)/15]."""
+
+    number: int = Field(ge=0, lt=BINS)
+    count: int = Field(ge=1)
+    confidence: Share
+    accuracy: Share
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Of the accuracy, 95 %."""
+        return wilson_interval(round(self.accuracy * self.count), self.count)
+
+
+def mean_gap(bins: Sequence[ConfidenceBin]) -> float:
+    """The calibration error of a reliability diagram (Guo et al. 2017, eq. 3), in [0, 1]."""
+    gaps = (one.count * abs(one.confidence - one.accuracy) for one in bins)
+    return float(sum(gaps) / sum(one.count for one in bins))
+
+
+# --- Two models on the same images.
+#
+# Images on which both are right, or both wrong, say nothing of which is better; the others are
+# fair coins if neither is (McNemar 1947, in the exact form of a binomial test).
 
 
 @dataclass(frozen=True)
@@ -45,35 +124,13 @@ class Paired:
 
 
 def mcnemar_p(gained: int, lost: int) -> float:
-    """The two-sided p value of McNemar's exact test.
+    """The two-sided p value of McNemar's exact test; 1 where two models differ on no image."""
+    from scipy.stats import binomtest
 
-    Parameters
-    ----------
-    gained, lost : int
-        Images on which only the one, and only the other, is right.
-
-    Returns
-    -------
-    float
-        1 where they differ on no image.
-    """
-    coins, fewer = gained + lost, min(gained, lost)
-    # Exact in integers, however many images: binom(coins, k) from the one before.
-    ways = total = 1
-    for k in range(fewer):
-        ways = ways * (coins - k) // (k + 1)
-        total += ways
-    # Both tails; when they meet, everything is at least as extreme.
-    return min(1.0, _quotient(2 * total, coins))
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
-def _quotient(ways: int, coins: int) -> float:
-    # Of integers too large for a float each: their leading bits, and the rest as an exponent.
-    shift = max(ways.bit_length() - 64, 0)
-    return math.ldexp(ways >> shift, shift - coins)
-
-
-def pair(this: NDArray[np.bool_], other: NDArray[np.bool_], z: float = 1.959963984540054) -> Paired:
+def pair(this: NDArray[np.bool_], other: NDArray[np.bool_], z: float = Z95) -> Paired:
     """Compare two models image by image.
 
     Parameters

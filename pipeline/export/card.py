@@ -13,11 +13,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ltd_pipe.errors import ResultError
-from ltd_pipe.evaluation.results import eps_text
+from ltd_pipe.evaluation.results import Audit, eps_text, parse_result, read_audit
 from ltd_pipe.models.facts import read_facts
 from ltd_pipe.provenance import sha256_file
-from ltd_pipe.report.facts import Audit, read_audit
-from ltd_pipe.report.reliability import parse_result
 from ltd_pipe.report.runs import (
     CORRUPTION,
     Measured,
@@ -34,7 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from ltd_pipe.report.runs import CollapseFacts, Score
+    from ltd_pipe.evaluation.results import Score
+    from ltd_pipe.report.runs import CollapseFacts
 
 
 # --- What a model's card says, read from the files of the stages and held against each other.

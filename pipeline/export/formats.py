@@ -36,11 +36,11 @@ from ltd_pipe.errors import (
     WriteError,
     install_extra,
 )
+from ltd_pipe.evaluation.results import parse_result
 from ltd_pipe.models.checkpoint import fit, load_classifier
 from ltd_pipe.models.facts import read_facts
 from ltd_pipe.models.registry import build, own_network, timm_options, torchvision_options
 from ltd_pipe.publish import staged, staged_folder, write_json, write_text
-from ltd_pipe.report.reliability import parse_result
 from ltd_pipe.report.runs import RunFacts
 from ltd_pipe.text import one_line
 

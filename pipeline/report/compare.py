@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from ltd_pipe.errors import MissingError, ResultError, reason_of
-from ltd_pipe.evaluation.results import evaluation_beside
+from ltd_pipe.errors import MissingError, ResultError
+from ltd_pipe.evaluation.results import SAMPLES_FILE, evaluation_beside, read_samples
 from ltd_pipe.evaluation.statistics import Paired, pair
 from ltd_pipe.report.runs import Measured, read_measured, unlike
 
@@ -17,41 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
+    from ltd_pipe.evaluation.results import Samples
 
 
 # --- One run to be compared: its numbers, and which images it is right on.
 
 
-SAMPLES_FILE = "per_sample.npz"
 _METRICS = "metrics.json"
-# What marks a column of answers, before the name of the attack.
-_CORRECT = "correct_"
 _REMEDY = "Run 'ltd-pipe evaluate' again."
-
-
-@dataclass(frozen=True)
-class Samples:
-    """The test images, and which of them a model is right on; one order for equal images.
-
-    Attributes
-    ----------
-    sample_hash : ndarray of shape (n,), dtype uint64
-        Ascending.
-    label : ndarray of shape (n,), dtype int64
-    correct : dict of str to ndarray of shape (n,), dtype bool
-        Under each attack; `clean` is none.
-    """
-
-    sample_hash: NDArray[np.uint64]
-    label: NDArray[np.int64]
-    correct: dict[str, NDArray[np.bool_]]
-
-    def of_the_same_images(self, other: Samples) -> bool:
-        """Whether both are of the same images with the same labels."""
-        return np.array_equal(self.sample_hash, other.sample_hash) and np.array_equal(
-            self.label, other.label
-        )
 
 
 @dataclass(frozen=True)
@@ -124,38 +94,9 @@ def evaluated(name: str, measured: Measured, folder: Path | None) -> EvaluatedRu
     path = None if folder is None else folder / SAMPLES_FILE
     if path is None or not path.exists():
         return EvaluatedRun(name, measured, None)
-    samples = _read_samples(path)
+    samples = read_samples(path)
     _require_agreement(samples, measured, path)
     return EvaluatedRun(name, measured, samples)
-
-
-def _read_samples(path: Path) -> Samples:
-    arrays = _arrays(path)
-    for name in ("sample_hash", "label", f"{_CORRECT}clean"):
-        if name not in arrays:
-            raise ResultError(path, f"holds no {name}", remedy=_REMEDY)
-    columns = {name: array for name, array in arrays.items() if name.startswith(_CORRECT)}
-    checked = {"sample_hash": "u", "label": "i"} | dict.fromkeys(columns, "b")
-    n = len(np.atleast_1d(arrays["sample_hash"]))
-    for name, kind in checked.items():
-        if arrays[name].shape != (n,) or arrays[name].dtype.kind != kind:
-            raise ResultError(path, f"{name} is no column of {n:,} images", remedy=_REMEDY)
-    # Two images may be the same one: among these any order is as good, but for the label.
-    order = np.lexsort((arrays["label"], arrays["sample_hash"]))
-    return Samples(
-        arrays["sample_hash"][order],
-        arrays["label"][order],
-        {name.removeprefix(_CORRECT): column[order] for name, column in columns.items()},
-    )
-
-
-def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        # Opened here: given a path, numpy leaves the file open when it is damaged.
-        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ResultError(path, f"is damaged ({reason_of(error)})", remedy=_REMEDY) from error
 
 
 def _require_agreement(samples: Samples, measured: Measured, path: Path) -> None:

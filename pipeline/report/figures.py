@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from ltd_pipe.evaluation.results import EpsPoint, LossSurface, Score
     from ltd_pipe.labels.format import StoreAttributes
     from ltd_pipe.labels.softness import LabelSummary
-    from ltd_pipe.report.facts import SurfaceFacts
-    from ltd_pipe.report.runs import Curve, EpsPoint, Score
+    from ltd_pipe.report.runs import Curve
 
 
 # --- Pictures of clean and attacked images: examples.npz.
@@ -594,7 +594,7 @@ def draw_histogram(name: str, counts: NDArray[np.int64], mean: float) -> str:
     return draw(name, paint)
 
 
-def draw_loss_surface(name: str, surface: SurfaceFacts, eps: float) -> str:
+def draw_loss_surface(name: str, surface: LossSurface, eps: float) -> str:
     """The loss around images, from audit.json's numbers; see `draw_curves`.
 
     loss_surface.svg beside it shows the same. It is not taken from there: what is in the page
@@ -603,7 +603,7 @@ def draw_loss_surface(name: str, surface: SurfaceFacts, eps: float) -> str:
     Parameters
     ----------
     name : str
-    surface : SurfaceFacts
+    surface : LossSurface
     eps : float
         Radius of the ball.
     """

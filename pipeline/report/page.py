@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from markupsafe import Markup
 
-from ltd_pipe.evaluation.accuracy import BINS
-from ltd_pipe.evaluation.results import eps_text
+from ltd_pipe.evaluation.results import Score, eps_text
+from ltd_pipe.evaluation.statistics import BINS
 from ltd_pipe.report.facts import Parameter, parameter_table, sources, version_table
 from ltd_pipe.report.figures import (
     EpsSeries,
@@ -25,22 +25,16 @@ from ltd_pipe.report.figures import (
     soft_pictures,
 )
 from ltd_pipe.report.reliability import draw_reliability
-from ltd_pipe.report.runs import (
-    CURVE_ATTACK,
-    Score,
-    interval_text,
-    norm_text,
-    number_text,
-    percent_text,
-)
+from ltd_pipe.report.runs import CURVE_ATTACK, interval_text, norm_text, number_text, percent_text
 from ltd_pipe.report.verdict import judge_student
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ltd_pipe.evaluation.results import ClassScore
+    from ltd_pipe.evaluation.statistics import ConfidenceBin
     from ltd_pipe.report.facts import Facts
-    from ltd_pipe.report.reliability import Bin
-    from ltd_pipe.report.runs import ClassScore, Run, Scores
+    from ltd_pipe.report.runs import Run, Scores
 
 
 # --- Templates to one HTML text, with nothing beside it.
@@ -94,7 +88,9 @@ def curve_figures(facts: Facts) -> list[Figure]:
     runs = [run for run in (facts.student, facts.baseline) if run is not None]
     pairs = ((facts.student, facts.scores), (facts.baseline, facts.baseline_scores))
     measured = [
-        EpsSeries(run.name, scores.by_eps, scores.metrics.eps, scores.score("autoattack_accuracy"))
+        EpsSeries(
+            run.name, scores.by_eps, scores.metrics.eps, scores.metrics.score("autoattack_accuracy")
+        )
         for run, scores in pairs
         if run is not None and scores is not None and scores.by_eps
     ]
@@ -243,7 +239,7 @@ def _measured(facts: Facts) -> dict[str, Scores]:
     return {name: one for name, one in pairs.items() if one is not None and one.reliability}
 
 
-def _bins_of(measured: dict[str, Scores], name: str) -> dict[str, tuple[Bin, ...]]:
+def _bins_of(measured: dict[str, Scores], name: str) -> dict[str, tuple[ConfidenceBin, ...]]:
     return {model: getattr(scores.reliability, name) for model, scores in measured.items()}
 
 
@@ -285,7 +281,7 @@ def _range_text(number: int) -> str:
     return f"{100 * number / BINS:.0f} to {100 * (number + 1) / BINS:.0f}\u00a0%"
 
 
-def _bin_text(one: Bin | None) -> str:
+def _bin_text(one: ConfidenceBin | None) -> str:
     if one is None:
         return ""
     return f"{one.count:,} images, {percent_text(one.accuracy, 1)} right"
@@ -358,7 +354,8 @@ def results_table(facts: Facts) -> tuple[tuple[str, ...], tuple[Row, ...]]:
             "Corrupted images",
             _corruption_note(columns),
             tuple(
-                _cell(c.scores.score("corruption_accuracy") if c.scores else None) for c in columns
+                _cell(c.scores.metrics.score("corruption_accuracy") if c.scores else None)
+                for c in columns
             ),
         ),
         Row(
@@ -428,7 +425,7 @@ def _cell(score: Score | None) -> Cell:
 def _clean(column: _Column) -> Cell:
     facts = column.run.facts
     if column.scores is not None:
-        return _cell(column.scores.score("clean_accuracy"))
+        return _cell(column.scores.metrics.score("clean_accuracy"))
     if facts.clean_accuracy is None or facts.n is None:
         return Cell()
     return _cell(Score.of(facts.clean_accuracy, facts.n))
@@ -460,7 +457,7 @@ def _calibration_under_attack(column: _Column) -> Cell:
 
 def _attacked(columns: list[_Column]) -> list[Row]:
     def cells(name: str) -> tuple[Cell, ...]:
-        return tuple(_cell(c.scores.score(name) if c.scores else None) for c in columns)
+        return tuple(_cell(c.scores.metrics.score(name) if c.scores else None) for c in columns)
 
     at = _threats(columns)
     versions = {c.scores.metrics.autoattack_version for c in columns if c.scores is not None}

@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ltd_pipe.evaluation.results import evaluation_beside
+from ltd_pipe.evaluation.results import evaluation_beside, read_by_eps
 from ltd_pipe.report.compare import Comparison, EvaluatedRun, compare, read_run
 from ltd_pipe.report.facts import Parameter, parameter_rows
 from ltd_pipe.report.figures import EpsSeries
 from ltd_pipe.report.page import epoch_figures, eps_figure, render
-from ltd_pipe.report.runs import Run, interval_text, percent_text, read_by_eps
+from ltd_pipe.report.runs import Run, interval_text, percent_text
 from ltd_pipe.report.runs import read_run as read_trained
 from ltd_pipe.report.verdict import judge_pair, p_text, points_text, signed_text
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ltd_pipe.evaluation.results import EpsPoint, Score
     from ltd_pipe.evaluation.statistics import Paired
-    from ltd_pipe.report.runs import EpsPoint, Score
 
 _MODEL = "model.safetensors"
 

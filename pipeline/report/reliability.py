@@ -4,89 +4,14 @@ from __future__ import annotations
 
 import io
 import re
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-
-from ltd_pipe.errors import MissingError, ResultError
-from ltd_pipe.evaluation.accuracy import BINS, mean_gap, wilson_interval
+from ltd_pipe.evaluation.statistics import BINS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
-
-# --- Reading the files that earlier stages left, with a clear line for one that is damaged.
-
-
-Result = TypeVar("Result")
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Document(BaseModel):
-    """Base of what is read: frozen; keys that a later version adds are passed over."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-
-def read_bytes(path: Path, remedy: str) -> bytes:
-    """All bytes of a file.
-
-    Raises
-    ------
-    MissingError
-        When it is not there; the error ends with `remedy`.
-    ResultError
-        When it cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise MissingError(path, "no such file", remedy=remedy) from error
-    except OSError as error:
-        raise ResultError(path, f"cannot be read: {error.strerror}") from error
-
-
-def read_result(path: Path, kind: type[Result], command: str) -> Result:
-    """Read a JSON file of a known form.
-
-    Parameters
-    ----------
-    path : Path
-    kind : type
-        A `Document`, or a list of them.
-    command : str
-        What writes the file, for the remedy.
-
-    Raises
-    ------
-    MissingError
-        When it is not there.
-    ResultError
-        When it is not JSON, or a value is missing or impossible.
-    """
-    content = read_bytes(path, f"Run '{command}' first.")
-    remedy = f"Run '{command}' again."
-    try:
-        return TypeAdapter(kind).validate_json(content)
-    except ValidationError as error:
-        raise _refused(error, path, remedy) from error
-
-
-def parse_result(content: dict[str, Any], kind: type[Result], path: Path, command: str) -> Result:
-    """Check what was already read from `path`; see `read_result`."""
-    try:
-        return TypeAdapter(kind).validate_python(content)
-    except ValidationError as error:
-        raise _refused(error, path, f"Run '{command}' again.") from error
-
-
-def _refused(error: ValidationError, path: Path, remedy: str) -> ResultError:
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    what = f"{key}: {first['msg']}" if key else f"is damaged ({first['msg']})"
-    found = repr(first["input"])[:60] if key and first["type"] != "missing" else None
-    return ResultError(path, what, found=found, remedy=remedy)
+    from ltd_pipe.evaluation.statistics import ConfidenceBin
 
 
 # --- Figures as SVG that takes its colours from the page, so that one file suits light and dark.
@@ -198,76 +123,14 @@ def _inline(svg: str, name: str) -> str:
 # --- Reliability: how often a model is right that says it is so sure.
 
 
-_COMMAND = "ltd-pipe evaluate"
-
-
-class Bin(Document):
-    """Images to which a model answered with about one confidence; bin k has (k/15, (k+1)/15]."""
-
-    number: int = Field(ge=0, lt=BINS)
-    count: int = Field(ge=1)
-    confidence: Share
-    accuracy: Share
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Of the accuracy, 95 %."""
-        return wilson_interval(round(self.accuracy * self.count), self.count)
-
-
-class Reliability(Document):
-    """reliability.json: the bins that hold images, without and under attack."""
-
-    clean: tuple[Bin, ...]
-    under_attack: tuple[Bin, ...]
-
-
-def read_reliability(path: Path, n: int, errors: Mapping[str, float | None]) -> Reliability:
-    """Read what an evaluation left.
-
-    Parameters
-    ----------
-    path : Path
-        reliability.json.
-    n : int
-        Images of the evaluation.
-    errors : mapping of str to float
-        The calibration errors of its metrics.json; None where it has none.
-
-    Raises
-    ------
-    ResultError
-        When the file is damaged, or the bins are not those of these calibration errors.
-    """
-    found = read_result(path, Reliability, _COMMAND)
-    for name, error in errors.items():
-        bins: tuple[Bin, ...] = getattr(found, name)
-        if sum(one.count for one in bins) != n:
-            raise _other(path, f"{name}: images", n, sum(one.count for one in bins))
-        # What is left is rounding: the sums are of the same numbers.
-        if error is not None and abs(mean_gap(bins) - error) > 1e-6:
-            raise _other(path, f"{name}: calibration error", error, mean_gap(bins))
-    return found
-
-
-def _other(path: Path, what: str, expected: float, found: float) -> ResultError:
-    return ResultError(
-        path,
-        f"is of another evaluation than its metrics: {what}",
-        expected=f"{expected:.6g}",
-        found=f"{found:.6g}",
-        remedy=f"Run '{_COMMAND}' again.",
-    )
-
-
-def draw_reliability(name: str, models: Mapping[str, Sequence[Bin]]) -> str:
+def draw_reliability(name: str, models: Mapping[str, Sequence[ConfidenceBin]]) -> str:
     """Accuracy by confidence with the diagonal, and below it the images in each bin.
 
     Parameters
     ----------
     name : str
         Of the figure, unique on the page.
-    models : mapping of str to sequence of Bin
+    models : mapping of str to sequence of ConfidenceBin
         By `student` and `baseline`, which decide colour and line.
 
     Returns
@@ -291,7 +154,7 @@ def draw_reliability(name: str, models: Mapping[str, Sequence[Bin]]) -> str:
     return draw(name, paint, heights=(3, 1), size=(5.2, 4.4))
 
 
-def _points(axes: Any, model: str, bins: Sequence[Bin]) -> None:
+def _points(axes: Any, model: str, bins: Sequence[ConfidenceBin]) -> None:
     x, y = ([100 * getattr(one, side) for one in bins] for side in ("confidence", "accuracy"))
     ends = [one.interval for one in bins]
     # Rounding may put a bound a hair beyond the share that it bounds.
@@ -302,7 +165,7 @@ def _points(axes: Any, model: str, bins: Sequence[Bin]) -> None:
     axes.plot(x, y, color=colour, label=model, **STYLES[model])
 
 
-def _counts(axes: Any, model: str, bins: Sequence[Bin], place: int, models: int) -> None:
+def _counts(axes: Any, model: str, bins: Sequence[ConfidenceBin], place: int, models: int) -> None:
     width = 100 / BINS
     part = 0.86 * width / models
     left = [one.number * width + 0.07 * width + place * part for one in bins]

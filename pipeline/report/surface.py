@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ltd_pipe.attacks import Ball
-    from ltd_pipe.evaluation.audit import Surface
+    from ltd_pipe.evaluation.results import LossSurface
 
 
-def draw_surface(surface: Surface, ball: Ball) -> str:
+def draw_surface(surface: LossSurface, ball: Ball) -> str:
     """Contours of the mean loss over both directions, and the ball's radius along each.
 
     Parameters
     ----------
-    surface : Surface
+    surface : LossSurface
     ball : Ball
 
     Returns
@@ -53,7 +53,7 @@ def paint_surface(
     axes : matplotlib.axes.Axes
         Of a figure that lays itself out.
     offsets, loss : sequence of float, and of sequences of float
-        As in `Surface`.
+        As in `LossSurface`.
     eps : float
         Radius of the ball.
     """

@@ -23,11 +23,12 @@ from ltd_pipe.report.runs import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from ltd_pipe.evaluation.results import Audit, Score
     from ltd_pipe.evaluation.statistics import Paired
     from ltd_pipe.report.compare import Comparison
-    from ltd_pipe.report.facts import Audit, Facts
+    from ltd_pipe.report.facts import Facts
     from ltd_pipe.report.pair import PairFacts
-    from ltd_pipe.report.runs import Run, Score
+    from ltd_pipe.report.runs import Run
 
 __all__ = [
     "Contest",

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ltd_pipe.evaluation.accuracy import wilson_interval
+from ltd_pipe.evaluation.statistics import wilson_interval
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

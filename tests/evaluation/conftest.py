@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from ltd_pipe.evaluation.bench import Bench, TestImages, silent
-from ltd_pipe.evaluation.results import Ledger
+from ltd_pipe.evaluation.bench import Bench, Journal, TestImages, silent
 from ltd_pipe.models.classifier import Classifier
 
 # AutoAttack's Square needs five rows of pixels for its L2 squares.
@@ -55,10 +54,10 @@ def images():
 
 @pytest.fixture
 def bench(images):
-    """A function that makes a bench of the model and the images, with or without a ledger."""
+    """A function that makes a bench of the model and the images, with or without a journal."""
 
     def make(folder=None, tick=silent, network=None):
-        return Bench(network or sums_model(), images, 3, 10, Ledger(folder), tick)
+        return Bench(network or sums_model(), images, 3, 10, Journal(folder), tick)
 
     return make
 

@@ -4,12 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from ltd_pipe.evaluation.accuracy import (
-    calibration_error,
-    expected_calibration_error,
-    reliability,
-    wilson_interval,
-)
+from ltd_pipe.evaluation.accuracy import calibration_error, expected_calibration_error, reliability
+from ltd_pipe.evaluation.statistics import wilson_interval
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 10), (3, 10), (10, 10), (719, 1000), (1, 1)])

@@ -9,8 +9,7 @@ from ltd_pipe.attacks import Ball
 from ltd_pipe.errors import ModelError
 from ltd_pipe.evaluation import attacks
 from ltd_pipe.evaluation.audit import AuditSettings, audit
-from ltd_pipe.evaluation.bench import TestImages
-from ltd_pipe.evaluation.results import Ledger
+from ltd_pipe.evaluation.bench import Journal, TestImages
 from ltd_pipe.evaluation.robustness import evaluate
 from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.params import EvaluateParams
@@ -104,10 +103,10 @@ def test_interrupted_it_ends_with_the_same_result(bench, right, tmp_path, batche
 
 def test_square_finding_more_is_flagged(bench, right, tmp_path):
     """When only the black-box attack succeeds, AutoAttack's warning reaches the result."""
-    ledger, everyone = Ledger(tmp_path), int(right.sum())
+    journal, everyone = Journal(tmp_path), int(right.sum())
     for attack, stands in (("apgd-ce", 1), ("apgd-t", 1), ("fab-t", 1), ("square", 0)):
         for size in (10, 10, everyone - 20):
-            ledger.append(f"autoattack-{attack}", {"left": [stands] * size, "flags": []})
+            journal.append(f"autoattack-{attack}", {"left": [stands] * size, "flags": []})
     found = run(bench(tmp_path), right)
     assert any("Square Attack has decreased" in flag for flag in found.flags)
     assert list(found.accuracy) == ["apgd-ce", "apgd-t", "fab-t", "square"]

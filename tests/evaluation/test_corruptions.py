@@ -12,6 +12,7 @@ from ltd_pipe.evaluation.corruptions import (
     find_corruptions,
     state_of_corruptions,
 )
+from ltd_pipe.evaluation.results import CorruptionRow
 
 NAMES = tuple("abcde")
 
@@ -57,20 +58,20 @@ def expected(model, images, severity):
 def test_arrays_are_measured_by_severity(bench, model, images, arrays):
     """Every corruption at five severities; grey and RGB files alike."""
     rows = corruption_accuracies(bench(), find_corruptions(arrays, NAMES), None)
-    assert [(row["corruption"], row["severity"]) for row in rows] == [
+    assert [(row.corruption, row.severity) for row in rows] == [
         (name, severity) for name in ("dark", "grey") for severity in range(1, 6)
     ]
     for row in rows:
-        assert row["n"] == 24
-        assert row["accuracy"] == pytest.approx(expected(model, images, row["severity"]))
-        assert row["low"] <= row["accuracy"] <= row["high"]
-    assert rows[0]["accuracy"] > rows[4]["accuracy"]
+        assert row.n == 24
+        assert row.accuracy == pytest.approx(expected(model, images, row.severity))
+        assert row.low <= row.accuracy <= row.high
+    assert rows[0].accuracy > rows[4].accuracy
 
 
 def test_folders_are_measured_by_severity(bench, model, images, folders):
     """A folder that holds the classes at once has no severity."""
     rows = corruption_accuracies(bench(), find_corruptions(folders, NAMES), None)
-    found = {(row["corruption"], row["severity"]): row["accuracy"] for row in rows}
+    found = {(row.corruption, row.severity): row.accuracy for row in rows}
     assert found == {
         ("dark", 1): pytest.approx(expected(model, images, 1)),
         ("dark", 3): pytest.approx(expected(model, images, 3)),
@@ -81,7 +82,7 @@ def test_folders_are_measured_by_severity(bench, model, images, folders):
 def test_a_part_can_be_measured(bench, arrays):
     """The same images of each severity, and n says how many."""
     rows = corruption_accuracies(bench(), find_corruptions(arrays, NAMES), 10)
-    assert {row["n"] for row in rows} == {10}
+    assert {row.n for row in rows} == {10}
 
 
 def test_labels_that_do_not_repeat_have_no_severities(bench, images, arrays):
@@ -109,7 +110,8 @@ def test_interrupted_it_ends_with_the_same_numbers(bench, arrays, tmp_path):
 
 def test_the_mean_has_the_interval_of_one_sets_images():
     """Fifty answers of ten images are no fifty trials."""
-    rows = [{"accuracy": share, "n": 10} for share in (0.9, 0.5, 0.4)]
+    bounds = {"corruption": "fog", "severity": None, "n": 10, "low": 0, "high": 1}
+    rows = [CorruptionRow(accuracy=share, **bounds) for share in (0.9, 0.5, 0.4)]
     found = corruption_summary(rows)
     assert (found["accuracy"], found["n"], found["sets"]) == (pytest.approx(0.6), 10, 3)
     assert found["low"] < 0.35
@@ -172,4 +174,4 @@ def test_larger_images_are_brought_to_the_models_size(bench, images, arrays):
     np.save(arrays / "dark.npy", doubled)
     rows = corruption_accuracies(bench(), find_corruptions(arrays, NAMES), None)
     dark, grey = rows[0], rows[5]
-    assert dark["accuracy"] == pytest.approx(grey["accuracy"], abs=0.15)
+    assert dark.accuracy == pytest.approx(grey.accuracy, abs=0.15)

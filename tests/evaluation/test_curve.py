@@ -17,8 +17,8 @@ def test_a_curve_says_what_stands_at_each_radius(bench, right, exactly_robust):
     assert torch.equal(curve.standing[0], right)
     assert not (exactly_robust("linf", 0.02) & right & ~curve.standing[1]).any()
     point = curve.points[2]
-    assert point["low"] < point["robust_accuracy"] < point["high"]
-    assert (point["eps"], point["n"]) == (0.05, 24)
+    assert point.low < point.robust_accuracy < point.high
+    assert (point.eps, point.n) == (0.05, 24)
 
 
 def test_what_was_broken_is_not_attacked_again(bench, right):
@@ -37,7 +37,7 @@ def test_the_automatic_curve_goes_down_to_zero(bench, right, norm):
     curve = automatic_curve(bench(), norm, right, 0.05)
     assert curve.radii[0] == 0
     assert 0.05 in curve.radii
-    shares = [point["robust_accuracy"] for point in curve.points]
+    shares = [point.robust_accuracy for point in curve.points]
     assert shares == sorted(shares, reverse=True)
     assert shares[-1] == 0
     last = max(eps for eps, share in zip(curve.radii, shares, strict=True) if share)

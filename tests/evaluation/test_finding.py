@@ -10,13 +10,16 @@ from ltd_pipe.evaluation.results import Finding
 )
 def test_a_check_fails_from_the_share_that_it_says(n, limit):
     """With one image less it passes."""
-    first = round(Finding("x", 0, n, limit, "").fails_from * n)
-    assert not Finding("x", first, n, limit, "").passed
-    assert Finding("x", first - 1, n, limit, "").passed
+    first = round(Finding(name="x", count=0, n=n, limit=limit, meaning="").fails_from * n)
+    assert not Finding(name="x", count=first, n=n, limit=limit, meaning="").passed
+    assert Finding(name="x", count=first - 1, n=n, limit=limit, meaning="").passed
 
 
 def test_more_images_see_smaller_shares():
     """Toward the limit itself, and never below it."""
-    seen = [Finding("x", 0, n, 0.05, "").fails_from for n in (20, 200, 2_000, 200_000)]
+    seen = [
+        Finding(name="x", count=0, n=n, limit=0.05, meaning="").fails_from
+        for n in (20, 200, 2_000, 200_000)
+    ]
     assert seen == sorted(seen, reverse=True)
     assert 0.05 < seen[-1] < 0.052

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from ltd_pipe.attacks import Ball
-from ltd_pipe.evaluation.attacks import run_gradient_attack, survivors
-from ltd_pipe.evaluation.results import parse_attack
+from ltd_pipe.evaluation.attacks import parse_attack, run_gradient_attack, survivors
 
 RADII = {"linf": 0.05, "l2": 0.16}
 TITLES = [
@@ -68,7 +67,7 @@ def test_a_later_restart_begins_elsewhere(bench, right, tmp_path):
     for restart in (0, 1):
         numbers = range(restart, restart + 1)
         survivors(test, "x", right, ball=ball, steps=1, restarts=numbers)
-    first, second = (test.ledger.read(f"x.{restart}")[0] for restart in (0, 1))
+    first, second = (test.journal.read(f"x.{restart}")[0] for restart in (0, 1))
     assert first["prediction"] == second["prediction"]
     assert first["confidence"] != second["confidence"]
 

@@ -217,4 +217,4 @@ def test_a_model_that_knows_nothing_is_refused(betons, digits_to_attack):
 )
 def test_a_finding_fails_when_chance_cannot_explain_it(count, n, passed):
     """Its interval's lower end is above the limit."""
-    assert Finding("x", count, n, 0.06, "").passed is passed
+    assert Finding(name="x", count=count, n=n, limit=0.06, meaning="").passed is passed

@@ -1,6 +1,7 @@
 """An evaluation as a whole: its numbers fit together, and every file says what it must."""
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ import torch
 from torch import nn
 
 from ltd_pipe.errors import ModelError
-from ltd_pipe.evaluation.results import Score, result_lines
+from ltd_pipe.evaluation.results import Metrics, result_lines
 from ltd_pipe.evaluation.robustness import (
+    AttackResult,
     Said,
     Source,
     evaluate,
@@ -54,9 +56,21 @@ def result(model, images, source):
     return evaluate(model, images, PARAMS, seed=0, sources=[source])
 
 
+def measured(result, params=PARAMS, *, quick=False):
+    return metrics_of(result, params, quick=quick, checkpoint_sha256="ab" * 32)
+
+
 @pytest.fixture
 def metrics(result):
-    return metrics_of(result, PARAMS, quick=False)
+    """As the file has them."""
+    return json.loads(json.dumps(measured(result).dump()))
+
+
+def test_the_file_has_the_accuracies_first_and_is_read_back(result, metrics):
+    """One schema for who writes and for who reads."""
+    assert list(metrics)[:6] == ["n", "norm", "eps", "quick", "clean_accuracy", "fgsm_accuracy"]
+    assert list(metrics)[-3:] == ["not_measured", "warnings", "checkpoint_sha256"]
+    assert Metrics(**metrics) == measured(result)
 
 
 def test_accuracies_are_ordered_and_within_their_intervals(metrics):
@@ -88,14 +102,14 @@ def test_every_row_says_all_that_decides_it(metrics):
 def test_what_was_not_measured_is_said(metrics):
     """Beside the numbers, and on the screen."""
     assert metrics["not_measured"] == ["AutoAttack", "corrupted images", "L2"]
-    shown = "\n".join(result_lines(metrics))
+    shown = "\n".join(result_lines(Metrics(**metrics)))
     assert "AutoAttack was left out: the PGD number alone is no claim" in shown
     assert "not measured: AutoAttack, corrupted images, L2" in shown
 
 
 def test_every_line_says_threat_and_images(metrics):
     """As in a leaderboard: norm, radius, number of images, interval."""
-    lines = list(result_lines(metrics))[: len(metrics["attacks"])]
+    lines = list(result_lines(Metrics(**metrics)))[: len(metrics["attacks"])]
     assert "clean" in lines[0]
     assert "no attack, 24 images" in lines[0]
     for line in lines[1:]:
@@ -106,8 +120,8 @@ def test_every_line_says_threat_and_images(metrics):
 def test_the_curve_begins_with_the_clean_accuracy(result, metrics):
     """And ends at zero, which the metrics name."""
     points = result.curve.points
-    assert points[0]["robust_accuracy"] == metrics["clean_accuracy"]
-    assert points[-1]["robust_accuracy"] == 0
+    assert points[0].robust_accuracy == metrics["clean_accuracy"]
+    assert points[-1].robust_accuracy == 0
     assert metrics["zero_accuracy_at_eps"] == 0.3
 
 
@@ -141,7 +155,7 @@ def test_a_part_of_the_images_can_stand_behind_the_curve(model, images):
     """Its points say how many; the others are NaN in the samples."""
     params = PARAMS.model_copy(update={"eps_grid_images": 7})
     found = evaluate(model, images, params, seed=0)
-    assert {point["n"] for point in found.curve.points} == {7}
+    assert {point.n for point in found.curve.points} == {7}
     assert np.isfinite(per_sample(found)["broken_at_eps"]).sum() == 7
 
 
@@ -157,7 +171,7 @@ def test_calibration_is_measured_clean_and_under_attack(result, metrics):
 
 @pytest.mark.parametrize("batches", [1, 5, 9, 14])
 def test_interrupted_anywhere_it_ends_with_the_same_numbers(
-    model, images, source, metrics, tmp_path, batches
+    model, images, source, result, tmp_path, batches
 ):
     """Every attack, the transfer and the curve go on where they were."""
     told = []
@@ -172,7 +186,7 @@ def test_interrupted_anywhere_it_ends_with_the_same_numbers(
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, images, PARAMS, tick=stop, **settings)
     again = evaluate(model, images, PARAMS, **settings)
-    assert metrics_of(again, PARAMS, quick=False) == metrics
+    assert measured(again).dump() == measured(result).dump()
 
 
 def test_a_first_look_is_marked(model, images):
@@ -180,10 +194,10 @@ def test_a_first_look_is_marked(model, images):
     params = PARAMS.quick(24)
     assert (params.images, params.pgd_steps, params.autoattack) == (24, 10, "none")
     assert PARAMS.quick(10_000).images == 200
-    found = metrics_of(evaluate(model, images, params, seed=0), params, quick=True)
-    assert found["quick"] is True
+    found = measured(evaluate(model, images, params, seed=0), params, quick=True)
+    assert found.quick
     assert "QUICK LOOK" in next(iter(result_lines(found)))
-    assert "robust accuracy by eps" in found["not_measured"]
+    assert "robust accuracy by eps" in found.not_measured
 
 
 def test_a_model_in_training_mode_is_not_measured(model, images):
@@ -200,9 +214,7 @@ def test_doubts_are_told_before_the_attacks(model, images):
     (doubt,) = found.warnings
     assert "the checkpoint says 30.0% (validation)" in doubt
     assert set(told[: told.index(doubt)]) == {"clean"}
-    assert "WARNING: clean accuracy is" in "\n".join(
-        result_lines(metrics_of(found, PARAMS, quick=False))
-    )
+    assert "WARNING: clean accuracy is" in "\n".join(result_lines(measured(found)))
 
 
 def test_rand_on_a_model_that_is_not_random_is_doubted(model, images):
@@ -251,6 +263,6 @@ def test_examples_hold_images_that_fell_beside_images_that_stood(
     pgd[list(stood)] = True
     clean = pgd.clone()
     clean[list(fell)] = True
-    scores = [Score("clean", "clean", clean), Score("pgd", "PGD", pgd)]
+    scores = [AttackResult("clean", "clean", clean), AttackResult("pgd", "PGD", pgd)]
     found = examples(model, images, EvaluateParams(eps=EPS), count=4, seed=0, scores=scores)
     assert found["index"].tolist() == images.index[expected].tolist()

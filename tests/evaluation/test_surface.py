@@ -48,7 +48,7 @@ def test_without_a_gradient_nothing_rises(bench, right):
     model = Classifier(Flat(), architecture="x", class_names=names, shape=(1, 5, 5)).eval()
     surface = loss_surface(bench(network=model), Ball("linf", 1e-9), right)
     assert surface.rises < 1
-    json.dumps(surface.facts(), allow_nan=False)
+    json.dumps(surface.dump(), allow_nan=False)
 
 
 def test_the_picture_says_what_it_shows_and_is_the_same_twice(bench, right):

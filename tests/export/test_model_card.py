@@ -11,12 +11,11 @@ from markdown_it import MarkdownIt
 from test_markdown import HOSTILE, kinds
 
 from ltd_pipe.errors import MissingError, ResultError
-from ltd_pipe.evaluation.accuracy import wilson_interval
-from ltd_pipe.evaluation.results import ATTACK_FAILS
+from ltd_pipe.evaluation.results import ATTACK_FAILS, Audit
+from ltd_pipe.evaluation.statistics import wilson_interval
 from ltd_pipe.export.card import format_card, gather_card
 from ltd_pipe.models.checkpoint import save_classifier
 from ltd_pipe.provenance import sha256_file
-from ltd_pipe.report.facts import Audit
 from ltd_pipe.report.runs import CollapseFacts
 
 N = 500

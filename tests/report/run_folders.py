@@ -9,6 +9,7 @@ import numpy as np
 import sklearn.datasets
 
 from ltd_pipe.evaluation.accuracy import calibration_error, reliability
+from ltd_pipe.evaluation.results import Metrics, Samples, Score, Settings
 from ltd_pipe.images.beton import open_beton, write_beton
 from ltd_pipe.images.sources import ArraySource
 from ltd_pipe.labels.format import DatasetFacts, StoreAttributes, TeacherFacts
@@ -19,9 +20,9 @@ from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.models.registry import build
 from ltd_pipe.params import PrepareParams
 from ltd_pipe.provenance import sha256_file
-from ltd_pipe.report.compare import EvaluatedRun, Samples, compare
+from ltd_pipe.report.compare import EvaluatedRun, compare
 from ltd_pipe.report.facts import Places
-from ltd_pipe.report.runs import Metrics, Score, Scores, Settings, measured_of
+from ltd_pipe.report.runs import Scores, measured_of
 
 EPS = 0.15
 N = 599

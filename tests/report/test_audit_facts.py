@@ -9,7 +9,8 @@ import pytest
 from run_folders import edit_json, write_audit
 
 from ltd_pipe.errors import MissingError, ResultError
-from ltd_pipe.report.facts import masking_line, read_audit
+from ltd_pipe.evaluation.results import read_audit
+from ltd_pipe.report.facts import masking_line
 from ltd_pipe.report.page import render_page
 from ltd_pipe.report.verdict import judge_student
 

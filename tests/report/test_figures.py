@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 
-from ltd_pipe.report.facts import SurfaceFacts
+from ltd_pipe.evaluation.results import EpsPoint, LossSurface, Score
 from ltd_pipe.report.figures import (
     EpsSeries,
     Series,
@@ -20,7 +20,7 @@ from ltd_pipe.report.figures import (
     draw_loss_surface,
 )
 from ltd_pipe.report.page import eps_figure
-from ltd_pipe.report.runs import Curve, EpsPoint, Score
+from ltd_pipe.report.runs import Curve
 
 CURVE = Curve(np.arange(1, 6), np.linspace(0.1, 0.8, 5))
 POINTS = [
@@ -49,7 +49,7 @@ def histogram():
 def surface():
     """A slope."""
     offsets = [-0.2, -0.1, 0.0, 0.1, 0.2]
-    facts = SurfaceFacts(
+    facts = LossSurface(
         n=16,
         offsets=offsets,
         loss=[[x + y * y for y in offsets] for x in offsets],

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 from run_folders import SOFTWARE
 
+from ltd_pipe.evaluation.results import AttackSettings
 from ltd_pipe.report.facts import parameter_table, sources, version_table
-from ltd_pipe.report.runs import AttackSettings, CollapseFacts
+from ltd_pipe.report.runs import CollapseFacts
 
 
 def entries(facts, title):

@@ -10,16 +10,18 @@ import pytest
 from run_folders import edit_json, write_json
 
 from ltd_pipe.errors import ResultError
+from ltd_pipe.evaluation.results import read_reliability
+from ltd_pipe.evaluation.statistics import ConfidenceBin
 from ltd_pipe.report.page import bin_table, calibration_figures, render_page
-from ltd_pipe.report.reliability import Bin, draw_reliability, read_reliability
+from ltd_pipe.report.reliability import draw_reliability
 from ltd_pipe.report.runs import read_scores
 
 BINS = {
     "student": [
-        Bin(number=3, count=1, confidence=0.25, accuracy=0.0),
-        Bin(number=14, count=12_000, confidence=0.98, accuracy=0.97),
+        ConfidenceBin(number=3, count=1, confidence=0.25, accuracy=0.0),
+        ConfidenceBin(number=14, count=12_000, confidence=0.98, accuracy=0.97),
     ],
-    "baseline": [Bin(number=14, count=12_001, confidence=0.99, accuracy=0.9)],
+    "baseline": [ConfidenceBin(number=14, count=12_001, confidence=0.99, accuracy=0.9)],
 }
 
 

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from run_folders import scores_of
 
-from ltd_pipe.evaluation.accuracy import wilson_interval
+from ltd_pipe.evaluation.results import AttackRow, CorruptedSets
+from ltd_pipe.evaluation.statistics import wilson_interval
 from ltd_pipe.report.page import results_table
-from ltd_pipe.report.runs import AttackRow, CorruptedSets, interval_text
+from ltd_pipe.report.runs import interval_text
 
 
 def cells(facts, title):

@@ -9,14 +9,14 @@ from run_folders import EPS, N, edit_json, scores_of
 
 from ltd_pipe.errors import MissingError, ResultError
 from ltd_pipe.evaluation import robustness
-from ltd_pipe.evaluation.accuracy import wilson_interval
+from ltd_pipe.evaluation.statistics import wilson_interval
 from ltd_pipe.report.runs import CURVE_ATTACK, read_measured, read_scores
 
 
 def test_an_evaluation_is_read_as_it_was_written(runs):
     """Numbers, intervals, curve and settings."""
     scores = read_scores(runs / "metrics.json", runs / "evaluation")
-    auto = scores.score("autoattack_accuracy")
+    auto = scores.metrics.score("autoattack_accuracy")
     assert (auto.value, auto.n) == (449 / N, N)
     assert (auto.low, auto.high) == pytest.approx(wilson_interval(449, N))
     assert [point.eps for point in scores.by_eps][:2] == [0, pytest.approx(0.05)]
@@ -27,14 +27,14 @@ def test_an_evaluation_is_read_as_it_was_written(runs):
 def test_an_interval_that_is_not_written_is_computed(runs):
     """Wilson's, as everywhere."""
     edit_json(runs / "metrics.json", intervals=None)
-    score = read_scores(runs / "metrics.json", None).score("clean_accuracy")
+    score = read_scores(runs / "metrics.json", None).metrics.score("clean_accuracy")
     assert (score.low, score.high) == wilson_interval(585, N)
 
 
 def test_autoattack_may_be_left_out(runs):
     """Then it has no score, rather than a score of zero."""
-    edit_json(runs / "metrics.json", autoattack_accuracy=None)
-    assert read_scores(runs / "metrics.json", None).score("autoattack_accuracy") is None
+    edit_json(runs / "metrics.json", autoattack_accuracy=None, intervals=None)
+    assert read_scores(runs / "metrics.json", None).metrics.score("autoattack_accuracy") is None
 
 
 def test_the_folder_of_an_evaluation_may_be_missing(runs, tmp_path):

@@ -9,8 +9,8 @@ import pytest
 from run_folders import right, scores_of, with_answers
 
 from ltd_pipe.errors import ResultError
-from ltd_pipe.evaluation.results import ATTACK_FAILS
-from ltd_pipe.report.runs import AttackRow, measured_of
+from ltd_pipe.evaluation.results import ATTACK_FAILS, AttackRow
+from ltd_pipe.report.runs import measured_of
 from ltd_pipe.report.verdict import Judged, differences, judge, judge_student
 
 

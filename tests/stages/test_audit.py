@@ -4,10 +4,9 @@ import json
 
 import torch
 
-from ltd_pipe.evaluation.results import audit_lines
+from ltd_pipe.evaluation.results import Audit, Finding, audit_lines, read_audit
 from ltd_pipe.models.checkpoint import load_classifier, save_classifier
 from ltd_pipe.provenance import sha256_file
-from ltd_pipe.report.facts import read_audit
 
 STUDENT = "data/student/model.safetensors"
 QUICK = ("--steps", "20", "--square-queries", "100")
@@ -66,13 +65,12 @@ def test_a_masked_model_fails(ltd_pipe, project):
 
 def test_a_failure_is_shown_with_what_it_means():
     """In words, under the check's line, and in the last line."""
-    finding = {"name": "live gradients", "share": 0.5, "limit": 0.05, "passed": False}
-    finding |= {"low": 0.3520, "fails_from": 0.15}
-    summary = {"findings": [finding | {"meaning": "nothing to follow"}], "n": 40}
-    shown = "\n".join(
-        audit_lines(summary | {"norm": "l2", "eps": 0.5, "zero_accuracy_at_eps": None}, "model")
+    finding = Finding(
+        name="live gradients", count=20, n=40, limit=0.05, meaning="nothing to follow"
     )
-    line = "FAIL  live gradients   50.00% of images, lower end 35.20%, limit 5%, fails from 15.00%"
+    threat = {"checkpoint_sha256": "a" * 64, "n": 40, "norm": "l2", "eps": 0.5}
+    shown = "\n".join(audit_lines(Audit(**threat, findings=[finding], passed=False), "model"))
+    line = "FAIL  live gradients   50.00% of images, lower end 35.20%, limit 5%, fails from 12.50%"
     assert line in shown
     assert "WARNING: below 100 images, a check that passes says little." in shown
     assert "nothing to follow" in shown

@@ -15,7 +15,8 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from ltd_pipe.evaluation.results import ON_TRAINING, Ledger
+from ltd_pipe.evaluation.bench import Journal
+from ltd_pipe.evaluation.results import ON_TRAINING
 from ltd_pipe.images.beton import open_beton, write_beton
 from ltd_pipe.images.sources import ArraySource, open_source
 from ltd_pipe.images.stream import ImageStream
@@ -154,7 +155,7 @@ def test_killed_and_run_again_it_gives_the_same_bytes(ltd_pipe, project):
 
 def test_an_evaluation_goes_on_with_other_threads_and_says_so(ltd_pipe, project, monkeypatch):
     """Batches that are there are not computed again; other parameters begin anew."""
-    append = Ledger.append
+    append = Journal.append
 
     def stop(*words):
         append(*words)
@@ -162,7 +163,7 @@ def test_an_evaluation_goes_on_with_other_threads_and_says_so(ltd_pipe, project,
 
     words = ("evaluate", STUDENT, "--force")
     with monkeypatch.context() as during:
-        during.setattr(Ledger, "append", stop)
+        during.setattr(Journal, "append", stop)
         stopped = ltd_pipe(*words)
     assert stopped.code == 130
     assert "Interrupted. Run it again: what is measured is kept." in stopped.err
@@ -172,7 +173,7 @@ def test_an_evaluation_goes_on_with_other_threads_and_says_so(ltd_pipe, project,
     assert f"note: this run begins anew: {state} is of an interrupted one with" in err
     assert "params.pgd_steps 5, which is 4 here" in err
     seen = []
-    monkeypatch.setattr(Ledger, "append", lambda *given: (seen.append(given[1]), append(*given)))
+    monkeypatch.setattr(Journal, "append", lambda *given: (seen.append(given[1]), append(*given)))
     err = ltd_pipe(*words).err
     assert f"warning: {state}: this run began with hardware.threads 1, which is 2 now" in err
     assert seen
