@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
 
 
 # --- Text from anyone, made safe to show.
@@ -55,7 +56,30 @@ _LICENCES = re.compile(
     r"cc-by(-nd|-nc-nd)-[34]\.0|cc0-1\.0|cdla-(permissive-[12]|sharing-1)\.0|gpl-[23]\.0|isc|"
     r"lgpl-(2\.1|3\.0)|mit|mpl-2\.0|odbl|odc-by|pddl|unlicense"
 )
-_UNNAMED = "other"
+
+
+def render_markdown(template: Path, **content: Any) -> str:
+    """Fill in a jinja2 template of Markdown.
+
+    All text from data and people has to go through the filters `code`, a name on one line, or
+    `fenced`, a block of lines. `thousands` and `percent` are for numbers.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(  # noqa: S701  Markdown's escaping is `code` and `fenced`
+        loader=jinja2.FileSystemLoader(template.parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "code": code,
+        "fenced": fenced,
+        "thousands": "{:,}".format,
+        "percent": "{:.2%}".format,
+    }
+    return environment.get_template(template.name).render(content)
 
 
 def code(text: str, limit: int = 200) -> str:
@@ -77,35 +101,39 @@ def fenced(text: str, language: str = "") -> str:
     return "\n".join([f"{mark}{language}", *lines, mark])
 
 
+def licence_metadata(licence: str | None) -> dict[str, Any]:
+    """A licence as keys of Hugging Face's front matter; `license_name` where it knows no name."""
+    if licence is None:
+        return {}
+    name = licence.strip().lower().removesuffix("-only").removesuffix("-or-later")
+    if _LICENCES.fullmatch(name):
+        return {"license": name}
+    # Hugging Face wants small letters, digits, dots and dashes.
+    own = re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-")[:96]
+    return {"license": "other"} | ({"license_name": own} if own else {})
+
+
+def _longest_run(text: str) -> int:
+    return max((len(run) for run in re.findall("`+", text)), default=0)
+
+
+# --- The old way of the model's card, until it is a template too.
+
+
+def licence_lines(licence: str) -> list[str]:
+    """A licence in front matter."""
+    return [f"{key}: {yaml_scalar(value)}" for key, value in licence_metadata(licence).items()]
+
+
 def yaml_scalar(text: str) -> str:
     """A YAML scalar on one line, for front matter."""
     # Printable text in JSON is YAML too: only quotation mark and backslash are escaped.
     return json.dumps(one_line(text), ensure_ascii=False)
 
 
-def licence_name(licence: str) -> str:
-    """What Hugging Face's front matter calls a licence: `other` where it has no name for it."""
-    name = licence.strip().lower().removesuffix("-only").removesuffix("-or-later")
-    return name if _LICENCES.fullmatch(name) else _UNNAMED
-
-
-def licence_lines(licence: str) -> list[str]:
-    """A licence in front matter; one that Hugging Face has no name for keeps its own beside it."""
-    lines = [f"license: {licence_name(licence)}"]
-    # Hugging Face wants small letters, digits, dots and dashes.
-    own = re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-")[:96]
-    if own and licence_name(licence) == _UNNAMED:
-        lines.append(f"license_name: {yaml_scalar(own)}")
-    return lines
-
-
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of GitHub's Markdown; cells are finished Markdown without bars, as `code` gives."""
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
-
-
-def _longest_run(text: str) -> int:
-    return max((len(run) for run in re.findall("`+", text)), default=0)
 
 
 # --- Where two trees of plain values differ.
