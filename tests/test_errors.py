@@ -11,7 +11,7 @@ from ltd_pipe.errors import DataError, LtdPipeError
 from ltd_pipe.images.beton import open_beton
 from ltd_pipe.images.folder import decode_image
 from ltd_pipe.labels import SoftLabels
-from ltd_pipe.labels.tables import NpzColumns, ParquetColumns
+from ltd_pipe.labels.tables import NpzTable, ParquetTable
 from ltd_pipe.models.checkpoint import load_classifier
 from ltd_pipe.models.foreign import columns_of, load_foreign
 
@@ -85,8 +85,8 @@ READERS = {
     "weights": _file("a.pt", lambda path: load_foreign(path, "small-cnn", 2, (1, 8, 8))),
     "checkpoint": _file("a.safetensors", load_classifier),
     "beton": _file("a.beton", open_beton),
-    "npz": _file("a.npz", NpzColumns),
-    "parquet": _file("a.parquet", ParquetColumns),
+    "npz": _file("a.npz", NpzTable),
+    "parquet": _file("a.parquet", ParquetTable),
     "image": _file("a.png", lambda path: decode_image(path.read_bytes(), str(path))),
     "classes": _file("a.txt", lambda path: columns_of(["a", "b"], path, None)),
     "store": _store("zarr.json"),

@@ -1,15 +1,18 @@
-"""Publishing a store whose rows are computed chunk by chunk from other stores' rows."""
+"""New stores whose rows are computed from other stores' rows, or from other files.
+
+Each operation (`subset` and `retemper` here, `merge` and `average` in merge.py, `convert` in
+convert.py) gives a `DerivedStore`: its attributes, and how a few of its rows are computed. Writing
+it takes the memory of one chunk.
+"""
 
 from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ltd_pipe import provenance
 from ltd_pipe.errors import ParamsError, StoreError
 from ltd_pipe.images.manifest import fingerprint
 from ltd_pipe.labels.format import (
@@ -17,7 +20,6 @@ from ltd_pipe.labels.format import (
     DerivationFacts,
     DistanceFacts,
     StoreAttributes,
-    TeacherFacts,
     TopKFacts,
     row_bytes,
     rows_per_chunk,
@@ -34,222 +36,148 @@ from ltd_pipe.labels.softmax import (
     total_variation,
 )
 from ltd_pipe.labels.softness import uniform_below
-from ltd_pipe.labels.verify import verify_store
 from ltd_pipe.labels.writer import build_store, require_replaceable
 from ltd_pipe.publish import exclusive, replace_tree, require_free
 from ltd_pipe.text import nfc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from ltd_pipe.labels.foreign import ProvenStore
     from ltd_pipe.labels.format import ArrayLayout
     from ltd_pipe.labels.join import ImagesLike, ManifestLike
 
+    # What a few rows of a new store hold, by array.
+    Block = dict[str, NDArray[Any]]
 
-# --- What is known of labels that another program made: only what can be proved or is told.
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What the person who converts labels knows of them.
-
-    Attributes
-    ----------
-    teachers : tuple of TeacherFacts
-        Empty: unknown. A store names a teacher by the hash of its weights, so a name alone
-        is not enough.
-    temperature : float
-        That the logits were divided by.
-    licence, citation : str or None
-    """
-
-    teachers: tuple[TeacherFacts, ...] = ()
-    temperature: float = 1.0
-    licence: str | None = None
-    citation: str | None = None
-
-    @classmethod
-    def told(
-        cls,
-        sha256: str | None,
-        architecture: str | None,
-        temperature: float | None,
-        licence: str | None = None,
-        citation: str | None = None,
-    ) -> Origin:
-        """From a teacher's hash and architecture: both or neither.
-
-        Raises
-        ------
-        ParamsError
-            When one is missing, or the hash is none.
-        """
-        if (sha256 is None) != (architecture is None):
-            raise ParamsError(
-                "teacher",
-                "is named by the SHA-256 of its weights and by its architecture",
-                expected="both, or neither",
-                found="one of them",
-            )
-        teachers: tuple[TeacherFacts, ...] = ()
-        if sha256 is not None and architecture is not None:
-            if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
-                raise ParamsError(
-                    "teacher",
-                    "SHA-256",
-                    expected="64 lower-case hexadecimal digits, as sha256sum prints them",
-                    found=repr(sha256)[:80],
-                )
-            teachers = (TeacherFacts(sha256=sha256, architecture=architecture),)
-        return cls(teachers, 1.0 if temperature is None else temperature, licence, citation)
-
-
-def foreign_attributes(
-    origin: Origin,
-    images: ManifestLike,
-    labels: NDArray[np.int32],
-    sample_hash: NDArray[np.uint64],
-    sources: tuple[str, ...],
-    top_k: int | None,
-) -> StoreAttributes:
-    """Attributes of a store whose rows another program made.
-
-    Parameters
-    ----------
-    origin : Origin
-    images : ManifestLike
-        The images that the rows belong to.
-    labels, sample_hash : ndarray of shape (N,)
-        Of the rows, in their order.
-    sources : tuple of str
-        What the labels were converted from.
-    top_k : int, optional
-        Of sparse labels; how far they are from dense ones is unknown.
-    """
-    return StoreAttributes(
-        temperature=origin.temperature,
-        num_samples=len(labels),
-        num_classes=len(images.class_names),
-        class_names=images.class_names,
-        dataset=DatasetFacts(
-            name=images.dataset,
-            split=images.split,
-            fingerprint=fingerprint(images.class_names, labels, sample_hash),
-        ),
-        teachers=origin.teachers,
-        software=provenance.software(),
-        licence=origin.licence,
-        citation=origin.citation,
-        derived_from=DerivationFacts(operation="convert", sources=sources),
-        top_k=TopKFacts(k=top_k) if top_k else None,
-    )
-
-
-# --- Publishing a store whose rows are computed chunk by chunk from other stores' rows.
-
-
+_ALWAYS = ("labels", "sample_hash")
+SPARSE = ("topk_indices", "topk_probs")
 # Float32 copies of 4 MiB, however many classes the rows of a sparse chunk expand to.
-_STEP_ELEMENTS = 2**20
+_BLOCK_ELEMENTS = 2**20
+# A few MiB of logits say how soft the labels are.
+_SAMPLE_ELEMENTS = 2**22
+
+
+# --- What all operations share: blocks of rows, attributes, writing.
 
 
 @dataclass(frozen=True)
-class NewRows:
-    """What the rows of a new store will be.
+class DerivedStore:
+    """A store that is still to be written.
 
     Attributes
     ----------
+    attributes : StoreAttributes
     labels : ndarray of shape (N,), dtype int32
     sample_hash : ndarray of shape (N,), dtype uint64
     arrays : tuple of str
         The other arrays.
     block : callable
-        Called with the first row and the one after the last; gives the rows of each of
-        `arrays` by name. The calls come chunk by chunk, each once.
-    """
-
-    labels: NDArray[np.int32]
-    sample_hash: NDArray[np.uint64]
-    arrays: tuple[str, ...]
-    block: Callable[[int, int], dict[str, NDArray[Any]]]
-
-
-def derive_store(
-    target: Path,
-    attributes: StoreAttributes,
-    new: NewRows,
-    *,
-    rows: int,
-    replace: bool = False,
-    progress: Callable[[int], None] | None = None,
-    finish: Callable[[], StoreAttributes] | None = None,
-    verify: bool = False,
-) -> str:
-    """Write a store in the memory of one chunk, and give it its name by one rename.
-
-    Parameters
-    ----------
-    target : Path
-    attributes : StoreAttributes
-    new : NewRows
+        Called with consecutive row numbers; gives these rows of each of `arrays`. The blocks come
+        in order, each row once.
     rows : int
         Rows per chunk.
-    replace : bool
-        Replace a store that is there.
-    progress : callable, optional
-        Called with the number of samples just written, N in all.
     finish : callable, optional
         Gives the attributes when all rows were written, where they are known only then.
     verify : bool
         Verify the store before it is published: for rows that come from no store.
-
-    Returns
-    -------
-    str
-        The store's identity.
-
-    Raises
-    ------
-    WriteError
-        When the target exists, or the disk refuses. Nothing is left behind.
-    BusyError
-        When another process writes to the same target.
     """
-    require_replaceable(target, replace=replace)
-    chunks = _Chunks(new, rows)
-    top_k = attributes.top_k.k if attributes.top_k else None
-    layouts = [
-        attributes.layout(name, rows, top_k) for name in ("labels", "sample_hash", *new.arrays)
-    ]
-    require_free(target.parent, sum(each.num_chunks * each.file_bytes for each in layouts))
-    beside = target.with_name(f".{target.name}.part")
-    with exclusive(target):
-        shutil.rmtree(beside, ignore_errors=True)
-        try:
-            identity = build_store(
-                beside,
-                finish or (lambda: attributes),
-                {layout: chunks.source(layout) for layout in layouts},
-                progress,
-                # In order, as files of other formats are read; the disk is what takes the time.
-                threads=1,
-            )
-            if verify:
-                _verify(beside, target)
-            replace_tree(beside, target)
-        finally:
-            # Gone already when all went well; made again in minutes when not.
+
+    attributes: StoreAttributes
+    labels: NDArray[np.int32]
+    sample_hash: NDArray[np.uint64]
+    arrays: tuple[str, ...]
+    block: Callable[[NDArray[np.int64]], Block]
+    rows: int
+    finish: Callable[[], StoreAttributes] | None = None
+    verify: bool = False
+
+    def write(
+        self,
+        target: Path,
+        *,
+        replace: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> str:
+        """Write the store, and give it its name by one rename.
+
+        Parameters
+        ----------
+        target : Path
+        replace : bool
+            Replace a store that is there.
+        progress : callable, optional
+            Called with the number of samples just written, N in all.
+
+        Returns
+        -------
+        str
+            The store's identity.
+
+        Raises
+        ------
+        StoreError
+            When a source is damaged, or the store would not be sound. Nothing is left behind.
+        WriteError
+            When the target exists, or the disk refuses.
+        BusyError
+            When another process writes to the same target.
+        """
+        require_replaceable(target, replace=replace)
+        known, computed = self.attributes, dict[str, "NDArray[Any]"]()
+        top_k = known.top_k.k if known.top_k else None
+        layouts = [known.layout(name, self.rows, top_k) for name in (*_ALWAYS, *self.arrays)]
+        require_free(target.parent, sum(each.num_chunks * each.file_bytes for each in layouts))
+
+        def rows_of(layout: ArrayLayout, chunk: int) -> NDArray[Any]:
+            # The arrays of a chunk are asked for one by one, and computed together.
+            if not computed:
+                first = chunk * self.rows
+                computed.update(self._rows(first, first + layout.rows_in(chunk)))
+            return computed.pop(layout.name)
+
+        def source(layout: ArrayLayout) -> Callable[[int], NDArray[Any]]:
+            return lambda chunk: rows_of(layout, chunk)
+
+        beside = target.with_name(f".{target.name}.part")
+        with exclusive(target):
             shutil.rmtree(beside, ignore_errors=True)
-    return identity
+            try:
+                identity = build_store(
+                    beside,
+                    self.finish or (lambda: known),
+                    {layout: source(layout) for layout in layouts},
+                    progress,
+                    # In order, as files of other formats are read; the disk takes the time.
+                    threads=1,
+                )
+                if self.verify:
+                    _verify(beside, target)
+                replace_tree(beside, target)
+            finally:
+                # Gone already when all went well; made again in minutes when not.
+                shutil.rmtree(beside, ignore_errors=True)
+        return identity
+
+    def _rows(self, first: int, last: int) -> Block:
+        width = self.attributes.views.count * self.attributes.num_classes
+        blocks = [self.block(index) for index in row_blocks(first, last, width)]
+        rows = {name: np.concatenate([each[name] for each in blocks]) for name in self.arrays}
+        return rows | {name: getattr(self, name)[first:last] for name in _ALWAYS}
 
 
 def _verify(beside: Path, target: Path) -> None:
+    # They import torch, which the rows of another store do not need.
+    from ltd_pipe.evaluation.input_scale import require_order
+    from ltd_pipe.labels.verify import verify_store
+
     try:
         verify_store(beside)
-        _require_order(SoftLabels.open(beside))
+        store = SoftLabels.open(beside)
+        names = store.attributes.class_names
+        require_order(store.labels, _top_classes(store), names, store.path, "", StoreError)
     except StoreError as error:
         raise StoreError(
             target,
@@ -260,190 +188,94 @@ def _verify(beside: Path, target: Path) -> None:
         ) from error
 
 
-def _require_order(store: SoftLabels) -> None:
-    """Refuse labels that are right but for the order of their classes."""
-    from ltd_pipe.evaluation.input_scale import require_order
-
-    sparse, parts = store.top_k is not None, []
-    rows = np.arange(store.num_samples)
-    step = max(_STEP_ELEMENTS // (store.num_views * store.num_classes), 1)
-    for at in range(0, len(rows), step):
-        part = rows[at : at + step]
-        # Of several views the first; the largest of a sparse row stands first.
-        found = store.gather_topk(part)[0] if sparse else store.gather(part)
-        found = found.reshape(len(part), -1, found.shape[-1])[:, 0]
-        parts.append(found[:, 0].astype(np.int64) if sparse else found.argmax(axis=1))
-    names = store.attributes.class_names
-    require_order(store.labels, np.concatenate(parts), names, store.path, "", StoreError)
+def _top_classes(store: SoftLabels) -> NDArray[np.int64]:
+    # The most probable class of each sample's first view.
+    parts = []
+    for index in row_blocks(0, store.num_samples, store.num_views * store.num_classes):
+        # The largest of a sparse row stands first.
+        rows = store.gather(index) if store.top_k is None else store.gather_topk(index)[0]
+        rows = rows.reshape(len(index), -1, rows.shape[-1])[:, 0]
+        parts.append(rows.argmax(axis=1) if store.top_k is None else rows[:, 0].astype(np.int64))
+    return np.concatenate(parts)
 
 
-class _Chunks:
-    # The arrays of a chunk are asked for one by one, and computed together.
-    def __init__(self, new: NewRows, rows: int) -> None:
-        self._new, self._rows = new, rows
-        self._waiting: dict[str, NDArray[Any]] = {}
-
-    def source(self, layout: ArrayLayout) -> Callable[[int], NDArray[Any]]:
-        if layout.name in ("labels", "sample_hash"):
-            whole: NDArray[Any] = getattr(self._new, layout.name)
-            return lambda chunk: whole[chunk * self._rows : (chunk + 1) * self._rows]
-        return lambda chunk: self._take(layout, chunk)
-
-    def _take(self, layout: ArrayLayout, chunk: int) -> NDArray[Any]:
-        if not self._waiting:
-            first = chunk * self._rows
-            self._waiting = self._new.block(first, first + layout.rows_in(chunk))
-        return self._waiting.pop(layout.name)
+def row_blocks(first: int, last: int, width: int) -> Iterator[NDArray[np.int64]]:
+    """Numbers of rows of so many elements, as many at a time as float32 copies stay small."""
+    step = max(_BLOCK_ELEMENTS // width, 1)
+    for at in range(first, last, step):
+        yield np.arange(at, min(at + step, last))
 
 
-def with_rows(
-    attributes: StoreAttributes,
+def answer_arrays(store: SoftLabels) -> tuple[str, ...]:
+    """The arrays with an answer for each row: all but `labels` and `sample_hash`."""
+    return tuple(name for name in store.arrays if name not in _ALWAYS)
+
+
+def probabilities(store: SoftLabels, index: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Dense soft labels that sum to one."""
+    soft = to_float32(store.gather(index))
+    soft /= soft.sum(axis=-1, keepdims=True)
+    return soft
+
+
+def attributes_of_rows(
+    known: StoreAttributes,
     labels: NDArray[np.int32],
     sample_hash: NDArray[np.uint64],
     **changed: Any,
 ) -> StoreAttributes:
     """The same attributes for other rows: their number, and their fingerprint."""
-    found = fingerprint(attributes.class_names, labels, sample_hash)
-    values = {name: getattr(attributes, name) for name in StoreAttributes.model_fields}
+    found = fingerprint(known.class_names, labels, sample_hash)
+    values = {name: getattr(known, name) for name in StoreAttributes.model_fields}
     values |= {"num_samples": len(labels)} | changed
     values["dataset"] = values["dataset"].model_copy(update={"fingerprint": found})
-    if values["labelling"] and found != attributes.dataset.fingerprint:
+    if values["labelling"] and found != known.dataset.fingerprint:
         values["labelling"] = values["labelling"].model_copy(update={"pixels_sha256": None})
     return StoreAttributes(**values)
 
 
-def chunk_rows(sources: Sequence[ProvenStore], attributes: StoreAttributes) -> int:
+def dataset_of(manifest: ManifestLike) -> DatasetFacts:
+    """The images, as a store names them."""
+    return DatasetFacts(
+        name=manifest.dataset, split=manifest.split, fingerprint=manifest.fingerprint
+    )
+
+
+def chunk_rows(sources: Sequence[SoftLabels], attributes: StoreAttributes) -> int:
     """Rows per chunk of a new store: as its sources have them, so that equal rows are equal files.
 
     A source of a single chunk is as long as its samples are many, which says nothing.
     """
-    several = [each.rows for each in sources if each.rows < each.store.num_samples]
+    lengths = [(each.arrays["labels"].layout.rows, each.num_samples) for each in sources]
     top_k = attributes.top_k.k if attributes.top_k else None
-    rows = max(several, default=rows_per_chunk(row_bytes(attributes, top_k)))
+    default = rows_per_chunk(row_bytes(attributes, top_k))
+    rows = max((rows for rows, samples in lengths if rows < samples), default=default)
     return min(rows, attributes.num_samples)
 
 
-def stepwise(
-    block: Callable[[int, int], dict[str, NDArray[Any]]], attributes: StoreAttributes
-) -> Callable[[int, int], dict[str, NDArray[Any]]]:
-    """The same block of `NewRows`, computed from few dense rows at a time."""
-    step = max(_STEP_ELEMENTS // (attributes.views.count * attributes.num_classes), 1)
+class Distances:
+    """Total variation between dense rows and the sparse ones that stand for them."""
 
-    def in_steps(first: int, last: int) -> dict[str, NDArray[Any]]:
-        parts = [block(at, min(at + step, last)) for at in range(first, last, step)]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    def __init__(self) -> None:
+        self._total, self._worst, self._rows, self._samples = 0.0, 0.0, 0, 0
 
-    return in_steps
+    def largest(self, soft: NDArray[np.float32], top_k: int) -> Block:
+        """The arrays of a top-k store for the next dense rows, of shape (n, K) or (n, V, K)."""
+        indices, probs = largest(soft, top_k)
+        distance = total_variation(soft, indices, probs)
+        self._total += float(distance.sum(dtype=np.float64))
+        self._worst = max(self._worst, float(distance.max()))
+        self._rows += distance.size
+        self._samples += len(distance)
+        return {"topk_indices": indices, "topk_probs": probs}
 
-
-# --- Some rows of a store, or some of its arrays, as a store of its own.
-
-
-_ALWAYS = ("labels", "sample_hash")
-
-
-def subset_store(
-    source: ProvenStore,
-    target: Path,
-    rows: NDArray[np.int64],
-    *,
-    images: ImagesLike | None = None,
-    arrays: Sequence[str] | None = None,
-    view: int | None = None,
-    replace: bool = False,
-    progress: Callable[[int], None] | None = None,
-) -> str:
-    """Write some rows of a store, in the order that they are named.
-
-    Parameters
-    ----------
-    source : ProvenStore
-    target : Path
-    rows : ndarray of shape (n,), dtype int64
-        Rows of the source, at least one.
-    images : Beton, optional
-        Whose rows these are: the new store takes the data set's name and split from it.
-    arrays : sequence of str, optional
-        Which arrays to keep; by default all.
-    view : int, optional
-        Keep only this view.
-    replace : bool
-        Replace a store that is there.
-    progress : callable, optional
-        Called with the number of samples just written, n in all.
-
-    Returns
-    -------
-    str
-        The new store's identity.
-
-    Raises
-    ------
-    StoreError
-        When the source is damaged, or what is asked for cannot be cut out of it.
-    """
-    store = source.store
-    names = kept_arrays(source, arrays)
-    require_same_places(store, rows)
-    _require_view(store, view)
-    labels, hashes = store.labels[rows], store.sample_hash[rows]
-    attributes = with_rows(store.attributes, labels, hashes, **_subset_changes(store, images, view))
-    new = NewRows(
-        labels,
-        hashes,
-        names,
-        lambda first, last: {name: source.gather(name, rows[first:last], view) for name in names},
-    )
-    size = chunk_rows([source], attributes)
-    return derive_store(target, attributes, new, rows=size, replace=replace, progress=progress)
-
-
-def _subset_changes(
-    store: SoftLabels, images: ImagesLike | None, view: int | None
-) -> dict[str, Any]:
-    known = store.attributes
-    changes: dict[str, Any] = {
-        "derived_from": DerivationFacts(operation="subset", sources=(store.identity,))
-    }
-    if images is not None:
-        named = {"name": images.manifest.dataset, "split": images.manifest.split}
-        changes["dataset"] = known.dataset.model_copy(update=named)
-    if view is not None:
-        changes["views"] = known.views.model_copy(update={"count": 1})
-    return changes
-
-
-def kept_arrays(source: ProvenStore, arrays: Sequence[str] | None) -> tuple[str, ...]:
-    """The arrays to keep beside `labels` and `sample_hash`; by default all.
-
-    Raises
-    ------
-    StoreError
-        When the source has no such array.
-    ParamsError
-        When nothing would be left that is a label.
-    """
-    if arrays is None:
-        return source.names
-    store = source.store
-    for name in arrays:
-        if name not in store.arrays:
-            raise StoreError(
-                store.path,
-                f"has no array '{name}'",
-                expected=f"of {', '.join(store.arrays)}",
-            )
-    kept = tuple(name for name in source.names if name in arrays)
-    needed = [name for name in source.names if name != "logits"]
-    missing = [name for name in needed if name not in kept]
-    if missing:
-        raise ParamsError(
-            "arrays",
-            "a store is nothing without its soft labels",
-            expected=f"{', '.join(needed)} among them",
-            found=", ".join(arrays),
-        )
-    return kept
+    def noted(self, attributes: StoreAttributes) -> StoreAttributes:
+        """The attributes with the distances of all rows."""
+        assert attributes.top_k is not None  # noqa: S101
+        mean = self._total / self._rows
+        known = DistanceFacts.measured(mean, self._worst, self._samples)
+        facts = TopKFacts(k=attributes.top_k.k, total_variation=known)
+        return attributes.model_copy(update={"top_k": facts})
 
 
 def require_same_places(
@@ -460,11 +292,6 @@ def require_same_places(
         Rows of the store.
     places : ndarray of shape (n,), dtype int64, optional
         Where they will be; by default 0, 1, 2, …
-
-    Raises
-    ------
-    StoreError
-        When the store's views are augmented and a row would get another number.
     """
     if store.attributes.views.augmentation is None:
         return
@@ -480,27 +307,95 @@ def require_same_places(
         )
 
 
-def _require_view(store: SoftLabels, view: int | None) -> None:
-    if view is None:
-        return
-    store.require_view(view)
-    if view and store.attributes.views.augmentation is not None:
-        raise StoreError(
-            store.path,
-            f"view {view} alone would be taken for view 0, which shows other crops",
-            expected="view 0",
-            remedy="Keep all views.",
-        )
+# --- Some rows of a store, or some of its arrays, as a store of its own.
 
 
-def rows_of_range(store: SoftLabels, first: int | None, last: int | None) -> NDArray[np.int64]:
-    """Rows `first` to `last` - 1, as Python slices count; never none.
+def subset(
+    store: SoftLabels,
+    rows: NDArray[np.int64],
+    *,
+    images: ImagesLike | None = None,
+    arrays: Sequence[str] | None = None,
+    view: int | None = None,
+) -> DerivedStore:
+    """Some rows of a store, in the order in which they are named.
+
+    Parameters
+    ----------
+    store : SoftLabels
+    rows : ndarray of shape (n,), dtype int64
+        Rows of the store, at least one.
+    images : Beton, optional
+        Whose rows these are: the new store takes the data set's name and split from it.
+    arrays : sequence of str, optional
+        Which arrays to keep; by default all.
+    view : int, optional
+        Keep only this view.
 
     Raises
     ------
-    ParamsError
-        When the range is empty or reaches beyond the store.
+    StoreError, ParamsError
+        When what is asked for cannot be cut out of it.
     """
+    names = kept_arrays(store, arrays)
+    require_same_places(store, rows)
+    changes: dict[str, Any] = {
+        "derived_from": DerivationFacts(operation="subset", sources=(store.identity,))
+    }
+    if images is not None:
+        changes["dataset"] = dataset_of(images.manifest)
+    if view is not None:
+        store.require_view(view)
+        if view and store.attributes.views.augmentation is not None:
+            raise StoreError(
+                store.path,
+                f"view {view} alone would be taken for view 0, which shows other crops",
+                expected="view 0",
+                remedy="Keep all views.",
+            )
+        changes["views"] = store.attributes.views.model_copy(update={"count": 1})
+    labels, hashes = store.labels[rows], store.sample_hash[rows]
+    attributes = attributes_of_rows(store.attributes, labels, hashes, **changes)
+    return DerivedStore(
+        attributes,
+        labels,
+        hashes,
+        names,
+        lambda at: {name: store.arrays[name].gather(rows[at], None, view) for name in names},
+        chunk_rows([store], attributes),
+    )
+
+
+def kept_arrays(store: SoftLabels, arrays: Sequence[str] | None) -> tuple[str, ...]:
+    """The arrays to keep beside `labels` and `sample_hash`; by default all.
+
+    Raises
+    ------
+    StoreError
+        When the store has no such array.
+    ParamsError
+        When nothing would be left that is a label.
+    """
+    known = answer_arrays(store)
+    if arrays is None:
+        return known
+    for name in arrays:
+        if name not in store.arrays:
+            expected = f"of {', '.join(store.arrays)}"
+            raise StoreError(store.path, f"has no array '{name}'", expected=expected)
+    needed = [name for name in known if name != "logits"]
+    if not set(needed) <= set(arrays):
+        raise ParamsError(
+            "arrays",
+            "a store is nothing without its soft labels",
+            expected=f"{', '.join(needed)} among them",
+            found=", ".join(arrays),
+        )
+    return tuple(name for name in known if name in arrays)
+
+
+def rows_of_range(store: SoftLabels, first: int | None, last: int | None) -> NDArray[np.int64]:
+    """Rows `first` to `last` - 1, as Python slices count; never none."""
     stop = store.num_samples if last is None else last
     start = 0 if first is None else first
     if not 0 <= start < stop <= store.num_samples:
@@ -514,167 +409,58 @@ def rows_of_range(store: SoftLabels, first: int | None, last: int | None) -> NDA
 
 
 def rows_of_images(store: SoftLabels, images: ImagesLike, data: str) -> NDArray[np.int64]:
-    """The rows of a data set that has the same classes, found by hash, in its order.
-
-    Raises
-    ------
-    JoinError
-        When classes differ, or an image has no row, or one of another class.
-    """
+    """The rows of a data set that has the same classes, found by hash, in its order."""
     store.require_classes(images.manifest.class_names, data)
     return store.rows_of(images.sample_hash, images.labels, data)
 
 
 def rows_of_classes(store: SoftLabels, classes: Sequence[str]) -> NDArray[np.int64]:
-    """The rows whose ground truth is one of these classes, in the store's order.
-
-    Raises
-    ------
-    StoreError
-        When the store knows no such class, or has no row of any of them.
-    """
+    """The rows whose ground truth is one of these classes, in the store's order."""
     names = [nfc(name) for name in store.attributes.class_names]
     classes = [nfc(name) for name in classes]
     for name in classes:
         if name not in names:
-            raise StoreError(
-                store.path,
-                f"has no class '{name}'",
-                expected=", ".join(names[:5]) + (", …" if len(names) > 5 else ""),
-            )
+            expected = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+            raise StoreError(store.path, f"has no class '{name}'", expected=expected)
     rows = np.flatnonzero(np.isin(store.labels, [names.index(name) for name in classes]))
     if not len(rows):
         raise StoreError(store.path, f"has no sample of class {', '.join(classes)}")
     return rows.astype(np.int64)
 
 
-# --- The largest probabilities of computed rows, and what is lost by keeping only these.
-
-
-class Distances:
-    """Total variation between dense rows and the sparse ones that stand for them."""
-
-    def __init__(self) -> None:
-        self._total, self._worst, self._rows, self._samples = 0.0, 0.0, 0, 0
-
-    def add(self, distance: NDArray[np.float32]) -> None:
-        """Take the distances of the next samples, of shape (n,) or (n, V)."""
-        self._total += float(distance.sum(dtype=np.float64))
-        self._worst = max(self._worst, float(distance.max()))
-        self._rows += distance.size
-        self._samples += len(distance)
-
-    def noted(self, attributes: StoreAttributes) -> StoreAttributes:
-        """The attributes with the distances of all rows."""
-        assert attributes.top_k is not None  # noqa: S101
-        mean = self._total / self._rows
-        known = DistanceFacts.measured(mean, self._worst, self._samples)
-        facts = TopKFacts(k=attributes.top_k.k, total_variation=known)
-        return attributes.model_copy(update={"top_k": facts})
-
-
-def sparse_rows(
-    soft: NDArray[np.float32], top_k: int, distances: Distances
-) -> dict[str, NDArray[Any]]:
-    """The arrays of a top-k store for dense rows of shape (n, K) or (n, V, K)."""
-    indices, probs = largest(soft, top_k)
-    distances.add(total_variation(soft, indices, probs))
-    return {"topk_indices": indices, "topk_probs": probs}
-
-
 # --- A store at another temperature, or with each row's largest probabilities only.
 
 
-# A few MiB of logits say how soft the labels are.
-_SAMPLE_ELEMENTS = 2**22
+def retemper(
+    store: SoftLabels, temperature: float | None = None, *, top_k: int | None = None
+) -> DerivedStore:
+    """The labels of a store anew, from its logits.
 
-
-def retemper_store(
-    source: ProvenStore,
-    target: Path,
-    temperature: float | None = None,
-    *,
-    top_k: int | None = None,
-    replace: bool = False,
-    progress: Callable[[int], None] | None = None,
-) -> str:
-    """Write the labels of a store anew, from its logits.
+    But for `derived_from`, a dense store is the one that the teacher's logits would have given at
+    that temperature.
 
     Parameters
     ----------
-    source : ProvenStore
+    store : SoftLabels
         With logits, unless the temperature stays.
-    target : Path
     temperature : float, optional
-        By default the source's own.
+        By default the store's own.
     top_k : int, optional
         Keep so many probabilities per row, and no logits.
-    replace : bool
-        Replace a store that is there.
-    progress : callable, optional
-        Called with the number of samples just written, N in all.
-
-    Returns
-    -------
-    str
-        The new store's identity. But for `derived_from`, a dense store is the one that the
-        teacher's logits would have given at that temperature.
 
     Raises
     ------
     StoreError
         When the store has no logits, or is sparse already.
     ParamsError
-        When temperature or top-k are out of range.
+        When temperature or top-k are out of range, or nothing would change.
     """
-    store, known = source.store, source.store.attributes
-    warmer = temperature is not None and temperature != known.temperature
-    if temperature is not None:
-        require_temperature(temperature)
-    if warmer:
+    known, operations = store.attributes, []
+    changes: dict[str, Any] = {}
+    if temperature is not None and require_temperature(temperature) != known.temperature:
         store.require_logits()
-    _require_dense(source, top_k)
-    changes = _retemper_changes(source, temperature if warmer else None, top_k)
-    attributes = with_rows(known, store.labels, store.sample_hash, **changes)
-    distances = Distances()
-    names: tuple[str, ...] = ("topk_indices", "topk_probs") if top_k else source.names
-    block = (
-        partial(_sparse, source, attributes.temperature, top_k, distances)
-        if top_k
-        else partial(_dense, source, attributes.temperature)
-    )
-    return derive_store(
-        target,
-        attributes,
-        NewRows(store.labels, store.sample_hash, names, stepwise(block, attributes)),
-        rows=chunk_rows([] if top_k else [source], attributes),
-        replace=replace,
-        progress=progress,
-        finish=(lambda: distances.noted(attributes)) if top_k else None,
-    )
-
-
-def _retemper_changes(
-    source: ProvenStore, temperature: float | None, top_k: int | None
-) -> dict[str, Any]:
-    done = [name for name, given in (("retemper", temperature), ("top-k", top_k)) if given]
-    if not done:
-        raise ParamsError(
-            source.store.path,
-            "nothing would change",
-            remedy="Name another temperature, or how many probabilities to keep.",
-        )
-    derived = DerivationFacts(operation=", ".join(done), sources=(source.store.identity,))
-    changes: dict[str, Any] = {"derived_from": derived}
-    if temperature is not None:
         changes["temperature"] = temperature
-    if top_k is not None:
-        changes["top_k"] = TopKFacts(k=top_k)
-    return changes
-
-
-def _require_dense(source: ProvenStore, top_k: int | None) -> None:
-    store = source.store
+        operations.append("retemper")
     if store.top_k is not None:
         raise StoreError(
             store.path,
@@ -683,60 +469,55 @@ def _require_dense(source: ProvenStore, top_k: int | None) -> None:
             remedy="Label again, or take the dense store that it was made of.",
         )
     if top_k is not None:
-        require_top_k(source, top_k)
-
-
-def require_top_k(source: ProvenStore, top_k: int) -> None:
-    """Refuse to keep more probabilities per row than there are classes, or none."""
-    classes = source.store.num_classes
-    if not 1 <= top_k <= classes:
+        if not 1 <= top_k <= store.num_classes:
+            raise ParamsError(
+                "top_k",
+                "is out of range",
+                expected=f"1 to {store.num_classes}, the number of classes",
+                found=top_k,
+            )
+        changes["top_k"] = TopKFacts(k=top_k)
+        operations.append("top-k")
+    if not operations:
         raise ParamsError(
-            "top_k",
-            "is out of range",
-            expected=f"1 to {classes}, the number of classes",
-            found=top_k,
+            store.path,
+            "nothing would change",
+            remedy="Name another temperature, or how many probabilities to keep.",
         )
+    derived = DerivationFacts(operation=", ".join(operations), sources=(store.identity,))
+    attributes = attributes_of_rows(
+        known, store.labels, store.sample_hash, derived_from=derived, **changes
+    )
+    distances = Distances()
+
+    def block(index: NDArray[np.int64]) -> Block:
+        if not store.has_logits:
+            assert top_k is not None  # noqa: S101
+            return distances.largest(probabilities(store, index), top_k)
+        logits = store.gather_logits(index)
+        soft = mean_softened([logits], attributes.temperature)
+        if top_k is not None:
+            return distances.largest(soft, top_k)
+        return {"logits": logits, "soft_labels": to_float16(soft)}
+
+    return DerivedStore(
+        attributes,
+        store.labels,
+        store.sample_hash,
+        SPARSE if top_k else answer_arrays(store),
+        block,
+        chunk_rows([] if top_k else [store], attributes),
+        finish=(lambda: distances.noted(attributes)) if top_k else None,
+    )
 
 
-def _dense(
-    source: ProvenStore, temperature: float, first: int, last: int
-) -> dict[str, NDArray[Any]]:
-    # As the writer softens them, from the logits as they are stored.
-    logits = source.gather("logits", np.arange(first, last))
-    return {"logits": logits, "soft_labels": to_float16(mean_softened([logits], temperature))}
-
-
-def _sparse(
-    source: ProvenStore,
-    temperature: float,
-    top_k: int,
-    distances: Distances,
-    first: int,
-    last: int,
-) -> dict[str, NDArray[Any]]:
-    index = np.arange(first, last)
-    if source.store.has_logits:
-        soft = mean_softened([source.gather("logits", index)], temperature)
-    else:
-        soft = to_float32(source.soft(index))
-        soft /= soft.sum(axis=-1, keepdims=True)
-    return sparse_rows(soft, top_k, distances)
-
-
-def require_informative(source: ProvenStore, temperature: float) -> None:
-    """Refuse a temperature at which the labels would be as good as uniform, before the work.
-
-    Raises
-    ------
-    StoreError
-        Also when the store has no logits.
-    """
-    store = source.store
+def require_informative(store: SoftLabels, temperature: float) -> None:
+    """Refuse a temperature at which the labels would be as good as uniform, before the work."""
     store.require_logits()
     width = store.num_views * store.num_classes
     count = min(max(_SAMPLE_ELEMENTS // width, 1), store.num_samples)
     rows = np.arange(count) * store.num_samples // count
-    top = top_probability([source.gather("logits", rows)], temperature) / (count * store.num_views)
+    top = top_probability([store.gather_logits(rows)], temperature) / (count * store.num_views)
     limit = uniform_below(store.num_classes)
     if top < limit:
         raise StoreError(
@@ -749,33 +530,16 @@ def require_informative(source: ProvenStore, temperature: float) -> None:
         )
 
 
-def temperature_for(source: ProvenStore, target_top_probability: float) -> float:
-    """The temperature at which the labels' mean top probability is so high.
-
-    Parameters
-    ----------
-    source : ProvenStore
-        With logits, of which some 26 passes are made.
-    target_top_probability : float
-        In (1/K, 1).
-
-    Raises
-    ------
-    StoreError
-        When the store has no logits.
-    ParamsError
-        When no temperature gives it.
-    """
-    store = source.store
+def temperature_for(store: SoftLabels, target_top_probability: float) -> float:
+    """The temperature at which the mean top probability is so high; some 26 passes over logits."""
     store.require_logits()
-    count = store.num_samples * store.num_views
-    step = max(2**20 // (store.num_views * store.num_classes), 1)
+    width = store.num_views * store.num_classes
 
     def mean_top(temperature: float) -> float:
-        blocks = (
-            source.gather("logits", np.arange(at, min(at + step, store.num_samples)))
-            for at in range(0, store.num_samples, step)
+        total = sum(
+            top_probability([store.gather_logits(index)], temperature)
+            for index in row_blocks(0, store.num_samples, width)
         )
-        return sum(top_probability([block], temperature) for block in blocks) / count
+        return total / (store.num_samples * store.num_views)
 
     return bisect_temperature(mean_top, target_top_probability)

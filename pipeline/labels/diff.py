@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ltd_pipe.errors import StoreError
-from ltd_pipe.labels.foreign import Matches, match_rows
+from ltd_pipe.labels.derive import SPARSE, answer_arrays, row_blocks
 from ltd_pipe.labels.format import to_float32
+from ltd_pipe.labels.match import match_rows
 from ltd_pipe.text import differences
 
 if TYPE_CHECKING:
@@ -18,16 +19,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ltd_pipe.labels.foreign import ProvenStore
-
-_STEP_ELEMENTS = 2**20
-# Of what both stores have; the soft labels are compared dense, whichever way they are stored.
-_SPARSE = ("topk_indices", "topk_probs")
+    from ltd_pipe.labels.reader import SoftLabels
 
 
 @dataclass(frozen=True, order=True)
 class RowDifference:
-    """One row that differs.
+    """One sample that differs.
 
     Attributes
     ----------
@@ -64,24 +61,17 @@ class Comparison:
         Of each attribute that differs, as `dataset.name`, both values.
     arrays : dict
         Of each array that only one has, which.
-    compared : int
-        Samples that are in both.
-    moved : int
-        Of these, those whose row number differs.
+    compared, moved : int
+        Samples that are in both, and those of them whose row number differs.
     only_first, only_second : ndarray of int64
         Rows without a partner.
-    different : int
-        Samples of which a stored soft label differs at all.
-    logits_different : int or None
-        Samples whose logits differ; None where one store has none.
-    labels_different : int
-        Samples of which the ground truth differs.
+    different, logits_different, labels_different : int
+        Samples of which a stored soft label, the logits (None where one store has none), or the
+        ground truth differ at all.
     argmax_changes : int
         Rows (sample and view) whose most probable class differs.
-    largest : float
-        The largest difference of a probability.
-    mean_total_variation, worst_total_variation : float
-        Over rows of samples that are in both.
+    largest, mean_total_variation, worst_total_variation : float
+        Differences of probabilities, over rows of samples that are in both.
     worst : list of RowDifference
         The samples that differ most, the worst first.
     """
@@ -119,8 +109,8 @@ class Comparison:
 
 
 def compare_stores(
-    first: ProvenStore,
-    second: ProvenStore,
+    first: SoftLabels,
+    second: SoftLabels,
     *,
     rows: int = 20,
     progress: Callable[[int], None] | None = None,
@@ -129,7 +119,7 @@ def compare_stores(
 
     Parameters
     ----------
-    first, second : ProvenStore
+    first, second : SoftLabels
     rows : int
         How many of the samples that differ to tell of.
     progress : callable, optional
@@ -140,133 +130,90 @@ def compare_stores(
     StoreError
         When one is damaged, or their rows have no common shape.
     """
-    ours, theirs = first.store, second.store
-    _require_comparable(first, second)
-    pairs = match_rows((ours.sample_hash, ours.labels), (theirs.sample_hash, theirs.labels))
-    known = differences(ours.attributes.to_json(), theirs.attributes.to_json())
+    for what, expected, other in (
+        ("number of classes", first.num_classes, second.num_classes),
+        ("number of views", first.num_views, second.num_views),
+    ):
+        if expected != other:
+            raise StoreError(
+                second.path,
+                f"{what}: rows of these stores cannot be compared",
+                expected=f"{expected} as {first.path} has",
+                found=other,
+            )
+    pairs = match_rows((first.sample_hash, first.labels), (second.sample_hash, second.labels))
+    known = differences(first.attributes.to_json(), second.attributes.to_json())
+    ours, theirs = set(answer_arrays(first)), set(answer_arrays(second))
     found = Comparison(
         attributes={name: (wanted, other) for name, wanted, other in known},
-        arrays=_arrays(first, second),
+        arrays=dict.fromkeys(sorted(ours - theirs), "only in the first")
+        | dict.fromkeys(sorted(theirs - ours), "only in the second"),
         compared=len(pairs.first),
         moved=int((pairs.first != pairs.second).sum()),
         only_first=pairs.only_first,
         only_second=pairs.only_second,
-        logits_different=0 if ours.has_logits and theirs.has_logits else None,
-        labels_different=int((ours.labels[pairs.first] != theirs.labels[pairs.second]).sum()),
+        logits_different=0 if first.has_logits and second.has_logits else None,
+        labels_different=int((first.labels[pairs.first] != second.labels[pairs.second]).sum()),
     )
-    _compare_rows(first, second, pairs, found, rows, progress)
+    total = 0.0
+    for at in row_blocks(0, len(pairs.first), first.num_classes * first.num_views):
+        total += _add_block(found, (first, second), (pairs.first[at], pairs.second[at]), rows)
+        if progress is not None:
+            progress(len(at))
+    found.mean_total_variation = total / max(len(pairs.first) * first.num_views, 1)
     return found
 
 
-def _require_comparable(first: ProvenStore, second: ProvenStore) -> None:
-    ours, theirs = first.store, second.store
-    for what, expected, found in (
-        ("number of classes", ours.num_classes, theirs.num_classes),
-        ("number of views", ours.num_views, theirs.num_views),
-    ):
-        if expected != found:
-            raise StoreError(
-                theirs.path,
-                f"{what}: rows of these stores cannot be compared",
-                expected=f"{expected} as {ours.path} has",
-                found=found,
-            )
-
-
-def _arrays(first: ProvenStore, second: ProvenStore) -> dict[str, str]:
-    ours, theirs = set(first.names), set(second.names)
-    found = dict.fromkeys(sorted(ours - theirs), "only in the first")
-    return found | dict.fromkeys(sorted(theirs - ours), "only in the second")
-
-
-def _compare_rows(
-    first: ProvenStore,
-    second: ProvenStore,
-    pairs: Matches,
+def _add_block(
     found: Comparison,
-    rows: int,
-    progress: Callable[[int], None] | None,
-) -> None:
-    width = first.store.num_classes * first.store.num_views
-    step, total = max(_STEP_ELEMENTS // width, 1), 0.0
-    worst: list[RowDifference] = []
-    for at in range(0, len(pairs.first), step):
-        index, other = pairs.first[at : at + step], pairs.second[at : at + step]
-        block = _Block(first, second, index, other)
-        found.different += int(block.changed.sum())
-        found.largest = max(found.largest, float(block.largest.max()))
-        found.argmax_changes += int(block.turned.sum())
-        if found.logits_different is not None:
-            found.logits_different += block.changed_logits()
-        highest = float(block.variation.max())
-        found.worst_total_variation = max(found.worst_total_variation, highest)
-        total += float(block.variation.sum(dtype=np.float64))
-        worst = heapq.nlargest(rows, [*worst, *block.worst(rows)])
-        if progress is not None:
-            progress(len(index))
-    found.worst = worst
-    found.mean_total_variation = total / max(len(pairs.first) * first.store.num_views, 1)
+    stores: tuple[SoftLabels, SoftLabels],
+    index: tuple[NDArray[np.int64], NDArray[np.int64]],
+    count: int,
+) -> float:
+    """Count the differences of some samples in; the sum of their total variations."""
+    shape = (len(index[0]), stores[0].num_views, stores[0].num_classes)
+    sides = list(zip(stores, index, strict=True))
 
-
-class _Block:
-    # Some samples of both stores: differences of shape (n, V).
-    def __init__(
-        self,
-        first: ProvenStore,
-        second: ProvenStore,
-        index: NDArray[np.int64],
-        other: NDArray[np.int64],
-    ) -> None:
-        self._stores, self._rows = (first, second), (index, other)
-        shape = (len(index), first.store.num_views, first.store.num_classes)
+    def differ(name: str) -> NDArray[np.bool_]:
+        # Of what was stored, not of what it is spread to.
         ours, theirs = (
-            to_float32(store.soft(rows)).reshape(shape)
-            for store, rows in zip(self._stores, self._rows, strict=True)
+            store.arrays[name].gather(rows).reshape(len(rows), -1) for store, rows in sides
         )
-        self.largest = abs(ours - theirs).max(axis=-1)
-        self.changed = (self.largest > 0).any(axis=1) | self._sparse_differ()
-        self.turned = ours.argmax(axis=-1) != theirs.argmax(axis=-1)
-        ours /= ours.sum(axis=-1, keepdims=True)
-        theirs /= theirs.sum(axis=-1, keepdims=True)
-        self.variation = 0.5 * abs(ours - theirs).sum(axis=-1)
+        if ours.shape != theirs.shape:
+            return np.zeros(len(ours), bool)
+        unequal: NDArray[np.bool_] = (ours != theirs).any(axis=1)
+        return unequal
 
-    def _sparse_differ(self) -> NDArray[np.bool_]:
-        # What was stored, not what it is spread to.
-        differ = np.zeros(len(self._rows[0]), bool)
-        for name in _SPARSE:
-            if all(name in store.names for store in self._stores):
-                ours, theirs = self._gathered(name)
-                if ours.shape == theirs.shape:
-                    differ |= (ours != theirs).any(axis=1)
-        return differ
+    ours, theirs = (to_float32(store.gather(rows)).reshape(shape) for store, rows in sides)
+    largest = abs(ours - theirs).max(axis=-1)
+    changed = (largest > 0).any(axis=1)
+    if stores[0].top_k is not None and stores[1].top_k is not None:
+        changed |= differ(SPARSE[0]) | differ(SPARSE[1])
+    turned = ours.argmax(axis=-1) != theirs.argmax(axis=-1)
+    ours /= ours.sum(axis=-1, keepdims=True)
+    theirs /= theirs.sum(axis=-1, keepdims=True)
+    variation = 0.5 * abs(ours - theirs).sum(axis=-1)
 
-    def _gathered(self, name: str) -> list[NDArray[Any]]:
-        return [
-            store.gather(name, rows).reshape(len(rows), -1)
-            for store, rows in zip(self._stores, self._rows, strict=True)
-        ]
-
-    def changed_logits(self) -> int:
-        ours, theirs = self._gathered("logits")
-        return int((ours != theirs).any(axis=1).sum())
-
-    def worst(self, count: int) -> list[RowDifference]:
-        variation = self.variation.max(axis=1)
-        changed = np.flatnonzero(self.changed)
-        order = changed[np.argsort(-variation[changed], kind="stable")][:count]
-        ours, theirs = (store.store for store in self._stores)
-        return [
-            RowDifference(
-                total_variation=float(variation[i]),
-                largest=float(self.largest[i].max()),
-                row=int(self._rows[0][i]),
-                other_row=int(self._rows[1][i]),
-                sample_hash=f"{ours.sample_hash[self._rows[0][i]]:016x}",
-                views_changed=int(self.turned[i].sum()),
-                labels=(
-                    int(ours.labels[self._rows[0][i]]),
-                    int(theirs.labels[self._rows[1][i]]),
-                ),
-            )
-            for i in order.tolist()
-        ]
+    found.different += int(changed.sum())
+    found.largest = max(found.largest, float(largest.max()))
+    found.argmax_changes += int(turned.sum())
+    if found.logits_different is not None:
+        found.logits_different += int(differ("logits").sum())
+    found.worst_total_variation = max(found.worst_total_variation, float(variation.max()))
+    of_sample = variation.max(axis=1)
+    places = np.flatnonzero(changed)
+    places = places[np.argsort(-of_sample[places], kind="stable")][:count]
+    worst = [
+        RowDifference(
+            total_variation=float(of_sample[i]),
+            largest=float(largest[i].max()),
+            row=int(index[0][i]),
+            other_row=int(index[1][i]),
+            sample_hash=f"{stores[0].sample_hash[index[0][i]]:016x}",
+            views_changed=int(turned[i].sum()),
+            labels=(int(stores[0].labels[index[0][i]]), int(stores[1].labels[index[1][i]])),
+        )
+        for i in places.tolist()
+    ]
+    found.worst = heapq.nlargest(count, [*found.worst, *worst])
+    return float(variation.sum(dtype=np.float64))

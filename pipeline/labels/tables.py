@@ -1,14 +1,18 @@
-"""Tables of labels, .npz or Parquet, made into stores."""
+"""Tables of labels, .npz or Parquet: written of stores, and made into stores.
+
+Both carry all of a store: a table that was made of one gives that store again, to the byte. Beside
+the arrays they have `ltd_pipe`, JSON of the store's attribute and of its rows per chunk.
+"""
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import json
 import math
 import zipfile
 import zlib
-from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,25 +27,16 @@ from ltd_pipe.errors import (
     refuse_pointer,
 )
 from ltd_pipe.images.manifest import fingerprint
-from ltd_pipe.labels.derive import (
-    NewRows,
-    Origin,
-    chunk_rows,
-    derive_store,
-    foreign_attributes,
-    stepwise,
-)
-from ltd_pipe.labels.foreign import match_rows
+from ltd_pipe.labels.convert import Origin, convert, foreign_attributes
+from ltd_pipe.labels.derive import answer_arrays
 from ltd_pipe.labels.format import (
     ATTRIBUTE,
     StoreAttributes,
     parse_attributes,
     parse_object,
-    to_float16,
     to_float32,
 )
-from ltd_pipe.labels.softmax import soften
-from ltd_pipe.labels.writer import round_logits, round_soft_labels, round_topk
+from ltd_pipe.labels.match import ImageRows, partners
 from ltd_pipe.provenance import sha256_file
 from ltd_pipe.publish import staged
 
@@ -51,90 +46,206 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ltd_pipe.labels.foreign import ProvenStore
+    from ltd_pipe.labels.derive import Block, DerivedStore
     from ltd_pipe.labels.join import ImagesLike
+    from ltd_pipe.labels.reader import SoftLabels
 
 
-# --- A table of labels in a file of another format, read from its beginning to its end.
+# --- What both kinds have in common.
 
 
-# The arrays that have an answer for each row.
-WIDE = ("soft_labels", "logits", "topk_indices", "topk_probs")
-CHUNK_ROWS = "chunk_rows"
+# The arrays that have an answer for each row, and those of them that make a store.
+_WIDE = ("soft_labels", "logits", "topk_indices", "topk_probs")
+_STORES = ({"soft_labels"}, {"logits"}, {"soft_labels", "logits"}, {"topk_indices", "topk_probs"})
+_CHUNK_ROWS = "chunk_rows"
 
 
-@dataclass(frozen=True)
-class Carried:
-    """What a file that was made of a store says of that store.
-
-    Attributes
-    ----------
-    attributes : StoreAttributes
-    rows : int
-        Rows per chunk: with them the store made of the file is the same to the byte.
-    """
-
-    attributes: StoreAttributes
-    rows: int
+def _carried_text(store: SoftLabels) -> str:
+    rows = store.arrays["labels"].layout.rows
+    content = {ATTRIBUTE: store.attributes.to_json(), _CHUNK_ROWS: rows}
+    return json.dumps(content, allow_nan=False)
 
 
-class Columns(Protocol):
-    """An opened file: `NpzColumns` or `ParquetColumns`.
+class Table(abc.ABC):
+    """An opened file, read from its beginning to its end; see `LabelFiles`.
 
     Attributes
     ----------
     path : Path
-    carried : Carried or None
-        None when the file was not made of a store.
+    carried : tuple of StoreAttributes and int, or None
+        Attributes and rows per chunk of the store that the file was made of.
     num_samples : int
     row_shapes : dict of str to tuple of int
-        Of each wide array.
+        Of each array that has an answer for each row.
     """
 
     path: Path
-    carried: Carried | None
+    carried: tuple[StoreAttributes, int] | None
     num_samples: int
     row_shapes: dict[str, tuple[int, ...]]
 
+    @abc.abstractmethod
     def column(self, name: str) -> NDArray[Any] | None:
-        """All of `labels` or `sample_hash`, or None when the file has none."""
+        """All of `labels` or `sample_hash`, integers, or None when the file has none."""
 
-    def take(self, count: int) -> dict[str, NDArray[Any]]:
+    @abc.abstractmethod
+    def take(self, count: int) -> Block:
         """The next rows of each wide array."""
 
+    @abc.abstractmethod
     def close(self) -> None:
         """Close the file."""
 
+    @property
+    def arrays(self) -> frozenset[str]:
+        """What `read` gives."""
+        return frozenset(self.row_shapes)
 
-def carried_text(source: ProvenStore) -> str:
-    """The attributes and the rows per chunk of a store, as JSON."""
-    content = {ATTRIBUTE: source.store.attributes.to_json(), CHUNK_ROWS: source.rows}
-    return json.dumps(content, allow_nan=False)
+    @property
+    def top_k(self) -> int | None:
+        """Probabilities in a row of a sparse table."""
+        shape = self.row_shapes.get("topk_probs")
+        return shape[-1] if shape else None
 
+    def read(self, index: NDArray[np.int64]) -> Block:
+        """The next rows of each wide array."""
+        return self.take(len(index))
 
-def parse_carried(text: str | bytes, where: Path) -> Carried:
-    """Read what `carried_text` wrote.
+    def origin(self) -> str:
+        """The file's kind and hash."""
+        kind = self.path.suffix.removeprefix(".") or "table"
+        return f"{kind}, SHA-256 {sha256_file(self.path)}"
 
-    Raises
-    ------
-    StoreError
-        When it is damaged.
-    """
-    content = parse_object(text.encode() if isinstance(text, str) else text, where)
-    rows = content.get(CHUNK_ROWS)
-    attributes = parse_attributes(content.get(ATTRIBUTE), where)
-    if type(rows) is not int or not 1 <= rows <= attributes.num_samples:
-        raise StoreError(
-            where, CHUNK_ROWS, expected=f"1 to {attributes.num_samples}", found=repr(rows)[:40]
+    def _parse_carried(self, text: str | bytes) -> tuple[StoreAttributes, int]:
+        content = parse_object(text.encode() if isinstance(text, str) else text, self.path)
+        rows = content.get(_CHUNK_ROWS)
+        known = parse_attributes(content.get(ATTRIBUTE), self.path)
+        if type(rows) is not int or not 1 <= rows <= known.num_samples:
+            expected, found = f"1 to {known.num_samples}", repr(rows)[:40]
+            raise StoreError(self.path, _CHUNK_ROWS, expected=expected, found=found)
+        return known, rows
+
+    def _narrow(self, name: str, dtype: type[np.integer[Any]]) -> NDArray[Any] | None:
+        values = self.column(name)
+        if values is None:
+            return None
+        limits = np.iinfo(dtype)
+        if int(values.min()) < limits.min or int(values.max()) > limits.max:
+            expected, found = np.dtype(dtype).name, f"up to {values.max()}"
+            raise StoreError(self.path, name, expected=expected, found=found)
+        return values.astype(dtype)
+
+    def to_store(
+        self, origin: Origin | None = None, images: ImagesLike | None = None
+    ) -> DerivedStore:
+        """The store of this table.
+
+        Parameters
+        ----------
+        origin : Origin, optional
+            What is known of the labels, where the file does not carry it.
+        images : Beton, optional
+            The images of the rows, where the file does not carry their classes: its rows must
+            have a `sample_hash`, and are of these images.
+
+        Raises
+        ------
+        StoreError
+            When the file is damaged, or makes no store.
+        JoinError
+            When the rows are of other images.
+        ParamsError
+            When the file carries no attributes, and no images are given.
+        """
+        if self.arrays not in _STORES:
+            raise StoreError(
+                self.path,
+                "has arrays that make no store",
+                expected="soft_labels, logits, both, or topk_indices and topk_probs",
+                found=", ".join(sorted(self.arrays)),
+            )
+        if self.carried is None:
+            attributes, labels, hashes = self._join(origin or Origin(), images)
+            rows = None
+        else:
+            attributes, rows = self.carried
+            labels, hashes = self._rows_of_store(attributes)
+        self._require_shapes(attributes)
+        return convert(self, attributes, labels, hashes, rows)
+
+    def _rows_of_store(
+        self, attributes: StoreAttributes
+    ) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
+        labels = self._narrow("labels", np.int32)
+        hashes = self._narrow("sample_hash", np.uint64)
+        if labels is None or hashes is None:
+            raise StoreError(self.path, "lacks the labels or the sample_hash of the store")
+        if fingerprint(attributes.class_names, labels, hashes) != attributes.dataset.fingerprint:
+            raise StoreError(
+                self.path,
+                "its rows are not those of the store that it says it was made of: the fingerprint "
+                "of labels and sample_hash differs",
+                remedy="Remove the ltd_pipe metadata, and name the images with --data.",
+            )
+        return labels, hashes
+
+    def _join(
+        self, origin: Origin, images: ImagesLike | None
+    ) -> tuple[StoreAttributes, NDArray[np.int32], NDArray[np.uint64]]:
+        hashes = self._narrow("sample_hash", np.uint64)
+        if hashes is None:
+            raise JoinError(
+                self.path,
+                "has no sample_hash, so that nothing says which image a row belongs to",
+                remedy="Add it: BLAKE2b of 8 bytes over each image's file, read as a little-endian "
+                "integer.",
+            )
+        if images is None:
+            raise ParamsError(
+                self.path,
+                "was not made of a store, and knows neither its classes nor its images",
+                remedy="Name the images with --data.",
+            )
+        known = self._narrow("labels", np.int32)
+        # Where the file knows no classes, by hash alone: they are the data's to say.
+        ours, theirs = known, images.labels
+        if ours is None:
+            ours, theirs = np.zeros(len(hashes), np.int32), np.zeros_like(theirs)
+        data = "the data"
+        at = partners(
+            ImageRows(hashes, ours, self.path, lambda row: (self.path, f"row {row}")),
+            ImageRows(images.sample_hash, theirs, data, lambda row: (data, f"sample {row}")),
+            whole=False,
         )
-    return Carried(attributes, rows)
+        labels = images.labels[at]
+        attributes = foreign_attributes(origin, images.manifest, labels, hashes, self.top_k)
+        return attributes, labels, hashes
+
+    def _require_shapes(self, attributes: StoreAttributes) -> None:
+        top_k = attributes.top_k.k if attributes.top_k else None
+        if (top_k is not None) != ("topk_probs" in self.arrays):
+            what = "is dense where its attributes say top-k, or the reverse"
+            raise StoreError(self.path, what)
+        if self.num_samples != attributes.num_samples:
+            raise StoreError(
+                self.path, "rows", expected=attributes.num_samples, found=self.num_samples
+            )
+        for name, shape in self.row_shapes.items():
+            expected = attributes.layout(name, 1, top_k).row_shape
+            if shape != expected:
+                raise StoreError(
+                    self.path,
+                    f"{name}: numbers per row",
+                    expected=" × ".join(map(str, expected)),
+                    found=" × ".join(map(str, shape)),
+                )
 
 
-# --- Stores as NumPy's .npz: one file that every Python has a reader for.
+# --- NumPy's .npz: one file that every Python has a reader for.
 #
 # Keys: `soft_labels`, and `logits` where there are some, or `topk_indices` and `topk_probs`;
-# `labels`; `sample_hash`; all as in the store. `ltd_pipe` is a text: JSON of the store's attribute
-# and of its rows per chunk. No member is compressed, and none is pickled.
+# `labels`; `sample_hash`; all as in the store; and `ltd_pipe`, a text. No member is compressed, and
+# none is pickled.
 
 
 _FIRST_DAY = (1980, 1, 1, 0, 0, 0)
@@ -145,57 +256,49 @@ _MAX_HEADER_BYTES = 10_000
 
 
 def write_npz(
-    source: ProvenStore, target: Path, progress: Callable[[int], None] | None = None
+    store: SoftLabels, target: Path, progress: Callable[[int], None] | None = None
 ) -> None:
-    """Write a store as one .npz file, in the memory of few rows.
-
-    The same store gives the same bytes.
+    """Write a store as one .npz file, in the memory of few rows; equal stores are equal files.
 
     Parameters
     ----------
-    source : ProvenStore
+    store : SoftLabels
     target : Path
         Replaced when it is there.
     progress : callable, optional
         Called with the number of samples just written of one array.
     """
-    text = np.array(carried_text(source))
+    wide = answer_arrays(store)
     with staged(target) as beside, zipfile.ZipFile(beside, "w", allowZip64=True) as archive:
-        for name in (*source.names, "labels", "sample_hash"):
-            _write_member(archive, source, name, progress if name == source.names[0] else None)
-        with _new_member(archive, ATTRIBUTE) as member:
+
+        def new_member(name: str) -> IO[bytes]:
+            # Of no time, so that equal stores are equal files.
+            info = zipfile.ZipInfo(f"{name}.npy", _FIRST_DAY)
+            return archive.open(info, "w", force_zip64=True)
+
+        for name in (*wide, "labels", "sample_hash"):
+            array = store.arrays[name]
+            layout = array.layout
+            header = {
+                "descr": np.lib.format.dtype_to_descr(layout.dtype),
+                "fortran_order": False,
+                "shape": layout.shape,
+            }
+            step = max(_STEP_BYTES // (layout.payload_bytes // layout.rows), 1)
+            with new_member(name) as member:
+                np.lib.format.write_array_header_1_0(member, header)
+                for first in range(0, layout.num_samples, step):
+                    index = np.arange(first, min(first + step, layout.num_samples))
+                    member.write(np.ascontiguousarray(array.gather(index)).data)
+                    if progress is not None and name == wide[0]:
+                        progress(len(index))
+        with new_member(ATTRIBUTE) as member:
+            text = np.array(_carried_text(store))
             np.lib.format.write_array(member, text, allow_pickle=False)
 
 
-def _new_member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
-    # Of no time, so that equal stores are equal files.
-    return archive.open(zipfile.ZipInfo(f"{name}.npy", _FIRST_DAY), "w", force_zip64=True)
-
-
-def _write_member(
-    archive: zipfile.ZipFile,
-    source: ProvenStore,
-    name: str,
-    progress: Callable[[int], None] | None,
-) -> None:
-    layout = source.store.arrays[name].layout
-    header = {
-        "descr": np.lib.format.dtype_to_descr(layout.dtype),
-        "fortran_order": False,
-        "shape": layout.shape,
-    }
-    step = max(_STEP_BYTES // (layout.payload_bytes // layout.rows), 1)
-    with _new_member(archive, name) as member:
-        np.lib.format.write_array_header_1_0(member, header)
-        for first in range(0, layout.num_samples, step):
-            index = np.arange(first, min(first + step, layout.num_samples))
-            member.write(np.ascontiguousarray(source.gather(name, index)).data)
-            if progress is not None:
-                progress(len(index))
-
-
-class NpzColumns:
-    """A .npz file of labels, made by `write_npz` or by hand; see `Columns`.
+class NpzTable(Table):
+    """A .npz file of labels, made by `write_npz` or by hand.
 
     Parameters
     ----------
@@ -216,44 +319,43 @@ class NpzColumns:
             raise MissingError(path, "no such file") from error
         except (zipfile.BadZipFile, OSError) as error:
             raise StoreError(path, f"is no .npz file ({reason_of(error)})") from error
-        names = [name.removesuffix(".npy") for name in self._archive.namelist()]
-        self._known, self._members = set(names), dict[str, _Member]()
+        self._known = {name.removesuffix(".npy") for name in self._archive.namelist()}
+        self._members = dict[str, _Member]()
         try:
             self._open_members()
-            self.carried = self._carried()
         except BaseException:
             self.close()
             raise
-        self.num_samples = next(iter(self._members.values())).shape[0]
-        self.row_shapes = {name: member.shape[1:] for name, member in self._members.items()}
 
     def _open_members(self) -> None:
-        for name in WIDE:
+        for name in _WIDE:
             if name in self._known:
-                self._members[name] = _Member(self, name)
+                self._members[name] = self._member(name)
         if not self._members:
             raise StoreError(
                 self.path,
                 "has no labels",
-                expected=f"a key of {', '.join(WIDE)}",
+                expected=f"a key of {', '.join(_WIDE)}",
                 found=", ".join(sorted(self._known)[:8]) or "nothing",
             )
         counts = {name: member.shape[0] for name, member in self._members.items()}
         if len(set(counts.values())) > 1:
             raise StoreError(self.path, "arrays differ in their rows", found=counts)
+        self.num_samples = next(iter(counts.values()))
+        self.row_shapes = {name: member.shape[1:] for name, member in self._members.items()}
+        self.carried = None
+        if ATTRIBUTE in self._known:
+            with contextlib.closing(self._member(ATTRIBUTE, text=True)) as member:
+                self.carried = self._parse_carried(str(member.read_all()))
 
-    def _carried(self) -> Any:
-        if ATTRIBUTE not in self._known:
-            return None
-        with contextlib.closing(_Member(self, ATTRIBUTE, text=True)) as member:
-            text = member.read_all()
-        return parse_carried(str(text), self.path)
+    def _member(self, name: str, *, text: bool = False) -> _Member:
+        return _Member(self._archive.open(f"{name}.npy"), self.path, name, text=text)
 
     def column(self, name: str) -> NDArray[Any] | None:
         """All of a narrow array."""
         if name not in self._known:
             return None
-        with contextlib.closing(_Member(self, name)) as member:
+        with contextlib.closing(self._member(name)) as member:
             if member.shape != (self.num_samples,) or member.dtype.kind not in "iu":
                 raise StoreError(
                     self.path,
@@ -263,7 +365,7 @@ class NpzColumns:
                 )
             return member.read_all()
 
-    def take(self, count: int) -> dict[str, NDArray[Any]]:
+    def take(self, count: int) -> Block:
         """The next rows of each wide array."""
         return {name: member.take(count) for name, member in self._members.items()}
 
@@ -273,16 +375,12 @@ class NpzColumns:
             member.close()
         self._archive.close()
 
-    def open_member(self, name: str) -> IO[bytes]:
-        """The bytes of one member."""
-        return self._archive.open(f"{name}.npy")
-
 
 class _Member:
-    # One array of the archive, read from its beginning to its end.
-    def __init__(self, columns: NpzColumns, name: str, *, text: bool = False) -> None:
-        self._where, self._name = columns.path, name
-        self._stream = columns.open_member(name)
+    """One array of the archive, read from its beginning to its end."""
+
+    def __init__(self, stream: IO[bytes], where: Path, name: str, *, text: bool) -> None:
+        self._stream, self._where, self._name = stream, where, name
         try:
             self.shape, self.dtype = self._header(text=text)
         except BaseException:
@@ -336,13 +434,12 @@ class _Member:
         self._stream.close()
 
 
-# --- Stores as Parquet tables: for DuckDB, pandas, Polars and Hugging Face's data sets.
+# --- Parquet: for DuckDB, pandas, Polars and Hugging Face's data sets.
 #
 # A row per sample. Columns: `sample_hash` (uint64), `labels` (int32), and `soft_labels`, and
 # `logits` where there are some, or `topk_indices` and `topk_probs`: lists of fixed length, of lists
 # where there are several views. Numbers are float32, which holds float16 exactly and which every
-# reader knows. The file's metadata have `ltd_pipe`: JSON of the store's attribute and of its rows
-# per chunk.
+# reader knows. `ltd_pipe` is in the file's metadata.
 
 
 # Row groups of 4 MiB per column: memory for few, and worth a request to whoever reads one.
@@ -350,13 +447,13 @@ _GROUP_ELEMENTS = 2**20
 
 
 def write_parquet(
-    source: ProvenStore, target: Path, progress: Callable[[int], None] | None = None
+    store: SoftLabels, target: Path, progress: Callable[[int], None] | None = None
 ) -> None:
     """Write a store as one Parquet file, in the memory of one row group.
 
     Parameters
     ----------
-    source : ProvenStore
+    store : SoftLabels
     target : Path
         Replaced when it is there.
     progress : callable, optional
@@ -368,11 +465,10 @@ def write_parquet(
         When pyarrow is not installed.
     """
     arrow, parquet = _packages()
-    store = source.store
+    kinds = {name: _list_type(arrow, store, name) for name in answer_arrays(store)}
     schema = arrow.schema(
-        [("sample_hash", arrow.uint64()), ("labels", arrow.int32())]
-        + [(name, _type(arrow, source, name)) for name in source.names],
-        metadata={ATTRIBUTE: carried_text(source)},
+        {"sample_hash": arrow.uint64(), "labels": arrow.int32()} | kinds,
+        metadata={ATTRIBUTE: _carried_text(store)},
     )
     step = max(_GROUP_ELEMENTS // (store.num_views * (store.top_k or store.num_classes)), 1)
     with (
@@ -383,8 +479,8 @@ def write_parquet(
             index = np.arange(first, min(first + step, store.num_samples))
             columns = [arrow.array(store.sample_hash[index]), arrow.array(store.labels[index])]
             columns += [
-                _lists(arrow, source.gather(name, index), _type(arrow, source, name))
-                for name in source.names
+                _lists(arrow, store.arrays[name].gather(index), kind)
+                for name, kind in kinds.items()
             ]
             writer.write_table(arrow.Table.from_arrays(columns, schema=schema))
             if progress is not None:
@@ -404,10 +500,9 @@ def _packages() -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
-def _type(arrow: Any, source: ProvenStore, name: str) -> Any:
-    layout = source.store.arrays[name].layout
+def _list_type(arrow: Any, store: SoftLabels, name: str) -> Any:
     kind = arrow.uint32() if name == "topk_indices" else arrow.float32()
-    for length in reversed(layout.row_shape):
+    for length in reversed(store.arrays[name].layout.row_shape):
         kind = arrow.list_(kind, length)
     return kind
 
@@ -422,8 +517,8 @@ def _lists(arrow: Any, rows: NDArray[Any], kind: Any) -> Any:
     return flat
 
 
-class ParquetColumns:
-    """A Parquet file of labels, made by `write_parquet` or by hand; see `Columns`.
+class ParquetTable(Table):
+    """A Parquet file of labels, made by `write_parquet` or by hand.
 
     Parameters
     ----------
@@ -439,6 +534,7 @@ class ParquetColumns:
 
     def __init__(self, path: Path) -> None:
         self._arrow, parquet = _packages()
+        self._errors = (self._arrow.ArrowException, OSError)
         self.path = path
         if not path.is_file():
             raise MissingError(path, "no such file")
@@ -446,7 +542,7 @@ class ParquetColumns:
         try:
             # Without whole row groups in memory, which others make as large as they like.
             self._file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
-        except (self._arrow.ArrowException, OSError) as error:
+        except self._errors as error:
             raise StoreError(path, f"is no Parquet file ({reason_of(error)})") from error
         try:
             self._look()
@@ -456,18 +552,18 @@ class ParquetColumns:
 
     def _look(self) -> None:
         schema = self._file.schema_arrow
-        self._names = [name for name in WIDE if name in schema.names]
+        self._names = [name for name in _WIDE if name in schema.names]
         self._known = set(schema.names)
         if not self._names:
             raise StoreError(
                 self.path,
                 "has no labels",
-                expected=f"a column of {', '.join(WIDE)}",
+                expected=f"a column of {', '.join(_WIDE)}",
                 found=", ".join(schema.names[:8]),
             )
         text = (schema.metadata or {}).get(ATTRIBUTE.encode())
-        self.carried: Carried | None = None if text is None else parse_carried(text, self.path)
-        self.num_samples: int = self._file.metadata.num_rows
+        self.carried = None if text is None else self._parse_carried(text)
+        self.num_samples = self._file.metadata.num_rows
         if self.num_samples < 1:
             raise StoreError(self.path, "has no rows")
         # Lists say only in the rows how long they are.
@@ -475,7 +571,7 @@ class ParquetColumns:
         self.row_shapes = {name: first[name].shape[1:] for name in self._names}
         width = max(math.prod(shape) for shape in self.row_shapes.values())
         self._rows = self._batches(max(_GROUP_ELEMENTS // max(width, 1), 1))
-        self._left: dict[str, NDArray[Any]] = {}
+        self._left: Block = {}
 
     def column(self, name: str) -> NDArray[Any] | None:
         """All of a narrow array."""
@@ -483,7 +579,7 @@ class ParquetColumns:
             return None
         try:
             column = self._file.read(columns=[name], use_threads=False).column(0)
-        except (self._arrow.ArrowException, OSError) as error:
+        except self._errors as error:
             raise self._damaged(error) from error
         if not self._arrow.types.is_integer(column.type) or column.null_count:
             raise StoreError(
@@ -492,7 +588,7 @@ class ParquetColumns:
         values: NDArray[Any] = column.to_numpy()
         return values
 
-    def take(self, count: int) -> dict[str, NDArray[Any]]:
+    def take(self, count: int) -> Block:
         """The next rows of each wide array."""
         parts = [self._left] if self._left else []
         while sum(len(part[self._names[0]]) for part in parts) < count:
@@ -505,23 +601,22 @@ class ParquetColumns:
         """Close the file."""
         self._file.close()
 
-    def _batches(self, rows: int) -> Iterator[dict[str, NDArray[Any]]]:
+    def _batches(self, rows: int) -> Iterator[Block]:
         try:
             for batch in self._file.iter_batches(
                 batch_size=rows, columns=self._names, use_threads=False
             ):
                 yield {name: self._dense(batch.column(name), name) for name in self._names}
-        except (self._arrow.ArrowException, OSError) as error:
+        except self._errors as error:
             raise self._damaged(error) from error
 
     def _dense(self, column: Any, name: str) -> NDArray[Any]:
         # Lists of any kind to one array: all of one length, nothing left out.
-        shape = [len(column)]
-        types = self._arrow.types
+        shape, types = [len(column)], self._arrow.types
         while (
             types.is_list(column.type)
             or types.is_large_list(column.type)
-            or (types.is_fixed_size_list(column.type))
+            or types.is_fixed_size_list(column.type)
         ):
             inner = column.flatten()
             shape.append(len(inner) // max(math.prod(shape), 1))
@@ -543,202 +638,3 @@ class ParquetColumns:
         if isinstance(error, MemoryError):
             return error
         return StoreError(self.path, f"is damaged ({reason_of(error)})")
-
-
-# --- Tables of labels, .npz or Parquet, made into stores.
-
-
-_ARRAYS = (
-    frozenset({"soft_labels"}),
-    frozenset({"logits"}),
-    frozenset({"soft_labels", "logits"}),
-    frozenset({"topk_indices", "topk_probs"}),
-)
-
-
-def store_of_table(
-    columns: Columns,
-    target: Path,
-    *,
-    origin: Origin | None = None,
-    images: ImagesLike | None = None,
-    replace: bool = False,
-    progress: Callable[[int], None] | None = None,
-) -> str:
-    """Make a store of a table, in the memory of one chunk.
-
-    Parameters
-    ----------
-    columns : Columns
-        An opened file. One that was made of a store carries that store's attributes, and gives
-        that store again, to the byte.
-    target : Path
-    origin : Origin, optional
-        What is known of the labels, where the file does not carry it.
-    images : Beton, optional
-        The images of the rows, where the file does not carry their classes: its rows must have
-        a `sample_hash`, and are of these images.
-    replace : bool
-        Replace a store that is there.
-    progress : callable, optional
-        Called with the number of samples just written, N in all.
-
-    Returns
-    -------
-    str
-        The store's identity.
-
-    Raises
-    ------
-    StoreError
-        When the file is damaged, or a row is no distribution.
-    JoinError
-        When the rows are of other images.
-    ParamsError
-        When the file carries no attributes, and no images are given.
-    """
-    found = frozenset(columns.row_shapes)
-    if found not in _ARRAYS:
-        raise StoreError(
-            columns.path,
-            "has arrays that make no store",
-            expected="soft_labels, logits, both, or topk_indices and topk_probs",
-            found=", ".join(sorted(found)),
-        )
-    attributes, labels, hashes, rows = (
-        _carried(columns) if columns.carried else _joined(columns, origin or Origin(), images)
-    )
-    _require_shapes(columns, attributes)
-    taking = _Taking(columns, attributes)
-    block = stepwise(taking.block, attributes)
-    new = NewRows(labels, hashes, taking.names, block)
-    return derive_store(
-        target, attributes, new, rows=rows, replace=replace, progress=progress, verify=True
-    )
-
-
-def _narrow(columns: Columns, name: str, dtype: type[np.integer[Any]]) -> NDArray[Any] | None:
-    values = columns.column(name)
-    if values is None:
-        return None
-    limits = np.iinfo(dtype)
-    if int(values.min()) < limits.min or int(values.max()) > limits.max:
-        raise StoreError(
-            columns.path, name, expected=np.dtype(dtype).name, found=f"up to {values.max()}"
-        )
-    return values.astype(dtype)
-
-
-def _carried(
-    columns: Columns,
-) -> tuple[StoreAttributes, NDArray[np.int32], NDArray[np.uint64], int]:
-    assert columns.carried is not None  # noqa: S101
-    attributes = columns.carried.attributes
-    labels = _narrow(columns, "labels", np.int32)
-    hashes = _narrow(columns, "sample_hash", np.uint64)
-    if labels is None or hashes is None:
-        raise StoreError(columns.path, "lacks the labels or the sample_hash of the store")
-    if fingerprint(attributes.class_names, labels, hashes) != attributes.dataset.fingerprint:
-        raise StoreError(
-            columns.path,
-            "its rows are not those of the store that it says it was made of: the fingerprint of "
-            "labels and sample_hash differs",
-            remedy="Remove the ltd_pipe metadata, and name the images with --data.",
-        )
-    return attributes, labels, hashes, columns.carried.rows
-
-
-def _joined(
-    columns: Columns, origin: Origin, images: ImagesLike | None
-) -> tuple[StoreAttributes, NDArray[np.int32], NDArray[np.uint64], int]:
-    hashes = _narrow(columns, "sample_hash", np.uint64)
-    if hashes is None:
-        raise JoinError(
-            columns.path,
-            "has no sample_hash, so that nothing says which image a row belongs to",
-            remedy="Add it: BLAKE2b of 8 bytes over each image's file, read as a little-endian "
-            "integer.",
-        )
-    if images is None:
-        raise ParamsError(
-            columns.path,
-            "was not made of a store, and knows neither its classes nor its images",
-            remedy="Name the images with --data.",
-        )
-    known = _narrow(columns, "labels", np.int32)
-    # Where the file knows no classes, by hash alone: they are the data's to say.
-    nothing = (np.zeros(len(hashes), np.int32), np.zeros_like(images.labels))
-    ours, theirs = nothing if known is None else (known, images.labels)
-    pairs = match_rows((hashes, ours), (images.sample_hash, theirs))
-    if len(pairs.only_first):
-        row = pairs.only_first[0]
-        raise JoinError(
-            columns.path,
-            f"row {row} is no image of the data, or one that another row has "
-            f"({len(pairs.only_first)} such)",
-            found=f"sample_hash {hashes[row]:016x}",
-        )
-    labels = images.labels[pairs.second]
-    if known is not None and (known != labels).any():
-        row = int(np.argmax(known != labels))
-        raise JoinError(
-            columns.path,
-            f"row {row}: label",
-            expected=f"{labels[row]} of the data",
-            found=known[row],
-        )
-    shape = columns.row_shapes.get("topk_probs")
-    source = f"{columns.path.suffix.removeprefix('.') or 'table'}, SHA-256 "
-    sources = (source + sha256_file(columns.path),)
-    top_k = shape[-1] if shape else None
-    attributes = foreign_attributes(origin, images.manifest, labels, hashes, sources, top_k)
-    return attributes, labels, hashes, chunk_rows([], attributes)
-
-
-def _require_shapes(columns: Columns, attributes: StoreAttributes) -> None:
-    top_k = attributes.top_k.k if attributes.top_k else None
-    if (top_k is not None) != ("topk_probs" in columns.row_shapes):
-        raise StoreError(columns.path, "is dense where its attributes say top-k, or the reverse")
-    if columns.num_samples != attributes.num_samples:
-        raise StoreError(
-            columns.path, "rows", expected=attributes.num_samples, found=columns.num_samples
-        )
-    for name, shape in columns.row_shapes.items():
-        expected = attributes.layout(name, 1, top_k).row_shape
-        if shape != expected:
-            raise StoreError(
-                columns.path,
-                f"{name}: numbers per row",
-                expected=" × ".join(map(str, expected)),
-                found=" × ".join(map(str, shape)),
-            )
-
-
-class _Taking:
-    # The rows of a table as a store has them: checked as a teacher's answers are.
-    def __init__(self, columns: Columns, attributes: StoreAttributes) -> None:
-        self._columns, self._attributes = columns, attributes
-        self._given = frozenset(columns.row_shapes)
-        dense = ("soft_labels", "logits") if "logits" in self._given else ("soft_labels",)
-        self.names = ("topk_indices", "topk_probs") if "topk_probs" in self._given else dense
-
-    def block(self, first: int, last: int) -> dict[str, NDArray[Any]]:
-        rows, where = self._columns.take(last - first), self._columns.path
-        if "topk_probs" in rows:
-            indices, probs = round_topk(
-                rows["topk_indices"].astype(np.int64),
-                rows["topk_probs"],
-                self._attributes.num_classes,
-                first,
-                where,
-            )
-            return {"topk_indices": indices, "topk_probs": probs}
-        taken = {}
-        if "logits" in rows:
-            taken["logits"] = round_logits(rows["logits"], first, where)
-        if "soft_labels" in rows:
-            taken["soft_labels"] = round_soft_labels(rows["soft_labels"], first, where)
-        else:
-            soft = soften(taken["logits"], self._attributes.temperature)
-            taken["soft_labels"] = to_float16(soft)
-        return taken

@@ -5,8 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
-from ltd_pipe.labels.derive import kept_arrays, require_same_places, rows_of_range, subset_store
-from ltd_pipe.labels.foreign import ProvenStore
+from ltd_pipe.labels.derive import kept_arrays, require_same_places, rows_of_range, subset
 from ltd_pipe.labels.manifest import FileHashes, StoreFolder
 from ltd_pipe.labels.reader import SoftLabels, StoredArray
 from ltd_pipe.publish import exclusive
@@ -33,7 +32,7 @@ def pull_excerpt(
     replace: bool = False,
     progress: Progress | None = None,
 ) -> str:
-    """Fetch a part of a store as a store of its own: the one that `subset_store` would write.
+    """Fetch a part of a store as a store of its own: the one that `subset` would give.
 
     All labels and sample hashes come, and of the other arrays the chunks with these rows. Each
     is compared with the store's own manifest before a row of it is used. Interrupted, it goes
@@ -70,15 +69,16 @@ def pull_excerpt(
         save_files(state, survey.small)
         all_chunks = range(survey.num_chunks)
         remote.fetch(survey.chunks(_ALWAYS, all_chunks), state, lambda _: None)
-        source = ProvenStore(_Excerpt(state, survey))
-        chosen = rows_of_range(source.store, *rows)
+        source = _Excerpt(state, survey)
+        chosen = rows_of_range(source, *rows)
         names = kept_arrays(source, arrays)
-        require_same_places(source.store, chosen)
-        needed = range(chosen[0] // source.rows, chosen[-1] // source.rows + 1)
+        require_same_places(source, chosen)
+        length = source.arrays["labels"].layout.rows
+        needed = range(chosen[0] // length, chosen[-1] // length + 1)
         total = _bytes(survey, names, len(needed))
         new_state(target, remote.identity, _bytes(survey, _ALWAYS, survey.num_chunks) + total)
         remote.fetch(survey.chunks(names, needed), state, Tally(total, progress))
-    identity = subset_store(source, target, chosen, arrays=names, replace=replace)
+    identity = subset(source, chosen, arrays=names).write(target, replace=replace)
     shutil.rmtree(state, ignore_errors=True)
     return identity
 
@@ -96,7 +96,7 @@ class _Excerpt(SoftLabels):
         self.hashes = FileHashes(folder)
         self.identity, self.attributes = self.hashes.identity, survey.attributes
         self.arrays = {
-            name: StoredArray(folder, layout, partial=True)
+            name: StoredArray(folder, layout, self.hashes, partial=True)
             for name, layout in survey.layouts.items()
         }
         self.labels = self.arrays["labels"].read()

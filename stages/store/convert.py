@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from ltd_pipe.stages.console import counter, refuse_given
 from ltd_pipe.stages.options import TABLE, refuse_existing, refuse_overlap
-from ltd_pipe.stages.store.made import data_option, made_options, show_made
+from ltd_pipe.stages.store.output import data_option, make_store, output_options, read_images
 
 if TYPE_CHECKING:
-    from ltd_pipe.labels.derive import Origin
-    from ltd_pipe.labels.join import ImagesLike
+    from ltd_pipe.labels.convert import HashedImages, LabelFiles, Origin
+    from ltd_pipe.labels.derive import DerivedStore
 
-__all__ = ["convert"]
-
-# What files of each kind begin with.
-_TABLES = {"npz": b"PK\x03\x04", "parquet": b"PAR1"}
+_TABLES = ("npz", "parquet")
 _FOLDERS = ("fkd", "relabel", "tinyvit")
+# Options that mean nothing for some formats.
+_OF_CROPS = ("average_crops", "top_k", "trust_order")
+_TOLD = ("data", "temperature", "teacher_sha256", "architecture", "licence", "citation")
 
 
 @click.command()
@@ -46,9 +47,15 @@ _FOLDERS = ("fkd", "relabel", "tinyvit")
     is_flag=True,
     help="tinyvit: its keys are the images' places in sorted order, which nothing proves.",
 )
-@made_options
+@output_options
 def convert(
-    path: Path, origin_kind: str | None, target_kind: str | None, as_json: bool, **options: Any
+    path: Path,
+    origin_kind: str | None,
+    target_kind: str | None,
+    out: Path,
+    force: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Make a store of labels in another format, or a table of a store.
 
@@ -66,105 +73,73 @@ def convert(
     """
     if (origin_kind is None) == (target_kind is None):
         raise click.UsageError("one of --from and --to is needed")
-    out, force, data = options["out"], options["force"], options["data"]
-    refuse_overlap(out, path, *([data] if data else []))
+    data = options["data"]
     if target_kind is not None:
-        made = set(options) - {"out", "force"}
-        refuse_given(made, "has no meaning for --to: a table carries what the store says")
-        _export(path, target_kind, out, force=force, as_json=as_json)
+        refuse_given(options, "has no meaning for --to: a table carries what the store says")
+        refuse_overlap(out, path)
+        _write_table(path, target_kind, out, force=force, as_json=as_json)
         return
-    from ltd_pipe.labels.writer import require_replaceable
 
-    require_replaceable(out, replace=force)
-    origin = _origin(options)
-    if origin_kind in _TABLES:
-        identity = _from_table(path, origin_kind, origin, options)
-    else:
-        assert origin_kind is not None  # noqa: S101
-        identity = _from_folder(path, origin_kind, origin, options)
-    show_made(out, identity, as_json=as_json, judged=True)
+    with ExitStack() as opened:
 
+        def derive() -> DerivedStore:
+            from ltd_pipe.labels.convert import Origin
 
-def _origin(options: dict[str, Any]) -> Origin:
-    from ltd_pipe.labels.derive import Origin
+            origin = Origin(
+                options["teacher_sha256"],
+                options["architecture"],
+                1.0 if options["temperature"] is None else options["temperature"],
+                options["licence"],
+                options["citation"],
+            )
+            if origin_kind in _TABLES:
+                return _from_table(path, origin_kind, origin, options, opened)
+            return _from_folder(path, str(origin_kind), origin, options)
 
-    return Origin.told(
-        options["teacher_sha256"],
-        options["architecture"],
-        options["temperature"],
-        options["licence"],
-        options["citation"],
-    )
+        make_store(derive, path, data, out=out, force=force, as_json=as_json, judged=True)
 
 
-def _export(path: Path, kind: str, out: Path, *, force: bool, as_json: bool) -> None:
-    from ltd_pipe.labels.foreign import ProvenStore
+def _write_table(path: Path, kind: str, out: Path, *, force: bool, as_json: bool) -> None:
+    from ltd_pipe.labels import SoftLabels
     from ltd_pipe.labels.tables import write_npz, write_parquet
     from ltd_pipe.provenance import sha256_file
 
     refuse_existing(out, force=force, kind=TABLE)
-    source = ProvenStore(path)
+    store = SoftLabels.open(path)
     write = {"npz": write_npz, "parquet": write_parquet}[kind]
-    with counter("convert", source.store.num_samples) as progress:
-        write(source, out, progress)
+    with counter("convert", store.num_samples) as progress:
+        write(store, out, progress)
     size = out.stat().st_size
     if as_json:
         facts = {
             "file": str(out),
             "sha256": sha256_file(out),
             "bytes": size,
-            "num_samples": source.store.num_samples,
-            "identity": source.store.identity,
+            "num_samples": store.num_samples,
+            "identity": store.identity,
         }
         click.echo(json.dumps(facts, indent=2))
         return
-    click.echo(f"{out}: {source.store.num_samples:,} rows, {size / 2**20:,.1f} MiB")
-    click.echo(f"  of {path}, identity {source.store.identity[:12]}")
+    click.echo(f"{out}: {store.num_samples:,} rows, {size / 2**20:,.1f} MiB")
+    click.echo(f"  of {path}, identity {store.identity[:12]}")
 
 
-def _from_table(path: Path, kind: str | None, origin: Origin, options: dict[str, Any]) -> str:
-    from ltd_pipe.labels.tables import NpzColumns, ParquetColumns, store_of_table
+def _from_table(
+    path: Path, kind: str, origin: Origin, options: dict[str, Any], opened: ExitStack
+) -> DerivedStore:
+    from ltd_pipe.labels.tables import NpzTable, ParquetTable
 
-    _refuse_unused(options, ("average_crops", "top_k", "trust_order"), f"a {kind} file")
-    columns = NpzColumns(path) if kind == "npz" else ParquetColumns(path)
-    try:
-        if columns.carried is not None:
-            told = ("data", "temperature", "teacher_sha256", "architecture", "licence", "citation")
-            _refuse_unused(options, told, "a file that was made of a store and says it itself")
-        with counter("convert", columns.num_samples) as progress:
-            return store_of_table(
-                columns,
-                options["out"],
-                origin=origin,
-                images=_images(options["data"]),
-                replace=options["force"],
-                progress=progress,
-            )
-    finally:
-        columns.close()
+    refuse_given(_OF_CROPS, f"has no meaning for a {kind} file")
+    table = NpzTable(path) if kind == "npz" else ParquetTable(path)
+    # It is read while the store is written.
+    opened.callback(table.close)
+    if table.carried is not None:
+        refuse_given(_TOLD, "has no meaning for a file that was made of a store and says it itself")
+    return table.to_store(origin, read_images(options["data"]))
 
 
-def _images(data: Path | None) -> ImagesLike | None:
-    from ltd_pipe.images.beton import open_beton
-    from ltd_pipe.labels.foreign import HashedImages
-
-    if data is None:
-        return None
-    if not data.is_dir():
-        return open_beton(data)
-    with counter("look at the images", None) as progress:
-        return HashedImages.read(data, progress=progress)
-
-
-def _from_folder(path: Path, kind: str, origin: Origin, options: dict[str, Any]) -> str:
-    from ltd_pipe.labels.foreign import (
-        FkdLabels,
-        HashedImages,
-        ImageLabels,
-        RelabelLabels,
-        TinyVitLabels,
-        store_of_images,
-    )
+def _from_folder(path: Path, kind: str, origin: Origin, options: dict[str, Any]) -> DerivedStore:
+    from ltd_pipe.labels.foreign import FkdLabels, RelabelLabels, TinyVitLabels, store_of_images
 
     data, average = options["data"], options["average_crops"]
     if data is None or not data.is_dir():
@@ -172,11 +147,10 @@ def _from_folder(path: Path, kind: str, origin: Origin, options: dict[str, Any])
             f"--from {kind} needs the images as a folder (--data): its labels are found by their "
             "names"
         )
-    _refuse_unused(options, ("trust_order",) if kind != "tinyvit" else (), f"--from {kind}")
-    _refuse_unused(options, ("average_crops",) if kind == "relabel" else (), f"--from {kind}")
-    with counter("look at the images", None) as progress:
-        images = HashedImages.read(data, progress=progress)
-    labels: ImageLabels
+    unused = {"fkd": ["trust_order"], "relabel": ["trust_order", "average_crops"], "tinyvit": []}
+    refuse_given(unused[kind], f"has no meaning for --from {kind}")
+    images = cast("HashedImages", read_images(data))
+    labels: LabelFiles
     if kind == "fkd":
         labels = FkdLabels(path, images, average_crops=average)
     elif kind == "relabel":
@@ -184,19 +158,4 @@ def _from_folder(path: Path, kind: str, origin: Origin, options: dict[str, Any])
     else:
         trust = options["trust_order"]
         labels = TinyVitLabels(path, images, average_crops=average, trust_order=trust)
-    with counter("convert", images.manifest.num_samples) as progress:
-        return store_of_images(
-            labels,
-            images,
-            options["out"],
-            origin,
-            top_k=options["top_k"],
-            replace=options["force"],
-            progress=progress,
-        )
-
-
-def _refuse_unused(options: dict[str, Any], names: tuple[str, ...], where: str) -> None:
-    for name in names:
-        if options[name]:
-            raise click.UsageError(f"--{name.replace('_', '-')} has no meaning for {where}")
+    return store_of_images(labels, images, origin, top_k=options["top_k"])

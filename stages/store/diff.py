@@ -43,12 +43,12 @@ def diff(first: Path, second: Path, rows: int, labels_only: bool, as_json: bool)
     Example:
       ltd-pipe store diff labels.zarr other.zarr --rows 5
     """
+    from ltd_pipe.labels import SoftLabels
     from ltd_pipe.labels.diff import compare_stores
-    from ltd_pipe.labels.foreign import ProvenStore
 
-    sources = ProvenStore(first), ProvenStore(second)
-    with counter("compare", sources[0].store.num_samples) as progress:
-        found = compare_stores(*sources, rows=rows, progress=progress)
+    stores = SoftLabels.open(first), SoftLabels.open(second)
+    with counter("compare", stores[0].num_samples) as progress:
+        found = compare_stores(*stores, rows=rows, progress=progress)
     same = found.same_rows if labels_only else found.same
     if as_json:
         click.echo(json.dumps(_plain(found, rows) | {"same": same}, indent=2))

@@ -11,7 +11,7 @@ import click
 from ltd_pipe.stages.console import transfer
 from ltd_pipe.stages.fetched import fetch_to_cache
 from ltd_pipe.stages.options import refuse_overlap
-from ltd_pipe.stages.store.subset import RowRange
+from ltd_pipe.stages.store.subset import ROW_RANGE
 
 if TYPE_CHECKING:
     from ltd_pipe.sharing.location import Location
@@ -27,7 +27,7 @@ __all__ = ["pull"]
     type=click.Path(path_type=Path),
     help="The store's folder. [default: the cache, ~/.cache/ltd-pipe/stores/IDENTITY]",
 )
-@click.option("--rows", type=RowRange(), help="Only rows A to B - 1, such as 0:50000.")
+@click.option("--rows", type=ROW_RANGE, help="Only rows A to B - 1, such as 0:50000.")
 @click.option("--arrays", help="Only these arrays, such as soft_labels; the labels always come.")
 @click.option(
     "--identity", default="", help="What it must be: the digits that 'store info' prints."

@@ -9,8 +9,7 @@ from shared_store import contents, make_store
 
 from ltd_pipe.errors import MissingError, ParamsError, StoreError
 from ltd_pipe.labels import SoftLabels
-from ltd_pipe.labels.derive import subset_store
-from ltd_pipe.labels.foreign import ProvenStore
+from ltd_pipe.labels.derive import subset
 from ltd_pipe.labels.verify import verify_store
 from ltd_pipe.sharing.excerpt import pull_excerpt
 from ltd_pipe.sharing.location import parse_location
@@ -39,7 +38,7 @@ def test_it_is_the_subset_of_the_whole(server, published, tmp_path, patience, ro
     """The same bytes, the same identity; and only its chunks were asked for."""
     target = pull(server.url, tmp_path / "part.zarr", patience, rows, arrays)
     index = np.arange(600)[slice(*rows)]
-    subset_store(ProvenStore(published), tmp_path / "cut.zarr", index, arrays=arrays)
+    subset(SoftLabels.open(published), index, arrays=arrays).write(tmp_path / "cut.zarr")
     assert contents(target) == contents(tmp_path / "cut.zarr")
     verify_store(target)
     names = arrays or ["soft_labels", "logits"]

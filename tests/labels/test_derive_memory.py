@@ -15,21 +15,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import torch
-from ltd_pipe.labels.merge import average_stores
 from ltd_pipe.labels.diff import compare_stores
-from ltd_pipe.labels.merge import merge_stores
-from ltd_pipe.labels.tables import NpzColumns, write_npz
-from ltd_pipe.labels.tables import ParquetColumns, write_parquet
-from ltd_pipe.labels.derive import retemper_store
-from ltd_pipe.labels.foreign import ProvenStore
-from ltd_pipe.labels.derive import subset_store
-from ltd_pipe.labels.tables import store_of_table
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.merge import average, merge
+from ltd_pipe.labels.tables import NpzTable, write_npz
+from ltd_pipe.labels.tables import ParquetTable, write_parquet
+from ltd_pipe.labels.derive import retemper, subset
 
 torch.set_num_threads(1)
 folder, count, limit = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 out = folder / "out.zarr"
 other, one, same = (
-    ProvenStore(folder / name) if (folder / name).exists() else None
+    SoftLabels.open(folder / name) if (folder / name).exists() else None
     for name in ("0.zarr", "1.zarr", "1b.zarr")
 )
 used = next(int(line.split()[1]) for line in open("/proc/self/status") if "VmData" in line)
@@ -38,25 +35,25 @@ resource.setrlimit(resource.RLIMIT_DATA, (ceiling, ceiling))
 
 def table(write, read, name):
     write(one, folder / name)
-    columns = read(folder / name)
-    store_of_table(columns, out, replace=True)
-    columns.close()
+    opened = read(folder / name)
+    opened.to_store().write(out, replace=True)
+    opened.close()
 
 for name, operation in {
-    "subset": lambda: subset_store(
-        one, out, np.random.default_rng(0).permutation(count), replace=True
-    ),
-    "merge": lambda: merge_stores([one, other], out, replace=True),
-    "average": lambda: average_stores([one, same], out, replace=True),
-    "retemper": lambda: retemper_store(one, out, 3.0, replace=True),
-    "top-k": lambda: retemper_store(one, out, 3.0, top_k=5, replace=True),
+    "subset": lambda: subset(one, np.random.default_rng(0).permutation(count)),
+    "merge": lambda: merge([one, other]),
+    "average": lambda: average([one, same]),
+    "retemper": lambda: retemper(one, 3.0),
+    "top-k": lambda: retemper(one, 3.0, top_k=5),
     "diff": lambda: compare_stores(one, same),
-    "npz": lambda: table(write_npz, NpzColumns, "table.npz"),
-    "parquet": lambda: table(write_parquet, ParquetColumns, "table.parquet"),
+    "npz": lambda: table(write_npz, NpzTable, "table.npz"),
+    "parquet": lambda: table(write_parquet, ParquetTable, "table.parquet"),
 }.items():
     if name in sys.argv[4:]:
         print(name, flush=True)
-        operation()
+        derived = operation()
+        if derived is not None and name != "diff":
+            derived.write(out, replace=True)
 try:
     np.ones((count, 1000), np.float32)
 except MemoryError:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ltd_pipe.errors import StoreError
+from ltd_pipe.labels import SoftLabels
 from ltd_pipe.labels.diff import compare_stores
-from ltd_pipe.labels.foreign import ProvenStore
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def against(source, tmp_path):
 
     def compare(answers, options=None, **limits):
         path = answers.write(tmp_path / "other.zarr", replace=True, **(options or {}))
-        return compare_stores(source, ProvenStore(path), **limits)
+        return compare_stores(source, SoftLabels.open(path), **limits)
 
     return compare
 
@@ -121,7 +121,7 @@ def test_views_are_compared_one_by_one(making, tmp_path):
     logits = answers.logits.copy()
     logits[4, 2] = -logits[4, 2]
     stores = [
-        ProvenStore(each.write(tmp_path / name))
+        SoftLabels.open(each.write(tmp_path / name))
         for name, each in (("a", answers), ("b", replace(answers, logits=logits)))
     ]
     found = compare_stores(*stores)
@@ -137,7 +137,7 @@ def test_rows_that_cannot_be_compared_are_refused(source, making, tmp_path):
     ):
         other = making(**options).write(tmp_path / "other.zarr", replace=True)
         with pytest.raises(StoreError, match=message):
-            compare_stores(source, ProvenStore(other))
+            compare_stores(source, SoftLabels.open(other))
 
 
 def test_stores_of_no_common_image_are_told_apart(making, against):

@@ -6,8 +6,7 @@ from made_answers import make_answers
 
 from ltd_pipe.errors import ParamsError, StoreError
 from ltd_pipe.labels import SoftLabels
-from ltd_pipe.labels.derive import require_informative, retemper_store, temperature_for
-from ltd_pipe.labels.foreign import ProvenStore
+from ltd_pipe.labels.derive import require_informative, retemper, temperature_for
 from ltd_pipe.labels.format import DerivationFacts
 from ltd_pipe.labels.softmax import largest, total_variation
 from ltd_pipe.labels.verify import verify_store
@@ -15,7 +14,7 @@ from ltd_pipe.labels.verify import verify_store
 
 def softened(source, target, temperature=None, **options):
     """The new store, verified and opened."""
-    identity = retemper_store(source, target, temperature, **options)
+    identity = retemper(source, temperature, **options).write(target)
     verify_store(target)
     opened = SoftLabels.open(target)
     assert opened.identity == identity
@@ -33,26 +32,26 @@ def data_files(store):
 @pytest.mark.parametrize("temperature", [0.01, 0.5, 3.0, 1000.0])
 def test_the_bytes_are_those_of_labelling_again(making, tmp_path, temperature, views):
     """Every file is equal, and every attribute but where it comes from."""
-    source = ProvenStore(making(views=views).write(tmp_path / "labels.zarr"))
+    source = SoftLabels.open(making(views=views).write(tmp_path / "labels.zarr"))
     found = softened(source, tmp_path / "new.zarr", temperature)
     making(views=views, temperature=temperature).write(tmp_path / "again.zarr")
     assert data_files(tmp_path / "new.zarr") == data_files(tmp_path / "again.zarr")
     again = SoftLabels.open(tmp_path / "again.zarr")
-    derived = DerivationFacts(operation="retemper", sources=(source.store.identity,))
+    derived = DerivationFacts(operation="retemper", sources=(source.identity,))
     assert found.attributes == again.attributes.model_copy(update={"derived_from": derived})
 
 
 def test_there_and_back_is_the_same_store(source, store, tmp_path):
     """The logits stay, so no temperature is final."""
     softened(source, tmp_path / "hot.zarr", 7.0)
-    softened(ProvenStore(tmp_path / "hot.zarr"), tmp_path / "back.zarr", 2.0)
+    softened(SoftLabels.open(tmp_path / "hot.zarr"), tmp_path / "back.zarr", 2.0)
     assert data_files(tmp_path / "back.zarr") == data_files(store)
 
 
 @pytest.mark.parametrize("views", [1, 2])
 def test_a_temperature_that_leaves_nothing_is_refused(making, tmp_path, views):
     """Before the rows are written: labels as good as uniform teach nothing."""
-    source = ProvenStore(making(views=views).write(tmp_path / "source.zarr"))
+    source = SoftLabels.open(making(views=views).write(tmp_path / "source.zarr"))
     require_informative(source, 3.0)
     with pytest.raises(StoreError) as refused:
         require_informative(source, 1000.0)
@@ -73,7 +72,7 @@ def test_the_temperature_is_solved_for(source, tmp_path):
 
 def test_a_store_without_logits_is_refused(answers, tmp_path):
     """One temperature cannot be made from another's probabilities in float16."""
-    source = ProvenStore(answers.write(tmp_path / "a.zarr", keep_logits=False))
+    source = SoftLabels.open(answers.write(tmp_path / "a.zarr", keep_logits=False))
     for attempt in (
         lambda: softened(source, tmp_path / "b.zarr", 1.0),
         lambda: temperature_for(source, 0.7),
@@ -104,9 +103,9 @@ def test_what_gives_no_store_is_refused(source, tmp_path, options, message):
 def test_a_dense_store_is_made_sparse(tmp_path, logits):
     """The largest of each row, from the logits where there are some, and what is left out."""
     answers = make_answers(num_classes=8)
-    source = ProvenStore(answers.write(tmp_path / "a.zarr", keep_logits=logits))
+    source = SoftLabels.open(answers.write(tmp_path / "a.zarr", keep_logits=logits))
     found = softened(source, tmp_path / "b.zarr", top_k=3)
-    dense = source.store.gather(np.arange(11)).astype(np.float32)
+    dense = source.gather(np.arange(11)).astype(np.float32)
     dense /= dense.sum(axis=1, keepdims=True)
     indices, probs = found.gather_topk(np.arange(11))
     np.testing.assert_allclose(probs, largest(dense, 3)[1], atol=2**-10)
@@ -120,7 +119,7 @@ def test_a_dense_store_is_made_sparse(tmp_path, logits):
 
 def test_temperature_and_ranks_in_one(tmp_path):
     """As the writer would at that temperature, to the rounding of the logits."""
-    source = ProvenStore(make_answers(num_classes=8).write(tmp_path / "a.zarr"))
+    source = SoftLabels.open(make_answers(num_classes=8).write(tmp_path / "a.zarr"))
     found = softened(source, tmp_path / "b.zarr", 0.5, top_k=2)
     make_answers(num_classes=8, temperature=0.5).write(tmp_path / "c.zarr", top_k=2)
     written = SoftLabels.open(tmp_path / "c.zarr")
@@ -132,7 +131,7 @@ def test_temperature_and_ranks_in_one(tmp_path):
 
 def test_a_sparse_store_is_refused(answers, tmp_path):
     """What was left out does not come back."""
-    source = ProvenStore(answers.write(tmp_path / "a.zarr", top_k=2))
+    source = SoftLabels.open(answers.write(tmp_path / "a.zarr", top_k=2))
     with pytest.raises(StoreError, match="has only the 2 largest probabilities of each row"):
         softened(source, tmp_path / "b.zarr", top_k=1)
     with pytest.raises(StoreError, match="has no logits"):

@@ -1,11 +1,10 @@
 """Matching rows by hash, against a plain loop."""
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ltd_pipe.labels.foreign import match_rows, repeated
+from ltd_pipe.labels.match import match_rows
 
 ROWS = st.lists(st.tuples(st.integers(0, 4), st.integers(-1, 1)), max_size=12)
 
@@ -43,11 +42,3 @@ def test_labels_decide_between_equal_images():
     """An image that is there under two classes goes to the row of its class."""
     found = match_rows(columns([(5, 0), (5, 1)]), columns([(5, 1), (5, 0)]))
     assert list(found.second) == [1, 0]
-
-
-@pytest.mark.parametrize(
-    ("hashes", "pair"), [([], None), ([1, 2, 3], None), ([3, 1, 2, 1, 3], (0, 4))]
-)
-def test_repeated_rows_are_found(hashes, pair):
-    """The first image that is there again, and where."""
-    assert repeated(np.array(hashes, np.uint64)) == pair

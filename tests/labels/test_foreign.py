@@ -24,10 +24,9 @@ from torchvision.ops import roi_align
 from ltd_pipe.errors import JoinError, MissingError, ParamsError, StoreError
 from ltd_pipe.images.manifest import sample_hash
 from ltd_pipe.labels import SoftLabels
-from ltd_pipe.labels.derive import Origin
+from ltd_pipe.labels.convert import HashedImages, Origin
 from ltd_pipe.labels.foreign import (
     FkdLabels,
-    HashedImages,
     RelabelLabels,
     TinyVitLabels,
     store_of_images,
@@ -55,7 +54,7 @@ def converted(images, tmp_path):
 
     def convert(labels, origin=None, **options):
         target = tmp_path / "labels.zarr"
-        identity = store_of_images(labels, images, target, origin or Origin(), **options)
+        identity = store_of_images(labels, images, origin or Origin(), **options).write(target)
         verify_store(target, images)
         assert SoftLabels.open(target).identity == identity
         return SoftLabels.open(target)
@@ -169,7 +168,7 @@ def test_code_in_a_file_is_never_run(pictures, images, tmp_path, form):
         torch.save(content, path, _use_new_zipfile_serialization=form == "torch")
     labels = FkdLabels(root, images, average_crops=True)
     with pytest.raises(StoreError, match=REFUSED[form]):
-        labels.answers(0, 12)
+        labels.read(ALL)
     assert not proof.exists()
 
 
@@ -205,7 +204,7 @@ def test_a_file_that_grows_is_refused(pictures, images, tmp_path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(2**27))
     with pytest.raises(StoreError, match="is too large"):
-        FkdLabels(root, images, average_crops=True).answers(0, 1)
+        FkdLabels(root, images, average_crops=True).read(ALL[:1])
 
 
 def test_images_without_a_file_are_refused(pictures, images, tmp_path):

@@ -1,0 +1,258 @@
+"""Stores of labels that another program made, in the files of tables.py and foreign.py."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+
+from ltd_pipe import provenance
+from ltd_pipe.errors import ParamsError
+from ltd_pipe.images.beton import open_beton
+from ltd_pipe.images.manifest import fingerprint, sample_hash
+from ltd_pipe.images.sources import FolderSource
+from ltd_pipe.labels.derive import SPARSE, DerivedStore, Distances, chunk_rows
+from ltd_pipe.labels.format import (
+    DatasetFacts,
+    DerivationFacts,
+    StoreAttributes,
+    TeacherFacts,
+    TopKFacts,
+)
+from ltd_pipe.labels.softmax import expand, soften
+from ltd_pipe.labels.writer import round_logits, round_soft_labels, round_topk
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from ltd_pipe.labels.derive import Block
+    from ltd_pipe.labels.join import ImagesLike, ManifestLike
+
+
+# --- The images that rows are joined to: a beton, or a folder that is hashed, not decoded.
+
+
+class FolderFacts(NamedTuple):
+    """What the images of a folder are; see `ltd_pipe.labels.join.ManifestLike`."""
+
+    dataset: str
+    split: str
+    num_samples: int
+    class_names: tuple[str, ...]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class HashedImages:
+    """A folder's images as labels are joined to them.
+
+    Attributes
+    ----------
+    manifest : FolderFacts
+    labels : ndarray of shape (N,), dtype int32
+    sample_hash : ndarray of shape (N,), dtype uint64
+    files : tuple of str
+        Each image's path within the folder, with `/`.
+    """
+
+    manifest: FolderFacts
+    labels: NDArray[np.int32]
+    sample_hash: NDArray[np.uint64]
+    files: tuple[str, ...]
+
+    @classmethod
+    def read(
+        cls,
+        folder: Path,
+        class_names: Sequence[str] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> HashedImages:
+        """Hash all images of a folder with one folder per class; see `FolderSource`."""
+        source = FolderSource(folder, class_names)
+        hashes = np.empty(len(source), np.uint64)
+        with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
+            found = pool.map(lambda i: sample_hash(source.raw(i)), range(len(source)))
+            for i, each in enumerate(found):
+                hashes[i] = each
+                if progress is not None:
+                    progress(1)
+        facts = FolderFacts(
+            source.name,
+            source.split,
+            len(source),
+            source.class_names,
+            fingerprint(source.class_names, source.labels, hashes),
+        )
+        files = tuple(path.relative_to(folder).as_posix() for path in source.paths)
+        return cls(facts, source.labels, hashes, files)
+
+
+def open_images(
+    path: Path,
+    class_names: Sequence[str] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> ImagesLike:
+    """Open a beton, or hash a folder of images, which has these classes."""
+    return HashedImages.read(path, class_names, progress) if path.is_dir() else open_beton(path)
+
+
+# --- What other programs leave, and what is known of it: only what can be proved or is told.
+
+
+class LabelFiles(Protocol):
+    """Opened labels of another program: a table, or a file for each image."""
+
+    @property
+    def path(self) -> Path:
+        """For errors."""
+
+    @property
+    def arrays(self) -> frozenset[str]:
+        """What `read` gives: soft_labels, logits or both, or topk_indices and topk_probs."""
+
+    @property
+    def top_k(self) -> int | None:
+        """Of sparse labels, or means of such: so many are kept unless the user says."""
+
+    def read(self, index: NDArray[np.int64]) -> Block:
+        """Some rows of each array; they are read once, in their order."""
+
+    def origin(self) -> str:
+        """What was read, once all of it was."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the person who converts labels knows of them.
+
+    Attributes
+    ----------
+    teacher_sha256, architecture : str or None
+        A store names a teacher by the hash of its weights, so a name alone is not enough.
+    temperature : float
+        That the logits were divided by.
+    licence, citation : str or None
+
+    Raises
+    ------
+    ParamsError
+        When hash or architecture is missing, or the hash is none.
+    """
+
+    teacher_sha256: str | None = None
+    architecture: str | None = None
+    temperature: float = 1.0
+    licence: str | None = None
+    citation: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.teacher_sha256 is None) != (self.architecture is None):
+            raise ParamsError(
+                "teacher",
+                "is named by the SHA-256 of its weights and by its architecture",
+                expected="both, or neither",
+                found="one of them",
+            )
+        sha256 = self.teacher_sha256 or "0" * 64
+        if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
+            raise ParamsError(
+                "teacher",
+                "SHA-256",
+                expected="64 lower-case hexadecimal digits, as sha256sum prints them",
+                found=repr(sha256)[:80],
+            )
+
+    @property
+    def teachers(self) -> tuple[TeacherFacts, ...]:
+        """The teacher, where it is known."""
+        if self.teacher_sha256 is None or self.architecture is None:
+            return ()
+        return (TeacherFacts(sha256=self.teacher_sha256, architecture=self.architecture),)
+
+
+def foreign_attributes(
+    origin: Origin,
+    images: ManifestLike,
+    labels: NDArray[np.int32],
+    hashes: NDArray[np.uint64],
+    top_k: int | None,
+) -> StoreAttributes:
+    """Attributes of a store of another program's labels of these images."""
+    return StoreAttributes(
+        temperature=origin.temperature,
+        num_samples=len(labels),
+        num_classes=len(images.class_names),
+        class_names=images.class_names,
+        dataset=DatasetFacts(
+            name=images.dataset,
+            split=images.split,
+            fingerprint=fingerprint(images.class_names, labels, hashes),
+        ),
+        teachers=origin.teachers,
+        software=provenance.software(),
+        licence=origin.licence,
+        citation=origin.citation,
+        top_k=TopKFacts(k=top_k) if top_k else None,
+    )
+
+
+def convert(
+    files: LabelFiles,
+    attributes: StoreAttributes,
+    labels: NDArray[np.int32],
+    hashes: NDArray[np.uint64],
+    rows: int | None = None,
+) -> DerivedStore:
+    """A store of the rows of other files, checked and rounded as a teacher's answers are.
+
+    Parameters
+    ----------
+    files : LabelFiles
+    attributes : StoreAttributes
+    labels, hashes : ndarray of shape (N,)
+        Ground truth and sample_hash of each row.
+    rows : int, optional
+        Rows per chunk, of files that were made of a store: its attributes are complete.
+    """
+    keep, num_classes = attributes.top_k.k if attributes.top_k else None, attributes.num_classes
+    distances = Distances()
+
+    def block(index: NDArray[np.int64]) -> Block:
+        given, first, taken = files.read(index), int(index[0]), {}
+        if "topk_probs" in given:
+            sparse = given["topk_indices"].astype(np.int64), given["topk_probs"]
+            if keep == files.top_k:
+                checked = round_topk(*sparse, num_classes, first, files.path)
+                return dict(zip(SPARSE, checked, strict=True))
+            given["soft_labels"] = expand(*sparse, num_classes)
+        if "logits" in given:
+            taken["logits"] = round_logits(given["logits"], first, files.path)
+        if "soft_labels" not in given:
+            given["soft_labels"] = soften(taken["logits"], attributes.temperature)
+        if keep:
+            return distances.largest(given["soft_labels"], keep)
+        return taken | {"soft_labels": round_soft_labels(given["soft_labels"], first, files.path)}
+
+    def finish() -> StoreAttributes:
+        # What was lost is known only where all of it was there.
+        known = distances.noted(attributes) if keep and "logits" in files.arrays else attributes
+        derived = DerivationFacts(operation="convert", sources=(files.origin(),))
+        return known.model_copy(update={"derived_from": derived})
+
+    dense = ("soft_labels", "logits") if "logits" in files.arrays else ("soft_labels",)
+    return DerivedStore(
+        attributes,
+        labels,
+        hashes,
+        SPARSE if keep else dense,
+        block,
+        rows or chunk_rows([], attributes),
+        finish=finish if rows is None else None,
+        verify=True,
+    )
