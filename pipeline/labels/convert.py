@@ -15,6 +15,7 @@ from ltd_pipe.images.beton import open_beton
 from ltd_pipe.images.manifest import fingerprint, sample_hash
 from ltd_pipe.images.sources import FolderSource
 from ltd_pipe.labels.derive import SPARSE, DerivedStore, Distances, chunk_rows
+from ltd_pipe.labels.distributions import round_logits, round_soft_labels, round_topk
 from ltd_pipe.labels.format import (
     DatasetFacts,
     DerivationFacts,
@@ -23,7 +24,6 @@ from ltd_pipe.labels.format import (
     TopKFacts,
 )
 from ltd_pipe.labels.softmax import expand, soften
-from ltd_pipe.labels.writer import round_logits, round_soft_labels, round_topk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -19,9 +19,9 @@ from ltd_pipe.images.augmentation import Augmentation
 from ltd_pipe.images.folder import CHANNELS, RESIZE, resize, to_channels
 from ltd_pipe.labels.format import to_float32
 from ltd_pipe.labels.join import remedy
-from ltd_pipe.labels.originals import HashOf, find_originals
-from ltd_pipe.labels.reader import SampleRows, SoftLabels
+from ltd_pipe.labels.reader import SoftLabels
 from ltd_pipe.labels.softmax import expand, require_temperature, soften, spread
+from ltd_pipe.labels.sources import HashOf, SampleRows, find_source
 from ltd_pipe.publish import require_shared_memory
 
 if TYPE_CHECKING:
@@ -438,7 +438,7 @@ class SoftLabelDataset(Dataset[tuple[Any, Any, torch.Tensor]]):
         place, and pixels in memory, are found by both. With `hash_of`, "first" believes that
         image i stays image i.
     hash_of : callable, optional
-        For other data sets: what image i's hash is taken over. See `find_originals`.
+        For other data sets: what image i's hash is taken over. See `find_source`.
     class_names : sequence of str, optional
         Of the data set's classes in their order, where it does not know them itself.
     keys : tuple of str
@@ -500,7 +500,7 @@ class SoftLabelDataset(Dataset[tuple[Any, Any, torch.Tensor]]):
         self.dataset, self.transform = dataset, transform
         self.store = store if isinstance(store, SoftLabels) else SoftLabels.open(Path(store))
         self._order, self._check, self._keys = order, check, keys
-        self._originals = find_originals(dataset, hash_of)
+        self._originals = find_source(dataset, hash_of)
         self._require_classes(class_names)
         if order == "same":
             self._require_count()

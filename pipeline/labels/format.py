@@ -6,12 +6,13 @@ docs/soft-label-store.md is the specification.
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
+import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-import google_crc32c
 import numpy as np
 from pydantic import (
     BaseModel,
@@ -24,7 +25,6 @@ from pydantic import (
 )
 
 from ltd_pipe.errors import StoreError
-from ltd_pipe.publish import staged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from pydantic_core import ErrorDetails
+    from zarr.core.metadata.v3 import ArrayV3Metadata
 
 
 # --- JSON from people we do not know: no duplicate keys, no NaN, no surprises.
@@ -478,42 +479,31 @@ def row_bytes(facts: StoreFacts, top_k: int | None = None) -> int:
     return max(layout.payload_bytes for layout in layouts)
 
 
-def row_sum_tolerance(num_classes: int) -> float:
-    """How far from one the sum of a stored row may be.
-
-    Rounding p to float16 moves it by at most 2^-11 p, or 2^-25 where p is below float16's
-    normal numbers; summed over a row, 2^-11 + 2^-25 K. 2^-18 is left for the float32
-    arithmetic of whoever computed the row.
-    """
-    return float(2.0**-11 + num_classes * 2.0**-25 + 2.0**-18)
-
-
-# --- The arrays of a store: their names and types, their zarr.json, and their chunk files.
+# --- The arrays of a store, as zarr describes them, and where their rows are.
 
 
 _MAX_CHUNK_BYTES = 2**28
 _CRC_BYTES = 4
-
-
-@dataclass(frozen=True)
-class _Kind:
-    dtype: str
-    dimensions: tuple[str, ...]
-    fill: int | str
-
-
-_KINDS = {
-    "soft_labels": _Kind("float16", ("sample", "view", "class"), "NaN"),
-    "logits": _Kind("float16", ("sample", "view", "class"), "NaN"),
-    "topk_indices": _Kind("uint16", ("sample", "view", "rank"), 0),
-    "topk_probs": _Kind("float16", ("sample", "view", "rank"), "NaN"),
-    "labels": _Kind("int32", ("sample",), -1),
-    "sample_hash": _Kind("uint64", ("sample",), 0),
-    # Never published: how far each top-k row is from the dense one.
-    "topk_distance": _Kind("float32", ("sample", "view"), "NaN"),
-}
+# Class names fit many times over.
+_MAX_METADATA_BYTES = 2**24
+# What zarr parses of one array's metadata; ours take 1 KiB.
+_MAX_ARRAY_BYTES = 2**16
 # The largest class number is one less.
 _UINT16_CLASSES = 2**16
+
+SPARSE = ("topk_indices", "topk_probs")
+# Type, axes and fill value.
+_KINDS: dict[str, tuple[str, tuple[str, ...], float]] = {
+    "soft_labels": ("float16", ("sample", "view", "class"), math.nan),
+    "logits": ("float16", ("sample", "view", "class"), math.nan),
+    "topk_indices": ("uint16", ("sample", "view", "rank"), 0),
+    "topk_probs": ("float16", ("sample", "view", "rank"), math.nan),
+    "labels": ("int32", ("sample",), -1),
+    "sample_hash": ("uint64", ("sample",), 0),
+    # Never published: how far each top-k row is from the dense one.
+    "topk_distance": ("float32", ("sample", "view"), math.nan),
+}
+_KNOWN = frozenset(("soft_labels", "logits", *SPARSE, "labels", "sample_hash"))
 
 
 @dataclass(frozen=True)
@@ -544,18 +534,13 @@ class ArrayLayout:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of an element, little-endian."""
-        return np.dtype(self._type).newbyteorder("<")
-
-    @property
-    def _type(self) -> str:
-        if self.name == "topk_indices" and self.num_classes > _UINT16_CLASSES:
-            return "uint32"
-        return _KINDS[self.name].dtype
+        wide = self.name == "topk_indices" and self.num_classes > _UINT16_CLASSES
+        return np.dtype("uint32" if wide else _KINDS[self.name][0]).newbyteorder("<")
 
     @property
     def dimensions(self) -> tuple[str, ...]:
         """Names of the axes."""
-        names = _KINDS[self.name].dimensions
+        names = _KINDS[self.name][1]
         return names if self.num_views > 1 else tuple(name for name in names if name != "view")
 
     @property
@@ -582,10 +567,7 @@ class ArrayLayout:
     @property
     def payload_bytes(self) -> int:
         """Size of a chunk without its checksum."""
-        size: int = self.dtype.itemsize
-        for length in self.chunk_shape:
-            size *= length
-        return size
+        return math.prod(self.chunk_shape, start=self.dtype.itemsize)
 
     @property
     def file_bytes(self) -> int:
@@ -594,7 +576,7 @@ class ArrayLayout:
 
     def chunk_name(self, chunk: int) -> str:
         """Path of a chunk file within the store."""
-        return "/".join([self.name, "c", str(chunk), *(["0"] * (len(self.shape) - 1))])
+        return "/".join([self.name, "c", str(chunk), *(["0"] * len(self.row_shape))])
 
     def rows_in(self, chunk: int) -> int:
         """Rows of a chunk that are samples, not padding."""
@@ -603,156 +585,25 @@ class ArrayLayout:
     @property
     def fill_value(self) -> NDArray[Any]:
         """What pads the last chunk, shape (1,)."""
-        return np.array([float(_KINDS[self.name].fill)], self.dtype)
+        return np.array([_KINDS[self.name][2]], self.dtype)
 
-    def empty_chunk(self) -> NDArray[Any]:
-        """A chunk of nothing but fill values."""
-        return np.full(self.chunk_shape, self.fill_value, self.dtype)
+    def metadata(self) -> ArrayV3Metadata:
+        """The array as zarr describes it."""
+        from zarr.codecs import BytesCodec, Crc32cCodec
+        from zarr.core.metadata.v3 import ArrayV3Metadata
+        from zarr.dtype import parse_dtype
 
-    def to_json(self) -> dict[str, Any]:
-        """The array's zarr.json, as zarr itself writes it."""
-        kind = _KINDS[self.name]
-        return {
-            "shape": list(self.shape),
-            "data_type": self._type,
-            "chunk_grid": {
-                "name": "regular",
-                "configuration": {"chunk_shape": list(self.chunk_shape)},
-            },
-            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-            "fill_value": kind.fill,
-            "codecs": [
-                {"name": "bytes", "configuration": {"endian": "little"}},
-                {"name": "crc32c"},
-            ],
-            "attributes": {},
-            "dimension_names": list(self.dimensions),
-            "zarr_format": 3,
-            "node_type": "array",
-            "storage_transformers": [],
-        }
-
-
-def parse_layout(metadata: Any, wanted: ArrayLayout, where: object) -> ArrayLayout:
-    """Read one array's zarr.json, in which only the rows per chunk are free.
-
-    Parameters
-    ----------
-    metadata : Any
-        Parsed JSON.
-    wanted : ArrayLayout
-        What the attributes imply; its rows are not looked at.
-    where : object
-        The store, for the error.
-
-    Raises
-    ------
-    StoreError
-        When any key differs from what the format says: types, codecs, names, sizes.
-    """
-    name = wanted.name
-    layout = replace(wanted, rows=_parse_rows(metadata, name, where))
-    found, expected = _without_optional(metadata), _without_optional(layout.to_json())
-    for key in sorted(found.keys() | expected.keys()):
-        if _text(found.get(key)) != _text(expected.get(key)):
-            raise StoreError(
-                where,
-                f"{name}/zarr.json: {key} is not as format 1.0 says",
-                expected=expected.get(key),
-                found=repr(found.get(key))[:120],
-            )
-    if layout.payload_bytes > _MAX_CHUNK_BYTES:
-        raise StoreError(
-            where,
-            f"{name}: chunks are too large",
-            expected=f"at most {_MAX_CHUNK_BYTES} bytes",
-            found=layout.payload_bytes,
+        grid: dict[str, Any] = {"chunk_shape": self.chunk_shape}
+        return ArrayV3Metadata(
+            shape=self.shape,
+            data_type=parse_dtype(self.dtype, zarr_format=3),
+            chunk_grid={"name": "regular", "configuration": grid},
+            chunk_key_encoding={"name": "default", "configuration": {"separator": "/"}},
+            fill_value=self.fill_value[0],
+            codecs=[BytesCodec(endian="little"), Crc32cCodec()],
+            attributes={},
+            dimension_names=self.dimensions,
         )
-    return layout
-
-
-def _parse_rows(metadata: Any, name: str, where: object) -> int:
-    try:
-        rows = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
-    except (KeyError, IndexError, TypeError) as error:
-        raise StoreError(where, f"{name}/zarr.json: has no chunk_shape") from error
-    if type(rows) is not int or rows < 1:
-        raise StoreError(
-            where, f"{name}/zarr.json: chunk_shape", expected="rows >= 1", found=repr(rows)[:40]
-        )
-    return rows
-
-
-def _without_optional(metadata: dict[str, Any]) -> dict[str, Any]:
-    # Zarr lets writers leave out or add these without a change of meaning.
-    kept = dict(metadata)
-    kept.pop("attributes", None)
-    if kept.get("storage_transformers") == []:
-        del kept["storage_transformers"]
-    if kept.get("fill_value") == "0x7e00":
-        kept["fill_value"] = "NaN"
-    if isinstance(kept.get("codecs"), list):
-        kept["codecs"] = [_without_empty(codec) for codec in kept["codecs"]]
-    return kept
-
-
-def _without_empty(codec: Any) -> Any:
-    if not isinstance(codec, dict):
-        return codec
-    return {key: value for key, value in codec.items() if value != {}}
-
-
-def _text(value: Any) -> str:
-    # Compared as text, since in Python 1 == 1.0 == True.
-    return json.dumps(value, sort_keys=True)
-
-
-def write_chunk(
-    folder: Path, layout: ArrayLayout, chunk: int, content: NDArray[Any], *, flush_name: bool = True
-) -> None:
-    """Write one chunk file so that it is either whole or absent.
-
-    Parameters
-    ----------
-    folder : Path
-        Of the store.
-    layout : ArrayLayout
-    chunk : int
-    content : ndarray of shape (rows_in(chunk), *row_shape)
-    flush_name : bool
-        See `ltd_pipe.publish.staged`.
-    """
-    payload, checksum = chunk_bytes(layout, content)
-    target = folder / layout.chunk_name(chunk)
-    with staged(target, flush_name=flush_name) as beside, beside.open("wb") as handle:
-        handle.write(payload)
-        handle.write(checksum)
-
-
-def chunk_bytes(layout: ArrayLayout, content: NDArray[Any]) -> tuple[memoryview, bytes]:
-    """The content of a chunk file: the padded rows, not copied where they are whole, and CRC-32C.
-
-    Parameters
-    ----------
-    layout : ArrayLayout
-    content : ndarray of shape (n, *row_shape)
-        At most `layout.rows` rows.
-    """
-    rows = np.ascontiguousarray(content, layout.dtype)
-    if len(rows) < layout.rows:
-        rows = np.concatenate([rows, layout.empty_chunk()[len(rows) :]])
-    payload = rows.reshape(-1).view(np.uint8)
-    checksum = int(google_crc32c.value(payload)).to_bytes(_CRC_BYTES, "little")
-    return payload.data, checksum
-
-
-# --- What a store says of itself: the group's and the arrays' zarr.json.
-
-
-# Twenty thousand class names fit many times over.
-_MAX_METADATA_BYTES = 2**24
-_SPARSE = ("topk_indices", "topk_probs")
-_KNOWN = frozenset(("soft_labels", "logits", *_SPARSE, "labels", "sample_hash"))
 
 
 def parse_metadata(
@@ -780,48 +631,31 @@ def parse_metadata(
         When the metadata are not those of the format.
     """
     root = parse_object(read("zarr.json", _MAX_METADATA_BYTES), f"{where}/zarr.json")
-    attributes = parse_attributes(_nested(root, "attributes", ATTRIBUTE), where)
+    raw = _nested(root, "attributes", ATTRIBUTE)
+    attributes = parse_attributes(raw, where)
     if root.get("zarr_format") != 3 or root.get("node_type") != "group":
         raise StoreError(where, "zarr.json is not that of a Zarr v3 group")
     members = _nested(root, "consolidated_metadata", "metadata")
     if not isinstance(members, dict):
         raise StoreError(where, "zarr.json has no consolidated metadata")
-    if minor_version(root["attributes"][ATTRIBUTE], where) == 0:
-        _require_known(members, where)
+    if minor_version(raw, where) == 0 and (unknown := members.keys() - _KNOWN):
+        raise StoreError(
+            where, "has an array that format 1.0 does not know", found=ascii(min(unknown))[:80]
+        )
     layouts = {}
     top_k = attributes.top_k.k if attributes.top_k else None
-    for name in _names(attributes, members, where):
-        if name not in members:
-            raise StoreError(
-                where, f"has no array '{name}'", remedy="A newer ltd-pipe may read it."
-            )
+    for name in _array_names(attributes, members, where):
         content = read(f"{name}/zarr.json", _MAX_METADATA_BYTES)
         metadata = parse_object(content, f"{where}/{name}/zarr.json")
         if metadata != members[name]:
             raise StoreError(where, f"{name}/zarr.json differs from the consolidated metadata")
         layouts[name] = parse_layout(metadata, attributes.layout(name, top_k=top_k), where)
-    _require_equal_rows(layouts, where)
-    return attributes, layouts
-
-
-def _require_known(members: Mapping[str, Any], where: object) -> None:
-    unknown = members.keys() - _KNOWN
-    if unknown:
+    rows = {name: layout.rows for name, layout in layouts.items()}
+    if len(set(rows.values())) > 1:
         raise StoreError(
-            where, "has an array that format 1.0 does not know", found=ascii(min(unknown))[:80]
+            where, "arrays differ in the rows of a chunk", expected="equal", found=rows
         )
-
-
-def _names(attributes: StoreAttributes, members: Mapping[str, Any], where: object) -> list[str]:
-    # Also what should not be there at all is refused: a reader might take it for the labels.
-    sparse = attributes.top_k is not None
-    for name in ("soft_labels", "logits") if sparse else _SPARSE:
-        if name in members:
-            kind = "a top-k store" if sparse else "a store without top_k"
-            raise StoreError(where, f"{kind} has the array '{name}'")
-    logits = ["logits"] if "logits" in members else []
-    soft = list(_SPARSE) if sparse else ["soft_labels"]
-    return [*soft, "labels", "sample_hash", *logits]
+    return attributes, layouts
 
 
 def _nested(content: dict[str, Any], first: str, second: str) -> Any:
@@ -829,9 +663,91 @@ def _nested(content: dict[str, Any], first: str, second: str) -> Any:
     return inner.get(second) if isinstance(inner, dict) else None
 
 
-def _require_equal_rows(layouts: dict[str, ArrayLayout], where: object) -> None:
-    rows = {name: layout.rows for name, layout in layouts.items()}
-    if len(set(rows.values())) > 1:
+def _array_names(
+    attributes: StoreAttributes, members: Mapping[str, Any], where: object
+) -> list[str]:
+    # Also what should not be there at all is refused: a reader might take it for the labels.
+    sparse = attributes.top_k is not None
+    for name in ("soft_labels", "logits") if sparse else SPARSE:
+        if name in members:
+            kind = "a top-k store" if sparse else "a store without top_k"
+            raise StoreError(where, f"{kind} has the array '{name}'")
+    names = [*(SPARSE if sparse else ["soft_labels"]), "labels", "sample_hash"]
+    for name in names:
+        if name not in members:
+            raise StoreError(
+                where, f"has no array '{name}'", remedy="A newer ltd-pipe may read it."
+            )
+    return [*names, "logits"] if "logits" in members else names
+
+
+def parse_layout(raw: dict[str, Any], wanted: ArrayLayout, where: object) -> ArrayLayout:
+    """Compare one array's metadata with the format's, in which only the rows per chunk are free.
+
+    Parameters
+    ----------
+    raw : dict
+        Parsed JSON.
+    wanted : ArrayLayout
+        What the attributes imply; its rows are not looked at.
+    where : object
+        The store, for the error.
+    """
+    name = wanted.name
+    found = _zarr_metadata(raw, name, where)
+    # As they are written: zarr takes true for 1.
+    found |= {key: raw[key] for key in ("shape", "chunk_grid")}
+    rows = raw["chunk_grid"]["configuration"]["chunk_shape"][0]
+    if type(rows) is not int or rows < 1:
         raise StoreError(
-            where, "arrays differ in the rows of a chunk", expected="equal", found=rows
+            where, f"{name}/zarr.json: chunk_shape", expected="rows >= 1", found=repr(rows)[:40]
         )
+    layout = replace(wanted, rows=rows)
+    if layout.payload_bytes > _MAX_CHUNK_BYTES:
+        raise StoreError(
+            where,
+            f"{name}: chunks are too large",
+            expected=f"at most {_MAX_CHUNK_BYTES} bytes",
+            found=layout.payload_bytes,
+        )
+    expected: dict[str, Any] = layout.metadata().to_dict()
+    for key in sorted(found.keys() | expected.keys()):
+        if _as_text(found.get(key)) != _as_text(expected.get(key)):
+            raise StoreError(
+                where,
+                f"{name}/zarr.json: {key} is not as format 1.0 says",
+                expected=expected.get(key),
+                found=ascii(found.get(key))[:120],
+            )
+    return layout
+
+
+def _as_text(value: Any) -> str:
+    # Since in Python 1 == 1.0 == True.
+    return json.dumps(value, sort_keys=True)
+
+
+def _zarr_metadata(raw: dict[str, Any], name: str, where: object) -> dict[str, Any]:
+    """The metadata as zarr reads them, with what may be left out, and without the attributes."""
+    from zarr.core.metadata.v3 import ArrayV3Metadata
+
+    kept = {key: value for key, value in raw.items() if key != "attributes"}
+    if (size := len(json.dumps(kept))) > _MAX_ARRAY_BYTES:
+        raise StoreError(
+            where,
+            f"{name}/zarr.json: is too long",
+            expected=f"at most {_MAX_ARRAY_BYTES} bytes without its attributes",
+            found=size,
+        )
+    try:
+        with warnings.catch_warnings():
+            # Of types and codecs that no specification has: these are refused in any case.
+            warnings.simplefilter("ignore")
+            return ArrayV3Metadata.from_dict(kept).to_dict()
+    # Zarr raises whatever comes of a value that it does not expect.
+    except Exception as error:
+        raise StoreError(
+            where,
+            f"{name}/zarr.json: is not that of a Zarr v3 array as format 1.0 says",
+            found=ascii(str(error) or type(error).__name__)[:200],
+        ) from error

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ltd_pipe.errors import JoinError
+from ltd_pipe.errors import JoinError, StoreError
 from ltd_pipe.text import nfc, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from ltd_pipe.labels.format import StoreAttributes
-
-__all__ = [
-    "ImagesLike",
-    "ManifestLike",
-    "find_rows",
-    "name_of",
-    "remedy",
-    "require_classes",
-    "require_same_data",
-    "require_same_images",
-    "require_shape",
-]
 
 
 class ManifestLike(Protocol):
@@ -76,227 +66,251 @@ def remedy(store: object) -> str:
     )
 
 
-def require_same_images(
-    store: object,
-    rows: NDArray[np.int64],
-    expected: NDArray[np.uint64],
-    found: NDArray[np.uint64],
-    data: str,
-) -> None:
-    """Refuse the first row whose image is another one.
-
-    Parameters
-    ----------
-    store : object
-        The store's path, for the error.
-    rows : ndarray of shape (B,), dtype int64
-        Rows of the store.
-    expected, found : ndarray of shape (B,), dtype uint64
-        Hashes of the store's and of the data's images.
-    data : str
-        How the user knows the data.
-    """
-    different = expected != found
-    if not different.any():
-        return
-    first = int(np.argmax(different))
-    raise JoinError(
-        store,
-        f"sample {rows[first]}",
-        expected=f"sample_hash {expected[first]:016x}",
-        found=f"{found[first]:016x} in {data}: these labels belong to other images",
-        remedy=remedy(store),
-    )
+def require_rows(
+    where: object, index: NDArray[np.integer[Any]], num_samples: int
+) -> NDArray[np.int64]:
+    """Refuse indices that are no rows: negative ones too, which NumPy would wrap around."""
+    index = np.asarray(index)
+    if index.ndim != 1 or (index.size and index.dtype.kind not in "iu"):
+        raise ValueError(f"index: expected integers (B,), found {index.shape} {index.dtype}")
+    outside = (index < 0) | (index >= num_samples)
+    if outside.any():
+        expected = f"0 to {num_samples - 1}"
+        raise StoreError(where, "no such row", expected=expected, found=index[outside][0])
+    return index.astype(np.int64, copy=False)
 
 
-def require_classes(
-    store: object, attributes: StoreAttributes, class_names: Sequence[str], data: str
-) -> None:
-    """Refuse data whose classes are others, or in another order, than the labels' columns."""
-    if len(class_names) != attributes.num_classes:
-        raise JoinError(
-            store,
-            "number of classes",
-            expected=attributes.num_classes,
-            found=f"{len(class_names)} in {data}",
-            remedy=remedy(store),
-        )
-    pairs = zip(attributes.class_names, class_names, strict=True)
-    for number, (expected, found) in enumerate(pairs):
-        if nfc(expected) != nfc(found):
-            raise JoinError(
-                store,
-                f"class {number}",
-                expected=quoted(expected),
-                found=f"{quoted(found)} in {data}",
-                remedy=remedy(store),
+class HashIndex:
+    """Finds rows by the hash of their image: of equal ones under several classes, each is a row."""
+
+    def __init__(self, sample_hash: NDArray[np.uint64], labels: NDArray[np.int32]) -> None:
+        self._order = np.argsort(sample_hash, kind="stable").astype(np.int64)
+        self._sorted, self._labels = sample_hash[self._order], labels
+
+    def first_rows(self, sample_hash: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """The first row of each image, -1 where it has none."""
+        place = np.searchsorted(self._sorted, sample_hash)
+        place = np.minimum(place, len(self._sorted) - 1)
+        return np.where(self._sorted[place] == sample_hash, self._order[place], -1)
+
+    def rows(self, sample_hash: int, label: int | None = None) -> NDArray[np.int64]:
+        """All rows of one image, or those of this class, ascending."""
+        wanted = np.uint64(sample_hash)
+        first, last = (self._sorted.searchsorted(wanted, side) for side in ("left", "right"))
+        found = self._order[first:last]
+        return found if label is None else found[self._labels[found] == label]
+
+
+class Joinable:
+    """Labels that are joined to images, with every hash compared."""
+
+    path: Path
+    attributes: StoreAttributes
+    labels: NDArray[np.int32]
+    sample_hash: NDArray[np.uint64]
+
+    @cached_property
+    def index(self) -> HashIndex:
+        """Rows by hash; it is made when it is first needed."""
+        return HashIndex(self.sample_hash, self.labels)
+
+    def _refusal(
+        self, what: str, *, found: object, expected: object = None, way_on: str | None = None
+    ) -> JoinError:
+        way_on = remedy(self.path) if way_on is None else way_on
+        return JoinError(self.path, what, expected=expected, found=found, remedy=way_on)
+
+    def join(self, rows: NDArray[np.int64], sample_hash: NDArray[np.uint64], data: str) -> None:
+        """Refuse to go on unless each row belongs to the image at hand.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (B,), dtype int64
+            Rows that were or will be gathered.
+        sample_hash : ndarray of shape (B,), dtype uint64
+            Of the images, read from the data themselves.
+        data : str
+            How the user knows the data, such as the beton's path.
+
+        Raises
+        ------
+        JoinError
+            Naming the first sample that is another image.
+        """
+        rows = require_rows(self.path, rows, self.attributes.num_samples)
+        if rows.shape != sample_hash.shape:
+            raise ValueError(f"{len(rows)} rows and {len(sample_hash)} sample hashes")
+        expected = self.sample_hash[rows]
+        different = expected != sample_hash
+        if different.any():
+            first = int(np.argmax(different))
+            raise self._refusal(
+                f"sample {rows[first]}",
+                expected=f"sample_hash {expected[first]:016x}",
+                found=f"{sample_hash[first]:016x} in {data}: these labels belong to other images",
             )
 
+    def rows_of(
+        self,
+        sample_hash: NDArray[np.uint64],
+        labels: NDArray[np.int32] | None = None,
+        data: str = "the data",
+    ) -> NDArray[np.int64]:
+        """Find the rows of images that come in another order, or are only some of them.
 
-def require_same_data(
-    store: object,
-    attributes: StoreAttributes,
-    manifest: ManifestLike,
-    data: str,
-    rows: tuple[NDArray[np.uint64], NDArray[np.int32]] | None = None,
-    images: ImagesLike | None = None,
-) -> None:
-    """Refuse a data set other than the labelled one, before any image is read.
+        Parameters
+        ----------
+        sample_hash : ndarray of shape (n,), dtype uint64
+            Of the images.
+        labels : ndarray of shape (n,), dtype int32, optional
+            Their classes, which must then be the store's.
+        data : str
+            How the user knows the data.
 
-    With the store's hashes and labels and the images the first that differs is named.
-    """
-    require_classes(store, attributes, manifest.class_names, data)
-    labelled, same_number = attributes.dataset, manifest.num_samples == attributes.num_samples
-    if same_number and manifest.fingerprint == labelled.fingerprint:
-        return
-    way_on = remedy(store)
-    if rows is not None and images is not None:
-        data = f"{data}; the first that differs is {_first_difference(*rows, images)}"
-        if attributes.views.augmentation is None:
-            way_on = _way_on(store, rows[0], images)
-    if not same_number:
-        raise JoinError(
-            store,
-            "number of samples",
-            expected=attributes.num_samples,
-            found=f"{manifest.num_samples} in {data}",
-            remedy=way_on,
+        Returns
+        -------
+        ndarray of shape (n,), dtype int64
+            Of equal images any one's row.
+
+        Raises
+        ------
+        JoinError
+            Naming the first sample that has no row, or one of another class.
+        """
+        rows = self.index.first_rows(sample_hash)
+        if (rows < 0).any():
+            sample = int(np.argmax(rows < 0))
+            raise self._refusal(
+                f"has no label for sample {sample} of {data}",
+                found=f"sample_hash {sample_hash[sample]:016x}",
+            )
+        if labels is None:
+            return rows
+        # One image may be in the data set twice, under two classes.
+        for sample in np.flatnonzero(self.labels[rows] != labels).tolist():
+            fitting = self.index.rows(int(sample_hash[sample]), int(labels[sample]))
+            if not len(fitting):
+                raise self._refusal(
+                    f"row {rows[sample]}",
+                    expected=f"class {self.labels[rows[sample]]}",
+                    found=f"class {labels[sample]} for the same image, sample {sample} of {data}",
+                )
+            rows[sample] = fitting[0]
+        return rows
+
+    def require_classes(self, class_names: Sequence[str], data: str) -> None:
+        """Refuse data whose classes are not the columns; needed beside `rows_of`."""
+        known = self.attributes.class_names
+        if len(class_names) != len(known):
+            raise self._refusal(
+                "number of classes", expected=len(known), found=f"{len(class_names)} in {data}"
+            )
+        for number, (expected, found) in enumerate(zip(known, class_names, strict=True)):
+            if nfc(expected) != nfc(found):
+                raise self._refusal(
+                    f"class {number}", expected=quoted(expected), found=f"{quoted(found)} in {data}"
+                )
+
+    def require_data(
+        self, manifest: ManifestLike, data: str, images: ImagesLike | None = None
+    ) -> None:
+        """Refuse a data set other than the labelled one in the same order, before the work.
+
+        Parameters
+        ----------
+        manifest : Manifest
+            Of the images.
+        data : str
+            How the user knows the data.
+        images : Beton or FolderStream, optional
+            With them the first sample that differs is named.
+
+        Raises
+        ------
+        JoinError
+            When classes, number of samples, or fingerprint differ.
+        """
+        self.require_classes(manifest.class_names, data)
+        labelled, num_samples = self.attributes.dataset, self.attributes.num_samples
+        same_number = manifest.num_samples == num_samples
+        if same_number and manifest.fingerprint == labelled.fingerprint:
+            return
+        way_on = None
+        if images is not None:
+            data = f"{data}; the first that differs is {self._first_difference(images)}"
+            if self.attributes.views.augmentation is None:
+                way_on = self._way_on(images)
+        if not same_number:
+            raise self._refusal(
+                "number of samples",
+                expected=num_samples,
+                found=f"{manifest.num_samples} in {data}",
+                way_on=way_on,
+            )
+        found = f"{manifest.fingerprint[:12]}… ({manifest.dataset}, {manifest.split})"
+        raise self._refusal(
+            "fingerprint of the images",
+            expected=f"{labelled.fingerprint[:12]}… ({labelled.name}, {labelled.split})",
+            found=f"{found} in {data}",
+            way_on=way_on,
         )
-    raise JoinError(
-        store,
-        "fingerprint of the images",
-        expected=f"{labelled.fingerprint[:12]}… ({labelled.name}, {labelled.split})",
-        found=f"{manifest.fingerprint[:12]}… ({manifest.dataset}, {manifest.split}) in {data}",
-        remedy=way_on,
-    )
+
+    def _first_difference(self, images: ImagesLike) -> str:
+        hashes, labels = self.sample_hash, self.labels
+        both = min(len(hashes), len(images.labels))
+        wrong = (hashes[:both] != images.sample_hash[:both]) | (
+            labels[:both] != images.labels[:both]
+        )
+        first = int(np.argmax(wrong)) if wrong.any() else both
+        if first < len(images.labels):
+            return _name_of(images, first)
+        if first < len(hashes):
+            return f"sample {first}, which is in the store alone"
+        return "none: class names are in another form of Unicode"
+
+    def _way_on(self, images: ImagesLike) -> str | None:
+        known = np.isin(images.sample_hash, self.sample_hash)
+        if not known.any():
+            return None
+        keeps = f"'ltd-pipe store subset {self.path} --data' keeps the labels"
+        if known.all():
+            return f"{keeps} of these images, which are all in the store, in their order."
+        return (
+            f"{known.sum():,} of {len(known):,} images are in the store: without the others, such "
+            f"as {_name_of(images, int(np.argmin(known)))}, {keeps} of those that remain. Or run "
+            "'ltd-pipe label' again."
+        )
+
+    def require_shape(self, shape: Sequence[int], data: str, *, any_size: bool = False) -> None:
+        """Refuse images of another shape than the teacher was shown, where the store says it.
+
+        Parameters
+        ----------
+        shape : sequence of int
+            (C, H, W) of the images, or their (H, W).
+        data : str
+            How the user knows the data.
+        any_size : bool
+            Take labels of whole images all the same; a view is one of images of one size.
+        """
+        seen = self.attributes.labelling.image_shape if self.attributes.labelling else None
+        if seen is None or tuple(shape) in (seen, seen[1:]):
+            return
+        views = self.attributes.views.augmentation is not None
+        if any_size and not views:
+            return
+        size = f"--image-size {seen[1]}, or label at this size"
+        raise self._refusal(
+            "shape of the images",
+            expected=f"{'×'.join(map(str, seen[-len(shape) :]))}, as the teacher saw them",
+            found=f"{'×'.join(map(str, shape))} in {data}",
+            way_on=f"Views are of images of one size: prepare them with {size}."
+            if views
+            else f"Prepare them with {size}; or pass --any-size (any_size=True), if that is meant.",
+        )
 
 
-def _first_difference(
-    hashes: NDArray[np.uint64], labels: NDArray[np.int32], images: ImagesLike
-) -> str:
-    both = min(len(hashes), len(images.labels))
-    wrong = (hashes[:both] != images.sample_hash[:both]) | (labels[:both] != images.labels[:both])
-    first = int(np.argmax(wrong)) if wrong.any() else both
-    if first < len(images.labels):
-        return name_of(images, first)
-    if first < len(hashes):
-        return f"sample {first}, which is in the store alone"
-    return "none: class names are in another form of Unicode"
-
-
-def name_of(images: ImagesLike, sample: int) -> str:
-    """A sample by its number, and by its file where that is known."""
+def _name_of(images: ImagesLike, sample: int) -> str:
+    # By its file, where that is known.
     where = getattr(images, "where", None)
     return f"sample {sample}" + (f", {where(sample)}" if where else "")
-
-
-def _way_on(store: object, hashes: NDArray[np.uint64], images: ImagesLike) -> str:
-    known = np.isin(images.sample_hash, hashes)
-    if not known.any():
-        return remedy(store)
-    keeps = f"'ltd-pipe store subset {store} --data' keeps the labels"
-    if known.all():
-        return f"{keeps} of these images, which are all in the store, in their order."
-    return (
-        f"{known.sum():,} of {len(known):,} images are in the store: without the others, such as "
-        f"{name_of(images, int(np.argmin(known)))}, {keeps} of those that remain. Or run "
-        "'ltd-pipe label' again."
-    )
-
-
-def require_shape(
-    store: object,
-    attributes: StoreAttributes,
-    shape: Sequence[int],
-    data: str,
-    *,
-    any_size: bool = False,
-) -> None:
-    """Refuse images of another shape than the teacher was shown, where the store says it.
-
-    Parameters
-    ----------
-    store : object
-        The store's path, for the error.
-    attributes : StoreAttributes
-    shape : sequence of int
-        (C, H, W) of the images, or their (H, W).
-    data : str
-        How the user knows the data.
-    any_size : bool
-        Take labels of whole images all the same; a view is one of images of one size.
-    """
-    seen = attributes.labelling.image_shape if attributes.labelling else None
-    if seen is None or tuple(shape) in (seen, seen[1:]):
-        return
-    views = attributes.views.augmentation is not None
-    if any_size and not views:
-        return
-    size = f"--image-size {seen[1]}, or label at this size"
-    raise JoinError(
-        store,
-        "shape of the images",
-        expected=f"{'×'.join(map(str, seen[-len(shape) :]))}, as the teacher saw them",
-        found=f"{'×'.join(map(str, shape))} in {data}",
-        remedy=f"Views are of images of one size: prepare them with {size}."
-        if views
-        else f"Prepare them with {size}; or pass --any-size (any_size=True), if that is meant.",
-    )
-
-
-def find_rows(
-    store: object,
-    stored: tuple[NDArray[np.uint64], NDArray[np.int32]],
-    wanted: tuple[NDArray[np.uint64], NDArray[np.int32] | None],
-    data: str,
-) -> NDArray[np.int64]:
-    """Find each image's row by its hash; see `SoftLabels.rows_of`."""
-    hashes, labels = stored
-    wanted_hash, wanted_labels = wanted
-    order = np.argsort(hashes, kind="stable")
-    ordered = hashes[order]
-    place = np.searchsorted(ordered, wanted_hash)
-    found = ordered[np.minimum(place, len(ordered) - 1)] == wanted_hash
-    if not found.all():
-        _refuse_unknown(store, int(np.argmin(found)), wanted_hash, data)
-    rows = order[place].astype(np.int64)
-    if wanted_labels is not None:
-        # One image may be in the data set twice, under two classes.
-        for sample in np.flatnonzero(labels[rows] != wanted_labels).tolist():
-            rows[sample] = _row_of_class(store, sample, (ordered, order, labels), wanted, data)
-    return rows
-
-
-def _row_of_class(
-    store: object,
-    sample: int,
-    stored: tuple[NDArray[np.uint64], NDArray[np.intp], NDArray[np.int32]],
-    wanted: tuple[NDArray[np.uint64], NDArray[np.int32] | None],
-    data: str,
-) -> int:
-    ordered, order, labels = stored
-    assert wanted[1] is not None  # noqa: S101
-    sought = wanted[0][sample]
-    first, last = (int(np.searchsorted(ordered, sought, side)) for side in ("left", "right"))
-    same = order[first:last]
-    fitting = same[labels[same] == wanted[1][sample]]
-    if not len(fitting):
-        raise JoinError(
-            store,
-            f"row {same[0]}",
-            expected=f"class {labels[same[0]]}",
-            found=f"class {wanted[1][sample]} for the same image, sample {sample} of {data}",
-            remedy=remedy(store),
-        )
-    return int(fitting[0])
-
-
-def _refuse_unknown(
-    store: object, sample: int, wanted_hash: NDArray[np.uint64], data: str
-) -> NoReturn:
-    raise JoinError(
-        store,
-        f"has no label for sample {sample} of {data}",
-        found=f"sample_hash {wanted_hash[sample]:016x}",
-        remedy=remedy(store),
-    )

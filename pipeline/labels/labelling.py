@@ -23,9 +23,8 @@ from ltd_pipe.labels.format import (
     row_bytes,
     rows_per_chunk,
 )
-from ltd_pipe.labels.reader import WHOLE, Part, wait_for_chunks
 from ltd_pipe.labels.softmax import solve_temperature
-from ltd_pipe.labels.writer import StoreWriter
+from ltd_pipe.labels.writer import WHOLE, Part, StoreWriter, wait_for_chunks
 from ltd_pipe.models.facts import read_facts
 
 if TYPE_CHECKING:

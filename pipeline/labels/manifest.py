@@ -55,31 +55,15 @@ def read_manifest(folder: StoreFolder) -> bytes:
 
 
 def read_signature(folder: StoreFolder) -> bytes:
-    """The signature file as it is written; `ltd_pipe.labels.signature` reads and verifies it.
-
-    Raises
-    ------
-    StoreError
-        When it is missing, too large, or no regular file.
-    """
+    """The signature file as it is written; `ltd_pipe.labels.signature` reads and verifies it."""
     return folder.read(SIGNATURE, MAX_SIGNATURE_BYTES)
 
 
 def parse_manifest(text: bytes, where: object) -> dict[str, str]:
-    """Name to SHA-256 of each line of a manifest.
+    """Name to SHA-256 of each line of a manifest, of a size that the caller has bounded.
 
-    Parameters
-    ----------
-    text : bytes
-        Of a size that the caller has bounded.
-    where : object
-        The store, for the error.
-
-    Raises
-    ------
-    StoreError
-        When a line is not as `sha256sum` writes it, or a name is more than letters, digits and
-        `._-` between slashes, is not sorted, or occurs twice.
+    Refused are lines that are not as `sha256sum` writes them, and names that are more than
+    letters, digits and `._-` between slashes, not sorted, or there twice.
     """
     hashes: dict[str, str] = {}
     last = ""
@@ -163,22 +147,7 @@ class FileHashes(dict[str, str]):
 
 
 def verify_listing(folder: StoreFolder, hashes: FileHashes, chunks: AbstractSet[str]) -> None:
-    """Check each file but the chunks.
-
-    Parameters
-    ----------
-    folder : StoreFolder
-    hashes : FileHashes
-        Its manifest.
-    chunks : set of str
-        Names of chunk files, whose turn comes when their rows are checked too.
-
-    Raises
-    ------
-    StoreError
-        At the first file that is not listed, without looking at the others, or that is missing
-        or changed.
-    """
+    """Refuse the first file that is not listed, missing or changed; of `chunks` only the names."""
     for found in _walk(folder, list(hashes)):
         if found == SIGNATURE:
             # It cannot be listed, being made of the list; who signed is another's question.
@@ -225,19 +194,10 @@ def _holds_any(prefix: str, listed: list[str]) -> bool:
 
 
 class StoreFolder:
-    """A folder that may come from anyone.
+    """A folder that may come from anyone; it may be a symbolic link, what is in it may not.
 
-    Parameters
-    ----------
-    path : Path
-        The folder; it may itself be a symbolic link, what is in it may not.
-
-    Raises
-    ------
-    MissingError
-        When there is nothing of that name.
-    StoreError
-        When it is no folder.
+    Names are relative to it, with `/`; they come from the format, or `parse_manifest` has
+    checked them. What is missing, no regular file or too large is a StoreError.
     """
 
     def __init__(self, path: Path) -> None:
@@ -251,14 +211,7 @@ class StoreFolder:
         self._root = os.path.realpath(path)
 
     def size(self, name: str) -> int:
-        """Size in bytes of a regular file that is no link and lies behind none.
-
-        Parameters
-        ----------
-        name : str
-            Relative to the store, with `/`; derived from the format or checked by
-            `ltd_pipe.labels.manifest`.
-        """
+        """Size in bytes of a regular file that is no link and lies behind none."""
         full = f"{self._root}/{name}"
         try:
             status = os.lstat(full)

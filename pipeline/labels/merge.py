@@ -17,6 +17,7 @@ from ltd_pipe.labels.derive import (
     dataset_of,
     require_same_places,
 )
+from ltd_pipe.labels.distributions import round_soft_labels
 from ltd_pipe.labels.format import (
     DerivationFacts,
     DistanceFacts,
@@ -25,7 +26,6 @@ from ltd_pipe.labels.format import (
     to_float32,
 )
 from ltd_pipe.labels.match import ImageRows, partners
-from ltd_pipe.labels.writer import round_soft_labels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,16 +15,14 @@ from ltd_pipe.labels.labelling import view_answers
 from ltd_pipe.labels.softmax import mean_softened
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from ltd_pipe.device import Precision
-    from ltd_pipe.images.stream import Batch, Stream
+    from ltd_pipe.images.stream import Stream
     from ltd_pipe.labels.reader import SoftLabels
     from ltd_pipe.models.classifier import Classifier
-
-__all__ = ["TOLERANCE", "Recomputed", "order_of_teachers", "recompute"]
 
 # Of a row's largest logit: four steps of float16, which leaves room for the rounding of another
 # machine, of another batch, and of TF32. bfloat16 needs about 0.05.
@@ -53,23 +51,9 @@ class Recomputed:
 
 
 def order_of_teachers(store: SoftLabels, sha256: Sequence[str]) -> list[int]:
-    """Which of the given checkpoints is each of the store's teachers.
+    """For each teacher of the store, in its order, its place among the given checkpoints.
 
-    Parameters
-    ----------
-    store : SoftLabels
-    sha256 : sequence of str
-        Of the checkpoints that are given, in any order.
-
-    Returns
-    -------
-    list of int
-        For each teacher of the store, in its order, its place among the given ones.
-
-    Raises
-    ------
-    StoreError
-        When one is not the store's, or one of the store's was not given.
+    A StoreError when one of them is not the store's, or one of the store's was not given.
     """
     named = [teacher.sha256 for teacher in store.attributes.teachers]
     known = ", ".join(f"{one[:12]}… " for one in named).rstrip() or "none"
@@ -144,17 +128,24 @@ def recompute(
         When an image is not the labelled one.
     """
     replay = Replay.of(store.attributes.views, store.path)
-    pairs = _drawn(store.num_samples * store.num_views, sample, seed)
-    comparison = _Comparison(store, tolerance, _hint(store, stream))
+    total = store.num_samples * store.num_views
+    pairs = np.arange(total)
+    if sample < total:
+        # Ascending, so that files are read in their order.
+        pairs = np.sort(np.random.default_rng(seed).choice(total, sample, replace=False))
+    hint, worst = _hint(store, stream), {"probability": 0.0}
     for view in range(store.num_views):
         rows = pairs[pairs % store.num_views == view] // store.num_views
         for batch in stream.batches(rows, batch_size):
             store.join(batch.rows, batch.sample_hash, data)
-            logits = view_answers(teachers, batch, replay, view, precision)
-            comparison.add(batch, view, logits.cpu().numpy())
+            logits = view_answers(teachers, batch, replay, view, precision).cpu().numpy()
+            for what, *compared in _stored_and_right(store, batch.rows, view, logits, tolerance):
+                subject = f"view {view}: {what}"
+                distance = _require_close(store, batch.rows, subject, hint, *compared)
+                worst[what] = max(worst.get(what, 0.0), distance)
             if progress is not None:
                 progress(len(batch.rows))
-    return Recomputed(len(pairs), comparison.worst_probability, comparison.worst_logit)
+    return Recomputed(len(pairs), worst["probability"], worst.get("logit"))
 
 
 def _hint(store: SoftLabels, stream: Stream) -> str:
@@ -169,68 +160,57 @@ def _hint(store: SoftLabels, stream: Stream) -> str:
     )
 
 
-def _drawn(total: int, count: int, seed: int) -> NDArray[np.int64]:
-    # Ascending, so that files are read in their order.
-    if count >= total:
-        return np.arange(total)
-    drawn = np.random.default_rng(seed).choice(total, count, replace=False)
-    return np.sort(drawn).astype(np.int64)
+def _stored_and_right(
+    store: SoftLabels,
+    rows: NDArray[np.int64],
+    view: int,
+    logits: NDArray[np.float32],
+    tolerance: float,
+) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.float32], NDArray[np.floating]]]:
+    """What is compared, what is stored, what the teachers answer, and how far it may be off.
 
-
-class _Comparison:
-    def __init__(self, store: SoftLabels, tolerance: float, hint: str) -> None:
-        self._store, self._tolerance, self._hint = store, tolerance, hint
-        self.worst_probability = 0.0
-        self.worst_logit = 0.0 if store.has_logits else None
-
-    def add(self, batch: Batch, view: int, logits: NDArray[np.float32]) -> None:
-        """Compare one batch; logits of shape (M, n, K)."""
-        store, temperature = self._store, self._store.attributes.temperature
-        delta = self._tolerance * np.abs(logits).max(axis=(0, 2))[:, None]
-        if store.has_logits:
-            stored = to_float32(store.gather_logits(batch.rows, view=view))
-            bound = np.broadcast_to(delta, stored.shape)
-            worst = self._require(batch, view, "logit", stored, logits[0], bound)
-            self.worst_logit = max(self.worst_logit or 0.0, worst)
-        right = mean_softened([*logits], temperature)
-        # Beyond e^50 nothing is refused, and nothing must overflow.
-        share = np.expm1(np.minimum(2.0 * delta / temperature, 50.0)) + _RELATIVE
-        found = self._stored(batch, view, right)
-        bound = right * share + _ABSOLUTE
-        worst = self._require(batch, view, "probability", found, right, bound)
-        self.worst_probability = max(self.worst_probability, worst)
-
-    def _stored(self, batch: Batch, view: int, right: NDArray[np.float32]) -> NDArray[np.float32]:
-        if self._store.top_k is None:
-            return to_float32(self._store.gather(batch.rows, view=view))
-        indices, probs = self._store.gather_topk(batch.rows, view=view)
+    The logits are of shape (M, n, K).
+    """
+    temperature = store.attributes.temperature
+    delta = tolerance * np.abs(logits).max(axis=(0, 2))[:, None]
+    if store.has_logits:
+        stored = to_float32(store.gather_logits(rows, view=view))
+        yield "logit", stored, logits[0], np.broadcast_to(delta, stored.shape)
+    right = mean_softened([*logits], temperature)
+    if store.top_k is None:
+        stored = to_float32(store.gather(rows, view=view))
+    else:
+        indices, probs = store.gather_topk(rows, view=view)
         # Of a class that is not listed only this is said: it has no more than the last that is.
-        found = np.minimum(right, to_float32(probs[:, -1:]))
-        np.put_along_axis(found, indices.astype(np.int64), to_float32(probs), axis=1)
-        return found
+        stored = np.minimum(right, to_float32(probs[:, -1:]))
+        np.put_along_axis(stored, indices.astype(np.int64), to_float32(probs), axis=1)
+    # Beyond e^50 nothing is refused, and nothing must overflow.
+    share = np.expm1(np.minimum(2.0 * delta / temperature, 50.0)) + _RELATIVE
+    yield "probability", stored, right, right * share + _ABSOLUTE
 
-    def _require(
-        self,
-        batch: Batch,
-        view: int,
-        what: str,
-        stored: NDArray[np.float32],
-        right: NDArray[np.float32],
-        bound: NDArray[np.floating],
-    ) -> float:
-        distance = np.abs(stored - right)
-        # Written so that NaN fails.
-        within = distance <= bound
-        if within.all():
-            return float(distance.max())
-        row = int(np.argmin(within.all(axis=1)))
-        column = int(np.argmax(np.where(within[row], -1.0, distance[row] / bound[row])))
-        name = self._store.attributes.class_names[column]
-        raise StoreError(
-            self._store.path,
-            f"sample {batch.rows[row]}, view {view}: {what} of class '{name}'",
-            expected=f"{right[row, column]:.6g}, which the teacher answers",
-            found=f"{stored[row, column]:.6g}, {distance[row, column] / bound[row, column]:.3g} "
-            "times as far as rounding explains",
-            remedy=self._hint,
-        )
+
+def _require_close(
+    store: SoftLabels,
+    rows: NDArray[np.int64],
+    subject: str,
+    hint: str,
+    stored: NDArray[np.floating],
+    right: NDArray[np.floating],
+    bound: NDArray[np.floating],
+) -> float:
+    """The largest distance, none of which may be beyond its bound."""
+    distance = np.abs(stored - right)
+    # Written so that NaN fails.
+    within = distance <= bound
+    if within.all():
+        return float(distance.max())
+    row = int(np.argmin(within.all(axis=1)))
+    column = int(np.argmax(np.where(within[row], -1.0, distance[row] / bound[row])))
+    raise StoreError(
+        store.path,
+        f"sample {rows[row]}, {subject} of class '{store.attributes.class_names[column]}'",
+        expected=f"{right[row, column]:.6g}, which the teacher answers",
+        found=f"{stored[row, column]:.6g}, {distance[row, column] / bound[row, column]:.3g} "
+        "times as far as rounding explains",
+        remedy=hint,
+    )

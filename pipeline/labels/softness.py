@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ltd_pipe.labels.format import to_float32
-from ltd_pipe.labels.softmax import expand
+from ltd_pipe.labels.format import SPARSE, to_float32
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 # Rows at a time: float32 copies of a few MiB stay in the cache and never fill the memory.
 _BLOCK_ELEMENTS = 2**20
+# Measured for a card: enough for three digits of a mean; of a thousand classes 128 MiB, which
+# takes a second.
+_MAX_ROWS, _MAX_ELEMENTS = 2**16, 2**26
+NUM_BINS = 20
+MAX_TABLE_CLASSES = 20
 
 
 @dataclass(frozen=True)
@@ -43,119 +48,6 @@ class LabelSummary:
     mean_top_probability: float
     disagreement: float | None
     warnings: tuple[str, ...]
-
-
-class Softness:
-    """Sums over soft labels that come in blocks.
-
-    Parameters
-    ----------
-    num_classes : int
-        K.
-    """
-
-    def __init__(self, num_classes: int) -> None:
-        self._num_classes = num_classes
-        self._entropy = self._top = 0.0
-        self._rows = self._known = self._wrong = 0
-
-    def add(self, labels: NDArray[np.integer[Any]], *stored: NDArray[Any]) -> None:
-        """Take some samples.
-
-        Parameters
-        ----------
-        labels : ndarray of shape (n,)
-            Classes; -1 where unknown.
-        stored : ndarray of shape (n, K) or (n, V, K); or two of shape (n, k) or (n, V, k)
-            Probabilities, or the classes and probabilities of a top-k store.
-        """
-        width = stored[-1].shape[-1]
-        columns = [block.reshape(-1, width) for block in stored]
-        truth = np.repeat(labels, len(columns[-1]) // max(len(labels), 1))
-        step = max(_BLOCK_ELEMENTS // width, 1)
-        for at in range(0, len(truth), step):
-            rows = [column[at : at + step] for column in columns]
-            self._add_rows(truth[at : at + step], rows)
-
-    def _add_rows(self, truth: NDArray[np.integer[Any]], rows: list[NDArray[Any]]) -> None:
-        probs, rest, others = to_float32(rows[-1]), np.zeros(len(truth), np.float32), 0
-        if len(rows) == 1:
-            probs /= probs.sum(axis=1, keepdims=True)
-            best = probs.argmax(axis=1)
-        else:
-            # The rest is spread evenly over the classes that are not stored.
-            others = self._num_classes - probs.shape[1]
-            rest = np.maximum(1.0 - probs.sum(axis=1), 0.0) if others else rest
-            total = probs.sum(axis=1) + rest
-            probs /= total[:, None]
-            rest /= total
-            best = rows[0][:, 0]
-        self._entropy -= _p_log_p(probs) + _p_log_p(rest, max(others, 1))
-        self._top += float(probs.max(axis=1).sum(dtype=np.float64))
-        self._wrong += int(((best != truth) & (truth >= 0)).sum())
-        self._known += int((truth >= 0).sum())
-        self._rows += len(truth)
-
-    def summary(self) -> LabelSummary:
-        """What was taken, on average."""
-        if not self._rows:
-            raise ValueError("no soft labels to summarise")
-        mean_top = self._top / self._rows
-        return LabelSummary(
-            mean_entropy=self._entropy / self._rows,
-            mean_top_probability=mean_top,
-            disagreement=self._wrong / self._known if self._known else None,
-            warnings=_warnings(mean_top, self._num_classes),
-        )
-
-
-def _p_log_p(probs: NDArray[np.float32], classes: int = 1) -> float:
-    # Of mass that is spread over so many classes. p log p tends to 0 with p; the clip keeps
-    # log(0) out of the product.
-    return float((probs * np.log(np.maximum(probs / classes, 1e-30))).sum(dtype=np.float64))
-
-
-def summarise(soft: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]) -> LabelSummary:
-    """Summarise soft labels.
-
-    Parameters
-    ----------
-    soft : ndarray of shape (N, K)
-        Rows are distributions.
-    labels : ndarray of shape (N,)
-        Classes; -1 where unknown.
-    """
-    counts = Softness(soft.shape[1])
-    counts.add(labels, soft)
-    return counts.summary()
-
-
-def uniform_below(num_classes: int) -> float:
-    """The mean top probability below which labels are as good as uniform ones."""
-    # Of few classes a half more than chance is a lot.
-    return min(1.5, 1.0 + 0.1 * (num_classes - 1)) / num_classes
-
-
-def _warnings(mean_top: float, num_classes: int) -> tuple[str, ...]:
-    # Either way the student learns nothing from the teacher that it could not have without.
-    cure = "label.temperature, or set it to auto:0.95."
-    found = f"mean top probability {mean_top:.5f} of {num_classes} classes"
-    if mean_top > 0.999:
-        return (f"The soft labels are as good as one-hot ({found}): raise {cure}",)
-    if mean_top < uniform_below(num_classes):
-        return (f"The soft labels are as good as uniform ({found}): lower {cure}",)
-    return ()
-
-
-# --- What soft labels are like in more detail, from a bounded number of evenly spaced rows.
-
-
-# Enough for three digits of a mean; of a thousand classes 128 MiB, which takes a second.
-_MAX_ROWS, _MAX_ELEMENTS = 2**16, 2**26
-# Elements in memory at a time.
-_PASS_ELEMENTS = 2**20
-NUM_BINS = 20
-MAX_TABLE_CLASSES = 20
 
 
 @dataclass(frozen=True)
@@ -202,8 +94,136 @@ class LabelStatistics:
     classes: tuple[ClassStatistics | None, ...]
 
 
+class Softness:
+    """Sums over soft labels that come in blocks.
+
+    Parameters
+    ----------
+    num_classes : int
+        K.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self._num_classes = num_classes
+        self._entropy = self._top = 0.0
+        self._samples = self._rows = self._known = self._wrong = 0
+        self._histogram = np.zeros(NUM_BINS, np.int64)
+        few = num_classes if num_classes <= MAX_TABLE_CLASSES else 0
+        # Of each class: rows, sums of the top and of its own probability, rows that agree.
+        self._classes = np.zeros((few, 4), np.float64)
+
+    def add(self, labels: NDArray[np.integer[Any]], *stored: NDArray[Any]) -> None:
+        """Take some samples.
+
+        Parameters
+        ----------
+        labels : ndarray of shape (n,)
+            Classes; -1 where unknown.
+        stored : ndarray of shape (n, K) or (n, V, K); or two of shape (n, k) or (n, V, k)
+            Probabilities, or the classes and probabilities of a top-k store.
+        """
+        width = stored[-1].shape[-1]
+        columns = [block.reshape(-1, width) for block in stored]
+        truth = np.repeat(labels, len(columns[-1]) // max(len(labels), 1))
+        self._samples += len(labels)
+        step = max(_BLOCK_ELEMENTS // width, 1)
+        for at in range(0, len(truth), step):
+            self._add_rows(truth[at : at + step], [column[at : at + step] for column in columns])
+
+    def _add_rows(self, truth: NDArray[np.integer[Any]], rows: list[NDArray[Any]]) -> None:
+        probs = to_float32(rows[-1])
+        total = probs.sum(axis=1)
+        # Of a top-k row the rest is spread evenly over the classes that are not stored.
+        others = self._num_classes - probs.shape[1]
+        rest = np.maximum(1.0 - total, 0.0) if others else np.zeros(len(total), np.float32)
+        total += rest
+        probs /= total[:, None]
+        rest /= total
+        best = probs.argmax(axis=1) if len(rows) == 1 else rows[0][:, 0]
+        top = probs.max(axis=1)
+        for part, classes in ((probs, 1), (rest, others)):
+            self._entropy -= float(_p_log_p(part, classes).sum(dtype=np.float64))
+        self._top += float(top.sum(dtype=np.float64))
+        self._wrong += int(((best != truth) & (truth >= 0)).sum())
+        self._known += int((truth >= 0).sum())
+        self._rows += len(truth)
+        bins = np.minimum((top * NUM_BINS).astype(np.int64), NUM_BINS - 1)
+        self._histogram += np.bincount(bins, minlength=NUM_BINS)
+        for number in range(len(self._classes)):
+            of = truth == number
+            # A stored probability of the class, or its share of the rest.
+            is_own = np.arange(len(probs[0])) == number if len(rows) == 1 else rows[0][of] == number
+            own = np.where(is_own, probs[of], 0.0).sum(axis=1, dtype=np.float64)
+            if others:
+                own += np.where(is_own.any(axis=1), 0.0, rest[of] / others)
+            agreeing = (best[of] == number).sum()
+            self._classes[number] += of.sum(), top[of].sum(dtype=float), own.sum(), agreeing
+
+    def summary(self) -> LabelSummary:
+        """What was taken, on average."""
+        if not self._rows:
+            raise ValueError("no soft labels to summarise")
+        mean_top = self._top / self._rows
+        return LabelSummary(
+            mean_entropy=self._entropy / self._rows,
+            mean_top_probability=mean_top,
+            disagreement=self._wrong / self._known if self._known else None,
+            warnings=_warnings(mean_top, self._num_classes),
+        )
+
+    def statistics(self) -> LabelStatistics:
+        """What was taken, in more detail."""
+        classes = tuple(
+            ClassStatistics(int(rows), top / rows, own / rows, agreeing / rows) if rows else None
+            for rows, top, own, agreeing in self._classes.tolist()
+        )
+        return LabelStatistics(
+            samples=self._samples,
+            rows=self._rows,
+            summary=self.summary(),
+            histogram=tuple(self._histogram.tolist()),
+            classes=classes if any(classes) else (),
+        )
+
+
+def entropy(probs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Entropy of each row of distributions of shape (n, K), in nats."""
+    found: NDArray[np.float32] = -_p_log_p(probs).sum(axis=1)
+    return found
+
+
+def _p_log_p(probs: NDArray[np.float32], classes: int = 1) -> NDArray[np.float32]:
+    # Of mass that is spread over so many classes. p log p tends to 0 with p; the maximum keeps
+    # log(0) out of the product.
+    return probs * np.log(np.maximum(probs / max(classes, 1), 1e-30))
+
+
+def summarise(soft: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]) -> LabelSummary:
+    """Summarise soft labels of shape (N, K), and classes of shape (N,), -1 where unknown."""
+    counts = Softness(soft.shape[1])
+    counts.add(labels, soft)
+    return counts.summary()
+
+
+def uniform_below(num_classes: int) -> float:
+    """The mean top probability below which labels are as good as uniform ones."""
+    # Of few classes a half more than chance is a lot.
+    return min(1.5, 1.0 + 0.1 * (num_classes - 1)) / num_classes
+
+
+def _warnings(mean_top: float, num_classes: int) -> tuple[str, ...]:
+    # Either way the student learns nothing from the teacher that it could not have without.
+    cure = "label.temperature, or set it to auto:0.95."
+    found = f"mean top probability {mean_top:.5f} of {num_classes} classes"
+    if mean_top > 0.999:
+        return (f"The soft labels are as good as one-hot ({found}): raise {cure}",)
+    if mean_top < uniform_below(num_classes):
+        return (f"The soft labels are as good as uniform ({found}): lower {cure}",)
+    return ()
+
+
 def measure(folder: Path, layouts: Sequence[ArrayLayout]) -> LabelStatistics:
-    """Measure at most 65,536 rows, fewer when they are very wide.
+    """Measure at most 65,536 evenly spaced rows, fewer when they are very wide.
 
     Parameters
     ----------
@@ -213,90 +233,30 @@ def measure(folder: Path, layouts: Sequence[ArrayLayout]) -> LabelStatistics:
         Of its arrays.
     """
     arrays = {layout.name: layout for layout in layouts}
-    sparse = "topk_probs" in arrays
-    names = ("topk_indices", "topk_probs") if sparse else ("soft_labels",)
-    last = arrays[names[-1]]
-    index = _evenly_spaced(last)
-    softness, tally = Softness(last.num_classes), _Tally(last.num_classes)
-    step = max(_PASS_ELEMENTS // int(np.prod(last.row_shape)), 1)
+    names = ("labels", *(SPARSE if "topk_probs" in arrays else ("soft_labels",)))
+    widest = arrays[names[-1]]
+    index, softness = measured_rows(widest), Softness(widest.num_classes)
+    step = max(_BLOCK_ELEMENTS // math.prod(widest.row_shape), 1)
     for at in range(0, len(index), step):
         rows = index[at : at + step]
-        labels, *stored = (_rows_of(folder, arrays[name], rows) for name in ("labels", *names))
+        labels, *stored = (_read_rows(folder, arrays[name], rows) for name in names)
         softness.add(labels, *stored)
-        tally.add(labels, *stored)
-    return LabelStatistics(
-        samples=len(index),
-        rows=len(index) * last.num_views,
-        summary=softness.summary(),
-        histogram=tuple(tally.histogram.tolist()),
-        classes=tally.classes(),
-    )
+    return softness.statistics()
 
 
-def _evenly_spaced(layout: ArrayLayout) -> NDArray[np.int64]:
-    elements = int(np.prod(layout.row_shape))
-    count = min(_MAX_ROWS // layout.num_views, _MAX_ELEMENTS // elements, layout.num_samples)
-    count = max(count, 1)
+def measured_rows(layout: ArrayLayout) -> NDArray[np.int64]:
+    """The rows that `measure` looks at, evenly spaced."""
+    elements = math.prod(layout.row_shape)
+    most = min(_MAX_ROWS // layout.num_views, _MAX_ELEMENTS // elements, layout.num_samples)
+    count = max(most, 1)
     return np.arange(count, dtype=np.int64) * layout.num_samples // count
 
 
-def _rows_of(folder: Path, layout: ArrayLayout, index: NDArray[np.int64]) -> NDArray[Any]:
+def _read_rows(folder: Path, layout: ArrayLayout, index: NDArray[np.int64]) -> NDArray[Any]:
     # Only the pages with these rows are read, whatever the size of the store.
-    def parts() -> Iterator[NDArray[Any]]:
-        chunks = index // layout.rows
-        for chunk in np.unique(chunks).tolist():
-            path = folder / layout.chunk_name(chunk)
-            mapped = np.memmap(path, layout.dtype, mode="r", shape=layout.chunk_shape)
-            yield np.asarray(mapped[index[chunks == chunk] - chunk * layout.rows])
-
-    return np.concatenate([*parts()])
-
-
-class _Tally:
-    # Counts by largest probability, and by class where these are few.
-
-    def __init__(self, num_classes: int) -> None:
-        self._num_classes = num_classes
-        self.histogram = np.zeros(NUM_BINS, np.int64)
-        few = num_classes if num_classes <= MAX_TABLE_CLASSES else 0
-        # Rows, sums of the top and of the own probability, and rows that agree.
-        self._sums = np.zeros((few, 4), np.float64)
-
-    def add(self, labels: NDArray[np.integer[Any]], *stored: NDArray[Any]) -> None:
-        columns = [block.reshape(-1, block.shape[-1]) for block in stored]
-        truth = np.repeat(labels, len(columns[0]) // len(labels))
-        probs = to_float32(columns[-1])
-        total = probs.sum(axis=1)
-        if len(columns) > 1 and probs.shape[1] < self._num_classes:
-            total = np.maximum(total, 1.0)  # the rest is spread
-        top = probs.max(axis=1) / total
-        bins = np.minimum((top * NUM_BINS).astype(np.int64), NUM_BINS - 1)
-        self.histogram += np.bincount(bins, minlength=NUM_BINS)
-        if len(self._sums):
-            dense = expand(columns[0], probs, self._num_classes) if len(columns) > 1 else probs
-            best = columns[0][:, 0] if len(columns) > 1 else probs.argmax(axis=1)
-            self._add_classes(truth, dense / dense.sum(axis=1, keepdims=True), top, best)
-
-    def _add_classes(
-        self,
-        truth: NDArray[np.integer[Any]],
-        dense: NDArray[np.float32],
-        top: NDArray[np.float32],
-        best: NDArray[np.integer[Any]],
-    ) -> None:
-        for number in range(len(self._sums)):
-            of = truth == number
-            self._sums[number] += (
-                of.sum(),
-                top[of].sum(dtype=np.float64),
-                dense[of, number].sum(dtype=np.float64),
-                (best[of] == number).sum(),
-            )
-
-    def classes(self) -> tuple[ClassStatistics | None, ...]:
-        if not self._sums[:, 0].any():
-            return ()
-        return tuple(
-            ClassStatistics(int(rows), top / rows, own / rows, agreeing / rows) if rows else None
-            for rows, top, own, agreeing in self._sums.tolist()
-        )
+    chunks, parts = index // layout.rows, []
+    for chunk in np.unique(chunks).tolist():
+        path = folder / layout.chunk_name(chunk)
+        mapped = np.memmap(path, layout.dtype, mode="r", shape=layout.chunk_shape)
+        parts.append(np.asarray(mapped[index[chunks == chunk] - chunk * layout.rows]))
+    return np.concatenate(parts)

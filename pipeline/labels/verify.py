@@ -12,17 +12,15 @@ import numpy as np
 
 from ltd_pipe.errors import JoinError, StoreError
 from ltd_pipe.images.manifest import fingerprint
-from ltd_pipe.labels.format import row_sum_tolerance
+from ltd_pipe.labels.distributions import require_distributions, row_sum_tolerance
 from ltd_pipe.labels.manifest import StoreFolder, verify_listing
-from ltd_pipe.labels.reader import SoftLabels, parse_chunk, require_distributions, require_padding
+from ltd_pipe.labels.reader import SoftLabels, check_chunk
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from ltd_pipe.labels.join import ImagesLike
-
-__all__ = ["Check", "verify_store"]
 
 # Each holds one chunk of each array.
 _MAX_THREADS = 8
@@ -103,10 +101,14 @@ def _verify_chunk(store: SoftLabels, folder: StoreFolder, chunk: int) -> int:
         file = array.layout.chunk_name(chunk)
         content = folder.map(file, array.layout.file_bytes)
         store.hashes.verify_content(file, content)
-        whole = parse_chunk(folder, array.layout, chunk, content)
-        rows[name] = whole[: array.layout.rows_in(chunk)]
-        fill = array.layout.fill_value
-        require_padding(store.path, file, whole[array.layout.rows_in(chunk) :], fill)
+        count, fill = array.layout.rows_in(chunk), array.layout.fill_value
+        whole = check_chunk(folder, array.layout, chunk, content)
+        rows[name], padding = whole[:count], whole[count:]
+        if not (np.isnan(padding) if fill.dtype.kind == "f" else padding == fill).all():
+            # Something is hidden behind the last row.
+            raise StoreError(
+                store.path, f"{file}: padding", expected=f"the fill value {fill[0]}", found="others"
+            )
     first = chunk * store.arrays["labels"].layout.rows
     require_distributions(store.path, store.attributes, rows, first)
     return len(rows["labels"])

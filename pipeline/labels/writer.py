@@ -1,38 +1,45 @@
-"""Laying out a store's files in a folder that nobody reads yet."""
+"""Writing a soft-label store: rows are staged so that they survive faults, then published whole."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
+import re
 import shutil
+import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import zarr
+from zarr.core.array_spec import ArrayConfig
+from zarr.core.group import ConsolidatedMetadata, GroupMetadata
+from zarr.storage import LocalStore, StorePath
 
 from ltd_pipe.background import Background
 from ltd_pipe.errors import JoinError, MissingError, ParamsError, StateError, StoreError, WriteError
 from ltd_pipe.images.manifest import fingerprint
-from ltd_pipe.labels.card import write_card
+from ltd_pipe.labels.card import CARD, write_card
+from ltd_pipe.labels.distributions import round_logits, round_soft_labels, round_topk
 from ltd_pipe.labels.format import (
     ATTRIBUTE,
+    SPARSE,
     DistanceFacts,
     StoreAttributes,
     StoreFacts,
     TopKFacts,
-    chunk_bytes,
     row_bytes,
-    row_sum_tolerance,
     rows_per_chunk,
-    to_float16,
     to_float32,
-    write_chunk,
 )
 from ltd_pipe.labels.manifest import MANIFEST, StoreFolder, format_manifest
-from ltd_pipe.labels.reader import WHOLE, StoredArray, map_chunk
+from ltd_pipe.labels.reader import StoredArray
 from ltd_pipe.labels.softmax import (
     bisect_temperature,
     largest,
@@ -55,136 +62,135 @@ from ltd_pipe.publish import (
 from ltd_pipe.text import differences
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
+    from typing import TypeAlias
 
     from numpy.typing import NDArray
+    from zarr.core.buffer import Buffer
 
     from ltd_pipe.labels.format import ArrayLayout
-    from ltd_pipe.labels.reader import Part
+
+    # From the number of a chunk to its rows, or to a finished chunk file.
+    ChunkSource: TypeAlias = Callable[[int], Path | NDArray[Any]]
 
 
-# --- What a teacher gives, checked and rounded before it is stored.
+# --- Files as zarr writes them, which also survive a power cut.
 
 
-# float16's, as bits.
-_INFINITY = 0x7C00
-# Rows that are looked at, and how far the sum of probabilities in float16 is from one.
-_LOOKED_AT, _SUM = 64, 0.01
+class DurableStore(LocalStore):
+    """A folder that zarr writes to, in which each file is on disk, and hashed, when it is set.
+
+    Attributes
+    ----------
+    hashes : dict of str to str
+        SHA-256 of each file that was written.
+    """
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.hashes: dict[str, str] = {}
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Write one file."""
+        if key.endswith("zarr.json"):
+            # A text file ends with a line feed.
+            value += value.from_bytes(b"\n")
+        await super().set(key, value)
+        await asyncio.to_thread(self._finish, key, value.as_buffer_like())
+
+    def _finish(self, key: str, content: Any) -> None:
+        self.hashes[key] = hashlib.sha256(content).hexdigest()
+        with (self.root / key).open("rb") as handle:
+            os.fsync(handle.fileno())
+
+    def link(self, source: Path, key: str) -> None:
+        """Give a finished file a second name, or a copy on another file system."""
+        target = self.root / key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copyfile(source, target)
+        with target.open("rb") as handle:
+            os.fsync(handle.fileno())
+        self.hashes[key] = sha256_file(target)
+
+    def array(self, folder: str, layout: ArrayLayout) -> zarr.Array[Any]:
+        """The array whose chunk files lie in `folder`; each of them is written."""
+        config = ArrayConfig.from_dict({"write_empty_chunks": True})
+        return zarr.Array(zarr.AsyncArray(layout.metadata(), StorePath(self, folder), config))
+
+    def write_chunk(self, folder: str, layout: ArrayLayout, chunk: int, rows: NDArray[Any]) -> None:
+        """Write one chunk file so that it is either whole or absent."""
+        first = chunk * layout.rows
+        with writing(self.root / folder):
+            self.array(folder, layout)[first : first + len(rows)] = rows
 
 
-def round_logits(
-    logits: NDArray[np.floating[Any]], first_sample: int, where: Path
-) -> NDArray[np.float16]:
-    """Logits as float16.
+# --- Part 3 of 8: which chunks of a store a process fills.
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of `count` shares of the chunks, equal but for one chunk; `number` is 1 to `count`."""
+
+    number: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """Read `3/8`; anything else is a ParamsError."""
+        match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise ParamsError("--part", "expected one such as 3/8, the third of eight", found=text)
+        return cls(int(match[1]), int(match[2]))
+
+    def split(self, rank: int, ranks: int) -> Part:
+        """The share of one of several processes that fill this part together."""
+        return Part((self.number - 1) * ranks + rank + 1, self.count * ranks)
+
+    def chunks(self, num_chunks: int) -> range:
+        """The chunks of this part; none where there are more parts than chunks."""
+        first, last = (num_chunks * at // self.count for at in (self.number - 1, self.number))
+        return range(first, last)
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+
+WHOLE = Part(1, 1)
+# A chunk has at most 8,192 images.
+_STALL_S = 3600.0
+_LOOK_S = 0.25
+
+
+def wait_for_chunks(absent: Callable[[], list[int]], stall_s: float = _STALL_S) -> None:
+    """Wait until other processes have written all chunks.
 
     Parameters
     ----------
-    logits : ndarray of shape (n, K) or (n, V, K)
-    first_sample : int
-        Index of the first row, for the error.
-    where : Path
-        The draft, for the error.
-
-    Raises
-    ------
-    StoreError
-        When one is NaN, infinite, or beyond float16's 65504, naming the sample.
+    absent : callable
+        Gives the chunks that are not there yet.
+    stall_s : float
+        Seconds without a new chunk after which the others are taken for dead: a StateError.
     """
-    rounded = to_float16(logits)
-    # Of logits not one row is a distribution but by chance.
-    some = np.asarray(logits[:_LOOKED_AT], np.float32)
-    if some.size and (some >= 0).all() and (abs(some.sum(axis=-1) - 1) < _SUM).all():
-        raise StoreError(
-            where,
-            f"sample {first_sample}: the logits are probabilities",
-            found="rows of sum 1 without a negative number",
-            remedy="Give what is before the softmax; of a table, call the array soft_labels.",
-        )
-    # As integers without the sign bit, infinity and NaN are the largest: ten times as fast.
-    if rounded.size and (rounded.view(np.uint16) & 0x7FFF).max() >= _INFINITY:
-        finite = np.isfinite(rounded)
-        row = int(np.argmin(finite.reshape(len(finite), -1).all(axis=1)))
-        raise StoreError(
-            where,
-            f"sample {first_sample + row}: the teacher's logits",
-            expected="finite numbers below 65504, float16's largest",
-            found=logits[row][~finite[row]][0],
-            remedy="Look at that image, and at the teacher's normalisation.",
-        )
-    return rounded
+    missing, since = absent(), time.monotonic()
+    while missing:
+        time.sleep(_LOOK_S)
+        found = absent()
+        if len(found) < len(missing):
+            since = time.monotonic()
+        elif time.monotonic() - since > stall_s:
+            raise StateError(
+                "label",
+                f"no other process has written a chunk for {stall_s:.0f} s",
+                found=f"{len(found)} missing, the first is {found[0]}",
+                remedy="Run it again: what is done is kept.",
+            )
+        missing = found
 
 
-def round_soft_labels(
-    soft_labels: NDArray[np.floating[Any]], first_sample: int, where: Path
-) -> NDArray[np.float16]:
-    """Probabilities as float16, with arguments as in `round_logits`.
-
-    Raises
-    ------
-    StoreError
-        When a row is not a distribution, naming the sample.
-    """
-    rounded = to_float16(soft_labels)
-    stored = to_float32(rounded)
-    totals = stored.sum(axis=-1, dtype=np.float64)
-    tolerance = row_sum_tolerance(soft_labels.shape[-1])
-    # Written so that NaN fails.
-    right = (stored >= 0).all(axis=-1) & (abs(totals - 1.0) <= tolerance)
-    if not right.all():
-        row = _first_wrong(right)
-        raise StoreError(
-            where,
-            f"sample {first_sample + row[0]}: the soft label is no distribution",
-            expected=f"probabilities whose sum is 1 ± {tolerance:.1g}",
-            found=f"lowest {stored[row].min()}, sum {totals[row]:.6f}",
-            # Also by a rounding: what is too far for that may be logits.
-            remedy="" if abs(totals[row] - 1) < _SUM else "If these are logits, call them so.",
-        )
-    # Without the sign of -0.0, which readers take for a negative number.
-    return np.abs(rounded)
-
-
-def round_topk(
-    indices: NDArray[np.integer[Any]],
-    probs: NDArray[np.floating[Any]],
-    num_classes: int,
-    first_sample: int,
-    where: Path,
-) -> tuple[NDArray[np.integer[Any]], NDArray[np.float16]]:
-    """Classes and probabilities of shape (n, k) or (n, V, k), by falling probability.
-
-    Raises
-    ------
-    StoreError
-        When a class does not exist or comes twice in a row, a probability is negative or not
-        finite, or their sum is above one, naming the sample.
-    """
-    rounded = to_float16(probs)
-    order = np.argsort(-to_float32(rounded), axis=-1, kind="stable")
-    indices = np.take_along_axis(indices, order, axis=-1)
-    rounded = np.abs(np.take_along_axis(rounded, order, axis=-1))
-    classes = np.sort(indices, axis=-1)
-    totals = to_float32(rounded).sum(axis=-1, dtype=np.float64)
-    right = (classes[..., 0] >= 0) & (classes[..., -1] < num_classes)
-    right &= (np.diff(classes.astype(np.int64), axis=-1) > 0).all(axis=-1)
-    right &= (probs >= 0).all(axis=-1) & (totals <= 1.0 + row_sum_tolerance(num_classes))
-    if not right.all():
-        row = _first_wrong(right)
-        raise StoreError(
-            where,
-            f"sample {first_sample + row[0]}: the soft label is no distribution",
-            expected=f"different classes below {num_classes}, probabilities of sum at most 1",
-            found=f"classes {classes[row][0]} to {classes[row][-1]}, sum {totals[row]:.6f}",
-        )
-    return indices, rounded
-
-
-def _first_wrong(right: NDArray[np.bool_]) -> tuple[int, ...]:
-    # Sample, and view where there are several.
-    return tuple(int(axis[0]) for axis in np.nonzero(~right))
-
-
-# --- A store in the making: rows become durable chunk by chunk and survive an interruption.
+# --- Rows become durable chunk by chunk and survive an interruption.
 
 
 _KEY = "draft.json"
@@ -192,11 +198,11 @@ _KEY = "draft.json"
 _BEHIND = 2
 
 
-class Draft:
+class StagedColumns:
     """Columns of equal length in a folder of their own, whose rows are taken in order.
 
     Chunks are written behind the caller. Which ones are there is told by the files alone: any
-    number of processes may fill different chunks of one draft, and know nothing of each other.
+    number of processes may fill different chunks of one folder, and know nothing of each other.
 
     Parameters
     ----------
@@ -206,13 +212,13 @@ class Draft:
         Plain values that decide the content; a folder of another key is refused.
     columns : dict of str to ArrayLayout
         All with the same rows per chunk.
-    chunks : range, optional
-        Those to fill; all by default.
+    chunks : range
+        Those to fill.
 
     Raises
     ------
     StateError
-        When the folder holds another draft.
+        When the folder holds the columns of another key.
     WriteError
         When the disk cannot hold what is missing.
     """
@@ -222,18 +228,21 @@ class Draft:
         path: Path,
         key: Mapping[str, Any],
         columns: Mapping[str, ArrayLayout],
-        chunks: range | None = None,
+        chunks: range,
     ) -> None:
         self.path, self.columns = path, dict(columns)
-        self._any = next(iter(columns.values()))
-        self._chunks = range(self._any.num_chunks) if chunks is None else chunks
-        self._claim(key)
-        self._missing = [chunk for chunk in self._chunks if not self._is_whole(chunk)]
+        self._layout = columns["labels"]
+        self._claim(json.loads(json.dumps(key)))
+        self._files = DurableStore(path)
+        missing = [chunk for chunk in chunks if not self._is_whole(chunk)]
         size = sum(layout.file_bytes for layout in columns.values())
-        require_free(path, len(self._missing) * size)
-        self._order = self._rows_of(self._missing)
+        require_free(path, len(missing) * size)
+        rows = [
+            chunk * self._layout.rows + np.arange(self._layout.rows_in(chunk)) for chunk in missing
+        ]
+        self._order = np.concatenate([np.arange(0), *rows])
         self._taken = self._filled = 0
-        self._pending = self._buffers()
+        self._buffers = self._new_buffers()
         self._behind = Background(threads=_BEHIND, waiting=_BEHIND)
 
     def _claim(self, key: Mapping[str, Any]) -> None:
@@ -242,10 +251,14 @@ class Draft:
             beside = self.path / f".{_KEY}.{os.getpid()}-{os.urandom(4).hex()}"
             write_json(beside, key)
             with writing(self.path / _KEY):
-                _name(beside, self.path / _KEY)
-        self._require_key(json.loads(json.dumps(key)))
-
-    def _require_key(self, key: Mapping[str, Any]) -> None:
+                try:
+                    os.link(beside, self.path / _KEY)
+                except FileExistsError:
+                    pass
+                except OSError:
+                    # A file system without hard links.
+                    beside.replace(self.path / _KEY)
+                beside.unlink(missing_ok=True)
         remedy = f"Remove the folder {self.path} to start again."
         try:
             found = json.loads((self.path / _KEY).read_text(encoding="utf-8"))
@@ -263,22 +276,14 @@ class Draft:
     def _is_whole(self, chunk: int) -> bool:
         # By their checksums, since a power cut can leave blocks of zeros.
         try:
-            for name, layout in self.columns.items():
-                map_chunk(StoreFolder(self.path / name), layout, chunk)
+            for name in self.columns:
+                self.column(name, partial=True).chunk(chunk)
         except (StoreError, MissingError):
             return False
         return True
 
-    def _rows_of(self, chunks: list[int]) -> NDArray[np.int64]:
-        rows = self._any.rows
-        parts = [np.arange(at * rows, at * rows + self._any.rows_in(at)) for at in chunks]
-        return np.concatenate(parts) if parts else np.arange(0)
-
-    def _buffers(self) -> dict[str, NDArray[Any]]:
-        return {
-            name: np.empty(layout.chunk_shape, layout.dtype)
-            for name, layout in self.columns.items()
-        }
+    def _new_buffers(self) -> dict[str, NDArray[Any]]:
+        return {name: np.empty(it.chunk_shape, it.dtype) for name, it in self.columns.items()}
 
     @property
     def rows_left(self) -> NDArray[np.int64]:
@@ -286,13 +291,7 @@ class Draft:
         return self._order[self._taken :]
 
     def flush(self) -> None:
-        """Wait until all whole chunks are on disk.
-
-        Raises
-        ------
-        WriteError
-            When one could not be written.
-        """
+        """Wait until all whole chunks are on disk, or raise the WriteError of one that is not."""
         self._behind.finish()
 
     def append(self, rows: Mapping[str, NDArray[Any]]) -> None:
@@ -303,22 +302,22 @@ class Draft:
         WriteError
             When an earlier chunk could not be written.
         """
-        done, count = 0, len(next(iter(rows.values())))
+        done, count = 0, len(rows["labels"])
         while done < count:
-            chunk = int(self._order[self._taken]) // self._any.rows
-            room = self._any.rows_in(chunk) - self._filled
+            chunk = int(self._order[self._taken]) // self._layout.rows
+            room = self._layout.rows_in(chunk) - self._filled
             step = min(room, count - done)
-            for name, buffer in self._pending.items():
+            for name, buffer in self._buffers.items():
                 buffer[self._filled : self._filled + step] = rows[name][done : done + step]
             done, self._filled, self._taken = done + step, self._filled + step, self._taken + step
             if step == room:
-                self._behind.do(self._write, chunk, self._pending, self._filled)
-                self._pending, self._filled = self._buffers(), 0
+                self._behind.do(self._write, chunk, self._buffers, self._filled)
+                self._buffers, self._filled = self._new_buffers(), 0
 
-    def _write(self, chunk: int, columns: Mapping[str, NDArray[Any]], count: int) -> None:
+    def _write(self, chunk: int, buffers: Mapping[str, NDArray[Any]], count: int) -> None:
         for name, layout in self.columns.items():
-            rows = columns[name][:count]
-            write_chunk(self.path / name, layout, chunk, rows, flush_name=False)
+            folder = f"{name}/{layout.name}"
+            self._files.write_chunk(folder, layout, chunk, buffers[name][:count])
 
     def absent(self, chunks: range) -> list[int]:
         """Which chunks lack a file; the bytes are not read."""
@@ -328,33 +327,20 @@ class Draft:
             if not all(self.chunk_path(name, chunk).exists() for name in self.columns)
         ]
 
-    def column(self, name: str) -> StoredArray:
-        """A finished column, to read."""
-        return StoredArray(StoreFolder(self.path / name), self.columns[name])
+    def column(self, name: str, *, partial: bool = False) -> StoredArray:
+        """A column to read, whole or as far as it is there."""
+        return StoredArray(StoreFolder(self.path / name), self.columns[name], partial=partial)
 
     def chunk_path(self, name: str, chunk: int) -> Path:
         """The file of one chunk."""
         return self.path / name / self.columns[name].chunk_name(chunk)
 
 
-def _name(beside: Path, target: Path) -> None:
-    try:
-        os.link(beside, target)
-    except FileExistsError:
-        pass
-    except OSError:
-        # A file system without hard links.
-        beside.replace(target)
-    beside.unlink(missing_ok=True)
+# --- Staging a teacher's answers, and publishing them as a store.
 
 
-# --- Writing a soft-label store: into a state folder that survives faults, then published whole.
-
-
-_SPARSE = ("topk_indices", "topk_probs")
 # Chunks that are softened, hashed and written at the same time.
 _THREADS = 4
-_STORE_FILES = ("zarr.json", MANIFEST)
 
 
 class StoreWriter:
@@ -390,12 +376,12 @@ class StoreWriter:
         The chunks to fill. Several writers may fill different parts of one state folder at a
         time, and one of the whole publishes them.
     context : dict, optional
-        What else decides the answers, as plain values: a draft of another context is refused.
+        What else decides the answers, as plain values: a state of another context is refused.
 
     Raises
     ------
     StateError
-        When the folder holds the draft of other labels.
+        When the folder holds other labels.
     WriteError
         When the disk cannot hold the labels.
     """
@@ -429,30 +415,27 @@ class StoreWriter:
         if top_k and source == "logits" and temperature is None:
             raise ValueError("a top-k store from logits needs its temperature")
         self.state, self.facts = state, facts
-        self._keep_logits, self._source = keep_logits, source
+        self._keep_logits, self._source, self._part = keep_logits, source, part
         self._top_k, self._temperature = top_k, temperature
-        self._row_shape = facts.layout("logits").row_shape
         self._teachers = [f"logits-{number}" for number in range(max(len(facts.teachers), 1))]
         # One chunk of few samples needs no padding.
         self._rows = min(rows or rows_per_chunk(row_bytes(facts, top_k)), facts.num_samples)
-        # Without the temperature: labels at another one are derived from the same draft.
+        # Without the temperature: labels at another one are derived from the same logits.
         key: dict[str, Any] = {"facts": facts.decides, "source": source, "rows": self._rows}
         if top_k:
             key |= {"top_k": top_k, "temperature": temperature}
         if context:
             key |= {"context": dict(context)}
-        columns = self._columns()
+        names = {"labels": "labels", "sample_hash": "sample_hash"}
+        if top_k:
+            names |= {name: name for name in (*SPARSE, "topk_distance")}
+        elif source == "soft_labels":
+            names |= {"soft_labels": "soft_labels"}
+        else:
+            names |= dict.fromkeys(self._teachers, "logits")
+        columns = {column: self._layout(name) for column, name in names.items()}
         self._num_chunks = columns["labels"].num_chunks
-        self._part = part
-        self._draft = Draft(state, key, columns, part.chunks(self._num_chunks))
-
-    def _columns(self) -> dict[str, ArrayLayout]:
-        columns = {name: self._layout(name) for name in ("labels", "sample_hash")}
-        if self._top_k:
-            return columns | {name: self._layout(name) for name in (*_SPARSE, "topk_distance")}
-        if self._source == "soft_labels":
-            return columns | {"soft_labels": self._layout("soft_labels")}
-        return columns | {name: self._layout("logits") for name in self._teachers}
+        self._staged = StagedColumns(state, key, columns, part.chunks(self._num_chunks))
 
     def _layout(self, name: str) -> ArrayLayout:
         return self.facts.layout(name, self._rows, self._top_k)
@@ -460,21 +443,15 @@ class StoreWriter:
     @property
     def rows_left(self) -> NDArray[np.int64]:
         """The samples to append, in this order; what is whole on disk is not asked for again."""
-        return self._draft.rows_left
+        return self._staged.rows_left
 
     def absent_chunks(self, part: Part = WHOLE) -> list[int]:
         """Chunks of any part that have no file yet; the bytes of the others are not read."""
-        return self._draft.absent(part.chunks(self._num_chunks))
+        return self._staged.absent(part.chunks(self._num_chunks))
 
     def flush(self) -> None:
-        """Wait until all whole chunks are on disk; they are written behind the caller.
-
-        Raises
-        ------
-        WriteError
-            When the disk refused one.
-        """
-        self._draft.flush()
+        """Wait until all whole chunks are on disk; they are written behind the caller."""
+        self._staged.flush()
 
     def append(
         self,
@@ -502,11 +479,12 @@ class StoreWriter:
         WriteError
             When the disk refused an earlier chunk; what was written before is kept.
         """
-        first = self._next(len(labels))
-        shape = (len(labels), *self._row_shape)
+        first = self._first_of(labels, sample_hash)
+        shape = (len(labels), *self.facts.layout("logits").row_shape)
         stacked = answers[None] if answers.shape == shape else answers
         if stacked.shape != (len(self._teachers), *shape):
             raise ValueError(f"expected answers of shape {shape}, found {answers.shape}")
+        rows: dict[str, NDArray[Any]]
         if self._source == "soft_labels":
             rows = {"soft_labels": round_soft_labels(stacked[0], first, self.state)}
         else:
@@ -515,8 +493,14 @@ class StoreWriter:
                 for name, logits in zip(self._teachers, stacked, strict=True)
             }
         if self._top_k:
-            rows = self._largest(stacked)
-        self._append(rows, labels, sample_hash)
+            soft = to_float32(stacked[0])
+            if self._source == "logits":
+                assert self._temperature is not None  # noqa: S101
+                soft = mean_softened([*stacked], self._temperature)
+            indices, probs = largest(soft, self._top_k)
+            distance = total_variation(soft, indices, probs)
+            rows = {"topk_indices": indices, "topk_probs": probs, "topk_distance": distance}
+        self._staged.append({"labels": labels, "sample_hash": sample_hash, **rows})
 
     def append_topk(
         self,
@@ -537,51 +521,34 @@ class StoreWriter:
         shape = (len(labels), *self._layout("topk_probs").row_shape)
         if not self._top_k or indices.shape != shape or probs.shape != shape:
             raise ValueError(f"expected {shape}, found {indices.shape} and {probs.shape}")
-        first = self._next(len(labels))
+        first = self._first_of(labels, sample_hash)
         classes, rounded = round_topk(indices, probs, self.facts.num_classes, first, self.state)
-        unknown = np.full(shape[:-1], np.nan, np.float32)
-        rows = {"topk_indices": classes, "topk_probs": rounded, "topk_distance": unknown}
-        self._append(rows, labels, sample_hash)
+        rows = {"topk_indices": classes, "topk_probs": rounded}
+        rows["topk_distance"] = np.full(shape[:-1], np.nan, np.float32)
+        self._staged.append({"labels": labels, "sample_hash": sample_hash, **rows})
 
-    def _largest(self, stacked: NDArray[np.floating[Any]]) -> dict[str, NDArray[Any]]:
-        assert self._top_k is not None  # noqa: S101
-        soft = to_float32(stacked[0])
-        if self._source == "logits":
-            assert self._temperature is not None  # noqa: S101
-            soft = mean_softened([*stacked], self._temperature)
-        indices, probs = largest(soft, self._top_k)
-        distance = total_variation(soft, indices, probs)
-        return {"topk_indices": indices, "topk_probs": probs, "topk_distance": distance}
-
-    def _next(self, count: int) -> int:
+    def _first_of(self, labels: NDArray[np.integer[Any]], sample_hash: NDArray[np.uint64]) -> int:
+        """The first of the samples that are appended next, which must follow each other."""
+        count = len(labels)
+        if sample_hash.shape != labels.shape:
+            raise ValueError(f"{count} labels and {len(sample_hash)} sample hashes")
         samples = self.rows_left[:count]
         if len(samples) < count:
-            raise ValueError(f"{count} samples, and the draft lacks {len(samples)}")
+            raise ValueError(f"{count} samples, and only {len(samples)} are missing")
         first, last = (int(samples[0]), int(samples[-1])) if count else (0, -1)
         if last - first != count - 1:
             raise ValueError(f"between samples {first} and {last} are some that are not missing")
         return first
 
-    def _append(
-        self,
-        rows: dict[str, NDArray[Any]],
-        labels: NDArray[np.integer[Any]],
-        sample_hash: NDArray[np.uint64],
-    ) -> None:
-        if sample_hash.shape != labels.shape:
-            raise ValueError(f"{len(labels)} labels and {len(sample_hash)} sample hashes")
-        self._draft.append({"labels": labels, "sample_hash": sample_hash, **rows})
-
     def solve_temperature(self, target_top_probability: float) -> float:
         """The temperature for `publish`, from all samples; see `softmax.solve_temperature`."""
         self._require_complete()
-        columns = [self._draft.column(name) for name in self._teachers]
+        columns = [self._staged.column(name) for name in self._teachers]
 
         def mean_top(temperature: float) -> float:
-            chunks = range(columns[0].layout.num_chunks)
             total = sum(
                 top_probability([column.chunk(chunk) for column in columns], temperature)
-                for chunk in chunks
+                for chunk in range(self._num_chunks)
             )
             return total / (self.facts.num_samples * self.facts.views.count)
 
@@ -590,11 +557,11 @@ class StoreWriter:
     def answered(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
         """For each teacher the ground truth and its answer for each sample's first view."""
         self._require_complete()
-        labels = self._draft.column("labels").read()
+        labels = self._staged.column("labels").read()
         for name in ["topk_indices"] if self._top_k else self._teachers:
-            column = self._draft.column(name)
+            column = self._staged.column(name)
             parts = []
-            for chunk in range(column.layout.num_chunks):
+            for chunk in range(self._num_chunks):
                 rows = column.chunk(chunk)
                 rows = rows.reshape(len(rows), -1, rows.shape[-1])[:, 0]
                 parts.append(rows[:, 0] if self._top_k else rows.argmax(axis=1))
@@ -629,7 +596,7 @@ class StoreWriter:
         Raises
         ------
         WriteError
-            When the target exists, or the disk refuses. The draft is kept.
+            When the target exists, or the disk refuses. The state is kept.
         StoreError
             When samples are missing.
         JoinError
@@ -645,44 +612,38 @@ class StoreWriter:
         self._require_fingerprint()
         beside = target.with_name(f".{target.name}.part")
         shutil.rmtree(beside, ignore_errors=True)
-        identity = build_store(
-            beside,
-            lambda: self._attributes(temperature),
-            self._sources(temperature),
-            progress,
-            _THREADS,
+        attributes = StoreAttributes(
+            **{name: getattr(self.facts, name) for name in StoreFacts.model_fields},
+            temperature=temperature,
+            top_k=self._topk_facts(),
         )
+        sources = self._sources(temperature)
+        identity = build_store(beside, lambda: attributes, sources, progress, _THREADS)
         replace_tree(beside, target)
         remove_state(self.state)
         return identity
 
-    def _sources(
-        self, temperature: float
-    ) -> dict[ArrayLayout, Callable[[int], Path | NDArray[Any]]]:
-        names = {"labels": "labels", "sample_hash": "sample_hash"}
-        names |= {name: name for name in (_SPARSE if self._top_k else ("soft_labels",))}
+    def _sources(self, temperature: float) -> dict[ArrayLayout, ChunkSource]:
+        columns = {name: name for name in ("labels", "sample_hash")}
+        columns |= {name: name for name in (SPARSE if self._top_k else ("soft_labels",))}
         if self._keep_logits:
-            names["logits"] = self._teachers[0]
-        sources: dict[ArrayLayout, Callable[[int], Path | NDArray[Any]]] = {
-            self._layout(name): partial(self._draft.chunk_path, column)
-            for name, column in names.items()
+            columns["logits"] = self._teachers[0]
+        sources: dict[ArrayLayout, ChunkSource] = {
+            self._layout(name): partial(self._staged.chunk_path, column)
+            for name, column in columns.items()
         }
         if self._source == "logits" and not self._top_k:
-            teachers = [self._draft.column(name) for name in self._teachers]
+            teachers = [self._staged.column(name) for name in self._teachers]
             # From the logits as they are stored, so that one can be checked against the other.
             sources[self._layout("soft_labels")] = lambda chunk: softened_half(
                 [teacher.chunk(chunk) for teacher in teachers], temperature
             )
         return sources
 
-    def _attributes(self, temperature: float) -> StoreAttributes:
-        facts = {name: getattr(self.facts, name) for name in StoreFacts.model_fields}
-        return StoreAttributes(**facts, temperature=temperature, top_k=self._topk_facts())
-
     def _topk_facts(self) -> TopKFacts | None:
         if self._top_k is None:
             return None
-        distances = self._draft.column("topk_distance").read()
+        distances = self._staged.column("topk_distance").read()
         if np.isnan(distances).any():
             return TopKFacts(k=self._top_k)
         mean, worst = distances.mean(dtype=float), distances.max()
@@ -702,7 +663,7 @@ class StoreWriter:
             )
 
     def _require_fingerprint(self) -> None:
-        labels, hashes = (self._draft.column(name).read() for name in ("labels", "sample_hash"))
+        labels, hashes = (self._staged.column(name).read() for name in ("labels", "sample_hash"))
         found = fingerprint(self.facts.class_names, labels, hashes)
         if found != self.facts.dataset.fingerprint:
             raise JoinError(
@@ -729,7 +690,7 @@ def require_replaceable(target: Path, *, replace: bool) -> None:
         raise WriteError(
             target, "exists already", remedy="Pass --force to replace it, or another --out."
         )
-    if target.is_symlink() or not all((target / name).is_file() for name in _STORE_FILES):
+    if target.is_symlink() or not all((target / it).is_file() for it in ("zarr.json", MANIFEST)):
         raise WriteError(
             target,
             "is no soft-label store, and --force replaces stores only",
@@ -772,20 +733,14 @@ def write_store(
     return writer.publish(target, attributes.temperature, replace=replace)
 
 
-# --- Laying out a store's files in a folder that nobody reads yet.
-
-
-_COPIED_BYTES = 2**20
-
-
 def build_store(
     folder: Path,
     attributes: Callable[[], StoreAttributes],
-    sources: Mapping[ArrayLayout, Callable[[int], Path | NDArray[Any]]],
+    sources: Mapping[ArrayLayout, ChunkSource],
     progress: Callable[[int], None] | None = None,
     threads: int = 1,
 ) -> str:
-    """Lay out all files of a store.
+    """Lay out all files of a store in a folder that nobody reads yet.
 
     Parameters
     ----------
@@ -807,96 +762,35 @@ def build_store(
     str
         The store's identity.
     """
-    layout, hashes = next(iter(sources)), dict[str, str]()
-    chunks, build = range(layout.num_chunks), partial(_build_chunk, folder, sources)
+    store, layout = DurableStore(folder), next(iter(sources))
+
+    def build(chunk: int) -> int:
+        for array, source in sources.items():
+            content = source(chunk)
+            if isinstance(content, Path):
+                with writing(folder / array.chunk_name(chunk)):
+                    store.link(content, array.chunk_name(chunk))
+            else:
+                store.write_chunk(array.name, array, chunk, content)
+        return layout.rows_in(chunk)
+
+    chunks = range(layout.num_chunks)
     with ThreadPoolExecutor(threads, thread_name_prefix="build") as pool:
         try:
-            for chunk, found in enumerate((map if threads == 1 else pool.map)(build, chunks)):
-                hashes |= found
+            for rows in (map if threads == 1 else pool.map)(build, chunks):
                 if progress is not None:
-                    progress(layout.rows_in(chunk))
+                    progress(rows)
         finally:
             # After an error no further chunk begins.
             pool.shutdown(cancel_futures=True)
-    known, layouts = attributes(), list(sources)
-    _write_metadata(folder, known, layouts)
-    write_card(folder, known, layouts)
-    identity = _write_manifest(folder, hashes)
+    known = attributes()
+    arrays = {array.name: array.metadata() for array in sources}
+    consolidated = ConsolidatedMetadata(metadata={**arrays})
+    group = GroupMetadata({ATTRIBUTE: known.to_json()}, consolidated_metadata=consolidated)
+    with writing(folder):
+        deque(zarr.create_hierarchy(store=store, nodes={"": group, **arrays}), maxlen=0)
+    write_card(folder, known, [*sources])
+    hashes = store.hashes | {CARD: sha256_file(folder / CARD)}
+    write_text(folder / MANIFEST, format_manifest(hashes))
     flush_tree(folder)
-    return identity
-
-
-def _build_chunk(
-    folder: Path,
-    sources: Mapping[ArrayLayout, Callable[[int], Path | NDArray[Any]]],
-    chunk: int,
-) -> dict[str, str]:
-    # SHA-256 by file name.
-    hashes = {}
-    for array, source in sources.items():
-        name, content = array.chunk_name(chunk), source(chunk)
-        with writing(folder / name):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(content, Path):
-                _link(content, folder / name)
-                hashes[name] = sha256_file(folder / name)
-            else:
-                hashes[name] = _write(folder / name, *chunk_bytes(array, content))
-    return hashes
-
-
-def _write(target: Path, *parts: memoryview | bytes) -> str:
-    # Under its own name at once: nobody looks into this folder before it is finished.
-    digest = hashlib.sha256()
-    with target.open("wb") as handle:
-        for part in parts:
-            handle.write(part)
-            digest.update(part)
-        handle.flush()
-        os.fsync(handle.fileno())
-    return digest.hexdigest()
-
-
-def _write_metadata(
-    folder: Path, attributes: StoreAttributes, layouts: Sequence[ArrayLayout]
-) -> None:
-    # Of the group, with consolidated metadata, and of each array.
-    arrays = {layout.name: layout.to_json() for layout in sorted(layouts, key=lambda a: a.name)}
-    group = {
-        "attributes": {ATTRIBUTE: attributes.to_json()},
-        "zarr_format": 3,
-        "consolidated_metadata": {
-            "kind": "inline",
-            "must_understand": False,
-            "metadata": arrays,
-        },
-        "node_type": "group",
-    }
-    for name, metadata in arrays.items():
-        _write_json(folder / name / "zarr.json", metadata)
-    _write_json(folder / "zarr.json", group)
-
-
-def _write_json(target: Path, content: Any) -> None:
-    # ASCII, so that no reader's locale matters.
-    write_text(target, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=True) + "\n")
-
-
-def _link(source: Path, target: Path) -> None:
-    # A second name, or a copy on another file system: the draft stays whole, so that an
-    # interrupted publication is simply done again.
-    try:
-        os.link(source, target)
-    except OSError:
-        with source.open("rb") as content, target.open("wb") as handle:
-            shutil.copyfileobj(content, handle, _COPIED_BYTES)
-            handle.flush()
-            os.fsync(handle.fileno())
-
-
-def _write_manifest(folder: Path, hashes: Mapping[str, str]) -> str:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    names = [path.relative_to(folder).as_posix() for path in files]
-    listed = {name: hashes.get(name) or sha256_file(folder / name) for name in names}
-    write_text(folder / MANIFEST, format_manifest(listed))
     return sha256_file(folder / MANIFEST)

@@ -399,10 +399,10 @@ BOUNDS += [((70_000, 4096, 1), 16_384), ((5, 2**24, 1), 4), ((5, 2**24, 100), 1)
 def test_rows_and_elements_are_bounded(size, samples):
     """65,536 rows, fewer when they are wide, one sample at least."""
     from ltd_pipe.labels.format import ArrayLayout
-    from ltd_pipe.labels.softness import _evenly_spaced
+    from ltd_pipe.labels.softness import measured_rows
 
     num_samples, num_classes, views = size
-    index = _evenly_spaced(ArrayLayout("soft_labels", num_samples, num_classes, 100, views))
+    index = measured_rows(ArrayLayout("soft_labels", num_samples, num_classes, 100, views))
     assert len(index) == len(set(index.tolist())) == samples
     assert index.max() < num_samples
 

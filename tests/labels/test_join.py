@@ -9,7 +9,6 @@ from made_answers import attributes
 from ltd_pipe.errors import JoinError, StoreError
 from ltd_pipe.labels import SoftLabels
 from ltd_pipe.labels.format import LabellingFacts
-from ltd_pipe.labels.join import require_classes, require_shape
 
 
 @pytest.fixture
@@ -55,14 +54,17 @@ SEEN = LabellingFacts(image_shape=(3, 32, 24))
         (LabellingFacts(precision="float32"), 1, (3, 24, 32), False, False),
     ],
 )
-def test_images_of_another_shape_do_not_join(making, labelling, views, shape, any_size, refused):
+def test_images_of_another_shape_do_not_join(
+    making, tmp_path, labelling, views, shape, any_size, refused
+):
     """Where the store says what the teacher saw; views never do."""
-    known = making(views=views).attributes.model_copy(update={"labelling": labelling})
+    store = SoftLabels.open(making(views=views).write(tmp_path / "x.zarr"))
+    store.attributes = store.attributes.model_copy(update={"labelling": labelling})
     if not refused:
-        require_shape("x.zarr", known, shape, "train.beton", any_size=any_size)
+        store.require_shape(shape, "train.beton", any_size=any_size)
         return
     with pytest.raises(JoinError) as error:
-        require_shape("x.zarr", known, shape, "train.beton", any_size=any_size)
+        store.require_shape(shape, "train.beton", any_size=any_size)
     assert error.value.expected == "3×32×24, as the teacher saw them"
     assert error.value.found == f"{'×'.join(map(str, shape))} in train.beton"
     assert ("any_size" in error.value.remedy) == (views == 1)
@@ -128,10 +130,10 @@ def test_other_data_are_refused_before_the_work(answers, labels, change, message
 def test_class_names_may_differ_in_their_form_in_unicode(answers, labels):
     """One letter or two for é; where names only look the same, the message has code points."""
     names = ("Caf\u00e9", "bee", "c\u0430t")
-    theirs = labels.attributes.model_copy(update={"class_names": names})
-    require_classes("x", theirs, ("Cafe\u0301", "bee", "c\u0430t"), "y")
+    labels.attributes = labels.attributes.model_copy(update={"class_names": names})
+    labels.require_classes(("Cafe\u0301", "bee", "c\u0430t"), "y")
     with pytest.raises(JoinError) as caught:
-        require_classes("x", theirs, ("Cafe\u0301", "bee", "cat"), "y")
+        labels.require_classes(("Cafe\u0301", "bee", "cat"), "y")
     assert r"c\u0430t" in caught.value.expected
 
 

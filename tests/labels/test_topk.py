@@ -175,21 +175,21 @@ def test_ranks_that_somebody_else_chose_are_stored(answers, tmp_path):
 
 
 WRONG_RANKS = {
-    "class twice": ([[1, 1]], [[0.5, 0.25]]),
-    "no such class": ([[0, 3]], [[0.5, 0.25]]),
-    "negative class": ([[0, -1]], [[0.5, 0.25]]),
-    "too much": ([[0, 1]], [[0.75, 0.5]]),
-    "negative": ([[0, 1]], [[0.75, -0.5]]),
-    "not a number": ([[0, 1]], [[0.75, np.nan]]),
+    "class twice": ([[1, 1]], [[0.5, 0.25]], "a class twice"),
+    "no such class": ([[0, 3]], [[0.5, 0.25]], "topk_indices: .*found 3"),
+    "negative class": ([[0, -1]], [[0.5, 0.25]], "topk_indices: .*found -1"),
+    "too much": ([[0, 1]], [[0.75, 0.5]], "the soft label is no distribution"),
+    "negative": ([[0, 1]], [[0.75, -0.5]], "topk_probs: .*found -0.5"),
+    "not a number": ([[0, 1]], [[0.75, np.nan]], "topk_probs: .*found nan"),
 }
 
 
-@pytest.mark.parametrize(("indices", "probs"), WRONG_RANKS.values(), ids=WRONG_RANKS)
-def test_ranks_that_are_no_distribution_are_refused(answers, tmp_path, indices, probs):
+@pytest.mark.parametrize(("indices", "probs", "fault"), WRONG_RANKS.values(), ids=WRONG_RANKS)
+def test_ranks_that_are_no_distribution_are_refused(answers, tmp_path, indices, probs, fault):
     """Each is one StoreError that names the sample."""
     writer = open_sparse(tmp_path / "state", answers)
     good = largest(soften(answers.logits[:3], 2.0), 2)
     classes = np.concatenate([good[0], indices])
     numbers = np.concatenate([good[1], np.float16(probs)])
-    with pytest.raises(StoreError, match="sample 3: the soft label is no distribution"):
+    with pytest.raises(StoreError, match=f"sample 3: {fault}"):
         writer.append_topk(classes, numbers, answers.labels[:4], answers.sample_hash[:4])

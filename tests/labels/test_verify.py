@@ -8,9 +8,9 @@ import pytest
 
 from ltd_pipe.errors import JoinError, StoreError
 from ltd_pipe.labels import SoftLabels
-from ltd_pipe.labels.format import write_chunk
 from ltd_pipe.labels.softmax import soften
 from ltd_pipe.labels.verify import verify_store
+from ltd_pipe.labels.writer import DurableStore
 
 
 def names(checks, *, done):
@@ -157,7 +157,7 @@ def rewrite(store, name, change, resign):
     for chunk in range(array.layout.num_chunks):
         rows = array.chunk(chunk).copy()
         change(rows)
-        write_chunk(store, array.layout, chunk, rows)
+        DurableStore(store).write_chunk(name, array.layout, chunk, rows)
     resign(store)
 
 

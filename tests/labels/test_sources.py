@@ -18,7 +18,7 @@ from ltd_pipe.errors import DataError, JoinError
 from ltd_pipe.images.manifest import sample_hash
 from ltd_pipe.images.sources import open_source
 from ltd_pipe.labels import SoftLabelDataset, SoftLabels
-from ltd_pipe.labels.originals import find_originals
+from ltd_pipe.labels.sources import find_source
 from ltd_pipe.params import PrepareParams
 
 # ImageDataset leaves closing to the garbage collector.
@@ -74,7 +74,7 @@ def test_mnist_is_hashed_as_its_pixels(tmp_path):
         write_idx(raw / f"{part}-images-idx3-ubyte", pixels)
         write_idx(raw / f"{part}-labels-idx1-ubyte", np.arange(5, dtype=np.uint8))
     mnist = datasets.MNIST(tmp_path)
-    originals = find_originals(mnist)
+    originals = find_source(mnist)
     assert [originals.hash(i) for i in range(5)] == [sample_hash(image) for image in pixels]
     assert originals.class_names()[0][:2] == ("0 - zero", "1 - one")
 
