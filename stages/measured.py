@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ltd_pipe.evaluation.bench import TestImages
     from ltd_pipe.evaluation.robustness import Said, Source
     from ltd_pipe.images.beton import Beton
-    from ltd_pipe.images.folder import FolderStream
+    from ltd_pipe.images.stream import FolderStream
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.params import Params
     from ltd_pipe.stages.model_options import Command

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     import torch
 
     from ltd_pipe.images.beton import Beton
-    from ltd_pipe.images.folder import FolderStream
     from ltd_pipe.images.manifest import ImageFacts
-    from ltd_pipe.images.stream import ImageStream
+    from ltd_pipe.images.stream import FolderStream, ImageStream
     from ltd_pipe.labels.format import TeacherFacts
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.models.foreign import ClassOrder
@@ -173,8 +172,8 @@ def open_images(
         False: only hashes will be looked at, so that a folder's images may differ in size.
     """
     from ltd_pipe.images.beton import open_beton
-    from ltd_pipe.images.folder import open_folder
     from ltd_pipe.images.sources import FolderSource
+    from ltd_pipe.images.stream import open_folder
     from ltd_pipe.models.facts import CheckpointFacts, is_own
 
     if not data.is_dir():
@@ -192,7 +191,7 @@ def open_images(
         size = size or 1
     source = FolderSource(data, class_names)
     with counter("look at the images", len(source)) as progress:
-        stream, skipped = open_folder(
+        stream = open_folder(
             source,
             image_size=size,
             channels=channels,
@@ -201,7 +200,7 @@ def open_images(
             skip_bad=foreign.skip_bad,
             progress=progress,
         )
-    for line in (*(f"skipped: {line}" for line in skipped), *stream.notes):
+    for line in stream.notes:
         click.echo(line, err=True)
     return stream
 

@@ -98,7 +98,7 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
         tell_chance(facts["clean_accuracy"], facts["n"], "test", test.manifest.num_classes)
     splits = [(images.labels, images.sample_hash) for images in (test, train)]
     counted = test.manifest.one_colour, test.manifest.turned, Duplicates.count(*splits)
-    for line in test.manifest.doubts(*counted):
+    for line in test.manifest.warnings_of(*counted):
         click.echo(f"warning: {line}", err=True)
 
 

@@ -9,7 +9,7 @@ from made_answers import make_answers
 from ltd_pipe import errors
 from ltd_pipe.errors import DataError, LtdPipeError
 from ltd_pipe.images.beton import open_beton
-from ltd_pipe.images.folder import decode_image
+from ltd_pipe.images.decode import decode_image
 from ltd_pipe.labels import SoftLabels
 from ltd_pipe.labels.tables import NpzTable, ParquetTable
 from ltd_pipe.models.checkpoint import load_classifier

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ltd_pipe.images.folder import FolderStream
-    from ltd_pipe.images.stream import ImageStream
+    from ltd_pipe.images.stream import FolderStream, ImageStream
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.provenance import StateRecord
 

@@ -17,8 +17,8 @@ from ltd_pipe.errors import DataError, MissingError, reason_of, refuse_pointer
 from ltd_pipe.evaluation.bench import select_images
 from ltd_pipe.evaluation.results import CorruptionRow
 from ltd_pipe.evaluation.statistics import wilson_interval
-from ltd_pipe.images.folder import open_folder
 from ltd_pipe.images.sources import OF_OTHERS, ArraySource, FolderSource
+from ltd_pipe.images.stream import open_folder
 from ltd_pipe.provenance import digest
 
 if TYPE_CHECKING:
@@ -205,10 +205,10 @@ def _measure(bench: Bench, one: CorruptedSet, number: int, count: int | None) ->
     channels, height, width = model.shape
     size = height if height == width else None
     title = one.corruption if one.severity is None else f"{one.corruption} {one.severity}"
-    stream, _ = open_folder(
+    stream = open_folder(
         one.source,
         image_size=size,
-        channels=1 if channels == 1 else 3,
+        channels=channels,
         device=device,
         split="test",
     )

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ltd_pipe.errors import DataError, MachineError, MissingError, refuse_pointer
-from ltd_pipe.images.folder import common_size, require_unchanged, resize, survey, without_bad
+from ltd_pipe.images.decode import resize
 from ltd_pipe.images.manifest import Duplicates, Manifest, fingerprint, manifest_path
+from ltd_pipe.images.survey import common_size, require_unchanged, survey, without_bad
 from ltd_pipe.provenance import digest, sha256_file
 from ltd_pipe.publish import json_text, require_free, require_shared_memory, staged, writing
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ltd_pipe.images.folder import Survey
     from ltd_pipe.images.sources import Source, Split
+    from ltd_pipe.images.survey import Survey
     from ltd_pipe.params import PrepareParams
 
 

@@ -181,10 +181,10 @@ class ImageFacts(BaseModel):
         """Number of classes, K."""
         return len(self.class_names)
 
-    def doubts(
+    def warnings_of(
         self, one_colour: int | None, turned: int | None, duplicates: Duplicates | None
     ) -> list[str]:
-        """What these counts give to doubt, in lines."""
+        """What is doubtful by these counts, in lines."""
         counts = {
             "images of one colour, or nearly": one_colour,
             "images that EXIF says to turn, which is not done": turned,
@@ -263,7 +263,7 @@ class Manifest(ImageFacts):
 
     def warnings(self) -> list[str]:
         """What is doubtful about the images, in lines."""
-        return self.doubts(self.one_colour, self.turned, self.duplicates)
+        return self.warnings_of(self.one_colour, self.turned, self.duplicates)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, what names the format first."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ltd_pipe import rng
-from ltd_pipe.images.folder import LUMA
+from ltd_pipe.images.decode import LUMA
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,7 +16,7 @@ import numpy as np
 
 from ltd_pipe import rng
 from ltd_pipe.errors import DataError, MissingError, reason_of
-from ltd_pipe.images.folder import decode_image
+from ltd_pipe.images.decode import decode_image
 from ltd_pipe.images.manifest import sample_hash
 from ltd_pipe.text import nfc, printable, quoted
 
@@ -216,7 +216,7 @@ class FolderSource:
         return content
 
     def decode(self, i: int) -> NDArray[np.uint8]:
-        """See `ltd_pipe.images.folder`."""
+        """See `ltd_pipe.images.decode`."""
         return decode_image(self.raw(i), self.where(i))
 
     def take(self, keep: NDArray[np.int64]) -> FolderSource:

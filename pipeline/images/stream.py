@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import queue
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,46 +16,291 @@ import torch
 from ltd_pipe.device import free_memory, on_device
 from ltd_pipe.errors import DataError
 from ltd_pipe.images.beton import FIELDS, ffcv_threads, read_samples, require_ffcv
-from ltd_pipe.images.folder import to_channels
+from ltd_pipe.images.decode import resize, to_channels
+from ltd_pipe.images.manifest import Duplicates, ImageFacts, fingerprint
+from ltd_pipe.images.survey import common_size, require_unchanged, survey, without_bad
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
-    from io import FileIO
+    from collections.abc import Callable, Generator, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from ltd_pipe.images.beton import Beton
     from ltd_pipe.images.manifest import Manifest
+    from ltd_pipe.images.sources import Source, Split
+
+# A data set is kept on the device when it takes at most this share of the free memory.
+_RESIDENT_SHARE = 0.25
+_LOAD_BYTES = 2**24
 
 
-# --- All raw images of a beton, copied from the file.
-#
-# FFCV would first compile its reader, for 2 s of processor time in every process. That pays where
-# images are decoded or come in any order; here they are only copied.
+@dataclass(frozen=True)
+class Batch:
+    """Some samples.
+
+    Attributes
+    ----------
+    images : Tensor of shape (B, C, H, W), dtype uint8, on the device
+    labels, index : Tensor of shape (B,), dtype int64, on the device
+    rows : ndarray of shape (B,), dtype int64
+        The indices, on the host.
+    sample_hash : ndarray of shape (B,), dtype uint64
+        On the host.
+    ahead : tuple, optional
+        Label rows that were gathered ahead: the number of the view, and tensors on the device.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    index: torch.Tensor
+    rows: NDArray[np.int64]
+    sample_hash: NDArray[np.uint64]
+    ahead: tuple[int, tuple[torch.Tensor, ...]] | None = None
+
+    def part(self, which: slice) -> Batch:
+        """Some of the samples."""
+        images, labels, index = (x[which] for x in (self.images, self.labels, self.index))
+        return Batch(images, labels, index, self.rows[which], self.sample_hash[which])
 
 
-def read_raw(path: Path, manifest: Manifest, batch_size: int) -> Iterator[tuple[NDArray[Any], ...]]:
-    """Yield the fields of all samples in their order, `batch_size` at a time.
+class Stream(Protocol):
+    """Gives batches in the order that it is asked for."""
+
+    def batches(self, order: NDArray[np.int64], batch_size: int, start: int = 0) -> Iterator[Batch]:
+        """See `ImageStream.batches`."""
+
+
+class ImageStream:
+    """Reads a beton.
+
+    The sequence of batches is decided by the caller's order alone: it is the same whether the
+    images are resident or streamed, and whatever the number of workers.
 
     Parameters
     ----------
-    path : Path
-        A beton that `open_beton` has checked; its table is checked again.
-    manifest : Manifest
-        Its manifest, of encoding `raw`.
-    batch_size : int
+    beton : Beton
+    device : torch.device
+        Where batches go.
+    resident : bool, optional
+        Decode all images once and keep them on the device; by default when they fit in a
+        quarter of its free memory.
+    workers : int
+        FFCV's threads.
+    """
 
-    Yields
-    ------
-    tuple of ndarray
-        As `ltd_pipe.images.stream.BetonReader.read` does: images of shape (B, H, W, 3), dtype
-        uint8; label, index and sample_hash of shape (B, 1), dtype int64.
+    def __init__(
+        self, beton: Beton, device: torch.device, *, resident: bool | None = None, workers: int = 1
+    ) -> None:
+        self.device = device
+        self._beton, self._workers = beton, workers
+        self._reader: BetonReader | None = None
+        if resident is None:
+            decoded = beton.manifest.num_samples * math.prod(beton.manifest.shape)
+            resident = decoded < _RESIDENT_SHARE * free_memory(device)
+        self._resident = self._load() if resident else None
+
+    def batches(
+        self, order: NDArray[np.int64], batch_size: int, start: int = 0
+    ) -> Generator[Batch, None, None]:
+        """Yield the samples of `order`, `batch_size` at a time; the last batch may be short.
+
+        Parameters
+        ----------
+        order : ndarray of shape (M,), dtype int64
+            Sample indices.
+        batch_size : int
+        start : int
+            Batches to leave out at the beginning.
+
+        Raises
+        ------
+        IndexError
+            When an index is outside the data set.
+        DataError
+            When the beton is no longer the one that was opened.
+        """
+        order = order[start * batch_size :]
+        if not len(order):
+            return
+        if order.min() < 0 or order.max() >= self._beton.manifest.num_samples:
+            # FFCV would read whatever memory is there.
+            raise IndexError(f"sample index outside 0…{self._beton.manifest.num_samples - 1}")
+        if self._resident is None:
+            if self._reader is None:
+                self._reader = BetonReader(self._beton.path, self._workers)
+            yield from self._batches(self._reader.read(order, batch_size), order, batch_size)
+            return
+        images, labels = self._resident
+        for begin in range(0, len(order), batch_size):
+            rows = np.ascontiguousarray(order[begin : begin + batch_size])
+            index = on_device(rows, self.device)
+            # index_select copies whole images: ten times as fast on a CPU as images[index].
+            taken = images.index_select(0, index)
+            yield Batch(taken, labels[index], index, rows, self._beton.sample_hash[rows])
+
+    def _load(self) -> tuple[torch.Tensor, torch.Tensor]:
+        manifest = self._beton.manifest
+        count, shape = manifest.num_samples, manifest.shape
+        images = torch.empty((count, *shape), dtype=torch.uint8, device=self.device)
+        # FFCV holds five batches in memory.
+        batch_size = max(1, min(1024, _LOAD_BYTES // (3 * shape[1] * shape[2])))
+        order = np.arange(count)
+        if manifest.encoding == "raw":
+            parts = read_raw(self._beton.path, manifest, batch_size)
+        else:
+            parts = BetonReader(self._beton.path, self._workers).read(order, batch_size)
+        for batch in self._batches(parts, order, batch_size):
+            images[batch.index] = batch.images
+        return images, torch.from_numpy(self._beton.labels.astype(np.int64)).to(self.device)
+
+    def _batches(
+        self, parts: Generator[tuple[Any, ...]], order: NDArray[np.int64], batch_size: int
+    ) -> Iterator[Batch]:
+        channels = self._beton.manifest.shape[0]
+        # Closed by hand: a caller that stops early must not wait for garbage collection.
+        with contextlib.closing(parts):
+            for begin, fields in zip(range(0, len(order), batch_size), parts, strict=True):
+                image, label, index, hashes = fields
+                # FFCV uses its buffers again: everything is copied before it goes on.
+                rows = np.array(order[begin : begin + batch_size])
+                expected = self._beton.sample_hash[rows]
+                wrong = (index[:, 0] != rows) | (hashes[:, 0].view(np.uint64) != expected)
+                if wrong.any():
+                    raise DataError(
+                        self._beton.path,
+                        f"sample {rows[wrong.argmax()]}: is not the one that was there when the "
+                        "file was opened",
+                        remedy="Do not replace a data set while it is read; run it again.",
+                    )
+                pixels = to_channels(image, channels).transpose(0, 3, 1, 2)
+                yield Batch(
+                    on_device(pixels, self.device),
+                    on_device(label[:, 0], self.device),
+                    on_device(rows, self.device),
+                    rows,
+                    expected,
+                )
+
+
+class FolderStream:
+    """Reads a source as `ImageStream` reads a beton; its images are decoded as they come.
+
+    Attributes
+    ----------
+    manifest : ImageFacts
+        What the images are.
+    sample_hash : ndarray of shape (N,), dtype uint64
+    labels : ndarray of shape (N,), dtype int32
+    notes : sequence of str
+        What the user should know of the images, in lines.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        manifest: ImageFacts,
+        sample_hash: NDArray[np.uint64],
+        device: torch.device,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self._source, self.labels = source, source.labels
+        self.manifest, self.sample_hash, self.device = manifest, sample_hash, device
+        self.notes = notes
+
+    def where(self, i: int) -> str:
+        """Image i as the user knows it."""
+        return self._source.where(i)
+
+    def batches(self, order: NDArray[np.int64], batch_size: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the samples of `order`; see `ImageStream.batches`."""
+        with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
+            for begin in range(start * batch_size, len(order), batch_size):
+                rows = np.ascontiguousarray(order[begin : begin + batch_size])
+                pixels = np.stack(list(pool.map(self._pixels, rows)))
+                yield Batch(
+                    torch.from_numpy(pixels).to(self.device),
+                    torch.from_numpy(self.labels[rows].astype(np.int64)).to(self.device),
+                    torch.from_numpy(rows).to(self.device),
+                    rows,
+                    self.sample_hash[rows],
+                )
+
+    def _pixels(self, row: int) -> NDArray[np.uint8]:
+        channels, height, width = self.manifest.shape
+        # Images that are not square are all of one size, and stay as they are.
+        image = resize(self._source.decode(int(row)), height if height == width else None)
+        require_unchanged(self._source, int(row), int(self.sample_hash[row]))
+        return np.ascontiguousarray(to_channels(image, channels).transpose(2, 0, 1))
+
+
+def open_folder(
+    source: Source,
+    *,
+    image_size: int | None,
+    channels: Any,
+    device: torch.device,
+    split: Split = "train",
+    skip_bad: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> FolderStream:
+    """Survey a source and open it for reading.
+
+    Parameters
+    ----------
+    source : Source
+    image_size : int or None
+        See `ltd_pipe.images.decode.resize`; None: all images must have one size.
+    channels : int
+        1 or 3.
+    device : torch.device
+    split : str
+        Which part of the data set they are.
+    skip_bad : bool
+        Leave unreadable images out; the stream's notes name them.
+    progress : callable, optional
+        Called with the number of images just surveyed.
 
     Raises
     ------
     DataError
-        When the file is no longer the one that was opened.
+        When an image cannot be used.
+    """
+    source, found, skipped = without_bad(source, survey(source, progress), skip=skip_bad)
+    height, width = common_size(source, found, image_size)
+    facts = ImageFacts(
+        dataset=source.name,
+        split=split,
+        num_samples=len(source),
+        class_names=source.class_names,
+        shape=(channels, height, width),
+        fingerprint=fingerprint(source.class_names, source.labels, found.sample_hash),
+    )
+    duplicates = Duplicates.count((source.labels, found.sample_hash))
+    warnings = facts.warnings_of(int(found.one_colour.sum()), int(found.turned.sum()), duplicates)
+    notes = [
+        *(f"skipped: {line}" for line in skipped),
+        *source.notes,
+        *(f"warning: {source.name}: {line}" for line in warnings),
+    ]
+    return FolderStream(source, facts, found.sample_hash, device, notes)
+
+
+# --- How betons are read.
+
+
+def read_raw(
+    path: Path, manifest: Manifest, batch_size: int
+) -> Generator[tuple[NDArray[Any], ...]]:
+    """Yield the fields of all samples of a raw beton in their order, as `BetonReader.read` does.
+
+    FFCV would first compile its reader, for 2 s of processor time in every process. That pays
+    where images are decoded or come in any order; here they are only copied.
+
+    Raises
+    ------
+    DataError
+        When the file is no longer the one that was opened: its table is checked again.
     """
     samples = read_samples(path, manifest)
     _, height, width = manifest.shape
@@ -61,37 +308,29 @@ def read_raw(path: Path, manifest: Manifest, batch_size: int) -> Iterator[tuple[
         for begin in range(0, len(samples), batch_size):
             batch = samples[begin : begin + batch_size]
             images = np.empty((len(batch), height, width, 3), np.uint8)
-            _fill(images, batch["f0"]["data_ptr"], file)
+            # Within a page images lie one after the other: what does is read at once.
+            starts = batch["f0"]["data_ptr"]
+            breaks = np.flatnonzero(starts[:-1] + np.uint64(images[0].nbytes) != starts[1:]) + 1
+            for first, last in zip([0, *breaks], [*breaks, len(images)], strict=True):
+                file.seek(int(starts[first]))
+                wanted = images[first:last]
+                if file.readinto(wanted.data.cast("B")) != wanted.nbytes:
+                    raise DataError(
+                        path,
+                        "became shorter while it was read",
+                        remedy="Do not replace a data set while it is read; run it again.",
+                    )
             numbers = (batch[name].astype(np.int64)[:, None] for name in ("f1", "f2", "f3"))
             yield images, *numbers
 
 
-def _fill(images: NDArray[np.uint8], starts: NDArray[np.uint64], file: FileIO) -> None:
-    # Within a page images lie one after the other: what does is read at once.
-    ends = starts[:-1] + np.uint64(images[0].nbytes)
-    breaks = np.flatnonzero(ends != starts[1:]) + 1
-    for first, last in zip([0, *breaks], [*breaks, len(images)], strict=True):
-        file.seek(int(starts[first]))
-        wanted = images[first:last]
-        if file.readinto(wanted.data.cast("B")) != wanted.nbytes:
-            raise DataError(
-                file.name,
-                "became shorter while it was read",
-                remedy="Do not replace a data set while it is read; run it again.",
-            )
-
-
-# --- FFCV's reader, made to end when it is left and to fail when it fails.
-#
-# Its thread fills a queue. In FFCV 1.0.2 a reader that stops early can leave the thread waiting
-# at the full queue for ever, and a thread that dies leaves the reader waiting at the empty one.
-
-
 class BetonReader:
-    """Decodes the samples of a beton in any order.
+    """Decodes the samples of a beton in any order by FFCV, and ends or fails when that does.
 
-    Its code is compiled once, in 1.5 to 2.5 s at the first batch, whatever the orders and batch
-    sizes that are asked for afterwards.
+    FFCV's thread fills a queue. In FFCV 1.0.2 a reader that stops early can leave the thread
+    waiting at the full queue for ever, and a thread that dies leaves the reader waiting at the
+    empty one. Its code is compiled once, in 1.5 to 2.5 s at the first batch, whatever the orders
+    and batch sizes that are asked for afterwards.
 
     Parameters
     ----------
@@ -105,11 +344,27 @@ class BetonReader:
         require_ffcv()
         self._path = path
         with ffcv_threads():
-            self._loader = _build_loader(path, workers)
+            from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
+            from ffcv.loader import Loader, OrderOption
+            from ffcv.transforms import ToTensor
+            from numba import config as numba_config
 
-    def read(
-        self, order: NDArray[np.int64], batch_size: int
-    ) -> Generator[tuple[Any, ...], None, None]:
+            pipelines = {name: [IntDecoder(), ToTensor()] for name in FIELDS}
+            pipelines["image"] = [SimpleRGBImageDecoder(), ToTensor()]
+            cores: int = numba_config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+            self._loader = Loader(
+                str(path),
+                batch_size=1,
+                num_workers=min(workers, cores),  # numba refuses more threads
+                os_cache=True,
+                order=OrderOption.SEQUENTIAL,
+                # Without a seed FFCV draws one from numpy's global generator.
+                seed=0,
+                pipelines=pipelines,
+                drop_last=False,
+            )
+
+    def read(self, order: NDArray[np.int64], batch_size: int) -> Generator[tuple[Any, ...]]:
         """Yield the fields of `batch_size` samples at a time.
 
         Parameters
@@ -175,28 +430,6 @@ def _stop(epoch: Any) -> None:
         epoch.join(0.01)
 
 
-def _build_loader(path: Path, workers: int) -> Any:
-    from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
-    from ffcv.loader import Loader, OrderOption
-    from ffcv.transforms import ToTensor
-    from numba import config as numba_config
-
-    pipelines = {name: [IntDecoder(), ToTensor()] for name in FIELDS}
-    pipelines["image"] = [SimpleRGBImageDecoder(), ToTensor()]
-    return Loader(
-        str(path),
-        batch_size=1,
-        # numba refuses more threads than cores.
-        num_workers=min(workers, numba_config.NUMBA_NUM_THREADS),  # type: ignore[attr-defined]
-        os_cache=True,
-        order=OrderOption.SEQUENTIAL,
-        # Without a seed FFCV draws one from numpy's global generator.
-        seed=0,
-        pipelines=pipelines,
-        drop_last=False,
-    )
-
-
 class _Order:
     """A traversal order that FFCV asks for at each epoch."""
 
@@ -206,179 +439,3 @@ class _Order:
     def sample_order(self, epoch: int) -> NDArray[np.uint64]:
         del epoch
         return self._order
-
-
-# --- Batches of images in any order: from the device's memory where they fit, else by FFCV.
-
-
-# A data set is kept on the device when it takes at most this share of the free memory.
-_RESIDENT_SHARE = 0.25
-_LOAD_BYTES = 2**24
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Some samples.
-
-    Attributes
-    ----------
-    images : Tensor of shape (B, C, H, W), dtype uint8, on the device
-    labels, index : Tensor of shape (B,), dtype int64, on the device
-    rows : ndarray of shape (B,), dtype int64
-        The indices, on the host.
-    sample_hash : ndarray of shape (B,), dtype uint64
-        On the host.
-    ahead : tuple, optional
-        Label rows that were gathered ahead: the number of the view, and tensors on the device.
-    """
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    index: torch.Tensor
-    rows: NDArray[np.int64]
-    sample_hash: NDArray[np.uint64]
-    ahead: tuple[int, tuple[torch.Tensor, ...]] | None = None
-
-    def part(self, which: slice) -> Batch:
-        """Some of the samples."""
-        return Batch(
-            self.images[which],
-            self.labels[which],
-            self.index[which],
-            self.rows[which],
-            self.sample_hash[which],
-        )
-
-
-class Stream(Protocol):
-    """Gives batches in the order that it is asked for."""
-
-    def batches(self, order: NDArray[np.int64], batch_size: int, start: int = 0) -> Iterator[Batch]:
-        """See `ImageStream.batches`."""
-
-
-class ImageStream:
-    """Reads a beton.
-
-    The sequence of batches is decided by the caller's order alone: it is the same whether the
-    images are resident or streamed, and whatever the number of workers.
-
-    Parameters
-    ----------
-    beton : Beton
-    device : torch.device
-        Where batches go.
-    resident : bool, optional
-        Decode all images once and keep them on the device; by default when they fit in a
-        quarter of its free memory.
-    workers : int
-        FFCV's threads.
-    """
-
-    def __init__(
-        self, beton: Beton, device: torch.device, *, resident: bool | None = None, workers: int = 1
-    ) -> None:
-        self.device = device
-        self._beton, self._workers = beton, workers
-        self._reader: BetonReader | None = None
-        self._channels = beton.manifest.shape[0]
-        if resident is None:
-            resident = _decoded_size(beton) < _RESIDENT_SHARE * free_memory(device)
-        self._resident = self._load() if resident else None
-
-    def batches(
-        self, order: NDArray[np.int64], batch_size: int, start: int = 0
-    ) -> Generator[Batch, None, None]:
-        """Yield the samples of `order`, `batch_size` at a time; the last batch may be short.
-
-        Parameters
-        ----------
-        order : ndarray of shape (M,), dtype int64
-            Sample indices.
-        batch_size : int
-        start : int
-            Batches to leave out at the beginning.
-
-        Raises
-        ------
-        IndexError
-            When an index is outside the data set.
-        DataError
-            When the beton is no longer the one that was opened.
-        """
-        order = order[start * batch_size :]
-        if not len(order):
-            return
-        if order.min() < 0 or order.max() >= self._beton.manifest.num_samples:
-            # FFCV would read whatever memory is there.
-            raise IndexError(f"sample index outside 0…{self._beton.manifest.num_samples - 1}")
-        if self._resident is None:
-            yield from self._streamed(order, batch_size)
-            return
-        images, labels = self._resident
-        for begin in range(0, len(order), batch_size):
-            rows = np.ascontiguousarray(order[begin : begin + batch_size])
-            index = on_device(rows, self.device)
-            # index_select copies whole images: ten times as fast on a CPU as images[index].
-            taken = images.index_select(0, index)
-            yield Batch(taken, labels[index], index, rows, self._beton.sample_hash[rows])
-
-    def _load(self) -> tuple[torch.Tensor, torch.Tensor]:
-        count, shape = self._beton.manifest.num_samples, self._beton.manifest.shape
-        images = torch.empty((count, *shape), dtype=torch.uint8, device=self.device)
-        # FFCV holds five batches in memory.
-        batch_size = max(1, min(1024, _LOAD_BYTES // (3 * shape[1] * shape[2])))
-        raw = self._beton.manifest.encoding == "raw"
-        batches = self._copied(batch_size) if raw else self._streamed(np.arange(count), batch_size)
-        for batch in batches:
-            images[batch.index] = batch.images
-        return images, torch.from_numpy(self._beton.labels.astype(np.int64)).to(self.device)
-
-    def _copied(self, batch_size: int) -> Iterator[Batch]:
-        manifest = self._beton.manifest
-        order = np.arange(manifest.num_samples)
-        parts = read_raw(self._beton.path, manifest, batch_size)
-        for begin, fields in zip(range(0, len(order), batch_size), parts, strict=True):
-            yield self._batch(fields, order[begin : begin + batch_size])
-
-    def _streamed(self, order: NDArray[np.int64], batch_size: int) -> Iterator[Batch]:
-        if self._reader is None:
-            self._reader = BetonReader(self._beton.path, self._workers)
-        # Closed by hand: a caller that stops early must not wait for garbage collection.
-        with contextlib.closing(self._reader.read(order, batch_size)) as parts:
-            for begin, fields in zip(range(0, len(order), batch_size), parts, strict=True):
-                yield self._batch(fields, order[begin : begin + batch_size])
-
-    def _batch(self, fields: tuple[Any, ...], asked: NDArray[np.int64]) -> Batch:
-        image, label, index, hashes = fields
-        self._require_asked(asked, index[:, 0], hashes[:, 0].view(np.uint64))
-        # FFCV uses its buffers again: everything is copied before it goes on.
-        pixels = to_channels(image, self._channels).transpose(0, 3, 1, 2)
-        rows = np.array(asked)
-        return Batch(
-            on_device(pixels, self.device),
-            on_device(label[:, 0], self.device),
-            on_device(rows, self.device),
-            rows,
-            self._beton.sample_hash[rows],
-        )
-
-    def _require_asked(
-        self,
-        asked: NDArray[np.int64],
-        index: NDArray[np.int64],
-        hashes: NDArray[np.uint64],
-    ) -> None:
-        wrong = (index != asked) | (hashes != self._beton.sample_hash[asked])
-        if wrong.any():
-            row = int(asked[wrong.argmax()])
-            raise DataError(
-                self._beton.path,
-                f"sample {row}: is not the one that was there when the file was opened",
-                remedy="Do not replace a data set while it is read; run it again.",
-            )
-
-
-def _decoded_size(beton: Beton) -> int:
-    """Bytes that all images take when decoded."""
-    return beton.manifest.num_samples * math.prod(beton.manifest.shape)

@@ -16,7 +16,7 @@ from ltd_pipe.device import free_memory, on_device
 from ltd_pipe.errors import DataError, JoinError, StoreError
 from ltd_pipe.images.augment import augment
 from ltd_pipe.images.augmentation import Augmentation
-from ltd_pipe.images.folder import CHANNELS, RESIZE, resize, to_channels
+from ltd_pipe.images.decode import CHANNELS, RESIZE, resize, to_channels
 from ltd_pipe.labels.format import to_float32
 from ltd_pipe.labels.join import remedy
 from ltd_pipe.labels.reader import SoftLabels

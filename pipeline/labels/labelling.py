@@ -11,7 +11,7 @@ from ltd_pipe import provenance
 from ltd_pipe.background import Background
 from ltd_pipe.device import OnHost, autocast, choose_precision
 from ltd_pipe.errors import CheckpointError
-from ltd_pipe.images.folder import CHANNELS, RESIZE
+from ltd_pipe.images.decode import CHANNELS, RESIZE
 from ltd_pipe.images.manifest import sampled_pixels_sha256, to_unit
 from ltd_pipe.labels.dataset import Replay
 from ltd_pipe.labels.format import (

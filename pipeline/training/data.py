@@ -15,8 +15,7 @@ from torch.nn import functional
 
 from ltd_pipe.background import Background
 from ltd_pipe.errors import JoinError, ParamsError
-from ltd_pipe.images.augment import augment, resized
-from ltd_pipe.images.mixup import mix
+from ltd_pipe.images.augment import augment, mix, resized
 from ltd_pipe.labels.dataset import LabelsOnDevice, Replay
 from ltd_pipe.models.checkpoint import load_classifier
 from ltd_pipe.provenance import sha256_file
@@ -332,7 +331,7 @@ class MixedExamples:
         return self.examples.fetch(batch, epoch)
 
     def draw(self, batch: Batch, epoch: int) -> Drawn:
-        """See `Examples`; the batch has whole pairs, see `ltd_pipe.images.mixup`."""
+        """See `Examples`; the batch has whole pairs, see `ltd_pipe.images.augment`."""
         images, target, truth = self.examples.draw(batch, epoch)
         images, mixture = mix(images, batch.index, self.mixing, seed=self.seed, epoch=epoch)
         return Drawn(images, mixture.rows(target), mixture.rows(truth))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ltd_pipe.device import Precision
     from ltd_pipe.images.beton import Beton
-    from ltd_pipe.images.folder import FolderStream
+    from ltd_pipe.images.stream import FolderStream
     from ltd_pipe.labels.verify import Check
 
 __all__ = ["verify"]

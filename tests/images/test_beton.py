@@ -22,10 +22,10 @@ from ltd_pipe.images.beton import (
     write_beton,
     write_betons,
 )
-from ltd_pipe.images.folder import open_folder, resize
+from ltd_pipe.images.decode import resize
 from ltd_pipe.images.manifest import Duplicates, Manifest
 from ltd_pipe.images.sources import ArraySource, open_source
-from ltd_pipe.images.stream import ImageStream
+from ltd_pipe.images.stream import ImageStream, open_folder
 from ltd_pipe.params import PrepareParams
 
 from .conftest import picture, saved
@@ -96,7 +96,7 @@ def test_grey_of_a_colour_image_is_its_luminance(params, tmp_path, resident):
     """As Pillow's mode L, from a beton and from the folder: the red of a blue image is black."""
     write(params, tmp_path / "grey.beton", channels=1)
     source, order = open_source(params, "train"), np.arange(12)
-    folder, _ = open_folder(source, image_size=None, channels=1, device=CPU)
+    folder = open_folder(source, image_size=None, channels=1, device=CPU)
     expected = [np.asarray(Image.fromarray(source.decode(i)).convert("L")) for i in order]
     for stream in (
         ImageStream(open_beton(tmp_path / "grey.beton"), CPU, resident=resident),

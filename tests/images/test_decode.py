@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ltd_pipe.errors import DataError
-from ltd_pipe.images.folder import decode_image, is_one_colour, is_turned, resize
+from ltd_pipe.images.decode import decode_image, is_one_colour, is_turned, resize
 
 from .conftest import picture, saved
 

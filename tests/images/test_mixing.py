@@ -6,8 +6,8 @@ import torch
 from scipy.stats import beta
 
 from ltd_pipe import rng
+from ltd_pipe.images.augment import mix
 from ltd_pipe.images.augmentation import Mixing
-from ltd_pipe.images.mixup import mix
 
 CUT, MEAN = Mixing(cutmix_probability=1.0), Mixing(mixup_probability=1.0, mixup_alpha=1.0)
 BOTH = Mixing(cutmix_probability=0.4, mixup_probability=0.3, mixup_alpha=1.0)

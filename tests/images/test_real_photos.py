@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from ltd_pipe.images.beton import open_beton, write_beton
-from ltd_pipe.images.folder import open_folder
 from ltd_pipe.images.sources import open_source
-from ltd_pipe.images.stream import ImageStream
+from ltd_pipe.images.stream import ImageStream, open_folder
 from ltd_pipe.params import PrepareParams
 
 FOLDER = os.environ.get("LTD_PIPE_CIFAR10_JPEG")
@@ -29,8 +28,8 @@ def test_real_photographs_come_through_exactly(tmp_path):
     manifest, skipped = write_beton(source, path, params, "test")
     assert (manifest.num_classes, manifest.shape, skipped) == (10, (3, 32, 32), [])
     beton = open_beton(path)
-    folder, _ = open_folder(source, image_size=None, channels=3, device=CPU)
-    assert folder.facts.fingerprint == manifest.fingerprint
+    folder = open_folder(source, image_size=None, channels=3, device=CPU)
+    assert folder.manifest.fingerprint == manifest.fingerprint
     order = np.random.default_rng(0).permutation(len(source))
     streams = [folder, *(ImageStream(beton, CPU, resident=kept) for kept in (True, False))]
     for batches in zip(*(stream.batches(order, 512) for stream in streams), strict=True):

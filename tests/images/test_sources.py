@@ -13,8 +13,8 @@ from torchvision import datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ltd_pipe.errors import DataError, MissingError
-from ltd_pipe.images.folder import survey, without_bad
 from ltd_pipe.images.sources import FolderSource, open_source
+from ltd_pipe.images.survey import survey, without_bad
 from ltd_pipe.params import PrepareParams
 
 from .conftest import picture

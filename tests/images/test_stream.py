@@ -8,9 +8,8 @@ import torch
 
 from ltd_pipe.errors import DataError
 from ltd_pipe.images.beton import open_beton, write_beton
-from ltd_pipe.images.folder import open_folder
 from ltd_pipe.images.sources import open_source
-from ltd_pipe.images.stream import ImageStream, read_raw
+from ltd_pipe.images.stream import ImageStream, open_folder, read_raw
 from ltd_pipe.params import PrepareParams
 
 CPU = torch.device("cpu")
@@ -113,9 +112,9 @@ def test_a_folder_streams_like_its_beton(photos, params, tmp_path):
     source = open_source(params, "train")
     write_beton(source, tmp_path / "train.beton", params, "train")
     beton = open_beton(tmp_path / "train.beton")
-    stream, skipped = open_folder(source, image_size=None, channels=3, device=CPU)
-    assert skipped == []
-    assert stream.facts.fingerprint == beton.manifest.fingerprint
+    stream = open_folder(source, image_size=None, channels=3, device=CPU)
+    assert stream.notes == []
+    assert stream.manifest.fingerprint == beton.manifest.fingerprint
     order = np.array([3, 11, 0, 7])
     for one, two in zip(
         stream.batches(order, 3), ImageStream(beton, CPU).batches(order, 3), strict=True

@@ -13,7 +13,7 @@ from torchvision.datasets import ImageFolder
 from ltd_pipe.errors import DataError, StoreError
 from ltd_pipe.images.augment import augment
 from ltd_pipe.images.augmentation import Augmentation
-from ltd_pipe.images.folder import CHANNELS, RESIZE, resize, to_channels
+from ltd_pipe.images.decode import CHANNELS, RESIZE, resize, to_channels
 from ltd_pipe.images.sources import FolderSource
 from ltd_pipe.labels import SoftLabelDataset, SoftLabels
 from ltd_pipe.labels.format import ViewFacts

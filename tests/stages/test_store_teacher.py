@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ltd_pipe.images.beton import write_beton
-from ltd_pipe.images.folder import RESIZE
+from ltd_pipe.images.decode import RESIZE
 from ltd_pipe.images.sources import open_source
 from ltd_pipe.labels import SoftLabels
 from ltd_pipe.labels.writer import write_store

@@ -7,8 +7,7 @@ from short_runs import ATTACK, SHORT
 
 from ltd_pipe.distributed import World, share_of
 from ltd_pipe.errors import ParamsError
-from ltd_pipe.images.augment import augment
-from ltd_pipe.images.mixup import mix
+from ltd_pipe.images.augment import augment, mix
 from ltd_pipe.images.stream import ImageStream
 from ltd_pipe.labels import SoftLabels
 from ltd_pipe.labels.format import DatasetFacts, StoreFacts, TeacherFacts, ViewFacts
