@@ -80,13 +80,7 @@ class World:
 
     @contextlib.contextmanager
     def connected(self) -> Iterator[None]:
-        """Let the processes talk while the block runs.
-
-        Raises
-        ------
-        MachineError
-            When they cannot find each other.
-        """
+        """Let the processes talk while the block runs."""
         if self.size == 1 or torch.distributed.is_initialized():
             yield
             return
@@ -124,8 +118,6 @@ class World:
         ------
         StateError
             When a process has another key, naming what differs.
-        MachineError
-            When another process is missing, or has ended.
         """
         if self.size == 1:
             return decide()

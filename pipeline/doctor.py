@@ -35,7 +35,7 @@ _SET_UP = "Run 'make set-up' again."
 class Finding:
     """What a check found.
 
-    Parameters
+    Attributes
     ----------
     status : str
         ok; warn: works, but not as well or not everywhere; fail: something will not work.
@@ -51,18 +51,7 @@ class Finding:
 
 
 def examine(data: Path = Path("data")) -> Iterator[tuple[str, Finding]]:
-    """Look at everything; a check that breaks down is a finding too.
-
-    Parameters
-    ----------
-    data : Path
-        Where results are going to be written.
-
-    Yields
-    ------
-    tuple of str and Finding
-        The topic of each check, and what it found, as soon as it is known.
-    """
+    """Yield topic and finding of each check; one that breaks down is a finding, too."""
     for topic, check in CHECKS.items():
         try:
             yield topic, check(data)

@@ -47,7 +47,7 @@ class LtdPipeError(Exception):
         What is wrong there. Without it, `where` is the whole line: so do DataLoader and pickle
         make an error again that was raised in another process.
     expected, found : object, optional
-        What should have been there, and what was; both or only `found`.
+        What should have been there, and what was.
     remedy : str, optional
         What to do about it: a whole sentence.
     """
@@ -166,16 +166,7 @@ def refuse_pointer(
 ) -> None:
     """Refuse, as an error of that type, what a clone without Git LFS has in a file's place.
 
-    Parameters
-    ----------
-    content : bytes or Path
-        What was read, or the file; one that cannot be read is somebody else's to refuse.
-    where : object
-        As for the error.
-    error : type
-        Of what the file should have been.
-    name : str
-        Of the file in `where`.
+    `content` is what was read, or the file; one that cannot be read is somebody else's to refuse.
     """
     if not isinstance(content, bytes):
         try:

@@ -36,13 +36,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes in hexadecimal.
-
-    Raises
-    ------
-    MissingError
-        When there is no such file.
-    """
+    """SHA-256 of a file's bytes in hexadecimal; a MissingError where there is none."""
     try:
         with path.open("rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()

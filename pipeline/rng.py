@@ -28,21 +28,16 @@ _MASK = 0xFFFFFFFFFFFFFFFF
 
 
 def stream_key(seed: int, stream: str, epoch: int = 0) -> int:
-    """Derive the 64-bit key of one stream of random numbers.
+    """Derive the 64-bit key of one stream of random numbers, independent of all others.
 
     Parameters
     ----------
     seed : int
-        The run's seed.
+        The run's.
     stream : str
-        What the numbers are for, such as "crop" or "attack-start"; streams are independent.
+        What the numbers are for, such as "crop" or "attack-start".
     epoch : int
         Epoch, view or restart within the stream.
-
-    Returns
-    -------
-    int
-        In [0, 2^64).
     """
     text = f"{seed}/{stream}/{epoch}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
@@ -55,8 +50,8 @@ def bits(key: int, index: NDArray[np.int64], counter: int = 0) -> NDArray[np.uin
     ----------
     key : int
         From `stream_key`.
-    index : ndarray, dtype int64
-        Sample indices, any shape.
+    index : ndarray of any shape, dtype int64
+        Sample indices.
     counter : int
         Which draw of the sample this is.
 
@@ -76,22 +71,7 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def bits_torch(key: int, index: torch.Tensor, draws: int) -> torch.Tensor:
-    """`bits` for counters 0 to draws - 1 on the index's device.
-
-    Parameters
-    ----------
-    key : int
-        From `stream_key`.
-    index : Tensor of shape (B,), dtype int64
-        Sample indices.
-    draws : int
-        Numbers per sample.
-
-    Returns
-    -------
-    Tensor of shape (B, draws), dtype int64
-        The bit patterns of the unsigned integers that `bits` returns.
-    """
+    """`bits` for counters 0 to draws - 1 on the index's device: int64 of the same bit patterns."""
     import torch
 
     sample = _mix_torch(index * _signed(_GOLDEN) + _signed(key))
@@ -124,7 +104,7 @@ def uniform(key: int, index: torch.Tensor, shape: tuple[int, ...] = ()) -> torch
     index : Tensor of shape (B,), dtype int64
         Sample indices.
     shape : tuple of int
-        Shape of one sample's numbers.
+        Of one sample's numbers.
 
     Returns
     -------
@@ -135,24 +115,13 @@ def uniform(key: int, index: torch.Tensor, shape: tuple[int, ...] = ()) -> torch
 
 
 def integers(key: int, index: torch.Tensor, high: int, counter: int = 0) -> torch.Tensor:
-    """Integers in [0, high), one per sample.
-
-    Returns
-    -------
-    Tensor of shape (B,), dtype int64
-        The bias of the modulo is below high / 2^63.
-    """
+    """Integers in [0, high), one per sample, int64; the bias of the modulo is below high / 2^63."""
     raw = bits_torch(key, index, counter + 1)[:, counter]
     return _shift_right(raw, 1) % high
 
 
 def normal(key: int, index: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Standard normal numbers by Box and Muller's transform of two uniform draws.
-
-    Returns
-    -------
-    Tensor of shape (B, *shape), dtype float32
-    """
+    """Standard normal numbers, of shape (B, *shape), by Box and Muller's transform of `uniform`."""
     pair = uniform(key, index, (2, *shape))
     # 1 - u lies in (0, 1], so the logarithm is finite.
     radius = (-2.0 * (1.0 - pair[:, 0]).log()).sqrt()
@@ -162,16 +131,6 @@ def normal(key: int, index: torch.Tensor, shape: tuple[int, ...]) -> torch.Tenso
 def permutation(key: int, samples: NDArray[np.int64]) -> NDArray[np.int64]:
     """Samples in random order: sorted by their own random number.
 
-    Parameters
-    ----------
-    key : int
-        From `stream_key`; one per epoch.
-    samples : ndarray of shape (N,), dtype int64
-        Sample indices.
-
-    Returns
-    -------
-    ndarray of shape (N,), dtype int64
-        Where a sample lands relative to another does not depend on which others there are.
+    Where one lands relative to another does not depend on which others there are.
     """
     return samples[np.argsort(bits(key, samples), kind="stable")]

@@ -140,15 +140,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def differences(wanted: Any, found: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield (path, wanted, found) for each value that is not equal, in the order of `wanted`.
-
-    Parameters
-    ----------
-    wanted, found : Any
-        What JSON can hold; None for what is absent.
-    name : str
-        Path of these two, such as `facts.software`.
-    """
+    """Yield (path, wanted, found) for each value that is not equal, in the order of `wanted`."""
     if isinstance(wanted, dict) and isinstance(found, dict):
         for key in wanted | found:
             inner = f"{name}.{key}" if name else str(key)

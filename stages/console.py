@@ -47,12 +47,7 @@ _MADE_BY = {"data": "prepare", "labels": "label", "teachers": "teacher"}
 
 @contextlib.contextmanager
 def of_option(option: str) -> Iterator[None]:
-    """Make the block's ParamsError a usage error of an option: exit code 2, the same words.
-
-    Raises
-    ------
-    BadParameter
-    """
+    """Make the block's ParamsError a usage error of an option: exit code 2, the same words."""
     try:
         yield
     except ParamsError as error:
@@ -64,14 +59,7 @@ def of_option(option: str) -> Iterator[None]:
 def require_named(*names: str) -> None:
     """Look first for the files that were typed: what is missing of the defaults comes later.
 
-    Parameters
-    ----------
-    names : str
-        Of arguments or options of the running command whose values are paths, or several.
-
-    Raises
-    ------
-    MissingError
+    The names are of arguments or options of the running command whose values are paths, or several.
     """
     context = click.get_current_context()
     for name in names:
@@ -93,10 +81,6 @@ def refuse_given(names: Collection[str], why: str) -> None:
         Of arguments or parameters; what stands in params.yaml is not asked.
     why : str
         Goes on after the option's name.
-
-    Raises
-    ------
-    click.UsageError
     """
     context = click.get_current_context()
     for option in context.command.params:
@@ -110,15 +94,7 @@ def refuse_given(names: Collection[str], why: str) -> None:
 
 
 class LazyGroup(click.Group):
-    """Commands of one package, each in the module of its name; torch and ffcv take seconds.
-
-    Parameters
-    ----------
-    package : str
-        Where the modules are, such as `stages`.
-    summaries : dict of str to str
-        Name of each command, in the order of --help, and what it does.
-    """
+    """Commands of one package, by name and summary, each in the module of its name."""
 
     def __init__(
         self, *settings: Any, package: str, summaries: dict[str, str], **more: Any
@@ -240,10 +216,6 @@ class Ticker:
 
     Names that begin alike up to a comma, as `attack 5 of 8, PGD-50 start 2 of 5`, are one thing,
     and so are the starts of an attack. Where the screen is full, finished bars make room.
-
-    Parameters
-    ----------
-    progress : Progress
     """
 
     def __init__(self, progress: Progress) -> None:

@@ -51,8 +51,8 @@ def params_options(
     standalone : bool
         The command also works where there is no params.yaml, with the section's defaults.
     typed : dict of str to str, optional
-        By field, the function of the library that is asked about a value which was typed as the
-        field's own option, as `package.module:function`; it gives the value that is taken.
+        By field, the function, as `package.module:function`, that gives what is taken for a value
+        typed as the field's own option.
     """
     fields = Params.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
 
@@ -271,16 +271,7 @@ def _split(setting: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of results, by the bytes that all files of it have.
-
-    Attributes
-    ----------
-    name : str
-    begins : tuple of bytes
-        One of these is how the file begins.
-    holds : bytes
-        What it has somewhere; text, or the first bytes, as long as they are.
-    """
+    """A kind of results, by the bytes that all files of it begin with, and hold."""
 
     name: str
     begins: tuple[bytes, ...]
@@ -308,22 +299,7 @@ TABLE = Kind("npz or parquet file", (b"PK\3\4", b"PAR1"))
 def refuse_existing(
     *targets: Path, force: bool, kind: Kind | None = None, option: str = "--out"
 ) -> None:
-    """Refuse, before any work, to replace a result, or with --force what is none.
-
-    Parameters
-    ----------
-    *targets : Path
-    force : bool
-    kind : Kind, optional
-        What --force may replace.
-    option : str
-        What the user would choose otherwise.
-
-    Raises
-    ------
-    WriteError
-        When one of the targets exists and force is false, or it is not of the kind.
-    """
+    """Refuse, before any work, to replace a result, or with --force what is none of the kind."""
     for target in targets:
         if not target.exists():
             continue
@@ -371,13 +347,7 @@ def _outputs() -> Iterator[tuple[str, str]]:
 
 
 def refuse_overlap(out: Path, *inputs: Path) -> None:
-    """Refuse to write a result over, into or around what it is made from.
-
-    Raises
-    ------
-    WriteError
-        Also with --force.
-    """
+    """Refuse to write a result over, into or around what it is made from, also with --force."""
     target = out.resolve()
     for path in inputs:
         source = path.resolve()

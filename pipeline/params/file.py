@@ -70,10 +70,6 @@ def load_params(path: Path, overrides: Mapping[str, str] | None = None) -> Param
     overrides : mapping of str to str, optional
         `section.key` to a YAML value, as given on the command line.
 
-    Returns
-    -------
-    Params
-
     Raises
     ------
     MissingError, ParamsError
@@ -83,12 +79,7 @@ def load_params(path: Path, overrides: Mapping[str, str] | None = None) -> Param
 
 
 def read_yaml(path: Path) -> Any:
-    """Read a YAML file in which no key is given twice.
-
-    Raises
-    ------
-    MissingError, ParamsError
-    """
+    """Read a YAML file in which no key is given twice."""
     try:
         return yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506  (a SafeLoader)
     except FileNotFoundError as error:
@@ -151,11 +142,6 @@ def require_named(params: Path, pipeline: Path) -> None:
     """Refuse a parameter file that lacks what a stage of dvc.yaml names.
 
     DVC would do so itself when it comes to that stage: after all training.
-
-    Raises
-    ------
-    ParamsError
-        Naming the key and the stage.
     """
     content, stages = read_yaml(params), read_yaml(pipeline).get("stages", {})
     for stage, does in stages.items():
@@ -263,13 +249,7 @@ def recipe_names() -> list[str]:
 
 
 def recipe_text(name: str) -> str:
-    """A recipe's file as it is, comments included.
-
-    Raises
-    ------
-    MissingError
-        When there is no such recipe.
-    """
+    """A recipe's file as it is, comments included."""
     names = recipe_names()
     # Only a listed name becomes part of a path.
     if name not in names:

@@ -43,13 +43,7 @@ _LARGEST = {"linf": 1.0, "l2": 20.0}
 
 
 def require_pixel_units(value: float, norm: str) -> None:
-    """Refuse a radius or a step that cannot be in pixel units.
-
-    Raises
-    ------
-    ValueError
-        Which pydantic names the key of.
-    """
+    """Refuse, by a ValueError, a radius or a step that cannot be in pixel units."""
     if value > _LARGEST[norm]:
         raise ValueError(
             f"radii of {norm} are at most {_LARGEST[norm]:g}, in pixel units, found {value:g}; "
@@ -185,13 +179,7 @@ _ATTACK = re.compile(r"(pgd|cw)-([1-9]\d{0,4})(?:x([1-9]\d{0,3}))?")
 
 
 def split_attack(name: str) -> tuple[str, int, int]:
-    """Kind (fgsm, pgd or cw), steps and restarts of one of `EvaluateParams.attacks`.
-
-    Raises
-    ------
-    ValueError
-        When it is no such name.
-    """
+    """Kind (fgsm, pgd or cw), steps and restarts of one of `EvaluateParams.attacks`."""
     if name == "fgsm":
         return name, 1, 1
     found = _ATTACK.fullmatch(name)
