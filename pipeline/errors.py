@@ -157,7 +157,9 @@ def require_file(path: Path, where: object = None, remedy: str = "") -> Path:
         At `where`, or else at the path.
     """
     if not path.exists():
-        raise MissingError(path if where is None else where, "no such file", remedy=remedy)
+        raise MissingError(
+            path if where is None else where, "no such file or folder", remedy=remedy
+        )
     return path
 
 

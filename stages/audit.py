@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ltd_pipe.stages.console import Ticker, bar, doing, refuse_given, require_named
+from ltd_pipe.stages.console import Ticker, bar, doing
 from ltd_pipe.stages.measured import (
     choose_images,
     load_measured,
@@ -28,6 +28,8 @@ from ltd_pipe.stages.options import (
     note_pipeline,
     params_options,
     refuse_existing,
+    refuse_options,
+    require_files,
 )
 
 if TYPE_CHECKING:
@@ -102,7 +104,7 @@ def audit(
     from ltd_pipe.publish import exclusive, write_json
 
     theirs = set(type(params.evaluate).model_fields) - {"norm", "eps", "images", "batch_size"}
-    refuse_given(theirs, "is of evaluate; an audit's own attacks take --steps, --square-queries")
+    refuse_options(theirs, "is of evaluate; an audit's own attacks take --steps, --square-queries")
     refuse_existing(out / "audit.json", force=force, kind=AUDIT)
     note_pipeline(out)
     settings = AuditSettings(
@@ -113,7 +115,7 @@ def audit(
         square_queries=square_queries,
         norm=params.evaluate.norm,
     )
-    require_named("data")
+    require_files("data")
     named = name_model(model, weights, foreign)
     with exclusive(out / "audit.json"):
         summary, found = _measure(named, params, data, sources, settings, at_most)

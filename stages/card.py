@@ -6,9 +6,8 @@ from pathlib import Path
 
 import click
 
-from ltd_pipe.stages.console import refuse_given
 from ltd_pipe.stages.measured import checkpoint_argument
-from ltd_pipe.stages.options import CARD, refuse_existing, refuse_overlap
+from ltd_pipe.stages.options import CARD, refuse_existing, refuse_options, refuse_overlap
 
 __all__ = ["card"]
 
@@ -65,7 +64,7 @@ def card(
     from ltd_pipe.publish import write_text
 
     if metrics is None:
-        refuse_given({"evaluation"}, "is of --metrics, and none are given")
+        refuse_options({"evaluation"}, "is of --metrics, and none are given")
     inputs = [path for path in (checkpoint, metrics, audit) if path is not None]
     refuse_overlap(out, *inputs)
     refuse_existing(out, force=force, kind=CARD)

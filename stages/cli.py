@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
+import pkgutil
 import sys
 from typing import Any, TextIO, cast
 
@@ -11,9 +13,45 @@ import click
 
 from ltd_pipe.errors import LtdPipeError, ParamsError
 from ltd_pipe.publish import refused_by_system
-from ltd_pipe.stages.console import LazyGroup
 
-__all__ = ["cli", "main", "program"]
+
+class LazyGroup(click.Group):
+    """Commands of one package, by name and summary, each in the module of its name."""
+
+    def __init__(
+        self, *settings: Any, package: str, summaries: dict[str, str], **more: Any
+    ) -> None:
+        super().__init__(*settings, **more)
+        self._package, self._summaries = package, summaries
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of the commands."""
+        del ctx
+        return list(self._summaries)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command."""
+        del ctx
+        if cmd_name not in self._summaries:
+            return None
+        command: click.Command = pkgutil.resolve_name(f"{self._package}.{cmd_name}:{cmd_name}")
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that was typed, or say which was meant."""
+        close = difflib.get_close_matches(args[0], self._summaries, n=1)
+        if close and args[0] not in self._summaries:
+            ctx.fail(f"No such command '{args[0]}'. Did you mean '{close[0]}'?")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of --help without an import."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl(list(self._summaries.items()))
+
 
 _COMMANDS = {
     "init": "Begin a project: dvc.yaml and params.yaml in a folder of its own.",

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
-import importlib
 import os
 import re
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
-from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -30,109 +26,8 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-from ltd_pipe.errors import MissingError, ParamsError
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
-
-
-# --- Options that are wrong or have no meaning, as usage errors.
-
-
-# Before the name of an option that sets a parameter.
-FIELD = "field_"
-# What makes the files that an option names.
-_MADE_BY = {"data": "prepare", "labels": "label", "teachers": "teacher"}
-
-
-@contextlib.contextmanager
-def of_option(option: str) -> Iterator[None]:
-    """Make the block's ParamsError a usage error of an option: exit code 2, the same words."""
-    try:
-        yield
-    except ParamsError as error:
-        # It begins with the option's name, and so does what click says.
-        words = str(error).removeprefix(f"{error.where}: ")
-        raise click.BadParameter(words, param_hint=f"'{option}'") from error
-
-
-def require_named(*names: str) -> None:
-    """Look first for the files that were typed: what is missing of the defaults comes later.
-
-    The names are of arguments or options of the running command whose values are paths, or several.
-    """
-    context = click.get_current_context()
-    for name in names:
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            value = context.params[name]
-            for path in value if isinstance(value, tuple) else (value,):
-                if "://" not in str(path) and not Path(path).exists():
-                    made = _MADE_BY.get(name)
-                    remedy = f"'ltd-pipe {made}' makes one." if made else ""
-                    raise MissingError(path, "no such file or folder", remedy=remedy)
-
-
-def refuse_given(names: Collection[str], why: str) -> None:
-    """Refuse options of the running command that were typed, and would be ignored.
-
-    Parameters
-    ----------
-    names : collection of str
-        Of arguments or parameters; what stands in params.yaml is not asked.
-    why : str
-        Goes on after the option's name.
-    """
-    context = click.get_current_context()
-    for option in context.command.params:
-        name = str(option.name)
-        typed = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if typed and name.removeprefix(FIELD) in names:
-            raise click.UsageError(f"{option.opts[0]} {why}")
-
-
-# --- A group of commands that are imported when they run, so that --help answers at once.
-
-
-class LazyGroup(click.Group):
-    """Commands of one package, by name and summary, each in the module of its name."""
-
-    def __init__(
-        self, *settings: Any, package: str, summaries: dict[str, str], **more: Any
-    ) -> None:
-        super().__init__(*settings, **more)
-        self._package, self._summaries = package, summaries
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names of the commands."""
-        del ctx
-        return list(self._summaries)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import one command."""
-        del ctx
-        if cmd_name not in self._summaries:
-            return None
-        module = importlib.import_module(f"{self._package}.{cmd_name}")
-        command: click.Command = getattr(module, cmd_name)
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command that was typed, or say which was meant."""
-        close = difflib.get_close_matches(args[0], self._summaries, n=1)
-        if close and args[0] not in self._summaries:
-            ctx.fail(f"No such command '{args[0]}'. Did you mean '{close[0]}'?")
-        return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the list of --help without an import."""
-        del ctx
-        with formatter.section("Commands"):
-            formatter.write_dl(list(self._summaries.items()))
-
-
-# --- Progress on stderr: results go to stdout.
+    from collections.abc import Callable, Iterator
 
 
 def console() -> Console:

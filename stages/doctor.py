@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ltd_pipe.stages.console import refuse_given
+from ltd_pipe.stages.options import refuse_options
 
 if TYPE_CHECKING:
     from ltd_pipe.doctor import Finding
@@ -39,7 +39,7 @@ def doctor(data: Path, models: bool, as_json: bool) -> None:
       ltd-pipe doctor --models
     """
     if models:
-        refuse_given({"data"}, "is of the check, not of --models")
+        refuse_options({"data"}, "is of the check, not of --models")
         _show_models(as_json=as_json)
         return
     from ltd_pipe.doctor import examine

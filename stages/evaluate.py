@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ltd_pipe.stages.console import Ticker, bar, doing, refuse_given, require_named, tell
+from ltd_pipe.stages.console import Ticker, bar, doing, tell
 from ltd_pipe.stages.measured import (
     choose_images,
     load_measured,
@@ -29,6 +29,8 @@ from ltd_pipe.stages.options import (
     note_pipeline,
     params_options,
     refuse_existing,
+    refuse_options,
+    require_files,
 )
 
 if TYPE_CHECKING:
@@ -110,8 +112,8 @@ def evaluate(
 
     if quick:
         fixed = {"pgd_steps", "pgd_restarts", "attacks", "autoattack", "eps_grid"}
-        refuse_given(fixed | {"eps_grid_images"}, "is fixed in a first look: leave --quick out")
-    require_named("data", "corruptions")
+        refuse_options(fixed | {"eps_grid_images"}, "is fixed in a first look: leave --quick out")
+    require_files("data", "corruptions")
     refuse_existing(metrics, force=force, kind=METRICS, option="--metrics and --out")
     refuse_existing(*_settings_of_others(metrics, out), force=force, kind=SETTINGS)
     note_pipeline(metrics, out)

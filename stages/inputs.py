@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ltd_pipe.errors import DataError, MissingError, ParamsError
-from ltd_pipe.stages.console import FIELD
-from ltd_pipe.stages.options import PARAMS_FILE, PIPELINE_FILE
+from ltd_pipe.errors import DataError, ParamsError, reason_of, require_file
+from ltd_pipe.provenance import sha256_file
+from ltd_pipe.stages.options import FIELD, PARAMS_FILE, PIPELINE_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,7 +85,7 @@ def _require_teacher(train: TrainParams) -> None:
     stages = read_yaml(PIPELINE_FILE)["stages"].values()
     made = {name for stage in stages for out in stage.get("outs", []) for name in _names(out)}
     if not made & {str(path) for path in (Path(train.teacher), *Path(train.teacher).parents)}:
-        raise _missing("train.teacher", train.teacher)
+        _require(Path(train.teacher), "train.teacher")
 
 
 def _warn_of_refusals() -> None:
@@ -120,10 +120,8 @@ def _names(out: str | dict[str, Any]) -> list[str]:
     return [out] if isinstance(out, str) else list(out)
 
 
-def _missing(key: str, path: str) -> MissingError:
-    return MissingError(
-        f"{PARAMS_FILE}: {key}: {path}", "no such file or folder", remedy="Correct the path."
-    )
+def _require(path: Path, key: str) -> None:
+    require_file(path, f"{PARAMS_FILE}: {key}: {path}", "Correct the path.")
 
 
 def _named(params: Params, *, asked: bool) -> Iterator[tuple[str, str, str | None]]:
@@ -152,13 +150,13 @@ def _look(path: str, key: str, before: dict[str, Any], looked: dict[str, Any]) -
         if before.get("path") == path:
             click.echo(f"WARNING: {key}: {path} is not here: taken as it was", err=True)
             return before
-        raise _missing(key, path)
+        _require(Path(path), key)
     try:
         files = sorted(_files(path, frozenset()))
         listing = hashlib.sha256(json.dumps(files).encode()).hexdigest()
         if looked.get(path, {}).get("listing") != listing:
             with ThreadPoolExecutor() as threads:
-                hashes = list(threads.map(_sha256, [name for name, _, _ in files]))
+                hashes = list(threads.map(sha256_file, [Path(name) for name, _, _ in files]))
             content = [[name, sha256] for (name, _, _), sha256 in zip(files, hashes, strict=True)]
             facts = {
                 "path": path,
@@ -168,7 +166,7 @@ def _look(path: str, key: str, before: dict[str, Any], looked: dict[str, Any]) -
             }
             looked[path] = {"listing": listing, "facts": facts}
     except OSError as error:
-        raise DataError(error.filename or path, f"cannot be read ({error.strerror})") from error
+        raise DataError(error.filename or path, f"cannot be read ({reason_of(error)})") from error
     return dict(looked[path]["facts"])
 
 
@@ -183,11 +181,6 @@ def _files(path: str, above: frozenset[tuple[int, int]]) -> list[tuple[str, int,
     with os.scandir(path) as entries:
         there = [entry.path for entry in entries if entry.is_dir() or entry.is_file()]
     return [file for name in there for file in _files(name, above)]
-
-
-def _sha256(path: str) -> str:
-    with Path(path).open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _in_words(path: str | None, found: dict[str, Any] | None) -> str:

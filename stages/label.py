@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ltd_pipe.stages.console import counter, doing, of_option, refuse_given, require_named, tell
+from ltd_pipe.stages.console import counter, doing, tell
 from ltd_pipe.stages.model_options import (
     ModelOptions,
     load_teacher,
@@ -19,7 +19,15 @@ from ltd_pipe.stages.model_options import (
     refuse_unused,
     stream_of,
 )
-from ltd_pipe.stages.options import ParamsCommand, note_pipeline, params_options, refuse_overlap
+from ltd_pipe.stages.options import (
+    ParamsCommand,
+    note_pipeline,
+    of_option,
+    params_options,
+    refuse_options,
+    refuse_overlap,
+    require_files,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,10 +103,10 @@ def label(
 
     with of_option("--part"):
         part = None if part_text is None else Part.parse(part_text)
-    require_named("teachers", "data")
+    require_files("teachers", "data")
     require_replaceable(out, replace=force)
     if params.label.top_k is not None or len(teachers) > 1:
-        refuse_given({"logits"}, "is of one teacher's labels, and not of --top-k")
+        refuse_options({"logits"}, "is of one teacher's labels, and not of --top-k")
     refuse_overlap(out, data, *teachers)
     note_pipeline(out)
     refuse_unused(foreign, *teachers)

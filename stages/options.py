@@ -1,7 +1,8 @@
-"""What a stage may write over: nothing, without --force, and with it only results of its kind."""
+"""What the commands' options share: parameters as options, usage errors, and what is replaced."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -14,25 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
-from ltd_pipe.errors import ParamsError, WriteError
+from ltd_pipe.errors import ParamsError, WriteError, require_file
 from ltd_pipe.models import NETWORKS
 from ltd_pipe.params import Params, load_params, parse_standalone
-from ltd_pipe.stages.console import FIELD
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from pydantic.fields import FieldInfo
 
-
-# --- Command-line options made of the parameter classes: one per field, in one place.
-
-
-if TYPE_CHECKING:
     Command = Callable[..., Any]
-
 
 PARAMS_FILE, PIPELINE_FILE = Path("params.yaml"), Path("dvc.yaml")
 
@@ -264,6 +259,59 @@ def _split(setting: str) -> tuple[str, str]:
     if not equals:
         raise ParamsError("--set", "expected SECTION.KEY=VALUE", found=repr(setting))
     return key, value
+
+
+# --- Options that are wrong or have no meaning, as usage errors.
+
+
+# Before the name of an option that sets a parameter.
+FIELD = "field_"
+# What makes the files that an option names.
+_MADE_BY = {"data": "prepare", "labels": "label", "teachers": "teacher"}
+
+
+@contextlib.contextmanager
+def of_option(option: str) -> Iterator[None]:
+    """Make the block's ParamsError a usage error of an option: exit code 2, the same words."""
+    try:
+        yield
+    except ParamsError as error:
+        # It begins with the option's name, and so does what click says.
+        words = str(error).removeprefix(f"{error.where}: ")
+        raise click.BadParameter(words, param_hint=f"'{option}'") from error
+
+
+def require_files(*names: str) -> None:
+    """Look first for the files that were typed: what is missing of the defaults comes later.
+
+    The names are of arguments or options of the running command whose values are paths, or several.
+    """
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            value = context.params[name]
+            for path in value if isinstance(value, tuple) else (value,):
+                if "://" not in str(path):
+                    made = _MADE_BY.get(name)
+                    require_file(Path(path), remedy=f"'ltd-pipe {made}' makes one." if made else "")
+
+
+def refuse_options(names: Collection[str], why: str) -> None:
+    """Refuse options of the running command that were typed, and would be ignored.
+
+    Parameters
+    ----------
+    names : collection of str
+        Of arguments or parameters; what stands in params.yaml is not asked.
+    why : str
+        Goes on after the option's name.
+    """
+    context = click.get_current_context()
+    for option in context.command.params:
+        name = str(option.name)
+        typed = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if typed and name.removeprefix(FIELD) in names:
+            raise click.UsageError(f"{option.opts[0]} {why}")
 
 
 # --- What a stage may write over: nothing, without --force, and with it only results of its kind.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ltd_pipe.stages.console import counter, refuse_given
+from ltd_pipe.stages.console import counter
 from ltd_pipe.stages.options import (
     BETON,
     PARAMS_FILE,
@@ -16,6 +16,7 @@ from ltd_pipe.stages.options import (
     note_pipeline,
     params_options,
     refuse_existing,
+    refuse_options,
 )
 
 if TYPE_CHECKING:
@@ -57,11 +58,11 @@ def prepare(params: Params, out: Path, force: bool) -> None:
         require_named(PARAMS_FILE, PIPELINE_FILE)
     section = params.prepare
     if section.dataset == "digits":
-        refuse_given({"path"}, "has no meaning for digits, which come with scikit-learn")
+        refuse_options({"path"}, "has no meaning for digits, which come with scikit-learn")
     if section.dataset in ("digits", "folder"):
-        refuse_given({"download"}, "is of CIFAR")
+        refuse_options({"download"}, "is of CIFAR")
     if section.encoding == "raw":
-        refuse_given({"jpeg_quality"}, "is of --encoding jpeg")
+        refuse_options({"jpeg_quality"}, "is of --encoding jpeg")
     targets: dict[Split, Path] = {"train": out / "train.beton", "test": out / "test.beton"}
     refuse_existing(*targets.values(), force=force, kind=BETON)
     note_pipeline(*targets.values())

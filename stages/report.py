@@ -9,9 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ltd_pipe.stages.console import refuse_given
 from ltd_pipe.stages.evaluated import find_metrics, training_files
-from ltd_pipe.stages.options import PAGE, ParamsCommand, params_options, refuse_existing
+from ltd_pipe.stages.options import (
+    PAGE,
+    ParamsCommand,
+    params_options,
+    refuse_existing,
+    refuse_options,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,7 +109,7 @@ def report(
     """
     if pair is not None:
         places = {name.replace("-", "_") for name in ("student", "metrics", *_OPTIONAL)}
-        refuse_given(places, "is of the page of one student, not of --compare")
+        refuse_options(places, "is of the page of one student, not of --compare")
         _report_pair(params, pair, out or _PAIR_PAGE, force=force, as_json=as_json)
         return
     from ltd_pipe.publish import write_text

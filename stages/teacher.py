@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ltd_pipe.errors import MissingError, ParamsError
-from ltd_pipe.stages.console import doing, refuse_given, require_named, tell
+from ltd_pipe.stages.console import doing, tell
 from ltd_pipe.stages.model_options import ModelOptions, load_teacher
 from ltd_pipe.stages.options import (
     CHECKPOINT,
@@ -16,7 +16,9 @@ from ltd_pipe.stages.options import (
     note_pipeline,
     params_options,
     refuse_existing,
+    refuse_options,
     refuse_overlap,
+    require_files,
 )
 
 if TYPE_CHECKING:
@@ -61,13 +63,13 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
         from ltd_pipe.images.manifest import Duplicates
         from ltd_pipe.stages.fitting import tell_chance, turn
 
-    require_named("data")
+    require_files("data")
     refuse_existing(out / "model.safetensors", force=force or fresh, kind=CHECKPOINT)
     note_pipeline(out)
     if params.teacher.checkpoint is not None:
         asked = {"checkpoint", "architecture", "mean", "std", "classes", "class_order"}
         trained = {*type(params.teacher).model_fields, "fresh"} - asked
-        refuse_given(trained, "is of training, and teacher.checkpoint is taken as it is")
+        refuse_options(trained, "is of training, and teacher.checkpoint is taken as it is")
         # Stores name a teacher by the hash of its file, which taking it into place would change.
         refuse_overlap(out / "model.safetensors", Path(str(params.teacher.checkpoint)))
         if not Path(str(params.teacher.checkpoint)).exists():

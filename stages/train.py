@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ltd_pipe.errors import MissingError
-from ltd_pipe.stages.console import doing, refuse_given, require_named, tell
+from ltd_pipe.stages.console import doing, tell
 from ltd_pipe.stages.fetched import local_folder
 from ltd_pipe.stages.options import (
     CHECKPOINT,
@@ -16,6 +16,8 @@ from ltd_pipe.stages.options import (
     note_pipeline,
     params_options,
     refuse_existing,
+    refuse_options,
+    require_files,
 )
 
 if TYPE_CHECKING:
@@ -92,7 +94,7 @@ def train(
         from ltd_pipe.stages.fitting import fit_on_screen, tell_chance, turn
         from ltd_pipe.training.run import save_results, split_samples
 
-    require_named("data", *["labels"] * params.train.reads_store)
+    require_files("data", *["labels"] * params.train.reads_store)
     _tell_unused_weights(params.train)
     _require_teacher(params)
     refuse_existing(out / "model.safetensors", force=force or fresh, kind=CHECKPOINT)
@@ -160,7 +162,7 @@ def _tell_unused_weights(section: TrainParams) -> None:
     if section.label_kind in ("ltd", "live"):
         return
     why = f"weighs soft labels, and label_kind {section.label_kind} has none to weigh"
-    refuse_given({"soft_weight", "rectify"}, why)
+    refuse_options({"soft_weight", "rectify"}, why)
     # No refusal of what stands in params.yaml: dvc.yaml trains the baseline with that section.
     for key, given in (("soft_weight", section.soft_weight < 1), ("rectify", section.rectify)):
         if given:

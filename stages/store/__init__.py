@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ltd_pipe.stages.console import LazyGroup
+from ltd_pipe.stages.cli import LazyGroup
 
 __all__ = ["store"]
 

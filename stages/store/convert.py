@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from ltd_pipe.stages.console import counter, refuse_given
-from ltd_pipe.stages.options import TABLE, refuse_existing, refuse_overlap
+from ltd_pipe.stages.console import counter
+from ltd_pipe.stages.options import TABLE, refuse_existing, refuse_options, refuse_overlap
 from ltd_pipe.stages.store.output import data_option, make_store, output_options, read_images
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def convert(
         raise click.UsageError("one of --from and --to is needed")
     data = options["data"]
     if target_kind is not None:
-        refuse_given(options, "has no meaning for --to: a table carries what the store says")
+        refuse_options(options, "has no meaning for --to: a table carries what the store says")
         refuse_overlap(out, path)
         _write_table(path, target_kind, out, force=force, as_json=as_json)
         return
@@ -129,12 +129,14 @@ def _from_table(
 ) -> DerivedStore:
     from ltd_pipe.labels.tables import NpzTable, ParquetTable
 
-    refuse_given(_OF_CROPS, f"has no meaning for a {kind} file")
+    refuse_options(_OF_CROPS, f"has no meaning for a {kind} file")
     table = NpzTable(path) if kind == "npz" else ParquetTable(path)
     # It is read while the store is written.
     opened.callback(table.close)
     if table.carried is not None:
-        refuse_given(_TOLD, "has no meaning for a file that was made of a store and says it itself")
+        refuse_options(
+            _TOLD, "has no meaning for a file that was made of a store and says it itself"
+        )
     return table.to_store(origin, read_images(options["data"]))
 
 
@@ -148,7 +150,7 @@ def _from_folder(path: Path, kind: str, origin: Origin, options: dict[str, Any])
             "names"
         )
     unused = {"fkd": ["trust_order"], "relabel": ["trust_order", "average_crops"], "tinyvit": []}
-    refuse_given(unused[kind], f"has no meaning for --from {kind}")
+    refuse_options(unused[kind], f"has no meaning for --from {kind}")
     images = cast("HashedImages", read_images(data))
     labels: LabelFiles
     if kind == "fkd":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from ltd_pipe.stages.console import counter, refuse_given
+from ltd_pipe.stages.console import counter
 from ltd_pipe.stages.fetched import local_folder
 from ltd_pipe.stages.model_options import (
     WEIGHTS_FIELDS,
@@ -21,6 +21,7 @@ from ltd_pipe.stages.model_options import (
     refuse_unused,
     stream_of,
 )
+from ltd_pipe.stages.options import refuse_options
 
 if TYPE_CHECKING:
     import torch
@@ -111,10 +112,10 @@ def verify(
     if teachers and data is None:
         raise click.UsageError("--teacher needs --data: the images that it is asked about")
     if data is None:
-        refuse_given({"image_size", "skip_bad"}, "is of the images: name them with --data")
+        refuse_options({"image_size", "skip_bad"}, "is of the images: name them with --data")
     if not teachers:
         asked = {"sample", "seed", "tolerance", *WEIGHTS_FIELDS}
-        refuse_given(asked, "is of the teacher: name it with --teacher")
+        refuse_options(asked, "is of the teacher: name it with --teacher")
     refuse_unused(foreign, *teachers)
     path = local_folder(store)
     # The signature first: it takes a moment, and without it the rest may not matter.
