@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ltd_pipe.errors import MissingError
-from ltd_pipe.stages.console import doing, tell
-from ltd_pipe.stages.fetched import local_folder
+from ltd_pipe.stages.console import doing, tell, transfer
 from ltd_pipe.stages.options import (
     CHECKPOINT,
     ParamsCommand,
@@ -171,10 +170,11 @@ def _tell_unused_weights(section: TrainParams) -> None:
 
 def _open_store(params: Params, labels: str, beton: Beton) -> SoftLabels | None:
     from ltd_pipe.labels.reader import SoftLabels
+    from ltd_pipe.labels.remote import resolve_store
 
     if not params.train.reads_store:
         return None
-    store = SoftLabels.open(local_folder(labels))
+    store = SoftLabels.open(resolve_store(labels, transfer, tell))
     store.require_data(beton.manifest, str(beton.path), beton)
     any_size = params.train.any_size
     store.require_shape(beton.manifest.shape, str(beton.path), any_size=any_size)

@@ -153,9 +153,7 @@ def test_nothing_asks_an_index_for_this_package():
     assert [path.name for path in places if wrong.search(path.read_text())] == []
 
 
-@pytest.mark.parametrize(
-    ("extra", "package"), [("onnx", "onnxscript>="), ("gs", "gcsfs>="), ("parquet", "pyarrow>=")]
-)
+@pytest.mark.parametrize(("extra", "package"), [("onnx", "onnxscript>="), ("parquet", "pyarrow>=")])
 def test_a_missing_extra_is_said_by_its_packages(extra, package):
     """Which pip can install, whether we run from a clone or from a wheel."""
     assert install_extra(extra).startswith("Run: pip install ")

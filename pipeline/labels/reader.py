@@ -278,13 +278,15 @@ class SoftLabels(Joinable):
         The manifest.
     """
 
-    def __init__(self, folder: StoreFolder) -> None:
+    def __init__(self, folder: StoreFolder, *, partial: bool = False) -> None:
+        # Partial: some chunks are not there; touching one of those is an error.
         self.path = folder.path
         self.hashes = FileHashes(folder)
         self.identity = self.hashes.identity
         self.attributes, layouts = parse_metadata(folder.path, self.hashes.read)
         self.arrays = {
-            name: StoredArray(folder, layout, self.hashes) for name, layout in layouts.items()
+            name: StoredArray(folder, layout, self.hashes, partial=partial)
+            for name, layout in layouts.items()
         }
         for layout in layouts.values():
             self.hashes.require_listed(map(layout.chunk_name, range(layout.num_chunks)))

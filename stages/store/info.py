@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ltd_pipe.stages.fetched import local_folder
+from ltd_pipe.stages.console import tell, transfer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,8 +35,9 @@ def info(store: str, as_json: bool) -> None:
     STORE is a folder, or a URL that 'store pull' takes.
     """
     from ltd_pipe.labels.reader import SoftLabels
+    from ltd_pipe.labels.remote import resolve_store
 
-    opened = SoftLabels.open(local_folder(store))
+    opened = SoftLabels.open(resolve_store(store, transfer, tell))
     summary = opened.summary()
     if as_json:
         click.echo(json.dumps(_facts(opened, summary), indent=2))

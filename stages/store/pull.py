@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from ltd_pipe.stages.console import transfer
-from ltd_pipe.stages.fetched import fetch_to_cache
+from ltd_pipe.stages.console import tell, transfer
 from ltd_pipe.stages.options import refuse_overlap
 from ltd_pipe.stages.store.subset import ROW_RANGE
-
-if TYPE_CHECKING:
-    from ltd_pipe.sharing.location import Location
-    from ltd_pipe.sharing.patience import Patience
 
 __all__ = ["pull"]
 
@@ -68,70 +62,39 @@ def pull(
     With --rows or --arrays only the chunks that are needed are fetched, and the result is the
     store that 'store subset' would make of the whole one.
     """
-    from ltd_pipe.sharing.location import parse_location
-    from ltd_pipe.sharing.patience import Patience
+    from ltd_pipe.labels.reader import SoftLabels
+    from ltd_pipe.labels.remote import (
+        TransferOptions,
+        cached_store,
+        parse_location,
+        pull_excerpt,
+        pull_store,
+    )
 
     part = rows is not None or arrays is not None
     if part and out is None:
         raise click.UsageError("--rows and --arrays make a new store: give it a folder with --out")
-    location, patience = parse_location(url, identity), Patience(stall_s=stall_s)
+    location, options = parse_location(url, identity), TransferOptions(jobs, stall_s)
     if out is not None and location.folder is not None:
         refuse_overlap(out, location.folder)
-    if out is None:
-        folder = fetch_to_cache(location, patience=patience, jobs=jobs, force=force)
-    elif part:
-        names = arrays.split(",") if arrays else None
-        folder = _part(location, out, rows or (None, None), names, patience, jobs, force=force)
-    else:
-        folder = _whole(location, out, patience, jobs, force=force)
-    _show(folder, as_json=as_json)
-
-
-def _whole(location: Location, out: Path, patience: Patience, jobs: int, *, force: bool) -> Path:
-    from ltd_pipe.labels.writer import require_replaceable
-    from ltd_pipe.publish import exclusive
-    from ltd_pipe.sharing.cache import open_nearest
-    from ltd_pipe.sharing.pull import pull_store
-
-    require_replaceable(out, replace=force)
-    with (
-        exclusive(out),
-        open_nearest(location, patience, jobs, force=force) as remote,
-        transfer(f"fetch {location}") as progress,
-    ):
-        pull_store(remote, out, progress)
-    return out
-
-
-def _part(
-    location: Location,
-    out: Path,
-    rows: tuple[int | None, int | None],
-    arrays: list[str] | None,
-    patience: Patience,
-    jobs: int,
-    *,
-    force: bool,
-) -> Path:
-    from ltd_pipe.labels.writer import require_replaceable
-    from ltd_pipe.sharing.cache import open_nearest
-    from ltd_pipe.sharing.excerpt import pull_excerpt
-
-    require_replaceable(out, replace=force)
-    with (
-        open_nearest(location, patience, jobs, force=force) as remote,
-        transfer(f"fetch of {location}") as progress,
-    ):
-        pull_excerpt(remote, out, rows, arrays, replace=force, progress=progress)
-    return out
-
-
-def _show(folder: Path, *, as_json: bool) -> None:
-    from ltd_pipe.labels.reader import SoftLabels
-
-    store = SoftLabels.open(folder)
+    with transfer(f"fetch {location}") as progress:
+        if out is None:
+            out = cached_store(location, options, force=force, progress=progress, waiting=tell)
+        elif part:
+            pull_excerpt(
+                location,
+                out,
+                rows or (None, None),
+                arrays.split(",") if arrays else None,
+                options,
+                force=force,
+                progress=progress,
+            )
+        else:
+            pull_store(location, out, options, force=force, progress=progress)
+    store = SoftLabels.open(out)
     if as_json:
-        facts = {"path": str(folder), "identity": store.identity, "num_samples": store.num_samples}
+        facts = {"path": str(out), "identity": store.identity, "num_samples": store.num_samples}
         click.echo(json.dumps(facts, indent=2))
-        return
-    click.echo(f"{folder}: {store.num_samples:,} × {store.num_classes:,}, {store.identity}")
+    else:
+        click.echo(f"{out}: {store.num_samples:,} × {store.num_classes:,}, {store.identity}")

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from ltd_pipe.stages.console import counter
-from ltd_pipe.stages.fetched import local_folder
+from ltd_pipe.stages.console import counter, tell, transfer
 from ltd_pipe.stages.model_options import (
     WEIGHTS_FIELDS,
     ModelOptions,
@@ -106,6 +105,7 @@ def verify(
 
     STORE is a folder, or a URL that 'store pull' takes.
     """
+    from ltd_pipe.labels.remote import resolve_store
     from ltd_pipe.labels.signature import signature_check, verify_signature
     from ltd_pipe.labels.verify import verify_store
 
@@ -117,7 +117,7 @@ def verify(
         asked = {"sample", "seed", "tolerance", *WEIGHTS_FIELDS}
         refuse_options(asked, "is of the teacher: name it with --teacher")
     refuse_unused(foreign, *teachers)
-    path = local_folder(store)
+    path = resolve_store(store, transfer, tell)
     # The signature first: it takes a moment, and without it the rest may not matter.
     signer = verify_signature(path, public_key) if public_key is not None else None
     place = _device(device, teachers)

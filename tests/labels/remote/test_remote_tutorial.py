@@ -5,8 +5,8 @@ import re
 import sys
 from pathlib import Path
 
+import boto3
 import pytest
-import requests
 import torch
 from pages import follow, in_shell, read_steps
 from running import free_port, running
@@ -16,7 +16,7 @@ from ltd_pipe.models.checkpoint import save_classifier
 from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.models.registry import build
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STEPS = read_steps("sharing.md")
 
 
@@ -26,7 +26,8 @@ def s3_url(tmp_path_factory):
     port, log = free_port(), tmp_path_factory.mktemp("s3") / "log"
     with running([sys.executable, "-m", "moto.server", "-p", str(port)], port, log):
         url = f"http://127.0.0.1:{port}"
-        requests.put(f"{url}/labels", timeout=30).raise_for_status()
+        secrets = {"aws_access_key_id": "key", "aws_secret_access_key": "secret"}
+        boto3.client("s3", "us-east-1", endpoint_url=url, **secrets).create_bucket(Bucket="labels")
         yield url
 
 
@@ -70,6 +71,7 @@ def environment(tmp_path_factory, s3_url):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_page_can_be_followed(folder, environment):
     """Each block ends as the page says, and prints the lines that stand below it."""
     follow(STEPS, lambda step: in_shell(step, folder, environment))

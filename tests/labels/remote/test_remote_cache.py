@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -13,13 +12,10 @@ import pytest
 from faulty_server import FaultyServer, stall
 from shared_store import contents, make_store
 
-from ltd_pipe.errors import LocationError, TransferError
+from ltd_pipe.errors import LocationError
 from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.remote import cache_folder, cached_store, find_cached, parse_location
 from ltd_pipe.publish import exclusive
-from ltd_pipe.sharing.bucket import BucketSource
-from ltd_pipe.sharing.cache import cache_folder, cached_store, find_cached
-from ltd_pipe.sharing.location import parse_location
-from ltd_pipe.sharing.patience import Patience
 
 
 @pytest.fixture
@@ -28,50 +24,48 @@ def identity(published):
     return SoftLabels.open(published).identity
 
 
-def fetch(server, patience, **settings):
+def fetch(server, options, **settings):
     """The store's folder in the cache."""
-    return cached_store(parse_location(server.url), patience=patience, **settings)
+    return cached_store(parse_location(server.url), options, **settings)
 
 
-def test_the_folder_is_named_for_the_identity(server, published, cache, patience, identity):
+def test_the_folder_is_named_for_the_identity(server, published, cache, options, identity):
     """Below XDG_CACHE_HOME; nothing else is left there."""
-    found = fetch(server, patience)
+    found = fetch(server, options)
     assert found == cache / identity
     assert contents(found) == contents(published)
     assert [path.name for path in cache.iterdir()] == [identity]
 
 
-def test_a_second_time_only_the_manifest_is_fetched(server, patience):
+def test_a_second_time_only_the_manifest_is_fetched(server, options):
     """Whether the URL still holds that store has to be asked."""
-    fetch(server, patience)
+    fetch(server, options)
     server.log.clear()
-    fetch(server, patience)
+    fetch(server, options)
     assert [name for name, _ in server.log] == ["MANIFEST.sha256"]
 
 
-def test_with_the_whole_identity_nothing_is_fetched(server, patience, identity):
+def test_with_the_whole_identity_nothing_is_fetched(server, options, identity):
     """It says what is wanted: this works without a network."""
-    fetch(server, patience)
+    fetch(server, options)
     server.log.clear()
     location = parse_location(f"{server.url}#sha256={identity}")
     assert cached_store(location).name == identity
     assert server.log == []
 
 
-def test_force_fetches_it_again(server, patience, published):
+def test_force_fetches_it_again(server, options, published):
     """Every file."""
-    fetch(server, patience)
+    fetch(server, options)
     server.log.clear()
-    assert contents(fetch(server, patience, force=True)) == contents(published)
+    assert contents(fetch(server, options, force=True)) == contents(published)
     assert len(server.log) > 20
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "no manifest", "not a store"])
-def test_a_store_that_was_damaged_in_the_cache_is_fetched_again(
-    server, patience, published, damage
-):
+def test_a_store_that_was_damaged_in_the_cache_is_fetched_again(server, options, published, damage):
     """As far as opening it tells."""
-    found = fetch(server, patience)
+    found = fetch(server, options)
     if damage == "cut":
         (found / "logits/c/2/0").write_bytes(b"")
     elif damage == "gone":
@@ -81,7 +75,7 @@ def test_a_store_that_was_damaged_in_the_cache_is_fetched_again(
     else:
         shutil.rmtree(found)
         found.mkdir()
-    assert contents(fetch(server, patience)) == contents(published)
+    assert contents(fetch(server, options)) == contents(published)
 
 
 def test_a_relative_cache_home_is_ignored(monkeypatch):
@@ -97,18 +91,17 @@ def test_only_a_whole_identity_is_looked_up(identity, cache):
     assert find_cached(identity) is None
 
 
-def test_an_unexpected_store_is_not_kept(server, patience, cache):
+def test_an_unexpected_store_is_not_kept(server, options, cache):
     """Refused by its manifest."""
     with pytest.raises(LocationError):
-        cached_store(parse_location(server.url, "0" * 64), patience=patience)
+        cached_store(parse_location(server.url, "0" * 64), options)
     assert not cache.exists()
 
 
 FETCH = """
 import sys
 from pathlib import Path
-from ltd_pipe.sharing.cache import cached_store
-from ltd_pipe.sharing.location import parse_location
+from ltd_pipe.labels.remote import cached_store, parse_location
 print(cached_store(parse_location(sys.argv[1]), waiting=lambda line: print(line, flush=True)))
 """
 
@@ -128,7 +121,7 @@ def test_processes_that_want_the_same_store_fetch_it_once(server, published, cac
     assert len(chunks) == len(set(chunks))
 
 
-def test_the_one_that_waits_says_for_whom(server, patience, cache, identity):
+def test_the_one_that_waits_says_for_whom(server, options, cache, identity):
     """Once, and goes on when the other lets go."""
     said = []
     with exclusive(cache / identity):
@@ -138,7 +131,7 @@ def test_the_one_that_waits_says_for_whom(server, patience, cache, identity):
     assert said == [f"process {os.getpid()} is writing to it; waiting for it\n"]
 
 
-def test_a_killed_one_leaves_its_files_for_the_next(server, published, patience, cache):
+def test_a_killed_one_leaves_its_files_for_the_next(server, published, options, cache):
     """SIGKILL: whole files are not fetched again, and the lock is free."""
     server.faults["logits/c/5/0"] = [stall(0.5)]
     process = start(server.url)
@@ -148,7 +141,7 @@ def test_a_killed_one_leaves_its_files_for_the_next(server, published, patience,
         process.send_signal(signal.SIGKILL)
     whole = {name for name in contents(state) if "/c/" in name and ".part" not in name}
     server.log.clear()
-    assert contents(fetch(server, patience)) == contents(published)
+    assert contents(fetch(server, options)) == contents(published)
     asked = [name for name, _ in server.log if "/c/" in name]
     assert asked == ["logits/c/5/0"]
     assert len(whole) == 23
@@ -168,32 +161,12 @@ def wait_for_files(cache, count):
     raise AssertionError(f"fewer than {count} chunks came")
 
 
-def test_a_library_that_hangs_is_left_behind(published, monkeypatch):
-    """A file system's call that never returns, as of a dead mount: one clear line."""
-    over = threading.Event()
-    call = BucketSource._call
-
-    def hang(self, method, name, **settings):
-        if name == "logits/c/2/0":
-            over.wait(30)
-        return call(self, method, name, **settings)
-
-    monkeypatch.setattr(BucketSource, "_call", hang)
-    patience = Patience(stall_s=0.3)
-    with pytest.raises(TransferError, match="a transfer hangs. Run it again"):
-        cached_store(parse_location(f"file://{published}"), patience=patience)
-    over.set()
-
-
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from ltd_pipe.sharing.location import parse_location
-from ltd_pipe.sharing.pull import pull_store
-from ltd_pipe.sharing.remote import RemoteStore
+from ltd_pipe.labels.remote import parse_location, pull_store
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-with RemoteStore(parse_location(sys.argv[1]), jobs=4) as remote:
-    pull_store(remote, Path(sys.argv[2]))
+pull_store(parse_location(sys.argv[1]), Path(sys.argv[2]))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 

@@ -22,12 +22,13 @@ class FaultyServer:
         Name and Range header of each request, in order.
     faults : dict of str to list of callable
         Each gets the handler and the file's bytes, and answers in its own way.
-    ranges : bool
-        Whether Range is understood.
+    ranges, etags : bool
+        Whether Range is understood; whether an ETag names the file's version.
     """
 
     def __init__(self, folder: Path, tls=None) -> None:
-        self.folder, self.log, self.ranges = folder, [], True
+        self.folder, self.log = folder, []
+        self.ranges, self.etags = True, False
         self.faults = defaultdict(list)
         self.over = threading.Event()
         self._server = _Server(("127.0.0.1", 0), _Handler)
@@ -79,18 +80,23 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         else:
             self._serve(content, self.headers.get("Range") if outer.ranges else None)
 
+    do_HEAD = do_GET  # noqa: N815
+
     def _serve(self, content, header):
-        match = re.fullmatch(r"bytes=(\d+)-", header or "")
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", header or "")
         if match is None:
             return self.answer(200, content)
         first = int(match[1])
         if first >= len(content):
             return self.answer(416, b"")
-        place = f"bytes {first}-{len(content) - 1}/{len(content)}"
-        return self.answer(206, content[first:], {"Content-Range": place})
+        last = min(int(match[2] or len(content)), len(content) - 1)
+        place = f"bytes {first}-{last}/{len(content)}"
+        return self.answer(206, content[first : last + 1], {"Content-Range": place})
 
     def answer(self, code, body, headers=(), length=None):
         self.send_response(code)
+        if self.server.outer.etags:
+            self.send_header("ETag", '"version 1"')
         for key, value in dict(headers).items():
             self.send_header(key, value)
         self.send_header("Content-Length", str(len(body) if length is None else length))
@@ -176,3 +182,14 @@ def replaced(change, **headers):
 def flipped(content):
     """The same length, one bit changed."""
     return bytes([content[0] ^ 1]) + content[1:]
+
+
+def endless_page(handler, _content):
+    """No such file, and a page about it without end."""
+    handler.send_response(404)
+    handler.send_header("Connection", "close")
+    handler.end_headers()
+    with contextlib.suppress(OSError):
+        while not handler.server.outer.over.is_set():
+            handler.wfile.write(bytes(2**20))
+    handler.close_connection = True

@@ -4,27 +4,23 @@ import json
 import resource
 
 import pytest
-from faulty_server import FaultyServer, status
+from faulty_server import FaultyServer, endless_page, status
 from shared_store import contents
 
-from ltd_pipe.errors import LocationError, StoreError
-from ltd_pipe.sharing.location import parse_location
-from ltd_pipe.sharing.pull import pull_store
-from ltd_pipe.sharing.remote import RemoteStore
+from ltd_pipe.errors import LocationError, StoreError, TransferError
+from ltd_pipe.labels.remote import RemoteStore, parse_location, pull_store
 
 
-def pull(store, tmp_path, patience, identity=""):
+def pull(store, tmp_path, options, identity=""):
     """Fetch what lies in a folder into out/a.zarr, from a server."""
     with FaultyServer(store) as server:
-        location = parse_location(server.url, identity)
-        with RemoteStore(location, patience, 4) as remote:
-            pull_store(remote, tmp_path / "out" / "a.zarr")
+        pull_store(parse_location(server.url, identity), tmp_path / "out" / "a.zarr", options)
 
 
-def refused(store, tmp_path, patience, message):
+def refused(store, tmp_path, options, message):
     """It is refused with this message, and nothing at all was written."""
     with pytest.raises(StoreError, match=message) as caught:
-        pull(store, tmp_path, patience)
+        pull(store, tmp_path, options)
     assert not (tmp_path / "out").exists()
     assert len(str(caught.value)) < 600
 
@@ -39,7 +35,7 @@ def list_too(store, *lines):
 HASH = "0" * 64
 
 
-def test_a_million_files_are_refused_before_they_are_parsed(own, tmp_path, patience):
+def test_a_million_files_are_refused_before_they_are_parsed(own, tmp_path, options):
     """By the number of lines, before one of them is parsed."""
     lines = [f"{HASH}  x/{number:07}" for number in range(10**6)]
     with (own / "MANIFEST.sha256").open("a") as manifest:
@@ -47,21 +43,21 @@ def test_a_million_files_are_refused_before_they_are_parsed(own, tmp_path, patie
     lines.clear()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     message = r"number of files in MANIFEST.sha256: expected 29 as .* at most 16 others, found"
-    refused(own, tmp_path, patience, message)
+    refused(own, tmp_path, options, message)
     # The manifest has 76 MB: it and one copy of it may be in memory, not a million objects.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 250_000
 
 
-def test_rows_without_end_are_refused_by_their_files(own, tmp_path, patience, forged):
+def test_rows_without_end_are_refused_by_their_files(own, tmp_path, options, forged):
     """10^12 samples in chunks of one row: never counted one by one."""
     change_sizes(own, num_samples=2**40, rows=1)
-    refused(forged(own), tmp_path, patience, "number of files in MANIFEST.sha256")
+    refused(forged(own), tmp_path, options, "number of files in MANIFEST.sha256")
 
 
-def test_chunks_of_a_terabyte_are_refused(own, tmp_path, patience, forged):
+def test_chunks_of_a_terabyte_are_refused(own, tmp_path, options, forged):
     """By the limit of the format."""
     change_sizes(own, num_samples=2**40, rows=2**40)
-    refused(forged(own), tmp_path, patience, "chunks are too large")
+    refused(forged(own), tmp_path, options, "chunks are too large")
 
 
 def change_sizes(store, num_samples, rows):
@@ -89,64 +85,76 @@ LINES = {
 
 
 @pytest.mark.parametrize(("line", "message"), LINES.values(), ids=LINES.keys())
-def test_a_name_that_no_store_has_is_refused(own, tmp_path, patience, line, message):
+def test_a_name_that_no_store_has_is_refused(own, tmp_path, options, line, message):
     """Before a byte is written anywhere."""
     list_too(own, line)
-    refused(own, tmp_path, patience, message)
+    refused(own, tmp_path, options, message)
 
 
-def test_a_chunk_that_is_not_listed_is_refused(own, tmp_path, patience):
+def test_a_chunk_that_is_not_listed_is_refused(own, tmp_path, options):
     """Another file in its place keeps the number right."""
     text = (own / "MANIFEST.sha256").read_text().replace("  logits/c/2/0\n", "  logits/c/2/1\n")
     (own / "MANIFEST.sha256").write_text(text)
-    refused(own, tmp_path, patience, "logits/c/2/0 is not listed in MANIFEST.sha256")
+    refused(own, tmp_path, options, "logits/c/2/0 is not listed in MANIFEST.sha256")
 
 
-def test_metadata_that_are_not_listed_are_refused(own, tmp_path, patience):
+def test_metadata_that_are_not_listed_are_refused(own, tmp_path, options):
     """They would not be part of the identity."""
     text = (own / "MANIFEST.sha256").read_text().replace("  logits/zarr.json\n", "  logits/x\n")
     (own / "MANIFEST.sha256").write_text(text)
-    refused(own, tmp_path, patience, "logits/zarr.json is not listed in MANIFEST.sha256")
+    refused(own, tmp_path, options, "logits/zarr.json is not listed in MANIFEST.sha256")
 
 
-def test_more_extra_files_than_a_store_needs_are_refused(own, tmp_path, patience, forged):
+def test_more_extra_files_than_a_store_needs_are_refused(own, tmp_path, options, forged):
     """A few are welcome: README.md, LICENSE."""
     for number in range(20):
         (own / f"extra-{number}").write_text("x")
-    refused(forged(own), tmp_path, patience, "at most 16 others")
+    refused(forged(own), tmp_path, options, "at most 16 others")
 
 
-def test_an_extra_file_that_is_too_large_is_refused(own, tmp_path, patience, forged):
+def test_an_extra_file_that_is_too_large_is_refused(own, tmp_path, options, forged):
     """Its size is in no metadata, so that it has a limit of its own."""
     (own / "LICENSE").write_bytes(bytes(5 * 2**20))
-    refused(forged(own), tmp_path, patience, "LICENSE: is too large: expected at most 4194304")
+    refused(forged(own), tmp_path, options, "LICENSE: is too large: expected at most 4194304")
 
 
-def test_a_few_extra_files_are_taken(own, tmp_path, patience, forged):
+def test_a_few_extra_files_are_taken(own, tmp_path, options, forged):
     """Also in a folder of their own, and an empty one."""
     (own / "LICENSE").write_text("MIT")
     (own / "docs").mkdir()
     (own / "docs" / "empty").touch()
-    pull(forged(own), tmp_path, patience)
+    pull(forged(own), tmp_path, options)
     assert contents(tmp_path / "out" / "a.zarr") == contents(own)
 
 
-def test_a_store_that_only_hashes_right_is_not_published(own, tmp_path, patience, forged):
+def test_a_store_that_only_hashes_right_is_not_published(own, tmp_path, options, forged):
     """Chunks whose own checksum is wrong: it is opened before it gets its name."""
     path = own / "labels" / "c" / "0"
     path.write_bytes(path.read_bytes()[::-1])
     with pytest.raises(StoreError, match="labels/c/0 is damaged: its CRC-32C is wrong"):
-        pull(forged(own), tmp_path, patience)
+        pull(forged(own), tmp_path, options)
     assert not (tmp_path / "out" / "a.zarr").exists()
 
 
-def test_another_identity_is_refused_by_the_manifest_alone(own, tmp_path, patience):
+def test_another_identity_is_refused_by_the_manifest_alone(own, tmp_path, options):
     """Nothing else was asked for."""
     with FaultyServer(own) as server:
         with pytest.raises(LocationError, match="expected identity 00000000.*, found [0-9a-f]{64}"):
-            RemoteStore(parse_location(server.url, HASH), patience)
+            RemoteStore(parse_location(server.url, HASH), options)
         assert [name for name, _ in server.log] == ["MANIFEST.sha256"]
     assert not (tmp_path / "out").exists()
+
+
+def test_an_error_page_without_end_does_not_fill_the_memory(own, tmp_path, options, monkeypatch):
+    """Left alone, obstore would keep all of it."""
+    monkeypatch.setattr("ltd_pipe.labels.remote._MAX_PAGE_BYTES", 2**26)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with FaultyServer(own) as server:
+        server.faults["zarr.json"] = [endless_page]
+        with pytest.raises(TransferError) as caught:
+            pull_store(parse_location(server.url), tmp_path / "a.zarr", options)
+    assert caught.value.what == "the server's answer does not end"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20
 
 
 NO_SIGNATURES = {
@@ -157,17 +165,16 @@ NO_SIGNATURES = {
 
 
 @pytest.mark.parametrize("content", NO_SIGNATURES.values(), ids=NO_SIGNATURES.keys())
-def test_what_is_no_signature_is_left_out(own, tmp_path, patience, content):
+def test_what_is_no_signature_is_left_out(own, tmp_path, options, content):
     """It is no part of the identity, and anyone at the server can put one there."""
     (own / "MANIFEST.sha256.sig").write_bytes(content)
-    pull(own, tmp_path, patience)
+    pull(own, tmp_path, options)
     assert "MANIFEST.sha256.sig" not in contents(tmp_path / "out" / "a.zarr")
 
 
-def test_a_signature_that_may_not_be_read_is_left_out(own, tmp_path, patience):
+def test_a_signature_that_may_not_be_read_is_left_out(own, tmp_path, options):
     """As a bucket that may not be listed says of a file that is not there."""
     with FaultyServer(own) as server:
         server.faults["MANIFEST.sha256.sig"] = [status(403)]
-        with RemoteStore(parse_location(server.url), patience, 4) as remote:
-            pull_store(remote, tmp_path / "a.zarr")
+        pull_store(parse_location(server.url), tmp_path / "a.zarr", options)
     assert contents(tmp_path / "a.zarr") == contents(own)

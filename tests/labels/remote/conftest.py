@@ -8,7 +8,7 @@ from faulty_server import FaultyServer
 from shared_store import contents, make_store
 
 from ltd_pipe.labels.manifest import format_manifest
-from ltd_pipe.sharing.patience import Patience
+from ltd_pipe.labels.remote import TransferOptions
 
 
 @pytest.fixture(scope="session")
@@ -41,9 +41,9 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def patience() -> Patience:
+def options() -> TransferOptions:
     """Of someone in a hurry."""
-    return Patience(stall_s=0.4, attempts=3, pause_s=0.01, min_bytes_per_s=1000)
+    return TransferOptions(jobs=4, timeout_s=0.4, max_retries=2, backoff_s=0.01)
 
 
 @pytest.fixture
