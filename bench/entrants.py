@@ -12,20 +12,20 @@ from our_loop import BarePasses, OurLoop
 from rival_loop import RivalLoop
 from sklearn.datasets import load_digits
 
-from ltd_pipe.device import choose_device
+from ltd_pipe.attacks import Frozen
+from ltd_pipe.device import choose_device, choose_precision
 from ltd_pipe.images.beton import open_beton, write_beton
 from ltd_pipe.images.sources import ArraySource
 from ltd_pipe.images.stream import ImageStream
 from ltd_pipe.params import PrepareParams, TeacherParams
-from ltd_pipe.training.precision import choose_passes
 from ltd_pipe.training.run import new_classifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from ltd_pipe.device import PrecisionSettings
     from ltd_pipe.images.beton import Beton
-    from ltd_pipe.training.precision import Passes
 
 __all__ = ["FLOOR", "OURS", "RIVAL", "Entrants"]
 
@@ -41,7 +41,7 @@ class Entrants:
     ours : OurLoop
     rival : RivalLoop
     floor : BarePasses
-    passes : Passes
+    precision : PrecisionSettings
         Of ours and of the floor; the plain loop's are float32.
     settings : dict
         What all have in common.
@@ -50,7 +50,7 @@ class Entrants:
     ours: OurLoop
     rival: RivalLoop
     floor: BarePasses
-    passes: Passes
+    precision: PrecisionSettings
     settings: dict[str, Any]
 
     @classmethod
@@ -78,12 +78,20 @@ class Entrants:
             learning_rate=0.05,
             momentum=0.9,
             ema_decay=0.999,
+            crop_padding=4,
+            flip=True,
             precision=precision,
             channels_last="auto",
             compile=compiled,
         )
         model = new_classifier(params, beton.manifest, seed=seed, role="student", device=device)
-        passes = choose_passes(params, model)
+        chosen = choose_precision(
+            Frozen(model).current(),
+            batch,
+            precision=params.precision,
+            channels_last=params.channels_last,
+            compile=params.compile,
+        )
         settings = {
             "architecture": architecture,
             "batch": batch,
@@ -91,14 +99,14 @@ class Entrants:
             "rate": params.learning_rate,
             "momentum": params.momentum,
             "weight_decay": params.weight_decay,
-            "padding": 4,
+            "padding": params.crop_padding,
         }
         torch.manual_seed(seed)
         rival = RivalLoop(copy.deepcopy(model.network), images, labels, settings, device, workers)
-        floor = BarePasses(copy.deepcopy(model), passes, batch, attack_steps)
+        floor = BarePasses(copy.deepcopy(model), chosen, batch, attack_steps)
         stream, samples = ImageStream(beton, device), np.arange(len(labels))
-        ours = OurLoop(model, stream, samples, params, passes, settings, seed)
-        return cls(ours, rival, floor, passes, settings)
+        ours = OurLoop(model, stream, samples, params, chosen, settings, seed)
+        return cls(ours, rival, floor, chosen, settings)
 
     def steps(self) -> dict[str, Callable[[], float]]:
         """By way: take a step, return its loss."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,20 +11,18 @@ import torch
 from ltd_pipe import objectives, rng
 from ltd_pipe.attacks import Adversary, Ball
 from ltd_pipe.device import autocast
-from ltd_pipe.distributed import World
-from ltd_pipe.images.augmentation import Augmentation
-from ltd_pipe.training.data import FreshExamples, onehot
-from ltd_pipe.training.optim import MovingAverage
+from ltd_pipe.training.data import BatchTransform, LabelTargets
+from ltd_pipe.training.snapshots import Snapshots
 from ltd_pipe.training.step import Step
-from ltd_pipe.training.trainer import Meters
+from ltd_pipe.training.trainer import Meters, RunContext, Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ltd_pipe.device import PrecisionSettings
     from ltd_pipe.images.stream import Batch, ImageStream
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.params import FitParams
-    from ltd_pipe.training.precision import Passes
 
 __all__ = ["BarePasses", "OurLoop"]
 
@@ -37,9 +36,9 @@ class OurLoop:
     stream : ImageStream
     samples : ndarray of shape (N,), dtype int64
     params : FitParams
-    passes : Passes
+    precision : PrecisionSettings
     settings : dict
-        `batch`, `attack_steps`, `padding`.
+        `batch`, `attack_steps`.
     seed : int
     """
 
@@ -49,41 +48,32 @@ class OurLoop:
         stream: ImageStream,
         samples: Any,
         params: FitParams,
-        passes: Passes,
+        precision: PrecisionSettings,
         settings: dict[str, Any],
         seed: int,
     ) -> None:
-        passes.apply(model)
-        self._model, self._stream, self._samples = model.train(), stream, samples
+        self._stream, self._samples = stream, samples
+        model.train()
         self._batch, self._seed, self._rate = settings["batch"], seed, params.learning_rate
-        classes = model.num_classes
-        self._step = Step(
-            model=model,
+        task = Task(
             objective=objectives.Madry(),
-            examples=FreshExamples(
-                Augmentation(settings["padding"], flip=True),
-                seed,
-                lambda batch: onehot(batch.labels, classes),
-            ),
+            transform=BatchTransform(params, seed, LabelTargets(model.num_classes)),
+            validate=lambda _: {},
             adversary=Adversary(Ball("linf", 8 / 255), 2 / 255, settings["attack_steps"]),
-            awp=None,
-            params=params,
-            seed=seed,
-            passes=passes,
-            world=World(),
         )
-        self._average = MovingAverage(model, params.ema_decay)
+        # Nothing is written: no snapshot is taken of single steps.
+        context = RunContext(seed, Snapshots(Path("none")), precision)
+        self._step = Step(model, task, params, context)
         self._meters, self._done = Meters(stream.device), 0
         self._batches = self._endless()
 
     def step(self) -> None:
         """One step."""
         batch, epoch = next(self._batches)
-        moment = objectives.Moment(step=self._done, epoch=epoch)
-        tally = self._step.take(batch, moment, self._rate, self._batch)
+        info = objectives.StepInfo(step=self._done, epoch=epoch, learning_rate=self._rate)
+        tally = self._step.take(batch, info, self._batch)
         self._meters.add(tally, self._batch, self._done)
         self._done += 1
-        self._average.update(self._model, self._done)
 
     def mean_loss(self) -> float:
         """Of the steps since the last call; waits for the device."""
@@ -108,18 +98,18 @@ class BarePasses:
     Attributes
     ----------
     model : Classifier
-    passes : Passes
+    precision : PrecisionSettings
     batch : int
     attack_steps : int
     """
 
     model: Classifier
-    passes: Passes
+    precision: PrecisionSettings
     batch: int
     attack_steps: int
 
     def __post_init__(self) -> None:
-        self.passes.apply(self.model)
+        self.precision.apply(self.model)
         self._device = next(self.model.parameters()).device
         self._images = torch.rand(self.batch, *self.model.shape, device=self._device)
 
@@ -136,7 +126,7 @@ class BarePasses:
         del gradients
 
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
-        with autocast(self._device, self.passes.precision):
+        with autocast(self._device, self.precision.precision):
             logits: torch.Tensor = self.model(images)
         return logits.float()
 

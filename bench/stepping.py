@@ -10,11 +10,10 @@ import torch
 from timing import Spread
 from torch.utils.flop_counter import FlopCounterMode
 
-from ltd_pipe.attacks import Adversary, Ball
+from ltd_pipe.attacks import Adversary, Ball, cross_entropy
 from ltd_pipe.device import autocast, choose_precision
 from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.models.registry import build
-from ltd_pipe.objectives import cross_entropy
 from ltd_pipe.rng import stream_key
 
 __all__ = ["fastest_step", "measure_step"]
@@ -58,7 +57,7 @@ def measure_step(
     network = build(architecture, 10, shape)
     model = Classifier(network, architecture=architecture, class_names=names, shape=shape)
     model.to(device).train()
-    precision = choose_precision("auto", model, batch)
+    precision = choose_precision(model, batch).precision
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     images = torch.rand(batch, *shape, device=device)
     target = torch.softmax(torch.randn(batch, 10, device=device), dim=1)

@@ -86,7 +86,7 @@ def _measure(
     folder: Path, *, rounds: int, warm_up: int, seed: int, **options: Any
 ) -> dict[str, Any]:
     entrants = Entrants.of(folder, seed=seed, **options)
-    settings, passes = entrants.settings, entrants.passes
+    settings, precision = entrants.settings, entrants.precision
     clock, losses = Clock(), {OURS: [], RIVAL: []}
     steps = entrants.steps()
     for turn in range(warm_up + rounds):
@@ -100,8 +100,8 @@ def _measure(
     against_floor = clock.comparison("a step", FLOOR, batch, "images")
     return {
         "settings": settings | {"rounds": rounds, "seed": seed},
-        "passes": passes.decides,
-        "passes_measured": passes.measured,
+        "passes": precision.decides,
+        "passes_measured": precision.measured,
         "steps": compared.to_json(),
         "speedup": vars(Spread.of([1 / ratio for ratio in _ratios(clock, OURS, RIVAL)])),
         "share_of_floor": vars(Spread.of([1 / ratio for ratio in _ratios(clock, OURS, FLOOR)])),
@@ -127,7 +127,7 @@ def _compare(
 
     first = options["seed"]
     curves = compare_curves(loops, steps, range(first, first + seeds))
-    return {"settings": made[0].settings, "passes": made[0].passes.decides} | curves
+    return {"settings": made[0].settings, "passes": made[0].precision.decides} | curves
 
 
 def _ratios(clock: Clock, way: str, other: str) -> list[float]:

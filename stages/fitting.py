@@ -4,72 +4,106 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from typing import TYPE_CHECKING
 
 import click
 
 from ltd_pipe.publish import exclusive
 from ltd_pipe.stages.console import bar
-from ltd_pipe.training.run import run_fit
-from ltd_pipe.training.trainer import Interrupted, Watcher
+from ltd_pipe.training.failures import Interrupted
+from ltd_pipe.training.trainer import Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-    from types import TracebackType
 
+    from ltd_pipe.device import PrecisionSettings
     from ltd_pipe.distributed import World
-    from ltd_pipe.training.alarm import Collapse
-    from ltd_pipe.training.precision import Passes
-    from ltd_pipe.training.trainer import Fit
+    from ltd_pipe.training.collapse import Collapse
+    from ltd_pipe.training.snapshots import Row
+    from ltd_pipe.training.trainer import Trainer
 
-__all__ = ["fit_on_screen", "tell_chance", "turn"]
+_INTERRUPTED = 130
 
 
 @contextlib.contextmanager
-def turn(out: Path, world: World) -> Iterator[None]:
-    """Keep other runs out of a folder while the block runs, and connect the world's processes."""
+def lock(out: Path, world: World) -> Iterator[None]:
+    """Keep other runs out of a folder while the block runs, and connect the processes."""
     with world.connected(), exclusive(out) if world.is_main else contextlib.nullcontext():
         yield
 
 
-_INTERRUPTED = 130
+def train_on_screen(trainer: Trainer, description: str, out: Path) -> dict[str, float]:
+    """Train with progress shown, by the first of several processes; the times that it took.
+
+    Raises
+    ------
+    Interrupted
+        With a line that says how to go on.
+    """
+    begin = time.monotonic()
+    if not trainer.context.world.is_main:
+        try:
+            trainer.run(Watcher())
+        except Interrupted:
+            raise SystemExit(_INTERRUPTED) from None  # the first process says it for all
+        return {}
+    _tell_precision(trainer.context.precision)
+    with contextlib.closing(_Screen(description, trainer, out / "live")) as screen:
+        try:
+            trainer.run(screen)
+        except Interrupted as error:
+            # Which would start over once more; what --fresh was allowed to replace is still there.
+            fresh = click.get_current_context().params.get("fresh")
+            how = ", with --force instead of --fresh," if fresh else ""
+            raise Interrupted(
+                f"Interrupted after step {trainer.progress.step} of {trainer.total_steps}; "
+                f"run the same command again{how} to go on."
+            ) from error
+    return {
+        "seconds": round(time.monotonic() - begin, 3),
+        "images_per_second": round(trainer.images_per_second, 1),
+    }
+
+
+def _tell_precision(settings: PrecisionSettings) -> None:
+    if settings.resumed and settings.measured:
+        click.echo(f"passes in {settings}, as when this run began (not measured again)", err=True)
+    elif settings.measured:
+        rates = "; ".join(f"{name}: {rate:,.0f}" for name, rate in settings.measured.items())
+        click.echo(f"passes in {settings} (images/s of an attack's pass: {rates})", err=True)
 
 
 class _Screen(Watcher):
     """A progress bar for the steps; dvclive's plots for the epochs."""
 
-    def __init__(self, description: str, fit: Fit, live: Path) -> None:
+    def __init__(self, description: str, trainer: Trainer, live: Path) -> None:
         self._progress, self._live, self._validated = bar(), live, ""
-        self._name, self._epochs, self._stopping = description, fit.epochs, False
-        self._task = self._progress.add_task(
-            self._what(len(fit.progress.history)), total=fit.total_steps, note=""
-        )
+        self._name, self._epochs, self._stopping = description, trainer.epochs, False
+        what = self._what(len(trainer.progress.history))
+        self._task = self._progress.add_task(what, total=trainer.total_steps, note="")
+        self._progress.start()
+
+    def close(self) -> None:
+        self._progress.stop()
 
     def _what(self, epoch: int) -> str:
         return f"{self._name}, epoch {min(epoch + 1, self._epochs)} of {self._epochs}"
-
-    def __enter__(self) -> _Screen:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
 
     def step(self, done: int, total: int, loss: float, accuracy: float, rate: float) -> None:
         note = f"loss {loss:.3f}  {rate:,.0f} images/s  accuracy {accuracy:.1%}  {self._validated}"
         self._progress.update(self._task, completed=done, total=total, note=note)
 
-    def epoch(self, history: list[dict[str, float]]) -> None:
+    def epoch(self, history: list[Row]) -> None:
         _write_plots(history, self._live)
         self._say(self._what(len(history)))
         row = history[-1]
-        measures = _measures(row)
+        measures = "  ".join(
+            f"{name.rpartition('/')[2].replace('_', ' ')} {value:.1%}"
+            for name, value in row.items()
+            if name.startswith("validation/")
+        )
         self._validated = f"validation: {measures}  " if measures else self._validated
         self._progress.console.print(
             f"epoch {row['epoch'] + 1}  loss {row['train/loss']:.3f}  {measures}", highlight=False
@@ -94,15 +128,7 @@ class _Screen(Watcher):
         self._progress.console.print(f"warning: {collapse}.", highlight=False)
 
 
-def _measures(row: dict[str, float]) -> str:
-    return "  ".join(
-        f"{name.rpartition('/')[2].replace('_', ' ')} {value:.1%}"
-        for name, value in row.items()
-        if name.startswith("validation/")
-    )
-
-
-def _write_plots(history: list[dict[str, float]], live: Path) -> None:
+def _write_plots(history: list[Row], live: Path) -> None:
     """Write all epochs anew, so that a resumed run has the same files as an uninterrupted one."""
     from dvclive.live import Live
     from scmrepo.exceptions import SCMError
@@ -122,45 +148,8 @@ def _write_plots(history: list[dict[str, float]], live: Path) -> None:
             logger.make_summary()
 
 
-def fit_on_screen(fit: Fit, description: str, out: Path) -> dict[str, float]:
-    """Run a fit with progress shown; its times.
-
-    Of several processes the first one shows it.
-
-    Raises
-    ------
-    Interrupted
-        With a line that says how to go on.
-    """
-    if not fit.world.is_main:
-        return _run_in_silence(fit)
-    _tell_choice(fit.passes)
-    with _Screen(description, fit, out / "live") as screen:
-        try:
-            return run_fit(fit, screen)
-        except Interrupted as error:
-            # Which would start over once more; what --fresh was allowed to replace is still there.
-            fresh = click.get_current_context().params.get("fresh")
-            how = ", with --force instead of --fresh," if fresh else ""
-            raise Interrupted(
-                f"Interrupted after step {fit.progress.step} of {fit.total_steps}; "
-                f"run the same command again{how} to go on."
-            ) from error
-
-
-def tell_chance(accuracy: float, images: int, split: str, num_classes: int) -> None:
-    """Warn of a model that may as well guess: its robust accuracy would be nothing to look at.
-
-    Parameters
-    ----------
-    accuracy : float
-        On clean images.
-    images : int
-        So many of the split were asked about.
-    split : str
-        What these are called.
-    num_classes : int
-    """
+def warn_of_chance(accuracy: float, images: int, split: str, num_classes: int) -> None:
+    """Warn of a clean accuracy that guessing may have: a robust one would be nothing to look at."""
     from ltd_pipe.evaluation.statistics import beats_chance
 
     hits = round(accuracy * images)
@@ -170,20 +159,3 @@ def tell_chance(accuracy: float, images: int, split: str, num_classes: int) -> N
             f"images right, {num_classes} classes. Train longer, or with a smaller learning_rate.",
             err=True,
         )
-
-
-def _tell_choice(passes: Passes) -> None:
-    if not passes.measured:
-        return
-    if passes.kept:
-        click.echo(f"passes in {passes}, as when this run began (not measured again)", err=True)
-        return
-    rates = "; ".join(f"{name}: {rate:,.0f}" for name, rate in passes.measured.items())
-    click.echo(f"passes in {passes} (images/s of an attack's pass: {rates})", err=True)
-
-
-def _run_in_silence(fit: Fit) -> dict[str, float]:
-    try:
-        return run_fit(fit, Watcher())
-    except Interrupted:
-        raise SystemExit(_INTERRUPTED) from None  # the first process says it for all

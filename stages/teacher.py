@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.params import Params, TeacherParams
 
-__all__ = ["teacher"]
-
 
 @click.command(cls=ParamsCommand)
 @params_options("teacher", typed={"architecture": "ltd_pipe.models.registry:allow_file"})
@@ -61,7 +59,7 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
         from ltd_pipe.distributed import World
         from ltd_pipe.images.beton import open_beton, require_one_preparation
         from ltd_pipe.images.manifest import Duplicates
-        from ltd_pipe.stages.fitting import tell_chance, turn
+        from ltd_pipe.stages.fitting import lock, warn_of_chance
 
     require_files("data")
     refuse_existing(out / "model.safetensors", force=force or fresh, kind=CHECKPOINT)
@@ -79,7 +77,7 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
                 remedy="Give trained weights, or null to train a teacher.",
             )
     world = World.from_environment()
-    with turn(out, world):
+    with lock(out, world):
         with doing("checking images"):
             train, test = open_beton(data / "train.beton"), open_beton(data / "test.beton")
             require_one_preparation(train, test)
@@ -97,7 +95,7 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
     )
     click.echo(f"{out / 'model.safetensors'}: {known}")
     if params.teacher.checkpoint is None and facts["n"]:
-        tell_chance(facts["clean_accuracy"], facts["n"], "test", test.manifest.num_classes)
+        warn_of_chance(facts["clean_accuracy"], facts["n"], "test", test.manifest.num_classes)
     splits = [(images.labels, images.sample_hash) for images in (test, train)]
     counted = test.manifest.one_colour, test.manifest.turned, Duplicates.count(*splits)
     for line in test.manifest.warnings_of(*counted):
@@ -107,55 +105,35 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
 def _train(
     params: Params, train: Beton, test: Beton, world: World, out: Path, *, fresh: bool
 ) -> dict[str, Any]:
-    from ltd_pipe.device import choose_device, deterministic
+    from ltd_pipe.device import deterministic
     from ltd_pipe.images.stream import ImageStream
-    from ltd_pipe.stages.fitting import fit_on_screen
-    from ltd_pipe.training.run import (
-        common_facts,
-        new_classifier,
-        open_run,
-        run_facts,
-        save_results,
-        split_samples,
-        teacher_fit,
-    )
+    from ltd_pipe.stages.fitting import train_on_screen
+    from ltd_pipe.training import run
 
-    device = world.device(choose_device(params.device))
-    section = params.teacher
-    model = new_classifier(section, train.manifest, seed=params.seed, role="teacher", device=device)
-    decides = {"seed": params.seed, "device": device.type, "processes": world.size}
-    facts = run_facts("teacher", section, train.manifest, **decides)
+    section, manifest = params.teacher, train.manifest
     with doing("measuring precision"):
-        snapshots, passes = open_run(facts, out, section, model, world, fresh=fresh, tell=tell)
-    training, validation = split_samples(train, section.images, params.seed, "teacher")
+        model, context = run.open_run(
+            "teacher", params, manifest, out, world, fresh=fresh, tell=tell
+        )
+    split = run.split_samples(train, section.images, params.seed, "teacher")
     with deterministic():
         with doing("loading images"):
-            stream = ImageStream(train, device)
-        fit = teacher_fit(
-            model,
-            stream,
-            training,
-            validation,
-            section,
-            snapshots=snapshots,
-            seed=params.seed,
-            passes=passes,
-            world=world,
-        )
-        timing = fit_on_screen(fit, "teacher", out)
+            stream = ImageStream(train, model.mean.device)
+        trainer = run.teacher_trainer(model, stream, split, section, context)
+        timing = train_on_screen(trainer, "teacher", out)
         if not world.is_main:
             return {}
-        made = common_facts("teacher", section, train.manifest, params.seed, passes)
-        made |= _measure(fit.best.model, test)
-    save_results(fit, out, made, timing, last=False)
-    snapshots.clear()
-    return made
+        facts = run.common_facts("teacher", section, manifest, params.seed, context.precision)
+        facts |= _measure(trainer.best, test)
+    run.save_results(trainer, out, facts, timing, last=False)
+    return facts
 
 
 def _take(params: Params, train: Beton, test: Beton, out: Path) -> dict[str, Any]:
     from ltd_pipe.device import choose_device
     from ltd_pipe.images.stream import ImageStream
     from ltd_pipe.models.checkpoint import save_classifier
+    from ltd_pipe.training.run import common_facts
 
     section, manifest = params.teacher, train.manifest
     path = Path(str(section.checkpoint))
@@ -167,7 +145,7 @@ def _take(params: Params, train: Beton, test: Beton, out: Path) -> dict[str, Any
     model = load_teacher(
         path, manifest, foreign.validated(), ImageStream(train, choose_device(params.device))
     )
-    facts = _facts(params, train) | _measure(model, test)
+    facts = common_facts("teacher", section, manifest, params.seed) | _measure(model, test)
     save_classifier(model, out / "model.safetensors", **facts)
     return facts
 
@@ -190,12 +168,6 @@ def _refuse_other(section: TeacherParams, path: Path) -> None:
             found=given,
             remedy="Set it to null.",
         )
-
-
-def _facts(params: Params, train: Beton) -> dict[str, Any]:
-    from ltd_pipe.training.run import common_facts
-
-    return common_facts("teacher", params.teacher, train.manifest, params.seed)
 
 
 def _measure(model: Classifier, test: Beton) -> dict[str, Any]:

@@ -20,19 +20,15 @@ from ltd_pipe.stages.options import (
 )
 
 if TYPE_CHECKING:
-    from ltd_pipe.distributed import World
     from ltd_pipe.images.beton import Beton
     from ltd_pipe.labels.reader import SoftLabels
     from ltd_pipe.params import Params, TrainParams
-    from ltd_pipe.training.data import LiveTeacher
-    from ltd_pipe.training.precision import Passes
     from ltd_pipe.training.softness import TargetSoftness
-    from ltd_pipe.training.trainer import Fit
-
-__all__ = ["train"]
+    from ltd_pipe.training.targets import LiveTeacher
+    from ltd_pipe.training.trainer import Trainer
 
 _STOPPED = (
-    "warning: stopped after epoch {done} of {epochs} by overfitting_alarm, see above; "
+    "stopped after epoch {done} of {epochs} by overfitting_alarm, see above; "
     "model.safetensors is the best epoch before. Use attack: pgd or n-fgsm, or a smaller eps or "
     "step_size; overfitting_alarm: warn goes on all the same."
 )
@@ -89,74 +85,130 @@ def train(
         from ltd_pipe.device import deterministic
         from ltd_pipe.distributed import World
         from ltd_pipe.images.beton import open_beton
+        from ltd_pipe.images.stream import ImageStream
         from ltd_pipe.models.registry import allow_file
-        from ltd_pipe.stages.fitting import fit_on_screen, tell_chance, turn
-        from ltd_pipe.training.run import save_results, split_samples
+        from ltd_pipe.stages.fitting import lock, train_on_screen
+        from ltd_pipe.training import run
+        from ltd_pipe.training.softness import measure_targets, require_teaching
+        from ltd_pipe.training.targets import LiveTeacher
 
-    require_files("data", *["labels"] * params.train.reads_store)
-    _tell_unused_weights(params.train)
-    _require_teacher(params)
+    section = params.train
+    require_files("data", *["labels"] * section.reads_store)
+    _refuse_unused_weights(section)
+    asked = Path(section.teacher) if section.teacher and section.asks_teacher else None
+    if asked and not asked.exists():
+        raise MissingError(
+            f"train.teacher: {asked}",
+            "no such file",
+            remedy="Give the checkpoint that is asked in the run, or choose what asks no teacher.",
+        )
     refuse_existing(out / "model.safetensors", force=force or fresh, kind=CHECKPOINT)
     note_pipeline(out)
     if teacher_arch is not None:
         allow_file(teacher_arch)
     world = World.from_environment()
-    with turn(out, world), deterministic():
+    with lock(out, world), deterministic():
         with doing("checking images and labels"):
             beton = open_beton(data)
-            store = _open_store(params, labels, beton)
-            teacher = _open_teacher(params, beton)
-            softness = _measure_labels(params, beton, store)
-        fit, snapshots = _fit(params, beton, store, teacher, world, out, fresh=fresh)
-        timing = fit_on_screen(fit, out.name, out)
+            split = run.split_samples(beton, section.images, params.seed)
+            store = _open_store(section, labels, beton) if section.reads_store else None
+            manifest = beton.manifest
+            teacher = softness = None
+            if asked:
+                teacher = LiveTeacher.open(asked, manifest, section.teacher_temperature)
+            if store:
+                softness = measure_targets(section, store, split[0])
+                require_teaching(softness, section, store.num_classes, store.path)
+        with doing("measuring precision"):
+            model, context = run.open_run(
+                "student",
+                params,
+                manifest,
+                out,
+                world,
+                fresh=fresh,
+                tell=tell,
+                labels=store.identity if store else None,
+                teacher=teacher.sha256 if teacher else None,
+            )
+        with doing("loading images"):
+            stream = ImageStream(beton, model.mean.device)
+        trainer = run.student_trainer(
+            model,
+            stream,
+            split,
+            section,
+            context,
+            store=store,
+            teacher=teacher,
+            data=str(beton.path),
+        )
+        timing = train_on_screen(trainer, out.name, out)
         if not world.is_main:
             return
-        facts = _facts(params, beton, store, teacher, softness, fit.passes)
-        if fit.target_softness is not None:
-            facts["targets"] = fit.target_softness.facts
-        if fit.collapse is not None:
-            facts["catastrophic_overfitting"] = fit.collapse.facts()
-        save_results(fit, out, facts, timing, last=True)
-        snapshots.clear()
-    best = fit.progress.best
-    if fit.stopped:
-        click.echo(
-            _STOPPED.format(done=len(fit.progress.history), **params.train.model_dump()), err=True
-        )
-    if not any(name.startswith("validation/") for name in best):
-        click.echo("warning: no validation images: model.safetensors is the last epoch.", err=True)
-    if "validation/clean_accuracy" in best:
-        images = len(split_samples(beton)[1])
-        clean = best["validation/clean_accuracy"]
-        tell_chance(clean, images, "validation", beton.manifest.num_classes)
-    measures = ", ".join(
-        f"{name.removeprefix('validation/').replace('_', ' ')} {value:.2%}"
-        for name, value in best.items()
-        if name.startswith("validation/")
-    )
-    for line in beton.manifest.warnings():
-        click.echo(f"warning: {beton.path}: {line}", err=True)
-    measured = softness or fit.target_softness
+        facts = run.common_facts("student", section, manifest, params.seed, context.precision)
+        facts |= _facts(trainer, section, store, teacher, softness)
+        run.save_results(trainer, out, facts, timing, last=True)
+    _tell_results(trainer, section, beton, len(split[1]), softness, out)
+
+
+def _facts(
+    trainer: Trainer,
+    section: TrainParams,
+    store: SoftLabels | None,
+    teacher: LiveTeacher | None,
+    softness: TargetSoftness | None,
+) -> dict[str, Any]:
+    """What a student's checkpoint says of itself alone."""
+    from ltd_pipe.training.run import threat_model
+
+    facts: dict[str, Any] = {"labels": None, "threat_model": threat_model(section)}
+    if store is not None:
+        labels = {"identity": store.identity, "temperature": store.attributes.temperature}
+        facts["labels"] = labels | (vars(softness) if softness else {})
+    if teacher is not None:
+        facts["teacher"] = teacher.facts
+    if trainer.target_softness is not None:
+        facts["targets"] = vars(trainer.target_softness)
+    if trainer.collapse is not None:
+        facts["catastrophic_overfitting"] = vars(trainer.collapse)
+    return facts
+
+
+def _tell_results(
+    trainer: Trainer,
+    section: TrainParams,
+    beton: Beton,
+    images: int,
+    softness: TargetSoftness | None,
+    out: Path,
+) -> None:
+    from ltd_pipe.stages.fitting import warn_of_chance
+
+    best = trainer.progress.best
+    prefix = "validation/"
+    measures = {n.removeprefix(prefix): v for n, v in best.items() if n.startswith(prefix)}
+    warnings = []
+    if trainer.stopped:
+        warnings.append(_STOPPED.format(done=len(trainer.progress.history), epochs=section.epochs))
+    if not measures:
+        warnings.append("no validation images: model.safetensors is the last epoch.")
+    else:
+        clean = measures["clean_accuracy"]
+        warn_of_chance(clean, images, "validation", beton.manifest.num_classes)
+    warnings += [f"{beton.path}: {line}" for line in beton.manifest.warnings()]
+    said = ", ".join(f"{name.replace('_', ' ')} {value:.2%}" for name, value in measures.items())
+    measured = softness or trainer.target_softness
     click.echo(
-        f"{out / 'model.safetensors'}: epoch {best['epoch'] + 1} of {params.train.epochs}; "
-        f"on the validation split: {measures or 'not measured'}"
+        f"{out / 'model.safetensors'}: epoch {best['epoch'] + 1} of {section.epochs}; "
+        f"on the validation split: {said or 'not measured'}"
         + (f"; {measured.sentence()}" if measured else "")
     )
-    for warning in softness.warnings(params.train) if softness else []:
-        click.echo(f"warning: {warning}", err=True)
+    for warning in [*warnings, *(softness.warnings(section) if softness else [])]:
+        tell(f"warning: {warning}")
 
 
-def _require_teacher(params: Params) -> None:
-    section = params.train
-    if section.teacher and section.asks_teacher and not Path(section.teacher).exists():
-        raise MissingError(
-            f"train.teacher: {section.teacher}",
-            "no such file",
-            remedy="Give the checkpoint that is asked in the run, or choose what asks no teacher.",
-        )
-
-
-def _tell_unused_weights(section: TrainParams) -> None:
+def _refuse_unused_weights(section: TrainParams) -> None:
     """Refuse weights of soft labels where none are learned from, when they were typed."""
     if section.label_kind in ("ltd", "live"):
         return
@@ -165,124 +217,14 @@ def _tell_unused_weights(section: TrainParams) -> None:
     # No refusal of what stands in params.yaml: dvc.yaml trains the baseline with that section.
     for key, given in (("soft_weight", section.soft_weight < 1), ("rectify", section.rectify)):
         if given:
-            click.echo(f"note: train.{key} does nothing: it {why}", err=True)
+            tell(f"note: train.{key} does nothing: it {why}")
 
 
-def _open_store(params: Params, labels: str, beton: Beton) -> SoftLabels | None:
+def _open_store(section: TrainParams, labels: str, beton: Beton) -> SoftLabels:
     from ltd_pipe.labels.reader import SoftLabels
     from ltd_pipe.labels.remote import resolve_store
 
-    if not params.train.reads_store:
-        return None
     store = SoftLabels.open(resolve_store(labels, transfer, tell))
     store.require_data(beton.manifest, str(beton.path), beton)
-    any_size = params.train.any_size
-    store.require_shape(beton.manifest.shape, str(beton.path), any_size=any_size)
+    store.require_shape(beton.manifest.shape, str(beton.path), any_size=section.any_size)
     return store
-
-
-def _open_teacher(params: Params, beton: Beton) -> LiveTeacher | None:
-    from ltd_pipe.training.data import open_teacher
-
-    section = params.train
-    if section.teacher is None or not section.asks_teacher:
-        return None
-    path = Path(section.teacher)
-    return open_teacher(path, beton.manifest, section.teacher_temperature)
-
-
-def _measure_labels(
-    params: Params, beton: Beton, store: SoftLabels | None
-) -> TargetSoftness | None:
-    from ltd_pipe.training.run import split_samples
-    from ltd_pipe.training.softness import measure_targets, require_teaching
-
-    if store is None:
-        return None
-    training, _ = split_samples(beton, params.train.images, params.seed)
-    found = measure_targets(params.train, store, training)
-    require_teaching(found, params.train, store.num_classes, store.path)
-    return found
-
-
-def _fit(
-    params: Params,
-    beton: Beton,
-    store: SoftLabels | None,
-    teacher: LiveTeacher | None,
-    world: World,
-    out: Path,
-    *,
-    fresh: bool,
-) -> tuple[Fit, Any]:
-    from ltd_pipe.device import choose_device
-    from ltd_pipe.images.stream import ImageStream
-    from ltd_pipe.training.run import (
-        new_classifier,
-        open_run,
-        run_facts,
-        split_samples,
-        student_examples,
-        student_fit,
-    )
-
-    section, manifest = params.train, beton.manifest
-    device = world.device(choose_device(params.device))
-    model = new_classifier(
-        section,
-        manifest,
-        seed=params.seed,
-        role="student",
-        device=device,
-        temperature=section.temperature,
-    )
-    decides = {
-        "seed": params.seed,
-        "device": device.type,
-        "processes": world.size,
-        "labels": store.identity if store else None,
-        "teacher": teacher.sha256 if teacher else None,
-    }
-    facts = run_facts("student", section, manifest, **decides)
-    with doing("measuring precision"):
-        snapshots, passes = open_run(facts, out, section, model, world, fresh=fresh, tell=tell)
-    training, validation = split_samples(beton, section.images, params.seed)
-    examples = student_examples(
-        section, model.num_classes, store, str(beton.path), device, params.seed
-    )
-    with doing("loading images"):
-        stream = ImageStream(beton, device)
-    fit = student_fit(
-        model,
-        stream,
-        training,
-        validation,
-        section,
-        examples=examples,
-        snapshots=snapshots,
-        seed=params.seed,
-        passes=passes,
-        teacher=teacher,
-        world=world,
-    )
-    return fit, snapshots
-
-
-def _facts(
-    params: Params,
-    beton: Beton,
-    store: SoftLabels | None,
-    teacher: LiveTeacher | None,
-    softness: TargetSoftness | None,
-    passes: Passes,
-) -> dict[str, Any]:
-    from ltd_pipe.training.run import common_facts, threat_model
-
-    labels: dict[str, Any] | None = None
-    if store is not None:
-        labels = {"identity": store.identity, "temperature": store.attributes.temperature}
-        labels |= softness.facts if softness else {}
-    more = {"labels": labels, "threat_model": threat_model(params.train)}
-    if teacher is not None:
-        more["teacher"] = teacher.facts
-    return common_facts("student", params.train, beton.manifest, params.seed, passes, **more)

@@ -56,13 +56,14 @@ def test_a_model_runs_on_the_gpu(model):
 @pytest.mark.parametrize("wanted", ["float32", "bfloat16"])
 def test_a_precision_that_is_named_is_taken(model, wanted):
     """Without measuring."""
-    assert choose_precision(wanted, model, 8) == wanted
+    chosen = choose_precision(model, 8, precision=wanted)
+    assert (chosen.precision, chosen.measured) == (wanted, {})
 
 
 def test_auto_measures_and_leaves_the_model_as_it_was(model):
     """One of the two; mode and gradients untouched."""
     model.train()
-    assert choose_precision("auto", model, 8) in {"float32", "bfloat16"}
+    assert choose_precision(model, 8).precision in {"float32", "bfloat16"}
     assert model.training
     assert all(weight.grad is None for weight in model.parameters())
 

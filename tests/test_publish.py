@@ -115,7 +115,8 @@ from ltd_pipe.errors import WriteError
 from ltd_pipe.models.checkpoint import save_classifier
 from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.models.registry import build
-from ltd_pipe.training.trainer import Progress, Snapshots
+from ltd_pipe.device import PrecisionSettings
+from ltd_pipe.training.snapshots import Progress, Snapshots
 shape, out = (1, 8, 8), Path(sys.argv[1])
 model = Classifier(
     build("small-cnn", 2, shape), architecture="small-cnn", class_names=("a", "b"), shape=shape
@@ -124,7 +125,9 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 for write in (
     lambda: save_classifier(model, out / "model.safetensors"),
-    lambda: Snapshots(out).save(Progress(), {"weights": torch.zeros(1000, 1000)}),
+    lambda: Snapshots(out).save(
+        Progress(), {"weights": torch.zeros(1000, 1000)}, PrecisionSettings()
+    ),
 ):
     try:
         write()

@@ -4,17 +4,16 @@ What is maximised is an argument, and so is the ball, L-infinity or L2. The mode
 evaluation mode, so that the result for one image does not depend on the others in its batch.
 """
 
-from ltd_pipe.attacks.fast import Adversary, Method, n_fgsm
+from ltd_pipe.attacks.adversary import Adversary
 from ltd_pipe.attacks.frozen import Frozen, evaluation_mode
-from ltd_pipe.attacks.losses import margin
+from ltd_pipe.attacks.losses import cross_entropy, kl_divergence, kl_from_target, margin
 from ltd_pipe.attacks.pgd import (
     Ball,
     LossOfLogits,
     Norm,
     Start,
-    begin,
+    initial_point,
     input_gradient,
-    normal_start,
     pgd,
 )
 
@@ -23,14 +22,14 @@ __all__ = [
     "Ball",
     "Frozen",
     "LossOfLogits",
-    "Method",
     "Norm",
     "Start",
-    "begin",
+    "cross_entropy",
     "evaluation_mode",
+    "initial_point",
     "input_gradient",
+    "kl_divergence",
+    "kl_from_target",
     "margin",
-    "n_fgsm",
-    "normal_start",
     "pgd",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ltd_pipe.models.classifier import Classifier
-
-
-# --- The mode in which a model is attacked.
 
 
 @contextlib.contextmanager
@@ -39,9 +37,6 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
             module.training = True
 
 
-# --- A model as it is attacked: in evaluation mode, its batch normalisation folded away.
-
-
 # Folded wrongly, a network of random statistics is wrong by as much as its logits are large.
 _ROUNDING = 1e-2
 
@@ -49,10 +44,9 @@ _ROUNDING = 1e-2
 class Frozen:
     """A twin of a model that gives the logits and input gradients of its evaluation mode.
 
-    The twin has the model's own weights but for those that are folded, which are computed anew
-    when it is asked for. What cannot be folded stays as it is: a norm that follows no convolution
-    becomes one multiplication and addition, and a network whose twin would not give its logits is
-    its own.
+    It shares the model's weights but for those that are folded, which are computed anew when it
+    is asked for. A norm that follows no convolution becomes one multiplication and addition; a
+    network whose twin would not give its logits is its own twin.
 
     Parameters
     ----------
@@ -76,13 +70,7 @@ class Frozen:
             self._twin.network.compile(mode=mode)
 
     def current(self) -> Classifier:
-        """The twin of the model's weights and statistics as they are now.
-
-        Returns
-        -------
-        Classifier
-            The same object each time, in evaluation mode where it is a twin.
-        """
+        """The twin with the weights and statistics as they are now; the same object each time."""
         for fold in self._folds:
             fold.refresh(self._model.network, self._twin.network)
         return self._twin
@@ -126,10 +114,10 @@ class _Fold:
             target.scale.copy_(scale[:, None, None])
             target.shift.copy_(shift[:, None, None])
             return
-        given: Any = source.get_submodule(self.convolution)
+        own: Any = source.get_submodule(self.convolution)
         folded: Any = twin.get_submodule(self.convolution)
-        torch.mul(given.weight, scale[:, None, None, None], out=folded.weight)
-        folded.bias.copy_(shift if given.bias is None else torch.addcmul(shift, given.bias, scale))
+        torch.mul(own.weight, scale[:, None, None, None], out=folded.weight)
+        folded.bias.copy_(shift if own.bias is None else torch.addcmul(shift, own.bias, scale))
 
 
 class _ScaleShift(nn.Module):
@@ -169,30 +157,28 @@ def _find_folds(model: Classifier) -> list[_Fold]:
         for name, module in network.named_modules()
         if type(module) is nn.Conv2d and not nn.utils.parametrize.is_parametrized(module)
     }
-    made: dict[int, tuple[nn.Module, torch.Tensor]] = {}
+    outputs: dict[int, tuple[nn.Module, torch.Tensor]] = {}
     calls: list[tuple[nn.Module, nn.Module | None]] = []
 
     def convolved(module: nn.Module, _: Any, output: torch.Tensor) -> None:
         # Kept, so that no later tensor has its identity.
-        made[id(output)] = (module, output)
+        outputs[id(output)] = (module, output)
         calls.append((module, None))
 
-    def normed(module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
-        source = made.get(id(given[0]))
+    def normed(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        source = outputs.get(id(inputs[0]))
         calls.append((module, source and source[0]))
 
     hooks = [module.register_forward_hook(convolved) for module in convolutions]
     hooks += [module.register_forward_pre_hook(normed) for module in norms]
     try:
         _logits(model)
-    except Exception:  # a stranger's network may mind hooks
+    except Exception:  # a network of unknown code may mind hooks
         return []
     finally:
         for hook in hooks:
             hook.remove()
-    times: dict[nn.Module, int] = {}
-    for module, _ in calls:
-        times[module] = times.get(module, 0) + 1
+    times = Counter(module for module, _ in calls)
     return [
         _Fold(norms[module], convolutions[source] if source and times[source] == 1 else None)
         for module, source in calls
@@ -226,7 +212,7 @@ def _sound_folds(model: Classifier) -> list[_Fold]:
             fold.refresh(tried.network, twin.network)
         try:
             error = (expected - _logits(twin)).abs().max()
-        except Exception:  # a stranger's network that looks into its own layers
+        except Exception:  # a network may look into its own layers
             return False
         return bool(error <= _ROUNDING * expected.abs().max())
 

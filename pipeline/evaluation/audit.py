@@ -91,7 +91,7 @@ def loss_surface(bench: Bench, ball: Ball, right: torch.Tensor) -> LossSurface:
 
 
 def _direction(ball: Ball, vectors: torch.Tensor) -> torch.Tensor:
-    return ball.climb_(torch.zeros_like(vectors), vectors, 1.0)
+    return ball.step_(torch.zeros_like(vectors), vectors, 1.0)
 
 
 # --- Whether a robust accuracy can be believed: the field's checks for gradient masking.

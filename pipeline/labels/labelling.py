@@ -130,7 +130,9 @@ class LabellingRun:
 
     def _choose(self, facts: StoreFacts) -> tuple[Precision, str | float]:
         params, target = self._params, self._params.target_top_probability()
-        precision = choose_precision(params.precision, self._teachers[0], params.batch_size)
+        model = self._teachers[0]
+        chosen = choose_precision(model, params.batch_size, precision=params.precision)
+        precision = chosen.precision
         if params.top_k is None or target is None:
             return precision, params.temperature
         temperature = temperature_of_sample(

@@ -26,65 +26,78 @@ all; for the others that of the ground truth. Equations have a number where thei
 be read; the others are those of published code, which each file names. Where the soft label
 enters `at`, `trades` and `mart` is our reading of LTD, not the paper's text;
 docs/robustness.md has what was measured.
+
+A new objective is one class, here or in a file of its own, its entry in OBJECTIVES, and its name
+in `ltd_pipe.params.fit.ObjectiveParams.objective`.
 """
 
-from ltd_pipe.objectives.adversarial import (
-    AttackLoss,
-    Clean,
-    Madry,
-    Mart,
-    Opposing,
-    Trades,
-    opposing,
-)
-from ltd_pipe.objectives.base import (
-    Around,
-    Attacker,
-    Labels,
-    Loss,
-    Moment,
-    Objective,
-    Taught,
-    cross_entropy,
-    kl_divergence,
-    kl_from_target,
-)
-from ltd_pipe.objectives.distillation import (
-    Adaad,
-    Ard,
-    BalancedTeachers,
-    Balances,
-    Igdm,
-    Rslad,
-    balanced,
-)
-from ltd_pipe.objectives.exits import AttackedExits, MultiExit
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ltd_pipe.objectives.adversarial import AttackLossOverride, Clean, Madry, Mart, Trades
+from ltd_pipe.objectives.base import Loss, Objective, ObjectiveWrapper, StepInfo, TrainBatch
+from ltd_pipe.objectives.distillation import Adaad, Ard, BalancedTeachers, Balances, Igdm, Rslad
+from ltd_pipe.objectives.exits import MultiExit
+
+if TYPE_CHECKING:
+    from ltd_pipe.params import TrainParams
 
 __all__ = [
+    "OBJECTIVES",
     "Adaad",
     "Ard",
-    "Around",
-    "AttackLoss",
-    "AttackedExits",
-    "Attacker",
+    "AttackLossOverride",
     "BalancedTeachers",
     "Balances",
     "Clean",
     "Igdm",
-    "Labels",
     "Loss",
     "Madry",
     "Mart",
-    "Moment",
     "MultiExit",
     "Objective",
-    "Opposing",
+    "ObjectiveWrapper",
     "Rslad",
-    "Taught",
+    "StepInfo",
     "Trades",
-    "balanced",
-    "cross_entropy",
-    "kl_divergence",
-    "kl_from_target",
-    "opposing",
+    "TrainBatch",
+    "make_objective",
 ]
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "at": Madry,
+    "trades": Trades,
+    "mart": Mart,
+    "rslad": Rslad,
+    "ard": Ard,
+    "adaad": Adaad,
+    "mtard": BalancedTeachers,
+    "exits": MultiExit,
+}
+
+
+def make_objective(params: TrainParams, model: Any, teacher: Any) -> Objective:
+    """The student's objective, with another attack loss and IGDM's term where they are asked for.
+
+    Parameters
+    ----------
+    params : TrainParams
+    model : Classifier
+        The student.
+    teacher : callable or None
+        Maps images to its logits, divided by its temperature; needed where the parameters ask it.
+
+    Raises
+    ------
+    ModelError, ParamsError
+        When the network has not the exits that are to be trained.
+    """
+    if params.asks_teacher and teacher is None:
+        raise ValueError("the parameters ask a teacher: pass it")
+    objective = OBJECTIVES[params.objective].from_params(params, model=model, teacher=teacher)
+    if params.attack_loss is not None:
+        objective = AttackLossOverride(objective, params.attack_loss)
+    if params.igdm_weight:
+        objective = Igdm(objective, teacher, params.igdm_weight)
+    return objective

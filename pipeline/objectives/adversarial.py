@@ -1,4 +1,4 @@
-"""An objective whose attack maximises another loss than the objective's own."""
+"""Clean training, standard adversarial training, TRADES and MART; another loss for an attack."""
 
 from __future__ import annotations
 
@@ -9,133 +9,86 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch.nn import functional
 
-from ltd_pipe.attacks import evaluation_mode, margin
-from ltd_pipe.objectives.base import Around, Loss, Objective, cross_entropy, kl_divergence
+from ltd_pipe.attacks import cross_entropy, evaluation_mode, kl_divergence, margin
+from ltd_pipe.objectives.base import Loss, Objective, ObjectiveWrapper
 
 if TYPE_CHECKING:
-    from ltd_pipe.attacks import LossOfLogits, Start
-    from ltd_pipe.objectives.base import Attacker, Labels
+    from ltd_pipe.attacks import LossOfLogits
+    from ltd_pipe.objectives.base import Attacker, TrainBatch
+    from ltd_pipe.params import TrainParams
 
 
-# --- Clean training: the teacher.
-
-
-@dataclass(frozen=True)
 class Clean(Objective):
-    """Cross entropy on the images as they are."""
+    """Cross entropy on the images as they are: the teacher's training."""
 
-    start: Start = "uniform"
-
-    def opposed(
-        self,
-        model: torch.nn.Module,
-        images: torch.Tensor,
-        labels: Labels,
-    ) -> LossOfLogits | None:
-        """No attack."""
-        del model, images, labels
-        return None
-
-    def loss(
-        self,
-        model: torch.nn.Module,
-        images: torch.Tensor,
-        adversarial: torch.Tensor,
-        labels: Labels,
-    ) -> Loss:
+    def loss(self, model: torch.nn.Module, batch: TrainBatch, adversarial: torch.Tensor) -> Loss:
         """CE(q, S(x))."""
         del adversarial
-        logits = model(images)
-        return Loss(cross_entropy(logits, labels.target).mean(), logits)
-
-
-# --- Standard adversarial training (Madry et al. 2018).
+        logits = model(batch.images)
+        return Loss(cross_entropy(logits, batch.target).mean(), logits)
 
 
 @dataclass(frozen=True)
 class Madry(Objective):
-    """Standard adversarial training.
+    """Standard adversarial training (Madry et al. 2018).
 
     Attributes
     ----------
     attack_label : {"truth", "target"}
-        What the attack opposes.
+        Whose cross entropy the attack maximises.
     """
 
     attack_label: Literal["truth", "target"] = "truth"
-    start: Start = "uniform"
 
-    def opposed(
-        self,
-        model: torch.nn.Module,
-        images: torch.Tensor,
-        labels: Labels,
-    ) -> LossOfLogits | None:
-        """The cross entropy of the truth or of the target."""
-        del model, images
-        label = labels.truth if self.attack_label == "truth" else labels.target
-        return lambda logits: cross_entropy(logits, label)
+    @classmethod
+    def from_params(cls, params: TrainParams, **_: Any) -> Objective:
+        """With `attack_label`."""
+        return cls(params.attack_label)
 
-    def loss(
-        self,
-        model: torch.nn.Module,
-        images: torch.Tensor,
-        adversarial: torch.Tensor,
-        labels: Labels,
-    ) -> Loss:
+    def attack_loss(self, model: torch.nn.Module, batch: TrainBatch) -> LossOfLogits:
+        """CE(y, S(·)) or CE(q, S(·))."""
+        del model
+        return partial(cross_entropy, target=getattr(batch, self.attack_label))
+
+    def loss(self, model: torch.nn.Module, batch: TrainBatch, adversarial: torch.Tensor) -> Loss:
         """CE(q, S(x′))."""
-        del images
         logits = model(adversarial)
-        return Loss(cross_entropy(logits, labels.target).mean(), logits)
-
-
-# --- TRADES (Zhang et al. 2019).
+        return Loss(cross_entropy(logits, batch.target).mean(), logits)
 
 
 @dataclass(frozen=True)
 class Trades(Objective):
-    """TRADES.
-
-    Attributes
-    ----------
-    beta : float
-        Weight of the robust term, 1/λ in the paper.
-    """
+    """TRADES (Zhang et al. 2019); beta weighs the robust term, 1/λ in the paper."""
 
     beta: float
-    start: Start = "normal"
+    start = "normal"
 
-    def opposed(
-        self,
-        model: torch.nn.Module,
-        images: torch.Tensor,
-        labels: Labels,
-    ) -> LossOfLogits | None:
-        """The divergence from the model's own clean answer, in evaluation mode."""
-        del labels  # the attack opposes the model's own clean answer
-        with evaluation_mode(model), torch.no_grad():
-            log_clean = functional.log_softmax(model(images), dim=1)
-        return lambda logits: kl_divergence(log_clean, functional.log_softmax(logits, dim=1))
+    @classmethod
+    def from_params(cls, params: TrainParams, **_: Any) -> Objective:
+        """With `beta`."""
+        return cls(params.beta)
 
-    def loss(
-        self,
-        model: torch.nn.Module,
-        images: torch.Tensor,
-        adversarial: torch.Tensor,
-        labels: Labels,
-    ) -> Loss:
+    def attack_loss(self, model: torch.nn.Module, batch: TrainBatch) -> LossOfLogits:
+        """KL(S(x) ‖ S(·)), from the model's own clean answer in evaluation mode."""
+        return divergence_from_clean(model, batch)
+
+    def loss(self, model: torch.nn.Module, batch: TrainBatch, adversarial: torch.Tensor) -> Loss:
         """CE(q, S(x)) + β · KL(S(x) ‖ S(x′))."""
         # Two passes, as in the authors' code: batch normalisation sees clean and adversarial
         # images apart.
-        logits, attacked = model(images), model(adversarial)
+        logits, attacked = model(batch.images), model(adversarial)
         robust = kl_divergence(
             functional.log_softmax(logits, dim=1), functional.log_softmax(attacked, dim=1)
         )
-        natural = cross_entropy(logits, labels.target)
+        natural = cross_entropy(logits, batch.target)
         return Loss(natural.mean() + self.beta * robust.mean(), attacked)
 
 
-# --- MART (Wang et al. 2020).
+def divergence_from_clean(model: torch.nn.Module, batch: TrainBatch) -> LossOfLogits:
+    """KL(S(x) ‖ S(·)), which has no gradient at x itself."""
+    with evaluation_mode(model), torch.no_grad():
+        log_clean = functional.log_softmax(model(batch.images), dim=1)
+    return lambda logits: kl_divergence(log_clean, functional.log_softmax(logits, dim=1))
 
 
 # As the authors' code has it: log(1 - p) stays finite where a wrong class has all the mass.
@@ -144,87 +97,53 @@ _ABOVE_ONE = 1.0001
 
 @dataclass(frozen=True)
 class Mart(Objective):
-    """MART: misclassification-aware adversarial training.
-
-    Attributes
-    ----------
-    beta : float
-        Weight of the consistency term, λ in the paper.
-    """
+    """Misclassification-aware training (Wang et al. 2020); beta is λ in the paper."""
 
     beta: float
-    start: Start = "normal"
+    start = "normal"
 
-    def opposed(
-        self,
-        model: torch.nn.Module,
-        images: torch.Tensor,
-        labels: Labels,
-    ) -> LossOfLogits | None:
-        """The cross entropy of the truth."""
-        del model, images
-        return lambda logits: cross_entropy(logits, labels.truth)
+    @classmethod
+    def from_params(cls, params: TrainParams, **_: Any) -> Objective:
+        """With `beta`."""
+        return cls(params.beta)
 
-    def loss(
-        self,
-        model: torch.nn.Module,
-        images: torch.Tensor,
-        adversarial: torch.Tensor,
-        labels: Labels,
-    ) -> Loss:
+    def loss(self, model: torch.nn.Module, batch: TrainBatch, adversarial: torch.Tensor) -> Loss:
         """CE(q, S(x′)) - log(1 - max_{k≠y} S_k(x′)) + β · KL(S(x) ‖ S(x′)) · (1 - S_y(x))."""
-        logits, attacked = model(images), model(adversarial)
+        logits, attacked = model(batch.images), model(adversarial)
         log_attacked = functional.log_softmax(attacked, dim=1)
         log_clean = functional.log_softmax(logits, dim=1)
-        wrong = (log_attacked.exp() * (1.0 - labels.truth)).amax(dim=1)
-        margin = -torch.log(_ABOVE_ONE - wrong)
-        boosted = -(labels.target * log_attacked).sum(dim=1) + margin
-        missed = 1.0 - (log_clean.exp() * labels.truth).sum(dim=1)
+        wrong = (log_attacked.exp() * (1.0 - batch.truth)).amax(dim=1)
+        boosted = -(batch.target * log_attacked).sum(dim=1) - torch.log(_ABOVE_ONE - wrong)
+        missed = 1.0 - (log_clean.exp() * batch.truth).sum(dim=1)
         consistency = kl_divergence(log_clean, log_attacked) * missed
         return Loss(boosted.mean() + self.beta * consistency.mean(), attacked)
 
 
-# --- An objective whose attack maximises another loss than the objective's own.
+class AttackLossOverride(ObjectiveWrapper):
+    """Trains as the inner objective does, on images that are worst by another loss.
 
-
-AttackLoss = Literal["ce", "kl", "margin"]
-
-
-def opposing(objective: Objective, attack_loss: AttackLoss | None) -> Objective:
-    """The objective with its attack's loss replaced; None: as it is."""
-    return objective if attack_loss is None else Opposing(objective, attack_loss)
-
-
-@dataclass(frozen=True)
-class Opposing(Around):
-    """Trains as the inner objective does, on images that are worst by another measure.
-
-    Attributes
+    Parameters
     ----------
+    inner : Objective
     attack_loss : {"ce", "kl", "margin"}
-        ce: the ground truth's cross entropy; kl: the divergence from the model's own clean
-        answer, which has no gradient at the image itself; margin: see `ltd_pipe.attacks.losses`.
+        The ground truth's cross entropy, the divergence from the model's own clean answer, or
+        the margin of the best wrong class.
     """
 
-    attack_loss: AttackLoss
+    def __init__(self, inner: Objective, attack_loss: Literal["ce", "kl", "margin"]) -> None:
+        super().__init__(inner)
+        self._name = attack_loss
 
-    def opposed(
-        self, model: torch.nn.Module, images: torch.Tensor, labels: Labels
-    ) -> LossOfLogits | None:
+    def attack_loss(self, model: torch.nn.Module, batch: TrainBatch) -> LossOfLogits:
         """The loss of this name, of the model's own logits."""
-        if self.attack_loss == "kl":
-            return Trades(beta=1.0).opposed(model, images, labels)
-        if self.attack_loss == "margin":
-            return partial(margin, labels=labels.truth.argmax(dim=1))
-        return partial(cross_entropy, target=labels.truth)
+        if self._name == "kl":
+            return divergence_from_clean(model, batch)
+        if self._name == "margin":
+            return partial(margin, labels=batch.truth.argmax(dim=1))
+        return partial(cross_entropy, target=batch.truth)
 
     def attack(
-        self,
-        adversary: Attacker,
-        model: torch.nn.Module,
-        images: torch.Tensor,
-        labels: Labels,
-        **how: Any,
+        self, adversary: Attacker, model: torch.nn.Module, batch: TrainBatch, **how: Any
     ) -> torch.Tensor:
         """One attack on the model alone, also where the inner objective attacks otherwise."""
-        return Objective.attack(self, adversary, model, images, labels, **how)
+        return Objective.attack(self, adversary, model, batch, **how)

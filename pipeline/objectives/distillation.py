@@ -1,40 +1,31 @@
-"""B-MTARD: a clean and a robust teacher in balance (Zhao et al. 2024, arXiv 2306.16170).
-
-Entropy-based balance moves the temperatures so that both teachers' answers are equally
-uncertain; normalisation loss balance weighs their losses by how little each has fallen.
-"""
+"""Robust distillation: RSLAD, ARD, AdaAD, IGDM and B-MTARD."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
 
-from ltd_pipe.objectives.base import (
-    Around,
-    Loss,
-    Moment,
-    Objective,
-    cross_entropy,
-    kl_divergence,
-    kl_from_target,
-)
+from ltd_pipe.attacks import cross_entropy, kl_divergence, kl_from_target
+from ltd_pipe.objectives.base import Loss, Objective, ObjectiveWrapper, StepInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-    from ltd_pipe.attacks import LossOfLogits, Start
-    from ltd_pipe.objectives.base import Attacker, Labels
+    from ltd_pipe.attacks import LossOfLogits
+    from ltd_pipe.objectives.base import Attacker, TrainBatch
+    from ltd_pipe.params import TrainParams
 
-
-# --- RSLAD: robust soft labels everywhere (Zi et al. 2021, arXiv 2108.07969).
+# Maps images to a teacher's logits, already divided by its temperature. No gradient reaches it.
+Teacher = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Rslad(Objective):
-    """RSLAD; its target should be a robust teacher's answer to the clean image.
+    """RSLAD (Zi et al. 2021, arXiv 2108.07969), towards a robust teacher's answer to x.
 
     The authors' code (zibojia/RSLAD) averages the divergences over classes, too, and multiplies
     them by ten for 100 classes to make up for it. Here they are summed over classes, so that
@@ -47,39 +38,30 @@ class Rslad(Objective):
     """
 
     robust_weight: float = 5 / 6
-    start: Start = "normal"
+    start = "normal"
 
-    def opposed(
-        self,
-        model: torch.nn.Module,
-        images: torch.Tensor,
-        labels: Labels,
-    ) -> LossOfLogits | None:
+    @classmethod
+    def from_params(cls, params: TrainParams, **_: Any) -> Objective:
+        """With `robust_weight`, or the paper's."""
+        return cls() if params.robust_weight is None else cls(params.robust_weight)
+
+    def attack_loss(self, model: torch.nn.Module, batch: TrainBatch) -> LossOfLogits:
         """KL(q ‖ S(·)), from the teacher's answer."""
-        del model, images
-        return lambda logits: kl_from_target(labels.target, logits)
+        del model
+        return lambda logits: kl_from_target(batch.target, logits)
 
-    def loss(
-        self,
-        model: torch.nn.Module,
-        images: torch.Tensor,
-        adversarial: torch.Tensor,
-        labels: Labels,
-    ) -> Loss:
+    def loss(self, model: torch.nn.Module, batch: TrainBatch, adversarial: torch.Tensor) -> Loss:
         """α · KL(q ‖ S(x′)) + (1 - α) · KL(q ‖ S(x))."""
-        attacked, logits = model(adversarial), model(images)
-        robust = kl_from_target(labels.target, attacked).mean()
-        natural = kl_from_target(labels.target, logits).mean()
+        attacked, logits = model(adversarial), model(batch.images)
+        robust = kl_from_target(batch.target, attacked).mean()
+        natural = kl_from_target(batch.target, logits).mean()
         value = self.robust_weight * robust + (1.0 - self.robust_weight) * natural
         return Loss(value, attacked)
 
 
-# --- ARD: adversarially robust distillation (Goldblum et al. 2020, arXiv 1905.09747).
-
-
 @dataclass(frozen=True)
 class Ard(Objective):
-    """ARD; its target should be the teacher's answer to the clean image, softened by t.
+    """ARD (Goldblum et al. 2020, arXiv 1905.09747), towards the answer to x, softened by t.
 
     The authors' code (goldblum/AdversariallyRobustDistillation, main.py) averages the
     divergence over classes, too; here it is summed over them. It attacks in training mode;
@@ -97,41 +79,29 @@ class Ard(Objective):
 
     temperature: float
     robust_weight: float = 1.0
-    start: Start = "uniform"
 
-    def opposed(
-        self,
-        model: torch.nn.Module,
-        images: torch.Tensor,
-        labels: Labels,
-    ) -> LossOfLogits | None:
-        """The cross entropy of the truth."""
-        del model, images
-        return lambda logits: cross_entropy(logits, labels.truth)
+    @classmethod
+    def from_params(cls, params: TrainParams, **_: Any) -> Objective:
+        """With the temperature that softened the labels."""
+        if params.distillation_temperature is None:
+            raise ValueError("the temperature of the labels is not known")
+        weight = 1.0 if params.robust_weight is None else params.robust_weight
+        return cls(params.distillation_temperature, weight)
 
-    def loss(
-        self,
-        model: torch.nn.Module,
-        images: torch.Tensor,
-        adversarial: torch.Tensor,
-        labels: Labels,
-    ) -> Loss:
+    def loss(self, model: torch.nn.Module, batch: TrainBatch, adversarial: torch.Tensor) -> Loss:
         """α · t² · KL(q ‖ S^t(x′)) + (1 - α) · CE(y, S(x)), S^t = softmax(logits / t)."""
         attacked = model(adversarial)
-        distilled = kl_from_target(labels.target, attacked / self.temperature).mean()
+        distilled = kl_from_target(batch.target, attacked / self.temperature).mean()
         value = self.robust_weight * self.temperature**2 * distilled
         if self.robust_weight < 1.0:
-            natural = cross_entropy(model(images), labels.truth).mean()
+            natural = cross_entropy(model(batch.images), batch.truth).mean()
             value = value + (1.0 - self.robust_weight) * natural
         return Loss(value, attacked)
 
 
-# --- AdaAD: adaptive adversarial distillation (Huang et al. 2023, CVPR, pp. 24668-24677).
-
-
 @dataclass(frozen=True)
 class Adaad(Objective):
-    """AdaAD: the attack looks for where teacher and student differ most.
+    """AdaAD (Huang et al. 2023, CVPR, pp. 24668-24677): attacks where teacher and student differ.
 
     A store knows the teacher's answers to clean images alone, so that it can serve the term on
     them at most; the rest needs the teacher itself.
@@ -139,45 +109,38 @@ class Adaad(Objective):
     Attributes
     ----------
     teacher : callable
-        Maps images to its logits, already divided by its temperature. No gradient reaches it.
+        See `Teacher`.
     robust_weight : float
         α of the term on the attacked images; the rest goes to the clean ones. At 1, which is
         what the code that others publish has, these are not passed through the student at all.
     """
 
-    teacher: Callable[[torch.Tensor], torch.Tensor]
+    teacher: Teacher
     robust_weight: float = 1.0
-    start: Start = "normal"
+    start = "normal"
 
-    def opposed(
-        self,
-        model: torch.nn.Module,
-        images: torch.Tensor,
-        labels: Labels,
-    ) -> LossOfLogits | None:
+    @classmethod
+    def from_params(cls, params: TrainParams, *, teacher: Any, **_: Any) -> Objective:
+        """With the teacher in the run and `robust_weight`."""
+        return cls(teacher, 1.0 if params.robust_weight is None else params.robust_weight)
+
+    def attack_loss(self, model: torch.nn.Module, batch: TrainBatch) -> LossOfLogits:
         """KL(T(·) ‖ S(·)), as a loss of both logits side by side; see `attack`."""
-        del model, images, labels
-        return _difference
+        del model, batch
+
+        def divergence(logits: torch.Tensor) -> torch.Tensor:
+            student, teacher = (functional.log_softmax(z, dim=1) for z in logits.chunk(2, dim=1))
+            return kl_divergence(teacher, student)
+
+        return divergence
 
     def attack(
-        self,
-        adversary: Attacker,
-        model: torch.nn.Module,
-        images: torch.Tensor,
-        labels: Labels,
-        **how: Any,
+        self, adversary: Attacker, model: torch.nn.Module, batch: TrainBatch, **how: Any
     ) -> torch.Tensor:
-        """Oppose both at once: the gradient passes through the teacher, too."""
-        both = _Both(model, self.teacher)
-        return super().attack(adversary, both, images, labels, **how)
+        """Attack both at once: the gradient passes through the teacher, too."""
+        return super().attack(adversary, _Both(model, self.teacher), batch, **how)
 
-    def loss(
-        self,
-        model: torch.nn.Module,
-        images: torch.Tensor,
-        adversarial: torch.Tensor,
-        labels: Labels,
-    ) -> Loss:
+    def loss(self, model: torch.nn.Module, batch: TrainBatch, adversarial: torch.Tensor) -> Loss:
         """α · KL(T(x′) ‖ S(x′)) + (1 - α) · KL(q ‖ S(x))."""
         attacked = model(adversarial)
         with torch.no_grad():
@@ -185,7 +148,7 @@ class Adaad(Objective):
         robust = kl_divergence(answer, functional.log_softmax(attacked, dim=1)).mean()
         value = self.robust_weight * robust
         if self.robust_weight < 1.0:
-            natural = kl_from_target(labels.target, model(images)).mean()
+            natural = kl_from_target(batch.target, model(batch.images)).mean()
             value = value + (1.0 - self.robust_weight) * natural
         return Loss(value, attacked)
 
@@ -196,9 +159,7 @@ class _Both(torch.nn.Module):
     Only the student is a part of it, so that only the student changes its mode.
     """
 
-    def __init__(
-        self, student: torch.nn.Module, teacher: Callable[[torch.Tensor], torch.Tensor]
-    ) -> None:
+    def __init__(self, student: torch.nn.Module, teacher: Teacher) -> None:
         super().__init__()
         self.student, self._teacher = student, (teacher,)
         self.training = student.training
@@ -208,66 +169,45 @@ class _Both(torch.nn.Module):
         return torch.cat([self.student(images), teacher(images)], dim=1)
 
 
-def _difference(logits: torch.Tensor) -> torch.Tensor:
-    student, teacher = logits.chunk(2, dim=1)
-    return kl_divergence(
-        functional.log_softmax(teacher, dim=1), functional.log_softmax(student, dim=1)
-    )
-
-
-# --- IGDM: indirect gradient matching (Lee, Cho and Kim 2025, arXiv 2312.03286).
-
-
-@dataclass(frozen=True)
-class Igdm(Around):
-    """With a term that matches how the student's answer changes to how the teacher's does.
+class Igdm(ObjectiveWrapper):
+    """IGDM (Lee et al. 2025, arXiv 2312.03286): the student's answer changes as the teacher's does.
 
     With δ = x′ - x, a robust model is close to linear between x - δ and x + δ, so that equal
     differences there are equal gradients. x - δ is not clipped to [0, 1], as in the code that
     the first author publishes (HongsinLee/saad, igdm.py).
 
-    Attributes
+    Parameters
     ----------
     inner : Objective
         Its attack is used, and its logits are those of x′.
     teacher : callable
-        Maps images to its logits, already divided by its temperature. No gradient reaches it.
+        See `Teacher`.
     weight : float
         α, reached in the last epoch: in the first of E epochs it is α / E.
     """
 
-    teacher: Callable[[torch.Tensor], torch.Tensor]
-    weight: float
+    def __init__(self, inner: Objective, teacher: Teacher, weight: float) -> None:
+        super().__init__(inner)
+        self._teacher, self._weight = teacher, weight
 
-    def loss(
-        self,
-        model: torch.nn.Module,
-        images: torch.Tensor,
-        adversarial: torch.Tensor,
-        labels: Labels,
-    ) -> Loss:
+    def loss(self, model: torch.nn.Module, batch: TrainBatch, adversarial: torch.Tensor) -> Loss:
         """L + α · (e / E) · KL(σ(T(x + δ) - T(x - δ)) ‖ σ(S(x + δ) - S(x - δ))), σ = softmax."""
-        inner = self.inner.loss(model, images, adversarial, labels)
-        mirrored = 2.0 * images - adversarial
+        value, logits = self.inner.loss(model, batch, adversarial)
+        mirrored = 2.0 * batch.images - adversarial
         with torch.no_grad():
-            theirs = self.teacher(adversarial) - self.teacher(mirrored)
-        ours = inner.logits - model(mirrored)
+            theirs = self._teacher(adversarial) - self._teacher(mirrored)
+        ours = logits - model(mirrored)
         matching = kl_divergence(
             functional.log_softmax(theirs, dim=1), functional.log_softmax(ours, dim=1)
         ).mean()
-        return Loss(inner.value + self._weight_at(labels.moment) * matching, inner.logits)
-
-    def _weight_at(self, moment: Moment) -> float:
         # Epochs are counted from one, as in that code.
-        return self.weight * (moment.epoch + 1) / moment.epochs
-
-
-# --- B-MTARD: a clean and a robust teacher in balance (Zhao et al. 2024, arXiv 2306.16170).
+        weight = self._weight * (batch.info.epoch + 1) / batch.info.epochs
+        return Loss(value + weight * matching, logits)
 
 
 @dataclass(frozen=True)
 class Balances:
-    """What changes from step to step; first the robust teacher's, then the clean one's.
+    """B-MTARD's state of a step; first the robust teacher's, then the clean one's.
 
     Attributes
     ----------
@@ -291,49 +231,38 @@ class Balances:
         """On the device; a snapshot's are on the host."""
         return Balances(*(value.to(device) for value in vars(self).values()))
 
+    def after(
+        self,
+        losses: torch.Tensor,
+        entropies: torch.Tensor,
+        *,
+        temperature_rate: float,
+        weight_rate: float,
+        bounds: tuple[float, float],
+    ) -> Balances:
+        """After a step of these mean losses and entropies, tensors of shape (2,), float64.
 
-def balanced(
-    balances: Balances,
-    losses: torch.Tensor,
-    entropies: torch.Tensor,
-    *,
-    temperature_rate: float,
-    weight_rate: float,
-    bounds: tuple[float, float],
-) -> Balances:
-    """What the losses and entropies of one step make of the balances.
-
-    A teacher's temperature falls by the rate where its mean entropy is above the other's, and
-    rises where it is below. With L̃_i = L_i / L_i(first step), the weights move by their rate
-    towards L̃_i / (L̃_robust + L̃_clean).
-
-    Parameters
-    ----------
-    balances : Balances
-    losses, entropies : Tensor of shape (2,), dtype float64
-        Means over the step's images.
-    temperature_rate, weight_rate : float
-    bounds : tuple of float
-        Least and largest temperature.
-    """
-    first = torch.where(balances.first_losses.isnan(), losses, balances.first_losses)
-    sign = torch.sign(entropies / entropies.flip(0) - 1.0)
-    relative = losses / first
-    moved = balances.weights + weight_rate * (relative / relative.sum() - balances.weights)
-    moved = moved.clamp(min=0.0)
-    return Balances(
-        (balances.temperatures - temperature_rate * sign).clamp(*bounds),
-        moved / moved.sum(),
-        first,
-    )
+        A teacher's temperature, within its bounds, falls by the rate where its mean entropy is
+        above the other's, and rises where it is below. With L̃_i = L_i / L_i(first step), the
+        weights move by their rate towards L̃_i / (L̃_robust + L̃_clean).
+        """
+        first = torch.where(self.first_losses.isnan(), losses, self.first_losses)
+        sign = torch.sign(entropies / entropies.flip(0) - 1.0)
+        relative = losses / first
+        moved = self.weights + weight_rate * (relative / relative.sum() - self.weights)
+        moved = moved.clamp(min=0.0)
+        temperatures = (self.temperatures - temperature_rate * sign).clamp(*bounds)
+        return Balances(temperatures, moved / moved.sum(), first)
 
 
 class BalancedTeachers(Objective):
-    """B-MTARD: a robust teacher answers to x′ in the run, a clean one answered to x before it.
+    """B-MTARD: a clean and a robust teacher in balance (Zhao et al. 2024, arXiv 2306.16170).
 
-    The clean teacher is asked about clean images alone, so that a store serves for it: the
-    target must be the softmax of its logits at temperature 1, not mixed with one-hot labels.
-    From that the softmax at any other temperature follows.
+    The robust teacher answers to x′ in the run, a clean one answered to x before it. Entropy-
+    based balance moves the temperatures so that both answers are equally uncertain;
+    normalisation loss balance weighs their losses by how little each has fallen. The target must
+    be the softmax of the clean teacher's logits at temperature 1, not mixed with one-hot labels:
+    from that the softmax at any other temperature follows.
 
     The authors' code (zhaoshiji123/MTARD-extension, resnet18_mtard_cifar10.py) averages the
     divergences over classes, which scales the loss and changes neither temperatures nor
@@ -344,67 +273,62 @@ class BalancedTeachers(Objective):
     Parameters
     ----------
     robust_teacher : callable
-        Maps images to its logits, of temperature 1.
-    pace : callable
-        Maps a moment to what the rates are multiplied by: the authors' fall with the learning
-        rate.
+        See `Teacher`; of temperature 1.
+    peak_rate : float, optional
+        Peak learning rate: as the learning rate falls, so do both rates. None: they do not.
     temperature_rate, weight_rate : float
         Of a step; the defaults are the authors'.
     bounds : tuple of float
         Least and largest temperature; the run begins at the least.
     """
 
-    start: Start = "normal"
+    start = "normal"
 
     def __init__(
         self,
-        robust_teacher: Callable[[torch.Tensor], torch.Tensor],
+        robust_teacher: Teacher,
         *,
-        pace: Callable[[Moment], float] = lambda _: 1.0,
+        peak_rate: float | None = None,
         temperature_rate: float = 0.001,
         weight_rate: float = 0.025,
         bounds: tuple[float, float] = (1.0, 10.0),
     ) -> None:
-        self._teacher, self._pace, self._bounds = robust_teacher, pace, bounds
+        self._teacher, self._peak_rate, self._bounds = robust_teacher, peak_rate, bounds
         self._rates = (temperature_rate, weight_rate)
-        self._moment = Moment()
+        self._info = StepInfo()
         # Of the step under way: both losses, both entropies, and the images they are summed over.
         self._sums: torch.Tensor | None = None
         self.balances: Balances | None = None
 
-    def opposed(
-        self, model: torch.nn.Module, images: torch.Tensor, labels: Labels
-    ) -> LossOfLogits | None:
-        """The cross entropy of the truth."""
-        del model, images
-        return lambda logits: cross_entropy(logits, labels.truth)
+    @classmethod
+    def from_params(cls, params: TrainParams, *, teacher: Any, **_: Any) -> Objective:
+        """With the teacher in the run, at the pace of the learning rate."""
+        return cls(teacher, peak_rate=params.learning_rate)
 
-    def loss(
-        self,
-        model: torch.nn.Module,
-        images: torch.Tensor,
-        adversarial: torch.Tensor,
-        labels: Labels,
-    ) -> Loss:
+    def loss(self, model: torch.nn.Module, batch: TrainBatch, adversarial: torch.Tensor) -> Loss:
         """w_r · KL(T_r^τr(x′) ‖ S(x′)) + w_c · KL(T_c^τc(x) ‖ S(x))."""
-        now = (self.balances or Balances.at_first(self._bounds[0], images.device)).to(images.device)
-        self.balances, self._moment = now, labels.moment
-        attacked, logits = model(adversarial), model(images)
-        targets = self._targets(adversarial, labels, now)
+        device = batch.images.device
+        now = (self.balances or Balances.at_first(self._bounds[0], device)).to(device)
+        self.balances, self._info = now, batch.info
+        attacked, logits = model(adversarial), model(batch.images)
+        targets = self._targets(adversarial, batch, now)
         pairs = zip(targets, (attacked, logits), strict=True)
         losses = torch.stack([kl_from_target(target, student).mean() for target, student in pairs])
-        self._note(losses.detach(), targets)
+        entropies = [-torch.special.xlogy(target, target).sum(dim=1).mean() for target in targets]
+        means = torch.cat([losses.detach(), torch.stack(entropies), losses.new_ones(1)])
+        sums = len(targets[0]) * means.to(torch.float32)
+        self._sums = sums if self._sums is None else self._sums + sums
         return Loss((now.weights.to(losses.dtype) * losses).sum(), attacked)
 
-    def finish(self, sum_over_processes: Callable[[list[torch.Tensor]], None]) -> None:
+    def end_step(self, sum_over_processes: Callable[[list[torch.Tensor]], None]) -> None:
         """Move the balances by what the step's losses and entropies were."""
         if self._sums is None or self.balances is None:
             return
         sum_over_processes([self._sums])
         means = (self._sums[:4] / self._sums[4]).to(torch.float64)
-        temperature_rate, weight_rate = (rate * self._pace(self._moment) for rate in self._rates)
-        self.balances = balanced(
-            self.balances,
+        pace = self._info.learning_rate / self._peak_rate if self._peak_rate else 1.0
+        temperature_rate, weight_rate = (rate * pace for rate in self._rates)
+        self.balances = self.balances.after(
             means[:2],
             means[2:],
             temperature_rate=temperature_rate,
@@ -423,17 +347,11 @@ class BalancedTeachers(Objective):
 
     @torch.no_grad()
     def _targets(
-        self, adversarial: torch.Tensor, labels: Labels, now: Balances
+        self, adversarial: torch.Tensor, batch: TrainBatch, now: Balances
     ) -> list[torch.Tensor]:
         # A distribution's logarithm is the logits up to a constant, where it is not 0.
-        stored = labels.target.clamp(min=torch.finfo(torch.float32).tiny).log()
+        stored = batch.target.clamp(min=torch.finfo(torch.float32).tiny).log()
         answers = (self._teacher(adversarial).to(torch.float32), stored)
         temperatures = now.temperatures.to(torch.float32)
         pairs = zip(answers, temperatures, strict=True)
         return [functional.softmax(answer / temperature, dim=1) for answer, temperature in pairs]
-
-    def _note(self, losses: torch.Tensor, targets: list[torch.Tensor]) -> None:
-        uncertain = [-torch.special.xlogy(target, target).sum(dim=1).mean() for target in targets]
-        means = torch.cat([losses, torch.stack(uncertain), losses.new_ones(1)])
-        sums = len(targets[0]) * means.to(torch.float32)
-        self._sums = sums if self._sums is None else self._sums + sums

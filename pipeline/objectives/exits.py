@@ -11,19 +11,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from ltd_pipe.attacks import evaluation_mode
-from ltd_pipe.objectives.base import Loss, Objective, cross_entropy
+from ltd_pipe.attacks import cross_entropy, evaluation_mode
+from ltd_pipe.errors import ParamsError
+from ltd_pipe.objectives.base import Loss, Objective
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ltd_pipe.attacks import LossOfLogits, Start
+    from ltd_pipe.attacks import LossOfLogits
     from ltd_pipe.models.classifier import Classifier
-    from ltd_pipe.objectives.base import Attacker, Labels
-
-__all__ = ["AttackedExits", "MultiExit"]
-
-AttackedExits = Literal["last", "average", "max-average"]
+    from ltd_pipe.objectives.base import Attacker, TrainBatch
+    from ltd_pipe.params import TrainParams
 
 
 @dataclass(frozen=True)
@@ -41,53 +39,62 @@ class MultiExit(Objective):
     """
 
     exits: Sequence[int]
-    attacked: AttackedExits = "max-average"
-    start: Start = "uniform"
+    attacked: Literal["last", "average", "max-average"] = "max-average"
 
-    def opposed(
-        self,
-        model: torch.nn.Module,
-        images: torch.Tensor,
-        labels: Labels,
-    ) -> LossOfLogits | None:
+    @classmethod
+    def from_params(cls, params: TrainParams, *, model: Any, **_: Any) -> Objective:
+        """With the exits that are asked for, or all.
+
+        Raises
+        ------
+        ModelError, ParamsError
+            When the network has not the exits that are to be trained.
+        """
+        count = model.require_exits()
+        numbers = params.exits or tuple(range(1, count + 1))
+        if numbers[0] < 1 or numbers[-1] > count:
+            raise ParamsError(
+                "train.exits",
+                f"{model.architecture} has {count}",
+                expected=f"numbers from 1 to {count}",
+                found=list(numbers),
+            )
+        return cls([number - 1 for number in numbers], params.attacked_exits)
+
+    def attack_loss(self, model: torch.nn.Module, batch: TrainBatch) -> LossOfLogits:
         """The truth's cross entropy, averaged over exits: of logits of shape (B, E, K)."""
-        del model, images
-        return lambda logits: _exit_losses(logits, labels.truth).mean(dim=1)
+        del model
+        return lambda logits: _exit_losses(logits, batch.truth).mean(dim=1)
 
     def attack(
-        self,
-        adversary: Attacker,
-        model: torch.nn.Module,
-        images: torch.Tensor,
-        labels: Labels,
-        **how: Any,
+        self, adversary: Attacker, model: torch.nn.Module, batch: TrainBatch, **how: Any
     ) -> torch.Tensor:
         """One attack, or for max-average the worst of one for each exit."""
-        every = _Exits(model, self.exits)
+        chosen = _Exits(model, self.exits)
         if self.attacked == "average":
-            return super().attack(adversary, every, images, labels, **how)
-        count = len(self.exits)
-        targets = range(count) if self.attacked == "max-average" else (count - 1,)
-        found = [
-            adversary.attack(
-                every, images, _one_exit(number, labels.truth), start=self.start, **how
-            )
-            for number in targets
-        ]
-        return found[0] if len(found) == 1 else _worst(every, found, labels)
+            return super().attack(adversary, chosen, batch, **how)
 
-    def loss(
-        self,
-        model: torch.nn.Module,
-        images: torch.Tensor,
-        adversarial: torch.Tensor,
-        labels: Labels,
-    ) -> Loss:
+        def attack_exit(number: int) -> torch.Tensor:
+            def loss(logits: torch.Tensor) -> torch.Tensor:
+                return cross_entropy(logits[:, number], batch.truth)
+
+            return adversary.attack(chosen, batch.images, loss, start=self.start, **how)
+
+        if self.attacked == "last":
+            return attack_exit(len(self.exits) - 1)
+        candidates = [attack_exit(number) for number in range(len(self.exits))]
+        with evaluation_mode(chosen), torch.no_grad():
+            losses = [_exit_losses(chosen(x), batch.truth).mean(dim=1) for x in candidates]
+        # (number of attacks, B): for each image the attack that is worst on average.
+        choice = torch.stack(losses).argmax(dim=0)
+        return torch.stack(candidates)[choice, torch.arange(len(choice), device=choice.device)]
+
+    def loss(self, model: torch.nn.Module, batch: TrainBatch, adversarial: torch.Tensor) -> Loss:
         """Mean over exits e of CE(q, S_e(x)) + CE(y, S_e(x′))."""
-        every = _Exits(model, self.exits)
-        clean, attacked = every(images), every(adversarial)
-        natural = _exit_losses(clean, labels.target).mean()
-        robust = _exit_losses(attacked, labels.truth).mean()
+        chosen = _Exits(model, self.exits)
+        clean, attacked = chosen(batch.images), chosen(adversarial)
+        natural = _exit_losses(clean, batch.target).mean()
+        robust = _exit_losses(attacked, batch.truth).mean()
         return Loss(natural + robust, attacked[:, -1])
 
 
@@ -106,19 +113,4 @@ class _Exits(torch.nn.Module):
 
 def _exit_losses(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     # (B, E, K) and (B, K) to (B, E).
-    rows = [cross_entropy(exit_, target) for exit_ in logits.unbind(dim=1)]
-    return torch.stack(rows, dim=1)
-
-
-def _one_exit(number: int, truth: torch.Tensor) -> LossOfLogits:
-    return lambda logits: cross_entropy(logits[:, number], truth)
-
-
-@torch.no_grad()
-def _worst(every: _Exits, found: list[torch.Tensor], labels: Labels) -> torch.Tensor:
-    with evaluation_mode(every):
-        means = [_exit_losses(every(images), labels.truth).mean(dim=1) for images in found]
-    # (number of attacks, B): for each image the attack that is worst on average.
-    choice = torch.stack(means).argmax(dim=0)
-    rows = torch.arange(len(choice), device=choice.device)
-    return torch.stack(found)[choice, rows]
+    return torch.stack([cross_entropy(row, target) for row in logits.unbind(dim=1)], dim=1)

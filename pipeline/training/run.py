@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch.nn import functional
 
 from ltd_pipe import objectives, provenance, rng
 from ltd_pipe.attacks import Adversary, Ball, Frozen, pgd
-from ltd_pipe.distributed import World
+from ltd_pipe.device import choose_device, choose_precision
 from ltd_pipe.errors import DataError, ParamsError
 from ltd_pipe.evaluation.accuracy import predict
 from ltd_pipe.images.manifest import to_unit
@@ -20,13 +19,13 @@ from ltd_pipe.images.sources import validation_mask
 from ltd_pipe.models.checkpoint import save_classifier
 from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.models.registry import build
+from ltd_pipe.params import TrainParams
 from ltd_pipe.publish import write_json
-from ltd_pipe.training.alarm import Alarm
-from ltd_pipe.training.data import fresh_examples, smoothed, stored_examples
-from ltd_pipe.training.objective import Ingredients, choose_objective
-from ltd_pipe.training.precision import choose_passes, kept_passes
-from ltd_pipe.training.step import Perturbation
-from ltd_pipe.training.trainer import Fit, Snapshots
+from ltd_pipe.training.collapse import first_collapse
+from ltd_pipe.training.data import BatchTransform, LabelTargets, student_transform
+from ltd_pipe.training.snapshots import Snapshots
+from ltd_pipe.training.targets import LiveTargets, SelfDistillation
+from ltd_pipe.training.trainer import RunContext, Task, Trainer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,55 +33,48 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from ltd_pipe.device import PrecisionSettings
+    from ltd_pipe.distributed import World
     from ltd_pipe.images.beton import Beton
     from ltd_pipe.images.manifest import Manifest
     from ltd_pipe.images.stream import ImageStream
     from ltd_pipe.labels.reader import SoftLabels
-    from ltd_pipe.params import FitParams, TeacherParams, TrainParams
-    from ltd_pipe.training.data import Examples, LiveTeacher
-    from ltd_pipe.training.precision import Passes
-    from ltd_pipe.training.trainer import Watcher
+    from ltd_pipe.params import FitParams, Params, TeacherParams
+    from ltd_pipe.training.snapshots import Row
+    from ltd_pipe.training.targets import LiveTeacher, TeacherTargets
+
+    # Disjoint sample indices, to train on and to validate with.
+    Split = tuple[NDArray[np.int64], NDArray[np.int64]]
+    Kind = Literal["teacher", "student"]
 
 
 # --- The teacher: clean training with one-hot (or smoothed) labels.
 
 
-def teacher_fit(
+def teacher_trainer(
     model: Classifier,
     stream: ImageStream,
-    training: NDArray[np.int64],
-    validation: NDArray[np.int64],
+    split: Split,
     params: TeacherParams,
-    *,
-    snapshots: Snapshots,
-    seed: int,
-    passes: Passes,
-    world: World | None = None,
-) -> Fit:
+    context: RunContext,
+) -> Trainer:
     """Put together the teacher's run; the best checkpoint has the highest clean accuracy.
 
     Parameters
     ----------
     model : Classifier
-        Freshly initialised, on its device.
+        From `new_classifier`.
     stream : ImageStream
         Over the training images.
-    training, validation : ndarray of shape (N,), dtype int64
-        Disjoint sample indices.
+    split : tuple of ndarray
+        From `split_samples`.
     params : TeacherParams
-    snapshots : Snapshots
-    seed : int
-    passes : Passes
-    world : World, optional
-        Processes that train together.
-
-    Returns
-    -------
-    Fit
+    context : RunContext
     """
-    world = world or World()
+    training, validation = split
+    world = context.world
 
-    def validate(candidate: Classifier) -> dict[str, float]:
+    def validate(candidate: Classifier) -> Row:
         if not len(validation):
             return {}
         mine = validation[world.rank :: world.size]
@@ -90,73 +82,75 @@ def teacher_fit(
         (hits,) = world.sums(int((probabilities.argmax(axis=1) == labels).sum()))
         return {"validation/clean_accuracy": hits / len(validation)}
 
-    return Fit(
-        model=model,
-        stream=stream,
-        samples=training,
-        params=params,
-        objective=objectives.Clean(),
-        examples=fresh_examples(
-            params,
-            seed,
-            lambda batch: smoothed(batch.labels, model.num_classes, params.label_smoothing),
-        ),
-        adversary=None,
-        validate=validate,
-        select=lambda row: (row.get("validation/clean_accuracy", 0.0),),
-        snapshots=snapshots,
-        seed=seed,
-        passes=passes,
-        world=world,
-    )
+    targets = LabelTargets(model.num_classes, params.label_smoothing)
+    transform = BatchTransform(params, context.seed, targets)
+    task = Task(objectives.Clean(), transform, validate)
+    return Trainer(model, stream, training, params, task, context)
 
 
 # --- The student: adversarial training on one-hot, smoothed or the teacher's soft labels.
 
 
-def student_examples(
+def student_trainer(
+    model: Classifier,
+    stream: ImageStream,
+    split: Split,
     params: TrainParams,
-    num_classes: int,
-    store: SoftLabels | None,
-    data: str,
-    device: torch.device,
-    seed: int,
-) -> Examples:
-    """What the student learns from: images with their target distributions.
-
-    A teacher in the run, for the kinds `live` and `adr`, replaces them later by its own.
+    context: RunContext,
+    *,
+    store: SoftLabels | None = None,
+    teacher: LiveTeacher | None = None,
+    data: str = "the training images",
+) -> Trainer:
+    """Put together the student's run; the best checkpoint has the highest robust accuracy.
 
     Parameters
     ----------
-    params : TrainParams
-        `label_kind` and what belongs to it; the augmentation.
-    num_classes : int
-        K.
-    store : SoftLabels or None
-        Needed for kind `ltd`, unless labels weigh nothing. Each batch's sample hashes are
-        checked against the store's before its rows are used.
+    model, stream, split, params, context
+        As for `teacher_trainer`.
+    store : SoftLabels, optional
+        Needed for label kind `ltd`.
+    teacher : LiveTeacher, optional
+        Needed where the parameters ask a teacher in the run.
     data : str
-        How the user knows the images, for the error.
-    device : torch.device
-        Where batches are.
-    seed : int
-        The run's.
+        How the user knows the images, for errors.
 
     Raises
     ------
     JoinError
         When the store's labels belong to other views than the parameters ask for.
+    ModelError, ParamsError
+        When the network has not the exits that are to be trained.
     """
-    if params.reads_store:
-        if store is None:
-            raise ValueError("label_kind 'ltd' needs a store")
-        return stored_examples(params, store, data, device, seed)
-    smoothing = params.smoothing if params.label_kind == "smooth" else 0.0
-    return fresh_examples(
-        params,
-        seed,
-        lambda batch: smoothed(batch.labels, num_classes, smoothing),
+    training, validation = split
+    if teacher is not None:
+        channels_last = context.precision.channels_last
+        teacher = teacher.to(stream.device, channels_last=channels_last)
+    teacher_targets: TeacherTargets | None = None
+    if params.label_kind == "adr":
+        teacher_targets = SelfDistillation(params.adr_temperatures, params.adr_weights)
+    elif params.label_kind == "live" and params.learns_from_labels and teacher is not None:
+        teacher_targets = LiveTargets(teacher, params.soft_weight, params.rectify)
+    find_collapse = partial(
+        first_collapse, images=len(validation), warmup_epochs=params.eps_warmup_epochs
     )
+    task = Task(
+        objective=objectives.make_objective(params, model, teacher),
+        transform=student_transform(
+            params, model.num_classes, store, data, stream.device, context.seed
+        ),
+        validate=lambda candidate: validate_robustness(
+            candidate, stream, validation, params, context.seed, context.world
+        ),
+        adversary=training_adversary(params),
+        teacher_targets=teacher_targets,
+        awp_gamma=params.awp_gamma,
+        awp_from_epoch=params.awp_from_epoch,
+        validate_every=params.validation_every,
+        find_collapse=None if params.overfitting_alarm == "off" else find_collapse,
+        stop_at_collapse=params.overfitting_alarm == "stop",
+    )
+    return Trainer(model, stream, training, params, task, context)
 
 
 def validate_robustness(
@@ -166,18 +160,13 @@ def validate_robustness(
     params: TrainParams,
     seed: int,
     world: World,
-) -> dict[str, float]:
+) -> Row:
     """Clean and PGD accuracy on the validation split, with the same starts at every epoch.
 
     The attack is the evaluation's, PGD on the cross entropy with steps of 2.5 · eps / steps from
     a uniform start, at the full eps and whatever the training attack is. It must be another one
     than training's for a collapse of single-step training to be seen. Each process of the world
-    measures its share of the samples.
-
-    Returns
-    -------
-    dict
-        `validation/clean_accuracy` and `validation/robust_accuracy`; empty without samples.
+    measures its share of the samples; without any, the row is empty.
     """
     if not len(samples):
         return {}
@@ -224,14 +213,7 @@ def training_adversary(params: TrainParams) -> Adversary:
 
 
 def threat_model(params: TrainParams) -> dict[str, Any]:
-    """What the student is trained to withstand, and how: for its checkpoint's facts.
-
-    Returns
-    -------
-    dict
-        `norm` and `eps`, and the training attack's `name`, `steps` and `step_size` as they were
-        decided where the parameters leave them open. Pixel units.
-    """
+    """What the student is trained to withstand, and how, as it was decided; pixel units."""
     return {
         "norm": params.norm,
         "eps": params.eps,
@@ -239,89 +221,7 @@ def threat_model(params: TrainParams) -> dict[str, Any]:
     }
 
 
-def student_fit(
-    model: Classifier,
-    stream: ImageStream,
-    training: NDArray[np.int64],
-    validation: NDArray[np.int64],
-    params: TrainParams,
-    *,
-    examples: Examples,
-    snapshots: Snapshots,
-    seed: int,
-    passes: Passes,
-    teacher: LiveTeacher | None = None,
-    world: World | None = None,
-) -> Fit:
-    """Put together the student's run; the best checkpoint has the highest robust accuracy.
-
-    Parameters
-    ----------
-    model : Classifier
-        Freshly initialised, on its device, with the student's temperature.
-    stream : ImageStream
-        Over the training images.
-    training, validation : ndarray of shape (N,), dtype int64
-        Disjoint sample indices.
-    params : TrainParams
-    examples : Examples
-        From `student_examples`.
-    snapshots : Snapshots
-    seed : int
-    passes : Passes
-        How the training passes are computed; validation is always float32.
-    teacher : LiveTeacher, optional
-        Needed where the parameters ask a teacher in the run.
-    world : World, optional
-        Processes that train together.
-
-    Returns
-    -------
-    Fit
-
-    Raises
-    ------
-    ModelError, ParamsError
-        When the network has not the exits that are to be trained.
-    """
-    world = world or World()
-    if teacher is not None:
-        teacher = teacher.placed(stream.device, channels_last=passes.channels_last)
-    # The average is the run's own, which exists once the run is put together.
-    ingredients = Ingredients(model, lambda: fit.average.model, teacher)
-    fit = Fit(
-        model=model,
-        stream=stream,
-        samples=training,
-        params=params,
-        objective=choose_objective(params, ingredients),
-        examples=examples,
-        adversary=training_adversary(params),
-        validate=lambda candidate: validate_robustness(
-            candidate, stream, validation, params, seed, world
-        ),
-        select=lambda row: (
-            row.get("validation/robust_accuracy", 0.0),
-            row.get("validation/clean_accuracy", 0.0),
-        ),
-        snapshots=snapshots,
-        seed=seed,
-        passes=passes,
-        validate_every=params.validation_every,
-        awp=Perturbation(params.awp_gamma, params.awp_from_epoch) if params.awp_gamma else None,
-        world=world,
-        alarm=_alarm(params, len(validation)),
-    )
-    return fit
-
-
-def _alarm(params: TrainParams, images: int) -> Alarm | None:
-    if params.overfitting_alarm == "off":
-        return None
-    return Alarm(images, params.eps_warmup_epochs, stops=params.overfitting_alarm == "stop")
-
-
-# --- A run of training from the outside: its samples, its model, its key, its results.
+# --- What teacher and student share: samples, initial weights, the run's key, its results.
 
 
 # How often snapshots are taken, and what is allowed, does not change what is computed.
@@ -333,7 +233,7 @@ _ROUND = {"device", "hardware", "processes", "software"}
 def split_samples(
     beton: Beton, images: int | None = None, seed: int = 0, section: str = "train"
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices that are trained on, and those held out to choose checkpoints.
+    """Ascending indices that are trained on, and those held out to choose checkpoints.
 
     Parameters
     ----------
@@ -343,11 +243,6 @@ def split_samples(
     seed : int
     section : str
         Of the parameters, for the error.
-
-    Returns
-    -------
-    tuple of ndarray
-        Ascending; of shape (n,) and (m,), dtype int64.
 
     Raises
     ------
@@ -394,7 +289,6 @@ def new_classifier(
     seed: int,
     role: str,
     device: torch.device,
-    temperature: float = 1.0,
 ) -> Classifier:
     """Build a freshly initialised model that depends on the seed and its role alone.
 
@@ -404,11 +298,9 @@ def new_classifier(
     manifest : Manifest
         Of the training images: classes and shape.
     seed : int
-    role : str
-        `teacher` or `student`: they start from different weights.
+    role : {"teacher", "student"}
+        They start from different weights.
     device : torch.device
-    temperature : float
-        Part of the model.
 
     Raises
     ------
@@ -427,23 +319,76 @@ def new_classifier(
         shape=manifest.shape,
         mean=params.mean,
         std=params.std,
-        temperature=temperature,
+        temperature=params.temperature if isinstance(params, TrainParams) else 1.0,
     )
     return model.to(device)
 
 
-def run_facts(kind: str, params: FitParams, manifest: Manifest, **decides: Any) -> dict[str, Any]:
-    """Everything that decides a run's result, to the bit.
+def open_run(
+    kind: Kind,
+    params: Params,
+    manifest: Manifest,
+    out: Path,
+    world: World,
+    *,
+    fresh: bool,
+    tell: Callable[[str], None],
+    **decides: Any,
+) -> tuple[Classifier, RunContext]:
+    """The initial model, and the run's state and precision: as when it began, if interrupted.
 
     Parameters
     ----------
-    kind : str
-        `teacher` or `student`.
-    params : FitParams
+    kind : {"teacher", "student"}
+    params : Params
     manifest : Manifest
+        Of the training images.
+    out : Path
+        The output; the state is in `state/` beside it.
+    world : World
+        Connected; the first process looks for the state, or measures, for all.
+    fresh : bool
+        Forget the state, and measure anew.
+    tell : callable
+        Called by the first process, before the work, with what differs from an earlier run.
     **decides
-        What else does: seed, store identity; and what rounds: kind of device, processes.
+        What else decides the result: the store's identity, the teacher's hash.
+
+    Raises
+    ------
+    StateError
+        When processes are at different work, or no snapshot can be read.
     """
+    section: FitParams = params.teacher if kind == "teacher" else params.train
+    device = world.device(choose_device(params.device))
+    model = new_classifier(section, manifest, seed=params.seed, role=kind, device=device)
+    decides = {"seed": params.seed, "device": device.type, "processes": world.size, **decides}
+    facts = run_facts(kind, section, manifest, **decides)
+    record = run_record(facts, out)
+    snapshots = Snapshots(record.folder, record)
+
+    def precision_for_all() -> PrecisionSettings:
+        if not fresh and (note := record.note()):
+            tell(note)
+        # What was chosen for a GPU says nothing of a CPU.
+        moved = any(name == "device" for name, _, _ in record.changed())
+        kept = None if fresh or moved else snapshots.precision()
+        return kept or choose_precision(
+            Frozen(model).current(),
+            section.batch_size,
+            precision=section.precision,
+            channels_last=section.channels_last,
+            compile=section.compile,
+        )
+
+    precision = world.broadcast_config({"run": facts}, precision_for_all)
+    if fresh and world.is_main:
+        snapshots.clear()
+    return model, RunContext(params.seed, snapshots, precision, world)
+
+
+def run_facts(kind: Kind, params: FitParams, manifest: Manifest, **decides: Any) -> dict[str, Any]:
+    """Everything that decides a run's result, to the bit; `decides` is what else does."""
     return {
         "kind": kind,
         "params": params.model_dump(mode="json", exclude=_CHANGE_NOTHING),
@@ -459,142 +404,46 @@ def run_facts(kind: str, params: FitParams, manifest: Manifest, **decides: Any) 
 
 
 def run_record(facts: dict[str, Any], out: Path) -> provenance.StateRecord:
-    """What names and describes a run's state, in `state/` beside its output.
-
-    Parameters
-    ----------
-    facts : dict
-        Of `run_facts`. What is measured when it begins is not among them: its state keeps that.
-    out : Path
-        The output.
-    """
+    """What names and describes a run's state; what is measured when it begins is not in it."""
     decides = {name: value for name, value in facts.items() if name not in _ROUND}
     rounds = {name: value for name, value in facts.items() if name in _ROUND}
     return provenance.StateRecord(out.parent / "state", facts["kind"], out.name, decides, rounds)
 
 
-def open_run(
-    facts: dict[str, Any],
-    out: Path,
-    params: FitParams,
-    model: Classifier,
-    world: World,
-    *,
-    fresh: bool,
-    tell: Callable[[str], None],
-) -> tuple[Snapshots, Passes]:
-    """A run's state, and how its passes are computed: as when it began, if it was interrupted.
-
-    Parameters
-    ----------
-    facts : dict
-        Of `run_facts`.
-    out : Path
-        The output.
-    params : FitParams
-    model : Classifier
-        On its device; it is not changed.
-    world : World
-        Connected; the first process looks for the state, or measures, for all.
-    fresh : bool
-        Forget the state, and measure anew.
-    tell : callable
-        Called by the first process, before the work, with what differs from an earlier run.
-
-    Raises
-    ------
-    StateError
-        When processes are at different work, or no snapshot can be read.
-    """
-    record = run_record(facts, out)
-    snapshots = Snapshots(record.folder, record)
-
-    def passes_for_all() -> Passes:
-        if not fresh and (note := record.note()):
-            tell(note)
-        # What was chosen for a GPU says nothing of a CPU.
-        moved = any(name == "device" for name, _, _ in record.changed())
-        return (None if fresh or moved else kept_passes(snapshots)) or choose_passes(params, model)
-
-    passes = world.broadcast_config({"run": facts}, passes_for_all)
-    if fresh and world.is_main:
-        snapshots.clear()
-    return snapshots, passes
-
-
-def run_fit(fit: Fit, watcher: Watcher) -> dict[str, float]:
-    """Run to the end; the seconds that this process took, and its training images per second."""
-    begin = time.monotonic()
-    fit.run(watcher)
-    return {
-        "seconds": round(time.monotonic() - begin, 3),
-        "images_per_second": round(fit.images_per_second, 1),
-    }
-
-
 def save_results(
-    fit: Fit, out: Path, facts: dict[str, Any], timing: dict[str, float], *, last: bool
+    trainer: Trainer, out: Path, facts: dict[str, Any], timing: dict[str, float], *, last: bool
 ) -> None:
-    """Write the best weights, the last ones if wanted, and the times.
+    """Write a finished run's best weights, the last ones if wanted, and the times into a folder.
 
     The best come last: their file is what tells that the run is complete.
-
-    Parameters
-    ----------
-    fit : Fit
-        Finished.
-    out : Path
-        Folder.
-    facts : dict
-        For the checkpoints' metadata.
-    timing : dict
-    last : bool
-        Keep the last weights too.
     """
     write_json(out / "timing.json", timing | {"commit": provenance.commit()})
+
+    def save(model: Classifier, name: str, row: Row) -> None:
+        prefix = "validation/"
+        measures = {n.removeprefix(prefix): v for n, v in row.items() if n.startswith(prefix)}
+        save_classifier(model, out / name, **facts, epoch=row["epoch"], validation=measures)
+
+    history = trainer.progress.history
     if last:
-        row = fit.progress.history[-1]
-        save_classifier(fit.average.model, out / "last.safetensors", **facts | _chosen(row))
-    row = fit.progress.best or fit.progress.history[-1]
-    save_classifier(fit.best.model, out / "model.safetensors", **facts | _chosen(row))
-
-
-def _chosen(row: dict[str, float]) -> dict[str, Any]:
-    measures = {
-        name.removeprefix("validation/"): value
-        for name, value in row.items()
-        if name.startswith("validation/")
-    }
-    return {"epoch": row["epoch"], "validation": measures}
+        save(trainer.average, "last.safetensors", history[-1])
+    save(trainer.best, "model.safetensors", trainer.progress.best or history[-1])
+    trainer.context.snapshots.clear()
 
 
 def common_facts(
-    kind: str,
+    kind: Kind,
     params: FitParams,
     manifest: Manifest,
     seed: int,
-    passes: Passes | None = None,
+    precision: PrecisionSettings | None = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """What a checkpoint says of how it was made.
-
-    Parameters
-    ----------
-    kind : str
-        `teacher` or `student`.
-    params : FitParams
-    manifest : Manifest
-        Of the training images.
-    seed : int
-    passes : Passes, optional
-        How it was trained; None: it was not.
-    **more
-        What only this kind has, such as the labels of a student.
-    """
+    """What a checkpoint says of how it was made; without `precision` it was not trained."""
     return {
         "kind": kind,
         "seed": seed,
-        "passes": passes and passes.decides,
+        "passes": precision and precision.decides,
         "params": params.model_dump(mode="json"),
         "data": {"dataset": manifest.dataset, "fingerprint": manifest.fingerprint},
         "software": provenance.software(),

@@ -1,4 +1,4 @@
-"""How soft the targets are that a store gives, measured before the run."""
+"""How soft the targets of a run are, and how often they contradict the ground truth."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from ltd_pipe.errors import StoreError
 from ltd_pipe.labels.dataset import LabelsOnDevice
 from ltd_pipe.labels.softness import Softness, uniform_below
-from ltd_pipe.training import data
+from ltd_pipe.training.targets import mixed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,16 +21,13 @@ if TYPE_CHECKING:
     from ltd_pipe.labels.reader import SoftLabels
     from ltd_pipe.params import TrainParams
 
-
-# --- How soft the targets of a run are, and how often they contradict the ground truth.
-
-
 # What `target_sums` adds up, in its order.
 TARGET_SUMS = ("top_probabilities", "entropies", "contradictions")
 
 # Where docs/robustness.md found first signs of harm, and what a sound teacher does not exceed.
 _SOFTEST, _MOST_CONTRADICTIONS = 0.85, 0.03
-# Objectives of which softness alone says nothing, see `TargetSoftness.warnings`.
+# Softness alone says nothing where the student's logits are divided by the labels' temperature,
+# too, or where the objective moves the temperature itself.
 SOFTEN_THEMSELVES = ("ard", "mtard")
 
 
@@ -75,12 +72,7 @@ class TargetSoftness:
     def warnings(self, params: TrainParams) -> list[str]:
         """What may have cost robustness, with where that was measured.
 
-        Parameters
-        ----------
-        params : TrainParams
-            Of the run. Softness alone says nothing where the student's logits are divided by the
-            labels' temperature, too (ARD), or where the objective moves the temperature itself
-            (B-MTARD). Rectification is recommended where it can be had and is not.
+        Rectification is recommended where it can be had and is not.
         """
         found = []
         if self.mean_top_probability <= _SOFTEST and params.objective not in SOFTEN_THEMSELVES:
@@ -100,25 +92,14 @@ class TargetSoftness:
 
 @torch.no_grad()
 def target_sums(target: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """What the targets of a step add up to; stays on the device.
+    """What the targets of a step add up to, by TARGET_SUMS: shape (3,), float32, on the device.
 
-    Parameters
-    ----------
-    target, truth : Tensor of shape (B, K), dtype float32
-        Rows are distributions; the truth of a mixed image is the class with most of it.
-
-    Returns
-    -------
-    Tensor of shape (3,), dtype float32
-        Sums over the rows: of the largest probability, of the entropy in nats, and of whether
-        the largest probability is not on the true class.
+    Target and truth are distributions of shape (B, K); the class of a mixed image is the one with
+    most of its truth.
     """
     top, found = target.max(dim=1)
     wrong = found != truth.argmax(dim=1)
     return torch.stack([top.sum(), torch.special.entr(target).sum(), wrong.sum()]).float()
-
-
-# --- How soft the targets are that a store gives, measured before the run.
 
 
 # Enough for three digits of a share; of a thousand classes it takes a second or two.
@@ -131,9 +112,7 @@ _MOSTLY = 0.5
 def measure_targets(
     params: TrainParams, store: SoftLabels, samples: NDArray[np.int64]
 ) -> TargetSoftness:
-    """Measure the targets that a store gives for the training samples.
-
-    Temperature, mixing with one-hot labels and rectification are taken into account.
+    """Measure the targets that a store gives for the training samples, as they are mixed.
 
     Parameters
     ----------
@@ -142,7 +121,8 @@ def measure_targets(
     samples : ndarray of shape (N,), dtype int64
         Trained on. Of many, evenly spaced ones are measured: 65,536 targets at most.
     """
-    chosen = _evenly_spaced(samples, _MAX_ROWS // store.num_views)
+    count = max(min(len(samples), _MAX_ROWS // store.num_views), 1)
+    chosen = samples[np.arange(count) * len(samples) // count]
     labels = LabelsOnDevice(
         store, torch.device("cpu"), temperature=params.label_temperature, resident=False
     )
@@ -152,14 +132,11 @@ def measure_targets(
         for at in range(0, len(chosen), step):
             rows = chosen[at : at + step]
             truth = store.labels[rows]
-            mixed = data.mixed(
-                labels.rows(rows, view=view),
-                # Of unknown class: nothing is mixed in by default, and nothing contradicted.
-                torch.from_numpy(truth.astype(np.int64)).clamp(0),
-                params.soft_weight,
-                rectify=params.rectify,
-            )
-            softness.add(truth, mixed.numpy())
+            # Of unknown class: nothing is mixed in by default, and nothing contradicted.
+            classes = torch.from_numpy(truth.astype(np.int64)).clamp(0)
+            soft = labels.rows(rows, view=view)
+            targets = mixed(soft, classes, params.soft_weight, rectify=params.rectify)
+            softness.add(truth, targets.numpy())
     found = softness.summary()
     return TargetSoftness(
         found.mean_top_probability,
@@ -174,18 +151,10 @@ def require_teaching(
 ) -> None:
     """Refuse targets as good as uniform, or most of which contradict the ground truth.
 
-    Parameters
-    ----------
-    found : TargetSoftness
-    params : TrainParams
-        Of the run; `allow_poor_labels` takes them.
-    num_classes : int
-    where : object
-        The store, for the error.
-
     Raises
     ------
     StoreError
+        Unless `allow_poor_labels` takes them.
     """
     if params.allow_poor_labels:
         return
@@ -209,8 +178,3 @@ def require_teaching(
             remedy="Look at the teacher's accuracy, normalisation and order of classes; "
             f"'rectify: true' mixes in the truth. {allow}",
         )
-
-
-def _evenly_spaced(samples: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    count = max(min(len(samples), most), 1)
-    return samples[np.arange(count) * len(samples) // count]

@@ -11,8 +11,8 @@ from curves import compare_curves
 from our_loop import BarePasses
 from torch import nn
 
+from ltd_pipe.device import PrecisionSettings
 from ltd_pipe.models.classifier import Classifier
-from ltd_pipe.training.precision import Passes
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,7 +34,7 @@ def test_the_floor_has_the_passes_of_a_step():
     """Ten of the attack and one of training, and nothing else."""
     network = Counted()
     model = Classifier(network, architecture="counted", class_names=("a", "b"), shape=(1, 2, 2))
-    floor = BarePasses(model, Passes(), 3, 10)
+    floor = BarePasses(model, PrecisionSettings(), 3, 10)
     floor.step()
     assert network.calls == {"attack": 10, "training": 1}
 

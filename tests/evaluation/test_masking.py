@@ -21,9 +21,9 @@ from ltd_pipe.labels.format import DatasetFacts, StoreAttributes, TeacherFacts
 from ltd_pipe.labels.writer import write_store
 from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.params import PrepareParams, TrainParams
-from ltd_pipe.training.precision import Passes
-from ltd_pipe.training.run import new_classifier, split_samples, student_examples, student_fit
-from ltd_pipe.training.trainer import Snapshots, Watcher
+from ltd_pipe.training.run import new_classifier, split_samples, student_trainer
+from ltd_pipe.training.snapshots import Snapshots
+from ltd_pipe.training.trainer import RunContext, Watcher
 
 CPU = torch.device("cpu")
 SETTINGS = AuditSettings(eps=0.15, steps=20, restarts=2, square_queries=100)
@@ -49,10 +49,10 @@ def digits_to_attack(betons):
 
 def clean_network(beton, temperature):
     """Trained on clean images with its logits divided by the temperature."""
-    params = TrainParams(architecture="small-cnn-w8", epochs=1, eps=0.1, step_size=0.05)
-    model = new_classifier(
-        params, beton.manifest, seed=0, role="student", device=CPU, temperature=temperature
+    params = TrainParams(
+        architecture="small-cnn-w8", epochs=1, eps=0.1, step_size=0.05, temperature=temperature
     )
+    model = new_classifier(params, beton.manifest, seed=0, role="student", device=CPU)
     (batch,) = ImageStream(beton, CPU).batches(np.arange(1180), 1180)
     images, generator = to_unit(batch.images), torch.Generator().manual_seed(0)
     optimiser = torch.optim.Adam(model.parameters(), lr=0.1 if temperature > 1 else 0.01)
@@ -123,18 +123,16 @@ def student(betons, clean, tmp_path_factory):
         params = TrainParams(**content | changes)
         name = json.dumps(changes)
         model = new_classifier(params, beton.manifest, seed=0, role="student", device=CPU)
-        fit = student_fit(
+        fit = student_trainer(
             model,
             ImageStream(beton, CPU),
-            *split_samples(beton),
+            split_samples(beton),
             params,
-            examples=student_examples(params, 10, store, "train.beton", CPU, 0),
-            snapshots=Snapshots(folder / name),
-            seed=0,
-            passes=Passes(),
+            RunContext(0, Snapshots(folder / name)),
+            store=store,
         )
         fit.run(Watcher())
-        return fit.average.model.eval()
+        return fit.average.eval()
 
     return train
 

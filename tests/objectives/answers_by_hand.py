@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ltd_pipe.objectives import Labels
+from ltd_pipe.objectives import TrainBatch
 
 CLEAN = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
 ATTACKED = torch.tensor([[1.0, 0.5, -0.5], [0.0, 0.5, 1.0]])
@@ -43,10 +43,10 @@ def teacher():
     return Lookup(TEACHER_CLEAN, TEACHER_ATTACKED, TEACHER_MIRRORED).eval()
 
 
-def labels(target=None, **more):
-    """The teacher's answer to x, and the truth."""
+def batch(target=None, images=X, **more):
+    """The images x with the teacher's answer to them, and the truth."""
     target = TEACHER_CLEAN.softmax(dim=1) if target is None else target
-    return Labels(target, TRUTH, **more)
+    return TrainBatch(images, target, TRUTH, **more)
 
 
 def gradient_norms(model):

@@ -34,8 +34,8 @@ class Chosen:
 IMAGES = torch.tensor([0.2, -0.4]).reshape(2, 1, 1, 1).expand(2, 1, 1, 2)
 
 
-def labels():
-    return objectives.Labels(TARGET, TRUTH)
+def batch(images=IMAGES):
+    return objectives.TrainBatch(images, TARGET, TRUTH)
 
 
 def losses(images, target, exits=(0, 1, 2)):
@@ -50,7 +50,7 @@ def test_the_loss_is_the_mean_over_the_exits(exits):
     """CE(q, S_e(x)) + CE(y, S_e(x′)); what is counted is the last exit's answer to x′."""
     objective = objectives.MultiExit(exits)
     attacked = IMAGES - 0.3
-    found = objective.loss(Exits().eval(), IMAGES, attacked, labels())
+    found = objective.loss(Exits().eval(), batch(), attacked)
     expected = losses(IMAGES, TARGET, exits) + losses(attacked, TRUTH, exits)
     torch.testing.assert_close(found.value, expected.mean())
     assert torch.equal(found.logits, Exits().eval().exit_logits(attacked)[exits[-1]])
@@ -70,7 +70,7 @@ def test_what_each_attack_maximises(attacked, expected):
     numbers, count = expected
     adversary = Chosen(*[0.0] * count)
     objective = objectives.MultiExit((0, 1, 2), attacked)
-    objective.attack(adversary, Exits(), IMAGES, labels())
+    objective.attack(adversary, Exits(), batch())
     rows = losses(IMAGES, TRUTH)
     logits = torch.stack(Exits().eval().exit_logits(IMAGES), dim=1)
     assert len(adversary.losses) == count
@@ -84,7 +84,7 @@ def test_max_average_takes_for_each_image_the_attack_that_is_worst_on_average():
     moves = torch.tensor([[0.0, 0.0], [-0.5, 0.1], [0.2, -0.6]]).reshape(3, 2, 1, 1, 1)
     model = Exits().train()
     objective = objectives.MultiExit((0, 1, 2))
-    found = objective.attack(Chosen(*moves), model, IMAGES, labels())
+    found = objective.attack(Chosen(*moves), model, batch())
     torch.testing.assert_close(found, IMAGES + torch.stack([moves[1, 0], moves[2, 1]]))
     assert model.training
 
@@ -98,5 +98,5 @@ def test_the_choice_between_attacks_is_made_in_evaluation_mode():
             return [rows * torch.tensor([1.0, -1.0])] * 2
 
     objective = objectives.MultiExit((0, 1))
-    found = objective.attack(Chosen(0.5, -0.5), Turning().train(), IMAGES, labels())
+    found = objective.attack(Chosen(0.5, -0.5), Turning().train(), batch())
     torch.testing.assert_close(found, IMAGES - 0.5)

@@ -9,7 +9,7 @@ from answers_by_hand import (
     TEACHER_CLEAN,
     X_ATTACKED,
     X,
-    labels,
+    batch,
     student,
     teacher,
 )
@@ -36,8 +36,8 @@ def alone(_):
 
 def take(objective, answers, process=alone, given=None):
     attacked, clean = answers
-    loss = objective.loss(student(attacked, clean), X, X_ATTACKED, given or labels())
-    objective.finish(process)
+    loss = objective.loss(student(attacked, clean), given or batch(), X_ATTACKED)
+    objective.end_step(process)
     return loss
 
 
@@ -78,7 +78,7 @@ MOVES = {
 def test_temperatures_move_towards_equal_entropies(now, entropies, expected):
     """The teacher that is more certain is softened, the other one sharpened, within [1, 10]."""
     entropies = torch.tensor(entropies, dtype=torch.float64)
-    after = objectives.balanced(now, torch.ones(2, dtype=torch.float64), entropies, **RATES)
+    after = now.after(torch.ones(2, dtype=torch.float64), entropies, **RATES)
     assert after.temperatures.tolist() == pytest.approx(expected)
 
 
@@ -86,7 +86,7 @@ def test_the_loss_that_has_fallen_less_gains_weight():
     """Losses of 3/4 and 1/4 of the first: weights move half way from 1/2 to 3/4 and 1/4."""
     losses = torch.tensor([1.5, 1.0], dtype=torch.float64)
     now = balances((1.0, 1.0), first=(2.0, 4.0))
-    after = objectives.balanced(now, losses, torch.ones(2, dtype=torch.float64), **RATES)
+    after = now.after(losses, torch.ones(2, dtype=torch.float64), **RATES)
     assert after.weights.tolist() == pytest.approx([0.625, 0.375])
     assert after.first_losses.tolist() == [2.0, 4.0]
 
@@ -99,9 +99,9 @@ def test_a_step_in_parts_is_the_step():
         asked = teacher()
         asked.rows[1].data = V[row]
         parts._teacher = asked
-        given = objectives.Labels(labels().target[row], labels().truth[row])
-        parts.loss(student(A[row], Z[row]), X[row], X_ATTACKED[row], given)
-    parts.finish(alone)
+        given = objectives.TrainBatch(X[row], batch().target[row], batch().truth[row])
+        parts.loss(student(A[row], Z[row]), given, X_ATTACKED[row])
+    parts.end_step(alone)
     for name, value in state(whole).items():
         assert state(parts)[name] == pytest.approx(value, rel=1e-6)
 
@@ -136,14 +136,14 @@ def test_before_the_first_step_there_is_no_state():
     assert objective.balances is None
 
 
-def test_the_rates_follow_the_pace():
-    """At a pace of zero nothing moves."""
-    objective = objectives.BalancedTeachers(teacher(), pace=lambda moment: moment.epoch)
+def test_the_rates_follow_the_learning_rate():
+    """Where it is zero nothing moves."""
+    objective = objectives.BalancedTeachers(teacher(), peak_rate=0.1)
     for answers in ANSWERS[:2]:
         take(objective, answers)
     assert state(objective)["temperatures"] == [1.0, 1.0]
     assert state(objective)["weights"] == [0.5, 0.5]
-    take(objective, ANSWERS[1], given=labels(moment=objectives.Moment(epoch=1)))
+    take(objective, ANSWERS[1], given=batch(info=objectives.StepInfo(learning_rate=0.1)))
     assert state(objective)["temperatures"] != [1.0, 1.0]
 
 
@@ -151,6 +151,6 @@ def test_a_stored_label_is_softened_as_its_logits_would_be():
     """The softmax at 1, read back as a label, gives the softmax at any temperature."""
     objective = objectives.BalancedTeachers(teacher())
     now = balances((3.0, 2.5))
-    robust, clean = objective._targets(X_ATTACKED, labels(), now)
+    robust, clean = objective._targets(X_ATTACKED, batch(), now)
     torch.testing.assert_close(clean, (U / 2.5).softmax(dim=1))
     torch.testing.assert_close(robust, (V / 3.0).softmax(dim=1))

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from ltd_pipe import objectives
+from ltd_pipe.attacks import cross_entropy, kl_divergence
 
 # softmax(LOGITS) = (1/2, 1/4, 1/4), and TARGET is soft.
 LOGITS = torch.tensor([[math.log(2.0), 0.0, 0.0]])
@@ -27,12 +28,13 @@ UNIFORM = torch.zeros(1, 3)
 
 def loss_of(objective, images, adversarial=UNIFORM, target=TARGET, truth=TRUTH):
     """The loss of a model that answers with its images."""
-    return objective.loss(Shift().eval(), images, adversarial, objectives.Labels(target, truth))
+    batch = objectives.TrainBatch(images, target, truth)
+    return objective.loss(Shift().eval(), batch, adversarial)
 
 
 def test_cross_entropy_by_hand():
     """CE = 0.6 ln 2 + 0.3 ln 4 + 0.1 ln 4 = 1.4 ln 2."""
-    value = objectives.cross_entropy(LOGITS, TARGET)
+    value = cross_entropy(LOGITS, TARGET)
     torch.testing.assert_close(value, torch.tensor([1.4 * math.log(2.0)]))
 
 
@@ -41,35 +43,36 @@ def test_cross_entropy_of_one_hot_is_torchs():
     logits, labels = torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 0])
     onehot = functional.one_hot(labels, 4).float()
     expected = functional.cross_entropy(logits, labels, reduction="none")
-    torch.testing.assert_close(objectives.cross_entropy(logits, onehot), expected)
+    torch.testing.assert_close(cross_entropy(logits, onehot), expected)
 
 
 def test_kl_divergence_by_hand():
     """KL((1/2,1/4,1/4) ‖ uniform) = ln 3 - 1.5 ln 2; summed over classes, not averaged."""
     uniform = torch.full((1, 3), 1 / 3).log()
-    value = objectives.kl_divergence(functional.log_softmax(LOGITS, dim=1), uniform)
+    value = kl_divergence(functional.log_softmax(LOGITS, dim=1), uniform)
     torch.testing.assert_close(value, torch.tensor([math.log(3.0) - 1.5 * math.log(2.0)]))
 
 
-def test_clean_is_the_mean_cross_entropy_and_does_not_attack():
-    """There is nothing to oppose."""
+def test_clean_is_the_mean_cross_entropy():
+    """Of the images as they are."""
     images, target = LOGITS.repeat(3, 1), TARGET.repeat(3, 1)
     loss = loss_of(objectives.Clean(), images, images, target=target)
     assert loss.value.item() == pytest.approx(1.4 * math.log(2.0))
     assert torch.equal(loss.logits, images)
-    assert objectives.Clean().opposed(Shift(), images, objectives.Labels(target, TRUTH)) is None
 
 
-OPPOSED = [("truth", 2 * math.log(2.0)), ("target", 1.4 * math.log(2.0))]
+ATTACK_LABELS = [("truth", 2 * math.log(2.0)), ("target", 1.4 * math.log(2.0))]
 
 
-@pytest.mark.parametrize(("attack_label", "opposed"), OPPOSED, ids=[name for name, _ in OPPOSED])
-def test_madry_trains_on_the_attacked_images_with_the_soft_target(attack_label, opposed):
+@pytest.mark.parametrize(
+    ("attack_label", "expected"), ATTACK_LABELS, ids=[name for name, _ in ATTACK_LABELS]
+)
+def test_madry_trains_on_the_attacked_images_with_the_soft_target(attack_label, expected):
     """AT = CE(q, S(x')); x' maximises CE(y, S(·)) = ln 4 here, or CE(q, S(·))."""
     objective = objectives.Madry(attack_label)
     assert loss_of(objective, UNIFORM, LOGITS).value.item() == pytest.approx(1.4 * math.log(2.0))
-    attacked = objective.opposed(Shift(), UNIFORM, objectives.Labels(TARGET, TRUTH))
-    assert attacked(LOGITS).item() == pytest.approx(opposed)
+    attack_loss = objective.attack_loss(Shift(), objectives.TrainBatch(UNIFORM, TARGET, TRUTH))
+    assert attack_loss(LOGITS).item() == pytest.approx(expected)
 
 
 def test_trades_by_hand():
@@ -82,9 +85,10 @@ def test_trades_by_hand():
 def test_trades_attacks_the_divergence_in_evaluation_mode():
     """The attack's reference is S(x) of the model in evaluation mode, and carries no gradient."""
     model, images = Shift().train(), LOGITS.clone().requires_grad_()
-    opposed = objectives.Trades(beta=6.0).opposed(model, images, objectives.Labels(TARGET, TRUTH))
-    assert opposed(UNIFORM).item() == pytest.approx(math.log(3.0) - 1.5 * math.log(2.0))
-    assert not opposed(UNIFORM).requires_grad
+    batch = objectives.TrainBatch(images, TARGET, TRUTH)
+    attack_loss = objectives.Trades(beta=6.0).attack_loss(model, batch)
+    assert attack_loss(UNIFORM).item() == pytest.approx(math.log(3.0) - 1.5 * math.log(2.0))
+    assert not attack_loss(UNIFORM).requires_grad
     assert model.training
 
 
@@ -129,10 +133,11 @@ def test_mart_of_one_hot_targets_is_the_published_one():
     assert loss.value.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_mart_opposes_the_truth():
+def test_mart_attacks_the_truth():
     """Its attack is that of standard adversarial training."""
-    opposed = objectives.Mart(beta=5.0).opposed(Shift(), UNIFORM, objectives.Labels(TARGET, TRUTH))
-    assert opposed(LOGITS).item() == pytest.approx(2 * math.log(2.0))
+    batch = objectives.TrainBatch(UNIFORM, TARGET, TRUTH)
+    attack_loss = objectives.Mart(beta=5.0).attack_loss(Shift(), batch)
+    assert attack_loss(LOGITS).item() == pytest.approx(2 * math.log(2.0))
 
 
 def test_mart_stays_finite_when_a_wrong_class_has_all_the_mass():

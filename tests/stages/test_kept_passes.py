@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from ltd_pipe.device import PrecisionSettings
 from ltd_pipe.models.facts import read_facts
 from ltd_pipe.stages.fitting import _Screen
-from ltd_pipe.training.precision import Passes
 
 ROOT = Path(__file__).parents[2]
 PARAMS = """
@@ -26,8 +26,8 @@ train:
 evaluate: {eps: 0.1}
 """
 # Float16 is never chosen by measuring: who trains in it has taken it over.
-FIRST = Passes("float16", measured={"a": 1.0, "b": 2.0})
-SECOND = Passes("float32", channels_last=False, measured={"a": 2.0, "b": 1.0})
+FIRST = PrecisionSettings("float16", measured={"a": 1.0, "b": 2.0})
+SECOND = PrecisionSettings("float32", channels_last=False, measured={"a": 2.0, "b": 1.0})
 KEPT = "passes in float16, channels last, not compiled, as when this run began"
 
 
@@ -45,7 +45,7 @@ def folder(digits, tmp_path, monkeypatch):
 
 def measure(monkeypatch, passes):
     """Let that be what the stopwatch says from now on."""
-    monkeypatch.setattr("ltd_pipe.training.run.choose_passes", lambda *_: passes)
+    monkeypatch.setattr("ltd_pipe.training.run.choose_precision", lambda *_, **__: passes)
 
 
 @pytest.fixture

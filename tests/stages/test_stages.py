@@ -277,16 +277,16 @@ def test_a_wrong_join_names_the_sample(project, train_stream):
     """Past the fingerprint, each batch is still checked: the first wrong sample is named."""
     from ltd_pipe.errors import JoinError
     from ltd_pipe.params import TrainParams
-    from ltd_pipe.training.run import student_examples
+    from ltd_pipe.training.data import student_transform
 
     permute_two_rows(Path("data/labels.zarr"))
     store = SoftLabels.open(Path("permuted.zarr"))
     params = TrainParams(architecture="x", epochs=1, eps=0.1, step_size=0.1, label_kind="ltd")
     cpu = torch.device("cpu")
-    examples = student_examples(params, 10, store, "train.beton", cpu, 0)
+    transform = student_transform(params, 10, store, "train.beton", cpu, 0)
     (batch,) = train_stream.batches(np.arange(240), 240)
     with pytest.raises(JoinError, match=r"sample 3: expected sample_hash .* in train.beton"):
-        examples.draw(batch, 0)
+        transform.apply(batch, 0)
 
 
 def test_a_store_of_other_images_stops_training(ltd_pipe, project):

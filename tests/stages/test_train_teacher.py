@@ -63,7 +63,7 @@ def test_the_summary_says_how_soft_a_teachers_answers_were(ltd_pipe, project):
 def test_another_teacher_is_another_run(ltd_pipe, project, monkeypatch):
     """A run with another file under the same name does not continue this one."""
     keys = []
-    monkeypatch.setattr("ltd_pipe.training.trainer.Snapshots.__init__", refuse(keys))
+    monkeypatch.setattr("ltd_pipe.training.snapshots.Snapshots.__init__", refuse(keys))
     for number in (1, 2):
         ltd_pipe(*LIVE)
         model = load_classifier(Path(TEACHER))

@@ -6,16 +6,16 @@ import pytest
 import torch
 from short_runs import ATTACK, SHORT
 
+from ltd_pipe.device import PrecisionSettings
 from ltd_pipe.params import TeacherParams, TrainParams
-from ltd_pipe.training.precision import Passes
 from ltd_pipe.training.run import (
     new_classifier,
     split_samples,
-    student_examples,
-    student_fit,
-    teacher_fit,
+    student_trainer,
+    teacher_trainer,
 )
-from ltd_pipe.training.trainer import Snapshots
+from ltd_pipe.training.snapshots import Snapshots
+from ltd_pipe.training.trainer import RunContext
 
 CPU = torch.device("cpu")
 
@@ -24,21 +24,22 @@ CPU = torch.device("cpu")
 def make_student(train_beton, train_stream, tmp_path):
     """A function that puts a student's run together; changes go to its parameters."""
 
-    def make(*, store=None, seed=0, state=None, stream=None, teacher=None, passes=None, **changes):
+    def make(
+        *, store=None, seed=0, state=None, stream=None, teacher=None, precision=None, **changes
+    ):
         content = {**SHORT, **ATTACK, "label_kind": "onehot", "ema_decay": 0.9} | changes
         if teacher is not None:
             content["teacher"] = "teacher.safetensors"
         params = TrainParams(**content)
         model = new_classifier(params, train_beton.manifest, seed=seed, role="student", device=CPU)
-        return student_fit(
+        snapshots = Snapshots(state or tmp_path / "state")
+        return student_trainer(
             model,
             stream or train_stream,
-            *split_samples(train_beton, params.images, seed),
+            split_samples(train_beton, params.images, seed),
             params,
-            examples=student_examples(params, 10, store, "train.beton", CPU, seed),
-            snapshots=Snapshots(state or tmp_path / "state"),
-            seed=seed,
-            passes=passes or Passes(),
+            RunContext(seed, snapshots, precision or PrecisionSettings()),
+            store=store,
             teacher=teacher,
         )
 
@@ -52,14 +53,12 @@ def make_teacher(train_beton, train_stream, tmp_path):
     def make(**changes):
         params = TeacherParams(**SHORT | changes)
         model = new_classifier(params, train_beton.manifest, seed=0, role="teacher", device=CPU)
-        return teacher_fit(
+        return teacher_trainer(
             model,
             train_stream,
-            *split_samples(train_beton, params.images),
+            split_samples(train_beton, params.images),
             params,
-            snapshots=Snapshots(tmp_path / "state"),
-            seed=0,
-            passes=Passes(),
+            RunContext(0, Snapshots(tmp_path / "state")),
         )
 
     return make

@@ -16,9 +16,10 @@ from ltd_pipe.errors import LtdPipeError
 from ltd_pipe.images.beton import open_beton
 from ltd_pipe.images.stream import ImageStream
 from ltd_pipe.params import TrainParams
-from ltd_pipe.training.precision import Passes
-from ltd_pipe.training.run import new_classifier, split_samples, student_examples, student_fit
-from ltd_pipe.training.trainer import Interrupted, Snapshots, Watcher
+from ltd_pipe.training.failures import Interrupted
+from ltd_pipe.training.run import new_classifier, split_samples, student_trainer
+from ltd_pipe.training.snapshots import Snapshots
+from ltd_pipe.training.trainer import RunContext, Watcher
 
 CASES = {
     "at": {},
@@ -50,22 +51,19 @@ def make_fit(beton, folder, case, world, *, fresh=False, stream=None):
     params = TrainParams(**BASE | CASES[case])
     cpu = torch.device("cpu")
     model = new_classifier(params, beton.manifest, seed=0, role="student", device=cpu)
-    return student_fit(
+    snapshots = Snapshots(Path(folder) / ("fresh-" * fresh + case))
+    return student_trainer(
         model,
         stream or ImageStream(beton, cpu),
-        *split_samples(beton, params.images, 0),
+        split_samples(beton, params.images, 0),
         params,
-        examples=student_examples(params, 10, None, "", cpu, 0),
-        snapshots=Snapshots(Path(folder) / ("fresh-" * fresh + case)),
-        seed=0,
-        passes=Passes(),
-        world=world,
+        RunContext(0, snapshots, world=world),
     )
 
 
 def result_of(fit):
     """History, and all weights in one vector."""
-    values = [value.flatten().double() for value in fit.best.model.state_dict().values()]
+    values = [value.flatten().double() for value in fit.best.state_dict().values()]
     return {"history": fit.progress.history, "weights": torch.cat(values)}
 
 

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.nn.functional import dropout
 
+from ltd_pipe.training.failures import Interrupted
 from ltd_pipe.training.step import caller_generators_kept, seed_dropout
-from ltd_pipe.training.trainer import Interrupted, Watcher
+from ltd_pipe.training.trainer import Watcher
 
 CPU = torch.device("cpu")
 # Every second part of a batch, every weight perturbation and every attack draws again.
@@ -71,7 +72,7 @@ def test_a_teacher_draws_by_its_step_too(share, make_teacher):
     """Clean training goes through the same steps."""
     fit = make_teacher()
     whole = ended(fit)
-    fit._snapshots.clear()
+    fit.context.snapshots.clear()
     with pytest.raises(Interrupted):
         make_teacher().run(StopAt(7))
     assert same(ended(make_teacher()), whole)

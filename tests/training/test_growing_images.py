@@ -8,16 +8,17 @@ import torch
 from PIL import Image
 from short_runs import ATTACK
 
+from ltd_pipe.device import PrecisionSettings
 from ltd_pipe.errors import ModelError
 from ltd_pipe.images.augment import resized
 from ltd_pipe.images.beton import open_beton, write_beton
 from ltd_pipe.images.sources import open_source
 from ltd_pipe.images.stream import ImageStream
 from ltd_pipe.params import PrepareParams, TrainParams
-from ltd_pipe.training.data import fresh_examples
-from ltd_pipe.training.precision import Passes
-from ltd_pipe.training.run import new_classifier, split_samples, student_examples, student_fit
-from ltd_pipe.training.trainer import Snapshots, Watcher
+from ltd_pipe.training.data import BatchTransform, LabelTargets
+from ltd_pipe.training.run import new_classifier, split_samples, student_trainer
+from ltd_pipe.training.snapshots import Snapshots
+from ltd_pipe.training.trainer import RunContext, Watcher
 
 CPU = torch.device("cpu")
 GROWING = {"progressive_resize": (32, 64), "progressive_between": (0.0, 0.5), "epochs": 2}
@@ -45,16 +46,14 @@ def make_fit(beton, folder, **changes):
     content = {"architecture": "resnet18-w4", "batch_size": 8, "label_kind": "onehot"}
     params = TrainParams(**content | SHORT | GROWING | changes)
     model = new_classifier(params, beton.manifest, seed=0, role="student", device=CPU)
-    return student_fit(
+    # With few channels, oneDNN of torch 2.15 writes beyond its memory in the other layout.
+    contiguous = PrecisionSettings(channels_last=False)
+    return student_trainer(
         model,
         ImageStream(beton, CPU, resident=True),
-        *split_samples(beton),
+        split_samples(beton),
         params,
-        examples=student_examples(params, 2, None, "train.beton", CPU, 0),
-        snapshots=Snapshots(folder),
-        seed=0,
-        # With few channels, oneDNN of torch 2.15 writes beyond its memory in the other layout.
-        passes=Passes(channels_last=False),
+        RunContext(0, Snapshots(folder), contiguous),
     )
 
 
@@ -68,7 +67,7 @@ def test_training_sees_growing_images_and_validation_the_datas(beton, tmp_path):
     network.remove()
     assert set(seen) == {(0, 32), (1, 64)}
     assert all(0 <= row["validation/robust_accuracy"] <= 1 for row in history)
-    for model in (fit.model, fit.average.model, fit.best.model):
+    for model in (fit.model, fit.average, fit.best):
         with pytest.raises(ModelError, match="shape of the images"):
             model(torch.zeros(1, 3, 32, 32))
 
@@ -108,10 +107,10 @@ def test_any_batch_gives_the_same_small_images(beton):
     )
     stream = ImageStream(beton, CPU, resident=True)
     for one in (params, params.model_copy(update={"crop_scale": None})):
-        examples = fresh_examples(one, 0, lambda batch: torch.eye(2)[batch.labels])
+        transform = BatchTransform(one, 0, LabelTargets(2))
         (batch,) = stream.batches(np.arange(24), 24)
-        whole = examples.draw(batch, 0).images
+        whole = transform.apply(batch, 0).images
         assert whole.shape == (24, 3, 32, 32)
-        parts = [examples.draw(part, 0).images for part in stream.batches(np.arange(24), 7)]
+        parts = [transform.apply(part, 0).images for part in stream.batches(np.arange(24), 7)]
         assert torch.equal(torch.cat(parts), whole)
     assert torch.equal(whole, resized(batch.images, (32, 32)))

@@ -7,9 +7,9 @@ from ltd_pipe.errors import CheckpointError, MissingError, ModelError
 from ltd_pipe.models.checkpoint import save_classifier
 from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.models.registry import build
-from ltd_pipe.objectives import Labels
+from ltd_pipe.objectives import TrainBatch
 from ltd_pipe.provenance import sha256_file
-from ltd_pipe.training.data import LiveLabels, open_teacher
+from ltd_pipe.training.targets import LiveTargets, LiveTeacher
 
 DIGITS = tuple("0123456789")
 
@@ -25,7 +25,7 @@ def write(path, *, names=DIGITS, shape=(1, 8, 8), temperature=1.0):
 def opened(tmp_path, train_beton):
     """A teacher that was trained at temperature 2 and is asked at 4."""
     path = write(tmp_path / "teacher.safetensors", temperature=2.0)
-    return open_teacher(path, train_beton.manifest, 4.0)
+    return LiveTeacher.open(path, train_beton.manifest, 4.0)
 
 
 def test_its_own_temperature_is_not_applied(opened):
@@ -63,17 +63,17 @@ def test_a_teacher_of_other_images_is_refused(tmp_path, train_beton, change, mes
     """Other classes, the same in another order, another size: before the first step."""
     path = write(tmp_path / "other.safetensors", **change)
     with pytest.raises(ModelError, match=f"the images for teacher .*other.*{message}"):
-        open_teacher(path, train_beton.manifest)
+        LiveTeacher.open(path, train_beton.manifest)
 
 
 def test_a_missing_or_damaged_teacher_is_refused(tmp_path, train_beton):
     """As any checkpoint is."""
     path = tmp_path / "teacher.safetensors"
     with pytest.raises(MissingError, match="no such"):
-        open_teacher(path, train_beton.manifest)
+        LiveTeacher.open(path, train_beton.manifest)
     path.write_bytes(b"not a checkpoint")
     with pytest.raises(CheckpointError):
-        open_teacher(path, train_beton.manifest)
+        LiveTeacher.open(path, train_beton.manifest)
 
 
 class Fixed:
@@ -95,8 +95,8 @@ MIXES = {
 def test_its_answers_become_the_labels(how, expected):
     """Whole, mixed with the truth, or less so where they contradict it; nothing else changes."""
     truth = torch.tensor([[1.0, 0.0, 0.0]])
-    given = Labels(torch.full((1, 3), 1 / 3), truth)
-    found = LiveLabels(Fixed(), *how)(torch.zeros(1, 1, 2, 2), given)
+    given = TrainBatch(torch.zeros(1, 1, 2, 2), torch.full((1, 3), 1 / 3), truth)
+    found = LiveTargets(Fixed(), *how)(given, None)
     torch.testing.assert_close(found.target, torch.tensor([expected]))
     assert found.truth is truth
-    assert found.moment is given.moment
+    assert found.info is given.info

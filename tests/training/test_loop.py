@@ -1,6 +1,7 @@
 """The loop learns, and what it computes depends on nothing but its inputs."""
 
 import copy
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -11,7 +12,9 @@ import torch
 
 from ltd_pipe.errors import ModelError, ParamsError, StateError
 from ltd_pipe.images.stream import ImageStream
-from ltd_pipe.training.trainer import Interrupted, Snapshots, Watcher
+from ltd_pipe.training.failures import Interrupted
+from ltd_pipe.training.snapshots import Snapshots
+from ltd_pipe.training.trainer import Watcher
 
 
 def weights(model):
@@ -20,7 +23,7 @@ def weights(model):
 
 def result(fit):
     fit.run(Watcher())
-    return weights(fit.best.model), weights(fit.average.model), fit.progress.history
+    return weights(fit.best), weights(fit.average), fit.progress.history
 
 
 def assert_same(one, two):
@@ -124,7 +127,7 @@ def test_a_validation_is_not_waited_for(make_student, tmp_path):
         signal.raise_signal(signal.SIGINT)
         measured.append(model)
 
-    fit._validate = validate
+    fit._task = dataclasses.replace(fit._task, validate=validate)
     watcher = Watcher()
     watcher.stopping = lambda: told.append("stopping")
     with pytest.raises(Interrupted):
@@ -198,14 +201,14 @@ def test_a_diverging_run_is_stopped(make_student):
 def test_validation_samples_are_never_trained_on(make_student, train_beton):
     """The samples of all batches and the validation split are disjoint."""
     fit, seen = make_student(epochs=1), []
-    examples = fit._step._examples
+    transform = fit._step._transform
 
     class Watched:
-        def draw(self, batch, epoch):
+        def apply(self, batch, epoch):
             seen.append(batch.rows)
-            return examples.draw(batch, epoch)
+            return transform.apply(batch, epoch)
 
-    fit._step._examples = Watched()
+    fit._step._transform = Watched()
     fit.run(Watcher())
     from ltd_pipe.training.run import split_samples
 
@@ -223,10 +226,10 @@ def test_an_image_that_would_be_a_step_alone_is_left_out(make_student, tmp_path)
         steps = []
         take = fit._step.take
 
-        def watched(batch, moment, rate, count, take=take, steps=steps):
+        def watched(batch, info, count, take=take, steps=steps):
             assert count == len(batch.rows)
             steps.append(batch.rows)
-            return take(batch, moment, rate, count)
+            return take(batch, info, count)
 
         fit._step.take = watched
         fit.run(Watcher())
@@ -273,7 +276,7 @@ def test_weights_are_not_averaged_without_decay(make_student):
     """ema_decay 0: the average is the model itself."""
     fit = make_student(ema_decay=0.0)
     fit.run(Watcher())
-    assert torch.equal(weights(fit.average.model), weights(fit.model))
+    assert torch.equal(weights(fit.average), weights(fit.model))
 
 
 def test_the_models_temperature_is_trained_with(make_student, train_beton):
@@ -294,11 +297,9 @@ from short_runs import ATTACK, SHORT
 from ltd_pipe.images.beton import open_beton
 from ltd_pipe.images.stream import ImageStream
 from ltd_pipe.params import TrainParams
-from ltd_pipe.training.trainer import Watcher
-from ltd_pipe.training.precision import Passes
-from ltd_pipe.training.run import new_classifier, split_samples
-from ltd_pipe.training.trainer import Snapshots
-from ltd_pipe.training.run import student_examples, student_fit
+from ltd_pipe.training.run import new_classifier, split_samples, student_trainer
+from ltd_pipe.training.snapshots import Snapshots
+from ltd_pipe.training.trainer import RunContext, Watcher
 
 class Kill(Watcher):
     def step(self, done, *_):
@@ -309,11 +310,9 @@ beton = open_beton(Path(sys.argv[1]))
 params = TrainParams(**{**SHORT, **ATTACK, "label_kind": "onehot", "ema_decay": 0.9})
 cpu = torch.device("cpu")
 model = new_classifier(params, beton.manifest, seed=0, role="student", device=cpu)
-student_fit(
-    model, ImageStream(beton, cpu), *split_samples(beton), params,
-    examples=student_examples(params, 10, None, "", cpu, 0),
-    snapshots=Snapshots(Path(sys.argv[2])),
-    seed=0, passes=Passes(),
+student_trainer(
+    model, ImageStream(beton, cpu), split_samples(beton), params,
+    RunContext(0, Snapshots(Path(sys.argv[2]))),
 ).run(Kill())
 """
 

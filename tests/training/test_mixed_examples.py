@@ -14,8 +14,7 @@ from ltd_pipe.labels.format import DatasetFacts, StoreFacts, TeacherFacts, ViewF
 from ltd_pipe.labels.softmax import soften
 from ltd_pipe.labels.writer import StoreWriter
 from ltd_pipe.params import TrainParams
-from ltd_pipe.training.data import FreshExamples, MixedExamples, fresh_examples
-from ltd_pipe.training.run import student_examples
+from ltd_pipe.training.data import student_transform
 from ltd_pipe.training.trainer import Watcher
 
 CPU = torch.device("cpu")
@@ -50,9 +49,9 @@ def stores(train_beton, tmp_path_factory):
     return found
 
 
-def examples_of(store, **changes):
+def transform_of(store, **changes):
     crops = {"crop_padding": 1, "flip": True}
-    return student_examples(params(**crops | changes), 10, store, "train.beton", CPU, 3)
+    return student_transform(params(**crops | changes), 10, store, "train.beton", CPU, 3)
 
 
 @pytest.mark.parametrize("name", ["plain", "views"])
@@ -60,7 +59,7 @@ def test_target_and_truth_are_mixed_as_the_pixels_are(stores, train_stream, name
     """Crops or replayed views, then pairs: each row is its two samples' in the pixels' shares."""
     store, soft = stores[name]
     (batch,) = train_stream.batches(ORDER, 101)
-    found, seed = examples_of(store).draw(batch, 5), 7 if name == "views" else 3
+    found, seed = transform_of(store).apply(batch, 5), 7 if name == "views" else 3
     view = 5 % 2 if name == "views" else 5
     cropped = augment(
         batch.images, batch.index, params(crop_padding=1, flip=True).augmentation,
@@ -89,9 +88,9 @@ def everything(parts):
 def test_batches_and_residency_cannot_be_told(stores, train_beton, train_stream, size, resident):
     """The same pixels and labels in any batch of pairs, from memory or from the file."""
     stream = train_stream if resident else ImageStream(train_beton, CPU, resident=False, workers=2)
-    examples = examples_of(stores["plain"][0], policy="trivialaugment", cutout=3)
-    whole = everything([examples.draw(x, 1) for x in train_stream.batches(ORDER, 240)])
-    parts = [examples.draw(examples.fetch(x, 1), 1) for x in stream.batches(ORDER, size)]
+    transform = transform_of(stores["plain"][0], policy="trivialaugment", cutout=3)
+    whole = everything([transform.apply(x, 1) for x in train_stream.batches(ORDER, 240)])
+    parts = [transform.apply(transform.prefetch(x, 1), 1) for x in stream.batches(ORDER, size)]
     for one, two in zip(whole, everything(parts), strict=True):
         assert torch.equal(one, two)
 
@@ -99,13 +98,14 @@ def test_batches_and_residency_cannot_be_told(stores, train_beton, train_stream,
 @pytest.mark.parametrize("processes", [2, 3])
 def test_processes_cannot_be_told(train_stream, processes):
     """What each makes of its share, put together, is what one alone makes."""
-    examples = fresh_examples(params(), 3, lambda batch: torch.eye(10)[batch.labels])
+    onehot = params(label_kind="onehot")
+    transform = student_transform(onehot, 10, None, "", CPU, 3)
     (batch,) = train_stream.batches(ORDER, 240)
-    whole, found = examples.draw(batch, 0), {}
+    whole, found = transform.apply(batch, 0), {}
     for rank in range(processes):
         mine, size = share_of(ORDER, 24, World(rank, processes), unit=2)
         for part in train_stream.batches(mine, size):
-            found |= dict(zip(part.rows.tolist(), examples.draw(part, 0).images, strict=True))
+            found |= dict(zip(part.rows.tolist(), transform.apply(part, 0).images, strict=True))
     assert len(found) == len(ORDER)
     for row, image in zip(ORDER.tolist(), whole.images, strict=True):
         assert torch.equal(found[row], image)
@@ -120,13 +120,13 @@ class Noting:
     def __getattr__(self, name):
         return getattr(self._inner, name)
 
-    def attack(self, adversary, model, images, labels, **how):
-        self.truths.append(labels.truth.clone())
-        return self._inner.attack(adversary, model, images, labels, **how)
+    def attack(self, adversary, model, batch, **how):
+        self.truths.append(batch.truth.clone())
+        return self._inner.attack(adversary, model, batch, **how)
 
-    def loss(self, model, images, adversarial, labels):
-        self.targets.append(labels.target.clone())
-        return self._inner.loss(model, images, adversarial, labels)
+    def loss(self, model, batch, adversarial):
+        self.targets.append(batch.target.clone())
+        return self._inner.loss(model, batch, adversarial)
 
 
 def test_the_loop_attacks_and_trains_the_mixture(make_student, stores):
@@ -139,13 +139,6 @@ def test_the_loop_attacks_and_trains_the_mixture(make_student, stores):
     truths = torch.cat(objective.truths)
     assert ((truths > 0).sum(dim=1) == 2).float().mean() > 0.5
     assert 0 < row["train/robust_accuracy"] < 1
-
-
-def test_nothing_is_mixed_by_default():
-    """Fresh examples as they were."""
-    plain = params(cutmix_probability=0, mixup_probability=0)
-    assert isinstance(fresh_examples(plain, 0, None), FreshExamples)
-    assert isinstance(fresh_examples(params(), 0, None), MixedExamples)
 
 
 def test_pairs_need_an_even_batch(make_student):

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 
-from ltd_pipe.objectives import Labels, Moment
-from ltd_pipe.training.data import SelfDistillation, annealed
+from ltd_pipe.objectives import StepInfo, TrainBatch
+from ltd_pipe.training.targets import SelfDistillation, annealed
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [1.5, 1.0, 0.0], [-2.0, 1.0, 3.0]])
 TRUTH = torch.eye(3)[[0, 1, 0]]
@@ -46,34 +47,25 @@ ENDS = {"temperatures": (2.5, 2.0), "weights": (0.7, 0.95)}
 def test_targets_are_the_published_ones(step):
     """The second image's truth is its second class, the third one's its least likely."""
     temperature, weight, expected = PUBLISHED[step]
-    moment = Moment(step=step, steps=40)
-    assert annealed(ENDS["temperatures"], moment) == pytest.approx(temperature, abs=1e-12)
-    assert annealed(ENDS["weights"], moment) == pytest.approx(weight, abs=1e-12)
-    adr = SelfDistillation(lambda: lambda images: images, **ENDS)
-    found = adr(LOGITS, Labels(TRUTH, TRUTH, moment))
+    info = StepInfo(step=step, steps=40)
+    assert annealed(ENDS["temperatures"], info) == pytest.approx(temperature, abs=1e-12)
+    assert annealed(ENDS["weights"], info) == pytest.approx(weight, abs=1e-12)
+    batch = TrainBatch(LOGITS, TRUTH, TRUTH, info)
+    found = SelfDistillation(**ENDS)(batch, nn.Identity())
     torch.testing.assert_close(found.target, torch.tensor(expected), atol=1e-6, rtol=0)
     assert torch.equal(found.truth, TRUTH)
 
 
 def test_an_answer_far_from_the_truth_is_not_taken_at_all():
     """λ - (max p - p_y) below zero: the label is one-hot."""
-    adr = SelfDistillation(lambda: lambda images: images, (1.0, 1.0), (0.5, 0.5))
-    found = adr(torch.tensor([[-9.0, 9.0]]), Labels(torch.eye(2)[:1], torch.eye(2)[:1]))
+    adr = SelfDistillation((1.0, 1.0), (0.5, 0.5))
+    batch = TrainBatch(torch.tensor([[-9.0, 9.0]]), torch.eye(2)[:1], torch.eye(2)[:1])
+    found = adr(batch, nn.Identity())
     torch.testing.assert_close(found.target, torch.eye(2)[:1])
 
 
 def test_targets_carry_no_gradient():
     """The average is not trained by its own answers."""
     logits = LOGITS.clone().requires_grad_()
-    adr = SelfDistillation(lambda: lambda images: images * 1.0, **ENDS)
-    assert not adr(logits, Labels(TRUTH, TRUTH)).target.requires_grad
-
-
-def test_the_average_is_asked_as_it_is_now():
-    """Not as it was when the run was put together."""
-    answers = [torch.tensor([[9.0, 0.0]]), torch.tensor([[0.0, 9.0]])]
-    adr = SelfDistillation(lambda: lambda _: answers[0], (1.0, 1.0), (1.0, 1.0))
-    labels = Labels(torch.full((1, 2), 0.5), torch.full((1, 2), 0.5))
-    before = adr(torch.zeros(1, 2), labels).target
-    answers.reverse()
-    assert not torch.equal(adr(torch.zeros(1, 2), labels).target, before)
+    found = SelfDistillation(**ENDS)(TrainBatch(logits, TRUTH, TRUTH), nn.Identity())
+    assert not found.target.requires_grad

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from ltd_pipe.device import PrecisionSettings
 from ltd_pipe.errors import ModelError
-from ltd_pipe.objectives import Moment
+from ltd_pipe.objectives import StepInfo
 from ltd_pipe.params import FitParams
 from ltd_pipe.training.optim import make_optimiser
-from ltd_pipe.training.precision import Passes
 from ltd_pipe.training.trainer import Meters, Watcher
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +23,7 @@ def after_a_step(fit):
     batch = next(fit._stream.batches(fit._samples, 32))
     fit.model.train()
     step = fit._step
-    tally = step.differentiate(step.attacked(batch, Moment(), 32))
+    tally = step.differentiate(step.attack(batch, StepInfo(), 32))
     return [weight.grad.clone() for weight in fit.model.parameters()], tally
 
 
@@ -45,12 +45,12 @@ def test_parts_of_a_batch_add_up_to_its_gradient(make_student, tmp_path):
 def test_half_precision_learns(make_student, tmp_path):
     """Float16 with scaled gradients goes about where float32 goes, and can be resumed."""
     fits = [
-        make_student(passes=Passes(precision=name), state=tmp_path / name, epochs=3)
+        make_student(precision=PrecisionSettings(precision=name), state=tmp_path / name, epochs=3)
         for name in ("float32", "float16")
     ]
     rows = [fit.run(Watcher())[-1] for fit in fits]
     assert rows[1]["train/loss"] == pytest.approx(rows[0]["train/loss"], rel=0.1)
-    assert fits[1]._step.state()["scaler"]["scale"] > 1
+    assert fits[1]._step.state_dict()["scaler"]["scale"] > 1
 
 
 def test_long_gradients_are_clipped(make_student, tmp_path):
@@ -97,7 +97,7 @@ def test_a_broken_run_keeps_its_last_sound_snapshot(make_student, tmp_path):
     fit = make_student(learning_rate=1e20, epochs=3, snapshot_steps=1)
     with pytest.raises(ModelError, match="not finite"):
         fit.run(Watcher())
-    found = fit._snapshots.load()
+    found = fit.context.snapshots.load()
     assert found is None or all(torch.isfinite(value).all() for value in found[1]["model"].values())
 
 

@@ -13,9 +13,10 @@ from ltd_pipe.labels.format import DatasetFacts, StoreFacts, TeacherFacts, ViewF
 from ltd_pipe.labels.labelling import label_images
 from ltd_pipe.labels.writer import StoreWriter
 from ltd_pipe.params import TeacherParams
-from ltd_pipe.training.precision import Passes
-from ltd_pipe.training.run import new_classifier, split_samples, teacher_fit
-from ltd_pipe.training.trainer import Interrupted, Snapshots, Watcher
+from ltd_pipe.training.failures import Interrupted
+from ltd_pipe.training.run import new_classifier, split_samples, teacher_trainer
+from ltd_pipe.training.snapshots import Snapshots
+from ltd_pipe.training.trainer import RunContext, Watcher
 
 CPU = torch.device("cpu")
 VIEWS = ViewFacts(count=3, seed=7, augmentation="crop:1,flip")
@@ -29,17 +30,15 @@ TOLERANCE = 2e-3
 def teacher(train_beton, train_stream, tmp_path_factory):
     """A teacher that knows something, so that its answers to two views differ."""
     params = TeacherParams(**SHORT | {"epochs": 4, "learning_rate": 0.2})
-    fit = teacher_fit(
+    fit = teacher_trainer(
         new_classifier(params, train_beton.manifest, seed=0, role="teacher", device=CPU),
         train_stream,
-        *split_samples(train_beton),
+        split_samples(train_beton),
         params,
-        snapshots=Snapshots(tmp_path_factory.mktemp("teacher")),
-        seed=0,
-        passes=Passes(),
+        RunContext(0, Snapshots(tmp_path_factory.mktemp("teacher"))),
     )
     fit.run(Watcher())
-    return fit.best.model.eval()
+    return fit.best.eval()
 
 
 @pytest.fixture(scope="module")
@@ -71,31 +70,32 @@ def store(make_store):
     return make_store()
 
 
-class WatchedExamples:
-    """Remembers which samples a step has drawn last."""
+class WatchedTransform:
+    """Remembers which samples a step has transformed last."""
 
-    def __init__(self, examples):
-        self._examples, self.rows = examples, None
+    def __init__(self, transform):
+        self._transform, self.rows = transform, None
 
-    def draw(self, batch, epoch):
+    def apply(self, batch, epoch):
         self.rows = batch.rows
-        return self._examples.draw(batch, epoch)
+        return self._transform.apply(batch, epoch)
 
 
 class WatchedObjective:
     """Notes what the loop's step computes its loss from, then computes it."""
 
-    def __init__(self, fit, examples):
-        self._inner, self._fit, self._examples = fit._step._objective, fit, examples
+    def __init__(self, fit, transform):
+        self._inner, self._fit, self._transform = fit._step._objective, fit, transform
         self.steps = []
 
     def __getattr__(self, name):
         return getattr(self._inner, name)
 
-    def loss(self, model, images, adversarial, labels):
+    def loss(self, model, batch, adversarial):
         epoch = len(self._fit.progress.history)
-        self.steps.append((epoch, self._examples.rows, images.clone(), labels.target.clone()))
-        return self._inner.loss(model, images, adversarial, labels)
+        rows = self._transform.rows
+        self.steps.append((epoch, rows, batch.images.clone(), batch.target.clone()))
+        return self._inner.loss(model, batch, adversarial)
 
 
 @pytest.fixture
@@ -106,8 +106,8 @@ def watch(make_student, tmp_path):
         state = tmp_path / f"state-{len(list(tmp_path.iterdir()))}"
         options = SOFT | CROPPED | changes
         fit = make_student(store=store, state=state, **options)
-        examples = fit._step._examples = WatchedExamples(fit._step._examples)
-        objective = fit._step._objective = WatchedObjective(fit, examples)
+        transform = fit._step._transform = WatchedTransform(fit._step._transform)
+        objective = fit._step._objective = WatchedObjective(fit, transform)
         fit.run(Watcher())
         assert objective.steps
         return objective.steps
@@ -214,7 +214,7 @@ def test_an_interrupted_run_on_views_ends_with_the_same_bits(make_student, store
         make_student(**changes).run(Stop())
     again = make_student(**changes)
     assert again.run(Watcher()) == history
-    assert torch.equal(weights(again.average.model), weights(whole.average.model))
+    assert torch.equal(weights(again.average), weights(whole.average))
 
 
 OTHERS = {

@@ -21,10 +21,10 @@ def test_it_is_the_mean_of_the_epochs_from_its_start_on(make_student):
         def epoch(self, history):
             ends.append(weights(fit.model))
             if len(history) <= 3:
-                assert torch.equal(weights(fit.average.model), ends[-1])
+                assert torch.equal(weights(fit.average), ends[-1])
 
     fit.run(Ends())
-    found = fit.average.model.state_dict()["network.linear.weight"].flatten().double()
+    found = fit.average.state_dict()["network.linear.weight"].flatten().double()
     count = len(found)
     names = list(fit.model.state_dict())
     sizes = [value.numel() for value in fit.model.state_dict().values()]

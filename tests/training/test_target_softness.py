@@ -141,7 +141,7 @@ def test_the_summary_and_the_facts_say_it():
         "mean top probability of its labels 0.912, mean entropy 0.300 nats; 0.42% contradict the "
         "ground truth"
     )
-    assert found.facts["contradictions"] == 0.0042
+    assert vars(found)["contradictions"] == 0.0042
     assert found.warnings(params()) == []
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ltd_pipe.training import data
+from ltd_pipe.training import targets
 
 LABELS = torch.tensor([0, 2])
 # The first row agrees with its label, the second contradicts it: max q = 0.7, q_y = 0.1.
@@ -12,13 +12,13 @@ SOFT = torch.tensor([[0.8, 0.1, 0.1], [0.7, 0.2, 0.1]])
 
 def test_onehot():
     """All mass on the true class."""
-    assert data.onehot(LABELS, 3).tolist() == [[1, 0, 0], [0, 0, 1]]
+    assert targets.onehot(LABELS, 3).tolist() == [[1, 0, 0], [0, 0, 1]]
 
 
 def test_smoothed_by_hand():
     """With s = 0.3 and K = 3 the true class has 0.7 + 0.1 and the others 0.1."""
     torch.testing.assert_close(
-        data.smoothed(LABELS, 3, 0.3), torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.1, 0.8]])
+        targets.smoothed(LABELS, 3, 0.3), torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.1, 0.8]])
     )
 
 
@@ -28,24 +28,25 @@ def test_smoothed_by_hand():
 )
 def test_mixed_by_hand(weight, expected):
     """Weight · soft + (1 - weight) · one-hot."""
-    mix = data.mixed(SOFT, LABELS, weight, rectify=False)
+    mix = targets.mixed(SOFT, LABELS, weight, rectify=False)
     torch.testing.assert_close(mix[1], torch.tensor(expected))
 
 
 def test_rectified_weight_falls_where_the_teacher_contradicts():
     """λ - (max q - q_y): 0.9 - 0 where it agrees, 0.9 - 0.6 where not."""
-    weight = data.rectified_weight(SOFT, LABELS, 0.9)
-    torch.testing.assert_close(weight, torch.tensor([0.9, 0.3]))
+    mix = targets.mixed(SOFT, LABELS, 0.9, rectify=True)
+    torch.testing.assert_close(mix[:, 1], torch.tensor([0.09, 0.3 * 0.2]))
 
 
 def test_rectified_weight_is_clipped():
     """It never goes below 0."""
-    assert data.rectified_weight(SOFT, LABELS, 0.2).tolist()[1] == 0.0
+    mix = targets.mixed(SOFT, LABELS, 0.2, rectify=True)
+    assert mix[1].tolist() == [0.0, 0.0, 1.0]
 
 
 def test_rectified_mix_by_hand():
     """The contradicting row keeps 0.3 of the teacher."""
-    mix = data.mixed(SOFT, LABELS, 0.9, rectify=True)
+    mix = targets.mixed(SOFT, LABELS, 0.9, rectify=True)
     torch.testing.assert_close(mix[1], torch.tensor([0.21, 0.06, 0.73]))
 
 
@@ -55,6 +56,6 @@ def test_every_mix_is_a_distribution(rectify):
     soft = torch.rand(50, 7).softmax(dim=1)
     labels = torch.arange(50) % 7
     for weight in (0.0, 0.3, 1.0):
-        mix = data.mixed(soft, labels, weight, rectify=rectify)
+        mix = targets.mixed(soft, labels, weight, rectify=rectify)
         assert (mix >= 0).all()
         torch.testing.assert_close(mix.sum(dim=1), torch.ones(50))

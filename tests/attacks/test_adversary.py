@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from ltd_pipe import rng
 from ltd_pipe.attacks import Adversary, Ball
-from ltd_pipe.objectives import Labels, Madry, opposing
+from ltd_pipe.objectives import AttackLossOverride, Madry, TrainBatch
 
 EPS = 0.1
 KEY = rng.stream_key(0, "adversary")
@@ -137,7 +137,7 @@ def test_no_value_is_read_back_from_the_device(adversary, loss):
     """On the meta device there are none: an item(), a branch or a copy would raise."""
     model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(36, 3)).to("meta")
     images, index = IMAGES.to("meta"), INDEX.to("meta")
-    labels = Labels(*[torch.zeros(32, 3, device="meta")] * 2)
-    objective = opposing(Madry(), loss)
+    batch = TrainBatch(images, *[torch.zeros(32, 3, device="meta")] * 2)
+    objective = AttackLossOverride(Madry(), loss)
     how = {"index": index, "key": KEY, "epochs": 1.0}
-    assert objective.attack(adversary, model, images, labels, **how).shape == images.shape
+    assert objective.attack(adversary, model, batch, **how).shape == images.shape

@@ -15,16 +15,14 @@ some points over many epochs, for any attack, and for which the best checkpoint 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ltd_pipe.evaluation.statistics import wilson_interval
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-    Row = dict[str, float]
-
-__all__ = ["Alarm", "Collapse", "first_collapse"]
+    from ltd_pipe.training.snapshots import Row
 
 _VALIDATED, _TRAINED = "validation/robust_accuracy", "train/robust_accuracy"
 # A fall to below half of the best: robust overfitting costs up to a third of it.
@@ -56,10 +54,6 @@ class Collapse:
     best_robust_accuracy: float
     attack_accuracy: float
 
-    def facts(self) -> dict[str, Any]:
-        """Plain values, for a checkpoint."""
-        return dict(vars(self))
-
     def __str__(self) -> str:
         return (
             f"catastrophic overfitting at epoch {self.epoch + 1}: PGD leaves "
@@ -77,8 +71,8 @@ def first_collapse(
     Either robust accuracy has fallen to below half of its best, while the training attack finds
     no more than it did then; or it is below a tenth of what the training attack leaves, and that
     is half of the images or more: single-step training that never was robust. In both, the ends
-    of 95 % intervals are compared and not the numbers, so that a few images more or less ring
-    no alarm. A run whose loss diverges is none: there the training attack wins as well.
+    of 95 % intervals are compared and not the numbers, so that a few images more or less are
+    no collapse. A run whose loss diverges is none: there the training attack wins as well.
 
     Parameters
     ----------
@@ -90,63 +84,29 @@ def first_collapse(
     warmup_epochs : float
         Rows of epochs that began before are passed over: their training attack had a smaller
         ball than validation's.
-
-    Returns
-    -------
-    Collapse or None
     """
     best: Row = {}
-    for row in _comparable(history, warmup_epochs):
-        if best and (_has_fallen(row, best, images) or _never_was(row, images)):
-            return Collapse(
-                epoch=int(row["epoch"]),
-                best_epoch=int(best["epoch"]),
-                robust_accuracy=row[_VALIDATED],
-                best_robust_accuracy=best[_VALIDATED],
-                attack_accuracy=row[_TRAINED],
-            )
+    for row in history:
+        if _VALIDATED not in row or _TRAINED not in row or row["epoch"] < warmup_epochs:
+            continue
+        attacked = row[_TRAINED]
+        _, highest = _interval(row, images)
+        never_robust = attacked >= _FOOLED and highest < _GAP * attacked
+        if best:
+            lowest, _ = _interval(best, images)
+            has_fallen = highest < _FALL * lowest and attacked >= best[_TRAINED]
+            if has_fallen or never_robust:
+                return Collapse(
+                    epoch=int(row["epoch"]),
+                    best_epoch=int(best["epoch"]),
+                    robust_accuracy=row[_VALIDATED],
+                    best_robust_accuracy=best[_VALIDATED],
+                    attack_accuracy=attacked,
+                )
         if not best or row[_VALIDATED] >= best[_VALIDATED]:
             best = row
     return None
 
 
-def _comparable(history: Sequence[Row], warmup_epochs: float) -> Iterator[Row]:
-    for row in history:
-        if _VALIDATED in row and _TRAINED in row and row["epoch"] >= warmup_epochs:
-            yield row
-
-
-def _has_fallen(row: Row, best: Row, images: int) -> bool:
-    highest, lowest = _interval(row, images)[1], _interval(best, images)[0]
-    return highest < _FALL * lowest and row[_TRAINED] >= best[_TRAINED]
-
-
-def _never_was(row: Row, images: int) -> bool:
-    attacked = row[_TRAINED]
-    return attacked >= _FOOLED and _interval(row, images)[1] < _GAP * attacked
-
-
 def _interval(row: Row, images: int) -> tuple[float, float]:
     return wilson_interval(round(row[_VALIDATED] * images), images)
-
-
-@dataclass(frozen=True)
-class Alarm:
-    """What a run looks for after each validation, and whether it stops when it is there.
-
-    Attributes
-    ----------
-    images : int
-        Of the validation split.
-    warmup_epochs : float
-        See `first_collapse`.
-    stops : bool
-    """
-
-    images: int
-    warmup_epochs: float = 0.0
-    stops: bool = True
-
-    def collapse(self, history: Sequence[Row]) -> Collapse | None:
-        """The collapse that the rows so far show."""
-        return first_collapse(history, images=self.images, warmup_epochs=self.warmup_epochs)

@@ -1,4 +1,6 @@
-"""The alarm rings for a collapse, and for nothing that only looks like one."""
+"""A collapse is found, and nothing that only looks like one."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,7 +9,7 @@ from ltd_pipe.images.beton import open_beton, write_beton
 from ltd_pipe.images.sources import open_source
 from ltd_pipe.images.stream import ImageStream
 from ltd_pipe.params import PrepareParams
-from ltd_pipe.training.alarm import Alarm, Collapse, first_collapse
+from ltd_pipe.training.collapse import Collapse, first_collapse
 from ltd_pipe.training.trainer import Watcher
 
 
@@ -69,7 +71,7 @@ SOUND = {
 
 
 @pytest.mark.parametrize(("pairs", "images"), SOUND.values(), ids=SOUND)
-def test_a_sound_run_rings_no_alarm(pairs, images):
+def test_a_sound_run_has_not_collapsed(pairs, images):
     """Nor does a weak one, a diverging one, or one that overfits as all training does."""
     assert first_collapse(rows(pairs), images=images) is None
 
@@ -97,7 +99,7 @@ def test_it_says_what_happened():
         "catastrophic overfitting at epoch 3: PGD leaves 1.0% of the validation images right "
         "(45.0% at epoch 2), the training attack 83.0% of its own"
     )
-    assert collapse.facts()["best_epoch"] == 1
+    assert vars(collapse)["best_epoch"] == 1
 
 
 # All digits, and FGSM without noise whose step is 5.5 eps: with each of five seeds it had
@@ -170,17 +172,11 @@ def test_noise_keeps_single_step_training_sound(make_student):
 AT_ONCE = Collapse(0, 0, 0.0, 0.5, 0.9)
 
 
-class Always(Alarm):
-    """Sees a collapse in the first epoch."""
-
-    def collapse(self, history):
-        return AT_ONCE if history else None
-
-
 def test_a_warning_does_not_stop(make_student):
     """With `warn` the run goes to its end, told once of a collapse at its first epoch."""
     fit, told = make_student(epochs=2, overfitting_alarm="warn"), Told()
-    fit._alarm = Always(fit._alarm.images, stops=fit._alarm.stops)
+    find = lambda history: AT_ONCE if history else None  # noqa: E731
+    fit._task = replace(fit._task, find_collapse=find)
     assert len(fit.run(told)) == 2
     assert told.collapses == [AT_ONCE]
     assert not fit.stopped
@@ -191,5 +187,8 @@ def test_off_does_not_look(make_student):
     fit = make_student(overfitting_alarm="off")
     fit.progress.history = rows("22:20 41:45 83:1")
     assert fit.collapse is None
-    assert make_student(overfitting_alarm="warn")._alarm.stops is False
-    assert make_student()._alarm == Alarm(images=124)
+    for alarm, stops in (("warn", False), ("stop", True)):
+        fit = make_student(overfitting_alarm=alarm)
+        fit.progress.history = rows("22:20 41:45 83:1")
+        assert fit.collapse.epoch == 2
+        assert fit.stopped == stops

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from ltd_pipe import rng
-from ltd_pipe.attacks import Ball, begin, evaluation_mode, pgd
+from ltd_pipe.attacks import Ball, evaluation_mode, initial_point, pgd
 from ltd_pipe.errors import ModelError
 
 IMAGES = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -107,7 +107,7 @@ def test_an_image_is_attacked_the_same_alone_and_in_a_batch():
 def test_the_image_itself_is_a_start():
     """`none` draws nothing, and the attack leaves the image it began at alone."""
     before = IMAGES.clone()
-    start = begin("none", LINF, IMAGES, INDEX, 0)
+    start = initial_point("none", LINF, IMAGES, INDEX, 0)
     attacked = attack(Linear().eval(), start=start)
     assert torch.equal(start, before)
     assert torch.equal(IMAGES, before)
@@ -117,7 +117,7 @@ def test_the_image_itself_is_a_start():
 def test_normal_starts_are_close():
     """TRADES starts 0.001 · N(0, 1) away."""
     grey = torch.full((500, 1, 4, 4), 0.5)
-    offset = begin("normal", LINF, grey, torch.arange(500), rng.stream_key(0, "s")) - grey
+    offset = initial_point("normal", LINF, grey, torch.arange(500), rng.stream_key(0, "s")) - grey
     assert abs(offset.std() - 0.001) < 5e-5
 
 

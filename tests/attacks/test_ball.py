@@ -59,7 +59,7 @@ def test_the_l2_projection_is_the_nearest_point():
 def test_a_step_has_its_length_and_no_direction_climbs_faster(norm):
     """<g, step> is step_size times the dual norm of g, the largest there is (Hölder)."""
     gradient, points = random_like(IMAGES, 1), IMAGES.clone()
-    Ball(norm, 1.0).climb_(points, gradient, 0.1)
+    Ball(norm, 1.0).step_(points, gradient, 0.1)
     step = points - IMAGES
     dual = gradient.flatten(1).norm(p=1 if norm == "linf" else 2, dim=1)
     torch.testing.assert_close(lengths(step, norm).float(), torch.full((6,), 0.1))
@@ -72,8 +72,8 @@ def test_the_scale_of_a_gradient_does_not_matter(norm, scale):
     """A saturated model's tiny gradients point as well as large ones, in both norms."""
     gradient = random_like(IMAGES, 2)
     one, other = IMAGES.clone(), IMAGES.clone()
-    Ball(norm, 1.0).climb_(one, gradient, 0.1)
-    Ball(norm, 1.0).climb_(other, gradient * scale, 0.1)
+    Ball(norm, 1.0).step_(one, gradient, 0.1)
+    Ball(norm, 1.0).step_(other, gradient * scale, 0.1)
     torch.testing.assert_close(one, other)
 
 
@@ -82,7 +82,7 @@ def test_a_zero_gradient_moves_nothing(norm):
     """No division by zero: the image stays, its neighbours move."""
     gradient = random_like(IMAGES, 3)
     gradient[2] = 0
-    points = Ball(norm, 1.0).climb_(IMAGES.clone(), gradient, 0.1)
+    points = Ball(norm, 1.0).step_(IMAGES.clone(), gradient, 0.1)
     assert torch.equal(points[2], IMAGES[2])
     assert torch.isfinite(points).all()
     assert not torch.equal(points[1], IMAGES[1])
@@ -92,7 +92,7 @@ def test_a_zero_gradient_moves_nothing(norm):
 def test_an_expanded_gradient_is_left_as_it_is(norm):
     """The gradient of a mean is one number, expanded: nothing may be written into it."""
     number = torch.full((1, 1, 1, 1), 2.0)
-    points = Ball(norm, 1.0).climb_(IMAGES.clone(), number.expand_as(IMAGES), 0.1)
+    points = Ball(norm, 1.0).step_(IMAGES.clone(), number.expand_as(IMAGES), 0.1)
     assert (points > IMAGES).all()
     assert number.item() == 2.0
 

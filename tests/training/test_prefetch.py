@@ -1,4 +1,4 @@
-"""Batches prepared ahead are the same batches, and leave nothing running."""
+"""Prefetched batches are the same batches, and leave nothing running."""
 
 import threading
 from dataclasses import replace
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ltd_pipe.images.stream import ImageStream
-from ltd_pipe.training.data import ahead
+from ltd_pipe.training.data import prefetch
 
 CPU = torch.device("cpu")
 ORDER = np.random.default_rng(0).permutation(240)
@@ -37,7 +37,7 @@ class Source:
 
 
 def background():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("background")]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
 @COUNTS
@@ -46,7 +46,7 @@ def test_the_same_batches_in_the_same_order(train_beton, resident, count):
     """Fetched, and equal to those of the stream alone; also when some are left out."""
     stream = ImageStream(train_beton, CPU, resident=resident)
     plain = list(stream.batches(ORDER, 50, start=1))
-    found = list(ahead(stream.batches(ORDER, 50, start=1), marked, CPU, count=count))
+    found = list(prefetch(stream.batches(ORDER, 50, start=1), marked, CPU, count=count))
     assert [len(batch.rows) for batch in found] == [50, 50, 50, 40]
     for one, two in zip(plain, found, strict=True):
         assert torch.equal(one.images, two.images)
@@ -56,10 +56,10 @@ def test_the_same_batches_in_the_same_order(train_beton, resident, count):
 
 
 @COUNTS
-def test_no_more_than_so_many_are_read_ahead(count):
+def test_no_more_than_so_many_are_prefetched(count):
     """Memory is bounded: however long a step takes, `count` batches wait for it."""
     source = Source()
-    for number in ahead(source.batches(), lambda x: x, CPU, count=count):
+    for number in prefetch(source.batches(), lambda x: x, CPU, count=count):
         deadline = threading.Event()
         deadline.wait(0.02)
         assert source.read <= number + 1 + count
@@ -75,7 +75,7 @@ def test_the_next_batch_is_prepared_while_a_step_runs():
             begun.set()
         return number
 
-    steps = ahead(Source().batches(), fetch, CPU)
+    steps = prefetch(Source().batches(), fetch, CPU)
     assert next(steps) == 0
     assert begun.wait(10)
     steps.close()
@@ -93,7 +93,7 @@ def test_an_error_comes_when_its_batch_would(where, count):
 
     source, seen = Source(broken=3 if where == "reading" else None), []
     with pytest.raises(ValueError, match="broken"):
-        seen.extend(ahead(source.batches(), fetch, CPU, count=count))
+        seen.extend(prefetch(source.batches(), fetch, CPU, count=count))
     assert source.closed
     assert not background()
 
@@ -102,7 +102,7 @@ def test_what_was_prepared_before_an_error_is_given():
     """Each batch in its turn."""
     seen = []
     with pytest.raises(ValueError, match="broken"):
-        for number in ahead(Source(broken=3).batches(), lambda x: x, CPU, count=2):
+        for number in prefetch(Source(broken=3).batches(), lambda x: x, CPU, count=2):
             seen.append(number)  # noqa: PERF402  extend would lose them
     assert seen == [0, 1, 2]
 
@@ -111,7 +111,7 @@ def test_what_was_prepared_before_an_error_is_given():
 def test_a_run_that_stops_leaves_nothing_running(count):
     """Closed early: the thread has ended, the source is closed, and was not read to its end."""
     source = Source(end=1000)
-    steps = ahead(source.batches(), lambda x: x, CPU, count=count)
+    steps = prefetch(source.batches(), lambda x: x, CPU, count=count)
     assert [next(steps), next(steps)] == [0, 1]
     steps.close()
     assert source.closed
@@ -123,7 +123,7 @@ def test_ffcvs_thread_ends_too(train_beton):
     """A streamed epoch that is left in the middle."""
     before = set(threading.enumerate())
     stream = ImageStream(train_beton, CPU, resident=False)
-    steps = ahead(stream.batches(ORDER, 5), marked, CPU)
+    steps = prefetch(stream.batches(ORDER, 5), marked, CPU)
     next(steps)
     steps.close()
     # Threads of earlier tests may end meanwhile.
@@ -141,7 +141,7 @@ def test_copies_have_arrived_when_they_are_used(train_beton, resident, count):
     plain = list(ImageStream(train_beton, CPU, resident=True).batches(np.tile(ORDER, 20), 48))
     stream = ImageStream(train_beton, gpu, resident=resident)
     work, sums = torch.rand(2048, 2048, device=gpu), []
-    for batch in ahead(stream.batches(np.tile(ORDER, 20), 48), marked, gpu, count=count):
+    for batch in prefetch(stream.batches(np.tile(ORDER, 20), 48), marked, gpu, count=count):
         work = work @ work / 2048  # many milliseconds that the host does not wait for
         sums.append((batch.images.sum(), batch.labels.sum(), batch.ahead[1][0].sum()))
         del batch

@@ -1,0 +1,103 @@
+"""The attack of the training steps: PGD, or one step that costs little more than clean training.
+
+FGSM with a random start (FGSM-RS, Wong et al. 2020, algorithm 3) is PGD of one step of 1.25 eps
+from a uniform start. Training against one step can collapse: see `ltd_pipe.training.collapse`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from ltd_pipe.attacks.frozen import evaluation_mode
+from ltd_pipe.attacks.pgd import initial_point, input_gradient, pgd
+
+if TYPE_CHECKING:
+    import torch
+
+    from ltd_pipe.attacks.pgd import Ball, LossOfLogits, Start
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """The attack of the training steps.
+
+    Attributes
+    ----------
+    ball : Ball
+        The threat model.
+    step_size : float
+        Length of a step in the ball's norm, pixel units.
+    steps : int
+        1 for n-fgsm.
+    method : {"pgd", "n-fgsm"}
+        n-fgsm (de Jorge et al. 2022) takes one step from noise that is uniform within `noise`
+        balls. Nothing brings the point back into the ball, which is the method's point: it is
+        within noise · eps + step_size of the image, and in [0, 1].
+    start : {"uniform", "normal", "none"}, optional
+        Where PGD begins; by default where the objective says.
+    noise : float
+        n-fgsm: in units of eps.
+    warmup_epochs : float
+        Over which eps and the step grow from 0.
+    """
+
+    ball: Ball
+    step_size: float
+    steps: int
+    method: Literal["pgd", "n-fgsm"] = "pgd"
+    start: Start | None = None
+    noise: float = 2.0
+    warmup_epochs: float = 0.0
+
+    def at(self, epochs: float) -> Adversary:
+        """The adversary after so many epochs: in warm-up, eps and the step grow linearly."""
+        if epochs >= self.warmup_epochs:
+            return self
+        share = epochs / self.warmup_epochs
+        ball = replace(self.ball, eps=share * self.ball.eps)
+        return replace(self, ball=ball, step_size=share * self.step_size)
+
+    def attack(
+        self,
+        model: torch.nn.Module,
+        images: torch.Tensor,
+        loss: LossOfLogits,
+        *,
+        start: Start,
+        index: torch.Tensor,
+        key: int,
+        epochs: float = math.inf,
+    ) -> torch.Tensor:
+        """Adversarial images of a batch, the model in evaluation mode meanwhile.
+
+        Parameters
+        ----------
+        model, images, loss
+            As for `pgd`.
+        start : {"uniform", "normal", "none"}
+            Where the objective's ascent begins.
+        index : Tensor of shape (B,), dtype int64
+            Sample indices.
+        key : int
+            Of the random starts, from `ltd_pipe.rng.stream_key`.
+        epochs : float
+            Done so far, with fractions; by default the warm-up is over.
+        """
+        now = self.at(epochs)
+        with evaluation_mode(model):
+            if now.method == "n-fgsm":
+                wide = replace(now.ball, eps=now.noise * now.ball.eps)
+                points = wide.uniform(images, index, key)
+                now.ball.step_(points, input_gradient(model, points, loss), now.step_size)
+                return points.clamp_(0.0, 1.0)
+            return pgd(
+                model,
+                images,
+                loss,
+                start=initial_point(now.start or start, now.ball, images, index, key),
+                ball=now.ball,
+                step_size=now.step_size,
+                steps=now.steps,
+            )

@@ -1,0 +1,164 @@
+"""What ends a run early: a request to stop, too little memory, a batch of one image."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import signal
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+from ltd_pipe.errors import MachineError, ParamsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+    from ltd_pipe.images.stream import Batch
+    from ltd_pipe.objectives import StepInfo
+    from ltd_pipe.training.step import Step
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop; its state is saved."""
+
+
+class StopRequest:
+    """Turns signals that end a process into a request that the block looks at when it is ready.
+
+    The first one sets `received`, a second one stops at once. SIGHUP comes when a terminal or an
+    ssh session is closed, SIGUSR1 from batch systems; where they are ignored, as under nohup,
+    they stay so.
+
+    Parameters
+    ----------
+    patient : bool
+        Take a second request for the first one, passed on by another process.
+    told : callable
+        Called at the first one, in the signal's handler.
+    """
+
+    def __init__(self, *, patient: bool, told: Callable[[], None]) -> None:
+        self.received, self._patient, self._told = False, patient, told
+        self._at_once = False
+
+    def __enter__(self) -> Self:
+        numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
+        ignored = [n for n in numbers[2:] if signal.getsignal(n) is signal.SIG_IGN]
+        self._before = {n: signal.signal(n, self._handle) for n in numbers if n not in ignored}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        if self.received and not self._patient:
+            raise KeyboardInterrupt
+        if not self.received:
+            self._told()
+        self.received = True
+        if self._at_once:
+            raise Interrupted
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Raise Interrupted within the block, which leaves nothing half done."""
+        if self._patient:  # the others would wait for this process
+            yield
+            return
+        if self.received:
+            raise Interrupted
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
+
+
+# Of torch.nn.functional.batch_norm, where the features of the one image are one pixel.
+_NO_STATISTICS = "Expected more than 1 value per channel when training"
+
+
+@contextlib.contextmanager
+def failures_explained(step: Step, batch: Batch, info: StepInfo, *, alone: bool) -> Iterator[None]:
+    """Turn the failures that a batch size causes into errors that say what to set.
+
+    Parameters
+    ----------
+    step : Step
+        Of which passes are tried with fewer images; the run is over by then.
+    batch : Batch
+    info : StepInfo
+    alone : bool
+        Whether no other process takes the step, which would not take those passes.
+
+    Raises
+    ------
+    ParamsError
+        On a single image, of which batch normalisation has no statistics.
+    MachineError
+        On too little memory.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError, ValueError) as error:
+        if _NO_STATISTICS in str(error):
+            raise ParamsError(
+                "batch_size",
+                f"{step.model.architecture} normalises by batch statistics, which one image has "
+                "not",
+                expected="two images or more in each pass of each process",
+                remedy="Raise batch_size (or images), or lower accumulation_steps.",
+            ) from error
+        if not _is_about_memory(error):
+            raise
+        reason = str(error).splitlines()[0]
+    else:
+        return
+    # Outside the handler: the traceback would keep the tensors that are in the way.
+    size = len(batch.rows)
+    fits = _largest_that_fits(step, batch, info) if alone else None
+    if fits == 0:
+        remedy = "Not even one image fits: take a smaller network or smaller images."
+    else:
+        parts = -(-size // fits) if fits else 2
+        tried = f"{fits} at a time do" if fits else "Take fewer images at a time"
+        remedy = (
+            f"{tried}: set accumulation_steps: {parts}, which makes the same steps, "
+            f"or batch_size: {fits or size // parts}."
+        )
+    raise MachineError(
+        f"{batch.images.device}: {size} images per step",
+        f"do not fit into memory ({reason[:120]})",
+        remedy=remedy,
+    )
+
+
+def _is_about_memory(error: Any) -> bool:
+    # The CPU's allocator says no more than RuntimeError.
+    text = str(error)
+    return (
+        isinstance(error, torch.OutOfMemoryError | MemoryError)
+        or "can't allocate memory" in text
+        or "not enough memory" in text
+    )
+
+
+def _largest_that_fits(step: Step, batch: Batch, info: StepInfo) -> int:
+    size = len(batch.rows) // 2
+    while size:
+        gc.collect()
+        if batch.images.is_cuda:
+            torch.cuda.empty_cache()
+        try:
+            step.differentiate(step.attack(batch.part(slice(size)), info, size))
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_about_memory(error):
+                raise
+            size //= 2
+        else:
+            return size
+    return 0

@@ -1,0 +1,132 @@
+"""Snapshots: what a run needs to continue as if it had never stopped.
+
+Everything random is a function of (seed, stream, epoch, sample index), so the state is the
+weights, their average, the optimiser and the number of steps done; there is no generator. What
+was chosen by a measurement, which could end otherwise, is kept with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ltd_pipe.device import PrecisionSettings
+from ltd_pipe.errors import StateError
+from ltd_pipe.publish import remove_state, staged, unwritable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ltd_pipe.provenance import StateRecord
+
+_KEPT = 2
+
+# What was measured in an epoch.
+Row = dict[str, float]
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Attributes
+    ----------
+    step : int
+        Optimiser steps done.
+    history : list of dict
+        One row per finished epoch.
+    sums : dict of str to float
+        Sums over the steps of the epoch under way.
+    best : dict
+        Row of the best checkpoint so far, empty before the first.
+    targets : dict of str to float
+        The last finished epoch's sums, where a teacher in the run gave its targets.
+    """
+
+    step: int = 0
+    history: list[Row] = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=dict)
+    best: Row = field(default_factory=dict)
+    targets: dict[str, float] = field(default_factory=dict)
+
+
+class Snapshots:
+    """The state of one run, in a folder named by the hash of all that decides its result.
+
+    The last two are kept: when a power cut or a bad disk has spoilt the last one, the run goes
+    on from the one before, to the same end.
+
+    Parameters
+    ----------
+    folder : Path
+        `STATE/<kind>-<key>`: an equal key, and only that, continues a run. What is measured
+        (`PrecisionSettings`) is not in the key.
+    record : StateRecord, optional
+        Kept beside the first one.
+    """
+
+    def __init__(self, folder: Path, record: StateRecord | None = None) -> None:
+        self.folder, self._record = folder, record
+
+    def save(
+        self, progress: Progress, tensors: dict[str, Any], precision: PrecisionSettings
+    ) -> None:
+        """Write the state beside the last ones, rename it, and forget all but two."""
+        # An epoch's last step has two: before its validation, and after.
+        name = f"step-{progress.step:09d}-epoch-{len(progress.history):06d}.pt"
+        target = self.folder / name
+        if self._record is not None:
+            self._record.write()
+        chosen = precision.decides | {"measured": precision.measured}
+        content = {"progress": asdict(progress), "tensors": tensors, "precision": chosen}
+        with staged(target) as beside:
+            try:
+                torch.save(content, beside)
+            except RuntimeError as error:  # torch's writer does not say OSError
+                raise unwritable(target, error) from error
+        for old in self._files()[_KEPT:]:
+            old.unlink(missing_ok=True)
+
+    def load(self) -> tuple[Progress, dict[str, Any]] | None:
+        """The last state that can be read, or None when there is none.
+
+        Raises
+        ------
+        StateError
+            When there are some, and all are damaged.
+        """
+        content = self._newest()
+        return content and (Progress(**content["progress"]), content["tensors"])
+
+    def precision(self) -> PrecisionSettings | None:
+        """The choice with which the run began; errors as in `load`."""
+        # Mapped, the tensors are not read; it is the same in all snapshots of a run.
+        content = self._newest(mmap=True)
+        return content and PrecisionSettings(**content["precision"], resumed=True)
+
+    def clear(self) -> None:
+        """Forget the run."""
+        remove_state(self.folder)
+
+    def _newest(self, *, mmap: bool = False) -> Any:
+        first_error: Exception | None = None
+        for file in self._files():
+            try:
+                return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+            except PermissionError:
+                raise  # it is whole, and of somebody else
+            except Exception as error:
+                first_error = first_error or error
+        if first_error is None:
+            return None
+        raise StateError(
+            self._files()[0],
+            f"the snapshot cannot be read ({type(first_error).__name__})",
+            remedy="Start over with --fresh.",
+        ) from first_error
+
+    def _files(self) -> list[Path]:
+        """Newest first."""
+        return sorted(self.folder.glob("step-*.pt"), reverse=True)
