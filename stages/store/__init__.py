@@ -6,8 +6,6 @@ import click
 
 from ltd_pipe.stages.cli import LazyGroup
 
-__all__ = ["store"]
-
 
 @click.group(
     cls=LazyGroup,

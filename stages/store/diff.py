@@ -14,8 +14,6 @@ from ltd_pipe.stages.console import counter
 if TYPE_CHECKING:
     from ltd_pipe.labels.diff import Comparison
 
-__all__ = ["diff"]
-
 
 @click.command()
 @click.argument("first", metavar="STORE", type=click.Path(path_type=Path))

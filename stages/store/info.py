@@ -13,11 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from ltd_pipe.labels.format import StoreAttributes
     from ltd_pipe.labels.reader import SoftLabels
     from ltd_pipe.labels.softness import LabelSummary
-
-__all__ = ["info"]
 
 
 @click.command()
@@ -65,7 +62,6 @@ def _size(opened: SoftLabels) -> dict[str, int]:
     from ltd_pipe.labels.manifest import MANIFEST, StoreFolder
 
     layouts = [array.layout for array in opened.arrays.values()]
-    chunks = sum(layout.num_chunks for layout in layouts)
     # That each chunk has its size was checked when the store was opened.
     total = sum(layout.num_chunks * layout.file_bytes for layout in layouts)
     names = {layout.chunk_name(chunk) for layout in layouts for chunk in range(layout.num_chunks)}
@@ -74,7 +70,7 @@ def _size(opened: SoftLabels) -> dict[str, int]:
     return {
         "bytes": total,
         "files": len(opened.hashes) + 1,
-        "chunks": chunks,
+        "chunks": len(names),
         "samples_per_chunk": layouts[0].rows,
     }
 
@@ -84,21 +80,17 @@ def _signature(path: Path) -> dict[str, Any] | None:
     from ltd_pipe.labels.manifest import SIGNATURE
     from ltd_pipe.labels.signature import NAMESPACE, claimed_signer
 
+    found: dict[str, Any] = {"verified": False}
     try:
-        found = claimed_signer(path)
+        signer = claimed_signer(path)
     except SignatureError as error:
         # Looking at a store is how one finds out what is wrong with it.
-        return {"verified": False, "damaged": f"{error.what} ({error.found})"}
+        return found | {"damaged": f"{error.what} ({error.found})"}
     except MachineError:
-        return {"verified": False, "damaged": f"{SIGNATURE} is there; no ssh-keygen to read it"}
-    if found is None:
+        return found | {"damaged": f"{SIGNATURE} is there; no ssh-keygen to read it"}
+    if signer is None:
         return None
-    return {
-        "verified": False,
-        "namespace": NAMESPACE,
-        "signer": found.fingerprint,
-        "key": found.kind,
-    }
+    return found | {"namespace": NAMESPACE, "signer": signer.fingerprint, "key": signer.kind}
 
 
 def _print_table(opened: SoftLabels, summary: LabelSummary) -> None:
@@ -126,61 +118,60 @@ def _print_table(opened: SoftLabels, summary: LabelSummary) -> None:
 
 
 def _rows(opened: SoftLabels, summary: LabelSummary) -> Iterator[tuple[str, str]]:
-    attributes = opened.attributes
-    data, size = attributes.dataset, _size(opened)
+    from ltd_pipe.text import one_line
+
+    known, size = opened.attributes, _size(opened)
+    unknown, names, views = int((opened.labels < 0).sum()), known.class_names, known.views
     yield "identity", opened.identity
-    yield "images", f"{data.name}, {data.split}"
-    yield "fingerprint", data.fingerprint
-    yield "samples", _samples(opened)
-    yield "classes", _classes(attributes.class_names)
-    yield from _views(attributes)
-    for teacher in attributes.teachers:
+    yield "images", f"{known.dataset.name}, {known.dataset.split}"
+    yield "fingerprint", known.dataset.fingerprint
+    samples = f"{opened.num_samples:,}"
+    yield "samples", f"{samples}, {unknown:,} of unknown class" if unknown else samples
+    first = ", ".join(one_line(name, 20) for name in names[:8])
+    yield "classes", f"{len(names):,}: {first}{', …' if len(names) > 8 else ''}"
+    if views.augmentation is not None:
+        yield "views", f"{views.count:,} of each image, by {views.augmentation}, seed {views.seed}"
+    for teacher in known.teachers:
         accuracy = teacher.clean_accuracy
-        known = "clean accuracy unknown" if accuracy is None else f"{accuracy:.2%} clean accuracy"
-        shown = f"\n{teacher.normalisation}" if teacher.mean else ""
-        yield "teacher", f"{teacher.architecture}, {known}\n{teacher.sha256}{shown}"
-    yield from attributes.labelling.lines() if attributes.labelling else ()
-    yield "temperature", f"{attributes.temperature:g}"
-    yield "stored", _stored(opened)
+        said = "clean accuracy unknown" if accuracy is None else f"{accuracy:.2%} clean accuracy"
+        scale = f"\n{teacher.normalisation}" if teacher.mean else ""
+        yield "teacher", f"{teacher.architecture}, {said}\n{teacher.sha256}{scale}"
+    yield from known.labelling.lines() if known.labelling else ()
+    yield "temperature", f"{known.temperature:g}"
+    yield "stored", "\n".join(_stored(opened))
     chunks = f"{size['chunks']:,} chunks of {size['samples_per_chunk']:,} samples"
     yield "on disk", f"{_bytes(size['bytes'])} in {size['files']:,} files; {chunks}"
-    yield "softness", _softness(summary)
-    yield from _origin(attributes)
-    yield "signature", _claim(_signature(opened.path))
-    versions = (f"{name} {version}" for name, version in attributes.software.items())
+    softness = f"mean top probability {summary.mean_top_probability:.4f}"
+    softness += f"\nmean entropy {summary.mean_entropy:.4f} nats"
+    if summary.disagreement is not None:
+        softness += f"\ncontradicts the ground truth for {summary.disagreement:.2%} of samples"
+    yield "softness", softness
+    if origin := known.derived_from:
+        more = [f"and {len(origin.sources) - 8:,} more"] if len(origin.sources) > 8 else []
+        yield "made by", "\n".join([f"{origin.operation} of", *origin.sources[:8], *more])
+    yield "licence", known.licence or "not said"
+    if known.citation is not None:
+        yield "citation", known.citation.strip()
+    signature, claim = _signature(opened.path), "none"
+    if signature is not None:
+        claimed = f"by {signature.get('signer')}\n(its own claim, not verified)"
+        claim = signature.get("damaged", claimed)
+    yield "signature", claim
+    versions = (f"{name} {version}" for name, version in known.software.items())
     yield "made with", ", ".join(versions) or "unknown"
 
 
-def _samples(opened: SoftLabels) -> str:
-    unknown = int((opened.labels < 0).sum())
-    return f"{opened.num_samples:,}" + (f", {unknown:,} of unknown class" if unknown else "")
-
-
-def _classes(names: tuple[str, ...]) -> str:
-    from ltd_pipe.text import one_line
-
-    first = ", ".join(one_line(name, 20) for name in names[:8])
-    return f"{len(names):,}: {first}{', …' if len(names) > 8 else ''}"
-
-
-def _views(attributes: StoreAttributes) -> Iterator[tuple[str, str]]:
-    views = attributes.views
-    if views.augmentation is not None:
-        yield "views", f"{views.count:,} of each image, by {views.augmentation}, seed {views.seed}"
-
-
-def _stored(opened: SoftLabels) -> str:
+def _stored(opened: SoftLabels) -> Iterator[str]:
     top_k = opened.attributes.top_k
     if top_k is None:
-        return "all probabilities" + (" and the logits" if opened.has_logits else ", no logits")
-    line = f"the {top_k.k:,} largest of {opened.num_classes:,} probabilities, no logits"
-    distance = top_k.total_variation
-    if distance is None:
-        return line
-    return (
-        f"{line}\ntotal variation from all of them: mean {distance.mean:.2g}, worst "
-        f"{distance.worst:.2g} of {distance.samples:,} samples"
-    )
+        yield "all probabilities" + (" and the logits" if opened.has_logits else ", no logits")
+        return
+    yield f"the {top_k.k:,} largest of {opened.num_classes:,} probabilities, no logits"
+    if lost := top_k.total_variation:
+        yield (
+            f"total variation from all of them: mean {lost.mean:.2g}, worst {lost.worst:.2g} of "
+            f"{lost.samples:,} samples"
+        )
 
 
 def _bytes(count: int) -> str:
@@ -190,31 +181,3 @@ def _bytes(count: int) -> str:
             break
         number, unit = number / 1024, larger
     return f"{count:,} bytes" if unit == "bytes" else f"{number:.1f} {unit}"
-
-
-def _softness(summary: LabelSummary) -> str:
-    lines = [
-        f"mean top probability {summary.mean_top_probability:.4f}",
-        f"mean entropy {summary.mean_entropy:.4f} nats",
-    ]
-    if summary.disagreement is not None:
-        lines.append(f"contradicts the ground truth for {summary.disagreement:.2%} of samples")
-    return "\n".join(lines)
-
-
-def _origin(attributes: StoreAttributes) -> Iterator[tuple[str, str]]:
-    origin = attributes.derived_from
-    if origin is not None:
-        more = [f"and {len(origin.sources) - 8:,} more"] if len(origin.sources) > 8 else []
-        yield "made by", "\n".join([f"{origin.operation} of", *origin.sources[:8], *more])
-    yield "licence", attributes.licence or "not said"
-    if attributes.citation is not None:
-        yield "citation", attributes.citation.strip()
-
-
-def _claim(signature: dict[str, Any] | None) -> str:
-    if signature is None:
-        return "none"
-    if "damaged" in signature:
-        return str(signature["damaged"])
-    return f"by {signature['signer']}\n(its own claim, not verified)"

@@ -9,8 +9,6 @@ import click
 
 from ltd_pipe.stages.console import counter
 
-__all__ = ["sign"]
-
 
 @click.command()
 @click.argument("path", metavar="STORE", type=click.Path(path_type=Path))

@@ -28,9 +28,8 @@ if TYPE_CHECKING:
     from ltd_pipe.device import Precision
     from ltd_pipe.images.beton import Beton
     from ltd_pipe.images.stream import FolderStream
+    from ltd_pipe.labels import SoftLabels
     from ltd_pipe.labels.verify import Check
-
-__all__ = ["verify"]
 
 
 @click.command()
@@ -105,6 +104,7 @@ def verify(
 
     STORE is a folder, or a URL that 'store pull' takes.
     """
+    from ltd_pipe.labels import SoftLabels
     from ltd_pipe.labels.remote import resolve_store
     from ltd_pipe.labels.signature import signature_check, verify_signature
     from ltd_pipe.labels.verify import verify_store
@@ -120,14 +120,24 @@ def verify(
     path = resolve_store(store, transfer, tell)
     # The signature first: it takes a moment, and without it the rest may not matter.
     signer = verify_signature(path, public_key) if public_key is not None else None
-    place = _device(device, teachers)
-    again = _Again(path, teachers, foreign, place) if teachers else None
-    images = None if data is None else _open_images(path, data, teachers, foreign, place)
+    # Without a teacher hashes alone are looked at: torch, which takes a second, is not needed.
+    where, images = cast("torch.device", "cpu"), None
+    if data is not None:
+        opened = SoftLabels.open(path)
+        if teachers:
+            from ltd_pipe.device import choose_device
+            from ltd_pipe.labels.recompute import order_of_teachers
+            from ltd_pipe.provenance import sha256_file
+
+            where = choose_device(device)
+            order = order_of_teachers(opened, [sha256_file(teacher) for teacher in teachers])
+            teachers = tuple(teachers[at] for at in order)
+        images = _open_images(opened, data, teachers, foreign, where)
     with counter("verify", None) as progress:
         checks = verify_store(path, images, progress)
-    if again is not None and images is not None:
-        checks = [check for check in checks if check.name != "teacher"]
-        checks.append(again.ask(images, sample, seed, tolerance))
+    if images is not None and teachers:
+        found = _ask(opened, teachers, foreign, where, images, sample, seed, tolerance)
+        checks = [*(check for check in checks if check.name != "teacher"), found]
     checks = sorted([*checks, signature_check(path, signer)], key=lambda check: not check.done)
     if as_json:
         click.echo(json.dumps([vars(check) for check in checks], indent=2))
@@ -137,13 +147,14 @@ def verify(
 
 
 def _open_images(
-    path: Path, data: Path, teachers: tuple[Path, ...], foreign: ModelOptions, device: torch.device
+    store: SoftLabels,
+    data: Path,
+    teachers: tuple[Path, ...],
+    foreign: ModelOptions,
+    device: torch.device,
 ) -> Beton | FolderStream:
     """As the store says that they were labelled."""
-    from ltd_pipe.labels.reader import SoftLabels
-
-    opened = SoftLabels.open(path)
-    known = opened.attributes
+    known = store.attributes
     seen = known.labelling.image_shape if known.labelling else None
     if known.teachers and teachers:
         foreign = foreign.completed_by(known.teachers[0])
@@ -159,7 +170,7 @@ def _open_images(
     )
     if teachers or not data.is_dir():
         # Of a folder, else, only hashes are looked at.
-        opened.require_shape(images.manifest.shape, str(data))
+        store.require_shape(images.manifest.shape, str(data))
     return images
 
 
@@ -167,63 +178,47 @@ def _open_images(
 _TOLERANCE_OF_BFLOAT16 = 0.05
 
 
-def _device(name: str, teachers: tuple[Path, ...]) -> torch.device:
-    if not teachers:
-        # Hashes alone are looked at: torch, which takes a second, is not needed.
-        return cast("torch.device", "cpu")
-    from ltd_pipe.device import choose_device
+def _ask(
+    store: SoftLabels,
+    teachers: tuple[Path, ...],
+    foreign: ModelOptions,
+    device: torch.device,
+    images: Beton | FolderStream,
+    sample: int,
+    seed: int | None,
+    tolerance: float | None,
+) -> Check:
+    """Ask the store's teachers again."""
+    from ltd_pipe.device import deterministic
+    from ltd_pipe.labels.recompute import TOLERANCE, recompute
+    from ltd_pipe.labels.verify import Check
 
-    return choose_device(name)
-
-
-class _Again:
-    """The store's teachers, which are those that were given; they are loaded when asked."""
-
-    def __init__(
-        self, path: Path, teachers: tuple[Path, ...], foreign: ModelOptions, device: torch.device
-    ) -> None:
-        from ltd_pipe.labels.reader import SoftLabels
-        from ltd_pipe.labels.recompute import order_of_teachers
-        from ltd_pipe.provenance import sha256_file
-
-        self._path, self._foreign, self._device = path, foreign, device
-        given = [sha256_file(teacher) for teacher in teachers]
-        self._teachers = [teachers[at] for at in order_of_teachers(SoftLabels.open(path), given)]
-
-    def ask(
-        self, images: Beton | FolderStream, sample: int, seed: int | None, tolerance: float | None
-    ) -> Check:
-        from ltd_pipe.device import deterministic
-        from ltd_pipe.labels.reader import SoftLabels
-        from ltd_pipe.labels.recompute import TOLERANCE, recompute
-        from ltd_pipe.labels.verify import Check
-
-        store, facts = SoftLabels.open(self._path), images.manifest
-        stream = stream_of(images, self._device, resident=False)
-        asked = store.attributes.labelling
-        precision: Precision = "bfloat16" if asked and asked.precision == "bfloat16" else "float32"
-        default = _TOLERANCE_OF_BFLOAT16 if precision == "bfloat16" else TOLERANCE
-        models = [
-            load_teacher(path, facts, self._foreign.completed_by(known), stream, strict=False)
-            for path, known in zip(self._teachers, store.attributes.teachers, strict=True)
-        ]
-        seed = secrets.randbits(32) if seed is None else seed
-        total = store.num_samples * store.num_views
-        with deterministic(), counter("ask the teacher", min(sample, total)) as progress:
-            found = recompute(
-                store,
-                models,
-                stream,
-                sample=sample,
-                seed=seed,
-                data=f"{facts.dataset} ({facts.split})",
-                tolerance=default if tolerance is None else tolerance,
-                precision=precision,
-                progress=progress,
-            )
-        logit = "" if found.worst_logit is None else f", of a logit {found.worst_logit:.2g}"
-        return Check(
-            "teacher",
-            f"{found.answers:,} of {total:,} answers asked for again (seed {seed}): largest "
-            f"difference of a probability {found.worst_probability:.2g}{logit}",
+    facts, stream = images.manifest, stream_of(images, device, resident=False)
+    asked = store.attributes.labelling
+    precision: Precision = "bfloat16" if asked and asked.precision == "bfloat16" else "float32"
+    if tolerance is None:
+        tolerance = _TOLERANCE_OF_BFLOAT16 if precision == "bfloat16" else TOLERANCE
+    models = [
+        load_teacher(path, facts, foreign.completed_by(known), stream, strict=False)
+        for path, known in zip(teachers, store.attributes.teachers, strict=True)
+    ]
+    seed = secrets.randbits(32) if seed is None else seed
+    total = store.num_samples * store.num_views
+    with deterministic(), counter("ask the teacher", min(sample, total)) as progress:
+        found = recompute(
+            store,
+            models,
+            stream,
+            sample=sample,
+            seed=seed,
+            data=f"{facts.dataset} ({facts.split})",
+            tolerance=tolerance,
+            precision=precision,
+            progress=progress,
         )
+    logit = "" if found.worst_logit is None else f", of a logit {found.worst_logit:.2g}"
+    return Check(
+        "teacher",
+        f"{found.answers:,} of {total:,} answers asked for again (seed {seed}): largest "
+        f"difference of a probability {found.worst_probability:.2g}{logit}",
+    )
