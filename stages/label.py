@@ -96,9 +96,9 @@ def label(
     from ltd_pipe.distributed import World
     from ltd_pipe.evaluation.input_scale import require_order
     from ltd_pipe.images.manifest import Manifest
-    from ltd_pipe.labels.dataset import Replay
     from ltd_pipe.labels.labelling import LabellingRun, store_facts
     from ltd_pipe.labels.reader import SoftLabels
+    from ltd_pipe.labels.views import Replay
     from ltd_pipe.labels.writer import Part, require_replaceable
 
     with of_option("--part"):

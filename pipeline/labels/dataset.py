@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,401 +11,18 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from ltd_pipe.device import free_memory, on_device
 from ltd_pipe.errors import DataError, JoinError, StoreError
-from ltd_pipe.images.augment import augment
-from ltd_pipe.images.augmentation import Augmentation
-from ltd_pipe.images.decode import CHANNELS, RESIZE, resize, to_channels
 from ltd_pipe.labels.format import to_float32
 from ltd_pipe.labels.join import remedy
 from ltd_pipe.labels.reader import SoftLabels
-from ltd_pipe.labels.softmax import expand, require_temperature, soften, spread
+from ltd_pipe.labels.softmax import expand, require_temperature, soften
 from ltd_pipe.labels.sources import HashOf, SampleRows, find_source
-from ltd_pipe.publish import require_shared_memory
+from ltd_pipe.labels.views import Views, ViewSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
-
-    from ltd_pipe.labels.format import LabellingFacts, ViewFacts
-
-
-# --- Soft labels where they are needed: float32 targets on the training device.
-
-
-# Labels are kept on the device when they take at most this share of its free memory.
-_RESIDENT_SHARE = 0.25
-
-
-class LabelsOnDevice:
-    """Gives the target distributions of a batch.
-
-    A store that fits is placed on a GPU whole, so that a batch costs one indexing there. Of a
-    larger one the rows are gathered into pinned memory and copied while the device computes.
-    Softmax, spreading and renormalisation are the device's work, in float32.
-
-    Parameters
-    ----------
-    store : SoftLabels
-    device : torch.device
-    temperature : float, optional
-        Take the softmax of the stored logits at this temperature instead of the stored soft
-        labels, which already are at the store's own: it is never applied on top of that.
-    resident : bool, optional
-        Keep all on the device; by default on a GPU when it fits in a quarter of its free
-        memory. Memory-mapped rows are as fast on a CPU.
-
-    Raises
-    ------
-    StoreError
-        When a temperature is asked for and there are no logits, or a chunk is damaged.
-    """
-
-    def __init__(
-        self,
-        store: SoftLabels,
-        device: torch.device,
-        *,
-        temperature: float | None = None,
-        resident: bool | None = None,
-    ) -> None:
-        self._store, self._device, self._temperature = store, device, temperature
-        if temperature is not None:
-            store.require_logits()
-        if resident is None:
-            fits = self._size() < _RESIDENT_SHARE * free_memory(device)
-            resident = device.type == "cuda" and fits
-        self._whole = self._load() if resident else None
-
-    @property
-    def is_resident(self) -> bool:
-        """Whether all labels are on the device."""
-        return self._whole is not None
-
-    def rows(self, index: NDArray[np.int64], *, view: int = 0) -> torch.Tensor:
-        """Target distributions of some samples.
-
-        Parameters
-        ----------
-        index : ndarray of shape (B,), dtype int64
-            Rows of the store, which `SoftLabels.join` has found to be those of the images.
-        view : int
-            Which view of them.
-
-        Returns
-        -------
-        Tensor of shape (B, K), dtype float32
-            On the device; rows sum to one.
-        """
-        return self.distributions(self.fetch(index, view=view))
-
-    def fetch(self, index: NDArray[np.int64], *, view: int = 0) -> tuple[torch.Tensor, ...]:
-        """Start bringing the rows of some samples to the device; arguments as in `rows`.
-
-        Returns
-        -------
-        tuple of Tensor
-            For `distributions`. They are as stored, and may still be on their way.
-        """
-        index = self._store.arrays["labels"].require_rows(index)
-        if self._whole is None:
-            return self._gather(index, view)
-        # A damaged view number would count from the end.
-        self._store.require_view(view)
-        place = on_device(index, self._device)
-        parts = [whole.index_select(0, place) for whole in self._whole]
-        if self._store.num_views > 1:
-            parts = [part[:, view] for part in parts]
-        return tuple(parts)
-
-    def distributions(self, parts: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """What `fetch` has brought, as `rows` gives it."""
-        if len(parts) == 2:
-            return spread(parts[0], parts[1], self._store.num_classes)
-        rows = parts[0].to(torch.float32)
-        if self._temperature is not None:
-            # As `ltd_pipe.labels.softmax.soften`: the maximum first, then the division.
-            rows = rows - rows.amax(dim=1, keepdim=True)
-            return torch.softmax(rows / self._temperature, dim=1)
-        return rows / rows.sum(dim=1, keepdim=True)
-
-    def _names(self) -> tuple[str, ...]:
-        if self._temperature is not None:
-            return ("logits",)
-        if self._store.top_k is not None:
-            return ("topk_indices", "topk_probs")
-        return ("soft_labels",)
-
-    def _size(self) -> int:
-        layouts = [self._store.arrays[name].layout for name in self._names()]
-        return sum(layout.num_chunks * layout.payload_bytes for layout in layouts)
-
-    def _load(self) -> list[torch.Tensor]:
-        return [self._load_array(name) for name in self._names()]
-
-    def _load_array(self, name: str) -> torch.Tensor:
-        # Chunk by chunk: the host never holds more than one.
-        array = self._store.arrays[name]
-        layout = array.layout
-        first = _tensor(array.chunk(0))
-        whole = torch.empty(layout.shape, dtype=first.dtype, device=self._device)
-        for chunk in range(layout.num_chunks):
-            start = chunk * layout.rows
-            whole[start : start + layout.rows_in(chunk)] = _tensor(array.chunk(chunk))
-        return whole
-
-    def _gather(self, index: NDArray[np.int64], view: int) -> tuple[torch.Tensor, ...]:
-        if self._store.num_views == 1:
-            self._store.require_view(view)
-        if self._names() == ("topk_indices", "topk_probs"):
-            parts = self._store.gather_topk(index, view=view)
-            return tuple(on_device(_signed(part), self._device) for part in parts)
-        # Straight into pinned memory, if it goes to a GPU.
-        out = torch.empty(
-            (len(index), self._store.num_classes),
-            dtype=torch.float16,
-            pin_memory=self._device.type == "cuda",
-        )
-        if self._temperature is not None:
-            self._store.gather_logits(index, out.numpy(), view=view)
-        else:
-            self._store.gather(index, out.numpy(), view=view)
-        return (out.to(self._device, non_blocking=True),)
-
-
-def _signed(rows: NDArray[Any]) -> NDArray[Any]:
-    # Classes as int32: torch can hardly do anything with uint16.
-    return rows.astype(np.int32) if rows.dtype.kind == "u" else rows
-
-
-def _tensor(rows: NDArray[Any]) -> torch.Tensor:
-    # Copied, since torch warns of memory that must not be written to.
-    return torch.from_numpy(np.array(_signed(rows)))
-
-
-# --- Which augmented view of an image a soft label belongs to, and making that view again.
-
-
-ViewSource = Literal["replay", "given"]
-
-
-class Views:
-    """The views of a store's labels, as one data set uses them.
-
-    A label of an augmented view is not one of the plain image, nor of another view. So what is
-    to be done must be said: the views are made here, as when the labels were made
-    ("replay"), or whoever gives the image says which view it is ("given").
-
-    Parameters
-    ----------
-    store : SoftLabels
-    source : {"replay", "given"}, optional
-        Needed when the labels are of augmented views, and refused when they are not.
-    fixed : int, optional
-        Replay this view only, not epoch modulo V.
-
-    Raises
-    ------
-    StoreError
-        When the store's labels are of other images than will be given, or of views that we
-        cannot make again.
-    """
-
-    def __init__(
-        self, store: SoftLabels, source: ViewSource | None = None, fixed: int | None = None
-    ) -> None:
-        facts = store.attributes.views
-        if source not in (None, "replay", "given"):
-            raise ValueError(f"views: expected 'replay' or 'given', found {source!r}")
-        if facts.augmentation is None and source is not None:
-            raise StoreError(
-                store.path, "its labels are of the images as they are", remedy="Omit views=."
-            )
-        if facts.augmentation is not None and source is None:
-            raise StoreError(
-                store.path,
-                f"its labels are of augmented views ({facts.augmentation}, {facts.count} of each "
-                "image), not of the images as they are",
-                remedy="Pass views='replay' to have them made again from untransformed images, "
-                "or views='given' when the data set gives (image, label, view).",
-            )
-        if fixed is not None:
-            if source == "given":
-                raise ValueError("view: with views='given', the data set says it")
-            store.require_view(fixed)
-        self.source, self.count, self._fixed = source, facts.count, fixed
-        self._replay = Replay.of(facts, store.path) if source == "replay" else None
-        self._seen = store.attributes.labelling
-        # Seen by workers that live on into the next epoch.
-        self._epoch = _shared(torch.zeros((), dtype=torch.int64))
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._epoch = _shared(self._epoch)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Which epoch begins."""
-        self._epoch.fill_(epoch)
-
-    @property
-    def current(self) -> int:
-        """The view of this epoch."""
-        return int(self._epoch) % self.count if self._fixed is None else self._fixed
-
-    def replay(self, image: Any, row: int, view: int, where: str) -> torch.Tensor:
-        """Make a view again, to the same bits.
-
-        Parameters
-        ----------
-        image : PIL image, or Tensor of shape (C, H, W), dtype uint8
-            As it was read. Where the store says in which size it was labelled, and by a rule
-            that is ours, it is brought to it; else it has to be of that size.
-        row : int
-            The sample's row in the store: its number when it was labelled.
-        view : int
-        where : str
-            For errors.
-
-        Returns
-        -------
-        Tensor of shape (C, H, W), dtype uint8
-
-        Raises
-        ------
-        DataError
-            When the image is no longer what was read from its file, or of another size.
-        """
-        assert self._replay is not None  # noqa: S101
-        images = _as_seen(_pixels(image, where), self._seen, where)[None]
-        return self._replay.images(images, torch.tensor([row]), view)[0]
-
-
-def _pixels(image: Any, where: str) -> torch.Tensor:
-    if isinstance(image, torch.Tensor):
-        pixels = image
-    else:
-        array = np.array(image)
-        array = array[:, :, None] if array.ndim == 2 else array
-        pixels = torch.from_numpy(array).movedim(-1, 0) if array.ndim == 3 else torch.empty(0)
-    if pixels.dtype != torch.uint8 or pixels.ndim != 3:
-        raise DataError(
-            where,
-            "cannot be augmented as it was for the teacher",
-            expected="a PIL image, or a uint8 tensor (C, H, W)",
-            found=f"{type(image).__name__} {getattr(image, 'dtype', '')}".strip(),
-            remedy="Transform it later: pass transform= to SoftLabelDataset.",
-        )
-    return pixels
-
-
-def _as_seen(pixels: torch.Tensor, seen: LabellingFacts | None, where: str) -> torch.Tensor:
-    shape = seen.image_shape if seen else None
-    if seen is None or shape is None or pixels.shape == shape:
-        return pixels
-    channels, height, width = shape
-    if (seen.resize, seen.channels) == (RESIZE, CHANNELS.get(channels)) and len(pixels) in (1, 3):
-        rgb = pixels.expand(3, -1, -1).movedim(0, -1).numpy()
-        # Images that were not square were all of one size, and stayed as they were.
-        sized = to_channels(resize(rgb, height if height == width else None), channels)
-        pixels = torch.from_numpy(np.ascontiguousarray(sized.transpose(2, 0, 1)))
-    if pixels.shape != shape:
-        raise DataError(
-            where,
-            "shape of the image",
-            expected=f"{'×'.join(map(str, shape))}, as the teacher saw it",
-            found="×".join(map(str, pixels.shape)),
-            remedy="Give it as it was labelled: a view is one of images of one size.",
-        )
-    return pixels
-
-
-def _shared(number: torch.Tensor) -> torch.Tensor:
-    require_shared_memory("SoftLabelDataset", number.nbytes)
-    shared: torch.Tensor = number.share_memory_()  # type: ignore[no-untyped-call]
-    return shared
-
-
-# --- Which image a view's label belongs to: the one definition that labelling and training share.
-
-
-@dataclass(frozen=True)
-class Replay:
-    """Makes the views of images again; one with `Replay.of`.
-
-    Nothing is stored per sample: a view is a function of (seed, view, sample index), and its
-    pixels are the same in any batch and on any device.
-
-    Attributes
-    ----------
-    augmentation : Augmentation
-    seed : int
-        Of the views; without augmentation it means nothing.
-    count : int
-        V.
-    """
-
-    augmentation: Augmentation
-    seed: int
-    count: int
-
-    @classmethod
-    def of(cls, views: ViewFacts, where: object) -> Replay:
-        """The views that a store has.
-
-        Parameters
-        ----------
-        views : ViewFacts
-        where : object
-            The store, for the error.
-
-        Raises
-        ------
-        StoreError
-            When they are of an augmentation that is not ours.
-        """
-        if views.augmentation is None:
-            return cls(Augmentation(), 0, 1)
-        assert views.seed is not None  # noqa: S101  ViewFacts holds them together
-        try:
-            augmentation = _parsed(views.augmentation)
-        except ValueError as error:
-            raise StoreError(
-                where,
-                f"views: {error}",
-                remedy="This ltd-pipe cannot make these views again. Update it.",
-            ) from error
-        return cls(augmentation, views.seed, views.count)
-
-    def images(self, images: torch.Tensor, index: torch.Tensor, view: int) -> torch.Tensor:
-        """One view of some samples.
-
-        Parameters
-        ----------
-        images : Tensor of shape (B, C, H, W), dtype uint8
-            As the data set has them.
-        index : Tensor of shape (B,), dtype int64
-            Their numbers in the labelled data set, which are the store's rows.
-        view : int
-            0 to V - 1.
-
-        Returns
-        -------
-        Tensor like images
-        """
-        if not 0 <= view < self.count:
-            raise IndexError(f"view {view} of {self.count}")
-        return augment(images, index, self.augmentation, seed=self.seed, epoch=view)
-
-
-def _parsed(text: str) -> Augmentation:
-    augmentation = Augmentation.parse(text)
-    if augmentation.is_none:
-        raise ValueError(f"'{text}' is written null")
-    return augmentation
-
-
-# --- Soft labels in anybody's training loop: a torch data set that gives them with its images.
 
 
 class SoftLabelDataset(Dataset[tuple[Any, Any, torch.Tensor]]):
@@ -500,16 +116,24 @@ class SoftLabelDataset(Dataset[tuple[Any, Any, torch.Tensor]]):
         self.dataset, self.transform = dataset, transform
         self.store = store if isinstance(store, SoftLabels) else SoftLabels.open(Path(store))
         self._order, self._check, self._keys = order, check, keys
-        self._originals = find_source(dataset, hash_of)
-        self._require_classes(class_names)
-        if order == "same":
-            self._require_count()
+        self._sources = find_source(dataset, hash_of)
+        known = self._sources.class_names() if class_names is None else [tuple(class_names)]
+        for names in known:
+            self.store.require_classes(names, self._name)
+        if order == "same" and self._count != self.store.num_samples:
+            raise JoinError(
+                self.store.path,
+                "number of samples",
+                expected=self.store.num_samples,
+                found=f"{self._count} in {self._name}",
+                remedy="Pass order='any' to take some of the images, or in another order.",
+            )
         self._temperature = temperature
         if temperature is not None:
             require_temperature(temperature)
             self.store.require_logits()
         self._views, self._any_size = Views(self.store, views, view), any_size
-        if views == "replay" and self._originals.transforms():
+        if views == "replay" and self._sources.transforms():
             raise DataError(
                 self._name,
                 "has a transform, so that the views cannot be made as they were for the teacher",
@@ -537,10 +161,13 @@ class SoftLabelDataset(Dataset[tuple[Any, Any, torch.Tensor]]):
     def __getitems__(self, samples: Sequence[int]) -> list[tuple[Any, Any, torch.Tensor]]:
         """Several samples at once, as a DataLoader asks for them."""
         places = [self._place(sample) for sample in samples]
+        many = getattr(self.dataset, "__getitems__", None)
+        items: Sequence[Any] = many(places) if many else [self.dataset[i] for i in places]
+        if len(items) != len(places):
+            raise DataError(self._name, "samples", expected=len(places), found=len(items))
         current = self._views.current
         parts = [
-            self._parts(item, place, current)
-            for place, item in zip(places, self._items(places), strict=True)
+            self._parts(item, place, current) for place, item in zip(places, items, strict=True)
         ]
         rows = [self._row(place, label) for place, (_, label, _) in zip(places, parts, strict=True)]
         soft = self._soft_labels(np.array(rows, np.int64), [view for _, _, view in parts])
@@ -562,13 +189,6 @@ class SoftLabelDataset(Dataset[tuple[Any, Any, torch.Tensor]]):
             raise IndexError(f"sample {sample} of {self._count}")
         return place
 
-    def _items(self, places: list[int]) -> Sequence[Any]:
-        many = getattr(self.dataset, "__getitems__", None)
-        items: Sequence[Any] = many(places) if many else [self.dataset[i] for i in places]
-        if len(items) != len(places):
-            raise DataError(self._name, "samples", expected=len(places), found=len(items))
-        return items
-
     def _parts(self, item: Any, place: int, view: int) -> tuple[Any, Any, int]:
         given = self._views.source == "given"
         if isinstance(item, Mapping) and all(key in item for key in self._keys) and not given:
@@ -580,7 +200,7 @@ class SoftLabelDataset(Dataset[tuple[Any, Any, torch.Tensor]]):
         if isinstance(item, tuple | list):
             what = f"{len(item)} things"
         raise DataError(
-            self._originals.where(place),
+            self._sources.where(place),
             "a sample of the data set",
             expected="(image, label, view)" if given else "(image, label)",
             found=what,
@@ -589,10 +209,14 @@ class SoftLabelDataset(Dataset[tuple[Any, Any, torch.Tensor]]):
 
     def _row(self, place: int, label: Any) -> int:
         number = self._class_of(label, place)
-        token = self._originals.token(place) if self._check == "first" else None
+        token = self._sources.token(place) if self._check == "first" else None
         row = -1 if token is None else self._rows.known(place, token)
         if row < 0:
-            row = self._find(place, number)
+            found, where = self._sources.hash(place), self._sources.where(place)
+            if self._order == "same":
+                row = self._rows.at_place(place, found, where)
+            else:
+                row = self._rows.by_hash(place, found, number, where)
             if token is not None:
                 self._rows.remember(place, token, row)
         truth = int(self.store.labels[row])
@@ -601,16 +225,10 @@ class SoftLabelDataset(Dataset[tuple[Any, Any, torch.Tensor]]):
                 self.store.path,
                 f"row {row}",
                 expected=f"class {truth}",
-                found=f"class {number} for the same image, {self._originals.where(place)}",
+                found=f"class {number} for the same image, {self._sources.where(place)}",
                 remedy=remedy(self.store.path),
             )
         return row
-
-    def _find(self, place: int, number: int) -> int:
-        found, where = self._originals.hash(place), self._originals.where(place)
-        if self._order == "same":
-            return self._rows.at_place(place, found, where)
-        return self._rows.by_hash(place, found, number, where)
 
     def _class_of(self, label: Any, place: int) -> int:
         try:
@@ -619,7 +237,7 @@ class SoftLabelDataset(Dataset[tuple[Any, Any, torch.Tensor]]):
             number = -2
         if not -1 <= number < self.store.num_classes:
             raise DataError(
-                self._originals.where(place),
+                self._sources.where(place),
                 "its label",
                 expected=f"a class, 0 to {self.store.num_classes - 1}, or -1",
                 found=repr(label)[:40],
@@ -646,28 +264,13 @@ class SoftLabelDataset(Dataset[tuple[Any, Any, torch.Tensor]]):
 
     def _finish(self, image: Any, place: int, row: int, view: int) -> Any:
         if self._views.source == "replay":
-            image = self._views.replay(image, row, view, self._originals.where(place))
+            image = self._views.replay(image, row, view, self._sources.where(place))
         if self.transform is not None:
             image = self.transform(image)
         if self._views.source != "replay" and isinstance(image, torch.Tensor) and image.ndim == 3:
-            where = self._originals.where(place)
+            where = self._sources.where(place)
             self.store.require_shape(image.shape[1:], where, any_size=self._any_size)
         return image
-
-    def _require_classes(self, class_names: Sequence[str] | None) -> None:
-        lists = self._originals.class_names() if class_names is None else [tuple(class_names)]
-        for names in lists:
-            self.store.require_classes(names, self._name)
-
-    def _require_count(self) -> None:
-        if self._count != self.store.num_samples:
-            raise JoinError(
-                self.store.path,
-                "number of samples",
-                expected=self.store.num_samples,
-                found=f"{self._count} in {self._name}",
-                remedy="Pass order='any' to take some of the images, or in another order.",
-            )
 
 
 def _length(dataset: Any) -> int:

@@ -13,7 +13,6 @@ from ltd_pipe.device import OnHost, autocast, choose_precision
 from ltd_pipe.errors import CheckpointError
 from ltd_pipe.images.decode import CHANNELS, RESIZE
 from ltd_pipe.images.manifest import sampled_pixels_sha256, to_unit
-from ltd_pipe.labels.dataset import Replay
 from ltd_pipe.labels.format import (
     DatasetFacts,
     LabellingFacts,
@@ -24,6 +23,7 @@ from ltd_pipe.labels.format import (
     rows_per_chunk,
 )
 from ltd_pipe.labels.softmax import solve_temperature
+from ltd_pipe.labels.views import Replay
 from ltd_pipe.labels.writer import WHOLE, Part, StoreWriter, wait_for_chunks
 from ltd_pipe.models.facts import read_facts
 

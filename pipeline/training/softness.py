@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ltd_pipe.errors import StoreError
-from ltd_pipe.labels.dataset import LabelsOnDevice
+from ltd_pipe.labels.resident import LabelsOnDevice
 from ltd_pipe.labels.softness import Softness, uniform_below
 from ltd_pipe.training.targets import mixed
 

@@ -17,7 +17,7 @@ from golden_store import WRITERS
 
 from ltd_pipe.errors import StoreError
 from ltd_pipe.labels import SoftLabels
-from ltd_pipe.labels.dataset import LabelsOnDevice
+from ltd_pipe.labels.resident import LabelsOnDevice
 from ltd_pipe.labels.verify import verify_store
 
 HERE = Path(__file__).parent

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ltd_pipe.errors import StoreError
 from ltd_pipe.labels import SoftLabels
-from ltd_pipe.labels.dataset import LabelsOnDevice
+from ltd_pipe.labels.resident import LabelsOnDevice
 
 HERE = Path(__file__).parent
 STORES = {kind: SoftLabels.open(HERE / f"{kind}.zarr") for kind in WRITERS}

@@ -8,9 +8,9 @@ from ltd_pipe.errors import StoreError, WriteError
 from ltd_pipe.images.augment import augment
 from ltd_pipe.images.augmentation import Augmentation
 from ltd_pipe.labels import SoftLabels
-from ltd_pipe.labels.dataset import Replay
 from ltd_pipe.labels.format import DatasetFacts, StoreFacts, TeacherFacts, ViewFacts
 from ltd_pipe.labels.labelling import aligned_rows, label_images, temperature_of_sample
+from ltd_pipe.labels.views import Replay
 from ltd_pipe.labels.writer import StoreWriter
 from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.models.registry import build

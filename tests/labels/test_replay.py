@@ -6,8 +6,8 @@ import torch
 from ltd_pipe.errors import StoreError
 from ltd_pipe.images.augment import augment
 from ltd_pipe.images.augmentation import Augmentation
-from ltd_pipe.labels.dataset import Replay
 from ltd_pipe.labels.format import ViewFacts
+from ltd_pipe.labels.views import Replay
 
 IMAGES = torch.randint(
     0, 256, (16, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8

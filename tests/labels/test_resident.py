@@ -6,7 +6,7 @@ import torch
 
 from ltd_pipe.errors import StoreError
 from ltd_pipe.labels import SoftLabels
-from ltd_pipe.labels.dataset import LabelsOnDevice
+from ltd_pipe.labels.resident import LabelsOnDevice
 from ltd_pipe.labels.softmax import expand, largest, soften
 
 CPU = torch.device("cpu")
