@@ -7,7 +7,6 @@ a signed integer, since FFCV has no unsigned one.
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -31,15 +30,7 @@ if TYPE_CHECKING:
     from ltd_pipe.images.survey import Survey
     from ltd_pipe.params import PrepareParams
 
-
-# --- A beton's own numbers, held against its size before anything is read by them.
-#
-# FFCV believes what a file says: a count decides how much memory is taken, and an image's place
-# and length how many bytes compiled code copies into a buffer. Whoever makes a beton can make a
-# manifest that goes with it, so that the manifest's hash is no protection here.
-
-
-# FFCV 1.0.2's own, which take numba, OpenCV and torch to import: ffcv.types.
+# FFCV 1.0.2's own types, which take numba, OpenCV and torch to import: ffcv.types.
 VERSION = 2
 PAGE_SIZES = (2**21, 2**32)
 TYPE_IDS = {1: "IntField", 2: "RGBImageField"}
@@ -61,21 +52,116 @@ _IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_
 SAMPLE = np.dtype([("f0", _IMAGE), ("f1", "<i8"), ("f2", "<i8"), ("f3", "<i8")], align=True)
 
 FIELDS = ("image", "label", "index", "sample_hash")
-_TYPES = dict.fromkeys(FIELDS, "IntField") | {"image": "RGBImageField"}
 # FFCV's IMAGE_MODES, which is a compiled dictionary that takes a second to ask.
 _MODES = {"jpeg": 0, "raw": 1}
-_REMEDY = "Run 'ltd-pipe prepare' again."
+_REMEDY = "Run 'ltd-pipe prepare' again, or copy beton and manifest together."
+
+
+@dataclass(frozen=True)
+class Beton:
+    """A beton whose bytes are those that its manifest tells of.
+
+    Attributes
+    ----------
+    path : Path
+    manifest : Manifest
+    labels : ndarray of shape (N,), dtype int32
+    sample_hash : ndarray of shape (N,), dtype uint64
+    """
+
+    path: Path
+    manifest: Manifest
+    labels: NDArray[np.int32]
+    sample_hash: NDArray[np.uint64]
+
+
+def open_beton(path: Path) -> Beton:
+    """Open a beton after checking all of it against its manifest.
+
+    Raises
+    ------
+    MissingError, DataError
+        When it is not there, is no beton, is truncated or altered, has other fields, or its
+        manifest is another one's.
+    """
+    if not path.exists():
+        raise MissingError(path, "no such file", remedy="Run 'ltd-pipe prepare' first.")
+    if not path.is_file():
+        raise DataError(path, "is not a beton", expected="a file")
+    refuse_pointer(path, path, DataError)
+    manifest = Manifest.beside(path)
+
+    def refused(what: str, expected: object = None, found: object = None) -> DataError:
+        return DataError(path, what, expected=expected, found=found, remedy=_REMEDY)
+
+    if (size := path.stat().st_size) != manifest.size:
+        what = "is truncated" if size < manifest.size else "has another size"
+        raise refused(what, f"{manifest.size:,} bytes", f"{size:,}")
+    if (sha256 := sha256_file(path)) != manifest.sha256:
+        what = "its bytes are not those that were written: SHA-256"
+        raise refused(what, manifest.sha256[:16], sha256[:16])
+    samples = read_samples(path, manifest)
+    labels, hashes = samples["f1"].astype(np.int32), samples["f3"].astype(np.int64).view(np.uint64)
+    if not np.array_equal(samples["f2"], np.arange(len(labels))):
+        raise refused("its indices are not 0, 1, 2, …")
+    least, most = int(samples["f1"].min()), int(samples["f1"].max())
+    if least < -1 or most >= manifest.num_classes:
+        raise refused("a label names no class", f"-1…{manifest.num_classes - 1}", f"{least}…{most}")
+    found = fingerprint(manifest.class_names, labels, hashes)
+    if found != manifest.fingerprint:
+        what = "its manifest is another beton's: fingerprint"
+        raise refused(what, manifest.fingerprint[:16], found[:16])
+    return Beton(path, manifest, labels, hashes)
+
+
+def hashes_of(path: Path, trained: str) -> NDArray[np.uint64] | None:
+    """The hashes of a beton's images, if it is there and holds those of this fingerprint.
+
+    Its pixels are not read: of a large one that would take minutes.
+    """
+    try:
+        manifest = Manifest.beside(path)
+        if not path.is_file() or manifest.fingerprint != trained:
+            return None
+        samples = read_samples(path, manifest)
+    except DataError:
+        return None
+    hashes: NDArray[np.uint64] = samples["f3"].astype(np.int64).view(np.uint64)
+    labels = samples["f1"].astype(np.int32)
+    return hashes if fingerprint(manifest.class_names, labels, hashes) == trained else None
+
+
+def require_one_preparation(train: Beton, test: Beton) -> None:
+    """Refuse a test beton that was not written together with the training one.
+
+    Raises
+    ------
+    DataError
+        When one is of another run of `prepare`, which was killed or of which one file was copied.
+    """
+    ours, theirs = train.manifest.preparation, test.manifest.preparation
+    if ours != theirs:
+        raise DataError(
+            test.path,
+            "is of another preparation than the training images",
+            expected=f"{ours[:12]} as {train.path}" if ours else f"none, as {train.path}",
+            found=theirs[:12] if theirs else "none",
+            remedy="Run 'ltd-pipe prepare --force' again.",
+        )
 
 
 def read_samples(path: Path, manifest: Manifest) -> Any:
-    """Read the table of samples.
+    """Read the table of samples, and hold a beton's own numbers against its size and manifest.
+
+    FFCV believes what a file says: a count decides how much memory is taken, and an image's place
+    and length how many bytes compiled code copies into a buffer. Whoever makes a beton can make a
+    manifest that goes with it, so that the manifest's hash is no protection here.
 
     Parameters
     ----------
     path : Path
         A beton of the size that the manifest tells.
     manifest : Manifest
-        Its manifest.
 
     Returns
     -------
@@ -93,8 +179,20 @@ def read_samples(path: Path, manifest: Manifest) -> Any:
         head = handle.read(start)
     _require(path, len(head) == start, "is shorter than FFCV's header")
     header = np.frombuffer(head, HEADER, 1)[0]
-    _require_ours(path, header, manifest)
-    _require_fields(path, np.frombuffer(head, FIELD, len(FIELDS), HEADER.itemsize))
+    described = [int(header[name]) for name in ("version", "num_fields", "num_samples")]
+    expected = [VERSION, len(FIELDS), manifest.num_samples]
+    what = f"version, fields and samples: expected {expected}, found {described}"
+    _require(path, described == expected, what)
+    page = int(header["page_size"])
+    sound = PAGE_SIZES[0] <= page < PAGE_SIZES[1] and page.bit_count() == 1
+    _require(path, sound, f"page size {page}")
+    fields = [
+        (bytes(row["name"]).rstrip(b"\0"), TYPE_IDS.get(int(row["type_id"])))
+        for row in np.frombuffer(head, FIELD, len(FIELDS), HEADER.itemsize)
+    ]
+    types = ["RGBImageField", *["IntField"] * 3]
+    expected_fields = [*zip(map(str.encode, FIELDS), types, strict=True)]
+    _require(path, fields == expected_fields, f"it has other fields: found {fields}")
 
     # Python's integers do not overflow.
     count, table = manifest.num_samples, int(header["alloc_table_ptr"])
@@ -103,8 +201,15 @@ def read_samples(path: Path, manifest: Manifest) -> Any:
     _require(path, whole, "its tables do not fit into the file")
     samples = np.fromfile(path, SAMPLE, count, offset=start)
     places = np.fromfile(path, PLACE, count, offset=table)
-    _require_places(path, samples["f0"]["data_ptr"], places, (begin, table))
-    _require_images(path, samples["f0"], places["size"], manifest)
+    _require_places(path, samples["f0"]["data_ptr"], places, np.uint64(begin), np.uint64(table))
+    image, (_, height, width) = samples["f0"], manifest.shape
+    mode = (image["mode"] == _MODES[manifest.encoding]).all()
+    _require(path, mode, f"an image is not encoded as {manifest.encoding}")
+    same = (image["height"] == height).all() and (image["width"] == width).all()
+    if manifest.encoding == "raw":
+        # FFCV copies as many bytes as the file says into a buffer of this size.
+        same = same and (places["size"] == 3 * height * width).all()
+    _require(path, same, f"an image is not of {width}×{height} pixels")
     return samples
 
 
@@ -113,66 +218,25 @@ def _require(path: Path, fulfilled: bool | np.bool_, what: str) -> None:
         raise DataError(path, f"is not a beton of ours: {what}", remedy=_REMEDY)
 
 
-def _require_ours(path: Path, header: Any, manifest: Manifest) -> None:
-    told = (int(header["version"]), int(header["num_fields"]), int(header["num_samples"]))
-    expected = (VERSION, len(FIELDS), manifest.num_samples)
-    if told != expected:
-        raise DataError(
-            path,
-            "is not a beton of ours: version, fields and samples",
-            expected=expected,
-            found=told,
-            remedy=_REMEDY,
-        )
-    page = int(header["page_size"])
-    sound = PAGE_SIZES[0] <= page < PAGE_SIZES[1] and page.bit_count() == 1
-    _require(path, sound, f"page size {page}")
-
-
-def _require_fields(path: Path, descriptions: Any) -> None:
-    found = {
-        bytes(row["name"]).rstrip(b"\0").decode(errors="replace"): TYPE_IDS.get(
-            int(row["type_id"]), "unknown"
-        )
-        for row in descriptions
-    }
-    # As lists: the order counts too.
-    if list(found.items()) != list(_TYPES.items()):
-        raise DataError(path, "has other fields", expected=_TYPES, found=found, remedy=_REMEDY)
-
-
 def _require_places(
-    path: Path, pointers: NDArray[np.uint64], places: Any, region: tuple[int, int]
+    path: Path, pointers: NDArray[np.uint64], places: Any, begin: np.uint64, end: np.uint64
 ) -> None:
     """Each image has one place, between the two tables."""
-    begin, end = (np.uint64(edge) for edge in region)
     order = np.argsort(places["ptr"], kind="stable")
     starts, sizes = places["ptr"][order], places["size"][order]
-    _require(path, (sizes <= end).all() and (starts <= end).all(), "an image is not in the file")
-    # Both are below the file's size now, so that their sum does not overflow.
-    inside = (starts >= begin).all() and (starts + sizes <= end).all()
+    # The first two first: both are below the file's size then, and their sum does not overflow.
+    inside = (sizes <= end).all() and (starts <= end).all()
+    inside = inside and (starts >= begin).all() and (starts + sizes <= end).all()
     _require(path, inside, "an image is not in the file")
     # FFCV looks an image's length up by its place: one that is not listed reads past the table.
     _require(path, (starts[1:] > starts[:-1]).all(), "two images have one place")
     _require(path, np.array_equal(np.sort(pointers), starts), "an image has no place")
 
 
-def _require_images(path: Path, image: Any, sizes: Any, manifest: Manifest) -> None:
-    _, height, width = manifest.shape
-    mode = _MODES[manifest.encoding]
-    _require(path, (image["mode"] == mode).all(), f"an image is not encoded as {manifest.encoding}")
-    same = (image["height"] == height).all() and (image["width"] == width).all()
-    _require(path, same, f"an image is not of {width}×{height} pixels")
-    if manifest.encoding == "raw":
-        # FFCV copies as many bytes as the file says into a buffer of this size.
-        exact = (sizes == 3 * math.prod((height, width))).all()
-        _require(path, exact, f"an image is not of {width}×{height} pixels")
-
-
 # --- FFCV, kept from changing this process's threads, and its absence explained.
 
 
-SYSTEM_PACKAGES = {
+_SYSTEM_PACKAGES = {
     "apt": "sudo apt-get install -y libopencv-dev libturbojpeg0-dev pkg-config",
     "dnf": "sudo dnf install -y opencv-devel turbojpeg-devel pkgconf-pkg-config gcc-c++",
     "conda": "conda install -y -c conda-forge opencv libjpeg-turbo pkg-config compilers",
@@ -227,7 +291,7 @@ def require_ffcv() -> None:
                 import ffcv  # noqa: F401
         except Exception as error:  # a missing shared library is an ImportError or an OSError
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            commands = "; ".join(f"{name}: {run}" for name, run in SYSTEM_PACKAGES.items())
+            commands = "; ".join(f"{name}: {run}" for name, run in _SYSTEM_PACKAGES.items())
             raise MachineError(
                 "ffcv",
                 f"cannot be imported ({reason})",
@@ -235,25 +299,13 @@ def require_ffcv() -> None:
             ) from error
 
 
-# --- Betons: FFCV's files of images, written reproducibly and opened with suspicion.
+# --- Writing.
 
 
-@dataclass(frozen=True)
-class Beton:
-    """A beton whose bytes are those that its manifest tells of.
-
-    Attributes
-    ----------
-    path : Path
-    manifest : Manifest
-    labels : ndarray of shape (N,), dtype int32
-    sample_hash : ndarray of shape (N,), dtype uint64
-    """
-
-    path: Path
-    manifest: Manifest
-    labels: NDArray[np.int32]
-    sample_hash: NDArray[np.uint64]
+# FFCV's largest page is below 4 GiB; it holds whole images.
+_MAX_PAGE = 2**31
+# Of each image, in the table of samples that FFCV's processes share.
+_SHARED_BYTES = 40
 
 
 def write_beton(
@@ -301,9 +353,9 @@ def write_betons(
         When the disk refuses; what stood there is untouched.
     """
     require_ffcv()
-    looked = {split: survey(source, progress) for split, source in sources.items()}
+    surveys = {split: survey(source, progress) for split, source in sources.items()}
     usable = {
-        split: without_bad(source, looked[split], skip=params.skip_bad)
+        split: without_bad(source, surveys[split], skip=params.skip_bad)
         for split, source in sources.items()
     }
     sizes = {
@@ -319,10 +371,11 @@ def write_betons(
                 found=f"{width}×{height}",
                 remedy="Pass --image-size to resize them all.",
             )
-    estimates = [_estimate(len(usable[split][0]), *size, params) for split, size in sizes.items()]
-    require_free(next(iter(paths.values())).parent, sum(estimates))
-    largest = max(len(each) for each, _, _ in usable.values())
-    require_shared_memory(next(iter(paths.values())), largest * _SHARED_BYTES)
+    first = next(iter(paths.values()))
+    counts = {split: len(source) for split, (source, _, _) in usable.items()}
+    estimates = [_estimate(counts[split], *size, params) for split, size in sizes.items()]
+    require_free(first.parent, sum(estimates))
+    require_shared_memory(first, max(counts.values()) * _SHARED_BYTES)
     with contextlib.ExitStack() as renamed:
         # The last to be entered are the first to be renamed: the betons.
         texts = {s: renamed.enter_context(staged(manifest_path(paths[s]))) for s in sources}
@@ -331,7 +384,9 @@ def write_betons(
         for split, (source, found, _) in usable.items():
             with writing(paths[split]):
                 _encode(source, found, sizes[split], betons[split], params, progress)
-            train = usable["train"][:2] if split == "test" and "train" in usable else None
+            train = None
+            if split == "test" and "train" in usable:
+                train = usable["train"][0].labels, usable["train"][1].sample_hash
             manifests[split] = Manifest(
                 dataset=source.name,
                 split=split,
@@ -345,50 +400,19 @@ def write_betons(
                 size=betons[split].stat().st_size,
                 one_colour=int(found.one_colour.sum()),
                 turned=int(found.turned.sum()),
-                duplicates=Duplicates.count(
-                    (source.labels, found.sample_hash),
-                    (train[0].labels, train[1].sample_hash) if train else None,
-                ),
+                duplicates=Duplicates.count((source.labels, found.sample_hash), train),
             )
-        if len(manifests) > 1:
-            common = digest({split: manifest.sha256 for split, manifest in manifests.items()})
-            manifests = {
-                split: manifest.model_copy(update={"preparation": common})
-                for split, manifest in manifests.items()
-            }
+        common = digest({split: manifest.sha256 for split, manifest in manifests.items()})
         for split, manifest in manifests.items():
-            texts[split].write_text(json_text(manifest.to_json()), encoding="utf-8")
+            if len(manifests) > 1:
+                manifests[split] = manifest.model_copy(update={"preparation": common})
+            texts[split].write_text(json_text(manifests[split].to_json()), encoding="utf-8")
     return {split: (manifests[split], usable[split][2]) for split in sources}
-
-
-def require_one_preparation(train: Beton, test: Beton) -> None:
-    """Refuse a test beton that was not written together with the training one.
-
-    Raises
-    ------
-    DataError
-        When one is of another run of `prepare`, which was killed or of which one file was copied.
-    """
-    ours, theirs = train.manifest.preparation, test.manifest.preparation
-    if ours != theirs:
-        raise DataError(
-            test.path,
-            "is of another preparation than the training images",
-            expected=f"{ours[:12]} as {train.path}" if ours else f"none, as {train.path}",
-            found=theirs[:12] if theirs else "none",
-            remedy="Run 'ltd-pipe prepare --force' again.",
-        )
-
-
-# Of each image, in the table of samples that FFCV's processes share.
-_SHARED_BYTES = 40
-# FFCV's bounds of a page, which holds whole images: 2 MiB, and below 4 GiB.
-_MIN_PAGE, _MAX_PAGE = 2**21, 2**31
 
 
 def _page_size(height: int, width: int) -> int:
     """The smallest page that wastes at most an eighth: larger ones pad small data sets."""
-    return min(_MAX_PAGE, max(_MIN_PAGE, 1 << (8 * 3 * height * width - 1).bit_length()))
+    return min(_MAX_PAGE, max(PAGE_SIZES[0], 1 << (8 * 3 * height * width - 1).bit_length()))
 
 
 def _estimate(count: int, height: int, width: int, params: PrepareParams) -> int:
@@ -397,8 +421,7 @@ def _estimate(count: int, height: int, width: int, params: PrepareParams) -> int
     pages = -(-count // (page // image))
     # A JPEG of quality 90 takes about a sixth of the raw pixels: a quarter is on the safe side.
     data = pages * page if params.encoding == "raw" else count * image // 4 + page
-    # Per image, 40 bytes in the table of samples and 24 in that of places.
-    return data + 64 * count + page + 2**13
+    return data + count * (SAMPLE.itemsize + PLACE.itemsize) + page + 2**13
 
 
 class _Samples:
@@ -454,94 +477,3 @@ def _encode(
             progress=progress,
         )
         writer.from_indexed_dataset(samples)
-
-
-def open_beton(path: Path) -> Beton:
-    """Open a beton after checking all of it against its manifest.
-
-    Parameters
-    ----------
-    path : Path
-
-    Returns
-    -------
-    Beton
-
-    Raises
-    ------
-    MissingError, DataError
-        When it is not there, is no beton, is truncated or altered, has other fields, or its
-        manifest is another one's.
-    """
-    if not path.exists():
-        raise MissingError(path, "no such file", remedy="Run 'ltd-pipe prepare' first.")
-    if not path.is_file():
-        raise DataError(path, "is not a beton", expected="a file")
-    refuse_pointer(path, path, DataError)
-    manifest = Manifest.beside(path)
-    _require_whole(path, manifest)
-    samples = read_samples(path, manifest)
-    labels = samples["f1"].astype(np.int32)
-    hashes = samples["f3"].astype(np.int64).view(np.uint64)
-    if not np.array_equal(samples["f2"], np.arange(len(labels))):
-        raise DataError(path, "its indices are not 0, 1, 2, …", remedy=_PAIR_REMEDY)
-    if samples["f1"].min() < -1 or samples["f1"].max() >= manifest.num_classes:
-        raise DataError(
-            path,
-            "a label names no class",
-            expected=f"-1…{manifest.num_classes - 1}",
-            found=f"{samples['f1'].min()}…{samples['f1'].max()}",
-            remedy=_PAIR_REMEDY,
-        )
-    expected = fingerprint(manifest.class_names, labels, hashes)
-    if expected != manifest.fingerprint:
-        raise DataError(
-            path,
-            "its manifest is another beton's: fingerprint",
-            expected=manifest.fingerprint[:16],
-            found=expected[:16],
-            remedy=_PAIR_REMEDY,
-        )
-    return Beton(path, manifest, labels, hashes)
-
-
-def hashes_of(path: Path, trained: str) -> NDArray[np.uint64] | None:
-    """The hashes of a beton's images, if it is there and holds those of this fingerprint.
-
-    Its pixels are not read: of a large one that would take minutes.
-    """
-    try:
-        manifest = Manifest.beside(path)
-        if not path.is_file() or manifest.fingerprint != trained:
-            return None
-        samples = read_samples(path, manifest)
-    except DataError:
-        return None
-    hashes: NDArray[np.uint64] = samples["f3"].astype(np.int64).view(np.uint64)
-    labels = samples["f1"].astype(np.int32)
-    same = fingerprint(manifest.class_names, labels, hashes) == trained
-    return hashes if same else None
-
-
-_PAIR_REMEDY = "Run 'ltd-pipe prepare' again, or copy beton and manifest together."
-
-
-def _require_whole(path: Path, manifest: Manifest) -> None:
-    size = path.stat().st_size
-    if size != manifest.size:
-        raise DataError(
-            path,
-            "is truncated" if size < manifest.size else "has another size",
-            expected=f"{manifest.size:,} bytes",
-            found=f"{size:,}",
-            remedy=_PAIR_REMEDY,
-        )
-    found = sha256_file(path)
-    if found != manifest.sha256:
-        raise DataError(
-            path,
-            "its bytes are not those that were written: SHA-256",
-            expected=manifest.sha256[:16],
-            found=found[:16],
-            remedy=_PAIR_REMEDY,
-        )
