@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from ltd_pipe.images.stream import Stream
 
+    # Labels and hashes of a split's images.
+    Split = tuple[NDArray[np.int32], NDArray[np.uint64]]
+
 
 # --- Stored pixels and the unit that models and attacks see.
 
@@ -110,12 +113,9 @@ def fingerprint(
 # --- What a beton holds, as JSON beside it: `train.beton` has `train.beton.json`.
 
 
-if TYPE_CHECKING:
-    Split = tuple[NDArray[np.int32], NDArray[np.uint64]]
-
-
 FORMAT: Final = "ltd-images"
 VERSION: Final = 1
+_REMEDY = "Run 'ltd-pipe prepare' again."
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 # FFCV keeps width and height in 16 bits.
@@ -226,33 +226,37 @@ class Manifest(ImageFacts):
     def beside(cls, beton: Path) -> Manifest:
         """Read the manifest of a beton.
 
-        Parameters
-        ----------
-        beton : Path
-            The beton; its manifest is the file of that name with `.json` added.
-
         Raises
         ------
         DataError
-            When the manifest is missing, is no manifest, or is of a newer version.
+            When it is missing, is no manifest, or is of a newer version.
         """
         where = manifest_path(beton)
         try:
             text = where.read_text(encoding="utf-8")
         except FileNotFoundError as error:
-            raise DataError(
-                beton, f"has no manifest ({where.name})", remedy=_REMEDY_MISSING
-            ) from error
+            remedy = "Copy the two files together, or run 'ltd-pipe prepare' again."
+            raise DataError(beton, f"has no manifest ({where.name})", remedy=remedy) from error
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(
-                where, f"cannot be read ({reason_of(error)})", remedy=_REMEDY
-            ) from error
+            reason = f"cannot be read ({reason_of(error)})"
+            raise DataError(where, reason, remedy=_REMEDY) from error
         refuse_pointer(text.encode(), where, DataError)
-        return cls._parse(text, where)
-
-    @classmethod
-    def _parse(cls, text: str, where: Path) -> Manifest:
-        _require_known_version(text, where)
+        # Before the other keys: a newer version may have keys that this one does not know.
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise DataError(where, f"is not JSON ({reason_of(error)})", remedy=_REMEDY) from error
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise DataError(where, f"is not a manifest of format '{FORMAT}'", remedy=_REMEDY)
+        version = content.get("version")
+        if isinstance(version, int) and version > VERSION:
+            raise DataError(
+                where,
+                "was written by a newer ltd-pipe",
+                expected=f"version {VERSION}",
+                found=version,
+                remedy="Update ltd-pipe.",
+            )
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
@@ -269,26 +273,3 @@ class Manifest(ImageFacts):
         """Plain values, what names the format first."""
         content = self.model_dump(mode="json", exclude_none=True)
         return {key: content.pop(key) for key in ("format", "version")} | content
-
-
-_REMEDY = "Run 'ltd-pipe prepare' again."
-_REMEDY_MISSING = "Copy the two files together, or run 'ltd-pipe prepare' again."
-
-
-def _require_known_version(text: str, where: Path) -> None:
-    # Before the other keys: a newer version may have keys that this one does not know.
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(where, f"is not JSON ({reason_of(error)})", remedy=_REMEDY) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise DataError(where, f"is not a manifest of format '{FORMAT}'", remedy=_REMEDY)
-    version = content.get("version")
-    if isinstance(version, int) and version > VERSION:
-        raise DataError(
-            where,
-            "was written by a newer ltd-pipe",
-            expected=f"version {VERSION}",
-            found=version,
-            remedy="Update ltd-pipe.",
-        )

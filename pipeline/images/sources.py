@@ -7,10 +7,11 @@ import copy
 import io
 import os
 import unicodedata
+from abc import ABC, abstractmethod
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -50,7 +51,7 @@ def validation_mask(sample_hash: NDArray[np.uint64], fraction: float) -> NDArray
     return draw < np.uint64(int(fraction * 2**64))
 
 
-# --- Where images come from: scikit-learn's digits, CIFAR, or a folder of images.
+# --- Where images come from.
 
 
 Split = Literal["train", "test"]
@@ -69,62 +70,55 @@ OF_OTHERS = frozenset({"@eaDir", "#recycle", "__MACOSX", "$RECYCLE.BIN"})
 _TEST_FOLDERS = ("test", "val", "validation")
 
 
-class Source(Protocol):
-    """Labelled images in a fixed order."""
-
-    @property
-    def name(self) -> str:
-        """The data set's name."""
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the K classes."""
-
-    @property
-    def labels(self) -> NDArray[np.int32]:
-        """Class of each image, shape (N,); -1 where unknown."""
-
-    @property
-    def notes(self) -> list[str]:
-        """What the user should know of them, in lines."""
-
-    def __len__(self) -> int:
-        """Number of images."""
-
-    def where(self, i: int) -> str:
-        """Image i as the user knows it."""
-
-    def raw(self, i: int) -> bytes | NDArray[np.uint8]:
-        """What image i's hash is taken over: its file's bytes, or its pixels."""
-
-    def decode(self, i: int) -> NDArray[np.uint8]:
-        """Image i as RGB of shape (H, W, 3); raises DataError when it is unreadable."""
-
-    def take(self, keep: NDArray[np.int64]) -> Source:
-        """The same images without those that are not in `keep`."""
-
-
-@dataclass(frozen=True)
-class ArraySource:
-    """Images that are in memory as pixels.
+class Source(ABC):
+    """Labelled images in a fixed order.
 
     Attributes
     ----------
     name : str
+        The data set's.
     class_names : tuple of str
-    images : ndarray of shape (N, H, W) or (N, H, W, 3), dtype uint8
+        K names.
     labels : ndarray of shape (N,), dtype int32
+        Class of each image; -1 where unknown.
     notes : list of str
+        What the user should know of them, in lines.
     """
+
+    name: str
+    class_names: tuple[str, ...]
+    labels: NDArray[np.int32]
+    notes: list[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def where(self, i: int) -> str:
+        """Image i as the user knows it."""
+
+    @abstractmethod
+    def raw(self, i: int) -> bytes | NDArray[np.uint8]:
+        """What image i's hash is taken over: its file's bytes, or its pixels."""
+
+    @abstractmethod
+    def decode(self, i: int) -> NDArray[np.uint8]:
+        """Image i as RGB of shape (H, W, 3); raises DataError when it is unreadable."""
+
+    @abstractmethod
+    def take(self, keep: NDArray[np.int64]) -> Source:
+        """The same images without those that are not in `keep`."""
+
+
+@dataclass
+class ArraySource(Source):
+    """Images that are in memory as pixels, of shape (N, H, W) or (N, H, W, 3), dtype uint8."""
 
     name: str
     class_names: tuple[str, ...]
     images: NDArray[np.uint8]
     labels: NDArray[np.int32]
     notes: list[str] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def where(self, i: int) -> str:
         """Name and number."""
@@ -142,10 +136,10 @@ class ArraySource:
 
     def take(self, keep: NDArray[np.int64]) -> ArraySource:
         """See `Source.take`."""
-        return ArraySource(self.name, self.class_names, self.images[keep], self.labels[keep])
+        return replace(self, images=self.images[keep], labels=self.labels[keep])
 
 
-class FolderSource:
+class FolderSource(Source):
     """One folder per class, as in torchvision's ImageFolder; by class, then by sorted paths.
 
     Links are followed, to files and to folders. What is left out is counted by its reason: other
@@ -197,14 +191,14 @@ class FolderSource:
         _require_images(folder, names, groups, left)
         if left.total():
             self.notes.append(f"left out of {folder}: {_listed(left)}")
-        self.folder = folder
-        self.name, self.split = _name_and_split(folder.resolve())
+        self.folder, real = folder, folder.resolve()
+        self.split: Split = "test" if real.name in _TEST_FOLDERS else "train"
+        # photos/train is the data set photos, so that its labels are those of photos' beton.
+        part_of = real.name in {"train", *_TEST_FOLDERS}
+        self.name = real.parent.name if part_of else real.name
         self.class_names = names
         self.paths = [path for group in groups for path in group]
         self.labels = np.repeat(numbers, [len(group) for group in groups]).astype(np.int32)
-
-    def __len__(self) -> int:
-        return len(self.paths)
 
     def where(self, i: int) -> str:
         """The file's path."""
@@ -232,7 +226,16 @@ def _class_folders(folder: Path, left: Counter[str]) -> tuple[dict[str, Path], l
     folders, images = _entries(folder, left)
     found = {path.name: path for path in sorted(folders, key=lambda path: path.name)}
     for name in found:
-        _require_plain_name(folder, name)
+        # It becomes a class's name, which is printed and stands in every store's metadata.
+        utf8 = name == name.encode(errors="ignore").decode()
+        if not utf8 or any(unicodedata.category(letter) == "Cc" for letter in name):
+            wrong = "has a control character" if utf8 else "is not UTF-8"
+            raise DataError(
+                folder,
+                f"a class folder's name {wrong}",
+                found=ascii(name),
+                remedy="Rename it.",
+            )
     if len({nfc(name) for name in found}) < len(found):
         same = next(name for name in found if name != nfc(name) and nfc(name) in found)
         raise DataError(
@@ -296,23 +299,6 @@ def _listed(left: Counter[str]) -> str:
     return ", ".join(shown + ([f"{rest:,} others"] if rest else []))
 
 
-def _require_plain_name(folder: Path, name: str) -> None:
-    """It becomes a class's name, which is printed and stands in every store's metadata."""
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            folder, "a class folder's name is not UTF-8", found=ascii(name), remedy="Rename it."
-        ) from error
-    if any(unicodedata.category(letter) == "Cc" for letter in name):
-        raise DataError(
-            folder,
-            "a class folder's name has a control character",
-            found=ascii(name),
-            remedy="Rename it.",
-        )
-
-
 def _require_folder(folder: Path, remedy: str = "") -> None:
     if not folder.exists():
         raise MissingError(folder, "no such folder", remedy=remedy)
@@ -357,12 +343,6 @@ def _require_images(
         )
 
 
-def _name_and_split(folder: Path) -> tuple[str, Split]:
-    # photos/train is the data set photos, so that its labels are those of photos' beton.
-    split: Split = "test" if folder.name in _TEST_FOLDERS else "train"
-    return (folder.parent.name if folder.name in {"train", *_TEST_FOLDERS} else folder.name), split
-
-
 def open_source(params: PrepareParams, split: Split) -> Source:
     """Open one split of the data set that the parameters name.
 
@@ -388,33 +368,31 @@ def _folder(root: Path, split: Split) -> FolderSource:
     layout = "Give prepare.path the folder that holds train/CLASS/ and test/CLASS/."
     _require_folder(root, layout)
     _require_folder(root / "train", layout)
-    train = FolderSource(root / "train")
-    if split == "train":
-        part = train
-    else:
-        names = [name for name in _TEST_FOLDERS if (root / name).is_dir()]
-        if not names:
-            raise MissingError(root, "has no test images", expected="test/ or val/ beside train/")
-        part = _test_folder(root, names, train.class_names)
+    part = FolderSource(root / "train")
+    if split == "test":
+        part = _test_folder(root, part.class_names)
     part.name = root.resolve().name
     return part
 
 
-def _test_folder(root: Path, names: list[str], classes: tuple[str, ...]) -> FolderSource:
+def _test_folder(root: Path, classes: tuple[str, ...]) -> FolderSource:
     """The first that has the training images' classes: a flat test/ often stands beside val/."""
-    found = {name: _class_folders(root / name, Counter())[0] for name in names}
-    same = [name for name in names if {*map(nfc, found[name])} == {*map(nfc, classes)}]
-    taken = (same or [name for name in names if found[name]] or names)[0]
-    part = FolderSource(root / taken, classes)
+    folders = [root / name for name in _TEST_FOLDERS if (root / name).is_dir()]
+    if not folders:
+        raise MissingError(root, "has no test images", expected="test/ or val/ beside train/")
+    found = {folder: {*map(nfc, _class_folders(folder, Counter())[0])} for folder in folders}
+    same = [folder for folder in folders if found[folder] == {*map(nfc, classes)}]
+    taken = (same or [folder for folder in folders if found[folder]] or folders)[0]
+    part = FolderSource(taken, classes)
     others = [
-        f"{root / name}, which has {'other' if found[name] else 'no'} classes"
-        if name not in same
-        else str(root / name)
-        for name in names
-        if name != taken
+        str(folder)
+        if folder in same
+        else f"{folder}, which has {'other' if found[folder] else 'no'} classes"
+        for folder in folders
+        if folder != taken
     ]
     if others:
-        line = f"test images are those of {root / taken}, not of {' and '.join(others)}"
+        line = f"test images are those of {taken}, not of {' and '.join(others)}"
         part.notes.insert(0, line)
     return part
 
@@ -446,27 +424,21 @@ def _cifar(params: PrepareParams, split: Split) -> ArraySource:
         with contextlib.redirect_stdout(io.StringIO()):
             content = kind(str(root), train=split == "train", download=params.download)
     except Exception as error:  # a download fails in many ways, a corrupt archive in another
-        raise _cifar_refused(params, root, there, error) from error
+        reason = reason_of(error)
+        archive = "Put torchvision's archive there"
+        if there:
+            raise DataError(
+                root,
+                f"{params.dataset} is damaged or incomplete ({reason})",
+                remedy="Remove it and put torchvision's archive there again.",
+            ) from error
+        if params.download:
+            raise MissingError(
+                root,
+                f"{params.dataset} is not there and cannot be downloaded ({reason})",
+                remedy=f"{archive}, or try again when there is a connection.",
+            ) from error
+        remedy = f"{archive}, or set prepare.download: true."
+        raise MissingError(root, f"{params.dataset} is not there", remedy=remedy) from error
     labels = np.asarray(content.targets, dtype=np.int32)
     return ArraySource(params.dataset, tuple(content.classes), content.data, labels)
-
-
-def _cifar_refused(params: PrepareParams, root: Path, there: bool, error: Exception) -> Exception:
-    reason = reason_of(error)
-    if there:
-        return DataError(
-            root,
-            f"{params.dataset} is damaged or incomplete ({reason})",
-            remedy="Remove it and put torchvision's archive there again.",
-        )
-    if params.download:
-        return MissingError(
-            root,
-            f"{params.dataset} is not there and cannot be downloaded ({reason})",
-            remedy="Put torchvision's archive there, or try again when there is a connection.",
-        )
-    return MissingError(
-        root,
-        f"{params.dataset} is not there",
-        remedy="Put torchvision's archive there, or set prepare.download: true.",
-    )

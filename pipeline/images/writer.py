@@ -25,8 +25,6 @@ from ltd_pipe.errors import WriteError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["BetonWriter"]
-
 
 class BetonWriter(DatasetWriter):  # type: ignore[misc]
     """Writes an indexable data set; see `ffcv.writer.DatasetWriter`.
@@ -128,18 +126,15 @@ class BetonWriter(DatasetWriter):  # type: ignore[misc]
             try:
                 parts.append(allocations.get(timeout=0.2))
             except queue.Empty:
-                self._require_alive(workers)
+                dead = [worker.exitcode for worker in workers if worker.exitcode not in {None, 0}]
+                if dead:
+                    raise WriteError(
+                        self.fname,
+                        f"a writing process died (exit code {dead[0]})",
+                        remedy="Its message is above; run it again with workers: 1.",
+                    ) from None
             now = int(done.value)
             if self._progress and now > told:
                 self._progress(now - told)
             told = now
         return [entry for part in parts for entry in part]
-
-    def _require_alive(self, workers: list[Process]) -> None:
-        dead = [worker.exitcode for worker in workers if worker.exitcode not in {None, 0}]
-        if dead:
-            raise WriteError(
-                self.fname,
-                f"a writing process died (exit code {dead[0]})",
-                remedy="Its message is above; run it again with workers: 1.",
-            )
