@@ -59,7 +59,6 @@ def card(
       ltd-pipe card student/model.safetensors --metrics data/metrics.json \\
           --out student/README.md
     """
-    from ltd_pipe.evaluation.results import evaluation_beside
     from ltd_pipe.export.card import format_card, gather_card
     from ltd_pipe.publish import write_text
 
@@ -68,8 +67,6 @@ def card(
     inputs = [path for path in (checkpoint, metrics, audit) if path is not None]
     refuse_overlap(out, *inputs)
     refuse_existing(out, force=force, kind=CARD)
-    if metrics is not None and evaluation is None:
-        evaluation = evaluation_beside(metrics)
     if metrics is not None and audit is None:
         audit = _audit_beside(metrics, checkpoint)
     facts = gather_card(
@@ -83,7 +80,7 @@ def card(
     text = format_card(facts)
     write_text(out, text)
     click.echo(f"{out}: {len(text.splitlines())} lines.")
-    for what, given in (("accuracy", facts.measured), ("gradient masking", facts.audit)):
+    for what, given in (("accuracy", facts.evaluation), ("gradient masking", facts.audit)):
         if given is None:
             click.echo(f"not in it: {what}", err=True)
 

@@ -43,10 +43,10 @@ def find_metrics(name: str, folder: Path, more: tuple[str, ...] = ()) -> Path:
     MissingError
         When it is nothing of that.
     """
-    from ltd_pipe.report.compare import metrics_in
+    from ltd_pipe.report import runs
 
     if Path(name).exists():
-        return metrics_in(Path(name))
+        return runs.find_metrics(Path(name))
     _fetch(name, folder, more)
     return folder / _METRICS
 

@@ -151,8 +151,7 @@ def _report_pair(
     params: Params, pair: tuple[str, str], out: Path, *, force: bool, as_json: bool
 ) -> None:
     from ltd_pipe.publish import write_text
-    from ltd_pipe.report.pair import gather_pair, render_pair
-    from ltd_pipe.report.verdict import judge_pair
+    from ltd_pipe.report.pair import gather_pair, judge_pair, render_pair
 
     refuse_existing(out, force=force, kind=PAGE)
     with tempfile.TemporaryDirectory() as folder:
@@ -164,17 +163,24 @@ def _report_pair(
         facts = gather_pair(params.report.title, a, b)
     write_text(out, render_pair(facts))
     verdict = judge_pair(facts)
-    _print(out, vars(verdict) | {"missing": facts.missing}, as_json=as_json)
+    content = {
+        "headline": verdict.headline,
+        "sentence": verdict.sentence,
+        "scope": verdict.scope,
+        "caveats": verdict.caveats,
+        "missing": facts.missing,
+    }
+    _print(out, content, as_json=as_json)
 
 
 def _tell(facts: Facts, out: Path, *, as_json: bool) -> None:
-    from ltd_pipe.report.verdict import judge_student
+    from ltd_pipe.report.facts import judge_student, masking_text
 
     verdict = judge_student(facts)
     content = {
         "headline": verdict.headline,
         "sentence": verdict.sentence,
-        "gradient_masking": verdict.masking,
+        "gradient_masking": masking_text(facts.audit),
         "caveats": verdict.caveats,
         "missing": facts.missing,
     }

@@ -36,12 +36,10 @@ from ltd_pipe.errors import (
     WriteError,
     install_extra,
 )
-from ltd_pipe.evaluation.results import parse_result
 from ltd_pipe.models.checkpoint import fit, load_classifier
-from ltd_pipe.models.facts import read_facts
 from ltd_pipe.models.registry import build, own_network, timm_options, torchvision_options
 from ltd_pipe.publish import staged, staged_folder, write_json, write_text
-from ltd_pipe.report.runs import RunFacts
+from ltd_pipe.report.runs import read_checkpoint
 from ltd_pipe.text import one_line
 
 if TYPE_CHECKING:
@@ -247,8 +245,8 @@ def export_facts(checkpoint: Path) -> dict[str, Any]:
     MissingError, CheckpointError, ResultError
         When it is not there, or does not say what it is.
     """
-    header = read_facts(checkpoint)
-    run = parse_result(header, RunFacts, checkpoint, "ltd-pipe train")
+    model = read_checkpoint(checkpoint, "checkpoint")
+    run = model.facts
     versions, kind = provenance.software(), run.params.get("label_kind")
     labels = None if kind is None else {"kind": kind}
     if run.labels is not None:
@@ -259,8 +257,8 @@ def export_facts(checkpoint: Path) -> dict[str, Any]:
     return {
         "format": "ltd-export",
         "version": 1,
-        "checkpoint_sha256": provenance.sha256_file(checkpoint),
-        "weights_sha256": header["weights_sha256"],
+        "checkpoint_sha256": model.sha256,
+        "weights_sha256": run.weights_sha256,
         "architecture": run.architecture,
         "class_names": list(run.class_names),
         "input": {
@@ -268,8 +266,8 @@ def export_facts(checkpoint: Path) -> dict[str, Any]:
             "dtype": "float32",
             "range": [0, 1],
             # Inside, so that nobody has to apply them.
-            "mean": list(header["mean"]),
-            "std": list(header["std"]),
+            "mean": list(run.mean),
+            "std": list(run.std),
         },
         "temperature": run.temperature,
         "threat_model": run.threat_model,

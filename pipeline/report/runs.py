@@ -1,11 +1,15 @@
-"""What a training run left: its checkpoint's facts, its curves, its times."""
+"""What a model's stages left: its evaluation, and its training's checkpoint, curves and times.
+
+Report, `ltd-pipe compare` and the card read them here. Numbers of one model are never shown with
+what is known of another: files that say which checkpoint they are of are held against it.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,9 +18,16 @@ from pydantic import Field, model_validator
 from ltd_pipe.errors import MissingError, ResultError
 from ltd_pipe.evaluation.results import (
     ON_TRAINING,
+    SAMPLES_FILE,
+    ClassScore,
     Document,
+    EpsPoint,
+    Metrics,
+    Reliability,
+    Samples,
     Score,
     Settings,
+    evaluation_beside,
     on_training,
     parse_result,
     read_by_eps,
@@ -25,6 +36,7 @@ from ltd_pipe.evaluation.results import (
     read_per_class,
     read_reliability,
     read_result,
+    read_samples,
     read_settings,
 )
 from ltd_pipe.evaluation.statistics import Share  # noqa: TC001  pydantic reads it
@@ -33,32 +45,21 @@ from ltd_pipe.provenance import sha256_file
 from ltd_pipe.text import differences
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from ltd_pipe.evaluation.results import ClassScore, EpsPoint, Metrics, Reliability
-
-
-# --- How numbers are put into words, the same everywhere on the page.
-
-
 _NBSP = "\u00a0"
+NOT_RECORDED = "not recorded"
+
+# ---------------------------------------------------------------- numbers in words
+
 # With fewer images the second decimal of a percentage is finer than one image.
 _FINE = 5_000
 
 
 def percent_text(share: float, n: int) -> str:
-    """A share of n images as a percentage, no finer than n allows.
-
-    Parameters
-    ----------
-    share : float
-        In [0, 1].
-    n : int
-        Number of images.
-    """
+    """A share of n images as a percentage, no finer than n allows."""
     return f"{_digits(share, n)}{_NBSP}%"
 
 
@@ -72,7 +73,7 @@ def _digits(share: float, n: int) -> str:
 
 
 def norm_text(norm: str) -> str:
-    """A norm of metrics.json."""
+    """`L∞` or `L2`."""
     return {"linf": "L∞", "l2": "L2"}[norm]
 
 
@@ -99,245 +100,38 @@ def phrase(items: list[str]) -> str:
     return f"{', '.join(items[:-1])} and {items[-1]}"
 
 
-# --- Under what an accuracy was measured, and why two of them cannot be compared.
+# ---------------------------------------------------------------- evaluations
 
-
+_METRICS = "metrics.json"
+# Before AutoAttack's own flags, among the warnings of metrics.json.
+_OF_AUTOATTACK = "AutoAttack: "
+# The number of the images that stood under every attack of the list.
 _TOGETHER = "all_attacks"
 
 
 @dataclass(frozen=True)
-class Conditions:
-    """What decides the accuracies of an evaluation.
-
-    Attributes
-    ----------
-    norm : str
-    eps : float
-        Pixel units.
-    quick : bool
-        It was a first look.
-    decides : mapping of str to dict
-        What decides each attack's number, by its key with `_` for `-`; plain values. Evaluations
-        of before have none.
-    attacks : tuple
-        What they say once for all attacks but AutoAttack.
-    autoattack_version : str or None
-    """
-
-    norm: str
-    eps: float
-    quick: bool
-    decides: Mapping[str, dict[str, Any]]
-    attacks: tuple[Any, ...]
-    autoattack_version: str | None
-
-
-def unlike(attack: str, mine: Conditions, theirs: Conditions) -> str:
-    """Why two accuracies under one attack cannot be compared, or nothing.
-
-    Parameters
-    ----------
-    attack : str
-        Its key; `clean` is none, and always alike.
-    mine, theirs : Conditions
-        On the same test images.
-    """
-    if attack == "clean":
-        return ""
-    if (mine.norm, mine.eps) != (theirs.norm, theirs.eps):
-        return f"{mine.norm} {mine.eps:.4g} against {theirs.norm} {theirs.eps:.4g}"
-    if mine.quick != theirs.quick:
-        return "one is a first look"
-    key = attack.replace("-", "_")
-    if key == _TOGETHER:
-        return _unlike_sets(mine.decides, theirs.decides)
-    return _unlike_attacks(key, mine, theirs)
-
-
-def _unlike_sets(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    # The number is of the images that stood under every attack of the list: its own row says no
-    # more than the threat.
-    if not mine or not theirs:
-        return "the attacks behind it are not recorded"
-    keys = [key for key in {**mine, **theirs} if key != _TOGETHER]
-    unequal = [key for key in keys if mine.get(key) != theirs.get(key)]
-    return f"other attacks ({', '.join(unequal)})" if unequal else ""
-
-
-def _unlike_attacks(key: str, mine: Conditions, theirs: Conditions) -> str:
-    if key in mine.decides and key in theirs.decides:
-        found = differences(theirs.decides[key], mine.decides[key])
-        unequal = [name for name, _, _ in found]
-        return f"other settings ({', '.join(unequal)})" if unequal else ""
-    # Evaluations of before say it once for all attacks.
-    if key == "autoattack":
-        same = mine.autoattack_version == theirs.autoattack_version
-        return "" if same else "another version of AutoAttack"
-    return "" if mine.attacks == theirs.attacks else "other settings"
-
-
-# --- An evaluation with whatever attacks it has: metrics.json, and what its settings say.
-
-
-# The score that is of corrupted images, not of attacked ones.
-CORRUPTION = "corruption"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """An evaluation.
-
-    Attributes
-    ----------
-    n : int
-        Test images.
-    norm : str
-    eps : float
-        Radius, pixel units.
-    quick : bool
-        It was a first look.
-    scores : dict of str to Score
-        By what they are called in metrics.json without `_accuracy`, `clean` first.
-    after : dict of str to float
-        What AutoAttack's attacks left, in the order they ran.
-    calibration_error : float or None
-    not_measured : tuple of str
-        What the evaluation itself says that it left out.
-    settings : Settings
-    names : dict of str to str
-        What people call an attack, where the evaluation says so.
-    decides : dict of str to dict
-        What decides an attack's number, likewise; plain values.
-    checkpoint_sha256 : str or None
-        Of the checkpoint that was measured; None where the evaluation does not say.
-    warnings : tuple of str
-        What makes the numbers doubtful.
-    """
-
-    n: int
-    norm: str
-    eps: float
-    quick: bool
-    scores: dict[str, Score]
-    after: dict[str, float]
-    calibration_error: float | None
-    not_measured: tuple[str, ...]
-    settings: Settings
-    names: dict[str, str] = field(default_factory=dict)
-    decides: Mapping[str, dict[str, Any]] = field(default_factory=dict)
-    checkpoint_sha256: str | None = None
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def conditions(self) -> Conditions:
-        """What decides the accuracies."""
-        threat, settings = (self.norm, self.eps, self.quick), self.settings
-        return Conditions(*threat, self.decides, settings.attacks, settings.autoattack_version)
-
-    def warning_lines(self, name: str) -> list[str]:
-        """What the evaluation warns of, each line with the model's name."""
-        return warning_lines(name, self.warnings, self.settings.flags)
-
-
-def read_measured(metrics: Path, evaluation: Path) -> Measured:
-    """Read an evaluation.
-
-    Parameters
-    ----------
-    metrics : Path
-        metrics.json.
-    evaluation : Path
-        Folder of its settings.json.
-
-    Raises
-    ------
-    MissingError
-        When one of them is not there.
-    ResultError
-        When one is damaged, an accuracy is outside its interval, or the two are of different
-        evaluations.
-    """
-    found = read_metrics(metrics)
-    path = evaluation / "settings.json"
-    if not path.exists():
-        raise MissingError(
-            path,
-            f"no such file, and it holds the rest of {metrics}",
-            remedy=f"Run 'ltd-pipe evaluate --metrics {metrics} --out {evaluation}', or rename "
-            "the folder that it wrote.",
-        )
-    settings = read_settings(path, found)
-    scores = {name.removesuffix("_accuracy"): found.score(name) for name in found.intervals}
-    return Measured(
-        n=found.n,
-        norm=found.norm,
-        eps=found.eps,
-        quick=found.quick,
-        scores={name: score for name, score in scores.items() if score is not None},
-        after=found.autoattack,
-        calibration_error=found.expected_calibration_error,
-        not_measured=found.not_measured,
-        settings=settings,
-        names={attack.filed: attack.name for attack in found.attacks},
-        decides={attack.filed: attack.decides for attack in found.attacks},
-        checkpoint_sha256=found.checkpoint_sha256 or settings.checkpoint_sha256,
-        warnings=found.warnings,
-    )
-
-
-def measured_of(scores: Scores) -> Measured:
-    """The same face of an evaluation that the report has read."""
-    metrics = scores.metrics
-    names = {"pgd": scores.pgd_name, "autoattack": "AutoAttack"}
-    found = {name: metrics.score(f"{name}_accuracy") for name in ("clean", *names)}
-    found |= {row.filed: scores.attack(row.key) for row in metrics.attacks if row.key not in found}
-    return Measured(
-        n=metrics.n,
-        norm=metrics.norm,
-        eps=metrics.eps,
-        quick=metrics.quick,
-        scores={name: score for name, score in found.items() if score is not None},
-        after=metrics.autoattack,
-        calibration_error=metrics.expected_calibration_error,
-        not_measured=metrics.not_measured,
-        settings=scores.settings,
-        names=names | {row.filed: row.name for row in metrics.attacks},
-        decides=scores.conditions.decides,
-        checkpoint_sha256=scores.checkpoint_sha256,
-        warnings=metrics.warnings,
-    )
-
-
-# --- What an evaluation gave: metrics.json, and the files of its folder.
-
-
-# Before its flags, among the warnings of metrics.json.
-_OF_AUTOATTACK = "AutoAttack: "
-# Behind by_eps.json and examples.npz, whatever evaluate.pgd_steps is.
-CURVE_ATTACK = "PGD-20"
-
-
-@dataclass(frozen=True)
-class Scores:
-    """All that was measured of one model.
+class Evaluation:
+    """An evaluation: metrics.json, and what else its folder holds.
 
     Attributes
     ----------
     metrics : Metrics
+    settings : Settings
     by_eps : tuple of EpsPoint
         Rising in eps; empty where it was not measured.
-    settings : Settings
     reliability : Reliability or None
-        Accuracy by confidence; None of an evaluation that did not write it.
     by_class : dict of str to dict
-        For each class its scores by the attack's key; empty likewise.
+        For each class its scores by the attack's key.
+    samples : Samples or None
+        Which images the model is right on.
     """
 
     metrics: Metrics
-    by_eps: tuple[EpsPoint, ...]
-    settings: Settings
+    settings: Settings = field(default_factory=Settings)
+    by_eps: tuple[EpsPoint, ...] = ()
     reliability: Reliability | None = None
     by_class: dict[str, dict[str, ClassScore]] = field(default_factory=dict)
+    samples: Samples | None = None
 
     @property
     def checkpoint_sha256(self) -> str | None:
@@ -345,92 +139,162 @@ class Scores:
         return self.metrics.checkpoint_sha256 or self.settings.checkpoint_sha256
 
     @property
-    def conditions(self) -> Conditions:
-        """What decides the accuracies."""
-        metrics, settings = self.metrics, self.settings
-        threat = (metrics.norm, metrics.eps, metrics.quick)
-        decides = {row.filed: row.decides for row in metrics.attacks}
-        return Conditions(*threat, decides, settings.attacks, settings.autoattack_version)
+    def scores(self) -> dict[str, Score]:
+        """Each accuracy by what metrics.json calls it without `_accuracy`, `clean` first."""
+        rows = {row.filed: row for row in self.metrics.attacks}
+        listed = (name.removesuffix("_accuracy") for name in self.metrics.intervals)
+        found = {
+            name: self.metrics.score(f"{name}_accuracy")
+            for name in ("clean", *listed, *rows, "pgd", "autoattack", "corruption")
+        }
+        for name, row in rows.items():
+            found[name] = found[name] or Score(row.accuracy, row.low, row.high, row.n)
+        return {name: score for name, score in found.items() if score is not None}
 
-    def warnings(self, name: str) -> list[str]:
-        """What the evaluation warns of, each line with the model's name."""
-        return warning_lines(name, self.metrics.warnings, self.settings.flags)
+    def score(self, attack: str) -> Score | None:
+        """The accuracy under an attack, by its key or what metrics.json calls it."""
+        return self.scores.get(attack.replace("-", "_"))
 
-    def attack(self, key: str) -> Score | None:
-        """What an attack of the list left, or None where it was not run."""
-        found = (row for row in self.metrics.attacks if row.key == key)
-        row = next(found, None)
-        return None if row is None else Score(row.accuracy, row.low, row.high, row.n)
+    def attack_name(self, attack: str) -> str:
+        """What people call an attack."""
+        name = attack.replace("-", "_")
+        names = {"pgd": self.pgd_name, "autoattack": "AutoAttack"}
+        names |= {row.filed: row.name for row in self.metrics.attacks}
+        return names.get(name, attack)
 
     @property
     def pgd_name(self) -> str:
-        """PGD as people call it: steps and restarts included."""
-        for attack in self.settings.attacks:
-            if attack.name.upper().startswith("PGD") and attack.steps:
-                restarts = f", {attack.restarts} restarts" if (attack.restarts or 1) > 1 else ""
-                return f"PGD-{attack.steps}{restarts}"
+        """PGD with its steps and restarts, as far as the settings say them."""
+        for one in self.settings.attacks:
+            if one.name.upper().startswith("PGD") and one.steps:
+                restarts = f", {one.restarts} restarts" if (one.restarts or 1) > 1 else ""
+                return f"PGD-{one.steps}{restarts}"
         return "PGD"
 
+    def warnings_of(self, name: str) -> list[str]:
+        """What the evaluation warns of, each line with the model's name."""
+        lines = self.metrics.warnings
+        # Older evaluations have AutoAttack's flags in settings.json alone, newer ones in both.
+        told = [line for line in lines if line.startswith(_OF_AUTOATTACK)]
+        flags = [*self.settings.flags, *(line.removeprefix(_OF_AUTOATTACK) for line in told)]
+        found = [f"AutoAttack warns of {name}: {flag}" for flag in dict.fromkeys(flags)]
+        others = (line for line in lines if line not in told)
+        return found + [f"The evaluation warns of {name}: {line}" for line in others]
 
-def warning_lines(name: str, warnings: tuple[str, ...], flags: tuple[str, ...]) -> list[str]:
-    """What an evaluation warns of, each line with the model's name.
+    def unlike(self, other: Evaluation, attack: str) -> str:
+        """Why two accuracies under one attack cannot be compared; empty where they can."""
+        if attack == "clean":
+            return ""
+        mine, theirs = self.metrics, other.metrics
+        if (mine.norm, mine.eps) != (theirs.norm, theirs.eps):
+            return f"{mine.norm} {mine.eps:.4g} against {theirs.norm} {theirs.eps:.4g}"
+        if mine.quick != theirs.quick:
+            return "one is a first look"
+        return self._other_settings(other, attack.replace("-", "_"))
 
-    Parameters
-    ----------
-    name : str
-        What the model is called: `the student`, `A`.
-    warnings : tuple of str
-        Of metrics.json, those of AutoAttack included.
-    flags : tuple of str
-        AutoAttack's own, of settings.json, where older evaluations have them alone.
+    def _other_settings(self, other: Evaluation, key: str) -> str:
+        mine, theirs = (
+            {row.filed: row.decides for row in one.metrics.attacks} for one in (self, other)
+        )
+        if key == _TOGETHER:
+            # Its own row says no more than the threat: what decides it are the other rows.
+            if not mine or not theirs:
+                return "the attacks behind it are not recorded"
+            every = [name for name in mine | theirs if name != _TOGETHER]
+            unequal = [name for name in every if mine.get(name) != theirs.get(name)]
+            return f"other attacks ({', '.join(unequal)})" if unequal else ""
+        if key in mine and key in theirs:
+            unequal = [name for name, _, _ in differences(theirs[key], mine[key])]
+            return f"other settings ({', '.join(unequal)})" if unequal else ""
+        # Evaluations of before say it once for all attacks.
+        if key == "autoattack":
+            same = self.settings.autoattack_version == other.settings.autoattack_version
+            return "" if same else "another version of AutoAttack"
+        return "" if self.settings.attacks == other.settings.attacks else "other settings"
+
+
+def find_metrics(place: Path) -> Path:
+    """The metrics.json in a run's folder or in its `data/`, or the file itself.
+
+    Raises
+    ------
+    MissingError
+        When there is none.
     """
-    told = [line for line in warnings if line.startswith(_OF_AUTOATTACK)]
-    own = [line.removeprefix(_OF_AUTOATTACK) for line in told]
-    found = [f"AutoAttack warns of {name}: {flag}" for flag in dict.fromkeys((*flags, *own))]
-    others = (line for line in warnings if line not in told)
-    return found + [f"The evaluation warns of {name}: {line}" for line in others]
+    candidates = [place / _METRICS, place / "data" / _METRICS] if place.is_dir() else [place]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    remedy = "Name the folder or the file that evaluate wrote."
+    raise MissingError(place, f"holds no {_METRICS}", remedy=remedy)
 
 
-def read_scores(metrics: Path, folder: Path | None) -> Scores:
+def read_evaluation(
+    metrics: Path, folder: Path | None = None, *, settings_required: bool = True
+) -> Evaluation:
     """Read an evaluation.
 
     Parameters
     ----------
     metrics : Path
         metrics.json.
-    folder : Path or None
-        Holds settings.json, by_eps.json, reliability.json and per_class.json; each may be missing.
+    folder : Path, optional
+        Of settings.json, by_eps.json, reliability.json, per_class.json and per_sample.npz, each
+        of which may be missing; by default beside `metrics`.
+    settings_required : bool
+        Refuse an evaluation without its settings.json.
 
     Raises
     ------
     MissingError
-        When there is no metrics.json.
+        When there is no metrics.json, or no settings.json that is required.
     ResultError
-        When a file is damaged, an accuracy is outside its interval, or two of them are of
+        When a file is damaged, an accuracy is outside its interval, or two of the files are of
         different evaluations.
     """
-    found = read_metrics(metrics)
-    if folder is None:
-        return Scores(found, (), Settings())
-    path = folder / "settings.json"
-    settings = read_settings(path, found) if path.exists() else Settings()
-    by_class = read_per_class(folder)
-    return Scores(found, read_by_eps(folder), settings, _reliability(found, folder), by_class)
-
-
-def _reliability(found: Metrics, folder: Path) -> Reliability | None:
-    path = folder / "reliability.json"
-    if not path.exists():
-        return None
+    folder = evaluation_beside(metrics) if folder is None else folder
+    found, settings = read_metrics(metrics), folder / "settings.json"
+    if settings_required and not settings.exists():
+        raise MissingError(
+            settings,
+            f"no such file, and it holds the rest of {metrics}",
+            remedy=f"Run 'ltd-pipe evaluate --metrics {metrics} --out {folder}', or rename "
+            "the folder that it wrote.",
+        )
+    reliability, samples = folder / "reliability.json", folder / SAMPLES_FILE
     errors = {
         "clean": found.expected_calibration_error,
         "under_attack": found.expected_calibration_error_under_attack,
     }
-    return read_reliability(path, found.n, errors)
+    evaluation = Evaluation(
+        metrics=found,
+        settings=read_settings(settings, found) if settings.exists() else Settings(),
+        by_eps=read_by_eps(folder),
+        reliability=(
+            read_reliability(reliability, found.n, errors) if reliability.exists() else None
+        ),
+        by_class=read_per_class(folder),
+        samples=read_samples(samples) if samples.exists() else None,
+    )
+    if evaluation.samples is not None:
+        _require_agreement(evaluation, evaluation.samples, samples)
+    return evaluation
 
 
-# --- What a training run left: its checkpoint's facts, its curves, its times.
+def _require_agreement(evaluation: Evaluation, samples: Samples, path: Path) -> None:
+    for attack, correct in samples.correct.items():
+        score = evaluation.score(attack)
+        if score is not None and abs(correct.mean() - score.value) > 0.5 / len(correct):
+            raise ResultError(
+                path,
+                f"is of another evaluation: share that is right, {attack}",
+                expected=f"{score.value:.4f} as in its metrics",
+                found=f"{correct.mean():.4f}",
+                remedy="Run 'ltd-pipe evaluate' again.",
+            )
 
+
+# ---------------------------------------------------------------- trained models
 
 CURVES = ("train/loss", "validation/clean_accuracy", "validation/robust_accuracy")
 
@@ -481,6 +345,8 @@ class RunFacts(Document):
     class_names: tuple[str, ...]
     shape: tuple[int, int, int]
     temperature: float
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     kind: str | None = None
     seed: int | None = None
     params: dict[str, Any] = Field({})
@@ -495,6 +361,7 @@ class RunFacts(Document):
     n: int | None = Field(None, ge=1)
     software: dict[str, str] = Field({})
     hardware: dict[str, Any] = Field({})
+    weights_sha256: str = ""
 
     @model_validator(mode="before")
     @classmethod
@@ -512,18 +379,17 @@ class RunFacts(Document):
         return {**facts, "params": params | measured}
 
     @property
+    def label_name(self) -> str:
+        """What kind of labels it was trained on, in words."""
+        return _LABEL_NAMES.get(str(self.params.get("label_kind")), "labels")
+
+    @property
     def threat_model(self) -> dict[str, Any] | None:
-        """The ball that it was trained in, eps in pixel units; None: trained on clean images."""
+        """Norm, and eps in pixel units, that it was trained in; None: on clean images."""
         eps = self.params.get("eps")
         if self.kind != "student" or not isinstance(eps, int | float):
             return None
         return {"norm": str(self.params.get("norm", "linf")), "eps": float(eps)}
-
-    def with_leak(self, warnings: tuple[str, ...], settings: Settings, n: int) -> tuple[str, ...]:
-        """Warnings of an evaluation; older ones did not look for training images."""
-        same = self.data is not None and self.data.fingerprint == settings.data_fingerprint
-        unsaid = not any(line.endswith(ON_TRAINING) for line in warnings)
-        return (on_training(n), *warnings) if same and unsaid else warnings
 
 
 class Timing(Document):
@@ -568,51 +434,71 @@ class Run:
     name: str
     facts: RunFacts
     sha256: str
-    curves: dict[str, Curve]
-    timing: Timing | None
+    curves: dict[str, Curve] = field(default_factory=dict)
+    timing: Timing | None = None
 
-    @property
-    def label_name(self) -> str:
-        """What kind of labels it was trained on, in words."""
-        return _LABEL_NAMES.get(str(self.facts.params.get("label_kind")), "labels")
-
-    def require_measured(self, sha256: str | None, metrics: Path, what: str) -> None:
-        """Refuse what was measured of another checkpoint.
+    def measured_by(
+        self, evaluation: Evaluation, metrics: Path, *, strict: bool = False
+    ) -> Evaluation:
+        """The evaluation, if it is of this checkpoint; with a warning if on its training images.
 
         Parameters
         ----------
-        sha256 : str or None
-            Of the checkpoint behind `metrics`; None where that was not said.
+        evaluation : Evaluation
         metrics : Path
-        what : str
-            This checkpoint, for the message.
+            Where it was read from, for the message.
+        strict : bool
+            Refuse one, too, that does not say which checkpoint it is of.
 
         Raises
         ------
         ResultError
-            When it is another one.
+            When it is of another checkpoint.
         """
-        if sha256 is not None and sha256 != self.sha256:
+        found, metrics_found = evaluation.checkpoint_sha256, evaluation.metrics
+        if found != self.sha256 and (strict or found is not None):
             raise ResultError(
                 metrics,
-                f"is not of {what}: SHA-256 of the checkpoint that was measured",
+                f"is not of this {self.name}: SHA-256 of the checkpoint that was measured",
                 expected=self.sha256[:12],
-                found=sha256[:12],
-                remedy="Run 'ltd-pipe evaluate' again.",
+                found=(found or "none")[:12],
+                remedy="Run 'ltd-pipe evaluate' on it.",
             )
+        data, warnings = self.facts.data, metrics_found.warnings
+        same = data is not None and data.fingerprint == evaluation.settings.data_fingerprint
+        # Older evaluations did not look for training images.
+        if not same or any(line.endswith(ON_TRAINING) for line in warnings):
+            return evaluation
+        told = {"warnings": (on_training(metrics_found.n), *warnings)}
+        return replace(evaluation, metrics=metrics_found.model_copy(update=told))
 
 
-def read_run(folder: Path, name: str, command: str) -> Run:
-    """Read a run's folder.
+def read_checkpoint(path: Path, name: str, command: str = "ltd-pipe train") -> Run:
+    """Read what a checkpoint says of its run.
 
     Parameters
     ----------
-    folder : Path
-        Holds model.safetensors; live/ and timing.json may be missing.
+    path : Path
+        Of `save_classifier`.
     name : str
-        What it is called on the page.
+        What the model is called.
     command : str
-        What writes the folder, for the remedy.
+        What writes it, for the remedy.
+
+    Raises
+    ------
+    MissingError
+        When it is not there.
+    CheckpointError, ResultError
+        When it is damaged, or does not say what it is.
+    """
+    if not path.is_file():
+        raise MissingError(path, "no such file", remedy=f"Run '{command}' first.")
+    return Run(name, parse_result(read_facts(path), RunFacts, path, command), sha256_file(path))
+
+
+def read_run(folder: Path, name: str, command: str = "ltd-pipe train") -> Run:
+    """Read a run's folder: model.safetensors, and live/ and timing.json where they are there.
 
     Raises
     ------
@@ -621,22 +507,14 @@ def read_run(folder: Path, name: str, command: str) -> Run:
     CheckpointError, ResultError
         When a file is damaged.
     """
-    model = folder / "model.safetensors"
-    if not model.is_file():
-        raise MissingError(model, "no such file", remedy=f"Run '{command}' first.")
+    run = read_checkpoint(folder / "model.safetensors", name, command)
     timing = folder / "timing.json"
-    return Run(
-        name=name,
-        facts=parse_result(read_facts(model), RunFacts, model, command),
-        sha256=sha256_file(model),
-        curves=_read_curves(folder / "live" / "plots" / "metrics"),
+    paths = {curve: folder / "live/plots/metrics" / f"{curve}.tsv" for curve in CURVES}
+    return replace(
+        run,
+        curves={curve: _read_curve(path) for curve, path in paths.items() if path.exists()},
         timing=read_result(timing, Timing, command) if timing.exists() else None,
     )
-
-
-def _read_curves(folder: Path) -> dict[str, Curve]:
-    paths = {name: folder / f"{name}.tsv" for name in CURVES}
-    return {name: _read_curve(path) for name, path in paths.items() if path.exists()}
 
 
 def _read_curve(path: Path) -> Curve:
@@ -649,15 +527,11 @@ def _read_curve(path: Path) -> Curve:
     points: dict[int, float] = {}
     for line, row in enumerate(rows, 2):
         try:
-            points[int(row[step])] = _finite(row[value])
+            points[int(row[step])] = number = float(row[value])
         except (ValueError, IndexError) as error:
             raise ResultError(path, f"line {line} is damaged", found=row) from error
+        if not math.isfinite(number):
+            raise ResultError(path, f"line {line} is damaged", found=row)
+    # A resumed run may write an epoch anew: the last word holds.
     epochs = np.array(sorted(points), dtype=np.int64)
     return Curve(epochs + 1, np.array([points[int(epoch)] for epoch in epochs]))
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is not finite")
-    return value

@@ -74,8 +74,7 @@ def edit(path, **changes):
 
 def whole(folder, **more):
     """The facts of everything that is there."""
-    places = {"metrics": folder / "metrics.json", "evaluation": folder / "evaluation"}
-    places["audit"] = folder / "audit.json"
+    places = {"metrics": folder / "metrics.json", "audit": folder / "audit.json"}
     return gather_card(folder / "model.safetensors", **places | more)
 
 
@@ -106,8 +105,9 @@ def test_numbers_come_with_n_and_interval(folder):
     """As metrics.json has them; AutoAttack with its version, PGD with its effort."""
     text = format_card(whole(folder))
     assert cells(text, "clean") == ["98.0 %", "96.4 to 98.9 %", "500"]
-    assert cells(text, "PGD, 50 steps, 5 restarts") == ["70.0 %", "65.8 to 73.9 %", "500"]
-    assert cells(text, "AutoAttack `standard`") == ["68.0 %", "63.8 to 71.9 %", "500"]
+    assert cells(text, "`PGD-50, 5 restarts`") == ["70.0 %", "65.8 to 73.9 %", "500"]
+    assert cells(text, "`AutoAttack`") == ["68.0 %", "63.8 to 71.9 %", "500"]
+    assert cells(text, "version of AutoAttack") == ["`standard`"]
     assert cells(text, "left after AutoAttack's `apgd-ce`") == ["70.0 %"]
     assert cells(text, "AutoAttack, by its authors' package") == ["`pyautoattack 0.2.0`"]
     assert cells(text, "fingerprint of the test images") == [f"`{'d' * 64}`"]
@@ -282,30 +282,30 @@ USUAL = {"text", "code_inline", "text_special", "softbreak", "strong_open", "str
 def test_names_from_strangers_are_only_shown(folder, hostile):
     """Classes, data set, parameters, findings, flags, file and model names."""
     facts = whole(folder, name=hostile, licence=hostile)
-    run = facts.run.model_copy(
+    known = facts.run.facts
+    run = known.model_copy(
         update={
             "class_names": (hostile, "bee"),
             "architecture": hostile,
-            "data": facts.run.data.model_copy(update={"dataset": hostile}),
-            "params": {hostile: hostile, "label_kind": hostile},
+            "data": known.data.model_copy(update={"dataset": hostile}),
+            "params": {hostile: hostile, "label_kind": hostile, "norm": hostile, "eps": 0.1},
             "validation": {hostile: 0.5},
             "software": {hostile: hostile},
             "hardware": {hostile: hostile},
         }
     )
     finding = facts.audit.findings[0].model_copy(update={"name": hostile})
-    settings = facts.measured.settings.model_copy(
+    measured = facts.evaluation
+    metrics = measured.metrics.model_copy(update={"not_measured": (hostile,), "norm": hostile})
+    settings = measured.settings.model_copy(
         update={"flags": (hostile,), "autoattack_version": hostile, "software": {hostile: hostile}}
     )
     facts = dataclasses.replace(
         facts,
-        run=run,
+        run=dataclasses.replace(facts.run, facts=run),
         file_name=hostile,
-        threat_model={"norm": hostile, "eps": 0.1},
         audit=facts.audit.model_copy(update={"findings": (finding,)}),
-        measured=dataclasses.replace(
-            facts.measured, settings=settings, not_measured=(hostile,), norm=hostile
-        ),
+        evaluation=dataclasses.replace(measured, settings=settings, metrics=metrics),
     )
     text = format_card(facts)
     head, page = text.removeprefix("---\n").split("\n---\n", 1)
@@ -333,7 +333,8 @@ def test_a_collapse_of_training_is_told(folder, epoch, when):
     facts = gather_card(folder / "model.safetensors")
     assert "collapsed" not in format_card(facts)
     seen = CollapseFacts(epoch=6, robust_accuracy=0.004, attack_accuracy=0.84)
-    run = facts.run.model_copy(update={"catastrophic_overfitting": seen, "epoch": epoch})
+    told = {"catastrophic_overfitting": seen, "epoch": epoch}
+    run = dataclasses.replace(facts.run, facts=facts.run.facts.model_copy(update=told))
     assert (
         "**Training collapsed at epoch 7 (catastrophic overfitting): PGD left 0.4% right, the "
         f"training attack 84.0%. This checkpoint is {when}.**"

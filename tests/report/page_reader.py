@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html.parser
+import re
 
 _VOID = {"meta", "link", "img", "br", "path", "use"}
 
@@ -59,3 +60,13 @@ def tables(page):
     reader = _Tables()
     reader.feed(page)
     return reader.tables
+
+
+def sources(page):
+    """What stands under Provenance: terms and values by title."""
+    found = {}
+    for block in re.findall(r'<section class="source">(.*?)</section>', page, re.DOTALL):
+        title = re.search("<h3>(.*?)</h3>", block)[1]
+        entries = re.findall("<dt>(.*?)</dt><dd.*?>(.*?)</dd>", block)
+        found[title] = {html.unescape(term): html.unescape(value) for term, value in entries}
+    return found

@@ -20,9 +20,8 @@ from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.models.registry import build
 from ltd_pipe.params import PrepareParams
 from ltd_pipe.provenance import sha256_file
-from ltd_pipe.report.compare import EvaluatedRun, compare
 from ltd_pipe.report.facts import Places
-from ltd_pipe.report.runs import Scores, measured_of
+from ltd_pipe.report.runs import Evaluation
 
 EPS = 0.15
 N = 599
@@ -294,22 +293,17 @@ def right(count, n=1000, last=False):
 def with_answers(facts, student, baseline, **answers):
     """Facts with these scores, and answers by attack to one set of images: (student, baseline)."""
     sides = [
-        EvaluatedRun(
-            name,
-            measured_of(scores),
-            Samples(
+        replace(
+            scores,
+            samples=Samples(
                 np.arange(scores.metrics.n, dtype=np.uint64),
                 np.zeros(scores.metrics.n, np.int64),
                 {attack: pair[number] for attack, pair in answers.items()},
             ),
         )
-        for number, (name, scores) in enumerate(
-            (("the student", student), ("the baseline", baseline))
-        )
+        for number, scores in enumerate((student, baseline))
     ]
-    (comparison,) = compare(sides[::-1])
-    changes = {"scores": student, "baseline_scores": baseline, "comparison": comparison}
-    return replace(facts, **changes)
+    return replace(facts, evaluation=sides[0], baseline_evaluation=sides[1])
 
 
 def scores_of(clean, auto, n=1000, eps=8 / 255, **settings):
@@ -323,4 +317,4 @@ def scores_of(clean, auto, n=1000, eps=8 / 255, **settings):
         autoattack_accuracy=None if auto is None else auto / n,
         expected_calibration_error=0.05,
     )
-    return Scores(metrics, (), Settings(**settings))
+    return Evaluation(metrics, Settings(**settings))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ltd_pipe.errors import ResultError
-from ltd_pipe.report.figures import read_examples
+from ltd_pipe.report.pictures import read_examples
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ def remove(path):
 def test_a_whole_run_lacks_nothing(facts):
     """All pieces are there."""
     assert facts.missing == ()
-    assert facts.baseline_scores is not None
+    assert facts.baseline_evaluation is not None
     assert facts.labels.summary.mean_top_probability == pytest.approx(0.906, abs=0.01)
 
 
@@ -47,7 +47,7 @@ def test_what_is_missing_is_said(runs, gather, name, message):
 
 def test_autoattack_that_was_not_run_is_said(runs, gather):
     """PGD alone is no claim."""
-    edit_json(runs / "metrics.json", autoattack_accuracy=None)
+    edit_json(runs / "metrics.json", autoattack_accuracy=None, intervals=None)
     assert any(text.startswith("AutoAttack") for text in gather(runs).missing)
 
 

@@ -5,28 +5,34 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
 
-from ltd_pipe.evaluation.results import EpsPoint, LossSurface, Score
+from ltd_pipe.evaluation.results import EpsPoint, LossSurface, Metrics
 from ltd_pipe.report.figures import (
-    EpsSeries,
     Series,
     draw_curves,
     draw_eps,
     draw_histogram,
     draw_loss_surface,
 )
-from ltd_pipe.report.page import eps_figure
-from ltd_pipe.report.runs import Curve
+from ltd_pipe.report.page import render_page
+from ltd_pipe.report.runs import Curve, Evaluation
 
 CURVE = Curve(np.arange(1, 6), np.linspace(0.1, 0.8, 5))
 POINTS = [
     EpsPoint(eps=k / 255, robust_accuracy=1 - k / 16, low=0.9 - k / 20, high=1 - k / 20)
     for k in range(0, 17, 2)
 ]
+
+
+def measured(points, **accuracies):
+    """An evaluation with a curve."""
+    metrics = Metrics(n=400, eps=8 / 255, clean_accuracy=1, **accuracies)
+    return Evaluation(metrics, by_eps=tuple(points))
 
 
 def curves():
@@ -37,8 +43,7 @@ def curves():
 
 def by_eps():
     """One line, its band, and AutoAttack's diamond."""
-    score = Score(0.5, 0.45, 0.55, 400)
-    return draw_eps("some-eps", [EpsSeries("student", POINTS, 8 / 255, score)])
+    return draw_eps("some-eps", {"student": measured(POINTS, autoattack_accuracy=0.5)})
 
 
 def histogram():
@@ -131,7 +136,7 @@ def test_a_curve_of_one_epoch_is_drawn():
 
 def test_a_grid_of_one_eps_is_drawn():
     """No division by a range of zero."""
-    assert "<svg" in draw_eps("one", [EpsSeries("student", POINTS[4:5], 8 / 255, None)])
+    assert "<svg" in draw_eps("one", {"student": measured(POINTS[4:5])})
 
 
 def test_settings_of_the_user_do_not_reach_the_figures():
@@ -151,9 +156,10 @@ def test_importing_the_report_does_not_import_matplotlib():
 
 
 @pytest.mark.parametrize(("own", "n"), [(100, "100"), (None, "5,000")], ids=["own", "older"])
-def test_the_curves_end_has_its_own_n_and_interval(own, n):
+def test_the_curves_end_has_its_own_n_and_interval(facts, own, n):
     """Fewer images are behind the curve than behind the rest."""
     point = EpsPoint(eps=0.4, robust_accuracy=0.25, low=0.17, high=0.34, n=own)
-    figure = eps_figure([EpsSeries("student", (point, point), 0.2, None)], 5_000)
+    metrics = facts.evaluation.metrics.model_copy(update={"n": 5_000})
+    evaluation = replace(facts.evaluation, metrics=metrics, by_eps=(point, point))
     end = f"17.0 to 34.0\u00a0%) of {n} images" if own else f"17.00 to 34.00\u00a0%) of {n} images"
-    assert end in figure.caption
+    assert end in render_page(replace(facts, evaluation=evaluation))

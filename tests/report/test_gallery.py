@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ltd_pipe.report.figures import (
+from ltd_pipe.report.pictures import (
     Examples,
     TrainingImage,
     attacked_pictures,

@@ -138,8 +138,8 @@ def test_a_whole_page_lacks_nothing(page):
 def test_what_an_evaluation_left_out_is_on_the_page(facts):
     """By model, in the words of metrics.json."""
     lacks = ("corrupted images", "L2")
-    metrics = facts.scores.metrics.model_copy(update={"not_measured": lacks})
-    text = render_page(replace(facts, scores=replace(facts.scores, metrics=metrics)))
+    metrics = facts.evaluation.metrics.model_copy(update={"not_measured": lacks})
+    text = render_page(replace(facts, evaluation=replace(facts.evaluation, metrics=metrics)))
     assert "Not measured of the student: corrupted images, L2." in text
     assert "Not measured of the baseline" not in text
 
@@ -179,8 +179,8 @@ def test_classes_that_fall_most_often_stand_first(runs, gather):
         ]
         write_json(runs / f"{prefix}evaluation/per_class.json", rows)
     titles, found = class_table(gather(runs))
-    assert titles == tuple(f"{model}, {key}" for model in ("student", "baseline") for key in shares)
+    assert titles == [f"{model}, {key}" for model in ("student", "baseline") for key in shares]
     assert [row.title for row in found] == ["one", "zero"]
-    assert [cell.number[:4] for cell in found[0].cells] == ["80.0", "10.0"] * 2
+    assert [cell.value for cell in found[0].cells] == [0.8, 0.1] * 2
     text = " ".join("".join(read(render_page(gather(runs))).text).split())
     assert "The 2 of 10 classes that are right least often under attack." in text

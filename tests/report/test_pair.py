@@ -15,8 +15,13 @@ from run_folders import edit_json
 
 from ltd_pipe.errors import MissingError, ResultError, WriteError
 from ltd_pipe.evaluation.results import ATTACK_FAILS
-from ltd_pipe.report.pair import gather_pair, paired_rows, render_pair, setting_rows
-from ltd_pipe.report.verdict import judge_pair
+from ltd_pipe.report.pair import (
+    gather_pair,
+    judge_pair,
+    paired_rows,
+    render_pair,
+    unequal_settings,
+)
 from ltd_pipe.stages.report import report
 
 
@@ -62,14 +67,15 @@ def test_many_discordant_images_that_cancel_out_show_nothing(pair):
     write_evaluation(pair / "b/data/metrics.json", HASHES, clean=right(195), autoattack=robust)
     facts = gather(pair)
     assert judge_pair(facts).headline == "No difference is shown between A and B"
-    assert paired_rows(facts)[1].alone == "80 and 80"
+    paired = paired_rows(facts, judge_pair(facts))[1].paired
+    assert (paired.gained, paired.lost) == (80, 80)
 
 
 def test_the_sentence_has_points_interval_and_p(whole_pair):
     """And the scope says that two checkpoints are no two methods."""
     verdict = judge_pair(gather(whole_pair))
     sentence = verdict.sentence.replace("\u00a0", " ")
-    assert sentence.startswith("Of the same 200 test images, B gets 65.0 % right under autoattack")
+    assert sentence.startswith("Of the same 200 test images, B gets 65.0 % right under AutoAttack")
     assert "and A 50.0 %, a difference of +15.0 points (95 % interval +9." in sentence
     assert "p < 0.0001" in sentence
     assert "a difference of 0.0 points (95 % interval −1.7 to +1.7, p = 1)" in sentence
@@ -84,7 +90,7 @@ def test_other_test_images_are_not_compared(pair):
     facts = gather(pair)
     assert judge_pair(facts).headline == "B and A cannot be compared image by image"
     assert "other test images" in judge_pair(facts).sentence
-    assert not any(row.p for row in paired_rows(facts))
+    assert not any(row.paired for row in paired_rows(facts, judge_pair(facts)))
     assert render_pair(facts).count("not compared</span>") == 2
 
 
@@ -113,11 +119,11 @@ def test_the_page_has_both_runs_and_is_a_page_of_one_file(whole_pair):
 
 def test_settings_that_differ_are_shown_and_no_others(whole_pair, pair):
     """The kind of labels here; between a run and itself none."""
-    assert [row.name for row in setting_rows(gather(whole_pair))] == ["label_kind"]
+    assert [row.name for row in unequal_settings(gather(whole_pair))] == ["label_kind"]
     shutil.rmtree(pair / "b/data")
     shutil.copytree(pair / "a", pair / "b/data")
     same = gather(pair)
-    assert setting_rows(same) == ()
+    assert unequal_settings(same) == []
     assert "Both are the same checkpoint." in judge_pair(same).caveats
     assert "None: both were trained with the same settings" in render_pair(same)
 
@@ -128,7 +134,7 @@ def test_without_checkpoints_the_evaluations_are_compared(pair):
     (pair / "a/evaluation/by_eps.json").unlink()
     facts = gather(pair)
     assert facts.a.run is None
-    assert setting_rows(facts) is None
+    assert unequal_settings(facts) is None
     assert [text.split(" (")[0] for text in facts.missing] == [
         "Training curves and settings of A",
         "Robust accuracy by ε of A",
@@ -139,8 +145,9 @@ def test_without_checkpoints_the_evaluations_are_compared(pair):
 def test_a_checkpoint_that_was_not_measured_is_refused(pair):
     """Its curves would be of another model than the accuracies."""
     edit_json(pair / "a/evaluation/settings.json", checkpoint_sha256="f" * 64)
-    with pytest.raises(ResultError, match="metrics.json: is not of .*model.safetensors.*ffffff"):
+    with pytest.raises(ResultError) as caught:
         gather(pair)
+    assert (caught.value.where, caught.value.found) == (str(pair / "a/metrics.json"), "f" * 12)
 
 
 def test_a_run_of_another_name_beside_its_metrics_is_found(pair):

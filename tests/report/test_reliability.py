@@ -12,9 +12,9 @@ from run_folders import edit_json, write_json
 from ltd_pipe.errors import ResultError
 from ltd_pipe.evaluation.results import read_reliability
 from ltd_pipe.evaluation.statistics import ConfidenceBin
-from ltd_pipe.report.page import bin_table, calibration_figures, render_page
-from ltd_pipe.report.reliability import draw_reliability
-from ltd_pipe.report.runs import read_scores
+from ltd_pipe.report.figures import draw_reliability
+from ltd_pipe.report.page import bin_table, render_page
+from ltd_pipe.report.runs import read_evaluation
 
 BINS = {
     "student": [
@@ -25,17 +25,17 @@ BINS = {
 }
 
 
-def test_the_error_is_that_of_metrics_json(whole_runs, facts):
+def test_the_error_is_that_of_metrics_json(whole_runs, page):
     """In the caption as in the table of results, recomputed from the bins it is the same."""
     metrics = json.loads((whole_runs / "metrics.json").read_text())
     bins = json.loads((whole_runs / "evaluation/reliability.json").read_text())["under_attack"]
     gaps = sum(one["count"] * abs(one["confidence"] - one["accuracy"]) for one in bins)
     error = metrics["expected_calibration_error_under_attack"]
     assert gaps / metrics["n"] == pytest.approx(error)
-    clean, attacked = calibration_figures(facts)
-    assert f"student {100 * error:.1f}\u00a0%" in attacked.caption
-    assert f"student {100 * metrics['expected_calibration_error']:.1f}\u00a0%" in clean.caption
-    assert "the first start of PGD-50 at ε = 0.15" in attacked.caption
+    clean, attacked = re.findall(r">(.*Expected calibration error \(15 bins\): .*)</p>", page)
+    assert f"student {100 * error:.1f}\u00a0%" in attacked
+    assert f"student {100 * metrics['expected_calibration_error']:.1f}\u00a0%" in clean
+    assert attacked.startswith("Under the first start of PGD-50 at ε = 0.15, on all images. ")
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_bins_of_another_evaluation_are_refused(runs, changes, message):
     """A diagram that contradicts the table beside it is worse than none."""
     edit_json(runs / "metrics.json", **changes)
     with pytest.raises(ResultError, match=message):
-        read_scores(runs / "metrics.json", runs / "evaluation")
+        read_evaluation(runs / "metrics.json", runs / "evaluation")
 
 
 @pytest.mark.parametrize(
@@ -83,10 +83,10 @@ def test_a_diagram_is_the_pages_own():
 
 def test_counts_can_be_read_as_numbers(facts):
     """A bar on a logarithmic scale is no number."""
-    columns, rows = bin_table(facts)
-    assert columns[:2] == ("student, clean", "baseline, clean")
+    columns, rows = bin_table(facts.evaluations)
+    assert columns[:2] == ["student, clean", "baseline, clean"]
     counts = [row.values[0].split(" images")[0] for row in rows if row.values[0]]
-    assert sum(map(int, counts)) == facts.scores.metrics.n
+    assert sum(map(int, counts)) == facts.evaluation.metrics.n
     assert rows[-1].name == "93 to 100\u00a0%"
 
 

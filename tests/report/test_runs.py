@@ -8,8 +8,8 @@ from run_folders import PARAMS, save_model, write_curve, write_json
 
 from ltd_pipe.errors import CheckpointError, MissingError, ResultError
 from ltd_pipe.provenance import sha256_file
+from ltd_pipe.report.facts import unequal_params
 from ltd_pipe.report.runs import read_run
-from ltd_pipe.report.verdict import differences
 
 
 def read(folder):
@@ -43,7 +43,7 @@ def test_a_run_is_read_as_it_was_written(whole_runs):
 def test_a_student_is_called_by_its_labels(tmp_path, kind, words):
     """A page about a one-hot student must not speak of soft labels."""
     save_model(tmp_path, params={} if kind is None else {"label_kind": kind})
-    assert read(tmp_path).label_name == words
+    assert read(tmp_path).facts.label_name == words
 
 
 def test_two_runs_that_measured_otherwise_were_trained_otherwise(tmp_path):
@@ -56,7 +56,7 @@ def test_two_runs_that_measured_otherwise_were_trained_otherwise(tmp_path):
     student, baseline, older = (read(tmp_path / name) for name in ("student", "baseline", "older"))
     assert student.facts.params == auto | {"precision": "bfloat16", "compile": "none"}
     assert older.facts.params == auto
-    assert differences(student, baseline) == ["precision"]
+    assert unequal_params(student, baseline) == ["precision"]
 
 
 def test_a_checkpoint_without_facts_is_enough(tmp_path):

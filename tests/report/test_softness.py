@@ -14,7 +14,7 @@ from ltd_pipe.images.beton import write_beton
 from ltd_pipe.images.sources import ArraySource
 from ltd_pipe.labels.softmax import soften
 from ltd_pipe.params import PrepareParams
-from ltd_pipe.report.figures import read_labels
+from ltd_pipe.report.pictures import read_labels
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ from run_folders import right, scores_of, with_answers
 
 from ltd_pipe.errors import ResultError
 from ltd_pipe.evaluation.results import ATTACK_FAILS, AttackRow
-from ltd_pipe.report.runs import measured_of
-from ltd_pipe.report.verdict import Judged, differences, judge, judge_student
+from ltd_pipe.report.facts import judge_student, unequal_params
+from ltd_pipe.report.page import contests
+from ltd_pipe.report.verdict import Model, judge, points_text
 
 
 def verdict_of(facts, student, baseline):
@@ -23,6 +24,11 @@ def verdict_of(facts, student, baseline):
     answers = dict(zip(("clean", "autoattack"), answers, strict=True))
     scores = (scores_of(*side) for side in (student, baseline))
     return judge_student(with_answers(facts, *scores, **answers))
+
+
+def robust_of(facts):
+    """How robustness stands at the top of the page."""
+    return contests(facts, judge_student(facts))["Robust"]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +60,7 @@ def test_overlapping_intervals_are_no_test(facts):
     clean = (right(180, 200),) * 2
     found = with_answers(facts, *scores, clean=clean, autoattack=autoattack)
     verdict = judge_student(found)
-    assert verdict.robust.student.high > verdict.robust.baseline.low
+    assert robust_of(found).student.high > robust_of(found).baseline.low
     assert verdict.headline.startswith("The baseline may be more robust (p = 0.049); no")
     assert "a difference of \u22127.5 points" in verdict.sentence
 
@@ -70,10 +76,10 @@ def test_the_report_says_what_compare_and_the_page_of_two_say(facts):
     )
     report = judge_student(found)
     sides = [
-        Judged(name, measured_of(one))
-        for name, one in (("the student", found.scores), ("the baseline", found.baseline_scores))
+        Model("the student", found.evaluation),
+        Model("the baseline", found.baseline_evaluation),
     ]
-    assert judge(*sides, found.comparison).headline == report.headline
+    assert judge(*sides).headline == report.headline
     assert report.headline.startswith("The student is more robust; no difference is shown on")
 
 
@@ -89,26 +95,27 @@ def test_the_sentence_has_accuracies_and_their_difference(facts):
     assert sentence.startswith(start)
     assert "97.7 % right on clean images and the baseline 97.2 %, a difference of +0.5" in sentence
     assert sentence.count(". ") == 0
-    assert verdict.robust.outcome.startswith("= No difference shown: +3.0 points, p = 0.")
+    assert (robust_of(facts).outcome, points_text(robust_of(facts).paired)) == (0, "+3.0 points")
 
 
 def test_without_a_baseline_nothing_is_compared(facts):
     """The number stands alone with its interval, and says so."""
-    nothing = {"baseline": None, "baseline_scores": None, "comparison": None}
-    verdict = judge_student(replace(facts, **nothing))
+    alone = replace(facts, baseline=None, baseline_evaluation=None)
+    verdict = judge_student(alone)
     assert "nothing to compare it to" in verdict.headline
     assert "no baseline" in verdict.sentence
     assert "75.0 % (95 % interval 71.3 to 78.3 %)" in verdict.sentence.replace("\u00a0", " ")
-    assert verdict.robust.outcome == verdict.scope == ""
+    assert (robust_of(alone).outcome, verdict.scope) == (None, "")
 
 
 def test_without_answers_by_image_nothing_is_claimed(runs, gather):
     """An evaluation of before: both numbers are in the table."""
     (runs / "baseline-evaluation/per_sample.npz").unlink()
-    verdict = judge_student(gather(runs))
+    facts = gather(runs)
+    verdict = judge_student(facts)
     assert verdict.headline == "The student and the baseline cannot be compared image by image"
     assert "is not compared: no results by image of the baseline." in verdict.sentence
-    assert verdict.robust.baseline is None
+    assert robust_of(facts).baseline is None
 
 
 def test_answers_of_another_evaluation_are_refused(runs, gather):
@@ -126,8 +133,9 @@ def test_without_autoattack_pgd_is_compared_and_said_to_be_weaker(facts):
     """One model without it is enough: unequal attacks have no order."""
     answers = {"clean": (right(900), right(900)), "pgd": (right(500), right(480))}
     sides = scores_of(900, None), attacked(scores_of(900, 470), pgd_accuracy=0.48)
-    verdict = judge_student(with_answers(facts, *sides, **answers))
-    assert "PGD" in verdict.robust.title
+    found = with_answers(facts, *sides, **answers)
+    verdict = judge_student(found)
+    assert "PGD" in robust_of(found).title
     assert "AutoAttack" not in verdict.sentence
     assert any("no claim of robustness" in caveat for caveat in verdict.caveats)
 
@@ -136,8 +144,9 @@ def test_models_attacked_at_different_eps_are_not_compared(facts):
     """A weaker attack would win; on clean images they are."""
     answers = {"clean": (right(900),) * 2, "autoattack": (right(500), right(900))}
     sides = scores_of(900, 500), scores_of(900, 900, eps=4 / 255)
-    verdict = judge_student(with_answers(facts, *sides, **answers))
-    assert verdict.robust.baseline is None
+    found = with_answers(facts, *sides, **answers)
+    verdict = judge_student(found)
+    assert robust_of(found).baseline is None
     assert verdict.headline.endswith("on clean images; robustness is not compared")
     assert any("linf 0.03137 against linf 0.01569" in caveat for caveat in verdict.caveats)
 
@@ -145,7 +154,7 @@ def test_models_attacked_at_different_eps_are_not_compared(facts):
 def test_warnings_of_autoattack_are_passed_on(facts):
     """They say that its verdict may be too kind."""
     flagged = scores_of(900, 500, flags=("zero gradients",))
-    verdict = judge_student(replace(facts, scores=flagged))
+    verdict = judge_student(replace(facts, evaluation=flagged))
     assert "AutoAttack warns of the student: zero gradients" in verdict.caveats
 
 
@@ -155,8 +164,8 @@ def test_a_baseline_that_was_trained_otherwise_is_a_caveat(facts):
     unlike = replace(
         facts.baseline, facts=facts.baseline.facts.model_copy(update={"params": params})
     )
-    assert differences(facts.student, facts.baseline) == []
-    assert differences(facts.student, unlike) == ["epochs"]
+    assert unequal_params(facts.student, facts.baseline) == []
+    assert unequal_params(facts.student, unlike) == ["epochs"]
     assert any(
         "differ in how they were trained: epochs" in c
         for c in judge_student(replace(facts, baseline=unlike)).caveats
@@ -206,9 +215,10 @@ def test_what_was_measured_otherwise_is_not_compared(facts, mine, other, reason)
     """A weaker attack makes no better model: no claim, and the reason."""
     attack = reason.partition(":")[0]
     answers = {"clean": (right(900),) * 2, attack: (right(500), right(100))}
-    verdict = judge_student(with_answers(facts, mine, other, **answers))
+    found = with_answers(facts, mine, other, **answers)
+    verdict = judge_student(found)
     assert verdict.headline.endswith("robustness is not compared")
-    assert verdict.robust.paired is None
+    assert robust_of(found).paired is None
     assert f"Not compared: {reason}." in verdict.caveats
 
 
@@ -228,7 +238,7 @@ def test_a_smaller_bound_than_the_headlines_is_said(facts):
     scores = scores_of(900, 500)
     bound = attacked(scores, attacks=(row("all-attacks", 0.499),))
     equal = attacked(scores, attacks=(row("all-attacks", 0.5),))
-    found = judge_student(replace(facts, scores=bound, baseline_scores=equal, comparison=None))
+    found = judge_student(replace(facts, evaluation=bound, baseline_evaluation=equal))
     (caveat,) = [text for text in found.caveats if "All attacks together" in text]
     assert "leave 49.9\u00a0% (95 % interval 0.0 to 100.0\u00a0%) of the student" in caveat
 
@@ -236,7 +246,7 @@ def test_a_smaller_bound_than_the_headlines_is_said(facts):
 def test_without_autoattack_all_attacks_together_are_the_bound(facts):
     """PGD alone leaves more."""
     bound = attacked(scores_of(900, None), attacks=(row("all-attacks", 0.4),))
-    alone = replace(facts, scores=bound, baseline=None, baseline_scores=None, comparison=None)
+    alone = replace(facts, evaluation=bound, baseline=None, baseline_evaluation=None)
     assert judge_student(alone).headline.startswith("40.0\u00a0% robust accuracy")
 
 
@@ -247,20 +257,22 @@ def test_what_the_intervals_leave_out_is_said(facts):
 
 def test_the_axis_holds_all_intervals(facts):
     """In whole steps of 5 %, never beyond 0 and 1."""
-    contest = verdict_of(facts, (999, 3), (990, 0)).clean
+    every = {"clean": (right(999), right(990)), "autoattack": (right(3), right(0))}
+    found = with_answers(facts, scores_of(999, 3), scores_of(990, 0), **every)
+    contest = contests(found, judge_student(found))["Clean"]
     low, high = contest.axis
     assert low <= contest.baseline.low
     assert high == 1
     assert low * 20 == pytest.approx(round(low * 20))
-    assert verdict_of(facts, (999, 3), (990, 0)).robust.axis[0] == 0
+    assert robust_of(found).axis[0] == 0
 
 
 def test_a_quick_look_is_no_result(facts):
     """Whichever model was looked at so."""
-    scores = scores_of(900, None, eps=facts.scores.metrics.eps)
+    scores = scores_of(900, None, eps=facts.evaluation.metrics.eps)
     quick = replace(scores, metrics=scores.metrics.model_copy(update={"quick": True}))
-    for changes in ({"scores": quick}, {"baseline_scores": quick}):
-        found = judge_student(replace(facts, **changes, comparison=None))
+    for changes in ({"evaluation": quick}, {"baseline_evaluation": quick}):
+        found = judge_student(replace(facts, **changes))
         assert any("quick look" in caveat for caveat in found.caveats)
     assert not any("quick look" in caveat for caveat in judge_student(facts).caveats)
 
@@ -268,8 +280,7 @@ def test_a_quick_look_is_no_result(facts):
 def test_a_norm_that_is_not_usual_is_named(facts):
     """A radius of one says nothing of the other."""
     scores = attacked(scores_of(900, 500, eps=0.5), norm="l2")
-    verdict = judge_student(replace(facts, scores=scores))
-    assert verdict.robust.title == "under AutoAttack at ε = 0.5 in L2"
+    assert robust_of(replace(facts, evaluation=scores)).title == "under AutoAttack at ε = 0.5 in L2"
 
 
 FAILS = f"3 of 9 images stand although every pixel may take any value: {ATTACK_FAILS}"
@@ -281,7 +292,7 @@ def test_an_attack_that_fails_takes_the_headline(facts, name):
     """Whoever's it is, and whoever would be ahead."""
     sides = {"student": scores_of(900, 600), "baseline": scores_of(900, 500)}
     sides[name] = attacked(sides[name], warnings=(FAILS,))
-    found = replace(facts, scores=sides["student"], baseline_scores=sides["baseline"])
+    found = replace(facts, evaluation=sides["student"], baseline_evaluation=sides["baseline"])
     verdict = judge_student(found)
     assert verdict.headline == f"The {name}'s robust accuracy cannot be believed: the attack fails"
     assert f"The evaluation warns of the {name}: {FAILS}" in verdict.caveats
@@ -291,7 +302,9 @@ def test_every_warning_of_an_evaluation_is_a_caveat_once(facts):
     """AutoAttack's are in settings.json, too."""
     scores = scores_of(900, 600, flags=("zero gradients",))
     warned = attacked(scores, warnings=(SCALE, "AutoAttack: zero gradients"))
-    verdict = judge_student(replace(facts, scores=warned, baseline_scores=scores_of(900, 500)))
+    verdict = judge_student(
+        replace(facts, evaluation=warned, baseline_evaluation=scores_of(900, 500))
+    )
     assert "cannot be believed" not in verdict.headline
     assert [text for text in verdict.caveats if " warns of " in text] == [
         "AutoAttack warns of the student: zero gradients",

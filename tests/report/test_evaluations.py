@@ -10,43 +10,56 @@ from run_folders import EPS, N, edit_json, scores_of
 from ltd_pipe.errors import MissingError, ResultError
 from ltd_pipe.evaluation import robustness
 from ltd_pipe.evaluation.statistics import wilson_interval
-from ltd_pipe.report.runs import CURVE_ATTACK, read_measured, read_scores
+from ltd_pipe.report.figures import CURVE_ATTACK
+from ltd_pipe.report.runs import read_evaluation
+
+
+def read(metrics, folder=None):
+    """As the report does."""
+    return read_evaluation(metrics, folder, settings_required=False)
 
 
 def test_an_evaluation_is_read_as_it_was_written(runs):
     """Numbers, intervals, curve and settings."""
-    scores = read_scores(runs / "metrics.json", runs / "evaluation")
-    auto = scores.metrics.score("autoattack_accuracy")
+    evaluation = read(runs / "metrics.json", runs / "evaluation")
+    auto = evaluation.metrics.score("autoattack_accuracy")
     assert (auto.value, auto.n) == (449 / N, N)
     assert (auto.low, auto.high) == pytest.approx(wilson_interval(449, N))
-    assert [point.eps for point in scores.by_eps][:2] == [0, pytest.approx(0.05)]
-    assert scores.metrics.eps == EPS
-    assert scores.pgd_name == "PGD-50, 5 restarts"
+    assert [point.eps for point in evaluation.by_eps][:2] == [0, pytest.approx(0.05)]
+    assert evaluation.metrics.eps == EPS
+    assert evaluation.pgd_name == "PGD-50, 5 restarts"
 
 
 def test_an_interval_that_is_not_written_is_computed(runs):
     """Wilson's, as everywhere."""
     edit_json(runs / "metrics.json", intervals=None)
-    score = read_scores(runs / "metrics.json", None).metrics.score("clean_accuracy")
+    score = read(runs / "metrics.json").metrics.score("clean_accuracy")
     assert (score.low, score.high) == wilson_interval(585, N)
 
 
 def test_autoattack_may_be_left_out(runs):
     """Then it has no score, rather than a score of zero."""
     edit_json(runs / "metrics.json", autoattack_accuracy=None, intervals=None)
-    assert read_scores(runs / "metrics.json", None).metrics.score("autoattack_accuracy") is None
+    assert read(runs / "metrics.json").metrics.score("autoattack_accuracy") is None
 
 
 def test_the_folder_of_an_evaluation_may_be_missing(runs, tmp_path):
     """metrics.json alone is enough for a verdict."""
-    scores = read_scores(runs / "metrics.json", tmp_path / "none")
-    assert (scores.by_eps, scores.pgd_name) == ((), "PGD")
+    evaluation = read(runs / "metrics.json", tmp_path / "none")
+    assert (evaluation.by_eps, evaluation.pgd_name) == ((), "PGD")
+
+
+def test_an_evaluation_to_be_compared_needs_its_settings(runs):
+    """Without these nobody knows what was measured; the remedy names the folder."""
+    (runs / "evaluation/settings.json").unlink()
+    with pytest.raises(MissingError, match=r"settings.json: no such file.*--out .*evaluation'"):
+        read_evaluation(runs / "metrics.json")
 
 
 def test_missing_metrics_say_what_writes_them(tmp_path):
     """The remedy is a command."""
     with pytest.raises(MissingError, match="no such file.*Run 'ltd-pipe evaluate' first"):
-        read_scores(tmp_path / "metrics.json", None)
+        read(tmp_path / "metrics.json")
 
 
 @pytest.mark.parametrize(
@@ -69,7 +82,7 @@ def test_impossible_metrics_are_refused(runs, change, message):
     """The file and the key are named."""
     edit_json(runs / "metrics.json", **change)
     with pytest.raises(ResultError, match=f"metrics.json: {message}"):
-        read_scores(runs / "metrics.json", None)
+        read(runs / "metrics.json")
 
 
 @pytest.mark.parametrize(
@@ -80,7 +93,7 @@ def test_a_damaged_file_is_named(runs, name, content):
     """Never a traceback of the parser."""
     (runs / name).write_text(content, encoding="utf-8")
     with pytest.raises(ResultError, match=name.rpartition("/")[2]):
-        read_scores(runs / "metrics.json", runs / "evaluation")
+        read(runs / "metrics.json", runs / "evaluation")
 
 
 def test_the_curve_is_sorted_by_eps(runs):
@@ -88,7 +101,7 @@ def test_the_curve_is_sorted_by_eps(runs):
     path = runs / "evaluation" / "by_eps.json"
     points = json.loads(path.read_text())
     path.write_text(json.dumps(points[::-1]))
-    found = [point.eps for point in read_scores(runs / "metrics.json", path.parent).by_eps]
+    found = [point.eps for point in read(runs / "metrics.json", path.parent).by_eps]
     assert found == sorted(found)
 
 
@@ -111,8 +124,7 @@ OF_ANOTHER = {
 
 
 @pytest.mark.parametrize(("change", "message"), OF_ANOTHER.values(), ids=OF_ANOTHER.keys())
-@pytest.mark.parametrize("read", [read_scores, read_measured])
-def test_settings_of_another_evaluation_are_refused(runs, read, change, message):
+def test_settings_of_another_evaluation_are_refused(runs, change, message):
     """Numbers would be shown with what was never said of them."""
     (runs / "evaluation/reliability.json").unlink()
     edit_json(runs / "evaluation/settings.json", norm="linf", eps=EPS, images=N)
@@ -125,7 +137,6 @@ def test_settings_of_another_evaluation_are_refused(runs, read, change, message)
 def test_metrics_say_which_checkpoint_they_are_of(runs):
     """Also where their folder is lost, and the other way round in older evaluations."""
     edit_json(runs / "metrics.json", checkpoint_sha256="a" * 64)
-    assert read_scores(runs / "metrics.json", None).checkpoint_sha256 == "a" * 64
-    metrics, folder = runs / "baseline-metrics.json", runs / "baseline-evaluation"
-    expected = read_measured(metrics, folder).settings.checkpoint_sha256
-    assert read_scores(metrics, folder).checkpoint_sha256 == expected
+    assert read(runs / "metrics.json", runs / "none").checkpoint_sha256 == "a" * 64
+    older = read(runs / "baseline-metrics.json")
+    assert older.checkpoint_sha256 == older.settings.checkpoint_sha256 is not None

@@ -5,21 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from page_reader import sources
 from run_folders import SOFTWARE
 
 from ltd_pipe.evaluation.results import AttackSettings
-from ltd_pipe.report.facts import parameter_table, sources, version_table
+from ltd_pipe.report.page import parameter_table, render_page, version_table
 from ltd_pipe.report.runs import CollapseFacts
 
 
 def entries(facts, title):
     """One source's terms and values."""
-    return dict(next(source for source in sources(facts) if source.title == title).entries)
+    return sources(render_page(facts))[title]
 
 
-def test_every_source_is_named(facts):
+def test_every_source_is_named(page):
     """In the order of the pipeline."""
-    assert [source.title for source in sources(facts)] == [
+    assert list(sources(page)) == [
         "Data",
         "Soft labels",
         "Teacher",
@@ -31,28 +32,29 @@ def test_every_source_is_named(facts):
     ]
 
 
-def test_hashes_are_in_full(facts):
+def test_hashes_are_in_full(facts, page):
     """A prefix proves nothing."""
-    assert entries(facts, "Soft labels")["identity of the store"] == facts.labels.identity
-    assert entries(facts, "Teacher")["SHA-256 of model.safetensors"] == facts.teacher.sha256
-    assert entries(facts, "Soft labels")["teacher small-cnn-w4"] == facts.teacher.sha256
-    data = entries(facts, "Data")
+    found = sources(page)
+    assert found["Soft labels"]["identity of the store"] == facts.labels.identity
+    assert found["Teacher"]["SHA-256 of model.safetensors"] == facts.teacher.sha256
+    assert found["Soft labels"]["teacher small-cnn-w4"] == facts.teacher.sha256
+    data = found["Data"]
     assert data["fingerprint of the training images"] == facts.manifest.fingerprint
     assert data["fingerprint of the test images"] == "e" * 64
 
 
-def test_seed_hardware_and_times_are_there(facts):
+def test_seed_hardware_and_times_are_there(page):
     """What someone needs who wants the same numbers."""
-    student = entries(facts, "Student")
+    student = sources(page)["Student"]
     assert student["seed"] == "0"
     assert student["hardware"] == "A & B processor, 2 threads"
     assert student["time of training"].replace("\u00a0", " ") == "1 min 11 s"
     assert student["epoch of the checkpoint"] == "27 of 30"
 
 
-def test_a_collapse_of_training_is_said(facts):
+def test_a_collapse_of_training_is_said(facts, page):
     """Where there was one, and nowhere else; epochs as people count them."""
-    assert "catastrophic overfitting" not in entries(facts, "Student")
+    assert "catastrophic overfitting" not in sources(page)["Student"]
     collapse = CollapseFacts(epoch=8, robust_accuracy=0.01, attack_accuracy=0.7)
     told = facts.student.facts.model_copy(update={"catastrophic_overfitting": collapse})
     collapsed = replace(facts, student=replace(facts.student, facts=told))
@@ -64,16 +66,16 @@ def test_what_was_not_recorded_is_said(facts):
     """Silence would look like an oversight of the reader."""
     bare = facts.student.facts.model_copy(update={"seed": None, "data": None, "hardware": {}})
     alone = replace(facts, student=replace(facts.student, facts=bare), labels=None)
-    assert entries(alone, "Student")["seed"] == "not recorded"
-    assert entries(alone, "Student")["hardware"] == "not recorded"
-    assert entries(alone, "Data")["data set"] == "not recorded"
-    assert "Soft labels" not in [source.title for source in sources(alone)]
+    found = sources(render_page(alone))
+    assert found["Student"]["seed"] == found["Student"]["hardware"] == "not recorded"
+    assert found["Data"]["data set"] == "not recorded"
+    assert "Soft labels" not in found
 
 
 def test_parameters_that_differ_are_marked(facts):
     """Only the labels do: the teacher's epochs are its own affair."""
     names, rows = parameter_table(facts)
-    assert names == ("student", "baseline", "teacher")
+    assert names == ["student", "baseline", "teacher"]
     marked = [row.name for row in rows if row.differs]
     assert marked == ["label_kind"]
 
@@ -91,8 +93,8 @@ def test_parameters_that_differ_are_marked(facts):
 )
 def test_an_attack_is_described_as_far_as_it_is_known(facts, attack, text):
     """Steps, restarts and step size."""
-    settings = facts.scores.settings.model_copy(update={"attacks": (attack,)})
-    measured = replace(facts, scores=replace(facts.scores, settings=settings))
+    settings = facts.evaluation.settings.model_copy(update={"attacks": (attack,)})
+    measured = replace(facts, evaluation=replace(facts.evaluation, settings=settings))
     assert entries(measured, "Evaluation of the student")["PGD"] == text
 
 
@@ -109,7 +111,7 @@ def test_parameters_are_written_for_people(facts, name, text):
 def test_equal_versions_are_one_column(facts):
     """One machine ran everything."""
     names, rows = version_table(facts)
-    assert names == ("teacher, labels, student, baseline, evaluation",)
+    assert names == ["teacher, labels, student, baseline, evaluation"]
     assert {row.name: row.values[0] for row in rows} == SOFTWARE
 
 

@@ -4,38 +4,44 @@ import json
 
 import numpy as np
 import pytest
+from made_evaluations import write_evaluation
 
 from ltd_pipe.errors import MissingError, ResultError
 from ltd_pipe.evaluation.results import evaluation_beside
-from ltd_pipe.report.compare import compare, metrics_in, read_run
+from ltd_pipe.report.runs import find_metrics, read_evaluation
+from ltd_pipe.report.verdict import Model, compare
 
 CLEAN = [1, 1, 1, 1, 0]
 
 
-def both(evaluated, folder, first, second):
+def compared(folder):
+    """The second of two evaluations against the first."""
+    a, b = (Model(name, read_evaluation(folder / name / "metrics.json")) for name in "ab")
+    return compare(b, a)
+
+
+def both(folder, first, second):
     """Two evaluations compared."""
-    runs = []
     for name, facts in (("a", first), ("b", second)):
         (folder / name).mkdir()
-        runs.append(read_run(name, evaluated(folder / name / "metrics.json", **facts)))
-    (found,) = compare(runs)
-    return found
+        write_evaluation(folder / name / "metrics.json", **facts)
+    return compared(folder)
 
 
-def test_images_are_paired_by_hash_whatever_their_order(evaluated, tmp_path):
+def test_images_are_paired_by_hash_whatever_their_order(tmp_path):
     """The second run has them reversed: image 7 is right for both, 9 only for the second."""
     first = {"hashes": [5, 7, 9], "labels": [0, 1, 2], "clean": [1, 1, 0], "pgd": [0, 1, 0]}
     second = {"hashes": [9, 7, 5], "labels": [2, 1, 0], "clean": [1, 1, 1], "pgd": [1, 1, 0]}
-    found = both(evaluated, tmp_path, first, second)
+    found = both(tmp_path, first, second)
     assert (found.paired["pgd"].gained, found.paired["pgd"].lost) == (1, 0)
     assert (found.paired["clean"].gained, found.paired["clean"].lost) == (1, 0)
     assert found.left_out == ()
 
 
-def test_one_image_twice_is_no_obstacle(evaluated, tmp_path):
+def test_one_image_twice_is_no_obstacle(tmp_path):
     """Two files with the same bytes have one hash."""
     first = {"hashes": [5, 5, 9], "clean": [1, 1, 0]}
-    found = both(evaluated, tmp_path, first, first | {"clean": [1, 1, 1]})
+    found = both(tmp_path, first, first | {"clean": [1, 1, 1]})
     assert (found.paired["clean"].gained, found.paired["clean"].lost) == (1, 0)
 
 
@@ -47,10 +53,10 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("change", OTHERS.values(), ids=OTHERS.keys())
-def test_other_test_images_are_not_paired(evaluated, tmp_path, change):
+def test_other_test_images_are_not_paired(tmp_path, change):
     """Shares of other images are another measurement."""
     run = {"hashes": [1, 2, 3, 4, 5], "clean": CLEAN, "autoattack": CLEAN}
-    found = both(evaluated, tmp_path, run, run | change)
+    found = both(tmp_path, run, run | change)
     assert (found.paired, found.left_out) == ({}, ("other test images",))
 
 
@@ -61,38 +67,38 @@ UNLIKE = {
 
 
 @pytest.mark.parametrize(("change", "reason"), UNLIKE.values(), ids=UNLIKE.keys())
-def test_other_attacks_are_not_compared_but_clean_accuracy_is(evaluated, tmp_path, change, reason):
+def test_other_attacks_are_not_compared_but_clean_accuracy_is(tmp_path, change, reason):
     """A weaker attack makes no better model."""
     run = {"hashes": [1, 2, 3, 4, 5], "clean": CLEAN, "autoattack": CLEAN}
-    found = both(evaluated, tmp_path, run, run | change)
+    found = both(tmp_path, run, run | change)
     assert list(found.paired) == ["clean"]
     assert found.left_out == (reason,)
 
 
-def test_other_settings_of_pgd_are_not_compared(evaluated, tmp_path):
+def test_other_settings_of_pgd_are_not_compared(tmp_path):
     """Nor an attack that the first run has not."""
     run = {"hashes": [1, 2, 3, 4, 5], "clean": CLEAN, "pgd": CLEAN}
     for name, facts in (("a", run), ("b", run | {"fgsm": CLEAN})):
         (tmp_path / name).mkdir()
-        evaluated(tmp_path / name / "metrics.json", **facts)
+        write_evaluation(tmp_path / name / "metrics.json", **facts)
     settings = tmp_path / "b/evaluation/settings.json"
     settings.write_text(settings.read_text().replace("50", "10"))
-    (found,) = compare([read_run(name, tmp_path / name / "metrics.json") for name in "ab"])
+    found = compared(tmp_path)
     assert found.left_out == ("pgd: other settings", "fgsm: not measured of a")
 
 
-def test_settings_of_each_attack_are_compared_where_they_are_known(evaluated, tmp_path):
+def test_settings_of_each_attack_are_compared_where_they_are_known(tmp_path):
     """As newer evaluations write them, in rows of metrics.json."""
     for name, steps in (("a", 20), ("b", 10)):
         (tmp_path / name).mkdir()
         correct = {"clean": CLEAN, "cw-pgd": CLEAN, "fgsm": CLEAN}
-        path = evaluated(tmp_path / name / "metrics.json", [1, 2, 3, 4, 5], **correct)
+        path = write_evaluation(tmp_path / name / "metrics.json", [1, 2, 3, 4, 5], **correct)
         content = json.loads(path.read_text().replace("cw-pgd", "cw_pgd"))
         row = {"n": 5, "accuracy": 0.8, "low": 0.3, "high": 0.9}
         cw = {"key": "cw-pgd", "name": "CW-PGD", **row, "steps": steps}
         fgsm = {"key": "fgsm", "name": "FGSM", **row, "steps": 1}
         path.write_text(json.dumps(content | {"attacks": [cw, fgsm]}))
-    (found,) = compare([read_run(name, tmp_path / name / "metrics.json") for name in "ab"])
+    found = compared(tmp_path)
     assert list(found.paired) == ["clean", "fgsm"]
     assert found.left_out == ("cw-pgd: other settings (steps)",)
 
@@ -108,33 +114,32 @@ SETS = {
 
 
 @pytest.mark.parametrize(("rows", "reason"), SETS.values(), ids=SETS.keys())
-def test_all_attacks_together_are_paired_where_they_are_the_same(evaluated, tmp_path, rows, reason):
+def test_all_attacks_together_are_paired_where_they_are_the_same(tmp_path, rows, reason):
     """What stood under more attacks is another number, whatever the norm and eps."""
     for name, attacks in (("a", ROWS), ("b", rows)):
         (tmp_path / name).mkdir()
         correct = {"clean": CLEAN, "all-attacks": CLEAN}
-        path = evaluated(tmp_path / name / "metrics.json", [1, 2, 3, 4, 5], **correct)
+        path = write_evaluation(tmp_path / name / "metrics.json", [1, 2, 3, 4, 5], **correct)
         content = json.loads(path.read_text().replace("all-attacks", "all_attacks"))
         row = {"n": 5, "accuracy": 0.8, "low": 0.3, "high": 0.9, "norm": "linf", "eps": 0.1}
         every = attacks | {"all-attacks": {}} if attacks else {}
         listed = [{"key": key, "name": key, **row, **facts} for key, facts in every.items()]
         path.write_text(json.dumps(content | {"attacks": listed}))
-    (found,) = compare([read_run(name, tmp_path / name / "metrics.json") for name in "ab"])
+    found = compared(tmp_path)
     assert ("all-attacks" in found.paired) == (not reason)
     assert found.left_out == ((f"all-attacks: {reason}",) if reason else ())
 
 
-def test_without_results_by_image_nothing_is_paired(evaluated, tmp_path):
+def test_without_results_by_image_nothing_is_paired(tmp_path):
     """As older evaluations are: named, and shown all the same."""
     run = {"hashes": [1, 2, 3, 4, 5], "clean": CLEAN}
     for name in "ab":
         (tmp_path / name).mkdir()
-        evaluated(tmp_path / name / "metrics.json", **run)
+        write_evaluation(tmp_path / name / "metrics.json", **run)
     (tmp_path / "a/evaluation/per_sample.npz").unlink()
-    runs = [read_run(name, tmp_path / name / "metrics.json") for name in "ab"]
-    (found,) = compare(runs)
+    found = compared(tmp_path)
     assert (found.paired, found.left_out) == ({}, ("no results by image of a",))
-    assert runs[0].measured.scores["clean"].value == 0.8
+    assert read_evaluation(tmp_path / "a/metrics.json").scores["clean"].value == 0.8
 
 
 def rewrite(path, **changes):
@@ -154,25 +159,25 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize(("changes", "message"), DAMAGED.values(), ids=DAMAGED.keys())
-def test_damaged_results_are_refused(evaluated, tmp_path, changes, message):
+def test_damaged_results_are_refused(tmp_path, changes, message):
     """Each with the file's name."""
-    metrics = evaluated(tmp_path / "metrics.json", hashes=[1, 2, 3, 4, 5], clean=CLEAN)
+    metrics = write_evaluation(tmp_path / "metrics.json", hashes=[1, 2, 3, 4, 5], clean=CLEAN)
     rewrite(tmp_path / "evaluation/per_sample.npz", **changes)
     with pytest.raises(ResultError, match=f"per_sample.npz: {message}"):
-        read_run("a", metrics)
+        read_evaluation(metrics)
 
 
-def test_pickles_and_torn_files_are_refused(evaluated, tmp_path):
+def test_pickles_and_torn_files_are_refused(tmp_path):
     """Nothing in a file of results is ever run."""
-    metrics = evaluated(tmp_path / "metrics.json", hashes=[1, 2, 3, 4, 5], clean=CLEAN)
+    metrics = write_evaluation(tmp_path / "metrics.json", hashes=[1, 2, 3, 4, 5], clean=CLEAN)
     path = tmp_path / "evaluation/per_sample.npz"
     content = path.read_bytes()
     rewrite(path, label=np.array([{}] * 5, dtype=object))
     with pytest.raises(ResultError, match=r"per_sample.npz: is damaged"):
-        read_run("a", metrics)
+        read_evaluation(metrics)
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(ResultError, match=r"per_sample.npz: is damaged"):
-        read_run("a", metrics)
+        read_evaluation(metrics)
 
 
 def test_a_run_is_found_by_folder_or_file(tmp_path):
@@ -180,8 +185,10 @@ def test_a_run_is_found_by_folder_or_file(tmp_path):
     (tmp_path / "run/data").mkdir(parents=True)
     (tmp_path / "run/data/metrics.json").touch()
     found = tmp_path / "run/data/metrics.json"
-    assert metrics_in(tmp_path / "run") == metrics_in(tmp_path / "run/data") == metrics_in(found)
+    assert (
+        find_metrics(tmp_path / "run") == find_metrics(tmp_path / "run/data") == find_metrics(found)
+    )
     assert evaluation_beside(found).name == "evaluation"
     assert evaluation_beside(tmp_path / "baseline-metrics.json").name == "baseline-evaluation"
     with pytest.raises(MissingError, match=r"holds no metrics.json. Name the folder or the file"):
-        metrics_in(tmp_path)
+        find_metrics(tmp_path)

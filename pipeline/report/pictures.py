@@ -1,0 +1,375 @@
+"""Pictures on the page: test images under attack, and training images with their soft labels."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import zipfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ltd_pipe.errors import ResultError, reason_of
+from ltd_pipe.labels.reader import SoftLabels
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from ltd_pipe.labels.format import StoreAttributes
+    from ltd_pipe.labels.softness import LabelSummary
+
+_REMEDY = "Run 'ltd-pipe evaluate' again."
+# The pictures of one gallery stay below this, so that the page stays below 3 MB.
+_GALLERY_BYTES = 1_200_000
+_LARGEST_SIDE = 128
+# Classes of a soft label that are shown, and the least share of one: 0.0 % when printed.
+_BARS, _LEAST_SHARE = 4, 0.0005
+_HISTOGRAM_BINS = 20
+# Rows at a time: about 16 MiB of float32 whatever the number of classes.
+_BLOCK_ELEMENTS = 2**22
+
+
+def _side(pictures: int) -> int:
+    """The longest side of so many pictures that stay within a gallery's bytes."""
+    # Noise does not compress: three bytes a pixel, and a third more in base64.
+    fits = math.isqrt(int(_GALLERY_BYTES / (max(pictures, 1) * 3 * 4 / 3)))
+    return min(fits, _LARGEST_SIDE)
+
+
+def picture_uri(image: NDArray[np.floating[Any]], side: int) -> str:
+    """A PNG as a data URI.
+
+    Parameters
+    ----------
+    image : ndarray of shape (C, H, W), floats
+        Clipped to [0, 1]; C is 1 or 3.
+    side : int
+        A larger image is shrunk until its longer side has so many pixels.
+    """
+    from PIL import Image
+
+    pixels = np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8).transpose(1, 2, 0)
+    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    if max(picture.size) > side:
+        picture.thumbnail((side, side), Image.Resampling.BOX)
+    content = io.BytesIO()
+    picture.save(content, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode("ascii")
+
+
+# ---------------------------------------------------------------- under attack
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Test images before and after an attack: examples.npz.
+
+    Attributes
+    ----------
+    clean : ndarray of shape (M, C, H, W), dtype uint8
+    adversarial : ndarray of shape (M, C, H, W), dtype float32, in [0, 1]
+    label, clean_prediction, adversarial_prediction, index : ndarray of shape (M,), dtype int64
+    """
+
+    clean: NDArray[np.uint8]
+    adversarial: NDArray[np.float32]
+    label: NDArray[np.int64]
+    clean_prediction: NDArray[np.int64]
+    adversarial_prediction: NDArray[np.int64]
+    index: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+def read_examples(path: Path, num_classes: int, count: int | None) -> Examples:
+    """Read the first `count` examples, or all.
+
+    Raises
+    ------
+    ResultError
+        When the file is damaged, or its arrays do not fit each other or the classes.
+    """
+    try:
+        # Opened here: given a path, numpy leaves the file open when it is damaged.
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as content:
+            arrays = {name: content[name] for name in Examples.__dataclass_fields__}
+    except KeyError as error:
+        raise ResultError(path, str(error.args[0]), remedy=_REMEDY) from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ResultError(path, f"is damaged ({reason_of(error)})", remedy=_REMEDY) from error
+    shape, dtype = arrays["clean"].shape, arrays["clean"].dtype
+    if len(shape) != 4 or shape[1] not in (1, 3):
+        raise ResultError(path, "clean", expected="shape (M, 1 or 3, H, W)", found=shape)
+    if dtype != np.uint8:
+        raise ResultError(path, "clean", expected="uint8", found=dtype)
+    for name, array in arrays.items():
+        wanted = shape if name in ("clean", "adversarial") else shape[:1]
+        if array.shape != wanted:
+            expected = f"shape {wanted}"
+            raise ResultError(path, name, expected=expected, found=array.shape, remedy=_REMEDY)
+        classes = name in ("label", "clean_prediction", "adversarial_prediction")
+        if classes and ((array < 0) | (array >= num_classes)).any():
+            raise ResultError(path, f"{name}: not one of {num_classes} classes", remedy=_REMEDY)
+    attacked = arrays["adversarial"]
+    # Written so that NaN is refused, too.
+    if not ((attacked >= 0) & (attacked <= 1)).all():
+        raise ResultError(path, "adversarial: pixels outside [0, 1]", remedy=_REMEDY)
+    return Examples(**{name: array[:count] for name, array in arrays.items()})
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A prediction, and whether it is right."""
+
+    text: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class AttackedPicture:
+    """A test image before and after the attack, as data URIs."""
+
+    index: int
+    truth: str
+    clean: str
+    adversarial: str
+    perturbation: str
+    clean_answer: Answer
+    adversarial_answer: Answer
+
+
+def attacked_pictures(
+    examples: Examples, class_names: Sequence[str], eps: float
+) -> list[AttackedPicture]:
+    """Clean image, attacked image and magnified perturbation of each example.
+
+    A change of `eps`, the attack's radius, is drawn white, one of -eps black.
+    """
+    side = _side(3 * len(examples))
+
+    def answer(prediction: int, truth: int) -> Answer:
+        return Answer(class_names[prediction], bool(prediction == truth))
+
+    found = []
+    for i, truth in enumerate(examples.label):
+        clean, adversarial = examples.clean[i].astype(np.float32) / 255, examples.adversarial[i]
+        found.append(
+            AttackedPicture(
+                index=int(examples.index[i]),
+                truth=class_names[truth],
+                clean=picture_uri(clean, side),
+                adversarial=picture_uri(adversarial, side),
+                perturbation=picture_uri(0.5 + (adversarial - clean) / (2 * eps), side),
+                clean_answer=answer(examples.clean_prediction[i], truth),
+                adversarial_answer=answer(examples.adversarial_prediction[i], truth),
+            )
+        )
+    return found
+
+
+# ---------------------------------------------------------------- soft labels
+
+
+@dataclass(frozen=True)
+class TrainingImage:
+    """A training image with its soft label.
+
+    Attributes
+    ----------
+    index : int
+        Of the sample.
+    label : int
+        Ground truth, -1 where unknown.
+    soft : ndarray of shape (K,), dtype float32
+    pixels : ndarray of shape (C, H, W), dtype uint8, or None
+        None where the images were not at hand.
+    """
+
+    index: int
+    label: int
+    soft: NDArray[np.float32]
+    pixels: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True)
+class LabelFacts:
+    """A soft-label store in numbers.
+
+    Attributes
+    ----------
+    attributes : StoreAttributes
+    identity : str
+    summary : LabelSummary
+    histogram : ndarray of shape (20,), dtype int64
+        Samples by their top probability, in equal parts of [0, 1].
+    ambiguous : tuple of TrainingImage
+        Those of the highest entropy, the highest first.
+    known : int
+        Samples whose ground truth is known.
+    disagreements : int
+        Those of them whose largest probability is on another class.
+    contradicted : tuple of TrainingImage
+        Those of them on which the teacher is furthest from the ground truth, the furthest first.
+    """
+
+    attributes: StoreAttributes
+    identity: str
+    summary: LabelSummary
+    histogram: NDArray[np.int64]
+    ambiguous: tuple[TrainingImage, ...]
+    known: int
+    disagreements: int
+    contradicted: tuple[TrainingImage, ...]
+
+
+def read_labels(
+    store: Path, data: Path | None, ambiguous: int, contradicted: int = 0
+) -> LabelFacts:
+    """Read a store and the images it is least sure of, and contradicts most.
+
+    Parameters
+    ----------
+    store : Path
+    data : Path or None
+        Beton of the images, or None where it is not at hand.
+    ambiguous, contradicted : int
+        How many of each, at most.
+
+    Raises
+    ------
+    StoreError, JoinError
+        When the store is damaged, or labels other images than those of `data`.
+    DataError
+        When the beton is damaged.
+    """
+    labels = SoftLabels.open(store)
+    n, histogram = labels.num_samples, np.zeros(_HISTOGRAM_BINS, np.int64)
+    entropy, excess = np.empty(n, np.float32), np.empty(n, np.float32)
+    step = max(_BLOCK_ELEMENTS // labels.num_classes, 1)
+    for begin in range(0, n, step):
+        rows = np.arange(begin, min(begin + step, n))
+        soft, truth = _normalised(labels, rows), np.asarray(labels.labels[rows])
+        top = soft.max(axis=1)
+        histogram += np.histogram(top, bins=_HISTOGRAM_BINS, range=(0, 1))[0]
+        # p log p tends to 0 with p; the maximum keeps log(0) out of the product.
+        entropy[rows] = -(soft * np.log(np.maximum(soft, 1e-30))).sum(axis=1)
+        # Largest probability less that of the ground truth; -1 where the teacher agrees, or the
+        # ground truth is unknown.
+        apart = (truth >= 0) & (soft.argmax(axis=1) != truth)
+        excess[rows] = np.where(apart, top - soft[np.arange(len(rows)), truth], -1)
+    disagreements = int(np.count_nonzero(excess >= 0))
+    # A stable sort: of equal values the first sample comes first, on every machine.
+    unsure, against = (
+        np.argsort(-values, kind="stable")[:count]
+        for values, count in ((entropy, ambiguous), (excess, min(contradicted, disagreements)))
+    )
+    shown = np.concatenate([unsure, against])
+    pixels = _pixels(labels, data, np.unique(shown)) if data is not None and len(shown) else {}
+    images = [
+        TrainingImage(i, int(labels.labels[i]), soft, pixels.get(i))
+        for i, soft in zip(shown.tolist(), _normalised(labels, shown), strict=True)
+    ]
+    return LabelFacts(
+        attributes=labels.attributes,
+        identity=labels.identity,
+        summary=labels.summary(),
+        histogram=histogram,
+        ambiguous=tuple(images[: len(unsure)]),
+        known=int(np.count_nonzero(labels.labels[:] >= 0)),
+        disagreements=disagreements,
+        contradicted=tuple(images[len(unsure) :]),
+    )
+
+
+def _normalised(labels: SoftLabels, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    soft = labels.gather(rows).astype(np.float32)
+    if soft.ndim == 3:
+        # Of several views, what the teacher says on average.
+        soft = soft.mean(axis=1)
+    normalised: NDArray[np.float32] = soft / soft.sum(axis=1, keepdims=True)
+    return normalised
+
+
+def _pixels(
+    labels: SoftLabels, data: Path, rows: NDArray[np.int64]
+) -> dict[int, NDArray[np.uint8]]:
+    # FFCV is needed only where pictures are wanted.
+    import torch
+
+    from ltd_pipe.images.beton import open_beton
+    from ltd_pipe.images.stream import ImageStream
+
+    beton = open_beton(data)
+    labels.require_data(beton.manifest, str(data), beton)
+    # All raw images are copied into memory, if they fit, sooner than FFCV compiles its reader.
+    resident = None if beton.manifest.encoding == "raw" else False
+    stream = ImageStream(beton, torch.device("cpu"), resident=resident)
+    found: dict[int, NDArray[np.uint8]] = {}
+    for batch in stream.batches(rows, len(rows)):
+        labels.join(batch.rows, batch.sample_hash, str(data))
+        found |= dict(zip(batch.rows.tolist(), batch.images.numpy(), strict=True))
+    return found
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One class of a soft label; `share` is a fraction."""
+
+    text: str
+    share: float
+    is_truth: bool
+
+
+@dataclass(frozen=True)
+class SoftPicture:
+    """A training image with its soft label.
+
+    Attributes
+    ----------
+    index : int
+    truth : str
+        Empty where it is unknown.
+    picture : str
+        Data URI; empty where the image was not at hand.
+    bars : tuple of Bar
+        The largest first, at most four; then the ground truth, where it is not among them.
+    rest : float
+        Fraction left for the other classes.
+    """
+
+    index: int
+    truth: str
+    picture: str
+    bars: tuple[Bar, ...]
+    rest: float
+
+
+def soft_pictures(images: Sequence[TrainingImage], class_names: Sequence[str]) -> list[SoftPicture]:
+    """Images with the largest classes of their soft labels."""
+    side, found = _side(len(images)), []
+    for image in images:
+        # A stable sort: equal probabilities come in the order of the classes.
+        largest = np.argsort(-image.soft, kind="stable")[:_BARS].tolist()
+        # The first always.
+        shown = largest[:1] + [k for k in largest[1:] if image.soft[k] >= _LEAST_SHARE]
+        if image.label >= 0 and image.label not in shown:
+            # What the teacher thinks of it is the point, were it nothing.
+            shown.append(image.label)
+        bars = tuple(Bar(class_names[k], float(image.soft[k]), k == image.label) for k in shown)
+        pixels = image.pixels
+        found.append(
+            SoftPicture(
+                index=image.index,
+                truth=class_names[image.label] if image.label >= 0 else "",
+                picture="" if pixels is None else picture_uri(pixels / np.float32(255), side),
+                bars=bars,
+                rest=max(0.0, 1 - sum(bar.share for bar in bars)),
+            )
+        )
+    return found
