@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -115,25 +114,6 @@ def licence_metadata(licence: str | None) -> dict[str, Any]:
 
 def _longest_run(text: str) -> int:
     return max((len(run) for run in re.findall("`+", text)), default=0)
-
-
-# --- The old way of the model's card, until it is a template too.
-
-
-def licence_lines(licence: str) -> list[str]:
-    """A licence in front matter."""
-    return [f"{key}: {yaml_scalar(value)}" for key, value in licence_metadata(licence).items()]
-
-
-def yaml_scalar(text: str) -> str:
-    """A YAML scalar on one line, for front matter."""
-    # Printable text in JSON is YAML too: only quotation mark and backslash are escaped.
-    return json.dumps(one_line(text), ensure_ascii=False)
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of GitHub's Markdown; cells are finished Markdown without bars, as `code` gives."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
 
 
 # --- Where two trees of plain values differ.

@@ -72,15 +72,14 @@ def gather_pair(title: str, first: tuple[str, Path], second: tuple[str, Path]) -
     LtdPipeError
         When a file is damaged, or two of one run are of different checkpoints.
     """
-    sides = [_side("A", *first), _side("B", *second)]
-    missing = []
-    for side in sides:
+    a, b, missing = _side("A", *first), _side("B", *second), []
+    for side in (a, b):
         beside = f"of {side.letter} (no {{}} beside {side.name})."
         if side.run is None:
             missing.append(f"Training curves and settings {beside.format(_CHECKPOINT)}")
         if not side.evaluation.by_eps:
             missing.append(f"Robust accuracy by ε {beside.format('by_eps.json')}")
-    return PairFacts(title, *sides, tuple(missing))
+    return PairFacts(title, a, b, tuple(missing))
 
 
 def _side(letter: str, name: str, metrics: Path) -> Side:

@@ -221,7 +221,7 @@ def _claim(
 
 
 def _sentence(this: Model, other: Model | None, attack: str, comparison: Comparison) -> str:
-    paired, parts = comparison.paired, []
+    paired, parts = comparison.paired, list[str]()
     for name in (attack, "clean"):
         mine = this.evaluation.score(name)
         theirs = other.evaluation.score(name) if other else None

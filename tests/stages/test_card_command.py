@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -106,3 +108,21 @@ def test_no_attack_is_listed_twice(ltd_pipe, project):
     assert text.count("| `PGD-5` |") == 1
     lacks = text.partition("## Not measured")[2]
     assert lacks.count("AutoAttack") == 1
+
+
+_WITHOUT_TORCH = """
+import sys
+from ltd_pipe.stages.cli import cli
+cli.main(sys.argv[1:], standalone_mode=False)
+sys.exit("torch was loaded" if "torch" in sys.modules else 0)
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("card", STUDENT, "--metrics", "data/metrics.json"), ("compare", "data", "data")],
+    ids=["card", "compare"],
+)
+def test_results_are_read_without_torch(project, words):
+    """It takes seconds to load."""
+    subprocess.run([sys.executable, "-c", _WITHOUT_TORCH, *words], check=True, cwd=project)
