@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltd_pipe.errors import MissingError
-from ltd_pipe.publish import write_json
+from ltd_pipe.publish import read_json, write_json
 from ltd_pipe.text import differences
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import torch
 
@@ -44,8 +44,8 @@ def sha256_file(path: Path) -> str:
         raise MissingError(path, "no such file") from error
 
 
-def digest(content: Mapping[str, Any]) -> str:
-    """SHA-256 over a mapping of plain values, whatever the order of its keys."""
+def digest(content: Mapping[str, Any] | Sequence[Any]) -> str:
+    """SHA-256 over plain values, whatever the order of keys."""
     text = json.dumps(content, sort_keys=True, allow_nan=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -187,7 +187,7 @@ class StateRecord:
 
     def changed(self) -> list[tuple[str, Any, Any]]:
         """What changes the rounding, as (name, then, now); nothing where there is no state."""
-        then = _read_record(self.folder)
+        then = read_json(self.folder / _RECORD)
         return [*differences(then["rounds"], self._content["rounds"])] if then else []
 
     def note(self) -> str | None:
@@ -203,7 +203,7 @@ class StateRecord:
         mine = self._content
         others = sorted(self._states.glob(f"{self._kind}-*"), key=lambda path: path.stat().st_mtime)
         for folder in reversed(others):
-            other = _read_record(folder)
+            other = read_json(folder / _RECORD)
             if other and other["out"] == mine["out"]:
                 changed = [*differences(other["decides"], mine["decides"])]
                 return (
@@ -211,14 +211,6 @@ class StateRecord:
                     f"{_told(changed)} here. It is kept, and goes on when run as it was."
                 )
         return None
-
-
-def _read_record(folder: Path) -> dict[str, Any] | None:
-    try:
-        content: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # absent in states of older versions; it decides nothing
-        return None
-    return content
 
 
 def _told(changed: list[tuple[str, Any, Any]]) -> str:

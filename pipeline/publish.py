@@ -110,6 +110,15 @@ def json_text(content: Any) -> str:
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The mapping that such a file holds; None where there is none that can be read."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
 def replace_tree(built: Path, target: Path) -> None:
     """Publish a complete folder that was built beside `target`, replacing what stood there.
 

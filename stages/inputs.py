@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import json
 import os
 import shlex
 import stat
@@ -15,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ltd_pipe.errors import DataError, ParamsError, reason_of, require_file
-from ltd_pipe.provenance import sha256_file
-from ltd_pipe.stages.options import FIELD, PARAMS_FILE, PIPELINE_FILE
+from ltd_pipe.provenance import digest, sha256_file
+from ltd_pipe.publish import exclusive, read_json, write_json
+from ltd_pipe.stages.options import FIELD, PARAMS_FILE, PIPELINE_FILE, pipeline_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ltd_pipe.params import Params, TrainParams
 
-__all__ = ["inputs"]
+_TOLD = "{path}: {files:,} files, {bytes:,} bytes, SHA-256 {sha256:.12}"
 
 
 @click.command()
@@ -50,7 +49,6 @@ def inputs(asked: bool, out: Path) -> None:
       ltd-pipe inputs
     """
     from ltd_pipe.params import load_params, require_named
-    from ltd_pipe.publish import exclusive, write_json
 
     params = load_params(PARAMS_FILE)
     if PIPELINE_FILE.exists():
@@ -60,32 +58,28 @@ def inputs(asked: bool, out: Path) -> None:
             _warn_of_refusals()
     state = out.parent / "state" / f"{out.name}.json"
     with exclusive(out):
-        looked = _read(state) or {}
+        looked = read_json(state) or {}
         for name, key, path in _named(params, asked=asked):
-            target = out / f"{name}.json"
-            before = _read(target)
+            before = read_json(out / f"{name}.json")
             found = _look(path, key, before or {}, looked) if path else None
-            click.echo(f"{key}: {_in_words(path, found)}")
-            if found != before or not target.exists():
-                write_json(target, found)
+            told = "nothing from outside" if found is None else _TOLD.format_map(found)
+            click.echo(f"{key}: {told}")
+            if found != before or not (out / f"{name}.json").exists():
+                write_json(out / f"{name}.json", found)
         write_json(state, looked)
         if not asked:
             # What stages outside of a source tree depend on, for its code.
             version = {"ltd-pipe": importlib.metadata.version("ltd-pipe")}
-            if _read(out / "version.json") != version:
+            if read_json(out / "version.json") != version:
                 write_json(out / "version.json", version)
 
 
 def _require_teacher(train: TrainParams) -> None:
     """Refuse a teacher that is asked in the run, and is neither here nor made by a stage."""
-    from ltd_pipe.params import read_yaml
-
-    if not train.asks_teacher or train.teacher is None or Path(train.teacher).exists():
-        return
-    stages = read_yaml(PIPELINE_FILE)["stages"].values()
-    made = {name for stage in stages for out in stage.get("outs", []) for name in _names(out)}
-    if not made & {str(path) for path in (Path(train.teacher), *Path(train.teacher).parents)}:
-        _require(Path(train.teacher), "train.teacher")
+    if train.asks_teacher and train.teacher is not None:
+        path, made = Path(train.teacher), {Path(out) for _, out in pipeline_outputs()}
+        if not made & {path, *path.parents}:
+            _require(path, "train.teacher")
 
 
 def _warn_of_refusals() -> None:
@@ -116,10 +110,6 @@ def _warn_of_refusals() -> None:
             click.echo(f"WARNING: {where} will end with: {error}", err=True)
 
 
-def _names(out: str | dict[str, Any]) -> list[str]:
-    return [out] if isinstance(out, str) else list(out)
-
-
 def _require(path: Path, key: str) -> None:
     require_file(path, f"{PARAMS_FILE}: {key}: {path}", "Correct the path.")
 
@@ -136,14 +126,6 @@ def _named(params: Params, *, asked: bool) -> Iterator[tuple[str, str, str | Non
     yield "teacher", "teacher.checkpoint", params.teacher.checkpoint
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
 def _look(path: str, key: str, before: dict[str, Any], looked: dict[str, Any]) -> dict[str, Any]:
     """What a file or folder holds now: how many files, their size, and a hash of all."""
     if not Path(path).exists():
@@ -153,7 +135,7 @@ def _look(path: str, key: str, before: dict[str, Any], looked: dict[str, Any]) -
         _require(Path(path), key)
     try:
         files = sorted(_files(path, frozenset()))
-        listing = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+        listing = digest(files)
         if looked.get(path, {}).get("listing") != listing:
             with ThreadPoolExecutor() as threads:
                 hashes = list(threads.map(sha256_file, [Path(name) for name, _, _ in files]))
@@ -162,7 +144,7 @@ def _look(path: str, key: str, before: dict[str, Any], looked: dict[str, Any]) -
                 "path": path,
                 "files": len(files),
                 "bytes": sum(size for _, size, _ in files),
-                "sha256": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+                "sha256": digest(content),
             }
             looked[path] = {"listing": listing, "facts": facts}
     except OSError as error:
@@ -181,10 +163,3 @@ def _files(path: str, above: frozenset[tuple[int, int]]) -> list[tuple[str, int,
     with os.scandir(path) as entries:
         there = [entry.path for entry in entries if entry.is_dir() or entry.is_file()]
     return [file for name in there for file in _files(name, above)]
-
-
-def _in_words(path: str | None, found: dict[str, Any] | None) -> str:
-    if found is None:
-        return "nothing from outside"
-    size = f"{found['files']:,} files, {found['bytes']:,} bytes"
-    return f"{path}: {size}, SHA-256 {found['sha256'][:12]}"

@@ -370,7 +370,7 @@ def note_pipeline(*targets: Path) -> None:
     if from_dvc or os.environ.get("RANK", "0") != "0" or not PIPELINE_FILE.exists():
         return
     wanted = {target.resolve() for target in targets}
-    for stage, out in _outputs():
+    for stage, out in pipeline_outputs():
         path = Path(out).resolve()
         if any(path == target or path in target.parents for target in wanted):
             click.echo(
@@ -382,7 +382,8 @@ def note_pipeline(*targets: Path) -> None:
             return
 
 
-def _outputs() -> Iterator[tuple[str, str]]:
+def pipeline_outputs() -> Iterator[tuple[str, str]]:
+    """Stage and path of each output in dvc.yaml."""
     import yaml
 
     try:
