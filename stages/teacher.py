@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ltd_pipe.errors import MissingError, ParamsError
+from ltd_pipe.errors import ParamsError, require_file
 from ltd_pipe.stages.console import doing, tell
 from ltd_pipe.stages.model_options import ModelOptions, load_teacher
 from ltd_pipe.stages.options import (
@@ -69,13 +69,10 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
         trained = {*type(params.teacher).model_fields, "fresh"} - asked
         refuse_options(trained, "is of training, and teacher.checkpoint is taken as it is")
         # Stores name a teacher by the hash of its file, which taking it into place would change.
-        refuse_overlap(out / "model.safetensors", Path(str(params.teacher.checkpoint)))
-        if not Path(str(params.teacher.checkpoint)).exists():
-            raise MissingError(
-                f"teacher.checkpoint: {params.teacher.checkpoint}",
-                "no such file",
-                remedy="Give trained weights, or null to train a teacher.",
-            )
+        checkpoint = Path(params.teacher.checkpoint)
+        refuse_overlap(out / "model.safetensors", checkpoint)
+        remedy = "Give trained weights, or null to train a teacher."
+        require_file(checkpoint, f"teacher.checkpoint: {checkpoint}", remedy)
     world = World.from_environment()
     with lock(out, world):
         with doing("checking images"):

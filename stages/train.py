@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ltd_pipe.errors import MissingError
+from ltd_pipe.errors import require_file
 from ltd_pipe.stages.console import doing, tell, transfer
 from ltd_pipe.stages.options import (
     CHECKPOINT,
@@ -96,12 +96,9 @@ def train(
     require_files("data", *["labels"] * section.reads_store)
     _refuse_unused_weights(section)
     asked = Path(section.teacher) if section.teacher and section.asks_teacher else None
-    if asked and not asked.exists():
-        raise MissingError(
-            f"train.teacher: {asked}",
-            "no such file",
-            remedy="Give the checkpoint that is asked in the run, or choose what asks no teacher.",
-        )
+    if asked:
+        remedy = "Give the checkpoint that is asked in the run, or choose what asks no teacher."
+        require_file(asked, f"train.teacher: {asked}", remedy)
     refuse_existing(out / "model.safetensors", force=force or fresh, kind=CHECKPOINT)
     note_pipeline(out)
     if teacher_arch is not None:

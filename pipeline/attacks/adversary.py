@@ -41,6 +41,8 @@ class Adversary:
         n-fgsm: in units of eps.
     warmup_epochs : float
         Over which eps and the step grow from 0.
+    loss_scale : float
+        Float16 has no gradients below 6e-8: scaled ones keep their signs.
     """
 
     ball: Ball
@@ -50,6 +52,7 @@ class Adversary:
     start: Start | None = None
     noise: float = 2.0
     warmup_epochs: float = 0.0
+    loss_scale: float = 1.0
 
     def at(self, epochs: float) -> Adversary:
         """The adversary after so many epochs: in warm-up, eps and the step grow linearly."""
@@ -86,16 +89,20 @@ class Adversary:
             Done so far, with fractions; by default the warm-up is over.
         """
         now = self.at(epochs)
+
+        def scaled(logits: torch.Tensor) -> torch.Tensor:
+            return loss(logits) if now.loss_scale == 1.0 else now.loss_scale * loss(logits)
+
         with evaluation_mode(model):
             if now.method == "n-fgsm":
                 wide = replace(now.ball, eps=now.noise * now.ball.eps)
                 points = wide.uniform(images, index, key)
-                now.ball.step_(points, input_gradient(model, points, loss), now.step_size)
+                now.ball.step_(points, input_gradient(model, points, scaled), now.step_size)
                 return points.clamp_(0.0, 1.0)
             return pgd(
                 model,
                 images,
-                loss,
+                scaled,
                 start=initial_point(now.start or start, now.ball, images, index, key),
                 ball=now.ball,
                 step_size=now.step_size,

@@ -52,12 +52,17 @@ class Frozen:
     ----------
     model : Classifier
         On its device, in its memory format. Its mode is left as it is.
+    folds : list, optional
+        What is folded; by default what can be.
     """
 
-    def __init__(self, model: Classifier) -> None:
-        self._model = model
-        self._folds = _sound_folds(model)
-        self._twin = _twin(model, self._folds) if self._folds else model
+    def __init__(self, model: Classifier, folds: list[_Fold] | None = None) -> None:
+        self._model = self._twin = model
+        self._folds = _sound_folds(model) if folds is None else folds
+        if self._folds:
+            self._twin = model.twin().eval()
+        for fold in self._folds:
+            fold.replace(self._twin.network)
 
     @property
     def is_twin(self) -> bool:
@@ -150,8 +155,6 @@ def _find_folds(model: Classifier) -> list[_Fold]:
         for name, module in network.named_modules()
         if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
     }
-    if not norms:
-        return []
     convolutions: dict[nn.Module, str] = {
         module: name
         for name, module in network.named_modules()
@@ -186,13 +189,7 @@ def _find_folds(model: Classifier) -> list[_Fold]:
     ]
 
 
-def _twin(model: Classifier, folds: list[_Fold]) -> Classifier:
-    twin = model.twin().eval()
-    for fold in folds:
-        fold.replace(twin.network)
-    return twin
-
-
+@torch.no_grad()
 def _sound_folds(model: Classifier) -> list[_Fold]:
     """Folds whose twin gives the model's logits, whatever its weights and statistics.
 
@@ -203,29 +200,9 @@ def _sound_folds(model: Classifier) -> list[_Fold]:
     if not found:
         return []
     tried = copy.deepcopy(model).eval()
-    _randomise(tried, found)
-    expected = _logits(tried)
-
-    def holds(folds: list[_Fold]) -> bool:
-        twin = _twin(tried, folds)
-        for fold in folds:
-            fold.refresh(tried.network, twin.network)
-        try:
-            error = (expected - _logits(twin)).abs().max()
-        except Exception:  # a network may look into its own layers
-            return False
-        return bool(error <= _ROUNDING * expected.abs().max())
-
-    if not holds(found):
-        found = [fold if holds([fold]) else replace(fold, convolution=None) for fold in found]
-    return found if holds(found) else []
-
-
-@torch.no_grad()
-def _randomise(model: Classifier, folds: list[_Fold]) -> None:
     draw = torch.Generator().manual_seed(0)
-    for fold in folds:
-        norm: Any = model.network.get_submodule(fold.norm)
+    for fold in found:
+        norm: Any = tried.network.get_submodule(fold.norm)
         for tensor, low, high in (
             (norm.running_mean, -1.0, 1.0),
             (norm.running_var, 0.5, 2.0),
@@ -234,6 +211,18 @@ def _randomise(model: Classifier, folds: list[_Fold]) -> None:
         ):
             if tensor is not None:
                 tensor.copy_(torch.rand(tensor.shape, generator=draw) * (high - low) + low)
+    expected = _logits(tried)
+
+    def holds(folds: list[_Fold]) -> bool:
+        try:
+            error = (expected - _logits(Frozen(tried, folds).current())).abs().max()
+        except Exception:  # a network may look into its own layers
+            return False
+        return bool(error <= _ROUNDING * expected.abs().max())
+
+    if not holds(found):
+        found = [fold if holds([fold]) else replace(fold, convolution=None) for fold in found]
+    return found if holds(found) else []
 
 
 @torch.no_grad()

@@ -47,8 +47,8 @@ class Batch:
         The indices, on the host.
     sample_hash : ndarray of shape (B,), dtype uint64
         On the host.
-    ahead : tuple, optional
-        Label rows that were gathered ahead: the number of the view, and tensors on the device.
+    prefetched : tuple, optional
+        Label rows that were gathered beforehand: the number of the view, and tensors on the device.
     """
 
     images: torch.Tensor
@@ -56,7 +56,7 @@ class Batch:
     index: torch.Tensor
     rows: NDArray[np.int64]
     sample_hash: NDArray[np.uint64]
-    ahead: tuple[int, tuple[torch.Tensor, ...]] | None = None
+    prefetched: tuple[int, tuple[torch.Tensor, ...]] | None = None
 
     def part(self, which: slice) -> Batch:
         """Some of the samples."""

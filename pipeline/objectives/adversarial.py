@@ -13,8 +13,8 @@ from ltd_pipe.attacks import cross_entropy, evaluation_mode, kl_divergence, marg
 from ltd_pipe.objectives.base import Loss, Objective, ObjectiveWrapper
 
 if TYPE_CHECKING:
-    from ltd_pipe.attacks import LossOfLogits
-    from ltd_pipe.objectives.base import Attacker, TrainBatch
+    from ltd_pipe.attacks import Adversary, LossOfLogits
+    from ltd_pipe.objectives.base import TrainBatch
     from ltd_pipe.params import TrainParams
 
 
@@ -143,7 +143,7 @@ class AttackLossOverride(ObjectiveWrapper):
         return partial(cross_entropy, target=batch.truth)
 
     def attack(
-        self, adversary: Attacker, model: torch.nn.Module, batch: TrainBatch, **how: Any
+        self, adversary: Adversary, model: torch.nn.Module, batch: TrainBatch, **how: Any
     ) -> torch.Tensor:
         """One attack on the model alone, also where the inner objective attacks otherwise."""
         return Objective.attack(self, adversary, model, batch, **how)

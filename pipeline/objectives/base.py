@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ltd_pipe.attacks import cross_entropy
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from ltd_pipe.attacks import LossOfLogits, Start
+    from ltd_pipe.attacks import Adversary, LossOfLogits, Start
     from ltd_pipe.params import TrainParams
 
 
@@ -69,23 +69,6 @@ class Loss(NamedTuple):
     logits: torch.Tensor
 
 
-class Attacker(Protocol):
-    """What finds adversarial images: an `Adversary`, or what stands for one."""
-
-    def attack(
-        self,
-        model: torch.nn.Module,
-        images: torch.Tensor,
-        loss: LossOfLogits,
-        *,
-        start: Start,
-        index: torch.Tensor,
-        key: int,
-        epochs: float,
-    ) -> torch.Tensor:
-        """See `ltd_pipe.attacks.Adversary.attack`."""
-
-
 class Objective(abc.ABC):
     """Says what the attack maximises and what training then minimises.
 
@@ -125,7 +108,7 @@ class Objective(abc.ABC):
         """
 
     def attack(
-        self, adversary: Attacker, model: torch.nn.Module, batch: TrainBatch, **how: Any
+        self, adversary: Adversary, model: torch.nn.Module, batch: TrainBatch, **how: Any
     ) -> torch.Tensor:
         """Adversarial images of a batch; `how` is what else the adversary is told."""
         loss = self.attack_loss(model, batch)
@@ -161,7 +144,7 @@ class ObjectiveWrapper(Objective):
         return self.inner.attack_loss(model, batch)
 
     def attack(
-        self, adversary: Attacker, model: torch.nn.Module, batch: TrainBatch, **how: Any
+        self, adversary: Adversary, model: torch.nn.Module, batch: TrainBatch, **how: Any
     ) -> torch.Tensor:
         """The inner objective's."""
         return self.inner.attack(adversary, model, batch, **how)

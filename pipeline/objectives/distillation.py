@@ -15,8 +15,8 @@ from ltd_pipe.objectives.base import Loss, Objective, ObjectiveWrapper, StepInfo
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ltd_pipe.attacks import LossOfLogits
-    from ltd_pipe.objectives.base import Attacker, TrainBatch
+    from ltd_pipe.attacks import Adversary, LossOfLogits
+    from ltd_pipe.objectives.base import TrainBatch
     from ltd_pipe.params import TrainParams
 
 # Maps images to a teacher's logits, already divided by its temperature. No gradient reaches it.
@@ -135,7 +135,7 @@ class Adaad(Objective):
         return divergence
 
     def attack(
-        self, adversary: Attacker, model: torch.nn.Module, batch: TrainBatch, **how: Any
+        self, adversary: Adversary, model: torch.nn.Module, batch: TrainBatch, **how: Any
     ) -> torch.Tensor:
         """Attack both at once: the gradient passes through the teacher, too."""
         return super().attack(adversary, _Both(model, self.teacher), batch, **how)

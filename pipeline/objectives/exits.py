@@ -18,9 +18,9 @@ from ltd_pipe.objectives.base import Loss, Objective
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ltd_pipe.attacks import LossOfLogits
+    from ltd_pipe.attacks import Adversary, LossOfLogits
     from ltd_pipe.models.classifier import Classifier
-    from ltd_pipe.objectives.base import Attacker, TrainBatch
+    from ltd_pipe.objectives.base import TrainBatch
     from ltd_pipe.params import TrainParams
 
 
@@ -67,7 +67,7 @@ class MultiExit(Objective):
         return lambda logits: _exit_losses(logits, batch.truth).mean(dim=1)
 
     def attack(
-        self, adversary: Attacker, model: torch.nn.Module, batch: TrainBatch, **how: Any
+        self, adversary: Adversary, model: torch.nn.Module, batch: TrainBatch, **how: Any
     ) -> torch.Tensor:
         """One attack, or for max-average the worst of one for each exit."""
         chosen = _Exits(model, self.exits)

@@ -68,7 +68,7 @@ def prefetch(
         # The current stream begins with the batch once it has arrived; the host goes on.
         current = torch.cuda.current_stream(device)
         current.wait_event(arrived)
-        rows = batch.ahead[1] if batch.ahead else ()
+        rows = batch.prefetched[1] if batch.prefetched else ()
         for tensor in (batch.images, batch.labels, batch.index, *rows):
             # Its memory is the other stream's, which must not use it again before this one has.
             tensor.record_stream(current)
@@ -161,14 +161,14 @@ class StoredTargets:
             At the first sample whose label belongs to another image.
         """
         self._store.join(batch.rows, batch.sample_hash, self._data)
-        return replace(batch, ahead=(view, self._labels.fetch(batch.rows, view=view)))
+        return replace(batch, prefetched=(view, self._labels.fetch(batch.rows, view=view)))
 
     def __call__(self, batch: Batch, view: int) -> torch.Tensor:
         """See `Targets`; raises as `prefetch`, for a batch that was not prefetched."""
-        if batch.ahead is None or batch.ahead[0] != view:
+        if batch.prefetched is None or batch.prefetched[0] != view:
             batch = self.prefetch(batch, view)
-        assert batch.ahead is not None  # noqa: S101  that is what prefetch adds
-        soft = self._labels.distributions(batch.ahead[1])
+        assert batch.prefetched is not None  # noqa: S101  that is what prefetch adds
+        soft = self._labels.distributions(batch.prefetched[1])
         weight, rectify = self._params.soft_weight, self._params.rectify
         return mixed(soft, batch.labels, weight, rectify=rectify)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,16 +22,14 @@ from ltd_pipe.training.softness import TARGET_SUMS, target_sums
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ltd_pipe.attacks import LossOfLogits
     from ltd_pipe.images.stream import Batch
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.objectives import Loss, StepInfo
-    from ltd_pipe.objectives.base import Attacker
     from ltd_pipe.params import FitParams
     from ltd_pipe.training.data import Examples
     from ltd_pipe.training.trainer import RunContext, Task
 
-# Float16 has no gradients below 6e-8: those of an attack are scaled, and their signs stay.
+# Of an attack's gradients in float16.
 _ATTACK_SCALE = 1024.0
 
 
@@ -70,9 +68,9 @@ class Step:
         self._transform, self._objective = task.transform, task.objective
         self._device = model.mean.device
         scaled = context.precision.precision == "float16"
-        self._adversary: Attacker | None = task.adversary
+        self._adversary = task.adversary
         if task.adversary and scaled:
-            self._adversary = _ScaledAttacker(task.adversary)
+            self._adversary = replace(task.adversary, loss_scale=_ATTACK_SCALE)
         self._frozen = Frozen(model) if task.adversary else None
         if self._frozen and context.precision.compiled != "none":
             self._frozen.compile(context.precision.compiled)
@@ -246,21 +244,6 @@ class Step:
         self._context.world.all_reduce_([*gradients, *statistics, tally])
         for statistic in statistics:
             statistic.div_(count)
-
-
-class _ScaledAttacker:
-    """An adversary whose gradients are scaled, which leaves their signs."""
-
-    def __init__(self, adversary: Attacker) -> None:
-        self._adversary = adversary
-
-    def attack(
-        self, model: nn.Module, images: torch.Tensor, loss: LossOfLogits, **how: Any
-    ) -> torch.Tensor:
-        def scaled(logits: torch.Tensor) -> torch.Tensor:
-            return _ATTACK_SCALE * loss(logits)
-
-        return self._adversary.attack(model, images, scaled, **how)
 
 
 # --- Dropout and stochastic depth: what a network draws for itself is a function of the step.

@@ -35,7 +35,7 @@ def test_a_checkpoint_that_is_not_there_is_named_with_its_option(ltd_pipe, proje
     for option, command in words.items():
         outcome = ltd_pipe(*command)
         assert outcome.code == 1
-        assert f"{option}: no.safetensors: no such file. Give" in outcome.err
+        assert f"{option}: no.safetensors: no such file or folder. Give" in outcome.err
 
 
 def test_labels_that_weigh_nothing_are_not_read(ltd_pipe, project):

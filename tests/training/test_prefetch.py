@@ -16,7 +16,7 @@ COUNTS = pytest.mark.parametrize("count", [0, 1, 2])
 
 
 def marked(batch):
-    return replace(batch, ahead=(0, (batch.index + 1,)))
+    return replace(batch, prefetched=(0, (batch.index + 1,)))
 
 
 class Source:
@@ -51,7 +51,7 @@ def test_the_same_batches_in_the_same_order(train_beton, resident, count):
     for one, two in zip(plain, found, strict=True):
         assert torch.equal(one.images, two.images)
         assert one.rows.tolist() == two.rows.tolist()
-        assert torch.equal(two.ahead[1][0], one.index + 1)
+        assert torch.equal(two.prefetched[1][0], one.index + 1)
     assert not background()
 
 
@@ -143,7 +143,7 @@ def test_copies_have_arrived_when_they_are_used(train_beton, resident, count):
     work, sums = torch.rand(2048, 2048, device=gpu), []
     for batch in prefetch(stream.batches(np.tile(ORDER, 20), 48), marked, gpu, count=count):
         work = work @ work / 2048  # many milliseconds that the host does not wait for
-        sums.append((batch.images.sum(), batch.labels.sum(), batch.ahead[1][0].sum()))
+        sums.append((batch.images.sum(), batch.labels.sum(), batch.prefetched[1][0].sum()))
         del batch
     for one, (images, labels, marks) in zip(plain, sums, strict=True):
         assert images.item() == one.images.sum()
