@@ -120,27 +120,11 @@ _WEIGHT_BITS = 15
 def boxes(
     index: torch.Tensor, key: int, height: int, width: int, scale: tuple[float, float]
 ) -> torch.Tensor:
-    """Where each image is cropped.
+    """Where each image is cropped: top, left, height and width, shape (B, 4), dtype int64.
 
     Of ten boxes with an area uniform in `scale` and an aspect ratio log-uniform in 3/4 to 4/3
     the first that fits into the image, at a uniform place; where none fits, the largest one in
     the middle that has an allowed aspect ratio.
-
-    Parameters
-    ----------
-    index : Tensor of shape (B,), dtype int64
-        Sample indices.
-    key : int
-        From `ltd_pipe.rng.stream_key`.
-    height, width : int
-        Of the images.
-    scale : tuple of float
-        Least and largest share of the area.
-
-    Returns
-    -------
-    Tensor of shape (B, 4), dtype int64
-        Top, left, height and width; inside the image.
     """
     # In float64, so that the last bit of a device's exp moves no edge.
     draws = rng.uniform(key, index, (_TRIES + 1, 2)).to(torch.float64)
@@ -174,20 +158,7 @@ def resized_crop(
 
     Each pixel is a mean of those around its place, weighted by a triangle as wide as two pixels
     of the part, or of the result where these are larger. That is torchvision's antialiased
-    resizing, within one grey level.
-
-    Parameters
-    ----------
-    images : Tensor of shape (B, C, H, W), dtype uint8
-    box : Tensor of shape (B, 4), dtype int64
-        Top, left, height and width, inside the image.
-    size : tuple of int, optional
-        Height and width of the result; by default those of the images.
-
-    Returns
-    -------
-    Tensor of shape (B, C, *size), dtype uint8
-        Equal to the bit for any batch and device.
+    resizing, within one grey level; here it is equal to the bit for any batch and device.
     """
     height, width = images.shape[2:]
     size = (height, width) if size is None else size

@@ -15,27 +15,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["resize_boxes"]
-
 # Fewer images than that are not worth a thread.
 _PER_THREAD = 4
 
 
 def resize_boxes(images: torch.Tensor, box: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Resize a part of each image; see `ltd_pipe.images.augment.resized_crop`.
-
-    Parameters
-    ----------
-    images : Tensor of shape (B, C, H, W), dtype uint8, on the CPU
-    box : Tensor of shape (B, 4), dtype int64
-        Top, left, height and width, inside the image.
-    size : tuple of int
-        Height and width of the result.
-
-    Returns
-    -------
-    Tensor of shape (B, C, *size), dtype uint8
-    """
+    """Resize a part of each image; see `ltd_pipe.images.augment.resized_crop`."""
     count, channels = images.shape[:2]
     result = np.empty((count, channels, *size), dtype=np.uint8)
     given, boxes = images.contiguous().numpy(), box.contiguous().numpy()

@@ -41,10 +41,6 @@ def pixels_sha256(images: NDArray[np.uint8]) -> str:
     """SHA-256 of images as a model is shown them: their shape, and all pixels in order.
 
     `sample_hash` is of the stored source, which resizing and another encoding leave alone.
-
-    Parameters
-    ----------
-    images : ndarray of shape (n, C, H, W), dtype uint8
     """
     total = hashlib.sha256(repr(images.shape).encode())
     total.update(np.ascontiguousarray(images).data)

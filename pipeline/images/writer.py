@@ -29,17 +29,7 @@ if TYPE_CHECKING:
 class BetonWriter(DatasetWriter):  # type: ignore[misc]
     """Writes an indexable data set; see `ffcv.writer.DatasetWriter`.
 
-    Parameters
-    ----------
-    fname : str
-    fields : dict of str to ffcv.fields.Field
-    num_workers : int
-        With 1 this process does the work.
-    page_size : int
-        Bytes, a power of two; no image may be longer.
-    progress : callable, optional
-        Called with the number of images just written; with 1 worker it is the data set's
-        matter to count.
+    With one worker this process does the work, and the data set itself counts its progress.
     """
 
     def __init__(

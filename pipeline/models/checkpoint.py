@@ -132,18 +132,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 def fit(network: nn.Module, state: Mapping[str, torch.Tensor], where: object) -> None:
     """Copy weights into a network after checking every name, shape, kind and value.
 
-    Parameters
-    ----------
-    network : nn.Module
-        Its own weights are overwritten.
-    state : mapping of str to Tensor
-    where : object
-        The file, for the message.
-
-    Raises
-    ------
-    CheckpointError
-        Naming the first differences; the network keeps its weights.
+    A CheckpointError at `where` names the first differences; the network keeps its weights.
     """
     expected = network.state_dict()
     _require_names(expected.keys(), state.keys(), where)

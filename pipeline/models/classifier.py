@@ -21,8 +21,6 @@ from ltd_pipe.text import nfc, quoted
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["Classifier"]
-
 
 class Classifier(nn.Module):
     """A network that takes images in [0, 1] and divides its logits by its own temperature.
@@ -73,7 +71,13 @@ class Classifier(nn.Module):
         mean = [0.0] * channels if mean is None else list(mean)
         std = [1.0] * channels if std is None else list(std)
         _require_constants(architecture, channels, mean, std, temperature)
-        _require_names(architecture, class_names)
+        if len(class_names) < 2 or len(set(class_names)) != len(class_names):
+            raise ModelError(
+                architecture,
+                "class names",
+                expected="two or more, all different",
+                found=", ".join(class_names) or "none",
+            )
         in_order = list(range(len(class_names)))
         if columns is not None and sorted(columns) != in_order:
             expected = f"each of 0 to {in_order[-1]} once"
@@ -100,47 +104,26 @@ class Classifier(nn.Module):
         return len(self.class_names)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits divided by the model's temperature.
+        """Logits of shape (B, K), divided by the model's temperature.
 
         Parameters
         ----------
         images : Tensor of shape (B, C, H, W), dtype float32, in [0, 1]
-
-        Returns
-        -------
-        Tensor of shape (B, K)
+            The range is not checked: on a GPU that would wait for the device at every call.
 
         Raises
         ------
         ModelError
-            When shape or dtype are others. The range is not checked: on a GPU that would wait
-            for the device at every call.
+            When shape or dtype are others.
         """
         return self.raw_logits(images) / self._temperature
 
     def raw_logits(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits before the model's temperature; a teacher's labels are softened from these.
-
-        Parameters and errors are those of `forward`.
-        """
+        """Logits before the model's temperature; a teacher's labels are softened from these."""
         return self._ordered(self.network(self._normalised(images)))
 
     def exit_logits(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Logits of each exit, the first exit first, divided by the model's temperature.
-
-        Parameters
-        ----------
-        images : Tensor of shape (B, C, H, W), dtype float32, in [0, 1]
-
-        Returns
-        -------
-        list of Tensor of shape (B, K)
-
-        Raises
-        ------
-        ModelError
-            As `forward`; and when the network has one exit only.
-        """
+        """What `forward` gives for each exit, the first exit first; ModelError where it has one."""
         self.require_exits()
         network: Any = self.network
         logits: list[torch.Tensor] = network.exit_logits(self._normalised(images))
@@ -183,25 +166,10 @@ class Classifier(nn.Module):
             self._taken &= before
 
     def at_exit(self, number: int) -> Classifier:
-        """The classifier that one exit is: what is attacked and measured when that exit is.
+        """The classifier that one exit is, counted from 1; with weights of its own.
 
         Saved as a checkpoint, it can be evaluated, exported and used as a teacher like any other.
         It holds the weights behind the exit, too, though it does not compute with them.
-
-        Parameters
-        ----------
-        number : int
-            Counted from 1.
-
-        Returns
-        -------
-        Classifier
-            In the same mode, on the same device, with weights of its own.
-
-        Raises
-        ------
-        ModelError
-            When the network has no such exit.
         """
         self.require_exits()
         architecture = f"{self.architecture.partition('@')[0]}@{number}"
@@ -220,40 +188,21 @@ class Classifier(nn.Module):
     def require_data(
         self, class_names: Sequence[str], shape: tuple[int, int, int], data: str
     ) -> None:
-        """Refuse a data set that the model was not made for.
-
-        Parameters
-        ----------
-        class_names : sequence of str
-            The data set's classes, in order.
-        shape : tuple of int
-            (C, H, W) of its images.
-        data : str
-            The data set as the user knows it.
-
-        Raises
-        ------
-        ModelError
-            Naming the first difference.
-        """
-        if tuple(shape) != self.shape:
-            raise ModelError(
-                data, "image shape", expected=f"{self.shape} by the model", found=shape
-            )
-        if len(class_names) != self.num_classes:
-            raise ModelError(
-                data,
-                "number of classes",
-                expected=f"{self.num_classes} by the model",
-                found=len(class_names),
-            )
-        for number, (ours, theirs) in enumerate(zip(self.class_names, class_names, strict=True)):
-            if nfc(ours) != nfc(theirs):
+        """Refuse a data set, called `data`, of other classes or image shape than the model's."""
+        counts = len(class_names), self.num_classes
+        for what, theirs, ours in (
+            ("image shape", tuple(shape), self.shape),
+            ("number of classes", *counts),
+        ):
+            if theirs != ours:
+                raise ModelError(data, what, expected=f"{ours} by the model", found=theirs)
+        for number, (own, other) in enumerate(zip(self.class_names, class_names, strict=True)):
+            if nfc(own) != nfc(other):
                 raise ModelError(
                     data,
                     f"class {number}",
-                    expected=f"{quoted(ours)} by the model",
-                    found=quoted(theirs),
+                    expected=f"{quoted(own)} by the model",
+                    found=quoted(other),
                     remedy="Give the data set the model's classes in the model's order.",
                 )
 
@@ -261,10 +210,6 @@ class Classifier(nn.Module):
         return logits if self.columns is None else logits[:, self.columns]
 
     def _normalised(self, images: torch.Tensor) -> torch.Tensor:
-        self._require_images(images)
-        return (images - self.mean[:, None, None]) / self.std[:, None, None]
-
-    def _require_images(self, images: torch.Tensor) -> None:
         if images.dtype != self.mean.dtype:
             raise ModelError(
                 self.architecture,
@@ -280,6 +225,7 @@ class Classifier(nn.Module):
                 expected=f"(B, {', '.join(map(str, self.shape))})",
                 found=tuple(images.shape),
             )
+        return (images - self.mean[:, None, None]) / self.std[:, None, None]
 
 
 def _require_constants(
@@ -292,13 +238,3 @@ def _require_constants(
             raise ModelError(where, name, expected=f"{channels} numbers", found=values)
     if min(std) <= 0:
         raise ModelError(where, "std", expected="numbers above 0", found=std)
-
-
-def _require_names(where: str, class_names: Sequence[str]) -> None:
-    if len(class_names) < 2 or len(set(class_names)) != len(class_names):
-        raise ModelError(
-            where,
-            "class names",
-            expected="two or more, all different",
-            found=", ".join(class_names) or "none",
-        )

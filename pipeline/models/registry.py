@@ -232,8 +232,7 @@ def declared_normalisation(
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Mean and std that timm or torchvision declare for their own weights of a network.
 
-    None where they declare none, or for another number of channels. Whether somebody else's
-    weights want them is not said by it.
+    None where they declare none, or for another number of channels.
     """
     package, _, name = architecture.partition(":")
     declared: Any = None
@@ -301,20 +300,8 @@ _ZOO_DATASETS = {10: "cifar10", 100: "cifar100", 1000: "imagenet"}
 def zoo_weights(name: str, num_classes: int) -> Path:
     """The file in which RobustBench's loader leaves a network's weights.
 
-    Parameters
-    ----------
-    name : str
-        As in the leaderboard's `load_model`, or `THREAT/NAME` where it stands under several of
-        Linf, L2 and corruptions.
-    num_classes : int
-        Tells the data set: 10 is CIFAR-10, 100 CIFAR-100, 1000 ImageNet.
-
-    Raises
-    ------
-    MissingError
-        When it is not there: nothing is downloaded.
-    MachineError, ModelError
-        See `build`.
+    The name is the leaderboard's, or `THREAT/NAME` where it stands under several of Linf, L2 and
+    corruptions. Raises MissingError when the file is not there: nothing is downloaded.
     """
     _, threat = _zoo_entry(name, num_classes)
     dataset, short = _ZOO_DATASETS[num_classes], name.rpartition("/")[2]
@@ -449,18 +436,9 @@ def _build_from_file(architecture: str, num_classes: int, shape: tuple[int, int,
 
 
 def require_sizes(model: Classifier, sizes: Sequence[tuple[int, int]]) -> None:
-    """Refuse a network that cannot be trained on images of growing sizes, by trying each.
+    """Refuse a network that cannot be trained on images of these heights and widths, by trying.
 
-    Parameters
-    ----------
-    model : Classifier
-    sizes : sequence of tuple of int
-        Heights and widths; none may be larger than the images that the model is for.
-
-    Raises
-    ------
-    ModelError
-        At the first size that it cannot take.
+    None may be larger than the images that the model is for.
     """
     channels, height, width = model.shape
     for tall, wide in sizes:
