@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import safetensors
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -23,6 +23,7 @@ KEY = "ltd_pipe"
 VERSION = 2
 
 Side = Annotated[int, Field(ge=1, le=1024)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class CheckpointFacts(BaseModel):
@@ -50,7 +51,7 @@ class CheckpointFacts(BaseModel):
         return self
 
     @classmethod
-    def read(cls, path: Path) -> CheckpointFacts:
+    def read(cls, path: Path) -> Self:
         """Read them from a checkpoint, whose weights are not looked at.
 
         Raises
@@ -92,6 +93,97 @@ class CheckpointFacts(BaseModel):
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"]) or "header"
             raise CheckpointError(path, f"metadata '{KEY}': {place}: {first['msg']}") from error
+
+
+# Parameters that may be `auto`, and where a checkpoint says what that was.
+_MEASURED = {"precision": "precision", "channels_last": "channels_last", "compile": "compiled"}
+_LABEL_NAMES = {
+    "ltd": "soft labels",
+    "live": "soft labels of a teacher in the run",
+    "adr": "soft labels of its own average",
+    "smooth": "smoothed labels",
+    "onehot": "one-hot labels",
+}
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+
+class DataFacts(_Part):
+    """The images that a model was trained on."""
+
+    dataset: str
+    fingerprint: str
+
+
+class UsedLabels(_Part):
+    """The store that a student was trained on."""
+
+    identity: str
+    temperature: float
+    mean_top_probability: Share | None = None
+
+
+class AskedTeacher(_Part):
+    """The teacher that was asked while a student was trained."""
+
+    sha256: str
+
+
+class CollapseFacts(_Part):
+    """Where training was seen to have learnt to fool its own attack; epochs from 0."""
+
+    epoch: int
+    robust_accuracy: Share
+    attack_accuracy: Share
+
+
+class RunFacts(CheckpointFacts):
+    """What a checkpoint says of its training, too; what is None was not said."""
+
+    kind: str | None = None
+    seed: int | None = None
+    params: dict[str, Any] = Field({})
+    data: DataFacts | None = None
+    labels: UsedLabels | None = None
+    teacher: AskedTeacher | None = None
+    epoch: int | None = None
+    validation: dict[str, float] = Field({})
+    catastrophic_overfitting: CollapseFacts | None = None
+    clean_accuracy: Share | None = None
+    expected_calibration_error: Share | None = None
+    n: int | None = Field(None, ge=1)
+    software: dict[str, str] = Field({})
+    hardware: dict[str, Any] = Field({})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_what_was_measured(cls, facts: Any) -> Any:
+        """In `params`, what `auto` turned out to be: two runs may have measured differently."""
+        known = facts if isinstance(facts, dict) else {}
+        params, passes = known.get("params"), known.get("passes")
+        if not (isinstance(params, dict) and isinstance(passes, dict)):
+            return facts
+        measured = {
+            name: passes[key]
+            for name, key in _MEASURED.items()
+            if params.get(name) == "auto" and key in passes
+        }
+        return {**facts, "params": params | measured}
+
+    @property
+    def label_name(self) -> str:
+        """What kind of labels it was trained on, in words."""
+        return _LABEL_NAMES.get(str(self.params.get("label_kind")), "labels")
+
+    @property
+    def threat_model(self) -> dict[str, Any] | None:
+        """Norm, and eps in pixel units, that it was trained in; None: on clean images."""
+        eps = self.params.get("eps")
+        if self.kind != "student" or not isinstance(eps, int | float):
+            return None
+        return {"norm": str(self.params.get("norm", "linf")), "eps": float(eps)}
 
 
 def read_facts(path: Path) -> dict[str, Any]:

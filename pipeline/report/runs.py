@@ -10,10 +10,10 @@ import csv
 import io
 import math
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from ltd_pipe.errors import MissingError, ResultError
 from ltd_pipe.evaluation.results import (
@@ -29,7 +29,6 @@ from ltd_pipe.evaluation.results import (
     Settings,
     evaluation_beside,
     on_training,
-    parse_result,
     read_by_eps,
     read_bytes,
     read_metrics,
@@ -39,8 +38,7 @@ from ltd_pipe.evaluation.results import (
     read_samples,
     read_settings,
 )
-from ltd_pipe.evaluation.statistics import Share  # noqa: TC001  pydantic reads it
-from ltd_pipe.models.facts import read_facts
+from ltd_pipe.models.facts import RunFacts
 from ltd_pipe.provenance import sha256_file
 from ltd_pipe.text import differences
 
@@ -298,99 +296,6 @@ def _require_agreement(evaluation: Evaluation, samples: Samples, path: Path) -> 
 
 CURVES = ("train/loss", "validation/clean_accuracy", "validation/robust_accuracy")
 
-# Parameters that may be `auto`, and where a checkpoint says what that was.
-_MEASURED = {"precision": "precision", "channels_last": "channels_last", "compile": "compiled"}
-_LABEL_NAMES = {
-    "ltd": "soft labels",
-    "live": "soft labels of a teacher in the run",
-    "adr": "soft labels of its own average",
-    "smooth": "smoothed labels",
-    "onehot": "one-hot labels",
-}
-
-
-class DataFacts(Document):
-    """The images that a model was trained on."""
-
-    dataset: str
-    fingerprint: str
-
-
-class UsedLabels(Document):
-    """The store that a student was trained on."""
-
-    identity: str
-    temperature: float
-    mean_top_probability: Share | None = None
-
-
-class AskedTeacher(Document):
-    """The teacher that was asked while a student was trained."""
-
-    sha256: str
-
-
-class CollapseFacts(Document):
-    """Where training was seen to have learnt to fool its own attack; epochs from 0."""
-
-    epoch: int
-    robust_accuracy: Share
-    attack_accuracy: Share
-
-
-class RunFacts(Document):
-    """What a checkpoint says of its run; what is None was not said."""
-
-    architecture: str
-    class_names: tuple[str, ...]
-    shape: tuple[int, int, int]
-    temperature: float
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    kind: str | None = None
-    seed: int | None = None
-    params: dict[str, Any] = Field({})
-    data: DataFacts | None = None
-    labels: UsedLabels | None = None
-    teacher: AskedTeacher | None = None
-    epoch: int | None = None
-    validation: dict[str, float] = Field({})
-    catastrophic_overfitting: CollapseFacts | None = None
-    clean_accuracy: Share | None = None
-    expected_calibration_error: Share | None = None
-    n: int | None = Field(None, ge=1)
-    software: dict[str, str] = Field({})
-    hardware: dict[str, Any] = Field({})
-    weights_sha256: str = ""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _with_what_was_measured(cls, facts: Any) -> Any:
-        """In `params`, what `auto` turned out to be: two runs may have measured differently."""
-        known = facts if isinstance(facts, dict) else {}
-        params, passes = known.get("params"), known.get("passes")
-        if not (isinstance(params, dict) and isinstance(passes, dict)):
-            return facts
-        measured = {
-            name: passes[key]
-            for name, key in _MEASURED.items()
-            if params.get(name) == "auto" and key in passes
-        }
-        return {**facts, "params": params | measured}
-
-    @property
-    def label_name(self) -> str:
-        """What kind of labels it was trained on, in words."""
-        return _LABEL_NAMES.get(str(self.params.get("label_kind")), "labels")
-
-    @property
-    def threat_model(self) -> dict[str, Any] | None:
-        """Norm, and eps in pixel units, that it was trained in; None: on clean images."""
-        eps = self.params.get("eps")
-        if self.kind != "student" or not isinstance(eps, int | float):
-            return None
-        return {"norm": str(self.params.get("norm", "linf")), "eps": float(eps)}
-
 
 class Timing(Document):
     """timing.json."""
@@ -494,7 +399,7 @@ def read_checkpoint(path: Path, name: str, command: str = "ltd-pipe train") -> R
     """
     if not path.is_file():
         raise MissingError(path, "no such file", remedy=f"Run '{command}' first.")
-    return Run(name, parse_result(read_facts(path), RunFacts, path, command), sha256_file(path))
+    return Run(name, RunFacts.read(path), sha256_file(path))
 
 
 def read_run(folder: Path, name: str, command: str = "ltd-pipe train") -> Run:

@@ -15,8 +15,8 @@ from ltd_pipe.evaluation.results import ATTACK_FAILS, Audit
 from ltd_pipe.evaluation.statistics import wilson_interval
 from ltd_pipe.export.card import format_card, gather_card
 from ltd_pipe.models.checkpoint import save_classifier
+from ltd_pipe.models.facts import CollapseFacts
 from ltd_pipe.provenance import sha256_file
-from ltd_pipe.report.runs import CollapseFacts
 
 N = 500
 HITS = {"clean_accuracy": 490, "pgd_accuracy": 350, "autoattack_accuracy": 340}

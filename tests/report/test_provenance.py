@@ -9,8 +9,8 @@ from page_reader import sources
 from run_folders import SOFTWARE
 
 from ltd_pipe.evaluation.results import AttackSettings
+from ltd_pipe.models.facts import CollapseFacts
 from ltd_pipe.report.page import parameter_table, render_page, version_table
-from ltd_pipe.report.runs import CollapseFacts
 
 
 def entries(facts, title):
