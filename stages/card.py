@@ -67,8 +67,6 @@ def card(
     inputs = [path for path in (checkpoint, metrics, audit) if path is not None]
     refuse_overlap(out, *inputs)
     refuse_existing(out, force=force, kind=CARD)
-    if metrics is not None and audit is None:
-        audit = _audit_beside(metrics, checkpoint)
     facts = gather_card(
         checkpoint,
         metrics=metrics,
@@ -83,15 +81,3 @@ def card(
     for what, given in (("accuracy", facts.evaluation), ("gradient masking", facts.audit)):
         if given is None:
             click.echo(f"not in it: {what}", err=True)
-
-
-def _audit_beside(metrics: Path, checkpoint: Path) -> Path | None:
-    """The audit that the report finds; one of another model was not asked for, and is no error."""
-    from ltd_pipe.evaluation.results import Audit, audit_beside, read_result
-    from ltd_pipe.provenance import sha256_file
-
-    path = audit_beside(metrics)
-    if not path.exists():
-        return None
-    found = read_result(path, Audit, "ltd-pipe audit").checkpoint_sha256
-    return path if found == sha256_file(checkpoint) else None

@@ -102,24 +102,20 @@ def _run(model: Model) -> dict[str, Any]:
     evaluation, metrics = model.evaluation, model.evaluation.metrics
     return {
         "name": model.name,
-        "n": metrics.n,
-        "norm": metrics.norm,
-        "eps": metrics.eps,
-        "quick": metrics.quick,
+        **{name: getattr(metrics, name) for name in ("n", "norm", "eps", "quick")},
         "scores": {name: vars(score) for name, score in evaluation.scores.items()},
         "warnings": evaluation.warnings_of(model.name),
     }
 
 
 def _comparison(name: str, verdict: Verdict, against: str) -> dict[str, Any]:
-    paired = {
-        attack: {"difference": each.difference, **vars(each)}
-        for attack, each in verdict.comparison.paired.items()
-    }
+    paired = verdict.comparison.paired.items()
     return {
         "run": name,
         "against": against,
         "headline": verdict.headline,
-        "paired": paired,
-        "left_out": list(verdict.comparison.left_out),
+        "paired": {
+            attack: {"difference": each.difference, **vars(each)} for attack, each in paired
+        },
+        "left_out": verdict.comparison.left_out,
     }

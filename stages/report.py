@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,23 +22,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ltd_pipe.params import Params
-    from ltd_pipe.report.facts import Facts, Places
+    from ltd_pipe.report.facts import Places
+    from ltd_pipe.report.pair import PairFacts
 
 __all__ = ["report"]
 
 _PAGE, _PAIR_PAGE = Path("data/report.html"), Path("data/comparison.html")
-_STUDENT, _METRICS = Path("data/student"), Path("data/metrics.json")
-_TEACHER, _LABELS = Path("data/teacher"), Path("data/labels.zarr")
-_DATA = Path("data/train.beton")
+_PATH = click.Path(path_type=Path)
+_DEFAULTS = {
+    "teacher": Path("data/teacher"),
+    "labels": Path("data/labels.zarr"),
+    "data": Path("data/train.beton"),
+}
 # Shown where they are there; a report of a student alone is a report too.
 _OPTIONAL = {
     "evaluation": ("evaluation beside --metrics", "Folder that its evaluation left."),
     "baseline": ("baseline beside --metrics", "Folder of the model to compare with."),
     "baseline-metrics": ("those beside --baseline, or in it", "Metrics of that model."),
     "baseline-evaluation": ("that beside --baseline-metrics", "Folder of its evaluation."),
-    "teacher": (str(_TEACHER), "Folder of the teacher."),
-    "labels": (str(_LABELS), "Soft-label store."),
-    "data": (str(_DATA), "Training images, for pictures of them."),
+    "teacher": (_DEFAULTS["teacher"], "Folder of the teacher."),
+    "labels": (_DEFAULTS["labels"], "Soft-label store."),
+    "data": (_DEFAULTS["data"], "Training images, for pictures of them."),
     "audit": ("audit/audit.json beside --metrics", "What 'ltd-pipe audit' found of the student."),
 }
 
@@ -58,15 +62,15 @@ def _optional_places(command: Callable[..., None]) -> Callable[..., None]:
 @params_options("report", standalone=True)
 @click.option(
     "--student",
-    type=click.Path(path_type=Path),
-    default=_STUDENT,
+    type=_PATH,
+    default=Path("data/student"),
     show_default=True,
     help="Folder of the student.",
 )
 @click.option(
     "--metrics",
-    type=click.Path(path_type=Path),
-    default=_METRICS,
+    type=_PATH,
+    default=Path("data/metrics.json"),
     show_default=True,
     help="What 'ltd-pipe evaluate' measured of it.",
 )
@@ -107,21 +111,55 @@ def report(
       ltd-pipe report --compare data/baseline-metrics.json data
       ltd-pipe report --compare main exp-soft --out soft.html
     """
-    if pair is not None:
+    from ltd_pipe.publish import write_text
+
+    out = out or (_PAIR_PAGE if pair else _PAGE)
+    if pair:
         places = {name.replace("-", "_") for name in ("student", "metrics", *_OPTIONAL)}
         refuse_options(places, "is of the page of one student, not of --compare")
-        _report_pair(params, pair, out or _PAIR_PAGE, force=force, as_json=as_json)
-        return
-    from ltd_pipe.publish import write_text
-    from ltd_pipe.report.facts import gather_facts
-    from ltd_pipe.report.page import render_page
-
-    out = out or _PAGE
     refuse_existing(out, force=force, kind=PAGE)
-    named = {name: path for name, path in optional.items() if path is not None}
-    facts = gather_facts(_places(student, metrics, named), params.report)
-    write_text(out, render_page(facts))
-    _tell(facts, out, as_json=as_json)
+    if pair:
+        from ltd_pipe.report.pair import judge_pair, render_pair
+
+        two = _gather_pair(params.report.title, pair)
+        page, verdict, missing = render_pair(two), judge_pair(two), two.missing
+        more = {"scope": verdict.scope}
+    else:
+        from ltd_pipe.report.facts import gather_facts, judge_student, masking_text
+        from ltd_pipe.report.page import render_page
+
+        named = {name: path for name, path in optional.items() if path is not None}
+        facts = gather_facts(_places(student, metrics, named), params.report)
+        page, verdict, missing = render_page(facts), judge_student(facts), facts.missing
+        more = {"gradient_masking": masking_text(facts.audit)}
+    write_text(out, page)
+    size = out.stat().st_size
+    if as_json:
+        content = {
+            "report": str(out),
+            "bytes": size,
+            "headline": verdict.headline,
+            "sentence": verdict.sentence,
+            **more,
+            "caveats": verdict.caveats,
+            "missing": missing,
+        }
+        click.echo(json.dumps(content, indent=2, ensure_ascii=False))
+        return
+    click.echo(f"{out}: {size / 2**10:,.0f} KiB. {verdict.headline}.")
+    for text in missing:
+        click.echo(f"not in it: {text}", err=True)
+
+
+def _gather_pair(title: str, names: tuple[str, str]) -> PairFacts:
+    from ltd_pipe.report.pair import gather_pair
+
+    with tempfile.TemporaryDirectory() as folder:
+        a, b = (
+            (name, find_metrics(name, Path(folder) / str(number), training_files()))
+            for number, name in enumerate(names)
+        )
+        return gather_pair(title, a, b)
 
 
 def _places(student: Path, metrics: Path, named: dict[str, Path]) -> Places:
@@ -139,60 +177,6 @@ def _places(student: Path, metrics: Path, named: dict[str, Path]) -> Places:
         "baseline": baseline,
         "baseline_metrics": theirs,
         "baseline_evaluation": evaluation_beside(theirs),
-        "teacher": _TEACHER,
-        "labels": _LABELS,
-        "data": _DATA,
         "audit": audit_beside(metrics),
     }
-    return Places(student=student, metrics=metrics, **beside | named)
-
-
-def _report_pair(
-    params: Params, pair: tuple[str, str], out: Path, *, force: bool, as_json: bool
-) -> None:
-    from ltd_pipe.publish import write_text
-    from ltd_pipe.report.pair import gather_pair, judge_pair, render_pair
-
-    refuse_existing(out, force=force, kind=PAGE)
-    with tempfile.TemporaryDirectory() as folder:
-        places = [Path(folder) / letter for letter in "ab"]
-        a, b = (
-            (name, find_metrics(name, place, training_files()))
-            for name, place in zip(pair, places, strict=True)
-        )
-        facts = gather_pair(params.report.title, a, b)
-    write_text(out, render_pair(facts))
-    verdict = judge_pair(facts)
-    content = {
-        "headline": verdict.headline,
-        "sentence": verdict.sentence,
-        "scope": verdict.scope,
-        "caveats": verdict.caveats,
-        "missing": facts.missing,
-    }
-    _print(out, content, as_json=as_json)
-
-
-def _tell(facts: Facts, out: Path, *, as_json: bool) -> None:
-    from ltd_pipe.report.facts import judge_student, masking_text
-
-    verdict = judge_student(facts)
-    content = {
-        "headline": verdict.headline,
-        "sentence": verdict.sentence,
-        "gradient_masking": masking_text(facts.audit),
-        "caveats": verdict.caveats,
-        "missing": facts.missing,
-    }
-    _print(out, content, as_json=as_json)
-
-
-def _print(out: Path, content: dict[str, Any], *, as_json: bool) -> None:
-    size = out.stat().st_size
-    if as_json:
-        whole = {"report": str(out), "bytes": size, **content}
-        click.echo(json.dumps(whole, indent=2, ensure_ascii=False))
-        return
-    click.echo(f"{out}: {size / 2**10:,.0f} KiB. {content['headline']}.")
-    for text in content["missing"]:
-        click.echo(f"not in it: {text}", err=True)
+    return Places(student=student, metrics=metrics, **_DEFAULTS | beside | named)

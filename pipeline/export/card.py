@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ltd_pipe.evaluation.results import eps_text, read_audit
+from ltd_pipe.evaluation.results import Audit, audit_beside, eps_text, read_audit, read_result
 from ltd_pipe.evaluation.statistics import BINS
 from ltd_pipe.report.runs import (
     NOT_RECORDED,
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from huggingface_hub import EvalResult
-
-    from ltd_pipe.evaluation.results import Audit
 
 _TAGS = ("adversarial-robustness", "adversarial-training")
 
@@ -83,7 +81,7 @@ def gather_card(
     metrics, evaluation : Path, optional
         metrics.json, and the folder of its settings.json, by default beside it.
     audit : Path, optional
-        audit.json, as `ltd-pipe audit` leaves it.
+        audit.json; by default the one beside `metrics`, where it is of this checkpoint.
     name : str, optional
         The model's; by default made of architecture and data set.
     licence : str, optional
@@ -98,6 +96,11 @@ def gather_card(
     run, measured = read_checkpoint(checkpoint, "checkpoint"), None
     if metrics is not None:
         measured = run.measured_by(read_evaluation(metrics, evaluation), metrics, strict=True)
+        beside = audit_beside(metrics)
+        if audit is None and beside.exists():
+            # One of another model was not asked for, and is no error.
+            found = read_result(beside, Audit, "ltd-pipe audit")
+            audit = beside if found.checkpoint_sha256 == run.sha256 else None
     data = f" on {run.facts.data.dataset}" if run.facts.data else ""
     return CardFacts(
         name=name or f"{run.facts.architecture}{data}",
