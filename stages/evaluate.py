@@ -281,7 +281,7 @@ def _measure(
             finished=ticker.finished,
             sources=sources,
             corruptions=corrupted,
-            said=measured.said,
+            stated=measured.stated,
             training=training,
             warn=lambda line: click.echo(f"WARNING: {line}", err=True),
         )

@@ -94,7 +94,7 @@ def label(
     """
     from ltd_pipe.device import choose_device, deterministic
     from ltd_pipe.distributed import World
-    from ltd_pipe.evaluation.input_scale import require_order
+    from ltd_pipe.evaluation.class_order import require_order
     from ltd_pipe.images.manifest import Manifest
     from ltd_pipe.labels.labelling import LabellingRun, store_facts
     from ltd_pipe.labels.reader import SoftLabels

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ltd_pipe.evaluation.bench import TestImages
-    from ltd_pipe.evaluation.robustness import Said, Source
+    from ltd_pipe.evaluation.robustness import Source
     from ltd_pipe.images.beton import Beton
     from ltd_pipe.images.stream import FolderStream
     from ltd_pipe.models.classifier import Classifier
@@ -142,15 +142,15 @@ class Measured:
         In evaluation mode, on its device.
     path : Path
         Of its weights.
-    said : Said or None
-        The clean accuracy that its checkpoint states.
+    stated : tuple of float and str, or None
+        The clean accuracy that its checkpoint states, and of which images.
     trained_on : str or None
         Fingerprint of its training images, likewise.
     """
 
     model: Classifier
     path: Path
-    said: Said | None
+    stated: tuple[float, str] | None = None
     trained_on: str | None = None
 
     def facts(self) -> dict[str, Any]:
@@ -197,9 +197,9 @@ def load_measured(
     stream = stream_of(images, device, resident=False)
     model = load_teacher(path, facts, named.foreign, stream, strict=strict).to(device).eval()
     if named.own is None:
-        return Measured(model, path, None)
+        return Measured(model, path)
     return Measured(
-        model, path, _said(path), (read_facts(path).get("data") or {}).get("fingerprint")
+        model, path, _stated_accuracy(path), (read_facts(path).get("data") or {}).get("fingerprint")
     )
 
 
@@ -209,8 +209,7 @@ def _zoo_file(named: Named, num_classes: int) -> Path:
     return zoo_weights(str(named.foreign.architecture).partition(":")[2], num_classes)
 
 
-def _said(path: Path) -> Said | None:
-    from ltd_pipe.evaluation.robustness import Said
+def _stated_accuracy(path: Path) -> tuple[float, str] | None:
     from ltd_pipe.models.facts import read_facts
 
     facts = read_facts(path)
@@ -220,7 +219,7 @@ def _said(path: Path) -> Said | None:
         (validation.get("clean_accuracy"), "validation images"),
     )
     found = ((share, what) for share, what in places if isinstance(share, float))
-    return next((Said(*pair) for pair in found), None)
+    return next(found, None)
 
 
 def training_hashes(

@@ -255,7 +255,7 @@ def load_teacher(
     """A checkpoint's network, in evaluation mode, on the stream's device, for its images.
 
     Another project's weights are asked about some of the images first, see
-    `ltd_pipe.evaluation.input_scale.settle`.
+    `ltd_pipe.evaluation.checks.settle`.
 
     Parameters
     ----------
@@ -308,7 +308,7 @@ def _settle(
     *,
     strict: bool,
 ) -> str:
-    from ltd_pipe.evaluation.input_scale import draw_probes, settle
+    from ltd_pipe.evaluation.checks import draw_probes, settle
     from ltd_pipe.models.registry import declared_normalisation
 
     # Constants that the file holds win, as do those that are given.

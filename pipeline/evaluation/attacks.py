@@ -1,8 +1,9 @@
-"""AutoAttack (Croce and Hein 2020) by its authors' package, resumable after each batch.
+"""The attacks of an evaluation: FGSM and PGD on the model's own gradient, and AutoAttack.
 
-The package's own state file resumes after an interruption with batches of other images, hence
-other random starts. Here each attack's batches are the package's own batches, run one by one
-and written down, so that an interrupted evaluation ends with the same numbers to the bit.
+AutoAttack (Croce and Hein 2020) is its authors' package. The package's own state file resumes
+after an interruption with batches of other images, hence other random starts. Here each attack's
+batches are the package's own batches, run one by one and written down, so that an interrupted
+evaluation ends with the same numbers to the bit.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,27 +22,23 @@ from pyautoattack.checks import check_square_sr
 from torch.nn import functional
 
 from ltd_pipe import attacks, rng
-from ltd_pipe.attacks import pgd
+from ltd_pipe.attacks import LossOfLogits, pgd
 from ltd_pipe.errors import ModelError
 from ltd_pipe.params.sections import split_attack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    from ltd_pipe.attacks import Ball, LossOfLogits
+    from ltd_pipe.attacks import Ball
+    from ltd_pipe.evaluation.accuracy import Answers
     from ltd_pipe.evaluation.bench import Attack, Bench
-    from ltd_pipe.evaluation.soundness import Answers
     from ltd_pipe.models.classifier import Classifier
+
+# What an attack maximises, given the labels.
+LossOfLabels = Callable[[torch.Tensor], LossOfLogits]
 
 
 # --- Attacks along the model's own gradient: FGSM, and PGD with random restarts.
-
-
-if TYPE_CHECKING:
-    LossOfLabels = Callable[[torch.Tensor], LossOfLogits]
-
-
-_LOSSES = {"cross entropy": "PGD", "margin": "CW-PGD"}
 
 
 @dataclass(frozen=True)
@@ -70,38 +68,25 @@ class GradientAttack:
         """What people call it, such as `CW-PGD-100 x 5`."""
         if self.single_step:
             return "FGSM"
-        restarts = f" x {self.restarts}" if self.restarts > 1 else ""
-        return f"{_LOSSES[self.loss]}-{self.steps}{restarts}"
-
-    def step_size(self, eps: float) -> float:
-        """Of each step, in the ball's norm: with it any start reaches the surface and turns."""
-        return eps if self.single_step else 2.5 * eps / self.steps
+        name = "CW-PGD" if self.loss == "margin" else "PGD"
+        return f"{name}-{self.steps}" + (f" x {self.restarts}" if self.restarts > 1 else "")
 
     def facts(self, eps: float) -> dict[str, Any]:
         """Its settings as plain values."""
-        return {
-            "loss": self.loss,
-            "steps": self.steps,
-            "restarts": self.restarts,
-            "step_size": self.step_size(eps),
-        }
+        step_size = eps if self.single_step else 2.5 * eps / self.steps
+        counts = {"steps": self.steps, "restarts": self.restarts}
+        return {"loss": self.loss, **counts, "step_size": step_size}
 
 
 def parse_attack(name: str) -> GradientAttack:
-    """The attack that a name of `evaluate.attacks` means, such as `pgd-100x5`.
-
-    Raises
-    ------
-    ValueError
-        When it is no such name.
-    """
+    """The attack that a name of `evaluate.attacks` means, such as `pgd-100x5`."""
     kind, steps, restarts = split_attack(name)
     if kind == "fgsm":
         return GradientAttack(name, single_step=True)
     return GradientAttack(name, "margin" if kind == "cw" else "cross entropy", steps, restarts)
 
 
-def scaled(factor: float = 1.0) -> LossOfLabels:
+def cross_entropy(factor: float = 1.0) -> LossOfLabels:
     """The cross entropy of logits times a factor.
 
     A model whose softmax is saturated in float32 has no gradient; that of its logits divided by
@@ -136,7 +121,7 @@ def attack_images(
     return pgd(
         model,
         images,
-        (loss or scaled())(labels),
+        (loss or cross_entropy())(labels),
         start=ball.uniform(images, index, key),
         ball=ball,
         step_size=2.5 * ball.eps / steps,
@@ -144,38 +129,32 @@ def attack_images(
     )
 
 
-def single_step(
+def fgsm(model: Classifier, ball: Ball) -> Attack:
+    """One step of the ball's radius from the image itself (Goodfellow et al. 2015)."""
+
+    def attack(images: torch.Tensor, labels: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        loss = cross_entropy()(labels)
+        return pgd(model, images, loss, start=images, ball=ball, step_size=ball.eps, steps=1)
+
+    return attack
+
+
+def random_start(
     model: Classifier,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    index: torch.Tensor,
-    *,
     ball: Ball,
-) -> torch.Tensor:
-    """One step of the ball's radius from the image itself (FGSM; Goodfellow et al. 2015)."""
-    del index
-    opposed = scaled()(labels)
-    return pgd(model, images, opposed, start=images, ball=ball, step_size=ball.eps, steps=1)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What an attack left.
-
-    Attributes
-    ----------
-    standing : Tensor of shape (n,), dtype bool
-    answers : Answers or None
-        To all images under the first restart, where they were asked for.
-    """
-
-    standing: torch.Tensor
-    answers: Answers | None = None
+    steps: int,
+    seed: int,
+    restart: int = 0,
+    loss: LossOfLabels | None = None,
+) -> Attack:
+    """PGD from the random points of a restart, which the seed decides."""
+    key = rng.stream_key(seed, "evaluation-start", restart)
+    return partial(attack_images, model, ball=ball, steps=steps, key=key, loss=loss)
 
 
 def run_gradient_attack(
-    bench: Bench, attack: GradientAttack, ball: Ball, right: torch.Tensor, *, all_images: bool
-) -> Outcome:
+    bench: Bench, attack: GradientAttack, ball: Ball, clean: torch.Tensor, *, all_images: bool
+) -> tuple[torch.Tensor, Answers]:
     """Attack all images that are right when clean.
 
     Parameters
@@ -183,42 +162,43 @@ def run_gradient_attack(
     bench : Bench
     attack : GradientAttack
     ball : Ball
-    right : Tensor of shape (n,), dtype bool
+    clean : Tensor of shape (n,), dtype bool
+        Right when clean.
     all_images : bool
         The first restart attacks the others, too: calibration under attack is that of all
         images, not of those that the model knows.
+
+    Returns
+    -------
+    Tensor of shape (n,), dtype bool
+        The images that stay right.
+    Answers
+        To the images of the first restart.
     """
-    rows = torch.arange(len(right)) if all_images else right.nonzero().flatten()
+    rows = torch.arange(len(clean)) if all_images else clean.nonzero().flatten()
     loss = margin if attack.loss == "margin" else None
-    first: Attack = (
-        partial(single_step, bench.model, ball=ball)
+    first = (
+        fgsm(bench.model, ball)
         if attack.single_step
-        else _from_random_start(bench, ball, attack.steps, 0, loss)
+        else random_start(bench.model, ball, attack.steps, bench.seed, 0, loss)
     )
-    later = (attack.restarts - 1) * int(right.sum())
-    title = title_of_start(attack.title, 0, attack.restarts)
+    later = (attack.restarts - 1) * int(clean.sum())
+    title = _title_of_start(attack.title, 0, attack.restarts)
     answers = bench.answers(f"{attack.key}.0", rows, first, title=title, later=later)
-    standing = survivors(
+    correct = run_pgd(
         bench,
         attack.key,
-        right & answers.right(bench.test.labels),
+        clean & answers.correct(bench.test.labels),
         ball=ball,
         steps=attack.steps,
         restarts=range(1, attack.restarts),
         loss=loss,
         title=attack.title,
     )
-    return Outcome(standing, answers if all_images else None)
+    return correct, answers
 
 
-def _from_random_start(
-    bench: Bench, ball: Ball, steps: int, restart: int, loss: LossOfLabels | None
-) -> Attack:
-    key = rng.stream_key(bench.seed, "evaluation-start", restart)
-    return partial(attack_images, bench.model, ball=ball, steps=steps, key=key, loss=loss)
-
-
-def survivors(
+def run_pgd(
     bench: Bench,
     name: str,
     before: torch.Tensor,
@@ -252,30 +232,25 @@ def survivors(
     -------
     Tensor of shape (n,), dtype bool
     """
-    standing = before.clone()
-    if ball.eps == 0:
-        return standing
-    for restart in restarts:
-        attack = _from_random_start(bench, ball, steps, restart, loss)
-        later = (restarts[-1] - restart) * int(standing.sum())
-        started = title_of_start(title or name, restart, restarts.stop)
-        standing = bench.standing(f"{name}.{restart}", standing, attack, title=started, later=later)
-    return standing
+    correct = before.clone()
+    for restart in restarts if ball.eps else ():
+        attack = random_start(bench.model, ball, steps, bench.seed, restart, loss)
+        later = (restarts[-1] - restart) * int(correct.sum())
+        started = _title_of_start(title or name, restart, restarts.stop)
+        correct = bench.correct(f"{name}.{restart}", correct, attack, title=started, later=later)
+    return correct
 
 
-def title_of_start(title: str, restart: int, restarts: int) -> str:
-    """What people are told is under way, such as `PGD-50 start 2 of 5`."""
+def _title_of_start(title: str, restart: int, restarts: int) -> str:
     if restarts == 1:
         return title
     return f"{title.partition(' x ')[0]} start {restart + 1} of {restarts}"
 
 
-# --- AutoAttack (Croce and Hein 2020) by its authors' package, resumable after each batch.
+# --- AutoAttack by its authors' package, resumable after each batch.
 
 
-if TYPE_CHECKING:
-    Version = Literal["standard", "rand"]
-
+Version = Literal["standard", "rand"]
 
 # Of each version for L-infinity and L2, in its order; rand averages gradients over 20 answers.
 _ATTACKS = {
@@ -292,33 +267,21 @@ _LEAST_SIDE = 5
 
 @dataclass
 class AutoAttackResult:
-    """What AutoAttack left standing.
+    """What AutoAttack left.
 
     Attributes
     ----------
-    standing : Tensor of shape (n,), dtype bool
+    correct : Tensor of shape (n,), dtype bool
+        The images that stay right.
     accuracy : dict of str to float
         Accuracy left after each attack, in the order they ran.
     flags : list of str
         AutoAttack's own warnings that its verdict may be too kind.
     """
 
-    standing: torch.Tensor
+    correct: torch.Tensor
     accuracy: dict[str, float] = field(default_factory=dict)
     flags: list[str] = field(default_factory=list)
-
-
-class _Flags(logging.Handler):
-    """Collects the warnings of the package's checks."""
-
-    def __init__(self, into: list[str]) -> None:
-        super().__init__(logging.WARNING)
-        self._into = into
-
-    def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
-        if message not in self._into:
-            self._into.append(message)
 
 
 class _Watched:
@@ -340,12 +303,7 @@ class _Watched:
         return logits
 
     def require_finite(self, attack: str) -> None:
-        """Refuse the model when it gave such logits.
-
-        Raises
-        ------
-        ModelError
-        """
+        """Refuse the model when it gave such logits."""
         if self._lost:
             raise ModelError(
                 "model",
@@ -360,20 +318,7 @@ def package_version() -> str:
 
 
 def require_possible(shape: tuple[int, int, int], ball: Ball, version: Version) -> None:
-    """Refuse images that one of the version's attacks cannot take.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        (C, H, W) of the images.
-    ball : Ball
-    version : {"standard", "rand"}
-
-    Raises
-    ------
-    ModelError
-        For images that are too small for Square in L2.
-    """
+    """Refuse images that are too small for Square in L2, one of the version's attacks."""
     height, width = shape[1:]
     if ball.norm != "l2" or "square" not in _ATTACKS[version] or min(shape[1:]) >= _LEAST_SIDE:
         return
@@ -387,10 +332,7 @@ def require_possible(shape: tuple[int, int, int], ball: Ball, version: Version) 
 
 
 def run_autoattack(
-    bench: Bench,
-    ball: Ball,
-    right: torch.Tensor,
-    version: Version = "standard",
+    bench: Bench, ball: Ball, clean: torch.Tensor, version: Version = "standard"
 ) -> AutoAttackResult:
     """Run a version's attacks, each on what those before it left.
 
@@ -399,21 +341,17 @@ def run_autoattack(
     bench : Bench
         Its batch size is part of the result: the package seeds each batch anew.
     ball : Ball
-    right : Tensor of shape (n,), dtype bool
+    clean : Tensor of shape (n,), dtype bool
         Right when clean.
     version : {"standard", "rand"}
         rand is for models that answer at random; for all others it is the weaker one.
-
-    Returns
-    -------
-    AutoAttackResult
     """
     adversary = build(bench, ball, version)
     attacks, flags = attacks_of(version, bench.model.num_classes)
-    result = AutoAttackResult(right.clone(), flags=flags)
+    result = AutoAttackResult(clean.clone(), flags=flags)
     for attack in attacks:
-        result.standing = run_one(bench, adversary, attack, result.standing, result.flags)
-        result.accuracy[attack] = int(result.standing.sum()) / max(len(right), 1)
+        result.correct = run_one(bench, adversary, attack, result.correct, result.flags)
+        result.accuracy[attack] = int(result.correct.sum()) / max(len(clean), 1)
         bench.finished(title_of(attack), result.accuracy[attack])
     with _collected_flags(adversary, result.flags):
         check_square_sr(result.accuracy, logger=adversary.logger)
@@ -422,13 +360,13 @@ def run_autoattack(
 
 def attacks_of(version: Version, num_classes: int) -> tuple[list[str], list[str]]:
     """The version's attacks that so few classes allow, and a flag for each of the others."""
-    able = {name: num_classes >= _FEWEST_CLASSES.get(name, 2) for name in _ATTACKS[version]}
+    names = _ATTACKS[version]
+    unable = [name for name in names if num_classes < _FEWEST_CLASSES.get(name, 2)]
     flags = [
         f"{name.upper()} needs at least {_FEWEST_CLASSES[name]} classes and was left out."
-        for name in able
-        if not able[name]
+        for name in unable
     ]
-    return [name for name in able if able[name]], flags
+    return [name for name in names if name not in unable], flags
 
 
 def title_of(attack: str) -> str:
@@ -438,8 +376,7 @@ def title_of(attack: str) -> str:
 
 def build(bench: Bench, ball: Ball, version: Version = "standard") -> Any:
     """The package's AutoAttack for a bench's model and a ball."""
-    logger = logging.getLogger("auto-attack")
-    logger.propagate = False
+    logging.getLogger("auto-attack").propagate = False
     adversary = AutoAttack(
         _Watched(bench.model),
         norm={"linf": "Linf", "l2": "L2"}[ball.norm],
@@ -458,7 +395,7 @@ def build(bench: Bench, ball: Ball, version: Version = "standard") -> Any:
 def run_one(
     bench: Bench, adversary: Any, attack: str, before: torch.Tensor, flags: list[str]
 ) -> torch.Tensor:
-    """What one attack leaves of some images.
+    """The images that stay right under one attack of the package.
 
     Parameters
     ----------
@@ -476,30 +413,34 @@ def run_one(
     -------
     Tensor of shape (n,), dtype bool
     """
+
+    def work(rows: torch.Tensor) -> dict[str, Any]:
+        images, labels, _ = bench.test.take(rows)
+        adversary.attacks_to_run = [attack]
+        found: list[str] = []
+        with _collected_flags(adversary, found):
+            # The second result is what the model said when the package judged each image.
+            _, said = adversary.run_standard_evaluation(images, labels, batch_size=len(rows))
+        adversary.model.require_finite(attack)
+        return {"left": (said == labels).int().tolist(), "flags": found}
+
     left, rows = before.clone(), before.nonzero().flatten()
-    work = partial(_attack_batch, bench, adversary, attack)
-    title = title_of(attack)
-    for part, record in bench.records(f"autoattack-{attack}", rows, work, title=title):
+    for part, record in bench.records(f"autoattack-{attack}", rows, work, title=title_of(attack)):
         left[part] = torch.tensor(record["left"], dtype=torch.bool)
         flags += [flag for flag in record["flags"] if flag not in flags]
     return left
 
 
-def _attack_batch(bench: Bench, adversary: Any, attack: str, rows: torch.Tensor) -> dict[str, Any]:
-    images, labels, _ = bench.test.take(rows)
-    adversary.attacks_to_run = [attack]
-    flags: list[str] = []
-    with _collected_flags(adversary, flags):
-        # The second result is what the model said when the package judged each image.
-        _, said = adversary.run_standard_evaluation(images, labels, batch_size=len(rows))
-    adversary.model.require_finite(attack)
-    return {"left": (said == labels).int().tolist(), "flags": flags}
-
-
 @contextlib.contextmanager
 def _collected_flags(adversary: Any, into: list[str]) -> Iterator[None]:
     """Collect the package's warnings in a list instead of printing them."""
-    handler = _Flags(into)
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage() not in into:
+                into.append(record.getMessage())
+
+    handler = Collector(logging.WARNING)
     adversary.logger.addHandler(handler)
     try:
         yield

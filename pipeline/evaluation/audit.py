@@ -10,9 +10,8 @@ to be masked exceed and normally adversarially trained ones do not, both of whic
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
@@ -21,19 +20,24 @@ from ltd_pipe import rng
 from ltd_pipe.attacks import Ball, input_gradient
 from ltd_pipe.errors import ModelError
 from ltd_pipe.evaluation import attacks
-from ltd_pipe.evaluation.attacks import attack_images, margin, scaled, single_step, survivors
+from ltd_pipe.evaluation.attacks import cross_entropy, fgsm, margin, random_start, run_pgd
 from ltd_pipe.evaluation.bench import Bench, silent
-from ltd_pipe.evaluation.input_scale import weak_source
+from ltd_pipe.evaluation.caveats import weak_source
+from ltd_pipe.evaluation.checks import (
+    PROBED,
+    differ,
+    in_halves,
+    probes,
+    require_evaluated,
+)
 from ltd_pipe.evaluation.results import SLACK, Finding, LossSurface
 from ltd_pipe.evaluation.robustness import automatic_curve, largest_radius
-from ltd_pipe.evaluation.soundness import PROBED, apart, in_halves, probes, require_evaluated
 from ltd_pipe.evaluation.statistics import beats_chance
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from ltd_pipe.attacks import Norm
-    from ltd_pipe.evaluation.attacks import LossOfLabels
     from ltd_pipe.evaluation.bench import TestImages, Tick
     from ltd_pipe.evaluation.robustness import Curve
     from ltd_pipe.models.classifier import Classifier
@@ -51,7 +55,7 @@ _REACH, _STEPS = 2.0, 10
 
 
 @torch.no_grad()
-def loss_surface(bench: Bench, ball: Ball, right: torch.Tensor) -> LossSurface:
+def loss_surface(bench: Bench, ball: Ball, clean: torch.Tensor) -> LossSurface:
     """Measure the loss around up to 16 images that are right when clean.
 
     Parameters
@@ -59,12 +63,12 @@ def loss_surface(bench: Bench, ball: Ball, right: torch.Tensor) -> LossSurface:
     bench : Bench
     ball : Ball
         Its norm decides what a direction is: signs, or a unit vector.
-    right : Tensor of shape (n,), dtype bool
+    clean : Tensor of shape (n,), dtype bool
         One image at least.
     """
-    rows = right.nonzero().flatten()[:_IMAGES]
+    rows = clean.nonzero().flatten()[:_IMAGES]
     images, labels, index = bench.test.take(rows)
-    up = _direction(ball, input_gradient(bench.model, images, scaled()(labels)))
+    up = _direction(ball, input_gradient(bench.model, images, cross_entropy()(labels)))
     key = rng.stream_key(bench.seed, "loss-surface")
     side = _direction(ball, rng.normal(key, index, tuple(images.shape[1:])))
 
@@ -72,19 +76,20 @@ def loss_surface(bench: Bench, ball: Ball, right: torch.Tensor) -> LossSurface:
         at = (images + along * up + across * side).clamp(0.0, 1.0)
         return functional.cross_entropy(bench.model(at).float(), labels, reduction="none")
 
-    offsets = [ball.eps * _REACH * step / _STEPS for step in range(-_STEPS, _STEPS + 1)]
+    offsets = tuple(ball.eps * _REACH * step / _STEPS for step in range(-_STEPS, _STEPS + 1))
     # NaN and infinity, which a masked model may give, have no place in JSON.
-    grid = [
-        [float(loss(along, across).mean().nan_to_num()) for across in offsets] for along in offsets
-    ]
+    grid = tuple(
+        tuple(float(loss(along, across).mean().nan_to_num()) for across in offsets)
+        for along in offsets
+    )
     here, gradient, random = loss(0.0, 0.0), loss(ball.eps, 0.0), loss(0.0, ball.eps)
     return LossSurface(
         what="mean cross entropy around images that are right when clean; loss[i][j] is at "
         "offsets[i] along the gradient's direction and offsets[j] along a random one, in "
         "pixel units of the norm",
         n=len(rows),
-        offsets=tuple(offsets),
-        loss=tuple(map(tuple, grid)),
+        offsets=offsets,
+        loss=grid,
         rises=float((gradient > here).float().mean()),
         beats_random=float((gradient > random).float().mean()),
     )
@@ -94,7 +99,7 @@ def _direction(ball: Ball, vectors: torch.Tensor) -> torch.Tensor:
     return ball.step_(torch.zeros_like(vectors), vectors, 1.0)
 
 
-# --- Whether a robust accuracy can be believed: the field's checks for gradient masking.
+# --- The checks.
 
 
 # Of attacks that differ in their loss alone: adversarially trained models have up to about four
@@ -130,93 +135,6 @@ class AuditSettings:
     norm: Norm = "linf"
 
 
-class _Checks:
-    """One model under every attack that the checks compare."""
-
-    def __init__(self, bench: Bench, settings: AuditSettings) -> None:
-        self.bench, self.settings = bench, settings
-        self.model, self.test = bench.model, bench.test
-        self.ball = Ball(settings.norm, settings.eps)
-        attacks.require_possible(self.model.shape, self.ball, "standard")
-        rows = torch.arange(len(self.test))
-        self.right = bench.answers("clean", rows, title="clean").right(self.test.labels)
-
-    def finding(self, name: str, happened: torch.Tensor, limit: float, meaning: str) -> Finding:
-        count, n = int(happened.sum()), len(self.test)
-        return Finding(name=name, count=count, n=n, limit=limit, meaning=meaning)
-
-    def pgd(
-        self,
-        name: str,
-        *,
-        standing: torch.Tensor | None = None,
-        eps: float | None = None,
-        steps: int | None = None,
-        restarts: range = range(1),
-        loss: LossOfLabels | None = None,
-    ) -> torch.Tensor:
-        """What is left of the standing images, or of all that are right when clean."""
-        return survivors(
-            self.bench,
-            name,
-            self.right if standing is None else standing,
-            ball=self.ball if eps is None else Ball(self.settings.norm, eps),
-            steps=steps or self.settings.steps,
-            restarts=restarts,
-            loss=loss,
-        )
-
-    def fgsm(self, standing: torch.Tensor) -> torch.Tensor:
-        """What one step of full length from the image itself leaves."""
-        step = partial(single_step, self.model, ball=self.ball)
-        return self.bench.standing("FGSM", standing, step, title="FGSM")
-
-    def transfer(self, standing: torch.Tensor, source: Classifier) -> torch.Tensor:
-        """What another model's attack leaves."""
-        key, steps = rng.stream_key(self.settings.seed, "evaluation-start", 0), self.settings.steps
-        attack = partial(attack_images, source, ball=self.ball, steps=steps, key=key)
-        return self.bench.standing("transfer", standing, attack, title="transfer")
-
-    def package(self, attack: str) -> torch.Tensor:
-        """An attack of AutoAttack on all images that are right when clean."""
-        adversary = attacks.build(self.bench, self.ball)
-        adversary.square.n_queries = self.settings.square_queries
-        # What the package warns of is what the checks measure.
-        return attacks.run_one(self.bench, adversary, attack, self.right, [])
-
-    def dead_gradients(self) -> torch.Tensor:
-        """Images whose input gradient is all zeros, or not finite, where an attack starts.
-
-        That is at the image itself, or at the first random point of its ball.
-        """
-        dead = torch.zeros(len(self.test), dtype=torch.bool)
-        key = rng.stream_key(self.settings.seed, "evaluation-start", 0)
-        for rows in self.test.batches(torch.arange(len(self.test)), self.settings.batch_size):
-            images, labels, index = self.test.take(rows)
-            for start in (images, self.ball.uniform(images, index, key)):
-                flat = input_gradient(self.model, start, scaled()(labels)).flatten(1)
-                alive = torch.isfinite(flat).all(dim=1) & (flat != 0).any(dim=1)
-                dead[rows] |= ~alive.cpu()
-        return dead
-
-    @torch.no_grad()
-    def inconsistent(self) -> torch.Tensor:
-        """Images that are answered differently when asked again, or in another order or batch."""
-        different = torch.zeros(len(self.test), dtype=torch.bool)
-        for rows in self.test.batches(torch.arange(len(self.test)), self.settings.batch_size):
-            images, _, _ = self.test.take(rows)
-            once = self.model(images)
-            # The other order leaves the batch's statistics as they are, and halves change them.
-            others = (
-                self.model(images),
-                self.model(images.flip(0)).flip(0),
-                in_halves(self.model, images),
-            )
-            for again in others:
-                different[rows] |= apart(once, again).cpu()
-        return different
-
-
 @dataclass(frozen=True)
 class AuditResult:
     """What an audit found.
@@ -226,7 +144,7 @@ class AuditResult:
     findings : list of Finding
         The model is believed when every one has passed.
     curve : Curve
-        Robust accuracy by eps, to where nothing stands.
+        Robust accuracy by eps, to where nothing is left.
     surface : LossSurface
         The loss around some images.
     source_accuracy : dict of str to float
@@ -271,34 +189,9 @@ def audit(
     """
     images, _, _ = test.take(torch.arange(min(len(test), PROBED)))
     require_evaluated(model, probes(images))
-    bench = Bench(model, test, settings.seed, settings.batch_size, tick=tick)
-    checks = _Checks(bench, settings)
-    _require_knowledge(checks)
-    plain = checks.pgd(f"PGD-{settings.steps}")
-    by_loss, strongest = _losses(checks, plain)
-    known, n = dict[str, int](), len(test)
-    for number, (name, source) in enumerate((sources or {}).items(), 1):
-        known[name] = int(bench.source_right(source, number).sum())
-    doubts = {name: weak_source(name, hits, n, model.num_classes) for name, hits in known.items()}
-    fit = {name: each for name, each in (sources or {}).items() if doubts[name] is None}
-    findings = [
-        *_soundness(checks),
-        *_strength(checks, plain),
-        *by_loss,
-        *_black_box(checks, strongest, fit),
-        _radii(checks),
-    ]
-    curve = automatic_curve(bench, settings.norm, checks.right, settings.eps)
-    surface = loss_surface(bench, checks.ball, checks.right)
-    accuracies = {name: hits / n for name, hits in known.items()}
-    return AuditResult(
-        findings, curve, surface, accuracies, [line for line in doubts.values() if line]
-    )
-
-
-def _require_knowledge(checks: _Checks) -> None:
-    hits, n = int(checks.right.sum()), len(checks.test)
-    if not beats_chance(hits, n, checks.model.num_classes):
+    checks = _Checks(Bench(model, test, settings.seed, settings.batch_size, tick=tick), settings)
+    n, hits = len(test), int(checks.clean.sum())
+    if not beats_chance(hits, n, model.num_classes):
         raise ModelError(
             "model",
             "is no better than chance on the clean images: there is nothing to audit",
@@ -306,128 +199,182 @@ def _require_knowledge(checks: _Checks) -> None:
             remedy="Train it for longer, take more images, or look at its normalisation and at the "
             "order of its classes.",
         )
+    plain = checks.pgd(f"PGD-{settings.steps}")
+    by_loss = list(checks.losses(plain))
+    known, warnings, fit = {}, [], {}
+    for number, (name, source) in enumerate((sources or {}).items(), 1):
+        known[name] = int(checks.bench.correct_of_source(source, number).sum())
+        if warning := weak_source(name, known[name], n, model.num_classes):
+            warnings.append(warning)
+        else:
+            fit[name] = source
+    return AuditResult(
+        [
+            *checks.soundness(),
+            *checks.strength(plain),
+            *by_loss,
+            *checks.black_box(fit),
+            checks.radii(),
+        ],
+        automatic_curve(checks.bench, settings.norm, checks.clean, settings.eps),
+        loss_surface(checks.bench, checks.ball, checks.clean),
+        {name: hits / n for name, hits in known.items()},
+        warnings,
+    )
 
 
-def _soundness(checks: _Checks) -> list[Finding]:
-    return [
-        checks.finding(
+class _Checks:
+    """One model under every attack that the checks compare."""
+
+    def __init__(self, bench: Bench, settings: AuditSettings) -> None:
+        self.bench, self.settings = bench, settings
+        self.model, self.test = bench.model, bench.test
+        self.ball = Ball(settings.norm, settings.eps)
+        self.everything = largest_radius(settings.norm, self.model.shape)
+        attacks.require_possible(self.model.shape, self.ball, "standard")
+        self.rows = torch.arange(len(self.test))
+        self.clean = bench.answers("clean", self.rows, title="clean").correct(self.test.labels)
+        # What the strongest white-box attack leaves, with which black-box ones are compared.
+        self.strongest = self.clean
+
+    def finding(self, name: str, happened: torch.Tensor, limit: float, meaning: str) -> Finding:
+        """Judge on how many images something happened that should not."""
+        count, n = int(happened.sum()), len(self.test)
+        return Finding(name=name, count=count, n=n, limit=limit, meaning=meaning)
+
+    def pgd(self, name: str, before: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
+        """The images, of some or of all that are right when clean, that stay right under PGD."""
+        before = self.clean if before is None else before
+        given: dict[str, Any] = {"ball": self.ball, "steps": self.settings.steps, **options}
+        return run_pgd(self.bench, name, before, **given)
+
+    def package(self, attack: str) -> torch.Tensor:
+        """An attack of AutoAttack on all images that are right when clean."""
+        adversary = attacks.build(self.bench, self.ball)
+        adversary.square.n_queries = self.settings.square_queries
+        # What the package warns of is what the checks measure.
+        return attacks.run_one(self.bench, adversary, attack, self.clean, [])
+
+    def soundness(self) -> Iterator[Finding]:
+        """Answers that can be relied on, and gradients that can be followed."""
+        different, dead = (torch.zeros(len(self.test), dtype=torch.bool) for _ in range(2))
+        key = rng.stream_key(self.settings.seed, "evaluation-start", 0)
+        for rows in torch.split(self.rows, self.settings.batch_size):
+            images, labels, index = self.test.take(rows)
+            with torch.no_grad():
+                once = self.model(images)
+                # The other order leaves the batch's statistics as they are; halves change them.
+                others = (
+                    self.model(images),
+                    self.model(images.flip(0)).flip(0),
+                    in_halves(self.model, images),
+                )
+            for again in others:
+                different[rows] |= differ(once, again).cpu()
+            # At the image itself, and where PGD begins.
+            for start in (images, self.ball.uniform(images, index, key)):
+                flat = input_gradient(self.model, start, cross_entropy()(labels)).flatten(1)
+                alive = torch.isfinite(flat).all(dim=1) & (flat != 0).any(dim=1)
+                dead[rows] |= ~alive.cpu()
+        yield self.finding(
             "deterministic",
-            checks.inconsistent(),
+            different,
             0.0,
             "answered differently when asked twice, in another order or in another batch: "
             "the gradient of one answer says little of the next",
-        ),
-        checks.finding(
+        )
+        yield self.finding(
             "live gradients",
-            checks.dead_gradients(),
+            dead,
             _DEAD_GRADIENTS,
             "have an input gradient that is zero or not finite: "
             "gradient attacks have nothing to follow",
-        ),
-    ]
+        )
 
-
-def _strength(checks: _Checks, plain: torch.Tensor) -> list[Finding]:
-    steps, restarts = checks.settings.steps, checks.settings.restarts
-    # The first start is the plain attack's: what stands has withstood it.
-    by_restarts = checks.pgd(
-        f"PGD-{steps} x {restarts}", standing=plain, restarts=range(1, restarts)
-    )
-    harder = checks.pgd(f"PGD-{5 * steps}", standing=by_restarts, steps=5 * steps)
-    return [
-        checks.finding(
+    def strength(self, plain: torch.Tensor) -> Iterator[Finding]:
+        """More effort breaks more, but not much more."""
+        steps, restarts = self.settings.steps, self.settings.restarts
+        # The first start is the plain attack's: what is left has withstood it.
+        by_restarts = self.pgd(f"PGD-{steps} x {restarts}", plain, restarts=range(1, restarts))
+        harder = self.pgd(f"PGD-{5 * steps}", by_restarts, steps=5 * steps)
+        single = self.bench.correct("FGSM", plain, fgsm(self.model, self.ball), title="FGSM")
+        yield self.finding(
             "iterative beats single-step",
-            plain & ~checks.fgsm(plain),
+            plain & ~single,
             SLACK,
             f"broken by FGSM and not by PGD-{steps}: the loss surface misleads",
-        ),
-        checks.finding(
+        )
+        yield self.finding(
             "more effort gains little",
             plain & ~harder,
             _LOSS_GAP,
             f"broken only by {restarts} restarts or five times the steps: "
             f"PGD-{steps} does not converge",
-        ),
-        checks.finding(
+        )
+        yield self.finding(
             "unbounded attack breaks all",
-            checks.pgd("unbounded", eps=_everything(checks)),
+            self.pgd("unbounded", ball=Ball(self.settings.norm, self.everything)),
             SLACK,
             "stand although every pixel may take any value: it is the attack that fails",
-        ),
-    ]
-
-
-def _losses(checks: _Checks, plain: torch.Tensor) -> tuple[list[Finding], torch.Tensor]:
-    # Also gives what stands under the strongest white-box attack, which black-box ones have to
-    # be compared with: Square maximises a margin, as the last two do.
-    strongest = checks.pgd("margin loss", standing=plain, loss=margin)
-    found = [
-        checks.finding(
-            f"logits times {factor:g}",
-            plain & ~checks.pgd(f"logits x {factor:g}", standing=plain, loss=scaled(factor)),
-            _LOSS_GAP,
-            "broken only when the attack scales the logits: the softmax hides the gradient",
         )
-        for factor in (0.01, 0.1, 10.0, 100.0)
-    ]
-    found.append(
-        checks.finding(
+
+    def losses(self, plain: torch.Tensor) -> Iterator[Finding]:
+        """Other losses break little more than the cross entropy."""
+        by_margin = self.pgd("margin loss", plain, loss=margin)
+        for factor in (0.01, 0.1, 10.0, 100.0):
+            scaled = self.pgd(f"logits x {factor:g}", plain, loss=cross_entropy(factor))
+            yield self.finding(
+                f"logits times {factor:g}",
+                plain & ~scaled,
+                _LOSS_GAP,
+                "broken only when the attack scales the logits: the softmax hides the gradient",
+            )
+        yield self.finding(
             "margin loss",
-            plain & ~strongest,
+            plain & ~by_margin,
             _LOSS_GAP,
             "broken only by the loss of Carlini and Wagner: the cross entropy misleads",
         )
-    )
-    # The targeted DLR loss divides by a difference of the first and the fourth logit.
-    if checks.model.num_classes >= 4:
-        first, second = (checks.package(attack) for attack in ("apgd-ce", "apgd-t"))
-        found.append(
-            checks.finding(
+        # Square maximises a margin, as this and APGD-T do.
+        self.strongest = by_margin
+        # The targeted DLR loss divides by a difference of the first and the fourth logit.
+        if self.model.num_classes >= 4:
+            first, second = (self.package(attack) for attack in ("apgd-ce", "apgd-t"))
+            yield self.finding(
                 "APGD-T against APGD-CE",
                 first & ~second,
                 _LOSS_GAP,
                 "broken by the targeted DLR loss and not by the cross entropy",
             )
-        )
-        strongest = strongest & first & second
-    return found, strongest
+            self.strongest = self.strongest & first & second
 
-
-def _black_box(
-    checks: _Checks, strongest: torch.Tensor, sources: Mapping[str, Classifier]
-) -> list[Finding]:
-    found = [
-        checks.finding(
+    def black_box(self, sources: Mapping[str, Classifier]) -> Iterator[Finding]:
+        """Attacks without the model's gradient break nothing that those with it do not."""
+        yield self.finding(
             "white box beats Square",
-            strongest & ~checks.package("square"),
+            self.strongest & ~self.package("square"),
             SLACK,
             "broken by a search without gradients and not by any gradient",
         )
-    ]
-    return found + [
-        checks.finding(
-            f"white box beats transfer from {name}",
-            strongest & ~checks.transfer(strongest, source),
+        for name, source in sources.items():
+            attack = random_start(source, self.ball, self.settings.steps, self.settings.seed)
+            left = self.bench.correct("transfer", self.strongest, attack, title="transfer")
+            yield self.finding(
+                f"white box beats transfer from {name}",
+                self.strongest & ~left,
+                SLACK,
+                "broken by another model's attack and not by the model's own",
+            )
+
+    def radii(self) -> Finding:
+        """What is broken within a ball is broken within a larger one."""
+        radii = (self.settings.eps * factor for factor in (0.25, 0.5, 1.0, 2.0, 4.0))
+        balls = [Ball(self.settings.norm, eps) for eps in radii if eps <= self.everything]
+        correct = [self.pgd("curve over eps", ball=ball, steps=20) for ball in balls]
+        risen = torch.stack([late & ~early for early, late in pairwise(correct)])
+        return self.finding(
+            "accuracy falls with eps",
+            risen.any(dim=0),
             SLACK,
-            "broken by another model's attack and not by the model's own",
+            "broken within a ball and not within a larger one, which holds it",
         )
-        for name, source in sources.items()
-    ]
-
-
-def _radii(checks: _Checks) -> Finding:
-    eps = checks.settings.eps
-    factors, largest = (0.25, 0.5, 1.0, 2.0, 4.0), _everything(checks)
-    grid = [eps * factor for factor in factors if eps * factor <= largest]
-    standing = [checks.pgd("curve over eps", eps=radius, steps=20) for radius in grid]
-    risen = torch.stack([late & ~early for early, late in pairwise(standing)])
-    return checks.finding(
-        "accuracy falls with eps",
-        risen.any(dim=0),
-        SLACK,
-        "broken within a ball and not within a larger one, which holds it",
-    )
-
-
-def _everything(checks: _Checks) -> float:
-    return largest_radius(checks.settings.norm, checks.model.shape)

@@ -1,4 +1,4 @@
-"""The bench: a model and the images that every attack of an evaluation works on."""
+"""A model and the images under attack, batch by batch, with a journal of what is done."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 from ltd_pipe import rng
 from ltd_pipe.errors import DataError, ParamsError
-from ltd_pipe.evaluation.soundness import Answers, answer
+from ltd_pipe.evaluation.accuracy import Answers, answer
 from ltd_pipe.images.manifest import pixels_sha256, to_unit
 from ltd_pipe.publish import writing
 
@@ -29,8 +29,19 @@ if TYPE_CHECKING:
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.provenance import StateRecord
 
+# Maps images, labels and sample indices to adversarial images.
+Attack = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+# Told what is under way, the images just done, and at most how many are to come.
+Tick = Callable[[str, int, int], None]
+# Told which attack is over, and the accuracy that it leaves.
+Finished = Callable[[str, float], None]
 
-# --- The test images of one evaluation, held in memory and attacked batch by batch.
+
+def silent(*_: Any) -> None:
+    """Tell nobody."""
+
+
+# --- The test images, held in memory.
 
 
 @dataclass(frozen=True)
@@ -75,11 +86,6 @@ class TestImages:
         images, labels, index = self.images[rows], self.labels[rows], self.index[rows]
         return TestImages(images, labels, index, self.sample_hash[rows.numpy()], self.device)
 
-    def batches(self, rows: torch.Tensor, batch_size: int) -> Iterator[torch.Tensor]:
-        """Cut rows into batches."""
-        for begin in range(0, len(rows), batch_size):
-            yield rows[begin : begin + batch_size]
-
 
 def select_images(
     stream: ImageStream | FolderStream, total: int, n: int | None, seed: int
@@ -113,117 +119,74 @@ def select_images(
             "evaluate.images", "more images than there are", expected=f"at most {total}", found=n
         )
     order = rng.permutation(rng.stream_key(seed, "evaluation-images"), np.arange(total))
-    samples = np.sort(order[:n])
     parts = [
         (batch.images.cpu(), batch.labels.cpu(), batch.index.cpu(), batch.sample_hash)
-        for batch in stream.batches(samples, 1024)
+        for batch in stream.batches(np.sort(order[:n]), 1024)
     ]
     *tensors, hashes = zip(*parts, strict=True)
     images, labels, index = (torch.cat(column) for column in tensors)
-    _require_labels(labels, index)
-    return TestImages(images, labels, index, np.concatenate(hashes), stream.device)
-
-
-def _require_labels(labels: torch.Tensor, index: torch.Tensor) -> None:
-    unknown = (labels < 0).nonzero().flatten()
+    unknown = index[labels < 0]
     if len(unknown):
         raise DataError(
-            f"sample {int(index[unknown[0]])}",
+            f"sample {int(unknown[0])}",
             f"has no label ({len(unknown)} such): accuracy cannot be measured on it",
             remedy="Put the images into one folder per class.",
         )
+    return TestImages(images, labels, index, np.concatenate(hashes), stream.device)
 
 
 # --- What is done of an evaluation, on disk: a file for each attack, a line for each batch.
-#
-# A process may die at any byte. A line counts when it is whole, which its checksum tells; what
-# comes after one that is not is computed again. So nothing has to wait for the disk.
 
 
 class Journal:
     """Records of batches, in the order in which they were computed.
+
+    A process may die at any byte. A line counts when it is whole, which its checksum tells; what
+    comes after one that is not is computed again. So nothing has to wait for the disk.
 
     Parameters
     ----------
     folder : Path or None
         Named by all that decides the records, so that an equal one continues. None: nothing is
         kept.
-    record : StateRecord, optional
+    state : StateRecord, optional
         Kept beside them.
     """
 
-    def __init__(self, folder: Path | None, record: StateRecord | None = None) -> None:
-        self.folder, self._record = folder, record
+    def __init__(self, folder: Path | None, state: StateRecord | None = None) -> None:
+        self.folder, self._state = folder, state
 
     def read(self, name: str) -> list[dict[str, Any]]:
         """The whole records of one attack; a torn end is cut off, so that more can follow."""
-        if self.folder is None or not self._file(name).exists():
+        if self.folder is None or not (file := self.folder / f"{name}.jsonl").exists():
             return []
-        content = self._file(name).read_bytes()
+        content = file.read_bytes()
         records, sound = [], 0
         for line in content.splitlines(keepends=True):
-            record = _parsed(line)
-            if record is None:
+            checksum, _, text = line.rstrip(b"\n").partition(b" ")
+            if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
                 break
-            records.append(record)
+            records.append(json.loads(text))
             sound += len(line)
         if sound < len(content):
-            with self._file(name).open("r+b") as handle:
+            with file.open("r+b") as handle:
                 handle.truncate(sound)
         return records
 
     def append(self, name: str, record: dict[str, Any]) -> None:
-        """Keep one more record.
-
-        Raises
-        ------
-        WriteError
-            When the disk refuses.
-        """
+        """Keep one more record."""
         if self.folder is None:
             return
-        text = json.dumps(record, allow_nan=False).encode()
-        with writing(self._file(name)):
+        text, file = json.dumps(record, allow_nan=False).encode(), self.folder / f"{name}.jsonl"
+        with writing(file):
             self.folder.mkdir(parents=True, exist_ok=True)
-            if self._record is not None:
-                self._record.write()
-            with self._file(name).open("ab") as handle:
+            if self._state is not None:
+                self._state.write()
+            with file.open("ab") as handle:
                 handle.write(b"%08x %s\n" % (zlib.crc32(text), text))
 
-    def _file(self, name: str) -> Path:
-        assert self.folder is not None  # noqa: S101  both callers have looked
-        return self.folder / f"{name}.jsonl"
 
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    checksum, _, text = line.rstrip(b"\n").partition(b" ")
-    if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
-        return None
-    record: dict[str, Any] = json.loads(text)
-    return record
-
-
-# --- The bench: a model and the images that every attack of an evaluation works on.
-
-
-# Maps images, labels and sample indices to adversarial images.
-Attack = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-# What is under way, the images just done, and at most how many are to come.
-Tick = Callable[[str, int, int], None]
-
-
-# Which attack is over, and the accuracy that it leaves.
-Finished = Callable[[str, float], None]
-
-
-def silent(name: str, done: int, left: int) -> None:
-    """Tell nobody."""
-    del name, done, left
-
-
-def unheard(name: str, accuracy: float) -> None:
-    """Tell nobody."""
-    del name, accuracy
+# --- A model and the images that every attack of an evaluation works on.
 
 
 @dataclass(frozen=True)
@@ -249,7 +212,7 @@ class Bench:
     batch_size: int
     journal: Journal = field(default_factory=lambda: Journal(None))
     tick: Tick = silent
-    finished: Finished = unheard
+    finished: Finished = silent
 
     def records(
         self,
@@ -276,7 +239,7 @@ class Bench:
             Images that the same attack will come to afterwards.
         """
         kept, left = self.journal.read(name), len(rows) + later
-        for number, part in enumerate(self.test.batches(rows, self.batch_size)):
+        for number, part in enumerate(torch.split(rows, self.batch_size) if len(rows) else ()):
             if number == len(kept):
                 self.tick(title, 0, left)
             left -= len(part)
@@ -298,14 +261,7 @@ class Bench:
         title: str,
         later: int = 0,
     ) -> Answers:
-        """What the model says to some rows, attacked or as they are.
-
-        Parameters
-        ----------
-        name, rows, title, later
-            See `records`.
-        attack : callable, optional
-        """
+        """What the model answers to some rows, attacked or as they are; see `records`."""
 
         def work(part: torch.Tensor) -> dict[str, Any]:
             images, labels, index = self.test.take(part)
@@ -316,22 +272,10 @@ class Bench:
             found.put(part, record)
         return found
 
-    def source_right(self, source: Classifier, number: int) -> torch.Tensor:
-        """Which images another model, whose attack is tried on this one, gets right when clean."""
-        bench, rows = replace(self, model=source), torch.arange(len(self.test))
-        found = bench.answers(f"source-{number}", rows, title=f"clean, by source {number}")
-        return found.right(self.test.labels)
-
-    def standing(
-        self,
-        name: str,
-        before: torch.Tensor,
-        attack: Attack,
-        *,
-        title: str,
-        later: int = 0,
+    def correct(
+        self, name: str, before: torch.Tensor, attack: Attack, *, title: str, later: int = 0
     ) -> torch.Tensor:
-        """Which of some images the model still gets right when they are attacked.
+        """Which of the images that were right before stay right under an attack.
 
         Parameters
         ----------
@@ -347,7 +291,13 @@ class Bench:
         """
         rows = before.nonzero().flatten()
         found = self.answers(name, rows, attack, title=title, later=later)
-        return before & found.right(self.test.labels)
+        return before & found.correct(self.test.labels)
+
+    def correct_of_source(self, source: Classifier, number: int) -> torch.Tensor:
+        """Which images another model, whose attack is tried on this one, gets right when clean."""
+        bench, rows = replace(self, model=source), torch.arange(len(self.test))
+        found = bench.answers(f"source-{number}", rows, title=f"clean, by source {number}")
+        return found.correct(self.test.labels)
 
 
 @contextlib.contextmanager

@@ -15,8 +15,7 @@ import torch
 
 from ltd_pipe.errors import DataError, MissingError, reason_of, refuse_pointer
 from ltd_pipe.evaluation.bench import select_images
-from ltd_pipe.evaluation.results import CorruptionRow
-from ltd_pipe.evaluation.statistics import wilson_interval
+from ltd_pipe.evaluation.results import CorruptionRow, Score, measured
 from ltd_pipe.images.sources import OF_OTHERS, ArraySource, FolderSource
 from ltd_pipe.images.stream import open_folder
 from ltd_pipe.provenance import digest
@@ -217,29 +216,14 @@ def _measure(bench: Bench, one: CorruptedSet, number: int, count: int | None) ->
     test = select_images(stream, total, None if count is None else min(count, total), bench.seed)
     part = replace(bench, test=test)
     answers = part.answers(f"corruption-{number}", torch.arange(len(test)), title=title)
-    hits, n = int(answers.right(test.labels).sum()), len(test)
-    low, high = wilson_interval(hits, n)
-    return CorruptionRow(
-        corruption=one.corruption,
-        severity=one.severity,
-        n=n,
-        accuracy=hits / n,
-        low=low,
-        high=high,
-    )
+    correct = measured(answers.correct(test.labels))
+    return CorruptionRow(corruption=one.corruption, severity=one.severity, **correct)
 
 
-def corruption_summary(rows: Sequence[CorruptionRow]) -> dict[str, Any]:
-    """The mean over all corruptions and severities.
+def corruption_summary(rows: Sequence[CorruptionRow]) -> Score:
+    """The mean over all corruptions and severities, with the n of the smallest set.
 
     The sets show the same images, so that their answers are no independent trials: the interval
     is that of one set's images alone, and rather too wide.
-
-    Returns
-    -------
-    dict
-        `accuracy`, `low`, `high`, `n` (images of the smallest set), `sets`.
     """
-    mean, n = sum(row.accuracy for row in rows) / len(rows), min(row.n for row in rows)
-    low, high = wilson_interval(round(mean * n), n)
-    return {"accuracy": mean, "low": low, "high": high, "n": n, "sets": len(rows)}
+    return Score.of(sum(row.accuracy for row in rows) / len(rows), min(row.n for row in rows))

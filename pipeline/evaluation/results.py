@@ -186,6 +186,18 @@ class Score:
         return round(self.value * self.n)
 
 
+def measured(correct: Any) -> dict[str, Any]:
+    """What rows of results say of an accuracy: n, the share that is right, and its interval.
+
+    Parameters
+    ----------
+    correct : Tensor or ndarray of shape (n,), dtype bool
+    """
+    hits, n = int(correct.sum()), len(correct)
+    low, high = wilson_interval(hits, n)
+    return {"n": n, "accuracy": hits / n if n else None, "low": low, "high": high}
+
+
 class AttackRow(Document):
     """One attack of metrics.json: what it is called, what was measured, and what decides it."""
 
@@ -734,50 +746,6 @@ def worthless(warnings: Iterable[str]) -> str:
 def on_training(n: int) -> str:
     """What to tell of an evaluation on the very images that the model was trained on."""
     return f"all {n:,} images are of the model's training data: {ON_TRAINING}"
-
-
-def leaks(
-    sample_hash: NDArray[np.uint64],
-    labels: NDArray[np.int64],
-    training: NDArray[np.uint64] | None,
-) -> list[str]:
-    """What to tell of test images that the model may know, or cannot be right on.
-
-    Parameters
-    ----------
-    sample_hash : ndarray of shape (n,), dtype uint64
-    labels : ndarray of shape (n,), dtype int64
-    training : ndarray of shape (m,), dtype uint64, or None
-        Hashes of the images that it was trained on, where they are at hand.
-    """
-    n, found = len(labels), []
-    known = 0 if training is None else int(np.isin(sample_hash, training).sum())
-    if known == n:
-        found.append(on_training(n))
-    elif known:
-        found.append(f"{known:,} of {n:,} test images are of the model's training data, too")
-    order = np.lexsort((labels, sample_hash))
-    ordered, classes = sample_hash[order], labels[order]
-    torn = ordered[1:][(ordered[1:] == ordered[:-1]) & (classes[1:] != classes[:-1])]
-    if twice := int(np.isin(sample_hash, torn).sum()):
-        found.append(f"{twice:,} of {n:,} test images are in two classes: one of them is wrong")
-    return found
-
-
-def unbroken(left: int, n: int) -> str | None:
-    """What to tell of images that stand where every pixel may take any value.
-
-    Parameters
-    ----------
-    left, n : int
-        So many of so many images; one start of PGD may miss as many as the audit allows it.
-    """
-    if not left:
-        return None
-    seen = f"{left} of {n} images stand although every pixel may take any value"
-    if left < first_failure(n, SLACK):
-        return f"{seen}: PGD from one start may miss {SLACK:.0%}, and finds no end of the curve"
-    return f"{seen}: {ATTACK_FAILS}"
 
 
 # --- Evaluations and audits as lines for people, with threat and number of images in each.

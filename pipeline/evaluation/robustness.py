@@ -1,10 +1,9 @@
-"""How robust a model is: clean, under each attack, and by eps."""
+"""How robust a model is: clean, under each attack, and by eps; and the files that say it."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import torch
 
 from ltd_pipe import rng
 from ltd_pipe.attacks import Ball, Frozen
+from ltd_pipe.evaluation.accuracy import require_finite
 from ltd_pipe.evaluation.attacks import (
     AutoAttackResult,
     GradientAttack,
@@ -20,15 +20,28 @@ from ltd_pipe.evaluation.attacks import (
     attacks_of,
     package_version,
     parse_attack,
+    random_start,
     require_possible,
     run_autoattack,
     run_gradient_attack,
-    survivors,
+    run_pgd,
     title_of,
 )
-from ltd_pipe.evaluation.bench import Bench, Journal, silent, unheard
+from ltd_pipe.evaluation.bench import Bench, Journal, silent
+from ltd_pipe.evaluation.caveats import (
+    contradicted_accuracy,
+    image_warnings,
+    unbroken,
+    weak_source,
+)
+from ltd_pipe.evaluation.checks import (
+    PROBED,
+    is_random,
+    probes,
+    require_sound,
+    wrong_scale,
+)
 from ltd_pipe.evaluation.corruptions import corruption_accuracies, corruption_summary
-from ltd_pipe.evaluation.input_scale import contradicted_accuracy, weak_source, wrong_scale
 from ltd_pipe.evaluation.results import (
     AttackRow,
     ClassScore,
@@ -36,11 +49,8 @@ from ltd_pipe.evaluation.results import (
     EpsPoint,
     Metrics,
     Reliability,
-    leaks,
-    unbroken,
+    measured,
 )
-from ltd_pipe.evaluation.soundness import PROBED, is_random, probes, require_finite, require_sound
-from ltd_pipe.evaluation.statistics import wilson_interval
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -48,15 +58,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ltd_pipe.attacks import Norm
+    from ltd_pipe.evaluation.accuracy import Answers
     from ltd_pipe.evaluation.bench import Finished, TestImages, Tick
     from ltd_pipe.evaluation.corruptions import CorruptedSet
-    from ltd_pipe.evaluation.soundness import Answers
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.params import EvaluateParams
     from ltd_pipe.provenance import StateRecord
 
 
-# --- Robust accuracy by eps, from 0 to where nothing stands.
+# --- Robust accuracy by eps, from 0 to where no image stays right.
 #
 # A ball holds all smaller ones: an image that was broken at some radius is broken at every larger
 # one, and is not attacked there again.
@@ -65,7 +75,7 @@ if TYPE_CHECKING:
 # Of the attack behind the curve: one start, 20 steps, as most papers draw it.
 CURVE_STEPS = 20
 # The automatic curve: radii at most, the largest fall between two neighbours, and how well the
-# radius at which nothing stands is known, as a share of it.
+# radius at which nothing is left is known, as a share of it.
 _MOST_RADII = 16
 _LARGEST_FALL = 0.1
 _ZERO_WITHIN = 0.1
@@ -73,41 +83,40 @@ _ZERO_WITHIN = 0.1
 
 @dataclass(frozen=True)
 class Curve:
-    """What stands at each radius.
+    """The images that stay right at each radius.
 
     Attributes
     ----------
     radii : tuple of float
         Ascending.
-    standing : tuple of Tensor of shape (n,), dtype bool
+    correct : tuple of Tensor of shape (n,), dtype bool
         At each of them; none holds an image that the one before does not.
     """
 
     radii: tuple[float, ...]
-    standing: tuple[torch.Tensor, ...]
+    correct: tuple[torch.Tensor, ...]
 
     @property
     def points(self) -> tuple[EpsPoint, ...]:
         """As by_eps.json has them."""
         points = []
-        for eps, standing in zip(self.radii, self.standing, strict=True):
-            hits, n = int(standing.sum()), len(standing)
-            low, high = wilson_interval(hits, n)
-            points.append(EpsPoint(eps=eps, robust_accuracy=hits / n, low=low, high=high, n=n))
+        for eps, correct in zip(self.radii, self.correct, strict=True):
+            row = measured(correct)
+            points.append(EpsPoint(eps=eps, robust_accuracy=row.pop("accuracy"), **row))
         return tuple(points)
 
     @property
     def broken_at(self) -> torch.Tensor:
         """The smallest radius at which each image was broken: shape (n,), float32; else inf."""
-        found = torch.full((len(self.standing[0]),), torch.inf)
-        for eps, standing in zip(reversed(self.radii), reversed(self.standing), strict=True):
-            found[~standing] = eps
+        found = torch.full((len(self.correct[0]),), torch.inf)
+        for eps, correct in zip(reversed(self.radii), reversed(self.correct), strict=True):
+            found[~correct] = eps
         return found
 
     @property
     def zero_at(self) -> float | None:
-        """The smallest radius at which nothing stands, or None."""
-        zero = (eps for eps, left in zip(self.radii, self.standing, strict=True) if not left.any())
+        """The smallest radius at which nothing is left, or None."""
+        zero = (eps for eps, left in zip(self.radii, self.correct, strict=True) if not left.any())
         return next(zero, None)
 
 
@@ -116,18 +125,18 @@ def largest_radius(norm: Norm, shape: tuple[int, int, int]) -> float:
     return 1.0 if norm == "linf" else math.sqrt(math.prod(shape))
 
 
-class _Measured:
-    """Radii that were attacked, and what stood."""
+class _Radii:
+    """Radii that were attacked, and the images that stayed right."""
 
-    def __init__(self, bench: Bench, norm: Norm, right: torch.Tensor) -> None:
+    def __init__(self, bench: Bench, norm: Norm, clean: torch.Tensor) -> None:
         self._bench, self._norm = bench, norm
-        self.standing = {0.0: right}
+        self.correct = {0.0: clean}
 
-    def at(self, eps: float) -> int:
-        """Attack what stands at the next smaller radius; the number of images left."""
-        if eps not in self.standing:
-            before = self.standing[max(radius for radius in self.standing if radius < eps)]
-            self.standing[eps] = survivors(
+    def attack(self, eps: float) -> int:
+        """Attack what is left at the next smaller radius; the number of images left."""
+        if eps not in self.correct:
+            before = self.correct[max(radius for radius in self.correct if radius < eps)]
+            self.correct[eps] = run_pgd(
                 self._bench,
                 f"curve-{eps!r}",
                 before,
@@ -135,183 +144,80 @@ class _Measured:
                 steps=CURVE_STEPS,
                 title=f"PGD-{CURVE_STEPS} at eps {eps:.3g}",
             )
-        return int(self.standing[eps].sum())
+        return int(self.correct[eps].sum())
 
-    def curve(self, radii: Sequence[float]) -> Curve:
-        """What stands at some of the radii; a smaller radius that was attacked later counts."""
-        left, found = torch.ones_like(self.standing[0.0]), {}
-        for eps in sorted(self.standing):
-            left = left & self.standing[eps]
-            found[eps] = left
-        return Curve(tuple(radii), tuple(found[eps] for eps in radii))
+    def curve(self) -> Curve:
+        """What is left at each radius; a smaller one that was attacked later counts."""
+        radii = sorted(self.correct)
+        kept = torch.stack([self.correct[eps] for eps in radii]).cummin(dim=0).values
+        return Curve(tuple(radii), tuple(kept))
 
 
-def curve_at(bench: Bench, norm: Norm, right: torch.Tensor, radii: Sequence[float]) -> Curve:
+def curve_at(bench: Bench, norm: Norm, clean: torch.Tensor, radii: Sequence[float]) -> Curve:
     """The curve at given radii.
 
     Parameters
     ----------
     bench : Bench
     norm : {"linf", "l2"}
-    right : Tensor of shape (n,), dtype bool
-        Right when clean: what stands at 0.
+    clean : Tensor of shape (n,), dtype bool
+        Right when clean: what is left at 0.
     radii : sequence of float
         In any order.
     """
-    measured, ascending = _Measured(bench, norm, right), sorted({float(eps) for eps in radii})
-    for eps in ascending:
-        measured.at(eps)
-    return measured.curve(ascending)
+    found, asked = _Radii(bench, norm, clean), sorted({float(eps) for eps in radii})
+    for eps in asked:
+        found.attack(eps)
+    curve = found.curve()
+    kept = [
+        correct for eps, correct in zip(curve.radii, curve.correct, strict=True) if eps in asked
+    ]
+    return Curve(tuple(asked), tuple(kept))
 
 
-def automatic_curve(bench: Bench, norm: Norm, right: torch.Tensor, eps: float) -> Curve:
-    """The curve from 0 to where nothing stands, at radii that are found on the way.
+def automatic_curve(bench: Bench, norm: Norm, clean: torch.Tensor, eps: float) -> Curve:
+    """The curve from 0 to where nothing is left, at radii that are found on the way.
 
-    A quarter of `eps` is doubled until nothing stands or the ball holds everything. Then the
-    widest gaps are halved: around the radius at which nothing stands any more until it is known
+    A quarter of `eps` is doubled until nothing is left or the ball holds everything. Then the
+    widest gaps are halved: around the radius at which nothing is left any more until it is known
     to a tenth, and wherever more than a tenth of the images fall between two neighbours.
 
     Parameters
     ----------
-    bench, norm, right
+    bench, norm, clean
         See `curve_at`.
     eps : float
         The radius of the other attacks; one of the curve's.
     """
-    measured, largest = _Measured(bench, norm, right), largest_radius(norm, bench.model.shape)
+    found, largest = _Radii(bench, norm, clean), largest_radius(norm, bench.model.shape)
     radius = eps / 4
-    while measured.at(min(radius, largest)) and radius < largest:
+    while found.attack(min(radius, largest)) and radius < largest:
         radius *= 2
-    measured.at(eps)
-    while len(measured.standing) < _MOST_RADII:
-        middle = _gap(measured)
-        if middle is None:
-            break
-        measured.at(middle)
-    return measured.curve(sorted(measured.standing))
+    found.attack(eps)
+    while len(found.correct) < _MOST_RADII and (middle := _widest_gap(found.curve())) is not None:
+        found.attack(middle)
+    return found.curve()
 
 
-def _gap(measured: _Measured) -> float | None:
+def _widest_gap(curve: Curve) -> float | None:
     """Where to look next: the middle of the gap that says least."""
-    curve = measured.curve(sorted(measured.standing))
-    left = [int(standing.sum()) for standing in curve.standing]
-    n = len(curve.standing[0])
+    left = [int(correct.sum()) for correct in curve.correct]
     for (low, high), (before, after) in zip(pairwise(curve.radii), pairwise(left), strict=True):
         if before and not after and high - low > _ZERO_WITHIN * high:
             return (low + high) / 2
     falls = [before - after for before, after in pairwise(left)]
     widest = max(range(len(falls)), key=lambda i: falls[i])
-    if falls[widest] <= _LARGEST_FALL * n:
+    if falls[widest] <= _LARGEST_FALL * len(curve.correct[0]):
         return None
     return (curve.radii[widest] + curve.radii[widest + 1]) / 2
 
 
-# --- An evaluation as the files that other programs read.
-
-
-def metrics_of(
-    result: Evaluation, params: EvaluateParams, *, quick: bool, checkpoint_sha256: str
-) -> Metrics:
-    """What metrics.json holds."""
-    rows = [score.row() for score in result.scores]
-    metrics: dict[str, Any] = {
-        "n": len(result.test),
-        "norm": params.norm,
-        "eps": params.eps,
-        "quick": quick,
-        **{f"{row.filed}_accuracy": row.accuracy for row in rows},
-        "intervals": {f"{row.filed}_accuracy": (row.low, row.high) for row in rows},
-        "expected_calibration_error": result.clean.calibration_error(result.test.labels),
-        "expected_calibration_error_under_attack": result.under_attack.calibration_error(
-            result.test.labels
-        ),
-    }
-    if result.autoattack is not None:
-        metrics["autoattack"] = result.autoattack.accuracy
-        metrics["autoattack_version"] = f"{params.autoattack}, {package_version()}"
-    if result.curve is not None:
-        metrics["zero_accuracy_at_eps"] = result.curve.zero_at
-        metrics["eps_grid_images"] = len(result.curve_rows)
-    if result.corruptions:
-        mean = corruption_summary(result.corruptions)
-        metrics["corruption_accuracy"] = mean["accuracy"]
-        metrics["intervals"]["corruption_accuracy"] = (mean["low"], mean["high"])
-        metrics["corruptions"] = {"n": mean["n"], "sets": mean["sets"]}
-    metrics["attacks"] = rows
-    metrics["not_measured"] = not_measured(result, params)
-    flags = result.autoattack.flags if result.autoattack is not None else []
-    metrics["warnings"] = [*result.warnings, *(f"AutoAttack: {flag}" for flag in flags)]
-    return Metrics(**metrics, checkpoint_sha256=checkpoint_sha256)
-
-
-def not_measured(result: Evaluation, params: EvaluateParams) -> list[str]:
-    """What a reader may expect and will not find, in words."""
-    keys = {score.key for score in result.scores}
-    lacks = {
-        "AutoAttack": result.autoattack is None,
-        "other attacks than PGD on the model's own gradient": not params.attacks,
-        "transfer attacks": "transfer-1" not in keys,
-        "robust accuracy by eps": result.curve is None,
-        "corrupted images": not result.corruptions,
-        {"linf": "L2", "l2": "Linf"}[params.norm]: True,
-    }
-    return [what for what, lacking in lacks.items() if lacking]
-
-
-def per_class(result: Evaluation, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """What per_class.json holds: for each class, each score's n, accuracy and interval."""
-    return [
-        {
-            "class": name,
-            **{
-                score.key: score.by_class(result.test.labels, number).dump()
-                for score in result.scores
-            },
-        }
-        for number, name in enumerate(class_names)
-    ]
-
-
-def reliability_of(result: Evaluation) -> Reliability:
-    """What reliability.json holds: clean, and under the first start of PGD, on all images."""
-    labels = result.test.labels
-    clean, attacked = (each.reliability(labels) for each in (result.clean, result.under_attack))
-    return Reliability(clean=tuple(clean), under_attack=tuple(attacked))
-
-
-def per_sample(result: Evaluation) -> dict[str, NDArray[Any]]:
-    """What per_sample.npz holds; all arrays have n rows, in the order of the sample index.
-
-    Returns
-    -------
-    dict
-        `index` int64, `sample_hash` uint64, `label`, `clean_prediction` int64,
-        `clean_confidence` float32; `correct_KEY` bool for each score, `correct_clean` first;
-        and with a curve `broken_at_eps` float32, the smallest radius at which PGD-20 broke the
-        image: 0 where it is wrong when clean, inf where it stood at all radii, NaN where it
-        was not tried.
-    """
-    test = result.test
-    arrays = {
-        "index": test.index.numpy(),
-        "sample_hash": test.sample_hash,
-        "label": test.labels.numpy(),
-        "clean_prediction": result.clean.prediction.numpy(),
-        "clean_confidence": result.clean.confidence.numpy(),
-        **{f"correct_{score.key}": score.standing.numpy() for score in result.scores},
-    }
-    if result.curve is not None:
-        arrays["broken_at_eps"] = np.full(len(test), np.nan, np.float32)
-        arrays["broken_at_eps"][result.curve_rows] = result.curve.broken_at.numpy()
-    return arrays
-
-
-# --- How robust a model is: clean, under each attack, and by eps.
+# --- An evaluation.
 
 
 @dataclass(frozen=True)
 class AttackResult:
-    """What stood under one attack.
+    """The images that stay right under one attack.
 
     Attributes
     ----------
@@ -319,35 +225,19 @@ class AttackResult:
         How it is filed, such as `pgd-100x5`.
     name : str
         What people call it, such as `PGD-100 x 5`.
-    standing : Tensor of shape (n,), dtype bool
-        The images that stayed right.
+    correct : Tensor of shape (n,), dtype bool
     facts : dict
         Norm, eps, steps and whatever else decides it; plain values.
     """
 
     key: str
     name: str
-    standing: torch.Tensor
+    correct: torch.Tensor
     facts: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def accuracy(self) -> float:
-        """The share of images that stayed right."""
-        return int(self.standing.sum()) / len(self.standing)
 
     def row(self) -> AttackRow:
         """As metrics.json has it."""
-        hits, n = int(self.standing.sum()), len(self.standing)
-        low, high = wilson_interval(hits, n)
-        measured = {"n": n, "accuracy": hits / n, "low": low, "high": high}
-        return AttackRow(key=self.key, name=self.name, **measured, **self.facts)
-
-    def by_class(self, labels: torch.Tensor, number: int) -> ClassScore:
-        """The same of one class alone; accuracy is None where it has no images."""
-        own = self.standing[labels == number]
-        hits, n = int(own.sum()), len(own)
-        low, high = wilson_interval(hits, n)
-        return ClassScore(n=n, accuracy=hits / n if n else None, low=low, high=high)
+        return AttackRow(key=self.key, name=self.name, **measured(self.correct), **self.facts)
 
 
 @dataclass(frozen=True)
@@ -367,21 +257,6 @@ class Source:
     name: str
     sha256: str
     model: Classifier
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a checkpoint says of its own clean accuracy.
-
-    Attributes
-    ----------
-    accuracy : float
-    of_what : str
-        Which images that was measured on.
-    """
-
-    accuracy: float
-    of_what: str
 
 
 @dataclass
@@ -426,12 +301,12 @@ def evaluate(
     seed: int,
     state: StateRecord | None = None,
     tick: Tick = silent,
-    finished: Finished = unheard,
+    finished: Finished = silent,
     sources: Sequence[Source] = (),
     corruptions: Sequence[CorruptedSet] = (),
-    said: Said | None = None,
+    stated: tuple[float, str] | None = None,
     training: NDArray[np.uint64] | None = None,
-    warn: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] = silent,
 ) -> Evaluation:
     """Measure a model; see `Evaluation`.
 
@@ -454,8 +329,8 @@ def evaluate(
         Models whose adversarial images are tried on this one.
     corruptions : sequence of CorruptedSet
         On which accuracy without attack is measured.
-    said : Said, optional
-        What the clean accuracy is held against.
+    stated : tuple of float and str, optional
+        The clean accuracy that the checkpoint states, and of which images.
     training : ndarray of shape (m,), dtype uint64, optional
         Hashes of the images that the model was trained on.
     warn : callable, optional
@@ -467,47 +342,78 @@ def evaluate(
         When a model is not fit to be measured.
     """
     ball = Ball(params.norm, params.eps)
+    # A radius means little without the size of the images that it is of.
+    threat = {"norm": ball.norm, "eps": ball.eps, "pixels_sha256": test.pixels_sha256}
     if params.autoattack != "none":
         require_possible(model.shape, ball, params.autoattack)
-    journal = Journal(None if state is None else state.folder, state)
-    number = _numbers(params, model, sources)
+    numbered = _numbered(params, model, sources)
     bench = Bench(
         model,
         test,
         seed,
         params.batch_size,
-        journal,
-        lambda name, done, left: tick(number(name), done, left),
-        lambda name, accuracy: finished(number(name), accuracy),
+        Journal(None if state is None else state.folder, state),
+        lambda name, done, left: tick(numbered(name), done, left),
+        lambda name, accuracy: finished(numbered(name), accuracy),
     )
     random = _require_sound(bench, params, sources)
     # Sound as it is; and faster frozen.
     bench = replace(bench, model=Frozen(model).current())
     sources = [replace(source, model=Frozen(source.model).current()) for source in sources]
-    clean = bench.answers("clean", torch.arange(len(test)), title="clean")
-    right = clean.right(test.labels)
-    result = Evaluation(test, clean, clean, [AttackResult("clean", "clean", right)])
-    result.warnings += leaks(test.sample_hash, test.labels.numpy(), training)
-    result.warnings += _doubts(bench, right, params, said, random=random)
-    known = [bench.source_right(one.model, number) for number, one in enumerate(sources, 1)]
-    for source, hits in zip(sources, (int(of.sum()) for of in known), strict=True):
-        doubt = weak_source(source.name, hits, len(test), model.num_classes)
-        result.warnings += [doubt] if doubt else []
-    if warn is not None:
-        for line in result.warnings:
-            warn(line)
-    _gradient_attacks(bench, params, ball, right, result)
-    _transfer(bench, params, ball, right, list(zip(sources, known, strict=True)), result)
-    _autoattack(bench, params, ball, right, result)
-    together = torch.stack([score.standing for score in result.scores]).all(dim=0)
-    name = "all attacks together"
-    result.scores.append(AttackResult("all-attacks", name, together, _threat(bench, ball)))
-    _curve(bench, params, right, result)
+    answers = bench.answers("clean", torch.arange(len(test)), title="clean")
+    clean = answers.correct(test.labels)
+    result = Evaluation(test, answers, answers, [AttackResult("clean", "clean", clean)])
+    result.warnings += image_warnings(test.sample_hash, test.labels.numpy(), training)
+    result.warnings += _clean_warnings(bench, clean, params, stated, random=random)
+    known = [bench.correct_of_source(one.model, number) for number, one in enumerate(sources, 1)]
+    for source, correct in zip(sources, known, strict=True):
+        weak = weak_source(source.name, int(correct.sum()), len(test), model.num_classes)
+        result.warnings += [weak] if weak else []
+    for line in result.warnings:
+        warn(line)
+
+    def add(key: str, name: str, correct: torch.Tensor, **facts: Any) -> None:
+        result.scores.append(AttackResult(key, name, correct, {**threat, **facts}))
+
+    main = _main_attack(params)
+    listed = [attack for attack in map(parse_attack, params.attacks) if attack.title != main.title]
+    for attack in (*listed, main):
+        correct, found = run_gradient_attack(bench, attack, ball, clean, all_images=attack is main)
+        add(attack.key, attack.title, correct, **attack.facts(ball.eps))
+        bench.finished(attack.title, int(correct.sum()) / len(test))
+    result.under_attack = found
+    for number, (source, knows) in enumerate(zip(sources, known, strict=True), 1):
+        transfer = random_start(source.model, ball, params.pgd_steps, seed)
+        key, title = f"transfer-{number}", f"transfer from {source.name}"
+        correct = bench.correct(key, clean, transfer, title=title)
+        add(
+            key,
+            title,
+            correct,
+            **GradientAttack(key, steps=params.pgd_steps).facts(ball.eps),
+            source=source.name,
+            source_sha256=source.sha256,
+            source_clean_accuracy=float(knows.float().mean()),
+        )
+        bench.finished(title, int(correct.sum()) / len(test))
+    if params.autoattack != "none":
+        result.autoattack = run_autoattack(bench, ball, clean, params.autoattack)
+        title, version = f"AutoAttack {params.autoattack}", params.autoattack
+        facts = {"version": version, "package": package_version()}
+        add("autoattack", title, result.autoattack.correct, **facts)
+    together = torch.stack([score.correct for score in result.scores]).all(dim=0)
+    add("all-attacks", "all attacks together", together)
+    if params.eps_grid:
+        _add_curve(bench, params, clean, result)
     result.corruptions = corruption_accuracies(bench, corruptions, params.images)
     return result
 
 
-def _numbers(
+def _main_attack(params: EvaluateParams) -> GradientAttack:
+    return GradientAttack("pgd", "cross entropy", params.pgd_steps, params.pgd_restarts)
+
+
+def _numbered(
     params: EvaluateParams, model: Classifier, sources: Sequence[Source]
 ) -> Callable[[str], str]:
     """What makes `attack 5 of 8, PGD-50 start 2 of 5` of the title of what is under way."""
@@ -515,23 +421,18 @@ def _numbers(
     titles = [attack.title.partition(" x ")[0] for attack in attacks]
     titles += [f"transfer from {source.name}" for source in sources]
     if params.autoattack != "none":
-        names, _ = attacks_of(params.autoattack, model.num_classes)
-        titles += [title_of(name) for name in names]
+        titles += map(title_of, attacks_of(params.autoattack, model.num_classes)[0])
     by_eps = f"PGD-{CURVE_STEPS} at eps"
     titles += [by_eps] * bool(params.eps_grid)
 
-    def numbered(title: str) -> str:
+    def number(title: str) -> str:
         begin = by_eps if title.startswith(by_eps) else title.partition(" start ")[0]
         begin = begin.partition(" x ")[0]
         if begin not in titles:
             return title
         return f"attack {titles.index(begin) + 1} of {len(titles)}, {title}"
 
-    return numbered
-
-
-def _main_attack(params: EvaluateParams) -> GradientAttack:
-    return GradientAttack("pgd", "cross entropy", params.pgd_steps, params.pgd_restarts)
+    return number
 
 
 def _require_sound(bench: Bench, params: EvaluateParams, sources: Sequence[Source]) -> bool:
@@ -544,13 +445,17 @@ def _require_sound(bench: Bench, params: EvaluateParams, sources: Sequence[Sourc
     return allowed and is_random(bench.model, asked)
 
 
-def _doubts(
-    bench: Bench, right: torch.Tensor, params: EvaluateParams, said: Said | None, *, random: bool
+def _clean_warnings(
+    bench: Bench,
+    clean: torch.Tensor,
+    params: EvaluateParams,
+    stated: tuple[float, str] | None,
+    *,
+    random: bool,
 ) -> list[str]:
-    hits, n = int(right.sum()), len(right)
-    found = [wrong_scale(bench.model, bench.test)]
-    if said is not None:
-        found.append(contradicted_accuracy(hits, n, said.accuracy, said.of_what))
+    found = [wrong_scale(bench.model, bench.test.images, bench.test.labels)]
+    if stated is not None:
+        found.append(contradicted_accuracy(int(clean.sum()), len(clean), *stated))
     if random:
         found.append("the model answers at random: each accuracy is of one draw")
     elif params.autoattack == "rand":
@@ -561,81 +466,111 @@ def _doubts(
     return [line for line in found if line is not None]
 
 
-def _threat(bench: Bench, ball: Ball) -> dict[str, Any]:
-    # A radius means little without the size of the images that it is of.
-    return {"norm": ball.norm, "eps": ball.eps, "pixels_sha256": bench.test.pixels_sha256}
-
-
-def _gradient_attacks(
-    bench: Bench, params: EvaluateParams, ball: Ball, right: torch.Tensor, result: Evaluation
+def _add_curve(
+    bench: Bench, params: EvaluateParams, clean: torch.Tensor, result: Evaluation
 ) -> None:
-    main = _main_attack(params)
-    listed = [attack for attack in map(parse_attack, params.attacks) if attack.title != main.title]
-    for attack in (*listed, main):
-        outcome = run_gradient_attack(bench, attack, ball, right, all_images=attack is main)
-        facts = {**_threat(bench, ball), **attack.facts(ball.eps)}
-        result.scores.append(AttackResult(attack.key, attack.title, outcome.standing, facts))
-        bench.finished(result.scores[-1].name, result.scores[-1].accuracy)
-        if outcome.answers is not None:
-            result.under_attack = outcome.answers
-
-
-def _transfer(
-    bench: Bench,
-    params: EvaluateParams,
-    ball: Ball,
-    right: torch.Tensor,
-    sources: Sequence[tuple[Source, torch.Tensor]],
-    result: Evaluation,
-) -> None:
-    key, steps = rng.stream_key(bench.seed, "evaluation-start", 0), params.pgd_steps
-    plan = GradientAttack("transfer", "cross entropy", steps)
-    for number, (source, known) in enumerate(sources, 1):
-        attack = partial(attack_images, source.model, ball=ball, steps=steps, key=key)
-        title = f"transfer from {source.name}"
-        standing = bench.standing(f"transfer-{number}", right, attack, title=title)
-        origin = {
-            "source": source.name,
-            "source_sha256": source.sha256,
-            "source_clean_accuracy": float(known.float().mean()),
-        }
-        facts = {**_threat(bench, ball), **plan.facts(ball.eps), **origin}
-        result.scores.append(AttackResult(f"transfer-{number}", title, standing, facts))
-        bench.finished(result.scores[-1].name, result.scores[-1].accuracy)
-
-
-def _autoattack(
-    bench: Bench, params: EvaluateParams, ball: Ball, right: torch.Tensor, result: Evaluation
-) -> None:
-    if params.autoattack == "none":
+    """Of all images, or of a random part that depends on the seed and their indices."""
+    key = rng.stream_key(bench.seed, "evaluation-curve")
+    order = np.argsort(rng.bits(key, bench.test.index.numpy()), kind="stable")
+    rows = np.sort(order[: params.eps_grid_images])
+    part, known = replace(bench, test=bench.test.part(torch.from_numpy(rows))), clean[rows]
+    result.curve_rows = rows
+    if params.eps_grid != "auto":
+        result.curve = curve_at(part, params.norm, known, params.eps_grid)
         return
-    result.autoattack = run_autoattack(bench, ball, right, params.autoattack)
-    facts = {**_threat(bench, ball), "version": params.autoattack, "package": package_version()}
-    name = f"AutoAttack {params.autoattack}"
-    result.scores.append(AttackResult("autoattack", name, result.autoattack.standing, facts))
+    result.curve = automatic_curve(part, params.norm, known, params.eps)
+    if result.curve.zero_at is None:
+        warning = unbroken(int(result.curve.correct[-1].sum()), len(rows))
+        result.warnings += [warning] if warning else []
 
 
-def _curve(bench: Bench, params: EvaluateParams, right: torch.Tensor, result: Evaluation) -> None:
-    if not params.eps_grid:
-        return
-    rows = _chosen(bench.test, params.eps_grid_images, bench.seed)
-    part, known = replace(bench, test=bench.test.part(rows)), right[rows]
-    result.curve = (
-        automatic_curve(part, params.norm, known, params.eps)
-        if params.eps_grid == "auto"
-        else curve_at(part, params.norm, known, params.eps_grid)
-    )
-    result.curve_rows = rows.numpy()
-    if params.eps_grid == "auto" and result.curve.zero_at is None:
-        doubt = unbroken(int(result.curve.standing[-1].sum()), len(rows))
-        result.warnings += [doubt] if doubt else []
+# --- An evaluation as the files that other programs read; see `ltd_pipe.evaluation.results`.
 
 
-def _chosen(test: TestImages, count: int | None, seed: int) -> torch.Tensor:
-    """Rows of all images, or of a random `count` that depends on the seed and their indices."""
-    key = rng.stream_key(seed, "evaluation-curve")
-    order = np.argsort(rng.bits(key, test.index.numpy()), kind="stable")
-    return torch.from_numpy(np.sort(order[:count]))
+def metrics_of(
+    result: Evaluation, params: EvaluateParams, *, quick: bool, checkpoint_sha256: str
+) -> Metrics:
+    """What metrics.json holds."""
+    rows = [score.row() for score in result.scores]
+    labels = result.test.labels
+    metrics: dict[str, Any] = {
+        "n": len(result.test),
+        "norm": params.norm,
+        "eps": params.eps,
+        "quick": quick,
+        **{f"{row.filed}_accuracy": row.accuracy for row in rows},
+        "intervals": {f"{row.filed}_accuracy": (row.low, row.high) for row in rows},
+        "expected_calibration_error": result.clean.calibration_error(labels),
+        "expected_calibration_error_under_attack": result.under_attack.calibration_error(labels),
+    }
+    if result.autoattack is not None:
+        metrics["autoattack"] = result.autoattack.accuracy
+        metrics["autoattack_version"] = f"{params.autoattack}, {package_version()}"
+    if result.curve is not None:
+        metrics["zero_accuracy_at_eps"] = result.curve.zero_at
+        metrics["eps_grid_images"] = len(result.curve_rows)
+    if result.corruptions:
+        mean = corruption_summary(result.corruptions)
+        metrics["corruption_accuracy"] = mean.value
+        metrics["intervals"]["corruption_accuracy"] = (mean.low, mean.high)
+        metrics["corruptions"] = {"n": mean.n, "sets": len(result.corruptions)}
+    metrics["attacks"] = rows
+    lacks = {
+        "AutoAttack": result.autoattack is None,
+        "other attacks than PGD on the model's own gradient": not params.attacks,
+        "transfer attacks": "transfer-1" not in {row.key for row in rows},
+        "robust accuracy by eps": result.curve is None,
+        "corrupted images": not result.corruptions,
+        {"linf": "L2", "l2": "Linf"}[params.norm]: True,
+    }
+    metrics["not_measured"] = [what for what, lacking in lacks.items() if lacking]
+    flags = result.autoattack.flags if result.autoattack is not None else []
+    metrics["warnings"] = [*result.warnings, *(f"AutoAttack: {flag}" for flag in flags)]
+    return Metrics(**metrics, checkpoint_sha256=checkpoint_sha256)
+
+
+def per_class(result: Evaluation, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """What per_class.json holds: for each class, each score's n, accuracy and interval."""
+    rows = []
+    for number, name in enumerate(class_names):
+        own = result.test.labels == number
+        scores = {one.key: ClassScore(**measured(one.correct[own])) for one in result.scores}
+        rows.append({"class": name, **{key: score.dump() for key, score in scores.items()}})
+    return rows
+
+
+def reliability_of(result: Evaluation) -> Reliability:
+    """What reliability.json holds: clean, and under the first start of PGD, on all images."""
+    answers, labels = (result.clean, result.under_attack), result.test.labels
+    clean, under_attack = (each.reliability(labels) for each in answers)
+    return Reliability(clean=clean, under_attack=under_attack)
+
+
+def per_sample(result: Evaluation) -> dict[str, NDArray[Any]]:
+    """What per_sample.npz holds; all arrays have n rows, in the order of the sample index.
+
+    Returns
+    -------
+    dict
+        `index` int64, `sample_hash` uint64, `label`, `clean_prediction` int64,
+        `clean_confidence` float32; `correct_KEY` bool for each score, `correct_clean` first;
+        and with a curve `broken_at_eps` float32, the smallest radius at which PGD-20 broke the
+        image: 0 where it is wrong when clean, inf where it stayed right at all radii, NaN where
+        it was not tried.
+    """
+    test = result.test
+    arrays = {
+        "index": test.index.numpy(),
+        "sample_hash": test.sample_hash,
+        "label": test.labels.numpy(),
+        "clean_prediction": result.clean.prediction.numpy(),
+        "clean_confidence": result.clean.confidence.numpy(),
+        **{f"correct_{score.key}": score.correct.numpy() for score in result.scores},
+    }
+    if result.curve is not None:
+        arrays["broken_at_eps"] = np.full(len(test), np.nan, np.float32)
+        arrays["broken_at_eps"][result.curve_rows] = result.curve.broken_at.numpy()
+    return arrays
 
 
 def examples(
@@ -658,8 +593,8 @@ def examples(
     count : int
     seed : int
     scores : sequence of AttackResult, optional
-        Of all images: the first that PGD broke and the first that stood are taken in equal
-        parts, as far as there are such. Without them, the first images.
+        Of all images: the first that PGD broke and the first that stayed right are taken in
+        equal parts, as far as there are such. Without them, the first images.
 
     Returns
     -------
@@ -667,29 +602,25 @@ def examples(
         `clean` uint8 and `adversarial` float32 of shape (M, C, H, W); `label`, `index`,
         `clean_prediction`, `adversarial_prediction` int64 of shape (M,).
     """
-    rows = _telling(len(test), count, {score.key: score.standing for score in scores})
+    rows, correct = torch.arange(len(test)), {score.key: score.correct for score in scores}
+    if "pgd" in correct:
+        stood, wrong = rows[correct["pgd"]], rows[~correct["clean"]]
+        fell = rows[correct["clean"] & ~correct["pgd"]][: max(count // 2, count - len(stood))]
+        rows = torch.cat([fell, stood[: count - len(fell)], wrong])
+    rows = rows[:count]
     images, labels, index = test.take(rows)
     key, ball = rng.stream_key(seed, "example-start"), Ball(params.norm, params.eps)
     attacked = attack_images(model, images, labels, index, ball=ball, steps=CURVE_STEPS, key=key)
     with torch.no_grad():
-        said = model(images), model(attacked)
-    for logits in said:
-        require_finite(logits, "for test images, as they are or attacked")
-    before, after = (logits.argmax(dim=1) for logits in said)
+        logits = model(images), model(attacked)
+    for each in logits:
+        require_finite(each, "for test images, as they are or attacked")
+    before, after = (each.argmax(dim=1).cpu().numpy() for each in logits)
     return {
         "clean": test.images[rows].numpy(),
         "adversarial": attacked.cpu().numpy(),
         "label": test.labels[rows].numpy(),
         "index": test.index[rows].numpy(),
-        "clean_prediction": before.cpu().numpy(),
-        "adversarial_prediction": after.cpu().numpy(),
+        "clean_prediction": before,
+        "adversarial_prediction": after,
     }
-
-
-def _telling(n: int, count: int, standing: dict[str, torch.Tensor]) -> torch.Tensor:
-    rows = torch.arange(n)
-    if "pgd" not in standing:
-        return rows[:count]
-    stood, wrong = rows[standing["pgd"]], rows[~standing["clean"]]
-    fell = rows[standing["clean"] & ~standing["pgd"]][: max(count // 2, count - len(stood))]
-    return torch.cat([fell, stood[: count - len(fell)], wrong])[:count]

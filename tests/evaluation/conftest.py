@@ -65,7 +65,7 @@ def bench(images):
 @pytest.fixture
 def right(bench, images):
     """Which images are right when clean."""
-    return bench().answers("clean", torch.arange(24), title="clean").right(images.labels)
+    return bench().answers("clean", torch.arange(24), title="clean").correct(images.labels)
 
 
 @pytest.fixture(scope="session")

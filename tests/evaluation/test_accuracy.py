@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from ltd_pipe.evaluation.accuracy import calibration_error, expected_calibration_error, reliability
-from ltd_pipe.evaluation.statistics import wilson_interval
+from ltd_pipe.evaluation.accuracy import expected_calibration_error, reliability
+from ltd_pipe.evaluation.statistics import mean_gap, wilson_interval
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 10), (3, 10), (10, 10), (719, 1000), (1, 1)])
@@ -32,7 +32,7 @@ def test_calibration_needs_confidence_and_correctness_alone():
     confidence = np.array([0.3, 0.5, 0.5, 0.95], dtype=np.float32)
     correct = np.array([True, True, False, False])
     by_hand = (abs(0.3 - 1) + 2 * abs(0.5 - 0.5) + abs(0.95 - 0)) / 4
-    assert calibration_error(confidence, correct) == pytest.approx(by_hand, abs=1e-7)
+    assert mean_gap(reliability(confidence, correct)) == pytest.approx(by_hand, abs=1e-7)
 
 
 def test_reliability_is_accuracy_by_confidence():

@@ -54,8 +54,8 @@ def packages_own(model, images, norm, version):
 def test_it_is_the_packages_own(bench, model, images, right, norm, version):
     """Image by image, the verdict is that of `run_standard_evaluation`."""
     found = run(bench(), right, norm, version)
-    assert torch.equal(found.standing, packages_own(model, images, norm, version))
-    assert 0 < found.standing.sum() < right.sum()
+    assert torch.equal(found.correct, packages_own(model, images, norm, version))
+    assert 0 < found.correct.sum() < right.sum()
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -94,7 +94,7 @@ def test_interrupted_it_ends_with_the_same_result(bench, right, tmp_path, batche
     whole = run(bench(), right)
     interrupted(bench, tmp_path, right, batches)
     found = run(bench(tmp_path), right)
-    assert torch.equal(found.standing, whole.standing)
+    assert torch.equal(found.correct, whole.correct)
     assert (found.accuracy, found.flags) == (whole.accuracy, whole.flags)
     told = []
     run(bench(tmp_path, lambda *words: told.append(words)), right)
@@ -129,7 +129,7 @@ def test_a_random_model_is_measured_to_the_bit(bench, right):
     whole = run(bench(network=noisy), right, version="rand")
     torch.manual_seed(99)
     again = run(bench(network=noisy), right, version="rand")
-    assert torch.equal(whole.standing, again.standing)
+    assert torch.equal(whole.correct, again.correct)
     assert list(whole.accuracy) == ["apgd-ce", "apgd-dlr"]
 
 

@@ -14,21 +14,21 @@ def test_a_curve_says_what_stands_at_each_radius(bench, right, exactly_robust):
     """In ascending order, with interval and n; at 0 the clean accuracy."""
     curve = curve_at(bench(), "linf", right, [0.05, 0.0, 0.02])
     assert curve.radii == (0.0, 0.02, 0.05)
-    assert torch.equal(curve.standing[0], right)
-    assert not (exactly_robust("linf", 0.02) & right & ~curve.standing[1]).any()
+    assert torch.equal(curve.correct[0], right)
+    assert not (exactly_robust("linf", 0.02) & right & ~curve.correct[1]).any()
     point = curve.points[2]
     assert point.low < point.robust_accuracy < point.high
     assert (point.eps, point.n) == (0.05, 24)
 
 
 def test_what_was_broken_is_not_attacked_again(bench, right):
-    """At the second radius only the survivors of the first are."""
+    """At the second radius only the run_pgd of the first are."""
     told = []
     tick = lambda name, done, left: told.append((name, done))  # noqa: ARG005, E731
     curve = curve_at(bench(tick=tick), "linf", right, [0.03, 0.06])
     attacked = sum(done for name, done in told if name == "PGD-20 at eps 0.06")
-    assert attacked == curve.standing[0].sum() < right.sum()
-    assert not (curve.standing[1] & ~curve.standing[0]).any()
+    assert attacked == curve.correct[0].sum() < right.sum()
+    assert not (curve.correct[1] & ~curve.correct[0]).any()
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -65,8 +65,8 @@ def test_where_each_image_broke(bench, right):
     curve = curve_at(bench(), "linf", right, [0.0, 0.02, 0.05])
     broken = curve.broken_at
     assert (broken[~right] == 0).all()
-    assert torch.isinf(broken[curve.standing[2]]).all()
-    fell = curve.standing[1] & ~curve.standing[2]
+    assert torch.isinf(broken[curve.correct[2]]).all()
+    fell = curve.correct[1] & ~curve.correct[2]
     assert (broken[fell] == 0.05).all()
     assert fell.any()
 
@@ -83,7 +83,7 @@ def test_an_attack_that_fails_does_not_search_for_ever(bench, images):
     names = tuple("abcde")
     masked = Classifier(Rounded(), architecture="x", class_names=names, shape=(1, 5, 5)).eval()
     test = bench(network=masked)
-    right = test.answers("clean", torch.arange(24), title="clean").right(images.labels)
+    right = test.answers("clean", torch.arange(24), title="clean").correct(images.labels)
     curve = automatic_curve(test, "linf", right, 0.3)
     assert curve.radii[-1] == largest_radius("linf", (1, 5, 5)) == 1.0
     assert largest_radius("l2", (1, 5, 5)) == 5.0

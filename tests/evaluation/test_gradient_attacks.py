@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ltd_pipe.attacks import Ball
-from ltd_pipe.evaluation.attacks import parse_attack, run_gradient_attack, survivors
+from ltd_pipe.evaluation.attacks import parse_attack, run_gradient_attack, run_pgd
 
 RADII = {"linf": 0.05, "l2": 0.16}
 TITLES = [
@@ -34,31 +34,30 @@ def test_what_is_no_attack_is_refused(name):
 def test_the_margin_finds_exactly_what_can_be_broken(bench, right, exactly_robust, norm):
     """For a linear model the verdict of CW-PGD is the exact one."""
     ball = Ball(norm, RADII[norm])
-    found = run_gradient_attack(bench(), parse_attack("cw-20x2"), ball, right, all_images=False)
-    assert torch.equal(found.standing, exactly_robust(norm, RADII[norm]) & right)
-    assert 0 < found.standing.sum() < right.sum()
-    assert found.answers is None
+    found, _ = run_gradient_attack(bench(), parse_attack("cw-20x2"), ball, right, all_images=False)
+    assert torch.equal(found, exactly_robust(norm, RADII[norm]) & right)
+    assert 0 < found.sum() < right.sum()
 
 
 @pytest.mark.parametrize("name", ["fgsm", "pgd-20"])
 def test_no_attack_breaks_what_cannot_be_broken(bench, right, exactly_robust, name):
     """In the L2 ball too, where a step that left it would break more."""
     ball = Ball("l2", RADII["l2"])
-    found = run_gradient_attack(bench(), parse_attack(name), ball, right, all_images=False)
-    assert not (exactly_robust("l2", RADII["l2"]) & right & ~found.standing).any()
-    assert found.standing.sum() < right.sum()
+    found, _ = run_gradient_attack(bench(), parse_attack(name), ball, right, all_images=False)
+    assert not (exactly_robust("l2", RADII["l2"]) & right & ~found).any()
+    assert found.sum() < right.sum()
 
 
 def test_for_calibration_all_images_are_attacked(bench, right, images):
     """Also those that are wrong when clean, which change no verdict."""
     assert not right.all()
     ball, plan = Ball("linf", 0.05), parse_attack("pgd-5x2")
-    every = run_gradient_attack(bench(), plan, ball, right, all_images=True)
-    some = run_gradient_attack(bench(), plan, ball, right, all_images=False)
-    assert torch.equal(every.standing, some.standing)
-    assert (every.answers.prediction >= 0).all()
-    assert every.answers.right(images.labels).sum() >= every.standing.sum()
-    assert 0 < every.answers.calibration_error(images.labels) < 1
+    every, answers = run_gradient_attack(bench(), plan, ball, right, all_images=True)
+    some, _ = run_gradient_attack(bench(), plan, ball, right, all_images=False)
+    assert torch.equal(every, some)
+    assert (answers.prediction >= 0).all()
+    assert answers.correct(images.labels).sum() >= every.sum()
+    assert 0 < answers.calibration_error(images.labels) < 1
 
 
 def test_a_later_restart_begins_elsewhere(bench, right, tmp_path):
@@ -66,7 +65,7 @@ def test_a_later_restart_begins_elsewhere(bench, right, tmp_path):
     ball, test = Ball("l2", 0.001), bench(tmp_path)
     for restart in (0, 1):
         numbers = range(restart, restart + 1)
-        survivors(test, "x", right, ball=ball, steps=1, restarts=numbers)
+        run_pgd(test, "x", right, ball=ball, steps=1, restarts=numbers)
     first, second = (test.journal.read(f"x.{restart}")[0] for restart in (0, 1))
     assert first["prediction"] == second["prediction"]
     assert first["confidence"] != second["confidence"]
@@ -74,7 +73,7 @@ def test_a_later_restart_begins_elsewhere(bench, right, tmp_path):
 
 def test_no_radius_is_no_attack(bench, right):
     """At eps 0 what is right when clean stands."""
-    assert torch.equal(survivors(bench(), "x", right, ball=Ball("linf", 0.0), steps=5), right)
+    assert torch.equal(run_pgd(bench(), "x", right, ball=Ball("linf", 0.0), steps=5), right)
 
 
 def test_progress_counts_down_to_nothing(bench, right):

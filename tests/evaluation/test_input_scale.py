@@ -9,16 +9,14 @@ from torch import nn
 from torch.nn import functional
 
 from ltd_pipe.errors import ModelError
-from ltd_pipe.evaluation.accuracy import permutation
 from ltd_pipe.evaluation.bench import TestImages
-from ltd_pipe.evaluation.input_scale import (
+from ltd_pipe.evaluation.caveats import contradicted_accuracy, weak_source
+from ltd_pipe.evaluation.checks import (
     Probes,
-    contradicted_accuracy,
-    require_order,
     settle,
-    weak_source,
     wrong_scale,
 )
+from ltd_pipe.evaluation.class_order import permutation, require_order
 from ltd_pipe.models.classifier import Classifier
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
@@ -57,9 +55,9 @@ CIFAR = {"mean": float(np.mean(MEAN)), "std": float(np.mean(STD))}
 
 def test_a_model_with_its_own_normalisation_is_left_alone(grey_images):
     """Raw, or normalised once: nothing is said."""
-    assert wrong_scale(wrapped(Brightness()), grey_images) is None
+    assert wrong_scale(wrapped(Brightness()), grey_images.images, grey_images.labels) is None
     once = wrapped(Brightness(**CIFAR), mean=MEAN, std=STD)
-    assert wrong_scale(once, grey_images) is None
+    assert wrong_scale(once, grey_images.images, grey_images.labels) is None
 
 
 WRONG = [
@@ -74,7 +72,7 @@ WRONG = [
 )
 def test_a_wrong_scale_is_said_with_what_to_do(grey_images, network, normalisation, message):
     """How many are right as they are, and how many on the other scale."""
-    found = wrong_scale(wrapped(network, **normalisation), grey_images)
+    found = wrong_scale(wrapped(network, **normalisation), grey_images.images, grey_images.labels)
     assert found is not None
     assert re.search(message, found), found
     assert "of 60 images" in found
@@ -82,7 +80,9 @@ def test_a_wrong_scale_is_said_with_what_to_do(grey_images, network, normalisati
 
 def test_a_model_that_knows_nothing_is_not_blamed_on_the_scale(grey_images):
     """No other scale makes it better."""
-    assert wrong_scale(wrapped(Brightness(factor=-1)), grey_images) is None
+    assert (
+        wrong_scale(wrapped(Brightness(factor=-1)), grey_images.images, grey_images.labels) is None
+    )
 
 
 @pytest.mark.parametrize(

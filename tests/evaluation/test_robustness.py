@@ -12,7 +12,6 @@ from ltd_pipe.errors import ModelError
 from ltd_pipe.evaluation.results import Metrics, result_lines
 from ltd_pipe.evaluation.robustness import (
     AttackResult,
-    Said,
     Source,
     evaluate,
     examples,
@@ -209,8 +208,8 @@ def test_a_model_in_training_mode_is_not_measured(model, images):
 def test_doubts_are_told_before_the_attacks(model, images):
     """A checkpoint that claims another accuracy is contradicted at once."""
     told = []
-    said, tick = Said(0.3, "validation"), lambda *words: told.append(words[0])
-    found = evaluate(model, images, PARAMS, seed=0, said=said, tick=tick, warn=told.append)
+    stated, tick = (0.3, "validation"), lambda *words: told.append(words[0])
+    found = evaluate(model, images, PARAMS, seed=0, stated=stated, tick=tick, warn=told.append)
     (doubt,) = found.warnings
     assert "the checkpoint says 30.0% (validation)" in doubt
     assert set(told[: told.index(doubt)]) == {"clean"}

@@ -86,17 +86,6 @@ def test_taken_images_are_in_unit_range(stream):
     assert index.tolist() == test.index[[4, 0]].tolist()
 
 
-def test_batches_hold_every_row_once():
-    """The last may be short; none comes of nothing."""
-    from ltd_pipe.evaluation.bench import TestImages
-
-    rows, empty = torch.arange(7), torch.zeros(0, dtype=torch.int64)
-    pixels, hashes = torch.zeros(7, 1, 2, 2, dtype=torch.uint8), np.zeros(7, np.uint64)
-    test = TestImages(pixels, rows, rows, hashes, CPU)
-    assert [part.tolist() for part in test.batches(rows, 3)] == [[0, 1, 2], [3, 4, 5], [6]]
-    assert list(test.batches(empty, 3)) == []
-
-
 def test_predictions_are_the_models_in_the_order_asked_for(stream, test_beton):
     """Rows are distributions; sample i's row is the model's answer to image i."""
     names, shape = test_beton.manifest.class_names, test_beton.manifest.shape

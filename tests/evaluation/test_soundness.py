@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ltd_pipe.errors import ModelError
-from ltd_pipe.evaluation.soundness import is_random, probes, require_sound
+from ltd_pipe.evaluation.checks import is_random, probes, require_sound
 
 
 class Constant(nn.Module):

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import sklearn.datasets
 
-from ltd_pipe.evaluation.accuracy import calibration_error, reliability
+from ltd_pipe.evaluation.accuracy import reliability
 from ltd_pipe.evaluation.results import Metrics, Samples, Score, Settings
+from ltd_pipe.evaluation.statistics import mean_gap
 from ltd_pipe.images.beton import open_beton, write_beton
 from ltd_pipe.images.sources import ArraySource
 from ltd_pipe.labels.format import DatasetFacts, StoreAttributes, TeacherFacts
@@ -93,9 +94,11 @@ def write_curves(folder, top, seed):
 def write_scores(metrics, folder, checkpoint, clean, pgd, auto, sure):
     """metrics.json, by_eps.json, reliability.json and settings.json of one model."""
     answers = {"clean": _answers(clean, sure), "under_attack": _answers(pgd, sure)}
-    rows = {name: [vars(one) for one in reliability(*pair)] for name, pair in answers.items()}
+    rows = {
+        name: [one.model_dump() for one in reliability(*pair)] for name, pair in answers.items()
+    }
     write_json(folder / "reliability.json", rows)
-    errors = {name: calibration_error(*pair) for name, pair in answers.items()}
+    errors = {name: mean_gap(reliability(*pair)) for name, pair in answers.items()}
     hits = {"clean_accuracy": clean, "pgd_accuracy": pgd, "autoattack_accuracy": auto}
     scores = {name: Score.of(count / N, N) for name, count in hits.items()}
     write_json(

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from ltd_pipe.evaluation.results import ON_TRAINING, leaks, unbroken, worthless
+from ltd_pipe.evaluation.caveats import image_warnings, unbroken
+from ltd_pipe.evaluation.results import ON_TRAINING, worthless
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def test_images_that_leak_are_counted(hashes, labels, training, told):
     """By their hashes, which 64 bits hold."""
     high = 2**63
     known = None if training is None else np.array(training, np.uint64) + np.uint64(high)
-    found = leaks(np.array(hashes, np.uint64) + np.uint64(high), np.array(labels), known)
+    found = image_warnings(np.array(hashes, np.uint64) + np.uint64(high), np.array(labels), known)
     assert len(found) == len(told)
     assert all(line.startswith(start) for line, start in zip(found, told, strict=True))
     assert bool(worthless(found)) == any(line.endswith(ON_TRAINING) for line in found)
