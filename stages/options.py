@@ -6,7 +6,6 @@ import contextlib
 import functools
 import json
 import os
-import pkgutil
 import re
 import types
 import typing
@@ -16,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
-from click.shell_completion import CompletionItem
 
 from ltd_pipe.errors import ParamsError, WriteError, require_file
 from ltd_pipe.models import NETWORKS
 from ltd_pipe.params import Params, load_params, parse_standalone
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator
 
     from pydantic.fields import FieldInfo
 
@@ -32,9 +30,11 @@ if TYPE_CHECKING:
 PARAMS_FILE, PIPELINE_FILE = Path("params.yaml"), Path("dvc.yaml")
 
 
-def params_options(
-    section: str, *, standalone: bool = False, typed: Mapping[str, str] | None = None
-) -> Callable[[Command], Command]:
+# Before the name of an option that sets a parameter: commands have arguments of the same names.
+FIELD = "field_"
+
+
+def params_options(section: str, *, standalone: bool = False) -> Callable[[Command], Command]:
     """Add `--params`, `--set` and one option for each field of a section to a command.
 
     The command receives one argument `params`, validated, in their place.
@@ -45,39 +45,56 @@ def params_options(
         A section of params.yaml, such as `train`.
     standalone : bool
         The command also works where there is no params.yaml, with the section's defaults.
-    typed : dict of str to str, optional
-        By field, the function, as `package.module:function`, that gives what is taken for a value
-        typed as the field's own option.
     """
     fields = Params.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
 
     def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def wrapper(*args: Any, params_file: Path, settings: tuple[str, ...], **given: Any) -> Any:
+            overrides = {}
+            for setting in settings:
+                key, equals, value = setting.partition("=")
+                if not equals:
+                    raise ParamsError("--set", "expected SECTION.KEY=VALUE", found=repr(setting))
+                overrides[key] = value
+            for name, info in fields.items():
+                value = given.pop(f"{FIELD}{name}")
+                if value is not None:
+                    overrides[f"{section}.{name}"] = _as_yaml(name, value, info)
+            if standalone and params_file == PARAMS_FILE and not params_file.exists():
+                params = parse_standalone(section, overrides)
+            else:
+                params = load_params(params_file, overrides)
+            return command(*args, params=params, **given)
+
         group, groups = "Options", {}
         for name in fields:
             group = _GROUPS.get(name, group) if len(fields) > _LONG else group
             groups[name] = group
+        with_options: Command = wrapper
         for name, info in reversed(fields.items()):
-            command = _option(name, info, groups[name])(command)
-        command = click.option(
-            "-S",
-            "--set",
-            "settings",
-            multiple=True,
-            metavar="SECTION.KEY=VALUE",
-            help="Set any parameter; may be given several times.",
-        )(command)
-        return click.option(
-            "--params",
-            "params_file",
-            type=click.Path(path_type=Path),
-            default=PARAMS_FILE,
-            show_default=True,
-            help="Parameter file; its values come before the defaults below.",
-        )(_receiving(command, section, fields, standalone, typed or {}))
+            with_options = _option(name, info, groups[name])(with_options)
+        return _PARAMS_OPTION(_SET_OPTION(with_options))
 
     return decorate
 
 
+_PARAMS_OPTION = click.option(
+    "--params",
+    "params_file",
+    type=click.Path(path_type=Path),
+    default=PARAMS_FILE,
+    show_default=True,
+    help="Parameter file; its values come before the defaults below.",
+)
+_SET_OPTION = click.option(
+    "-S",
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Set any parameter; may be given several times.",
+)
 # Of long helps: the field with which each group begins, in the order of the classes.
 _GROUPS = {
     "architecture": "Network and length",
@@ -141,39 +158,16 @@ class _FieldOption(click.Option):
         return super().get_help_extra(ctx) | told
 
 
-class _Value(click.ParamType[str]):
-    """What is typed, to be checked as in the file; completion offers the usual values."""
-
-    def __init__(self, name: str, offered: tuple[str, ...]) -> None:
-        self.name, self._offered = name, offered
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        """Values that begin so."""
-        del ctx, param
-        return [CompletionItem(value) for value in self._offered if value.startswith(incomplete)]
-
-
-def _choices(annotation: Any) -> tuple[str, ...]:
-    """The values of a Literal, or of one among others."""
-    if typing.get_origin(annotation) is typing.Literal:
-        return tuple(map(str, typing.get_args(annotation)))
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return tuple(c for part in typing.get_args(annotation) for c in _choices(part))
-    return ()
-
-
-def _kind(annotation: Any) -> str:
-    """The type of an option's value, for its help."""
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        known = [_kind(part) for part in typing.get_args(annotation) if part is not type(None)]
-        return "|".join(dict.fromkeys(known))
-    if typing.get_origin(annotation) is typing.Annotated:
-        return _kind(typing.get_args(annotation)[0])
-    if choices := _choices(annotation):
-        return "|".join(choices)
-    return _KINDS.get(typing.get_origin(annotation) or annotation, "VALUE")
+def _alternatives(annotation: Any) -> list[Any]:
+    """What a field takes, null aside: types, and words as text."""
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _alternatives(parts[0])
+    if origin in (typing.Union, types.UnionType):
+        return [one for part in parts for one in _alternatives(part)]
+    if origin is typing.Literal:
+        return [str(word) for word in parts]
+    return [] if annotation is type(None) else [origin or annotation]
 
 
 def _default(info: FieldInfo) -> str | None:
@@ -194,7 +188,8 @@ _TYPED = re.compile(r"[\w.-]+(, [\w.-]+)*:")
 
 def _option(name: str, info: FieldInfo, group: str) -> Callable[[Command], Command]:
     flag, text = name.replace("_", "-"), " ".join((info.description or "").split())
-    choices = _choices(info.annotation)
+    taken = _alternatives(info.annotation)
+    choices = [one for one in taken if isinstance(one, str)]
     word = text.partition(" ")[0]
     # What is to be typed, as in `rslad, ard: weight of …`, stays as it is typed.
     if not (_TYPED.match(text) or "." in word or word in choices):
@@ -204,68 +199,37 @@ def _option(name: str, info: FieldInfo, group: str) -> Callable[[Command], Comma
     if info.annotation is bool:
         default = f"{'' if info.default else 'no-'}{flag}"
         flags = f"--{flag}/--no-{flag}"
-        return click.option(flags, _private(name), default=None, default_text=default, **more)
-    kind = _kind(info.annotation)
+        return click.option(flags, f"{FIELD}{name}", default=None, default_text=default, **more)
+    kind = "|".join(dict.fromkeys(one if one in choices else _KINDS[one] for one in taken))
+    offered = choices or _OFFERED.get(name, ())
     return click.option(
         f"--{flag}",
         *(["--arch"] if name == "architecture" else []),
-        _private(name),
+        f"{FIELD}{name}",
         metavar=f"[{kind}]" if choices else kind,
-        type=_Value(kind, choices or _OFFERED.get(name, ())),
+        shell_complete=lambda _ctx, _param, begun: [
+            one for one in offered if one.startswith(begun)
+        ],
         default_text=_default(info),
         **more,
     )
 
 
-def _private(name: str) -> str:
-    # Field options never collide with a command's own arguments of the same name.
-    return f"{FIELD}{name}"
+def _as_yaml(name: str, value: Any, info: FieldInfo) -> str:
+    if name == "architecture":
+        # A file that was typed may be run; one that a params.yaml names may not.
+        from ltd_pipe.models.registry import allow_file
 
-
-def _receiving(
-    command: Command,
-    section: str,
-    fields: dict[str, FieldInfo],
-    standalone: bool,
-    typed: Mapping[str, str],
-) -> Command:
-    @functools.wraps(command)
-    def wrapper(*args: Any, params_file: Path, settings: tuple[str, ...], **given: Any) -> Any:
-        overrides = dict(_split(setting) for setting in settings)
-        for name, info in fields.items():
-            value = given.pop(_private(name))
-            if value is not None and name in typed:
-                value = pkgutil.resolve_name(typed[name])(value)
-            if value is not None:
-                overrides[f"{section}.{name}"] = _as_yaml(value, info)
-        if standalone and params_file == PARAMS_FILE and not params_file.exists():
-            params = parse_standalone(section, overrides)
-        else:
-            params = load_params(params_file, overrides)
-        return command(*args, params=params, **given)
-
-    return wrapper
-
-
-def _as_yaml(value: Any, info: FieldInfo) -> str:
+        value = allow_file(value)
     # A text is what was typed: BibTeX begins with a letter that YAML reserves.
     if info.annotation in (str, str | None) and value not in ("null", "~"):
         return json.dumps(value, ensure_ascii=False)
     return str(value)
 
 
-def _split(setting: str) -> tuple[str, str]:
-    key, equals, value = setting.partition("=")
-    if not equals:
-        raise ParamsError("--set", "expected SECTION.KEY=VALUE", found=repr(setting))
-    return key, value
-
-
 # --- Options that are wrong or have no meaning, as usage errors.
 
 
-# Before the name of an option that sets a parameter.
-FIELD = "field_"
 # What makes the files that an option names.
 _MADE_BY = {"data": "prepare", "labels": "label", "teachers": "teacher"}
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=ParamsCommand)
-@params_options("teacher", typed={"architecture": "ltd_pipe.models.registry:allow_file"})
+@params_options("teacher")
 @click.option(
     "--data",
     type=click.Path(path_type=Path),

@@ -35,7 +35,7 @@ _STOPPED = (
 
 
 @click.command(cls=ParamsCommand)
-@params_options("train", typed={"architecture": "ltd_pipe.models.registry:allow_file"})
+@params_options("train")
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
