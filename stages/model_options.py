@@ -172,15 +172,17 @@ def open_images(
         False: only hashes will be looked at, so that a folder's images may differ in size.
     """
     from ltd_pipe.images.beton import open_beton
-    from ltd_pipe.images.sources import FolderSource
-    from ltd_pipe.images.stream import open_folder
-    from ltd_pipe.models.facts import CheckpointFacts, is_own
 
     if not data.is_dir():
         for flag, given in (("image-size", foreign.image_size), ("skip-bad", foreign.skip_bad)):
             if given:
                 raise click.UsageError(f"--{flag} is for a folder of images, and {data} is none")
         return open_beton(data)
+    # A folder's stream loads torch, and a beton's hashes need none.
+    from ltd_pipe.images.sources import FolderSource
+    from ltd_pipe.images.stream import open_folder
+    from ltd_pipe.models.facts import CheckpointFacts, is_own
+
     channels: Any = 3
     size = foreign.image_size
     if teacher is not None and (foreign.architecture is None or is_own(teacher)):
