@@ -119,7 +119,7 @@ def require_distributions(
             _require_ranks(where, indices, probs, attributes.num_classes, first + at)
             continue
         soft = to_float32(block["soft_labels"])
-        _require_sums(where, soft, first + at)
+        _require_sums(where, soft, attributes.num_classes, first + at)
         if "logits" in block:
             _require_softmax(where, attributes.temperature, soft, block["logits"], first + at)
 
@@ -131,16 +131,17 @@ def _name_sample(wrong: NDArray[np.bool_], first: int) -> tuple[str, tuple[int, 
     return f"sample {first + place[0]}{view}", place
 
 
-def _require_sums(where: object, soft: NDArray[np.float32], first: int) -> None:
-    sums = soft.sum(axis=-1, dtype=np.float64)
-    tolerance = row_sum_tolerance(soft.shape[-1])
-    wrong = np.asarray(abs(sums - 1.0) > tolerance)
+def _require_sums(where: object, probs: NDArray[np.float32], num_classes: int, first: int) -> None:
+    sums = probs.sum(axis=-1, dtype=np.float64)
+    tolerance, dense = row_sum_tolerance(num_classes), probs.shape[-1] == num_classes
+    # Of a top-k row there may be any rest.
+    wrong = np.asarray((sums > 1.0 + tolerance) | (sums < (1.0 - tolerance if dense else 0.0)))
     if wrong.any():
         sample, place = _name_sample(wrong, first)
         raise StoreError(
             where,
             f"{sample}: the soft label is no distribution",
-            expected=f"sum 1 ± {tolerance:.2g}",
+            expected=f"sum {'1 ±' if dense else 'at most 1 +'} {tolerance:.2g}",
             found=f"{sums[place]:.6f}",
             # Also a rounding may be so far off; what is farther may be logits.
             remedy="" if abs(sums[place] - 1) < _SUM else "If these are logits, call them so.",
@@ -154,19 +155,7 @@ def _require_ranks(
     num_classes: int,
     first: int,
 ) -> None:
-    sums = probs.sum(axis=-1, dtype=np.float64)
-    tolerance = row_sum_tolerance(num_classes)
-    # With all K classes stored there is no rest.
-    least = 1.0 - tolerance if probs.shape[-1] == num_classes else 0.0
-    wrong: NDArray[np.bool_] = np.asarray((sums > 1.0 + tolerance) | (sums < least))
-    if wrong.any():
-        sample, place = _name_sample(wrong, first)
-        raise StoreError(
-            where,
-            f"{sample}: the soft label is no distribution",
-            expected=f"sum at most 1 + {tolerance:.2g}",
-            found=f"{sums[place]:.6f}",
-        )
+    _require_sums(where, probs, num_classes, first)
     ordered = np.sort(indices, axis=-1)
     faults = {
         "probabilities rise with rank": np.diff(probs, axis=-1) > 0,
@@ -233,7 +222,7 @@ def round_soft_labels(
     rounded = _without_negative_zeros(to_float16(soft_labels))
     remedy = "If these are logits, call them so."
     require_numbers(where, "soft_labels", rounded, first, unrounded=soft_labels, remedy=remedy)
-    _require_sums(where, to_float32(rounded), first)
+    _require_sums(where, to_float32(rounded), rounded.shape[-1], first)
     return rounded
 
 

@@ -43,22 +43,10 @@ _MAX_DEPTH = 32
 
 
 def parse_object(text: bytes, where: object) -> dict[str, Any]:
-    """Parse a JSON object.
+    """Parse a JSON object of UTF-8, of a size that the caller has bounded.
 
     Two parsers may take different ones of two equal keys, so that a checker and a reader
     would see different files; NaN and Infinity are no JSON.
-
-    Parameters
-    ----------
-    text : bytes
-        UTF-8, of a size that the caller has bounded.
-    where : object
-        The file, for the error.
-
-    Raises
-    ------
-    StoreError
-        When it is anything but one JSON object.
     """
     try:
         content = json.loads(
@@ -115,14 +103,7 @@ _MANY = 2**20
 def to_float16(
     numbers: NDArray[np.floating[Any]], out: NDArray[np.float16] | None = None
 ) -> NDArray[np.float16]:
-    """Round to float16; what is too large becomes infinite.
-
-    Parameters
-    ----------
-    numbers : ndarray
-    out : ndarray of the same shape, dtype float16, optional
-        Contiguous; it is filled and returned.
-    """
+    """Round to float16; what is too large becomes infinite. `out` has to be contiguous."""
     rounded = np.empty(numbers.shape, np.float16) if out is None else out
     _convert(numbers, rounded)
     return rounded
@@ -394,20 +375,10 @@ def _said(content: dict[str, Any], optional: Collection[str]) -> dict[str, Any]:
 
 
 def parse_attributes(raw: Any, where: object) -> StoreAttributes:
-    """Validate the attribute `ltd_pipe` of a store.
+    """Validate the attribute `ltd_pipe` of a store, parsed from JSON.
 
-    Parameters
-    ----------
-    raw : Any
-        Parsed JSON. Keys that version 1.1 does not know are refused in a store of version 1.0
-        or 1.1 and ignored in a newer one of 1.y.
-    where : object
-        The store, for the error.
-
-    Raises
-    ------
-    StoreError
-        When it is no store, of another major version, or a key has an impossible value.
+    Keys that version 1.1 does not know are refused in a store of version 1.0 or 1.1 and ignored
+    in a newer one of 1.y.
     """
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise StoreError(
@@ -463,11 +434,6 @@ def rows_per_chunk(row_bytes: int) -> int:
     """Whole rows in a chunk: about 8 MiB of the widest array, at most 8192 rows.
 
     All arrays of a store have the same, so that one part of the samples is one file of each.
-
-    Parameters
-    ----------
-    row_bytes : int
-        Size of one sample's part of the widest array.
     """
     return min(max(_CHUNK_BYTES // row_bytes, 1), _CHUNK_ROWS)
 
@@ -624,11 +590,6 @@ def parse_metadata(
     StoreAttributes
     dict of str to ArrayLayout
         By name, with equal rows per chunk.
-
-    Raises
-    ------
-    StoreError
-        When the metadata are not those of the format.
     """
     root = parse_object(read("zarr.json", _MAX_METADATA_BYTES), f"{where}/zarr.json")
     raw = _nested(root, "attributes", ATTRIBUTE)
@@ -684,14 +645,7 @@ def _array_names(
 def parse_layout(raw: dict[str, Any], wanted: ArrayLayout, where: object) -> ArrayLayout:
     """Compare one array's metadata with the format's, in which only the rows per chunk are free.
 
-    Parameters
-    ----------
-    raw : dict
-        Parsed JSON.
-    wanted : ArrayLayout
-        What the attributes imply; its rows are not looked at.
-    where : object
-        The store, for the error.
+    The attributes imply what is `wanted`; its rows are not looked at.
     """
     name = wanted.name
     found = _zarr_metadata(raw, name, where)

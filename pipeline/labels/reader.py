@@ -123,17 +123,10 @@ _MAX_THREADS = 8
 def check_chunk(
     folder: StoreFolder, layout: ArrayLayout, chunk: int, content: NDArray[np.uint8]
 ) -> NDArray[Any]:
-    """Check the bytes of a chunk file.
+    """Refuse the bytes of a chunk file whose checksum is wrong, or with a number that no store has.
 
-    Returns
-    -------
-    ndarray of shape (rows, *row_shape)
-        With the padding, which is not looked at; the same memory.
-
-    Raises
-    ------
-    StoreError
-        When its checksum is wrong, or a number is one that the format excludes.
+    Gives its rows, of shape (rows, *row_shape), in the same memory and with the padding, which is
+    not looked at.
     """
     payload, stored = content[: layout.payload_bytes], content[layout.payload_bytes :]
     if google_crc32c.value(payload) != int.from_bytes(stored.tobytes(), "little"):
@@ -314,13 +307,6 @@ class SoftLabels(Joinable):
         and all chunk files must be there in their size; the hashes and checksums of the chunks
         are checked when they are first touched. `ltd_pipe.labels.verify.verify_store` checks
         everything.
-
-        Raises
-        ------
-        MissingError
-            When there is nothing of that name.
-        StoreError
-            When it is no store, damaged, or of a version that we do not read.
         """
         return cls(StoreFolder(path))
 
@@ -398,11 +384,6 @@ class SoftLabels(Joinable):
         -------
         tuple of ndarray of shape (B, k), dtype uint16 or uint32, and of float16
             (B, V, k) of several views. See `ltd_pipe.labels.softmax.spread`.
-
-        Raises
-        ------
-        StoreError
-            Also when the store has all probabilities.
         """
         if self.top_k is None:
             raise StoreError(self.path, "is no top-k store", remedy="Use gather.")
@@ -416,13 +397,7 @@ class SoftLabels(Joinable):
         *,
         view: int | None = None,
     ) -> NDArray[np.float16]:
-        """The teacher's logits of some samples, as `gather`; for another temperature.
-
-        Raises
-        ------
-        StoreError
-            Also when the store has no logits.
-        """
+        """The teacher's logits of some samples, as `gather`; for another temperature."""
         self.require_logits()
         return self.arrays["logits"].gather(index, out, view)
 

@@ -27,18 +27,9 @@ if TYPE_CHECKING:
 def largest(
     soft: NDArray[np.floating[Any]], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
-    """The k largest probabilities of each row and their classes.
+    """The k largest of float32 probabilities (..., K): classes (int64) and probabilities (float16).
 
-    Parameters
-    ----------
-    soft : ndarray of shape (..., K), dtype float32
-    k : int
-        At most K.
-
-    Returns
-    -------
-    tuple of ndarray of shape (..., k), dtype int64, and ndarray of shape (..., k), dtype float16
-        Classes, and probabilities that fall; of equal ones the lower class comes first.
+    Both are of shape (..., k); probabilities fall, and of equal ones the lower class comes first.
     """
     import torch
 
@@ -62,7 +53,7 @@ def _largest_classes(rows: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def spread(indices: torch.Tensor, probs: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Rows over all classes, on the device of the arguments.
+    """Rows over all classes, float32 of shape (..., K) that sum to one, on the arguments' device.
 
     Parameters
     ----------
@@ -71,11 +62,6 @@ def spread(indices: torch.Tensor, probs: torch.Tensor, num_classes: int) -> torc
     probs : Tensor of shape (..., k), dtype float16 or float32
     num_classes : int
         K.
-
-    Returns
-    -------
-    Tensor of shape (..., K), dtype float32
-        Rows sum to one.
     """
     import torch
 
@@ -105,18 +91,7 @@ def expand(
 def total_variation(
     soft: NDArray[np.float32], indices: NDArray[np.integer[Any]], probs: NDArray[np.floating[Any]]
 ) -> NDArray[np.float32]:
-    """Half the sum of the absolute differences between dense rows and what stands for them.
-
-    Parameters
-    ----------
-    soft : ndarray of shape (..., K), dtype float32
-    indices, probs : ndarray of shape (..., k)
-
-    Returns
-    -------
-    ndarray of shape (...,), dtype float32
-        In [0, 1].
-    """
+    """Half the sum of absolute differences between dense rows and their top-k, in [0, 1]."""
     difference = expand(indices, probs, soft.shape[-1])
     difference -= soft
     np.abs(difference, out=difference)
@@ -172,32 +147,14 @@ def soften(logits: NDArray[np.floating[Any]], temperature: float) -> NDArray[np.
 
 
 def top_probability(logits: Sequence[NDArray[np.floating[Any]]], temperature: float) -> float:
-    """Sum over samples and views of the largest probability.
-
-    Parameters
-    ----------
-    logits : sequence of ndarray of shape (..., K)
-        Of each teacher.
-    temperature : float
-    """
+    """Sum over samples and views of the largest of the teachers' averaged probabilities."""
     return float(mean_softened(logits, temperature).max(axis=-1).sum(dtype=np.float64))
 
 
 def mean_softened(
     logits: Sequence[NDArray[np.floating[Any]]], temperature: float
 ) -> NDArray[np.float32]:
-    """The average of several teachers' probabilities, each softened as `soften` does.
-
-    Parameters
-    ----------
-    logits : sequence of ndarray of shape (..., K)
-        Of each teacher.
-    temperature : float
-
-    Returns
-    -------
-    ndarray of shape (..., K), dtype float32
-    """
+    """The average of several teachers' probabilities, each softened as `soften` does."""
     total = soften(logits[0], temperature)
     if len(logits) > 1:
         for teacher in logits[1:]:
@@ -212,16 +169,6 @@ def softened_half(
     """What a store holds: `mean_softened`, rounded to float16.
 
     Block by block, so that the float32 numbers never leave the processor's cache.
-
-    Parameters
-    ----------
-    logits : sequence of ndarray of shape (n, ..., K)
-        Of each teacher.
-    temperature : float
-
-    Returns
-    -------
-    ndarray of shape (n, ..., K), dtype float16
     """
     rounded = np.empty(logits[0].shape, np.float16)
     step = max(_CACHED_ELEMENTS * len(rounded) // max(rounded.size, 1), 1)
@@ -235,16 +182,8 @@ def softened_half(
 def solve_temperature(logits: NDArray[np.floating[Any]], target_top_probability: float) -> float:
     """The temperature at which the largest probability is so high, averaged over samples.
 
-    Parameters
-    ----------
-    logits : ndarray of shape (N, K), or (M, N, K) for the average of M teachers
-    target_top_probability : float
-        In (1/K, 1).
-
-    Raises
-    ------
-    ParamsError
-        When no temperature gives it.
+    Logits are of shape (N, K), or (M, N, K) for the average of M teachers; the target is in
+    (1/K, 1). A ParamsError when no temperature gives it.
     """
     stacked = logits[None] if logits.ndim == 2 else logits
     num_samples, num_classes = stacked.shape[1:]
@@ -262,12 +201,8 @@ def bisect_temperature(mean_top: Callable[[float], float], target: float) -> flo
     """Solve `mean_top(temperature) = target` for a function that falls with temperature.
 
     Bisection in the logarithm, since useful temperatures span orders of magnitude; the mean
-    top probability of softmax(z / τ) falls strictly in τ unless all logits are equal.
-
-    Returns
-    -------
-    float
-        Rounded to six digits, so that it can be typed from a report and give the same bytes.
+    top probability of softmax(z / τ) falls strictly in τ unless all logits are equal. The
+    result is rounded to six digits, so that it can be typed from a report and give the same bytes.
     """
     low, high = math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE)
     largest, smallest = mean_top(MIN_TEMPERATURE), mean_top(MAX_TEMPERATURE)

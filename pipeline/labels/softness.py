@@ -52,16 +52,9 @@ class LabelSummary:
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """The measured rows whose ground truth is one class.
+    """The measured rows of one class: how many, means of the largest and of its own probability.
 
-    Attributes
-    ----------
-    rows : int
-        How many they are.
-    mean_top_probability, mean_own_probability : float
-        Of whatever class is largest, and of this one.
-    agreement : float
-        Share of rows whose largest probability is on this class.
+    `agreement` is the share of rows whose largest probability is on this class.
     """
 
     rows: int
@@ -74,17 +67,9 @@ class ClassStatistics:
 class LabelStatistics:
     """What the measured rows are like.
 
-    Attributes
-    ----------
-    samples, rows : int
-        How many were measured; a sample has one row per view.
-    summary : LabelSummary
-        Means over them.
-    histogram : tuple of int
-        Rows by largest probability, in `NUM_BINS` equal bins from 0 to 1.
-    classes : tuple of ClassStatistics or None
-        One per class, None for a class of no measured row; empty when there are more classes
-        than `MAX_TABLE_CLASSES`, or no class is known.
+    A sample has one row per view. `histogram` counts rows by largest probability, in `NUM_BINS`
+    equal bins from 0 to 1. `classes` has None for a class of no measured row, and is empty when
+    there are more than `MAX_TABLE_CLASSES`, or none is known.
     """
 
     samples: int
@@ -95,13 +80,7 @@ class LabelStatistics:
 
 
 class Softness:
-    """Sums over soft labels that come in blocks.
-
-    Parameters
-    ----------
-    num_classes : int
-        K.
-    """
+    """Sums over soft labels that come in blocks."""
 
     def __init__(self, num_classes: int) -> None:
         self._num_classes = num_classes
@@ -225,12 +204,7 @@ def _warnings(mean_top: float, num_classes: int) -> tuple[str, ...]:
 def measure(folder: Path, layouts: Sequence[ArrayLayout]) -> LabelStatistics:
     """Measure at most 65,536 evenly spaced rows, fewer when they are very wide.
 
-    Parameters
-    ----------
-    folder : Path
-        A store whose chunk files were just written: their checksums are not checked again.
-    layouts : sequence of ArrayLayout
-        Of its arrays.
+    The chunk files in `folder` were just written: their checksums are not checked again.
     """
     arrays = {layout.name: layout for layout in layouts}
     names = ("labels", *(SPARSE if "topk_probs" in arrays else ("soft_labels",)))

@@ -78,13 +78,7 @@ if TYPE_CHECKING:
 
 
 class DurableStore(LocalStore):
-    """A folder that zarr writes to, in which each file is on disk, and hashed, when it is set.
-
-    Attributes
-    ----------
-    hashes : dict of str to str
-        SHA-256 of each file that was written.
-    """
+    """A folder that zarr writes to: what is set is on disk, and its SHA-256 in `hashes`."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -165,14 +159,9 @@ _LOOK_S = 0.25
 
 
 def wait_for_chunks(absent: Callable[[], list[int]], stall_s: float = _STALL_S) -> None:
-    """Wait until other processes have written all chunks.
+    """Wait until other processes have written all chunks that `absent` gives.
 
-    Parameters
-    ----------
-    absent : callable
-        Gives the chunks that are not there yet.
-    stall_s : float
-        Seconds without a new chunk after which the others are taken for dead: a StateError.
+    After `stall_s` seconds without a new one the others are taken for dead: a StateError.
     """
     missing, since = absent(), time.monotonic()
     while missing:
@@ -214,13 +203,6 @@ class StagedColumns:
         All with the same rows per chunk.
     chunks : range
         Those to fill.
-
-    Raises
-    ------
-    StateError
-        When the folder holds the columns of another key.
-    WriteError
-        When the disk cannot hold what is missing.
     """
 
     def __init__(
@@ -295,13 +277,7 @@ class StagedColumns:
         self._behind.finish()
 
     def append(self, rows: Mapping[str, NDArray[Any]]) -> None:
-        """Take the next rows, equally many of each column; whole chunks go to disk.
-
-        Raises
-        ------
-        WriteError
-            When an earlier chunk could not be written.
-        """
+        """Take the next rows, equally many of each column; whole chunks go to disk."""
         done, count = 0, len(rows["labels"])
         while done < count:
             chunk = int(self._order[self._taken]) // self._layout.rows
@@ -465,19 +441,12 @@ class StoreWriter:
         ----------
         answers : ndarray of shape (n, K), or (n, V, K) of several views
             Logits or soft labels, as `source` says; float16 or float32. Of M teachers, M of
-            them: an axis before the others.
+            them: an axis before the others. One that cannot be stored is a StoreError that names
+            the sample.
         labels : ndarray of shape (n,)
             Classes, -1 where unknown.
         sample_hash : ndarray of shape (n,), dtype uint64
             Of the images.
-
-        Raises
-        ------
-        StoreError
-            When an answer cannot be stored, naming the sample: NaN, infinite, beyond float16,
-            or no distribution.
-        WriteError
-            When the disk refused an earlier chunk; what was written before is kept.
         """
         first = self._first_of(labels, sample_hash)
         shape = (len(labels), *self.facts.layout("logits").row_shape)
@@ -511,12 +480,7 @@ class StoreWriter:
     ) -> None:
         """Take the next n samples of a top-k store, of which no more is known.
 
-        Parameters
-        ----------
-        indices, probs : ndarray of shape (n, k), or (n, V, k) of several views
-            Classes, in any order, and their probabilities.
-        labels, sample_hash : ndarray of shape (n,)
-            As in `append`.
+        `indices`, in any order, and `probs` are of shape (n, k), or (n, V, k) of several views.
         """
         shape = (len(labels), *self._layout("topk_probs").row_shape)
         if not self._top_k or indices.shape != shape or probs.shape != shape:
@@ -597,10 +561,8 @@ class StoreWriter:
         ------
         WriteError
             When the target exists, or the disk refuses. The state is kept.
-        StoreError
-            When samples are missing.
-        JoinError
-            When the samples are not those of the data set that the facts name.
+        StoreError, JoinError
+            When samples are missing, or are not those of the data set that the facts name.
         """
         if self._part != WHOLE:
             raise ValueError(f"a writer of part {self._part} cannot publish the whole")
@@ -678,11 +640,7 @@ class StoreWriter:
 def require_replaceable(target: Path, *, replace: bool) -> None:
     """Refuse to publish over what is there, unless it is a store and may be replaced.
 
-    Raises
-    ------
-    WriteError
-        When the target exists and `replace` is false, or it is no soft-label store: a folder
-        of something else must never be lost to a slip of the keyboard.
+    A folder of something else must never be lost to a slip of the keyboard.
     """
     if not target.exists() and not target.is_symlink():
         return
@@ -711,13 +669,7 @@ def write_store(
     top_k: int | None = None,
     replace: bool = False,
 ) -> str:
-    """Write a store whose rows are all in memory; the arguments are those of `StoreWriter`.
-
-    Returns
-    -------
-    str
-        The store's identity.
-    """
+    """Write a store whose rows are all in memory, as `StoreWriter`; gives its identity."""
     state = target.with_name(f".{target.name}.draft")
     shutil.rmtree(state, ignore_errors=True)
     writer = StoreWriter(
@@ -740,7 +692,7 @@ def build_store(
     progress: Callable[[int], None] | None = None,
     threads: int = 1,
 ) -> str:
-    """Lay out all files of a store in a folder that nobody reads yet.
+    """Lay out all files of a store in a folder that nobody reads yet; gives its identity.
 
     Parameters
     ----------
@@ -756,11 +708,6 @@ def build_store(
     threads : int
         Chunks in the making at a time, each on a thread of its own. More than there are cores
         pay, since much of the time goes to waiting for the disk.
-
-    Returns
-    -------
-    str
-        The store's identity.
     """
     store, layout = DurableStore(folder), next(iter(sources))
 
