@@ -167,7 +167,7 @@ BAD = {
     "no hashes": ({"sample_hash": None}, "has no sample_hash, so that nothing says which image"),
     "other images": ({"sample_hash": np.arange(11, dtype=np.uint64)}, "row 0 is not in the data"),
     "a sum of two": ({"soft_labels": np.full((11, 3), 2 / 3)}, "sample 0: the soft label is no"),
-    "NaN": ({"soft_labels": np.full((11, 3), np.nan)}, "the soft label is no distribution"),
+    "NaN": ({"soft_labels": np.full((11, 3), np.nan)}, "soft_labels: expected probabilities"),
     "other classes": ({"soft_labels": np.full((11, 4), 0.25)}, "numbers per row: expected 3, fou"),
     "no labels": ({"soft_labels": None}, "has no labels: expected a (key|column) of soft_labels"),
     "half a pair": (
