@@ -174,7 +174,10 @@ def entropy(probs: NDArray[np.float32]) -> NDArray[np.float32]:
 def _p_log_p(probs: NDArray[np.float32], classes: int = 1) -> NDArray[np.float32]:
     # Of mass that is spread over so many classes. p log p tends to 0 with p; the maximum keeps
     # log(0) out of the product.
-    return probs * np.log(np.maximum(probs / max(classes, 1), 1e-30))
+    found: NDArray[np.float32] = np.maximum(probs / classes if classes > 1 else probs, 1e-30)
+    np.log(found, out=found)
+    found *= probs
+    return found
 
 
 def summarise(soft: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]) -> LabelSummary:
