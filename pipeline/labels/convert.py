@@ -14,9 +14,10 @@ from ltd_pipe.errors import ParamsError
 from ltd_pipe.images.beton import open_beton
 from ltd_pipe.images.manifest import fingerprint, sample_hash
 from ltd_pipe.images.sources import FolderSource
-from ltd_pipe.labels.derive import SPARSE, DerivedStore, Distances, chunk_rows
+from ltd_pipe.labels.derive import DerivedStore, Distances, chunk_rows
 from ltd_pipe.labels.distributions import round_logits, round_soft_labels, round_topk
 from ltd_pipe.labels.format import (
+    SPARSE,
     DatasetFacts,
     DerivationFacts,
     StoreAttributes,
@@ -134,15 +135,10 @@ class Origin:
     Attributes
     ----------
     teacher_sha256, architecture : str or None
-        A store names a teacher by the hash of its weights, so a name alone is not enough.
+        Both or neither: a store names a teacher by the hash of its weights.
     temperature : float
         That the logits were divided by.
     licence, citation : str or None
-
-    Raises
-    ------
-    ParamsError
-        When hash or architecture is missing, or the hash is none.
     """
 
     teacher_sha256: str | None = None

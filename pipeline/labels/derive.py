@@ -16,6 +16,7 @@ import numpy as np
 from ltd_pipe.errors import ParamsError, StoreError
 from ltd_pipe.images.manifest import fingerprint
 from ltd_pipe.labels.format import (
+    SPARSE,
     DatasetFacts,
     DerivationFacts,
     DistanceFacts,
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
     Block = dict[str, NDArray[Any]]
 
 _ALWAYS = ("labels", "sample_hash")
-SPARSE = ("topk_indices", "topk_probs")
 # Float32 copies of 4 MiB, however many classes the rows of a sparse chunk expand to.
 _BLOCK_ELEMENTS = 2**20
 # A few MiB of logits say how soft the labels are.
@@ -281,17 +281,9 @@ class Distances:
 def require_same_places(
     store: SoftLabels, rows: NDArray[np.int64], places: NDArray[np.int64] | None = None
 ) -> None:
-    """Refuse to move the rows of augmented views, which could then not be drawn again.
+    """Refuse to move the rows of augmented views to other places; by default they are 0, 1, 2, ….
 
     What view v of sample i shows follows from i: at another place it would be another crop.
-
-    Parameters
-    ----------
-    store : SoftLabels
-    rows : ndarray of shape (n,), dtype int64
-        Rows of the store.
-    places : ndarray of shape (n,), dtype int64, optional
-        Where they will be; by default 0, 1, 2, …
     """
     if store.attributes.views.augmentation is None:
         return
@@ -367,15 +359,7 @@ def subset(
 
 
 def kept_arrays(store: SoftLabels, arrays: Sequence[str] | None) -> tuple[str, ...]:
-    """The arrays to keep beside `labels` and `sample_hash`; by default all.
-
-    Raises
-    ------
-    StoreError
-        When the store has no such array.
-    ParamsError
-        When nothing would be left that is a label.
-    """
+    """The arrays to keep beside `labels` and `sample_hash`, soft labels among them; all of None."""
     known = answer_arrays(store)
     if arrays is None:
         return known

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ltd_pipe.errors import StoreError
-from ltd_pipe.labels.derive import SPARSE, answer_arrays, row_blocks
-from ltd_pipe.labels.format import to_float32
+from ltd_pipe.labels.derive import answer_arrays, row_blocks
+from ltd_pipe.labels.format import SPARSE, to_float32
 from ltd_pipe.labels.match import match_rows
 from ltd_pipe.text import differences
 

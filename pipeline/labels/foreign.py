@@ -38,17 +38,9 @@ _MAX_SUM = {"fkd": 1.001, "tinyvit": 1.01}
 def store_of_images(
     files: LabelFiles, images: HashedImages, origin: Origin, *, top_k: int | None = None
 ) -> DerivedStore:
-    """The store of the labels of these images.
+    """The store of the labels of these images, one row for each, in their order.
 
-    Parameters
-    ----------
-    files : LabelFiles
-        One row for each image, in their order.
-    images : HashedImages
-    origin : Origin
-        What is known of the labels.
-    top_k : int, optional
-        Probabilities to keep; by default as many as the labels have, dense ones all.
+    Of `top_k` probabilities in each row; by default as many as the labels have, dense ones all.
     """
     attributes = foreign_attributes(
         origin, images.manifest, images.labels, images.sample_hash, top_k or files.top_k
@@ -68,11 +60,6 @@ class PerImageLabels(abc.ABC):
         Holds the same folders as the images' folder; `a/b.c.jpg` has its labels in `a/b` and
         the suffix.
     images : HashedImages
-
-    Raises
-    ------
-    MissingError, JoinError
-        When there is no such folder, an image has no file, or two images have the same one.
     """
 
     suffix: str
@@ -330,11 +317,6 @@ class TinyVitLabels:
         own augmentation understands.
     trust_order : bool
         Take keys that are numbers for the places of the images in their order.
-
-    Raises
-    ------
-    MissingError, StoreError, JoinError, ParamsError
-        When it is no such folder, files are damaged, or an image has no label.
     """
 
     def __init__(

@@ -8,7 +8,6 @@ import numpy as np
 
 from ltd_pipe.errors import JoinError, ParamsError, StoreError
 from ltd_pipe.labels.derive import (
-    SPARSE,
     DerivedStore,
     Distances,
     answer_arrays,
@@ -19,6 +18,7 @@ from ltd_pipe.labels.derive import (
 )
 from ltd_pipe.labels.distributions import round_soft_labels
 from ltd_pipe.labels.format import (
+    SPARSE,
     DerivationFacts,
     DistanceFacts,
     LabellingFacts,

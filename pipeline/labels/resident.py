@@ -70,7 +70,7 @@ class LabelsOnDevice:
         return self._whole is not None
 
     def rows(self, index: NDArray[np.int64], *, view: int = 0) -> torch.Tensor:
-        """Target distributions of some samples.
+        """Target distributions, a float32 Tensor of shape (B, K) on the device.
 
         Parameters
         ----------
@@ -78,11 +78,6 @@ class LabelsOnDevice:
             Rows of the store, which `SoftLabels.join` has found to be those of the images.
         view : int
             Which view of them.
-
-        Returns
-        -------
-        Tensor of shape (B, K), dtype float32
-            On the device; rows sum to one.
         """
         return self.distributions(self.fetch(index, view=view))
 

@@ -298,17 +298,7 @@ def write_npz(
 
 
 class NpzTable(Table):
-    """A .npz file of labels, made by `write_npz` or by hand.
-
-    Parameters
-    ----------
-    path : Path
-
-    Raises
-    ------
-    MissingError, StoreError
-        When it is not there, is no .npz, or holds what is no array of numbers.
-    """
+    """A .npz file of labels, made by `write_npz` or by hand."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -449,21 +439,7 @@ _GROUP_ELEMENTS = 2**20
 def write_parquet(
     store: SoftLabels, target: Path, progress: Callable[[int], None] | None = None
 ) -> None:
-    """Write a store as one Parquet file, in the memory of one row group.
-
-    Parameters
-    ----------
-    store : SoftLabels
-    target : Path
-        Replaced when it is there.
-    progress : callable, optional
-        Called with the number of samples just written.
-
-    Raises
-    ------
-    MachineError
-        When pyarrow is not installed.
-    """
+    """Write a store as one Parquet file, in the memory of one row group; else as `write_npz`."""
     arrow, parquet = _packages()
     kinds = {name: _list_type(arrow, store, name) for name in answer_arrays(store)}
     schema = arrow.schema(
@@ -518,19 +494,7 @@ def _lists(arrow: Any, rows: NDArray[Any], kind: Any) -> Any:
 
 
 class ParquetTable(Table):
-    """A Parquet file of labels, made by `write_parquet` or by hand.
-
-    Parameters
-    ----------
-    path : Path
-
-    Raises
-    ------
-    MachineError
-        When pyarrow is not installed.
-    MissingError, StoreError
-        When it is not there, is no Parquet file, or has no column of labels.
-    """
+    """A Parquet file of labels, made by `write_parquet` or by hand; it needs pyarrow."""
 
     def __init__(self, path: Path) -> None:
         self._arrow, parquet = _packages()

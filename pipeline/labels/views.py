@@ -23,18 +23,10 @@ ViewSource = Literal["replay", "given"]
 
 @dataclass(frozen=True)
 class Replay:
-    """Makes the views of images again; one with `Replay.of`.
+    """Makes the views of images again, for labelling and for training.
 
-    Labelling and training share it. Nothing is stored per sample: a view is a function of (seed,
-    view, sample index), and its pixels are the same in any batch and on any device.
-
-    Attributes
-    ----------
-    augmentation : Augmentation
-    seed : int
-        Of the views; without augmentation it means nothing.
-    count : int
-        V.
+    Nothing is stored per sample: a view is a function of (seed, view, sample index), and its
+    pixels are the same in any batch and on any device. Without augmentation the seed means nothing.
     """
 
     augmentation: Augmentation
@@ -43,19 +35,7 @@ class Replay:
 
     @classmethod
     def of(cls, views: ViewFacts, where: object) -> Replay:
-        """The views that a store has.
-
-        Parameters
-        ----------
-        views : ViewFacts
-        where : object
-            The store, for the error.
-
-        Raises
-        ------
-        StoreError
-            When they are of an augmentation that is not ours.
-        """
+        """The views of the store `where`, unless they are of an augmentation that is not ours."""
         if views.augmentation is None:
             return cls(Augmentation(), 0, 1)
         assert views.seed is not None  # noqa: S101  ViewFacts holds them together
@@ -75,15 +55,10 @@ class Replay:
         Parameters
         ----------
         images : Tensor of shape (B, C, H, W), dtype uint8
-            As the data set has them.
         index : Tensor of shape (B,), dtype int64
             Their numbers in the labelled data set, which are the store's rows.
         view : int
             0 to V - 1.
-
-        Returns
-        -------
-        Tensor like images
         """
         if not 0 <= view < self.count:
             raise IndexError(f"view {view} of {self.count}")
@@ -104,12 +79,6 @@ class Views:
         Needed when the labels are of augmented views, and refused when they are not.
     fixed : int, optional
         Replay this view only, not epoch modulo V.
-
-    Raises
-    ------
-    StoreError
-        When the store's labels are of other images than will be given, or of views that we
-        cannot make again.
     """
 
     def __init__(
@@ -166,15 +135,6 @@ class Views:
         view : int
         where : str
             For errors.
-
-        Returns
-        -------
-        Tensor of shape (C, H, W), dtype uint8
-
-        Raises
-        ------
-        DataError
-            When the image is no longer what was read from its file, or of another size.
         """
         assert self._replay is not None  # noqa: S101
         images = _as_seen(_pixels(image, where), self._seen, where)[None]

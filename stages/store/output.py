@@ -26,14 +26,7 @@ _ODD = 0.5
 
 
 class Parsed(click.ParamType[Any]):
-    """What a function makes of an option's text; its ValueError says what is wrong.
-
-    Parameters
-    ----------
-    name : str
-        As --help shows it.
-    parse : callable
-    """
+    """What `parse` makes of an option's text; its ValueError says what is wrong."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
         self.name, self._parse = name, parse
@@ -96,18 +89,10 @@ def make_store(
     as_json: bool,
     judged: bool = False,
 ) -> None:
-    """Write a store and say what it is.
+    """Write the store that `derive` gives, which opens the inputs, and say what it is.
 
-    Parameters
-    ----------
-    derive : callable
-        Opens the inputs and checks what was asked for.
-    *inputs : Path or None
-        What must not be written over.
-    out, force, as_json
-        Of `output_options`.
-    judged : bool
-        Say what is odd about labels that came from elsewhere.
+    The inputs are not written over. Of labels that are `judged`, since they came from elsewhere,
+    it is said what is odd about them.
     """
     from ltd_pipe.labels.writer import require_replaceable
 
