@@ -211,13 +211,6 @@ def answer_arrays(store: SoftLabels) -> tuple[str, ...]:
     return tuple(name for name in store.arrays if name not in _ALWAYS)
 
 
-def probabilities(store: SoftLabels, index: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Dense soft labels that sum to one."""
-    soft = to_float32(store.gather(index))
-    soft /= soft.sum(axis=-1, keepdims=True)
-    return soft
-
-
 def attributes_of_rows(
     known: StoreAttributes,
     labels: NDArray[np.int32],
@@ -477,7 +470,9 @@ def retemper(
     def block(index: NDArray[np.int64]) -> Block:
         if not store.has_logits:
             assert top_k is not None  # noqa: S101
-            return distances.largest(probabilities(store, index), top_k)
+            soft = to_float32(store.gather(index))
+            soft /= soft.sum(axis=-1, keepdims=True)
+            return distances.largest(soft, top_k)
         logits = store.gather_logits(index)
         soft = mean_softened([logits], attributes.temperature)
         if top_k is not None:
