@@ -58,7 +58,6 @@ class OurLoop:
         task = Task(
             objective=objectives.Madry(),
             transform=BatchTransform(params, seed, LabelTargets(model.num_classes)),
-            validate=lambda _: {},
             adversary=Adversary(Ball("linf", 8 / 255), 2 / 255, settings["attack_steps"]),
         )
         # Nothing is written: no snapshot is taken of single steps.

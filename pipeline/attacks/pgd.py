@@ -83,13 +83,13 @@ def initial_point(
 ) -> torch.Tensor:
     """Where an attack begins, for each image a pure function of the key and its index.
 
+    uniform: a random point of the ball (Madry et al. 2018); normal: 0.001 · N(0, 1) away (Zhang
+    et al. 2019), where the KL divergence from the clean answer has a gradient; none: the image
+    itself (Kurakin et al. 2017). The first projection brings a normal start into a small ball.
+
     Parameters
     ----------
     start : {"uniform", "normal", "none"}
-        uniform: a random point of the ball (Madry et al. 2018); normal: 0.001 · N(0, 1) away
-        (Zhang et al. 2019), where the KL divergence from the clean answer has a gradient; none:
-        the image itself (Kurakin et al. 2017). The first projection brings a normal start into
-        a very small ball.
     ball : Ball
     images : Tensor of shape (B, C, H, W), dtype float32, in [0, 1]
     index : Tensor of shape (B,), dtype int64

@@ -30,13 +30,7 @@ class Clean(Objective):
 
 @dataclass(frozen=True)
 class Madry(Objective):
-    """Standard adversarial training (Madry et al. 2018).
-
-    Attributes
-    ----------
-    attack_label : {"truth", "target"}
-        Whose cross entropy the attack maximises.
-    """
+    """Standard adversarial training (Madry et al. 2018), against the loss of truth or target."""
 
     attack_label: Literal["truth", "target"] = "truth"
 

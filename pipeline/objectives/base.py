@@ -20,14 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepInfo:
-    """Where in the run a step is: what schedules are a function of.
-
-    Attributes
-    ----------
-    step, steps, epoch, epochs : int
-        Done before this step, and in all.
-    learning_rate : float
-    """
+    """Where in the run a step is: steps and epochs done before it, and in all."""
 
     step: int = 0
     steps: int = 1
@@ -75,13 +68,9 @@ class Objective(abc.ABC):
     In two halves, since adversarial weight perturbation computes the loss twice on one attack.
     A step may come in parts, one after the other or in several processes: each part is attacked,
     and its loss computed once or twice; then the step is ended.
-
-    Attributes
-    ----------
-    start : {"uniform", "normal", "none"}
-        Where the attack begins, see `ltd_pipe.attacks.initial_point`.
     """
 
+    # Where the attack begins, see `ltd_pipe.attacks.initial_point`.
     start: Start = "uniform"
 
     @classmethod
@@ -97,15 +86,7 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def loss(self, model: torch.nn.Module, batch: TrainBatch, adversarial: torch.Tensor) -> Loss:
-        """What training minimises, the model in training mode.
-
-        Parameters
-        ----------
-        model : Module
-        batch : TrainBatch
-        adversarial : Tensor like batch.images
-            What `attack` gave; the images themselves in clean training.
-        """
+        """What training minimises, the model in training mode; in clean training x′ is x."""
 
     def attack(
         self, adversary: Adversary, model: torch.nn.Module, batch: TrainBatch, **how: Any
@@ -119,10 +100,7 @@ class Objective(abc.ABC):
     ) -> None:
         """End a step, all of whose losses were computed.
 
-        Parameters
-        ----------
-        sum_over_processes : callable
-            Adds float32 tensors up, in place, over all processes that take the step.
+        `sum_over_processes` adds float32 tensors up in place over all that take the step.
         """
 
     def state_dict(self) -> dict[str, torch.Tensor]:

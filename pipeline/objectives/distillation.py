@@ -30,13 +30,9 @@ class Rslad(Objective):
     The authors' code (zibojia/RSLAD) averages the divergences over classes, too, and multiplies
     them by ten for 100 classes to make up for it. Here they are summed over classes, so that
     the loss is that of their code times the number of classes: ten times their CIFAR-10 loss.
-
-    Attributes
-    ----------
-    robust_weight : float
-        Of the term on the attacked images; the rest goes to the clean ones. The paper's is 5/6.
     """
 
+    # Of the term on the attacked images; the rest goes to the clean ones.
     robust_weight: float = 5 / 6
     start = "normal"
 
@@ -66,18 +62,11 @@ class Ard(Objective):
     The authors' code (goldblum/AdversariallyRobustDistillation, main.py) averages the
     divergence over classes, too; here it is summed over them. It attacks in training mode;
     here the student is attacked in evaluation mode, as everywhere.
-
-    Attributes
-    ----------
-    temperature : float
-        t, which divides the student's logits in the distillation term; the target is softened
-        by the same. The authors' default is 30.
-    robust_weight : float
-        α of the distillation term on the attacked images; the rest goes to the cross entropy
-        of the truth on the clean ones. The authors' default is 1.
     """
 
+    # t, which divides the student's logits; the target is softened by the same.
     temperature: float
+    # α of the distillation term on the attacked images.
     robust_weight: float = 1.0
 
     @classmethod
@@ -105,17 +94,11 @@ class Adaad(Objective):
 
     A store knows the teacher's answers to clean images alone, so that it can serve the term on
     them at most; the rest needs the teacher itself.
-
-    Attributes
-    ----------
-    teacher : callable
-        See `Teacher`.
-    robust_weight : float
-        α of the term on the attacked images; the rest goes to the clean ones. At 1, which is
-        what the code that others publish has, these are not passed through the student at all.
     """
 
     teacher: Teacher
+    # α of the term on the attacked images. At 1, which is what the code that others publish has,
+    # clean ones are not passed through the student at all.
     robust_weight: float = 1.0
     start = "normal"
 
@@ -209,12 +192,8 @@ class Igdm(ObjectiveWrapper):
 class Balances:
     """B-MTARD's state of a step; first the robust teacher's, then the clean one's.
 
-    Attributes
-    ----------
-    temperatures, weights : Tensor of shape (2,), dtype float64
-        Of the teachers' logits, and of the losses; the weights sum to one.
-    first_losses : Tensor of shape (2,), dtype float64
-        Of the first step; NaN before it.
+    Tensors of shape (2,), dtype float64: temperatures of the teachers' logits, weights of the
+    losses, which sum to one, and the losses of the first step, NaN before it.
     """
 
     temperatures: torch.Tensor

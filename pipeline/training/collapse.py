@@ -36,16 +36,10 @@ _FOOLED = 0.5
 
 @dataclass(frozen=True)
 class Collapse:
-    """The first epoch at which training was seen to have collapsed.
+    """The first epoch at which training was seen to have collapsed, and the best one before.
 
-    Attributes
-    ----------
-    epoch, best_epoch : int
-        Counted from 0, as in rows; the latter had the best robust accuracy before.
-    robust_accuracy, best_robust_accuracy : float
-        Under validation's PGD, at both epochs.
-    attack_accuracy : float
-        Under the training attack, at the epoch of the collapse.
+    Robust accuracies are under validation's PGD, the attack's under the training attack. Epochs
+    are counted from 0.
     """
 
     epoch: int

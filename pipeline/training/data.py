@@ -135,15 +135,7 @@ class LabelTargets:
 class StoredTargets:
     """A store's labels, after each image of the batch was found to be the store's.
 
-    Parameters
-    ----------
-    params : TrainParams
-        `label_temperature`, `soft_weight`, `rectify`.
-    store : SoftLabels
-    data : str
-        How the user knows the images, for the error.
-    device : torch.device
-        Where batches are.
+    `data` is how the user knows the images, for the error.
     """
 
     def __init__(
@@ -153,13 +145,7 @@ class StoredTargets:
         self._labels = LabelsOnDevice(store, device, temperature=params.label_temperature)
 
     def prefetch(self, batch: Batch, view: int) -> Batch:
-        """Check a batch, and start bringing the label rows of one view to the device.
-
-        Raises
-        ------
-        JoinError
-            At the first sample whose label belongs to another image.
-        """
+        """Check that labels are the images', and start bringing one view's to the device."""
         self._store.join(batch.rows, batch.sample_hash, self._data)
         return replace(batch, prefetched=(view, self._labels.fetch(batch.rows, view=view)))
 
@@ -241,16 +227,6 @@ def student_transform(
     Labels of plain images are taken for any crop of them, as the run draws it. Labels of
     augmented views belong to those views alone, which are made again. A teacher in the run, for
     the label kinds `live` and `adr`, replaces the targets later by its own.
-
-    Parameters
-    ----------
-    params : TrainParams
-    num_classes : int
-    store : SoftLabels or None
-        Needed for label kind `ltd`.
-    data, device
-        As for `StoredTargets`.
-    seed : int
 
     Raises
     ------

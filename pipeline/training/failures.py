@@ -29,14 +29,8 @@ class StopRequest:
 
     The first one sets `received`, a second one stops at once. SIGHUP comes when a terminal or an
     ssh session is closed, SIGUSR1 from batch systems; where they are ignored, as under nohup,
-    they stay so.
-
-    Parameters
-    ----------
-    patient : bool
-        Take a second request for the first one, passed on by another process.
-    told : callable
-        Called at the first one, in the signal's handler.
+    they stay so. `told` is called at the first one, in the signal's handler; `patient` takes a
+    second one for the first, passed on by another process.
     """
 
     def __init__(self, *, patient: bool, told: Callable[[], None]) -> None:
@@ -86,21 +80,9 @@ _NO_STATISTICS = "Expected more than 1 value per channel when training"
 def failures_explained(step: Step, batch: Batch, info: StepInfo, *, alone: bool) -> Iterator[None]:
     """Turn the failures that a batch size causes into errors that say what to set.
 
-    Parameters
-    ----------
-    step : Step
-        Of which passes are tried with fewer images; the run is over by then.
-    batch : Batch
-    info : StepInfo
-    alone : bool
-        Whether no other process takes the step, which would not take those passes.
-
-    Raises
-    ------
-    ParamsError
-        On a single image, of which batch normalisation has no statistics.
-    MachineError
-        On too little memory.
+    ParamsError on a single image, of which batch normalisation has no statistics; MachineError
+    on too little memory, with how many images fit where the process is alone: passes are tried
+    with fewer, since the run is over by then.
     """
     try:
         yield

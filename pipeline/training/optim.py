@@ -15,15 +15,7 @@ if TYPE_CHECKING:
 
 
 def learning_rate(params: FitParams, step: int, steps: int) -> float:
-    """Learning rate of one step, a pure function of it.
-
-    Parameters
-    ----------
-    params : FitParams
-        `learning_rate`, `schedule`, `warmup_fraction`, `milestones`.
-    step, steps : int
-        Done before this one, and in all.
-    """
+    """Learning rate of a step, a pure function of the steps done before it and in all."""
     peak, warmup = params.learning_rate, params.warmup_fraction
     if warmup is None:
         warmup = 0.25 if params.schedule == "one-cycle" else 0.0
@@ -70,12 +62,6 @@ class WeightAverage:
     of epochs (Izmailov et al. 2018), before its first one the model itself; batch statistics are
     averaged alike, where the paper measures them anew: a pass over clean images would be the
     wrong one for a model that was trained on attacked images. Neither: the model as it is.
-
-    Parameters
-    ----------
-    model : Classifier
-        The model in training; it is copied.
-    params : FitParams
     """
 
     def __init__(self, model: Classifier, params: FitParams) -> None:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from ltd_pipe import objectives, provenance, rng
-from ltd_pipe.attacks import Adversary, Ball, Frozen, pgd
+from ltd_pipe.attacks import Adversary, Ball, Frozen
 from ltd_pipe.device import choose_device, choose_precision
 from ltd_pipe.errors import DataError, ParamsError
-from ltd_pipe.evaluation.accuracy import predict
-from ltd_pipe.images.manifest import to_unit
 from ltd_pipe.images.sources import validation_mask
 from ltd_pipe.models.checkpoint import save_classifier
 from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.models.registry import build
 from ltd_pipe.params import TrainParams
 from ltd_pipe.publish import write_json
-from ltd_pipe.training.collapse import first_collapse
 from ltd_pipe.training.data import BatchTransform, LabelTargets, student_transform
 from ltd_pipe.training.snapshots import Snapshots
 from ltd_pipe.training.targets import LiveTargets, SelfDistillation
@@ -30,8 +25,6 @@ from ltd_pipe.training.trainer import RunContext, Task, Trainer
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    from numpy.typing import NDArray
 
     from ltd_pipe.device import PrecisionSettings
     from ltd_pipe.distributed import World
@@ -42,9 +35,8 @@ if TYPE_CHECKING:
     from ltd_pipe.params import FitParams, Params, TeacherParams
     from ltd_pipe.training.snapshots import Row
     from ltd_pipe.training.targets import LiveTeacher, TeacherTargets
+    from ltd_pipe.training.trainer import Split
 
-    # Disjoint sample indices, to train on and to validate with.
-    Split = tuple[NDArray[np.int64], NDArray[np.int64]]
     Kind = Literal["teacher", "student"]
 
 
@@ -60,32 +52,11 @@ def teacher_trainer(
 ) -> Trainer:
     """Put together the teacher's run; the best checkpoint has the highest clean accuracy.
 
-    Parameters
-    ----------
-    model : Classifier
-        From `new_classifier`.
-    stream : ImageStream
-        Over the training images.
-    split : tuple of ndarray
-        From `split_samples`.
-    params : TeacherParams
-    context : RunContext
+    The model is from `open_run` or `new_classifier`, the split from `split_samples`.
     """
-    training, validation = split
-    world = context.world
-
-    def validate(candidate: Classifier) -> Row:
-        if not len(validation):
-            return {}
-        mine = validation[world.rank :: world.size]
-        probabilities, labels = predict(candidate, stream, mine, params.batch_size)
-        (hits,) = world.sums(int((probabilities.argmax(axis=1) == labels).sum()))
-        return {"validation/clean_accuracy": hits / len(validation)}
-
     targets = LabelTargets(model.num_classes, params.label_smoothing)
     transform = BatchTransform(params, context.seed, targets)
-    task = Task(objectives.Clean(), transform, validate)
-    return Trainer(model, stream, training, params, task, context)
+    return Trainer(model, stream, split, params, Task(objectives.Clean(), transform), context)
 
 
 # --- The student: adversarial training on one-hot, smoothed or the teacher's soft labels.
@@ -104,16 +75,8 @@ def student_trainer(
 ) -> Trainer:
     """Put together the student's run; the best checkpoint has the highest robust accuracy.
 
-    Parameters
-    ----------
-    model, stream, split, params, context
-        As for `teacher_trainer`.
-    store : SoftLabels, optional
-        Needed for label kind `ltd`.
-    teacher : LiveTeacher, optional
-        Needed where the parameters ask a teacher in the run.
-    data : str
-        How the user knows the images, for errors.
+    The store is needed for label kind `ltd`, the teacher where the parameters ask one in the run;
+    `data` is how the user knows the images, for errors.
 
     Raises
     ------
@@ -122,7 +85,6 @@ def student_trainer(
     ModelError, ParamsError
         When the network has not the exits that are to be trained.
     """
-    training, validation = split
     if teacher is not None:
         channels_last = context.precision.channels_last
         teacher = teacher.to(stream.device, channels_last=channels_last)
@@ -131,71 +93,15 @@ def student_trainer(
         teacher_targets = SelfDistillation(params.adr_temperatures, params.adr_weights)
     elif params.label_kind == "live" and params.learns_from_labels and teacher is not None:
         teacher_targets = LiveTargets(teacher, params.soft_weight, params.rectify)
-    find_collapse = partial(
-        first_collapse, images=len(validation), warmup_epochs=params.eps_warmup_epochs
-    )
     task = Task(
         objective=objectives.make_objective(params, model, teacher),
         transform=student_transform(
             params, model.num_classes, store, data, stream.device, context.seed
         ),
-        validate=lambda candidate: validate_robustness(
-            candidate, stream, validation, params, context.seed, context.world
-        ),
         adversary=training_adversary(params),
         teacher_targets=teacher_targets,
-        awp_gamma=params.awp_gamma,
-        awp_from_epoch=params.awp_from_epoch,
-        validate_every=params.validation_every,
-        find_collapse=None if params.overfitting_alarm == "off" else find_collapse,
-        stop_at_collapse=params.overfitting_alarm == "stop",
     )
-    return Trainer(model, stream, training, params, task, context)
-
-
-def validate_robustness(
-    model: Classifier,
-    stream: ImageStream,
-    samples: NDArray[np.int64],
-    params: TrainParams,
-    seed: int,
-    world: World,
-) -> Row:
-    """Clean and PGD accuracy on the validation split, with the same starts at every epoch.
-
-    The attack is the evaluation's, PGD on the cross entropy with steps of 2.5 · eps / steps from
-    a uniform start, at the full eps and whatever the training attack is. It must be another one
-    than training's for a collapse of single-step training to be seen. Each process of the world
-    measures its share of the samples; without any, the row is empty.
-    """
-    if not len(samples):
-        return {}
-    model = Frozen(model).current()
-    key, ball = rng.stream_key(seed, "validation-start"), Ball(params.norm, params.eps)
-    steps = params.validation_attack_steps
-    hits = torch.zeros(2, dtype=torch.int64, device=stream.device)
-    for batch in stream.batches(samples[world.rank :: world.size], params.batch_size):
-        images = to_unit(batch.images)
-        attacked = pgd(
-            model,
-            images,
-            partial(functional.cross_entropy, target=batch.labels, reduction="none"),
-            start=ball.uniform(images, batch.index, key),
-            ball=ball,
-            step_size=2.5 * ball.eps / steps,
-            steps=steps,
-        )
-        with torch.no_grad():
-            right = model(images).argmax(dim=1) == batch.labels
-            still = model(attacked).argmax(dim=1) == batch.labels
-        # An image that is wrong when clean is not robust, whatever the attack did to it. The
-        # counts stay on the device, so that no batch waits for the one before.
-        hits += torch.stack([right.sum(), (right & still).sum()])
-    clean, robust = world.sums(*hits.tolist())
-    return {
-        "validation/clean_accuracy": clean / len(samples),
-        "validation/robust_accuracy": robust / len(samples),
-    }
+    return Trainer(model, stream, split, params, task, context)
 
 
 def training_adversary(params: TrainParams) -> Adversary:
@@ -232,17 +138,11 @@ _ROUND = {"device", "hardware", "processes", "software"}
 
 def split_samples(
     beton: Beton, images: int | None = None, seed: int = 0, section: str = "train"
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+) -> Split:
     """Ascending indices that are trained on, and those held out to choose checkpoints.
 
-    Parameters
-    ----------
-    beton : Beton
-    images : int, optional
-        Train on so many, chosen by the seed; the validation split stays whole.
-    seed : int
-    section : str
-        Of the parameters, for the error.
+    `images` trains on so many, chosen by the seed; the validation split stays whole. The section
+    is for the error.
 
     Raises
     ------
@@ -291,16 +191,6 @@ def new_classifier(
     device: torch.device,
 ) -> Classifier:
     """Build a freshly initialised model that depends on the seed and its role alone.
-
-    Parameters
-    ----------
-    params : FitParams
-    manifest : Manifest
-        Of the training images: classes and shape.
-    seed : int
-    role : {"teacher", "student"}
-        They start from different weights.
-    device : torch.device
 
     Raises
     ------

@@ -29,26 +29,16 @@ Row = dict[str, float]
 
 @dataclass
 class Progress:
-    """How far a run has come.
+    """How far a run has come."""
 
-    Attributes
-    ----------
-    step : int
-        Optimiser steps done.
-    history : list of dict
-        One row per finished epoch.
-    sums : dict of str to float
-        Sums over the steps of the epoch under way.
-    best : dict
-        Row of the best checkpoint so far, empty before the first.
-    targets : dict of str to float
-        The last finished epoch's sums, where a teacher in the run gave its targets.
-    """
-
+    # Optimiser steps done.
     step: int = 0
+    # One row per finished epoch, and the best checkpoint's.
     history: list[Row] = field(default_factory=list)
-    sums: dict[str, float] = field(default_factory=dict)
     best: Row = field(default_factory=dict)
+    # Sums over the steps of the epoch under way, and over the last finished one, where a teacher
+    # in the run gave its targets.
+    sums: dict[str, float] = field(default_factory=dict)
     targets: dict[str, float] = field(default_factory=dict)
 
 
@@ -56,15 +46,7 @@ class Snapshots:
     """The state of one run, in a folder named by the hash of all that decides its result.
 
     The last two are kept: when a power cut or a bad disk has spoilt the last one, the run goes
-    on from the one before, to the same end.
-
-    Parameters
-    ----------
-    folder : Path
-        `STATE/<kind>-<key>`: an equal key, and only that, continues a run. What is measured
-        (`PrecisionSettings`) is not in the key.
-    record : StateRecord, optional
-        Kept beside the first one.
+    on from the one before, to the same end. The record, if any, is kept beside the first one.
     """
 
     def __init__(self, folder: Path, record: StateRecord | None = None) -> None:
@@ -90,13 +72,7 @@ class Snapshots:
             old.unlink(missing_ok=True)
 
     def load(self) -> tuple[Progress, dict[str, Any]] | None:
-        """The last state that can be read, or None when there is none.
-
-        Raises
-        ------
-        StateError
-            When there are some, and all are damaged.
-        """
+        """The last state that can be read; StateError when there are some, all damaged."""
         content = self._newest()
         return content and (Progress(**content["progress"]), content["tensors"])
 

@@ -35,15 +35,8 @@ SOFTEN_THEMSELVES = ("ard", "mtard")
 class TargetSoftness:
     """What the targets of the training samples are like, as they are trained on.
 
-    Attributes
-    ----------
-    mean_top_probability : float
-    mean_entropy : float
-        In nats.
-    contradictions : float
-        Share whose largest probability is not on the true class.
-    targets : int
-        How many were measured; a sample has one per view.
+    Entropy is in nats; contradictions are the share whose largest probability is not on the true
+    class; `targets` is how many were measured, one per view of a sample.
     """
 
     mean_top_probability: float
@@ -114,12 +107,7 @@ def measure_targets(
 ) -> TargetSoftness:
     """Measure the targets that a store gives for the training samples, as they are mixed.
 
-    Parameters
-    ----------
-    params : TrainParams
-    store : SoftLabels
-    samples : ndarray of shape (N,), dtype int64
-        Trained on. Of many, evenly spaced ones are measured: 65,536 targets at most.
+    Of many, evenly spaced ones are measured: 65,536 targets at most.
     """
     count = max(min(len(samples), _MAX_ROWS // store.num_views), 1)
     chosen = samples[np.arange(count) * len(samples) // count]

@@ -16,6 +16,7 @@ from ltd_pipe.attacks import Frozen
 from ltd_pipe.device import autocast
 from ltd_pipe.images.manifest import to_unit
 from ltd_pipe.objectives import TrainBatch
+from ltd_pipe.params import TrainParams
 from ltd_pipe.training.optim import WeightAverage, make_optimiser
 from ltd_pipe.training.softness import TARGET_SUMS, target_sums
 
@@ -154,13 +155,7 @@ class Step:
         return AttackedPart(loss, batch.truth, len(index) / step_images, sums)
 
     def differentiate(self, parts: list[AttackedPart]) -> torch.Tensor:
-        """Set the gradients of the step's loss: this process's share of it.
-
-        Returns
-        -------
-        Tensor of shape (2,) or (5,), dtype float32
-            The share of the mean loss, and the rest of what `take` gives.
-        """
+        """Set the gradients of this process's share of the mean loss; the tally as of `take`."""
         self._optimiser.zero_grad(set_to_none=True)
         width = 2 if parts[0].target_sums is None else 2 + len(TARGET_SUMS)
         tally = torch.zeros(width, device=self._device)
@@ -210,7 +205,10 @@ class Step:
     def _perturbed(
         self, parts: list[AttackedPart], epoch: int
     ) -> contextlib.AbstractContextManager[None]:
-        if not self._task.awp_gamma or epoch < self._task.awp_from_epoch:
+        params = self._params
+        if not isinstance(params, TrainParams) or not params.awp_gamma:
+            return contextlib.nullcontext()
+        if epoch < params.awp_from_epoch:
             return contextlib.nullcontext()
 
         def gradients_of(weights: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -224,7 +222,7 @@ class Step:
             self._context.world.all_reduce_(sums)
             return sums
 
-        return perturbed_weights(self.model, gradients_of, self._task.awp_gamma)
+        return perturbed_weights(self.model, gradients_of, params.awp_gamma)
 
     def _reduce(self, tally: torch.Tensor) -> None:
         """Add up gradients and tallies of all processes, in one message.
@@ -288,14 +286,8 @@ def perturbed_weights(
     ‖w‖ / ‖w_copy - w‖. That ratio is ascent along the gradient whatever the copy's learning
     rate, so no copy is needed here.
 
-    Parameters
-    ----------
-    model : Module
-        In training mode. Its batch statistics are left as they were, since the pass over the
-        proxy is not a training pass.
-    gradients_of : callable
-        Gradients of the loss at the model's weights, for the list of weights it is given.
-    gamma : float
+    `gradients_of` gives the gradients of the loss for the list of weights it is given. Batch
+    statistics are left as they were, since the pass over the proxy is not a training pass.
     """
     weights: list[torch.Tensor] = [weight for weight in model.parameters() if weight.dim() > 1]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]

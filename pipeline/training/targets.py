@@ -33,18 +33,10 @@ def smoothed(labels: torch.Tensor, num_classes: int, smoothing: float) -> torch.
 def mixed(
     soft: torch.Tensor, labels: torch.Tensor, weight: float, *, rectify: bool
 ) -> torch.Tensor:
-    """Soft labels and one-hot labels, weighted.
+    """λ · soft label + (1 - λ) · one-hot label: shape (B, K), float32.
 
-    Parameters
-    ----------
-    soft : Tensor of shape (B, K), dtype float32
-        Rows are distributions.
-    labels : Tensor of shape (B,), dtype int64
-    weight : float
-        λ of the soft label, in [0, 1]; the rest is one-hot.
-    rectify : bool
-        Where a soft label contradicts the ground truth, lower its weight to
-        λ_i = clip(λ - (max_k q_k - q_y), 0, 1), as in ADR (arXiv 2305.12118; yuyuwu5/ADR, adr.py).
+    `rectify` lowers λ where a soft label contradicts the ground truth, to
+    λ_i = clip(λ - (max_k q_k - q_y), 0, 1), as in ADR (arXiv 2305.12118; yuyuwu5/ADR, adr.py).
     """
     hard = onehot(labels, soft.shape[1])
     if not rectify:
@@ -56,16 +48,9 @@ def mixed(
 
 @dataclass(frozen=True)
 class LiveTeacher:
-    """A teacher in the run: logits at one temperature, whatever temperature it was trained at.
+    """A teacher in the run: frozen, in evaluation mode, its raw logits divided by a temperature.
 
-    Attributes
-    ----------
-    model : Classifier
-        Frozen, in evaluation mode.
-    temperature : float
-        Divides its raw logits.
-    sha256 : str
-        Of its file.
+    The hash is its file's.
     """
 
     model: Classifier
@@ -74,15 +59,7 @@ class LiveTeacher:
 
     @classmethod
     def open(cls, path: Path, manifest: Manifest, temperature: float = 1.0) -> LiveTeacher:
-        """Load a checkpoint of ours as a teacher for some images, on the host.
-
-        Raises
-        ------
-        MissingError, CheckpointError
-            When there is no such checkpoint, or it is damaged.
-        ModelError
-            When it is of other classes, of another order of them, or another shape of images.
-        """
+        """Load a checkpoint of ours, on the host; ModelError when it is of other images."""
         model = load_classifier(path)
         model.require_data(manifest.class_names, manifest.shape, f"the images for teacher {path}")
         frozen = model.requires_grad_(requires_grad=False).eval()
@@ -146,13 +123,9 @@ class SelfDistillation:
     initial weights with its full decay; ours follows faster in the first steps. Their attack in
     adversarial training maximises the loss of this target (`attack_label: target`); TRADES' is
     as it was.
-
-    Attributes
-    ----------
-    temperatures, weights : tuple of float
-        τ and λ at the first step and after the last one; annealed over all steps of the run.
     """
 
+    # τ and λ at the first step and after the last one; annealed over all steps of the run.
     temperatures: tuple[float, float]
     weights: tuple[float, float]
 

@@ -17,16 +17,17 @@ from ltd_pipe.errors import ModelError
 from ltd_pipe.images.augmentation import PAIR
 from ltd_pipe.models.registry import require_sizes
 from ltd_pipe.objectives import StepInfo
+from ltd_pipe.params import TrainParams
+from ltd_pipe.training.collapse import first_collapse
 from ltd_pipe.training.data import prefetch
 from ltd_pipe.training.failures import Interrupted, StopRequest, failures_explained
 from ltd_pipe.training.optim import learning_rate
 from ltd_pipe.training.snapshots import Progress
 from ltd_pipe.training.softness import TARGET_SUMS, TargetSoftness
 from ltd_pipe.training.step import Step, caller_generators_kept
+from ltd_pipe.training.validation import validate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     import numpy as np
     from numpy.typing import NDArray
 
@@ -40,57 +41,26 @@ if TYPE_CHECKING:
     from ltd_pipe.training.snapshots import Row, Snapshots
     from ltd_pipe.training.targets import TeacherTargets
 
+    # Disjoint sample indices, to train on and to validate with.
+    Split = tuple[NDArray[np.int64], NDArray[np.int64]]
+
 
 @dataclass(frozen=True)
 class Task:
-    """What a run trains: all that the teacher's and the student's differ in.
+    """What a run trains: on which images and targets, and against which attack.
 
-    Attributes
-    ----------
-    objective : Objective
-    transform : BatchTransform
-    validate : callable
-        Maps a Classifier in evaluation mode to measures, named `validation/…`.
-    adversary : Adversary, optional
-        None for clean training.
-    teacher_targets : TeacherTargets, optional
-        Replace the transform's.
-    awp_gamma : float
-        Adversarial weight perturbation, relative to each weight's norm; 0: none.
-    awp_from_epoch : int
-        The epochs before it are trained without.
-    validate_every : int
-        Epochs.
-    find_collapse : callable, optional
-        Maps the rows so far to the `Collapse` that they show, or None.
-    stop_at_collapse : bool
+    Without an adversary training is clean; teacher_targets replace the transform's.
     """
 
     objective: Objective
     transform: BatchTransform
-    validate: Callable[[Classifier], Row]
     adversary: Adversary | None = None
     teacher_targets: TeacherTargets | None = None
-    awp_gamma: float = 0.0
-    awp_from_epoch: int = 0
-    validate_every: int = 1
-    find_collapse: Callable[[Sequence[Row]], Collapse | None] | None = None
-    stop_at_collapse: bool = False
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """How and where a run is computed.
-
-    Attributes
-    ----------
-    seed : int
-    snapshots : Snapshots
-    precision : PrecisionSettings
-        Of training and attack; validation is always float32.
-    world : World
-        Connected processes that take each step together.
-    """
+    """How and where a run is computed; validation is always float32."""
 
     seed: int
     snapshots: Snapshots
@@ -126,8 +96,8 @@ class Trainer:
         Freshly initialised, on its device.
     stream : ImageStream
         The training images.
-    samples : ndarray of shape (N,), dtype int64
-        Which of them are trained on; the validation split is not among them.
+    split : tuple of ndarray of shape (N,), dtype int64
+        Disjoint sample indices, to train on and to validate with.
     params : FitParams
     task : Task
     context : RunContext
@@ -150,15 +120,16 @@ class Trainer:
         self,
         model: Classifier,
         stream: ImageStream,
-        samples: NDArray[np.int64],
+        split: Split,
         params: FitParams,
         task: Task,
         context: RunContext,
     ) -> None:
         self.model, self.context, self.epochs = model, context, params.epochs
-        self._stream, self._samples, self._params, self._task = stream, samples, params, task
+        self._stream, self._params, self._task = stream, params, task
+        self._samples, self._validation = split
         self._unit = 1 if params.mixing.is_none else PAIR
-        self._images = images_per_epoch(len(samples), params.batch_size)
+        self._images = images_per_epoch(len(self._samples), params.batch_size)
         require_shares(self._images, params.batch_size, context.world.size, self._unit)
         self._sizes = [] if params.sizes is None else params.sizes.all()
         require_sizes(model, self._sizes)
@@ -191,13 +162,19 @@ class Trainer:
     @property
     def collapse(self) -> Collapse | None:
         """The collapse that the rows so far show; a resumed run finds the same."""
-        find = self._task.find_collapse
-        return None if find is None else find(self.progress.history)
+        params, images = self._params, len(self._validation)
+        if not isinstance(params, TrainParams) or params.overfitting_alarm == "off":
+            return None
+        return first_collapse(
+            self.progress.history, images=images, warmup_epochs=params.eps_warmup_epochs
+        )
 
     @property
     def stopped(self) -> bool:
         """Whether the run ends here, before its last epoch, because it has collapsed."""
-        return self._task.stop_at_collapse and self.collapse is not None
+        params = self._params
+        stops = isinstance(params, TrainParams) and params.overfitting_alarm == "stop"
+        return stops and self.collapse is not None
 
     @property
     def target_softness(self) -> TargetSoftness | None:
@@ -275,11 +252,20 @@ class Trainer:
             "train/loss": sums["loss"] / sums["images"],
             accuracy: sums["hits"] / sums["images"],
         }
-        if epoch + 1 == self.epochs or (epoch + 1) % self._task.validate_every == 0:
+        params, context = self._params, self.context
+        every = params.validation_every if isinstance(params, TrainParams) else 1
+        if epoch + 1 == self.epochs or (epoch + 1) % every == 0:
             watcher.validation(epoch)
             try:
                 with stop.at_once():
-                    row |= self._task.validate(self.average)
+                    row |= validate(
+                        self.average,
+                        self._stream,
+                        self._validation,
+                        params,
+                        context.seed,
+                        context.world,
+                    )
             except Interrupted:
                 self._save()  # the next run begins with this validation
                 raise

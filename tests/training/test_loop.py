@@ -1,7 +1,6 @@
 """The loop learns, and what it computes depends on nothing but its inputs."""
 
 import copy
-import dataclasses
 import signal
 import subprocess
 import sys
@@ -118,22 +117,23 @@ def test_an_interrupted_run_ends_with_the_same_bits(make_student, tmp_path, step
     assert_same(whole, continued)
 
 
-def test_a_validation_is_not_waited_for(make_student, tmp_path):
+def test_a_validation_is_not_waited_for(make_student, tmp_path, monkeypatch):
     """Ctrl-C in it ends the run at once; the next one begins with it, to the same bits."""
     whole = result(make_student(state=tmp_path / "whole"))
     fit, measured, told = make_student(), [], []
 
-    def validate(model):
+    def validate(model, *_):
         signal.raise_signal(signal.SIGINT)
         measured.append(model)
 
-    fit._task = dataclasses.replace(fit._task, validate=validate)
+    monkeypatch.setattr("ltd_pipe.training.trainer.validate", validate)
     watcher = Watcher()
     watcher.stopping = lambda: told.append("stopping")
     with pytest.raises(Interrupted):
         fit.run(watcher)
     assert (measured, told) == ([], ["stopping"])
     assert fit.progress.step == fit.steps_per_epoch
+    monkeypatch.undo()
     assert_same(whole, result(make_student()))
 
 

@@ -7,7 +7,8 @@ import torch
 from ltd_pipe.distributed import World
 from ltd_pipe.images.stream import ImageStream
 from ltd_pipe.params import TrainParams
-from ltd_pipe.training.run import new_classifier, validate_robustness
+from ltd_pipe.training import validation
+from ltd_pipe.training.run import new_classifier
 from ltd_pipe.training.trainer import Watcher
 
 CPU = torch.device("cpu")
@@ -26,7 +27,8 @@ def validate(train_beton):
     stream = ImageStream(train_beton, CPU)
 
     def measure(samples=ALL, **changes):
-        return validate_robustness(model.eval(), stream, samples, params(**changes), 0, World())
+        settings = params(**changes)
+        return validation.validate(model.eval(), stream, samples, settings, 0, World())
 
     return measure
 
