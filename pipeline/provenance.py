@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 
 # What can change a result; the rest of the lock file cannot.
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "zarr", "ffcv", "timm", "pyautoattack")
+# Where the work of each kind of run begins: with what it is given, it imports all that decides.
+_TRAINING = ("training.run", "params.fit", "images.stream")
+WORK = {
+    "teacher": _TRAINING,
+    "student": (*_TRAINING, "labels.reader"),
+    "evaluate": ("evaluation.robustness", "images.stream"),
+    "label": ("labels.labelling", "labels.writer", "models.foreign", "images.stream"),
+}
 # What work imports, and what no number goes through: files, messages, a store's README.md.
 _PLUMBING = {f"ltd_pipe.{name}" for name in ("errors", "labels.card", "provenance", "publish")}
 _PLUMBING |= {"ltd_pipe", "ltd_pipe.text"}
@@ -51,17 +59,9 @@ def digest(content: Mapping[str, Any] | Sequence[Any]) -> str:
 
 
 @functools.cache
-def code_digest(*modules: str, root: Path = _PACKAGE) -> str:
-    """SHA-256 over the code that some work comes to run: what else changes restarts nothing.
-
-    Parameters
-    ----------
-    *modules : str
-        Where the work begins, such as `training.run`.
-    root : Path
-        The package's folder.
-    """
-    starts = [f"ltd_pipe.{name}" for name in modules]
+def code_digest(kind: str, root: Path = _PACKAGE) -> str:
+    """SHA-256 over the code that a kind of run comes to run: what else changes restarts nothing."""
+    starts = [f"ltd_pipe.{name}" for name in WORK[kind]]
     found = import_closure(*starts, root=root)
     if missing := {*starts} - found.keys():
         raise ModuleNotFoundError(f"no module {', '.join(missing)}")

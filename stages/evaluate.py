@@ -249,7 +249,7 @@ def _record_of(
     decides = {name: value for name, value in settings.items() if name not in rounds} | {
         "params": params.evaluate.model_dump(exclude={"examples"}),
         "autoattack": settings["software"]["pyautoattack"],
-        "code": provenance.code_digest("evaluation.robustness"),
+        "code": provenance.code_digest("evaluate"),
         "sources": [[source.name, source.sha256] for source in sources],
         "corruptions": None if corruptions is None else state_of_corruptions(corruptions),
     }

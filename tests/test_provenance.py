@@ -2,20 +2,15 @@
 
 import shutil
 import subprocess
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
 from ltd_pipe import provenance
-from ltd_pipe.provenance import code_digest
+from ltd_pipe.provenance import WORK, code_digest, import_closure
 
 ROOT = Path(__file__).parents[1]
-# Where training, evaluation and labelling begin.
-WORK = {
-    "train": ("training.run", "params.fit"),
-    "evaluate": ("evaluation.robustness",),
-    "label": ("labels.labelling", "labels.writer", "models.checkpoint"),
-}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +33,7 @@ def changed_work(package, name, change):
 
 def digests(package):
     code_digest.cache_clear()
-    return {work: code_digest(*modules, root=package) for work, modules in WORK.items()}
+    return {work: code_digest(work, root=package) for work in WORK}
 
 
 def more_code(text):
@@ -55,13 +50,15 @@ DECIDES_NOTHING = [
     "publish.py",
     "stages/train.py",
 ]
+TRAINING = {"teacher", "student"}
 DECIDES = {
-    "training/step.py": {"train"},
-    "objectives/distillation.py": {"train"},
+    "training/step.py": TRAINING,
+    "objectives/distillation.py": TRAINING,
     "evaluation/robustness.py": {"evaluate"},
     "labels/labelling.py": {"label"},
-    "models/registry.py": {"train", "evaluate", "label"},
-    "rng.py": {"train", "evaluate", "label"},
+    "models/networks.py": TRAINING | {"evaluate", "label"},
+    "images/stream.py": TRAINING | {"evaluate", "label"},
+    "rng.py": TRAINING | {"evaluate", "label"},
 }
 
 
@@ -91,10 +88,29 @@ def test_words_about_code_restart_nothing(package, change):
     assert changed_work(package, "training/step.py", change) == set()
 
 
-def test_work_that_is_not_there_is_no_work():
+def test_work_that_is_not_there_is_no_work(tmp_path):
     """A renamed module cannot leave a key that depends on nothing."""
     with pytest.raises(ModuleNotFoundError):
-        code_digest("training.gone")
+        code_digest("label", root=tmp_path)
+
+
+# Options and wiring, warnings, files that are fetched or written, and what lies below all.
+UNDECIDING = (
+    *("stages.*", "params", "params.*", "background", "distributed", "training", "evaluation.*"),
+    *("labels.card", "labels.derive", "labels.remote", "labels.verify", "labels.writer"),
+    *("models.foreign", "images.sources"),
+)
+
+
+@pytest.mark.parametrize("kind", WORK)
+def test_all_that_a_command_imports_is_its_work_or_decides_nothing(kind):
+    """So that no number goes through code that the key does not know."""
+    command = {"student": "train"}.get(kind, kind)
+    work = import_closure(*(f"ltd_pipe.{name}" for name in WORK[kind]))
+    other = import_closure(f"ltd_pipe.stages.{command}").keys() - work.keys()
+    names = {name.removeprefix("ltd_pipe.") for name in other}
+    unknown = {name for name in names if not any(fnmatch(name, known) for known in UNDECIDING)}
+    assert unknown == set()
 
 
 def test_the_commit_of_the_working_folder_is_known_where_there_is_one(tmp_path, monkeypatch):

@@ -95,9 +95,7 @@ class LabellingRun:
             ),
             "part": str(part),
             "device": device.type,
-            "code": provenance.code_digest(
-                "labels.labelling", "labels.writer", "models.checkpoint"
-            ),
+            "code": provenance.code_digest("label"),
         }
         # The first process measures both, and all take them.
         self._precision, self._temperature = world.broadcast_config(

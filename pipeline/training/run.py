@@ -286,7 +286,7 @@ def run_facts(kind: Kind, params: FitParams, manifest: Manifest, **decides: Any)
         "encoding": manifest.sha256,
         # Which images are trained on; no byte of the beton depends on it.
         "validation_fraction": manifest.validation_fraction,
-        "code": provenance.code_digest("training.run", "params.fit"),
+        "code": provenance.code_digest(kind),
         "software": provenance.software(),
         "hardware": provenance.hardware(),
         **decides,
