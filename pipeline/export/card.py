@@ -37,20 +37,7 @@ _TAGS = ("adversarial-robustness", "adversarial-training")
 
 @dataclass(frozen=True)
 class CardFacts:
-    """All that a card shows; what is None was not given.
-
-    Attributes
-    ----------
-    name : str
-        The model's.
-    file_name : str
-        The checkpoint's, without its folder.
-    run : Run
-        What the checkpoint says.
-    evaluation : Evaluation or None
-    audit : Audit or None
-    licence : str or None
-    """
+    """All that a card shows: what the checkpoint says, and what else was given."""
 
     name: str
     file_name: str

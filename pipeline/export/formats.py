@@ -83,16 +83,7 @@ def export(checkpoint: Path, to: str, out: Path, *, replace: bool = False) -> Ag
 def write_export(model: Classifier, facts: dict[str, Any], to: str, out: Path) -> Agreement:
     """Write beside `out`, load back with the foreign library, compare the logits, publish.
 
-    Parameters
-    ----------
-    model : Classifier
-        On the CPU, in evaluation mode.
-    facts : dict
-        Of `export_facts`; travel with the export.
-    to : str
-        One of `FORMATS`.
-    out : Path
-        Replaced if it exists.
+    The model is on the CPU and in evaluation mode; `facts` of `export_facts` travel with it.
 
     Raises
     ------
@@ -187,17 +178,7 @@ def probes(shape: tuple[int, int, int]) -> torch.Tensor:
 
 @torch.no_grad()
 def require_agreement(model: Classifier, network: Network, where: object) -> Agreement:
-    """Refuse what does not give the classifier's logits, for batches of several sizes.
-
-    Parameters
-    ----------
-    model : Classifier
-        On the CPU, in evaluation mode.
-    network : callable
-        What was written, loaded again: images of shape (B, C, H, W), float32, in [0, 1] to
-        logits of shape (B, K).
-    where : object
-        What was written, for the message.
+    """Refuse a network that does not give the classifier's logits, for batches of several sizes.
 
     Raises
     ------
@@ -284,13 +265,7 @@ def _facts_text(facts: dict[str, Any]) -> str:
 
 
 class Deployed(nn.Module):
-    """A classifier's arithmetic without its checks, which no graph can hold.
-
-    Parameters
-    ----------
-    model : Classifier
-        In evaluation mode; its network is shared, not copied.
-    """
+    """A classifier's arithmetic without its checks, which no graph can hold; shares its network."""
 
     mean: torch.Tensor
     std: torch.Tensor

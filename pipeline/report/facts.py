@@ -60,26 +60,7 @@ class Places:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known; what is None was not there.
-
-    Attributes
-    ----------
-    title : str
-    student : Run
-    evaluation : Evaluation
-        Of the student.
-    baseline : Run or None
-    baseline_evaluation : Evaluation or None
-    teacher : Run or None
-    labels : LabelFacts or None
-    manifest : Manifest or None
-        Of the training images.
-    examples : Examples or None
-    audit : Audit or None
-        Of the student.
-    missing : tuple of str
-        What the page lacks and why, in words.
-    """
+    """What is known; what is None was not there, and `missing` says so in words."""
 
     title: str
     student: Run

@@ -190,16 +190,7 @@ def draw_eps(name: str, models: Mapping[str, Evaluation]) -> Markup:
 
 
 def draw_histogram(name: str, counts: NDArray[np.int64], mean: float) -> Markup:
-    """Share of the images by the top probability of their soft label.
-
-    Parameters
-    ----------
-    name : str
-    counts : ndarray of shape (B,), dtype int64
-        Images in B equal parts of [0, 1].
-    mean : float
-        Mean top probability.
-    """
+    """Share of the images by the top probability of their soft label, in equal parts of [0, 1]."""
 
     def paint(axes: Any) -> None:
         width = 1 / len(counts)

@@ -113,13 +113,7 @@ def _attack_text(attack: AttackSettings) -> str:
 
 
 def render_page(facts: Facts) -> str:
-    """Render the report.
-
-    Returns
-    -------
-    str
-        HTML that needs no other file and no network; the same facts give the same text.
-    """
+    """The report as HTML that needs no other file; the same facts give the same text."""
     class_names, metrics = facts.student.facts.class_names, facts.evaluation.metrics
     labels, surface = facts.labels, facts.audit.loss_surface if facts.audit else None
     judged = judge_student(facts)
@@ -258,20 +252,13 @@ def contests(facts: Facts, judged: verdict.Verdict) -> dict[str, Contest]:
 
 @dataclass(frozen=True)
 class Row:
-    """One measure.
-
-    Attributes
-    ----------
-    title, note : str
-    cells : list of Score, str or None
-        One per model: an accuracy, another number, or None where it was not measured.
-    kind : str
-        `main`, `part` for a step of the attack above it, or `bound` for all attacks together.
-    """
+    """One measure."""
 
     title: str
     note: str
+    # One per model: an accuracy, another number, or None where it was not measured.
     cells: list[Score | str | None]
+    # Or `part` for a step of the attack above it, `bound` for all attacks together.
     kind: str = "main"
 
 
@@ -358,14 +345,7 @@ def _own_numbers(run: Run) -> Evaluation | None:
 
 
 def class_table(facts: Facts) -> tuple[list[str], list[Row]]:
-    """Accuracy of each class, the lowest under attack first; at most 20 classes.
-
-    Returns
-    -------
-    tuple
-        Titles of the columns, clean and under attack for each model, and the rows; both empty
-        where the student's evaluation has none.
-    """
+    """Titles of the columns, and the accuracy of each class, the lowest under attack first."""
     models = {name: one.by_class for name, one in facts.evaluations.items() if one.by_class}
     if "student" not in models:
         return [], []

@@ -27,23 +27,12 @@ _CHECKPOINT = "model.safetensors"
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two runs.
+    """One of the two runs."""
 
-    Attributes
-    ----------
-    letter : str
-        `A` or `B`: what it is called on the page.
-    name : str
-        What the user called it.
-    evaluation : Evaluation
-    run : Run or None
-        The training that its checkpoint tells of; None where that is not beside it.
-    """
-
-    letter: str
-    name: str
+    letter: str  # A or B: what it is called on the page
+    name: str  # as the user named it
     evaluation: Evaluation
-    run: Run | None
+    run: Run | None  # None where no checkpoint lies beside the evaluation
 
 
 @dataclass(frozen=True)
@@ -102,13 +91,7 @@ def judge_pair(facts: PairFacts) -> Verdict:
 
 
 def render_pair(facts: PairFacts) -> str:
-    """Render the comparison.
-
-    Returns
-    -------
-    str
-        HTML that needs no other file and no network; the same facts give the same text.
-    """
+    """The comparison as HTML that needs no other file; the same facts give the same text."""
     sides, verdict = (facts.a, facts.b), judge_pair(facts)
     return render(
         "pair.html.j2",

@@ -13,6 +13,7 @@ import numpy as np
 
 from ltd_pipe.errors import ResultError, reason_of
 from ltd_pipe.labels.reader import SoftLabels
+from ltd_pipe.labels.softness import entropy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,14 +43,9 @@ def _side(pictures: int) -> int:
 
 
 def picture_uri(image: NDArray[np.floating[Any]], side: int) -> str:
-    """A PNG as a data URI.
+    """Encode an image of shape (C, H, W), clipped to [0, 1], as a PNG in a data URI.
 
-    Parameters
-    ----------
-    image : ndarray of shape (C, H, W), floats
-        Clipped to [0, 1]; C is 1 or 3.
-    side : int
-        A larger image is shrunk until its longer side has so many pixels.
+    A larger one is shrunk until its longer side has `side` pixels.
     """
     from PIL import Image
 
@@ -67,17 +63,12 @@ def picture_uri(image: NDArray[np.floating[Any]], side: int) -> str:
 
 @dataclass(frozen=True)
 class Examples:
-    """Test images before and after an attack: examples.npz.
+    """Test images before and after an attack: examples.npz."""
 
-    Attributes
-    ----------
-    clean : ndarray of shape (M, C, H, W), dtype uint8
-    adversarial : ndarray of shape (M, C, H, W), dtype float32, in [0, 1]
-    label, clean_prediction, adversarial_prediction, index : ndarray of shape (M,), dtype int64
-    """
-
+    # Of shape (M, C, H, W); the attacked ones in [0, 1].
     clean: NDArray[np.uint8]
     adversarial: NDArray[np.float32]
+    # Of shape (M,).
     label: NDArray[np.int64]
     clean_prediction: NDArray[np.int64]
     adversarial_prediction: NDArray[np.int64]
@@ -178,98 +169,64 @@ def attacked_pictures(
 
 @dataclass(frozen=True)
 class TrainingImage:
-    """A training image with its soft label.
-
-    Attributes
-    ----------
-    index : int
-        Of the sample.
-    label : int
-        Ground truth, -1 where unknown.
-    soft : ndarray of shape (K,), dtype float32
-    pixels : ndarray of shape (C, H, W), dtype uint8, or None
-        None where the images were not at hand.
-    """
+    """A training image with its soft label."""
 
     index: int
-    label: int
+    label: int  # the ground truth, -1 where unknown
     soft: NDArray[np.float32]
+    # Of shape (C, H, W); None where the images were not at hand.
     pixels: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
 class LabelFacts:
-    """A soft-label store in numbers.
-
-    Attributes
-    ----------
-    attributes : StoreAttributes
-    identity : str
-    summary : LabelSummary
-    histogram : ndarray of shape (20,), dtype int64
-        Samples by their top probability, in equal parts of [0, 1].
-    ambiguous : tuple of TrainingImage
-        Those of the highest entropy, the highest first.
-    known : int
-        Samples whose ground truth is known.
-    disagreements : int
-        Those of them whose largest probability is on another class.
-    contradicted : tuple of TrainingImage
-        Those of them on which the teacher is furthest from the ground truth, the furthest first.
-    """
+    """A soft-label store in numbers."""
 
     attributes: StoreAttributes
     identity: str
     summary: LabelSummary
+    # Samples by their top probability, in 20 equal parts of [0, 1].
     histogram: NDArray[np.int64]
+    # Those of the highest entropy, the highest first.
     ambiguous: tuple[TrainingImage, ...]
+    # Samples whose ground truth is known, and those whose largest probability is on another class.
     known: int
     disagreements: int
+    # Those of them on which the teacher is furthest from the ground truth, the furthest first.
     contradicted: tuple[TrainingImage, ...]
 
 
 def read_labels(
     store: Path, data: Path | None, ambiguous: int, contradicted: int = 0
 ) -> LabelFacts:
-    """Read a store and the images it is least sure of, and contradicts most.
-
-    Parameters
-    ----------
-    store : Path
-    data : Path or None
-        Beton of the images, or None where it is not at hand.
-    ambiguous, contradicted : int
-        How many of each, at most.
+    """Read a store, and at most so many images it is least sure of, and contradicts most.
 
     Raises
     ------
-    StoreError, JoinError
-        When the store is damaged, or labels other images than those of `data`.
-    DataError
-        When the beton is damaged.
+    StoreError, JoinError, DataError
+        When store or beton is damaged, or it labels other images than those of `data`.
     """
     labels = SoftLabels.open(store)
     n, histogram = labels.num_samples, np.zeros(_HISTOGRAM_BINS, np.int64)
-    entropy, excess = np.empty(n, np.float32), np.empty(n, np.float32)
+    unsure, excess = np.empty(n, np.float32), np.empty(n, np.float32)
     step = max(_BLOCK_ELEMENTS // labels.num_classes, 1)
     for begin in range(0, n, step):
         rows = np.arange(begin, min(begin + step, n))
         soft, truth = _normalised(labels, rows), np.asarray(labels.labels[rows])
         top = soft.max(axis=1)
         histogram += np.histogram(top, bins=_HISTOGRAM_BINS, range=(0, 1))[0]
-        # p log p tends to 0 with p; the maximum keeps log(0) out of the product.
-        entropy[rows] = -(soft * np.log(np.maximum(soft, 1e-30))).sum(axis=1)
+        unsure[rows] = entropy(soft)
         # Largest probability less that of the ground truth; -1 where the teacher agrees, or the
         # ground truth is unknown.
         apart = (truth >= 0) & (soft.argmax(axis=1) != truth)
         excess[rows] = np.where(apart, top - soft[np.arange(len(rows)), truth], -1)
     disagreements = int(np.count_nonzero(excess >= 0))
     # A stable sort: of equal values the first sample comes first, on every machine.
-    unsure, against = (
+    least_sure, against = (
         np.argsort(-values, kind="stable")[:count]
-        for values, count in ((entropy, ambiguous), (excess, min(contradicted, disagreements)))
+        for values, count in ((unsure, ambiguous), (excess, min(contradicted, disagreements)))
     )
-    shown = np.concatenate([unsure, against])
+    shown = np.concatenate([least_sure, against])
     pixels = _pixels(labels, data, np.unique(shown)) if data is not None and len(shown) else {}
     images = [
         TrainingImage(i, int(labels.labels[i]), soft, pixels.get(i))
@@ -280,10 +237,10 @@ def read_labels(
         identity=labels.identity,
         summary=labels.summary(),
         histogram=histogram,
-        ambiguous=tuple(images[: len(unsure)]),
+        ambiguous=tuple(images[: len(least_sure)]),
         known=int(np.count_nonzero(labels.labels[:] >= 0)),
         disagreements=disagreements,
-        contradicted=tuple(images[len(unsure) :]),
+        contradicted=tuple(images[len(least_sure) :]),
     )
 
 
@@ -328,24 +285,12 @@ class Bar:
 
 @dataclass(frozen=True)
 class SoftPicture:
-    """A training image with its soft label.
-
-    Attributes
-    ----------
-    index : int
-    truth : str
-        Empty where it is unknown.
-    picture : str
-        Data URI; empty where the image was not at hand.
-    bars : tuple of Bar
-        The largest first, at most four; then the ground truth, where it is not among them.
-    rest : float
-        Fraction left for the other classes.
-    """
+    """A training image with its soft label; what is unknown or not at hand is empty."""
 
     index: int
     truth: str
     picture: str
+    # The largest first, at most four; then the ground truth, where it is not among them.
     bars: tuple[Bar, ...]
     rest: float
 

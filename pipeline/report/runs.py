@@ -307,14 +307,7 @@ class Timing(Document):
 
 @dataclass(frozen=True)
 class Curve:
-    """A measure by epoch.
-
-    Attributes
-    ----------
-    epochs : ndarray of shape (E,), dtype int64
-        Counted from one.
-    values : ndarray of shape (E,), dtype float64
-    """
+    """A measure by epoch, counted from one; both of shape (E,)."""
 
     epochs: NDArray[np.int64]
     values: NDArray[np.float64]
@@ -322,43 +315,24 @@ class Curve:
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model.
-
-    Attributes
-    ----------
-    name : str
-        What it is called on the page.
-    facts : RunFacts
-    sha256 : str
-        Of the checkpoint's bytes.
-    curves : dict of str to Curve
-        Those of `CURVES` that were recorded.
-    timing : Timing or None
-    """
+    """A trained model, by the name that it has on the page, and its checkpoint's hash."""
 
     name: str
     facts: RunFacts
     sha256: str
+    # Those of `CURVES` that were recorded.
     curves: dict[str, Curve] = field(default_factory=dict)
     timing: Timing | None = None
 
     def measured_by(
         self, evaluation: Evaluation, metrics: Path, *, strict: bool = False
     ) -> Evaluation:
-        """The evaluation, if it is of this checkpoint; with a warning if on its training images.
-
-        Parameters
-        ----------
-        evaluation : Evaluation
-        metrics : Path
-            Where it was read from, for the message.
-        strict : bool
-            Refuse one, too, that does not say which checkpoint it is of.
+        """The evaluation, with a warning if it is on the images that the model was trained on.
 
         Raises
         ------
         ResultError
-            When it is of another checkpoint.
+            When it is of another checkpoint or, with `strict`, does not say of which.
         """
         found, metrics_found = evaluation.checkpoint_sha256, evaluation.metrics
         if found != self.sha256 and (strict or found is not None):
@@ -379,23 +353,12 @@ class Run:
 
 
 def read_checkpoint(path: Path, name: str, command: str = "ltd-pipe train") -> Run:
-    """Read what a checkpoint says of its run.
-
-    Parameters
-    ----------
-    path : Path
-        Of `save_classifier`.
-    name : str
-        What the model is called.
-    command : str
-        What writes it, for the remedy.
+    """Read what a checkpoint says of its run; `command` writes it, for the remedy.
 
     Raises
     ------
-    MissingError
-        When it is not there.
-    CheckpointError, ResultError
-        When it is damaged, or does not say what it is.
+    MissingError, CheckpointError
+        When it is not there, damaged, or does not say what it is.
     """
     if not path.is_file():
         raise MissingError(path, "no such file", remedy=f"Run '{command}' first.")
@@ -403,15 +366,7 @@ def read_checkpoint(path: Path, name: str, command: str = "ltd-pipe train") -> R
 
 
 def read_run(folder: Path, name: str, command: str = "ltd-pipe train") -> Run:
-    """Read a run's folder: model.safetensors, and live/ and timing.json where they are there.
-
-    Raises
-    ------
-    MissingError
-        When there is no checkpoint.
-    CheckpointError, ResultError
-        When a file is damaged.
-    """
+    """Read a run's folder: model.safetensors, and live/ and timing.json where they are there."""
     run = read_checkpoint(folder / "model.safetensors", name, command)
     timing = folder / "timing.json"
     paths = {curve: folder / "live/plots/metrics" / f"{curve}.tsv" for curve in CURVES}

@@ -32,22 +32,12 @@ _SCOPE = (
 
 @dataclass(frozen=True)
 class Model:
-    """A model to be judged.
+    """A model to be judged."""
 
-    Attributes
-    ----------
-    name : str
-        What it is called in sentences: `the student`, `A`, or as the user named it.
-    evaluation : Evaluation
-    audit : Audit, optional
-    labels : str
-        What it was trained on; empty where it is not known.
-    """
-
-    name: str
+    name: str  # in sentences: `the student`, `A`, or as the user named it
     evaluation: Evaluation
     audit: Audit | None = None
-    labels: str = ""
+    labels: str = ""  # what it was trained on, where that is known
 
     @property
     def described(self) -> str:
@@ -66,16 +56,9 @@ class Model:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A model against another, on the same images.
+    """A model against another, on the same images; `left_out` says what was not compared, why."""
 
-    Attributes
-    ----------
-    paired : dict of str to Paired
-        By attack, those that both were measured under in the same way.
-    left_out : tuple of str
-        What was not compared, and why.
-    """
-
+    # By attack, those that both were measured under in the same way.
     paired: dict[str, Paired]
     left_out: tuple[str, ...] = ()
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import replace
 
 import pytest
-from run_folders import edit_json, save_model
+from run_folders import edit_json, save_model, write_audit
 
 from ltd_pipe.errors import MissingError, ResultError
+from ltd_pipe.evaluation.results import read_audit
+from ltd_pipe.report.facts import judge_student, masking_text
+from ltd_pipe.report.page import render_page
 
 
 def remove(path):
@@ -92,3 +97,112 @@ def test_no_examples_are_wanted(runs, gather):
 def test_no_more_examples_are_shown_than_wanted(whole_runs, gather):
     """report.examples 3."""
     assert len(gather(whole_runs, examples=3).examples) == 3
+
+
+STUDENT = "student/model.safetensors"
+
+
+def test_a_passed_audit_stands_in_the_verdict(facts, page):
+    """With the number of checks and of images; the headline is of the accuracies."""
+    verdict = judge_student(facts)
+    assert masking_text(facts.audit) == "passed (all 3, on 599 images)"
+    assert verdict.headline.startswith("No difference is shown")
+    assert page.index("passed (all 3, on 599 images)") < page.index('id="results"')
+
+
+def test_a_failed_audit_takes_the_headline(runs, gather):
+    """Whoever is ahead: no claim of robustness stands above a failed check."""
+    write_audit(runs / "audit", runs / STUDENT, failing=["live gradients"])
+    facts = gather(runs)
+    verdict = judge_student(facts)
+    assert masking_text(facts.audit) == "1 of 3 failed"
+    assert verdict.headline.startswith("The student's robust accuracy cannot be believed")
+    page = render_page(facts)
+    assert page.count("✗ FAIL") == 1
+    assert page.count("✓ pass<") == 2
+
+
+def test_without_an_audit_the_verdict_says_so(facts):
+    """Silence would pass for a passed audit."""
+    bare = replace(facts, audit=None)
+    assert "Gradient-masking checks: not run" in render_page(bare)
+
+
+def test_the_table_has_check_share_limit_and_meaning(page):
+    """Names are the user's: a path may hold anything."""
+    assert "white box beats transfer from &lt;b&gt;.pt" in page
+    assert "Broken only by 5 restarts: no convergence" in page
+    assert "<b>3.2\u00a0%</b>" in page
+    assert "2.0 to 4.9\u00a0%" in page
+
+
+def test_what_could_not_be_audited_is_said(runs, gather):
+    """A model no better than chance: not passed, not failed."""
+    reason = "model: is no better than chance on the clean images"
+    changes = {"passed": False, "refused": reason, "findings": [], "loss_surface": None}
+    write_audit(runs / "audit", runs / STUDENT, **changes)
+    facts = gather(runs)
+    assert masking_text(facts.audit) == "not possible"
+    assert "cannot be believed: it could not be checked" in judge_student(facts).headline
+    assert any(reason in caveat for caveat in judge_student(facts).caveats)
+    assert reason in render_page(facts)
+
+
+def test_an_audit_of_another_threat_is_a_caveat(runs, gather):
+    """What holds at one radius need not hold at another."""
+    write_audit(runs / "audit", runs / STUDENT, eps=0.5)
+    assert any(
+        "of another threat (ε = 0.5 in L∞)" in text for text in judge_student(gather(runs)).caveats
+    )
+
+
+def test_an_audit_of_another_checkpoint_is_refused(runs, gather):
+    """One clear line; the teacher's audit is not the student's."""
+    write_audit(runs / "audit", runs / "teacher/model.safetensors")
+    with pytest.raises(ResultError, match=r"audit.json: is not of this checkpoint.*ltd-pipe audit"):
+        gather(runs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"passed": False}, "passed contradicts its findings"),
+        ({"findings": []}, "there are no findings"),
+        ({"checkpoint_sha256": None}, "checkpoint_sha256: Field required"),
+        ({"eps": 0}, "eps: "),
+        ({"zero_accuracy_at_eps": "<script>"}, "zero_accuracy_at_eps: "),
+    ],
+)
+def test_a_damaged_audit_is_refused(runs, changes, message):
+    """Nothing of it reaches the page."""
+    edit_json(runs / "audit/audit.json", **changes)
+    sha256 = json.loads((runs / "evaluation/settings.json").read_text())["checkpoint_sha256"]
+    with pytest.raises(ResultError, match=message):
+        read_audit(runs / "audit/audit.json", sha256)
+
+
+def test_a_verdict_that_its_numbers_contradict_is_refused(runs, gather):
+    """A `passed` that was edited by hand."""
+    content = json.loads((runs / "audit/audit.json").read_text())
+    content["findings"][0]["count"] = 599
+    (runs / "audit/audit.json").write_text(json.dumps(content))
+    with pytest.raises(ResultError, match="live gradients: the verdict contradicts its numbers"):
+        gather(runs)
+
+
+@pytest.mark.parametrize(
+    "loss", [[[0.0]], [[0.0] * 9] * 8, [["<svg>"] * 9] * 9], ids=["small", "short", "text"]
+)
+def test_a_surface_that_is_no_grid_of_numbers_is_refused(runs, gather, loss):
+    """The picture is drawn from the numbers: nothing else can come in."""
+    content = json.loads((runs / "audit/audit.json").read_text())
+    content["loss_surface"]["loss"] = loss
+    (runs / "audit/audit.json").write_text(json.dumps(content))
+    with pytest.raises(ResultError, match="loss_surface"):
+        gather(runs)
+
+
+def test_an_audit_that_was_named_must_be_there(tmp_path):
+    """The remedy is to run one."""
+    with pytest.raises(MissingError, match="Run 'ltd-pipe audit' first"):
+        read_audit(tmp_path / "audit.json", "0" * 64)
