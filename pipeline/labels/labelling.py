@@ -200,17 +200,7 @@ def store_facts(
 ) -> StoreFacts:
     """What a store of these images and teachers says of itself; all but precision and temperature.
 
-    Parameters
-    ----------
-    images : ImageFacts
-    stream : ImageStream or FolderStream
-        Of the images.
-    checkpoints : sequence of Path
-    teachers : sequence of Classifier
-        Loaded from these.
-    params : LabelParams
-    seed : int
-        Of the views, unless the parameters have their own.
+    The seed is that of the views, unless the parameters have their own.
     """
     views = ViewFacts()  # no random number is drawn: the seed would tell equal stores apart
     if params.augmentation != "none":
@@ -299,18 +289,21 @@ def label_images(
     writer : StoreWriter
         Its chunks are of `aligned_rows`.
     batch_size : int
-        Images per teacher call.
     precision : str
-        Of the forward pass.
     progress : callable, optional
         Called with the number of images just labelled.
     """
     replay = Replay.of(writer.facts.views, "views")
+
+    def append(found: OnHost, sample_hash: NDArray[np.uint64]) -> None:
+        logits, labels = found.numpy()
+        writer.append(logits, labels, sample_hash)
+
     try:
         with Background(threads=1, waiting=_AHEAD) as behind:
             for batch in stream.batches(writer.rows_left, batch_size):
                 logits = answers(teachers, batch, replay, precision)
-                behind.do(_append, writer, OnHost(logits, batch.labels), batch.sample_hash)
+                behind.do(append, OnHost(logits, batch.labels), batch.sample_hash)
                 if progress:
                     progress(len(batch.labels))
     finally:
@@ -318,31 +311,11 @@ def label_images(
         writer.flush()
 
 
-def _append(writer: StoreWriter, found: OnHost, sample_hash: NDArray[np.uint64]) -> None:
-    logits, labels = found.numpy()
-    writer.append(logits, labels, sample_hash)
-
-
 @torch.no_grad()
 def answers(
     teachers: Sequence[Classifier], batch: Batch, replay: Replay, precision: Precision
 ) -> torch.Tensor:
-    """The teachers' logits for each view of some images.
-
-    Parameters
-    ----------
-    teachers, precision
-        As in `label_images`.
-    batch : Batch
-        Of n images.
-    replay : Replay
-        Of the store.
-
-    Returns
-    -------
-    Tensor of shape (M, n, K), or (M, n, V, K) of several views, dtype float32
-        On the images' device.
-    """
+    """The teachers' logits of each view, float32, of shape (M, n, K) or (M, n, V, K)."""
     views = [view_answers(teachers, batch, replay, view, precision) for view in range(replay.count)]
     return views[0] if len(views) == 1 else torch.stack(views, dim=2)
 
@@ -371,18 +344,8 @@ def temperature_of_sample(
 ) -> float:
     """Solve for the temperature on evenly spaced images, before the labels are made.
 
-    Of a top-k store the logits are never kept, so the temperature has to be known first.
-
-    Parameters
-    ----------
-    teachers, stream, batch_size, precision
-        As in `label_images`.
-    num_samples : int
-        N; at most 4,096 of them are asked about.
-    target_top_probability : float
-        See `ltd_pipe.labels.softmax.solve_temperature`.
-    replay : Replay
-        The views that will be labelled.
+    Of a top-k store the logits are never kept, so the temperature has to be known first. The
+    teachers are asked about at most 4,096 images; see `ltd_pipe.labels.softmax.solve_temperature`.
     """
     order = np.unique(np.linspace(0, num_samples - 1, min(num_samples, _SAMPLE)).astype(np.int64))
     logits = [
