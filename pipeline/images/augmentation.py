@@ -123,20 +123,17 @@ class Sizes:
 
 
 _NUMBER = r"[01](?:\.[0-9]{1,20})?"
-_POLICY = (
-    "trivialaugment|randaugment:(?P<steps>[0-9])-(?P<magnitude>[0-9]{1,2})"
-    "|autoaugment:(?:cifar10|imagenet|svhn)"
-)
+_LEARNED = "autoaugment:(?:cifar10|imagenet|svhn)"
+_POLICY = re.compile(rf"trivialaugment|randaugment:[1-9]-(?:[12]?[0-9]|30)|{_LEARNED}")
 _TEXT = re.compile(
     rf"(?!,)(?:crop:(?P<padding>[0-9]{{1,4}})|resized-crop:(?P<least>{_NUMBER})-(?P<most>{_NUMBER}))?"
-    rf"(?P<flip>(?:^|,)flip)?(?:(?:^|,)(?P<policy>{_POLICY}))?"
+    r"(?P<flip>(?:^|,)flip)?"
+    rf"(?:(?:^|,)(?P<policy>trivialaugment|randaugment:[0-9]-[0-9]{{1,2}}|{_LEARNED}))?"
     r"(?:(?:^|,)cutout:(?P<cutout>[0-9]{1,4}))?"
 )
-_NONE = "none"
 # Padding beyond it is a slip, or a store that wants this machine's memory.
 _MAX_PADDING = 1024
 _MAX_CUTOUT = 1024
-_MAX_MAGNITUDE = 30
 # Smaller shares of the area have no pixel left, and their text would have an exponent.
 _MIN_SCALE = 0.001
 
@@ -186,8 +183,12 @@ class Augmentation:
             raise ValueError(f"crop_padding: expected 0 to {_MAX_PADDING}")
         if not 0 <= self.cutout <= _MAX_CUTOUT:
             raise ValueError(f"cutout: expected 0 to {_MAX_CUTOUT}")
-        if self.policy is not None:
-            _require_policy(self.policy)
+        if self.policy is not None and not _POLICY.fullmatch(self.policy):
+            raise ValueError(
+                "policy: expected trivialaugment, randaugment:N-M with N of 1 to 9 and M of 0 to "
+                "30, autoaugment:cifar10, autoaugment:imagenet or autoaugment:svhn, "
+                f"found '{self.policy}'"
+            )
         if self.crop_scale is None:
             return
         least, most = self.crop_scale
@@ -208,7 +209,7 @@ class Augmentation:
         ValueError
             For any other text: two texts of one augmentation would look like two.
         """
-        if text == _NONE:
+        if text == "none":
             return cls()
         match = _TEXT.fullmatch(text)
         if "mixup" in text or "cutmix" in text:
@@ -232,18 +233,16 @@ class Augmentation:
         return found
 
     def __str__(self) -> str:
-        parts = []
-        if self.crop_padding:
-            parts.append(f"crop:{self.crop_padding}")
-        if self.crop_scale is not None:
-            parts.append("resized-crop:{}-{}".format(*map(_shortest, self.crop_scale)))
-        if self.flip:
-            parts.append("flip")
-        if self.policy is not None:
-            parts.append(self.policy)
-        if self.cutout:
-            parts.append(f"cutout:{self.cutout}")
-        return ",".join(parts) or _NONE
+        # The shortest decimals that are these numbers.
+        scale = [repr(float(share)).removesuffix(".0") for share in self.crop_scale or ()]
+        parts = (
+            f"crop:{self.crop_padding}" if self.crop_padding else "",
+            f"resized-crop:{'-'.join(scale)}" if scale else "",
+            "flip" if self.flip else "",
+            self.policy or "",
+            f"cutout:{self.cutout}" if self.cutout else "",
+        )
+        return ",".join(filter(None, parts)) or "none"
 
     def require_fitting(self, shape: tuple[int, ...], section: str) -> None:
         """Refuse what would leave nothing of images of this shape (C, H, W).
@@ -253,47 +252,25 @@ class Augmentation:
         ParamsError
         """
         side = min(shape[1:])
+        where = f"{section}.augmentation: " if section == "label" else f"{section}."
         if self.crop_padding >= side:
-            key, found, bound = "crop_padding", self.crop_padding, f"less than its side, {side}"
-            what, usual = (
+            raise ParamsError(
+                f"{where}crop_padding",
                 "some crops would show nothing of the image",
-                f"An eighth of the side, {side // 8},",
+                expected=f"less than its side, {side} pixels",
+                found=self.crop_padding,
+                remedy=f"An eighth of the side, {side // 8}, is usual.",
             )
-        elif self.cutout > side:
-            key, found, bound = "cutout", self.cutout, f"at most its side, {side}"
-            what, usual = "is larger than the image", f"A half of the side, {side // 2},"
-        else:
-            return
-        raise ParamsError(
-            f"{section}.augmentation: {key}" if section == "label" else f"{section}.{key}",
-            what,
-            expected=f"{bound} pixels",
-            found=found,
-            remedy=f"{usual} is usual.",
-        )
+        if self.cutout > side:
+            raise ParamsError(
+                f"{where}cutout",
+                "is larger than the image",
+                expected=f"at most its side, {side} pixels",
+                found=self.cutout,
+                remedy=f"A half of the side, {side // 2}, is usual.",
+            )
 
     @property
     def is_none(self) -> bool:
         """Whether images stay as they are."""
         return self == Augmentation()
-
-
-def _require_policy(policy: str) -> None:
-    match = re.fullmatch(_POLICY, policy)
-    if match is None:
-        raise ValueError(
-            "policy: expected trivialaugment, randaugment:N-M, autoaugment:cifar10, "
-            f"autoaugment:imagenet or autoaugment:svhn, found '{policy}'"
-        )
-    if match["steps"] is None:
-        return
-    steps, magnitude = int(match["steps"]), int(match["magnitude"])
-    if not steps or magnitude > _MAX_MAGNITUDE or policy != f"randaugment:{steps}-{magnitude}":
-        raise ValueError(
-            "policy: expected randaugment:N-M with N of 1 to 9 and M of 0 to "
-            f"{_MAX_MAGNITUDE}, found '{policy}'"
-        )
-
-
-def _shortest(number: float) -> str:
-    return repr(float(number)).removesuffix(".0")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ltd_pipe.errors import DataError, MachineError, MissingError, refuse_pointer
+from ltd_pipe.errors import DataError, MachineError, refuse_pointer, require_file
 from ltd_pipe.images.decode import resize
 from ltd_pipe.images.manifest import Duplicates, Manifest, fingerprint, manifest_path
 from ltd_pipe.images.survey import common_size, require_unchanged, survey, without_bad
@@ -84,8 +84,7 @@ def open_beton(path: Path) -> Beton:
         When it is not there, is no beton, is truncated or altered, has other fields, or its
         manifest is another one's.
     """
-    if not path.exists():
-        raise MissingError(path, "no such file", remedy="Run 'ltd-pipe prepare' first.")
+    require_file(path, remedy="Run 'ltd-pipe prepare' first.")
     if not path.is_file():
         raise DataError(path, "is not a beton", expected="a file")
     refuse_pointer(path, path, DataError)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from ltd_pipe.errors import CheckpointError, MissingError, ModelError, reason_of, refuse_pointer
+from ltd_pipe.errors import CheckpointError, ModelError, reason_of, refuse_pointer, require_file
 from ltd_pipe.models.checkpoint import fit, read_tensors
 from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.models.facts import is_pickle
@@ -265,11 +265,9 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _read_classes(path: Path, known: frozenset[str]) -> list[str]:
-    refuse_pointer(path, path, ModelError)
+    refuse_pointer(require_file(path), path, ModelError)
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise MissingError(path, "no such file") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(path, f"is no text of class names ({reason_of(error)})") from error
     if not text.lstrip().startswith(("[", "{")):

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ltd_pipe.errors import MachineError, MissingError, ModelError, install_extra
+from ltd_pipe.errors import MachineError, MissingError, ModelError, install_extra, require_file
 from ltd_pipe.models import NETWORKS
 from ltd_pipe.models.networks import (
     MultiExitResNet18,
@@ -383,11 +383,9 @@ def allow_file(architecture: str) -> str:
     match = _FILE.fullmatch(architecture)
     if match is None or match["sha"] is not None:
         return architecture
-    path = Path(match["path"] + match["name"])
+    path = require_file(Path(match["path"] + match["name"]))
     try:
         content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise MissingError(path, "no such file") from error
     except OSError as error:
         raise ModelError(path, f"cannot be read ({error.strerror})") from error
     sha256 = hashlib.sha256(content).hexdigest()

@@ -355,7 +355,10 @@ def test_a_damaged_beton_is_refused(beton, damage, message):
 
 def test_a_beton_that_is_not_there_is_named(tmp_path):
     """With what makes one."""
-    with pytest.raises(MissingError, match=r"x.beton: no such file. Run 'ltd-pipe prepare'"):
+    with pytest.raises(MissingError, match="x.beton: no such file") as caught:
+        open_beton(tmp_path / "x.beton")
+    assert caught.value.remedy == "Run 'ltd-pipe prepare' first."
+    ):
         open_beton(tmp_path / "x.beton")
 
 
