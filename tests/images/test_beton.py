@@ -358,8 +358,6 @@ def test_a_beton_that_is_not_there_is_named(tmp_path):
     with pytest.raises(MissingError, match="x.beton: no such file") as caught:
         open_beton(tmp_path / "x.beton")
     assert caught.value.remedy == "Run 'ltd-pipe prepare' first."
-    ):
-        open_beton(tmp_path / "x.beton")
 
 
 def test_a_folder_is_no_beton(tmp_path):
