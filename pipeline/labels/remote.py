@@ -82,6 +82,7 @@ _MAX_NAME = 200
 _ARMOUR = b"-----BEGIN SSH SIGNATURE-----"
 _ALWAYS = ("labels", "sample_hash")
 _LOOK_AGAIN_S = 0.2
+_LAST_CALLS_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -376,6 +377,9 @@ class RemoteStore:
     def close(self) -> None:
         """End what is still under way."""
         self._runner.close()
+        # obstore's threads need the interpreter once more after each call that ended or was
+        # cancelled; one that is gone by then makes them abort the process.
+        time.sleep(_LAST_CALLS_S)
 
     def survey(self) -> None:
         """Fetch everything but the chunks, and refuse a store that is not one."""
@@ -565,8 +569,7 @@ class RemoteStore:
             while not (await asyncio.wait([asking], timeout=0.1))[0]:
                 if _resident() - before > _MAX_PAGE_BYTES:
                     asking.cancel()
-                    # Its thread needs the interpreter once more, and panics when that is gone.
-                    await asyncio.sleep(0.5)
+                    await asyncio.sleep(0.5)  # as in `close`; there is much to give back
                     raise TransferError(where, "the server's answer does not end")
             return asking.result()
         finally:
