@@ -28,15 +28,7 @@ _MAX_THREADS = 8
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was checked and found right, or that could not be checked.
-
-    Attributes
-    ----------
-    name : str
-    detail : str
-        What exactly was compared, or why it could not be.
-    done : bool
-    """
+    """One thing that was checked and found right, or why it could not be checked."""
 
     name: str
     detail: str
@@ -85,12 +77,9 @@ def verify_store(
             if progress is not None:
                 progress(rows)
     _verify_labels(store)
-    checks = _done(store, len(chunks))
     if images is not None:
         _verify_join(store, images)
-        detail = f"classes, fingerprint, and each of {store.num_samples} hashes and labels"
-        checks.append(Check("join", detail))
-    return checks + _not_done(store, joined=images is not None)
+    return _list_checks(store, len(chunks), joined=images is not None)
 
 
 def _verify_chunk(store: SoftLabels, folder: StoreFolder, chunk: int) -> int:
@@ -151,42 +140,32 @@ def _verify_join(store: SoftLabels, images: ImagesLike) -> None:
         )
 
 
-def _distributions(store: SoftLabels) -> Check:
-    tolerance = row_sum_tolerance(store.num_classes)
-    rows = f"{store.num_samples} rows"
-    if store.num_views > 1:
-        rows += f" of {store.num_views} views"
-    if store.top_k is None:
-        detail = f"{rows}: finite, not negative, sum 1 ± {tolerance:.2g}"
-    else:
-        detail = (
-            f"{rows} of {store.top_k} probabilities: finite, not negative, falling, "
-            f"of different classes, sum at most 1 + {tolerance:.2g}"
-        )
-    return Check("distributions", detail)
-
-
-def _done(store: SoftLabels, chunk_files: int) -> list[Check]:
+def _list_checks(store: SoftLabels, chunk_files: int, *, joined: bool) -> list[Check]:
+    """What was checked, then what was not."""
+    views = f" of {store.num_views} views" if store.num_views > 1 else ""
+    sums, tolerance = "sum 1 ±", row_sum_tolerance(store.num_classes)
+    if store.top_k is not None:
+        views += f" of {store.top_k} probabilities"
+        sums = "falling, of different classes, sum at most 1 +"
+    softmax = f"softmax of the logits at temperature {store.attributes.temperature:g}"
     checks = [
         Check("manifest", f"SHA-256 of {len(store.hashes)} files; no file is unlisted"),
         Check("checksums", f"CRC-32C of {chunk_files} chunks"),
         Check("schema", "metadata of the group and of each array, as format 1.0 says"),
-        _distributions(store),
+        Check(
+            "distributions",
+            f"{store.num_samples} rows{views}: finite, not negative, {sums} {tolerance:.2g}",
+        ),
         Check("labels", "in range; with the hashes they give the data set's fingerprint"),
+        Check("teacher", "that this teacher gave these answers: ask it again", done=False),
+        Check("softmax", f"each soft label is the {softmax}, in float16")
+        if store.has_logits
+        else Check("softmax", "no logits are stored", done=False),
+        Check("join", f"classes, fingerprint, and each of {store.num_samples} hashes and labels")
+        if joined
+        else Check("join", "no images were given", done=False),
     ]
-    if store.has_logits:
-        detail = f"softmax of the logits at temperature {store.attributes.temperature:g}"
-        checks.append(Check("softmax", f"each soft label is the {detail}, in float16"))
-    return checks
-
-
-def _not_done(store: SoftLabels, *, joined: bool) -> list[Check]:
-    checks = [Check("teacher", "that this teacher gave these answers: ask it again", done=False)]
-    if not store.has_logits:
-        checks.append(Check("softmax", "no logits are stored", done=False))
     if store.top_k is not None:
         detail = "how far the rows are from all K probabilities: these are not stored"
         checks.append(Check("total variation", detail, done=False))
-    if not joined:
-        checks.append(Check("join", "no images were given", done=False))
-    return checks
+    return sorted(checks, key=lambda check: not check.done)
