@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from ltd_pipe.evaluation.results import FEW_IMAGES, Audit, threat_text
 from ltd_pipe.stages.console import Ticker, bar, doing
-from ltd_pipe.stages.measured import (
-    choose_images,
-    load_measured,
-    load_sources,
+from ltd_pipe.stages.evaluation_options import (
+    NamedModel,
+    load,
     model_argument,
-    name_model,
-    open_test_data,
+    select,
     test_data_option,
     transfer_options,
     weights_option,
@@ -33,10 +32,13 @@ from ltd_pipe.stages.options import (
 )
 
 if TYPE_CHECKING:
-    from ltd_pipe.evaluation.audit import AuditResult, AuditSettings
-    from ltd_pipe.evaluation.results import Audit
+    from collections.abc import Iterator
+
+    from ltd_pipe.evaluation.audit import AuditSettings
+    from ltd_pipe.evaluation.bench import TestImages
+    from ltd_pipe.evaluation.robustness import Source
     from ltd_pipe.params import Params
-    from ltd_pipe.stages.measured import Measured, Named
+    from ltd_pipe.stages.evaluation_options import LoadedModel
 
 __all__ = ["audit"]
 
@@ -81,7 +83,7 @@ def audit(
     params: Params,
     data: Path,
     foreign: ModelOptions,
-    sources: tuple[Named, ...],
+    sources: tuple[NamedModel, ...],
     steps: int,
     square_queries: int,
     at_most: int | None,
@@ -99,109 +101,119 @@ def audit(
     Example:
       ltd-pipe audit student/model.safetensors --source teacher/model.safetensors --images 500
     """
+    from ltd_pipe.device import choose_device, deterministic, full_float32
     from ltd_pipe.evaluation.audit import AuditSettings
-    from ltd_pipe.evaluation.results import audit_lines
-    from ltd_pipe.publish import exclusive, write_json
+    from ltd_pipe.publish import exclusive, write_json, write_text
 
-    theirs = set(type(params.evaluate).model_fields) - {"norm", "eps", "images", "batch_size"}
-    refuse_options(theirs, "is of evaluate; an audit's own attacks take --steps, --square-queries")
+    section = params.evaluate
+    unused = set(type(section).model_fields) - {"norm", "eps", "images", "batch_size"}
+    refuse_options(unused, "is of evaluate; an audit's own attacks take --steps, --square-queries")
     refuse_existing(out / "audit.json", force=force, kind=AUDIT)
     note_pipeline(out)
     settings = AuditSettings(
-        params.evaluate.eps,
+        section.eps,
         params.seed,
-        params.evaluate.batch_size,
+        section.batch_size,
         steps=steps,
         square_queries=square_queries,
-        norm=params.evaluate.norm,
+        norm=section.norm,
     )
     require_files("data")
-    named = name_model(model, weights, foreign)
+    named, device = NamedModel.parse(model, weights, foreign), choose_device(params.device)
     with exclusive(out / "audit.json"):
-        summary, found = _measure(named, params, data, sources, settings, at_most)
+        with deterministic(), full_float32():
+            with doing("loading images and models"):
+                images, loaded, others = load(named, sources, data, device, strict=True)
+            count, total = section.images, images.manifest.num_samples
+            if at_most is not None:
+                count = min(at_most, total if count is None else count)
+            test = select(images, device, count, params.seed)
+            found = _run(loaded, test, settings, others)
         (out / "loss_surface.svg").unlink(missing_ok=True)
-        if found is not None:
-            _draw(found, settings, out / "loss_surface.svg")
-        write_json(out / "audit.json", summary.dump())
+        if found.loss_surface is not None:
+            from ltd_pipe.attacks import Ball
+            from ltd_pipe.report.surface import draw_surface
+
+            ball = Ball(settings.norm, settings.eps)
+            write_text(out / "loss_surface.svg", draw_surface(found.loss_surface, ball))
+        write_json(out / "audit.json", found.dump())
     if as_json:
-        click.echo(json.dumps(summary.dump(), indent=2))
+        click.echo(json.dumps(found.dump(), indent=2))
     else:
-        for line in audit_lines(summary, model):
+        for line in audit_lines(found, model):
             click.echo(line)
-    sys.exit(0 if summary.passed or report_only else 1)
+    sys.exit(0 if found.passed or report_only else 1)
 
 
-def _measure(
-    named: Named,
-    params: Params,
-    data: Path,
-    sources: tuple[Named, ...],
-    settings: AuditSettings,
-    at_most: int | None,
-) -> tuple[Audit, AuditResult | None]:
-    """What audit.json holds, and what was found: None where nothing could be checked."""
-    from ltd_pipe.device import choose_device, deterministic, full_float32
+def _run(
+    loaded: LoadedModel, test: TestImages, settings: AuditSettings, sources: list[Source]
+) -> Audit:
+    """What audit.json holds: what was audited, how hard, and the verdict."""
     from ltd_pipe.errors import ModelError
     from ltd_pipe.evaluation.audit import audit as run_audit
-    from ltd_pipe.evaluation.results import Audit
-
-    device = choose_device(params.device)
-    with deterministic(), full_float32(), bar() as progress:
-        with doing("loading images and models"):
-            images = open_test_data(data, named, device)
-            measured = load_measured(named, images, device, strict=True)
-            others = load_sources(sources, images, device)
-        test = choose_images(images, params, device, at_most)
-        head = _head(measured, len(test), settings, sources)
-        try:
-            found = run_audit(
-                measured.model,
-                test,
-                settings,
-                sources={other.name: other.model for other in others},
-                tick=Ticker(progress),
-            )
-        except ModelError as error:
-            return Audit(**head, passed=False, refused=str(error), findings=()), None
-    return Audit(**head, **_found(found)), found
-
-
-def _head(
-    measured: Measured, n: int, settings: AuditSettings, sources: tuple[Named, ...]
-) -> dict[str, Any]:
-    """What was audited, and how hard."""
     from ltd_pipe.provenance import software
 
-    return {
-        **measured.facts(),
-        "n": n,
+    head = {
+        **loaded.facts(),
+        "n": len(test),
         "norm": settings.norm,
         "eps": settings.eps,
         "seed": settings.seed,
         "steps": settings.steps,
         "restarts": settings.restarts,
         "square_queries": settings.square_queries,
-        "sources": [source.text for source in sources],
+        "sources": [source.name for source in sources],
         "software": software(),
     }
+    models = {source.name: source.model for source in sources}
+    try:
+        with bar() as progress:
+            found = run_audit(loaded.model, test, settings, sources=models, tick=Ticker(progress))
+    except ModelError as error:
+        return Audit(**head, passed=False, refused=str(error), findings=())
+    return Audit(
+        **head,
+        passed=all(finding.passed for finding in found.findings),
+        findings=found.findings,
+        source_clean_accuracy=found.source_accuracy,
+        not_made=found.not_made,
+        by_eps=found.curve.points,
+        zero_accuracy_at_eps=found.curve.zero_at,
+        loss_surface=found.surface,
+    )
 
 
-def _found(found: AuditResult) -> dict[str, Any]:
-    """The verdict; each part says what it is."""
-    return {
-        "passed": all(finding.passed for finding in found.findings),
-        "findings": found.findings,
-        "source_clean_accuracy": found.source_accuracy,
-        "not_made": found.not_made,
-        "by_eps": found.curve.points,
-        "zero_accuracy_at_eps": found.curve.zero_at,
-        "loss_surface": found.surface,
-    }
-
-
-def _draw(found: AuditResult, settings: AuditSettings, path: Path) -> None:
-    from ltd_pipe.attacks import Ball
-    from ltd_pipe.publish import write_text
-    from ltd_pipe.report.surface import draw_surface
-
-    write_text(path, draw_surface(found.surface, Ball(settings.norm, settings.eps)))
+def audit_lines(audit: Audit, model: str) -> Iterator[str]:
+    """What a terminal shows of audit.json, with the model as the user named it."""
+    findings, n = audit.findings, f"{audit.n:,}"
+    yield f"{model}: {n} test images, {threat_text(audit.norm, audit.eps)}"
+    if audit.refused is not None:
+        yield f"No check could be made: {audit.refused}"
+        return
+    width = max(len(one.name) for one in findings)
+    for one in findings:
+        verdict = "pass" if one.passed else "FAIL"
+        yield (
+            f"  {verdict}  {one.name:<{width}}  {one.share:7.2%} of images, lower end "
+            f"{one.low:.2%}, limit {one.limit:.0%}, fails from {one.fails_from:.2%}"
+        )
+        if not one.passed:
+            yield f"        {one.meaning}"
+    yield (
+        f"A check fails when the lower end of the 95 % interval is above its limit: with "
+        f"{n} images from the last share of its line on."
+    )
+    for name, known in audit.source_clean_accuracy.items():
+        yield f"The source {name} has {known:.2%} of the clean images right."
+    for line in audit.not_made:
+        yield f"WARNING: {line}"
+    if audit.n < FEW_IMAGES:
+        yield f"WARNING: below {FEW_IMAGES} images, a check that passes says little."
+    zero = audit.zero_accuracy_at_eps
+    where = "no radius" if zero is None else threat_text(audit.norm, zero)
+    yield f"Robust accuracy by eps (PGD-20, {n} images) falls to 0 at {where}."
+    if audit.failed:
+        failed = f"{audit.failed} of {len(findings)} checks failed"
+        yield f"{failed}: do not believe its robust accuracy."
+    else:
+        yield f"All {len(findings)} checks passed: no sign of gradient masking."

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ltd_pipe.stages.measured import checkpoint_argument
+from ltd_pipe.stages.evaluation_options import checkpoint_argument
 from ltd_pipe.stages.options import CARD, refuse_existing, refuse_options, refuse_overlap
 
 __all__ = ["card"]

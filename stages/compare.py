@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ltd_pipe.stages.evaluated import find_metrics
+from ltd_pipe.stages.revisions import find_metrics
 
 if TYPE_CHECKING:
     from ltd_pipe.evaluation.statistics import Paired

@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ltd_pipe.evaluation.results import Score, evaluation_beside, threat_text
 from ltd_pipe.stages.console import Ticker, bar, doing, tell
-from ltd_pipe.stages.measured import (
-    choose_images,
-    load_measured,
-    load_sources,
+from ltd_pipe.stages.evaluation_options import (
+    NamedModel,
+    load,
     model_argument,
-    name_model,
-    open_test_data,
+    select,
     test_data_option,
-    training_hashes,
     transfer_options,
     weights_option,
 )
@@ -34,17 +32,18 @@ from ltd_pipe.stages.options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
     import torch
     from numpy.typing import NDArray
 
     from ltd_pipe.evaluation.bench import TestImages
-    from ltd_pipe.evaluation.corruptions import CorruptedSet
-    from ltd_pipe.evaluation.results import Metrics
-    from ltd_pipe.evaluation.robustness import Evaluation, Source
+    from ltd_pipe.evaluation.results import AttackRow, Metrics
+    from ltd_pipe.evaluation.robustness import Source
     from ltd_pipe.params import Params
     from ltd_pipe.provenance import StateRecord
-    from ltd_pipe.stages.measured import Measured, Named
+    from ltd_pipe.stages.evaluation_options import LoadedModel
 
 __all__ = ["evaluate"]
 
@@ -86,7 +85,7 @@ def evaluate(
     params: Params,
     data: Path,
     foreign: ModelOptions,
-    sources: tuple[Named, ...],
+    sources: tuple[NamedModel, ...],
     corruptions: Path | None,
     quick: bool,
     metrics: Path,
@@ -115,91 +114,36 @@ def evaluate(
         refuse_options(fixed | {"eps_grid_images"}, "is fixed in a first look: leave --quick out")
     require_files("data", "corruptions")
     refuse_existing(metrics, force=force, kind=METRICS, option="--metrics and --out")
-    refuse_existing(*_settings_of_others(metrics, out), force=force, kind=SETTINGS)
+    if out.resolve() != evaluation_beside(metrics).resolve():
+        # Beside them the folder is of these metrics, which appear last: without them half done.
+        refuse_existing(out / "settings.json", force=force, kind=SETTINGS)
     note_pipeline(metrics, out)
-    named, device = name_model(model, weights, foreign), choose_device(params.device)
+    named, device = NamedModel.parse(model, weights, foreign), choose_device(params.device)
     with exclusive(metrics), deterministic(), full_float32():
         with doing("loading images and models"):
-            images = open_test_data(data, named, device)
-            measured = load_measured(named, images, device, strict=False)
-            others = load_sources(sources, images, device)
+            images, loaded, others = load(named, sources, data, device, strict=False)
         if quick:
             section = params.evaluate.quick(images.manifest.num_samples)
             params = params.model_copy(update={"evaluate": section})
-        numbers = _publish(
-            measured,
-            choose_images(images, params, device),
-            images.manifest.fingerprint,
-            params,
-            others,
-            corruptions,
-            metrics,
-            out,
-            quick=quick,
-            training=training_hashes(measured, images, data),
+        test = select(images, device, params.evaluate.images, params.seed)
+        settings = _settings(params, loaded, test, images.manifest.fingerprint)
+        training = loaded.training_hashes(images, data)
+        results = (metrics, out)
+        numbers = _measure(
+            loaded, test, params, settings, others, corruptions, training, results, quick=quick
         )
-    _show(numbers, model, as_json=as_json)
-
-
-def _settings_of_others(metrics: Path, out: Path) -> list[Path]:
-    """What must not be there already."""
-    from ltd_pipe.evaluation.results import evaluation_beside
-
-    # Beside it the folder is of these metrics, which appear last: without them it is half done.
-    own = out.resolve() == evaluation_beside(metrics).resolve()
-    return [] if own else [out / "settings.json"]
-
-
-def _publish(
-    measured: Measured,
-    test: TestImages,
-    fingerprint: str,
-    params: Params,
-    sources: list[Source],
-    corruptions: Path | None,
-    metrics: Path,
-    out: Path,
-    *,
-    quick: bool,
-    training: NDArray[np.uint64] | None,
-) -> Metrics:
-    """Measure, and write all files; what metrics.json holds."""
-    from ltd_pipe.evaluation.robustness import examples, metrics_of
-    from ltd_pipe.publish import remove_state, write_json
-
-    corrupted = _corrupted(corruptions, measured)
-    settings = _settings(params, measured, test, fingerprint)
-    state = _record_of(metrics, params, settings, test.device, sources, corruptions)
-    if note := state.note():
-        tell(note)
-    result = _measure(measured, test, params, state, sources, corrupted, training)
-    pictures = examples(
-        measured.model,
-        test,
-        params.evaluate,
-        count=params.evaluate.examples,
-        seed=params.seed,
-        scores=result.scores,
-    )
-    _write(result, measured, pictures, settings, out)
-    sha256 = settings["checkpoint_sha256"]
-    numbers = metrics_of(result, params.evaluate, quick=quick, checkpoint_sha256=sha256)
-    write_json(out / "scores.json", numbers.compared())
-    # The last to appear: its presence tells that all is there.
-    write_json(metrics, numbers.dump())
-    remove_state(state.folder)
-    return numbers
-
-
-def _corrupted(folder: Path | None, measured: Measured) -> list[CorruptedSet]:
-    from ltd_pipe.evaluation.corruptions import find_corruptions
-
-    return [] if folder is None else find_corruptions(folder, measured.model.class_names)
+    if as_json:
+        click.echo(json.dumps(numbers.dump(), indent=2))
+        return
+    click.echo(f"{model}:")
+    for line in metrics_lines(numbers):
+        click.echo(line)
 
 
 def _settings(
-    params: Params, measured: Measured, test: TestImages, fingerprint: str
+    params: Params, loaded: LoadedModel, test: TestImages, fingerprint: str
 ) -> dict[str, Any]:
+    """What settings.json holds, but for AutoAttack's flags."""
     import torch
 
     from ltd_pipe import provenance
@@ -223,17 +167,73 @@ def _settings(
         "precision": "float32",
         "tf32": torch.backends.cudnn.allow_tf32,
         "seed": params.seed,
-        **measured.facts(),
+        **loaded.facts(),
         # Of the source, however it was stored and resized.
         "data_fingerprint": fingerprint,
-        "image_shape": list(measured.model.shape),
+        "image_shape": list(loaded.model.shape),
         "pixels_sha256": test.pixels_sha256,
         "software": provenance.software(),
         "hardware": provenance.hardware(),
     }
 
 
-def _record_of(
+def _measure(
+    loaded: LoadedModel,
+    test: TestImages,
+    params: Params,
+    settings: dict[str, Any],
+    sources: list[Source],
+    corruptions: Path | None,
+    training: NDArray[np.uint64] | None,
+    results: tuple[Path, Path],
+    *,
+    quick: bool,
+) -> Metrics:
+    """Measure, and write all files; what metrics.json holds."""
+    from ltd_pipe.evaluation import robustness
+    from ltd_pipe.evaluation.corruptions import find_corruptions
+    from ltd_pipe.publish import remove_state, write_json
+
+    (metrics, out), class_names = results, loaded.model.class_names
+    corrupted = [] if corruptions is None else find_corruptions(corruptions, class_names)
+    state = _state(metrics, params, settings, test.device, sources, corruptions)
+    if note := state.note():
+        tell(note)
+    with bar() as progress:
+        ticker = Ticker(progress)
+        result = robustness.evaluate(
+            loaded.model,
+            test,
+            params.evaluate,
+            seed=params.seed,
+            state=state,
+            tick=ticker,
+            finished=ticker.finished,
+            sources=sources,
+            corruptions=corrupted,
+            stated=loaded.stated_accuracy,
+            training=training,
+            warn=lambda line: click.echo(f"WARNING: {line}", err=True),
+        )
+    pictures = robustness.examples(
+        loaded.model,
+        test,
+        params.evaluate,
+        count=params.evaluate.examples,
+        seed=params.seed,
+        scores=result.scores,
+    )
+    robustness.write_folder(out, result, settings, class_names, pictures)
+    sha256 = settings["checkpoint_sha256"]
+    numbers = robustness.metrics_of(result, params.evaluate, quick=quick, checkpoint_sha256=sha256)
+    write_json(out / "scores.json", numbers.compared())
+    # The last to appear: its presence tells that all is there.
+    write_json(metrics, numbers.dump())
+    remove_state(state.folder)
+    return numbers
+
+
+def _state(
     metrics: Path,
     params: Params,
     settings: dict[str, Any],
@@ -258,74 +258,40 @@ def _record_of(
     return provenance.StateRecord(states, "evaluate", metrics.name, decides, rounds)
 
 
-def _measure(
-    measured: Measured,
-    test: TestImages,
-    params: Params,
-    state: StateRecord,
-    sources: list[Source],
-    corrupted: list[CorruptedSet],
-    training: NDArray[np.uint64] | None,
-) -> Evaluation:
-    from ltd_pipe.evaluation.robustness import evaluate as measure
-
-    with bar() as progress:
-        ticker = Ticker(progress)
-        return measure(
-            measured.model,
-            test,
-            params.evaluate,
-            seed=params.seed,
-            state=state,
-            tick=ticker,
-            finished=ticker.finished,
-            sources=sources,
-            corruptions=corrupted,
-            stated=measured.stated,
-            training=training,
-            warn=lambda line: click.echo(f"WARNING: {line}", err=True),
-        )
+def metrics_lines(metrics: Metrics) -> Iterator[str]:
+    """What a terminal shows of metrics.json."""
+    if metrics.quick:
+        yield "QUICK LOOK: few images and a weak attack. Not a result: leave --quick out for one."
+    width = max(17, *(len(row.name) for row in metrics.attacks))
+    for row in metrics.attacks:
+        measured = Score(row.accuracy, row.low, row.high, row.n)
+        yield f"  {row.name:<{width}}{_accuracy(measured)}   {_conditions(row)}"
+    clean = metrics.expected_calibration_error
+    attacked = metrics.expected_calibration_error_under_attack
+    n = f"{metrics.n:,} images"
+    yield f"  calibration error {clean:.2%} clean, {attacked:.2%} under PGD's first start, {n}"
+    if metrics.corruptions and (mean := metrics.score("corruption_accuracy")):
+        images = f"{metrics.corruptions.sets} sets of {mean.n:,} images"
+        yield f"  {'corruptions, mean':<{width}}{_accuracy(mean)}   no attack, {images}"
+    if metrics.zero_accuracy_at_eps is not None:
+        threat = threat_text(metrics.norm, metrics.zero_accuracy_at_eps)
+        yield f"  PGD-20 leaves nothing at {threat}, {metrics.eps_grid_images:,} images"
+    if metrics.autoattack_accuracy is None:
+        yield "  AutoAttack was left out: the PGD number alone is no claim of robustness."
+    yield f"  not measured: {', '.join(metrics.not_measured)}"
+    for line in metrics.warnings:
+        yield f"  WARNING: {line}"
 
 
-def _write(
-    result: Evaluation,
-    measured: Measured,
-    pictures: dict[str, Any],
-    settings: dict[str, Any],
-    out: Path,
-) -> None:
-    from ltd_pipe.evaluation.results import Settings
-    from ltd_pipe.evaluation.robustness import per_class, per_sample, reliability_of
-    from ltd_pipe.publish import write_json
-
-    flags = result.autoattack.flags if result.autoattack else []
-    write_json(out / "settings.json", Settings(**settings, flags=flags).dump())
-    points = result.curve.points if result.curve else ()
-    write_json(out / "by_eps.json", [point.dump() for point in points])
-    write_json(out / "per_class.json", per_class(result, measured.model.class_names))
-    write_json(out / "reliability.json", reliability_of(result).dump())
-    (out / "corruptions.json").unlink(missing_ok=True)
-    if result.corruptions:
-        write_json(out / "corruptions.json", [row.dump() for row in result.corruptions])
-    _write_arrays(out / "per_sample.npz", per_sample(result))
-    _write_arrays(out / "examples.npz", pictures)
+def _accuracy(score: Score) -> str:
+    return f"{score.value:>9.2%}   95 % interval {score.low:.2%} to {score.high:.2%}"
 
 
-def _write_arrays(path: Path, arrays: dict[str, Any]) -> None:
-    import numpy as np
-
-    from ltd_pipe.publish import staged
-
-    with staged(path) as beside, beside.open("wb") as handle:
-        np.savez(handle, **arrays)
-
-
-def _show(metrics: Metrics, model: str, *, as_json: bool) -> None:
-    from ltd_pipe.evaluation.results import result_lines
-
-    if as_json:
-        click.echo(json.dumps(metrics.dump(), indent=2))
-        return
-    click.echo(f"{model}:")
-    for line in result_lines(metrics):
-        click.echo(line)
+def _conditions(row: AttackRow) -> str:
+    images, decides = f"{row.n:,} images", row.decides
+    if "norm" not in decides:
+        return f"no attack, {images}"
+    package = f", {decides['package']}" if "package" in decides else ""
+    known = decides.get("source_clean_accuracy")
+    source = "" if known is None else f", source {known:.2%} clean"
+    return f"{threat_text(decides['norm'], decides['eps'])}, {images}{package}{source}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ltd_pipe.stages.measured import checkpoint_argument
+from ltd_pipe.stages.evaluation_options import checkpoint_argument
 from ltd_pipe.stages.options import refuse_overlap
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ltd_pipe.stages.evaluated import find_metrics, training_files
 from ltd_pipe.stages.options import (
     PAGE,
     ParamsCommand,
@@ -17,6 +16,7 @@ from ltd_pipe.stages.options import (
     refuse_existing,
     refuse_options,
 )
+from ltd_pipe.stages.revisions import find_metrics, training_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable

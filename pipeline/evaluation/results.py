@@ -37,7 +37,7 @@ from ltd_pipe.evaluation.statistics import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -746,81 +746,3 @@ def worthless(warnings: Iterable[str]) -> str:
 def on_training(n: int) -> str:
     """What to tell of an evaluation on the very images that the model was trained on."""
     return f"all {n:,} images are of the model's training data: {ON_TRAINING}"
-
-
-# --- Evaluations and audits as lines for people, with threat and number of images in each.
-
-
-def result_lines(metrics: Metrics) -> Iterator[str]:
-    """What a terminal shows of metrics.json."""
-    if metrics.quick:
-        yield "QUICK LOOK: few images and a weak attack. Not a result: leave --quick out for one."
-    width = max(17, *(len(row.name) for row in metrics.attacks))
-    for row in metrics.attacks:
-        measured = Score(row.accuracy, row.low, row.high, row.n)
-        yield f"  {row.name:<{width}}{_accuracy(measured)}   {_conditions(row)}"
-    clean = metrics.expected_calibration_error
-    attacked = metrics.expected_calibration_error_under_attack
-    n = f"{metrics.n:,} images"
-    yield f"  calibration error {clean:.2%} clean, {attacked:.2%} under PGD's first start, {n}"
-    if metrics.corruptions and (mean := metrics.score("corruption_accuracy")):
-        images = f"{metrics.corruptions.sets} sets of {mean.n:,} images"
-        yield f"  {'corruptions, mean':<{width}}{_accuracy(mean)}   no attack, {images}"
-    if metrics.zero_accuracy_at_eps is not None:
-        threat = threat_text(metrics.norm, metrics.zero_accuracy_at_eps)
-        yield f"  PGD-20 leaves nothing at {threat}, {metrics.eps_grid_images:,} images"
-    if metrics.autoattack_accuracy is None:
-        yield "  AutoAttack was left out: the PGD number alone is no claim of robustness."
-    yield f"  not measured: {', '.join(metrics.not_measured)}"
-    for line in metrics.warnings:
-        yield f"  WARNING: {line}"
-
-
-def _accuracy(score: Score) -> str:
-    return f"{score.value:>9.2%}   95 % interval {score.low:.2%} to {score.high:.2%}"
-
-
-def _conditions(row: AttackRow) -> str:
-    images, decides = f"{row.n:,} images", row.decides
-    if "norm" not in decides:
-        return f"no attack, {images}"
-    package = f", {decides['package']}" if "package" in decides else ""
-    known = decides.get("source_clean_accuracy")
-    source = "" if known is None else f", source {known:.2%} clean"
-    return f"{threat_text(decides['norm'], decides['eps'])}, {images}{package}{source}"
-
-
-def audit_lines(audit: Audit, model: str) -> Iterator[str]:
-    """What a terminal shows of audit.json, with the model as the user named it."""
-    findings, n = audit.findings, f"{audit.n:,}"
-    yield f"{model}: {n} test images, {threat_text(audit.norm, audit.eps)}"
-    if audit.refused is not None:
-        yield f"No check could be made: {audit.refused}"
-        return
-    width = max(len(one.name) for one in findings)
-    for one in findings:
-        verdict = "pass" if one.passed else "FAIL"
-        yield (
-            f"  {verdict}  {one.name:<{width}}  {one.share:7.2%} of images, lower end "
-            f"{one.low:.2%}, limit {one.limit:.0%}, fails from {one.fails_from:.2%}"
-        )
-        if not one.passed:
-            yield f"        {one.meaning}"
-    yield (
-        f"A check fails when the lower end of the 95 % interval is above its limit: with "
-        f"{n} images from the last share of its line on."
-    )
-    for name, known in audit.source_clean_accuracy.items():
-        yield f"The source {name} has {known:.2%} of the clean images right."
-    for line in audit.not_made:
-        yield f"WARNING: {line}"
-    if audit.n < FEW_IMAGES:
-        yield f"WARNING: below {FEW_IMAGES} images, a check that passes says little."
-    zero = audit.zero_accuracy_at_eps
-    where = "no radius" if zero is None else threat_text(audit.norm, zero)
-    yield f"Robust accuracy by eps (PGD-20, {n} images) falls to 0 at {where}."
-    if audit.failed:
-        failed = f"{audit.failed} of {len(findings)} checks failed"
-        yield f"{failed}: do not believe its robust accuracy."
-    else:
-        yield f"All {len(findings)} checks passed: no sign of gradient masking."

@@ -43,17 +43,21 @@ from ltd_pipe.evaluation.checks import (
 )
 from ltd_pipe.evaluation.corruptions import corruption_accuracies, corruption_summary
 from ltd_pipe.evaluation.results import (
+    SAMPLES_FILE,
     AttackRow,
     ClassScore,
     CorruptionRow,
     EpsPoint,
     Metrics,
     Reliability,
+    Settings,
     measured,
 )
+from ltd_pipe.publish import staged, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -485,6 +489,39 @@ def _add_curve(
 
 
 # --- An evaluation as the files that other programs read; see `ltd_pipe.evaluation.results`.
+
+
+def write_folder(
+    out: Path,
+    result: Evaluation,
+    settings: dict[str, Any],
+    class_names: Sequence[str],
+    pictures: dict[str, NDArray[Any]],
+) -> None:
+    """Write all files of an evaluation's folder but scores.json.
+
+    Parameters
+    ----------
+    out : Path
+    result : Evaluation
+    settings : dict
+        What settings.json holds, but for AutoAttack's flags.
+    class_names : sequence of str
+    pictures : dict of str to ndarray
+        From `examples`.
+    """
+    flags = result.autoattack.flags if result.autoattack else []
+    write_json(out / "settings.json", Settings(**settings, flags=flags).dump())
+    points = result.curve.points if result.curve else ()
+    write_json(out / "by_eps.json", [point.dump() for point in points])
+    write_json(out / "per_class.json", per_class(result, class_names))
+    write_json(out / "reliability.json", reliability_of(result).dump())
+    (out / "corruptions.json").unlink(missing_ok=True)
+    if result.corruptions:
+        write_json(out / "corruptions.json", [row.dump() for row in result.corruptions])
+    for name, arrays in ((SAMPLES_FILE, per_sample(result)), ("examples.npz", pictures)):
+        with staged(out / name) as beside, beside.open("wb") as handle:
+            np.savez(handle, **arrays)  # type: ignore[arg-type]  # numpy/numpy#24401
 
 
 def metrics_of(

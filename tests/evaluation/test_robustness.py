@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ltd_pipe.errors import ModelError
-from ltd_pipe.evaluation.results import Metrics, result_lines
+from ltd_pipe.evaluation.results import Metrics
 from ltd_pipe.evaluation.robustness import (
     AttackResult,
     Source,
@@ -22,6 +22,7 @@ from ltd_pipe.evaluation.robustness import (
 from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.params import EvaluateParams
 from ltd_pipe.provenance import StateRecord
+from ltd_pipe.stages.evaluate import metrics_lines
 
 EPS = 0.05
 PARAMS = EvaluateParams(
@@ -101,14 +102,14 @@ def test_every_row_says_all_that_decides_it(metrics):
 def test_what_was_not_measured_is_said(metrics):
     """Beside the numbers, and on the screen."""
     assert metrics["not_measured"] == ["AutoAttack", "corrupted images", "L2"]
-    shown = "\n".join(result_lines(Metrics(**metrics)))
+    shown = "\n".join(metrics_lines(Metrics(**metrics)))
     assert "AutoAttack was left out: the PGD number alone is no claim" in shown
     assert "not measured: AutoAttack, corrupted images, L2" in shown
 
 
 def test_every_line_says_threat_and_images(metrics):
     """As in a leaderboard: norm, radius, number of images, interval."""
-    lines = list(result_lines(Metrics(**metrics)))[: len(metrics["attacks"])]
+    lines = list(metrics_lines(Metrics(**metrics)))[: len(metrics["attacks"])]
     assert "clean" in lines[0]
     assert "no attack, 24 images" in lines[0]
     for line in lines[1:]:
@@ -195,7 +196,7 @@ def test_a_first_look_is_marked(model, images):
     assert PARAMS.quick(10_000).images == 200
     found = measured(evaluate(model, images, params, seed=0), params, quick=True)
     assert found.quick
-    assert "QUICK LOOK" in next(iter(result_lines(found)))
+    assert "QUICK LOOK" in next(iter(metrics_lines(found)))
     assert "robust accuracy by eps" in found.not_measured
 
 
@@ -213,7 +214,7 @@ def test_doubts_are_told_before_the_attacks(model, images):
     (doubt,) = found.warnings
     assert "the checkpoint says 30.0% (validation)" in doubt
     assert set(told[: told.index(doubt)]) == {"clean"}
-    assert "WARNING: clean accuracy is" in "\n".join(result_lines(measured(found)))
+    assert "WARNING: clean accuracy is" in "\n".join(metrics_lines(measured(found)))
 
 
 def test_rand_on_a_model_that_is_not_random_is_doubted(model, images):

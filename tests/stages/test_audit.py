@@ -4,9 +4,10 @@ import json
 
 import torch
 
-from ltd_pipe.evaluation.results import Audit, Finding, audit_lines, read_audit
+from ltd_pipe.evaluation.results import Audit, Finding, read_audit
 from ltd_pipe.models.checkpoint import load_classifier, save_classifier
 from ltd_pipe.provenance import sha256_file
+from ltd_pipe.stages.audit import audit_lines
 
 STUDENT = "data/student/model.safetensors"
 QUICK = ("--steps", "20", "--square-queries", "100")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ltd_pipe.errors import MissingError
-
-__all__ = ["find_metrics", "training_files"]
+from ltd_pipe.text import one_line
 
 # What DVC keeps of an evaluation.
 _METRICS = "data/metrics.json"
@@ -43,34 +42,26 @@ def find_metrics(name: str, folder: Path, more: tuple[str, ...] = ()) -> Path:
     MissingError
         When it is nothing of that.
     """
-    from ltd_pipe.report import runs
-
     if Path(name).exists():
+        from ltd_pipe.report import runs
+
         return runs.find_metrics(Path(name))
-    _fetch(name, folder, more)
-    return folder / _METRICS
-
-
-def _fetch(revision: str, folder: Path, more: tuple[str, ...]) -> None:
-    """Copy files out of DVC's cache or remote."""
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
     from dvc.scm import SCMError
     from scmrepo.exceptions import SCMError as GitError
 
     try:
-        files = DVCFileSystem(rev=revision)
-        for name in (*_REQUIRED, *_OPTIONAL, *more):
-            if name in _REQUIRED or files.exists(name):
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                files.get_file(name, str(folder / name))
+        files = DVCFileSystem(rev=name)
+        for file in (*_REQUIRED, *_OPTIONAL, *more):
+            if file in _REQUIRED or files.exists(file):
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                files.get_file(file, str(folder / file))
     except (DvcException, SCMError, GitError, OSError) as error:
+        reason = one_line(str(error)).rstrip(".")
         raise MissingError(
-            revision,
-            f"is no file or folder, and no revision with an evaluation ({_one_line(error)})",
+            name,
+            f"is no file or folder, and no revision with an evaluation ({reason})",
             remedy="'dvc exp show' lists the experiments; 'dvc pull' fetches results.",
         ) from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200].rstrip(".")
+    return folder / _METRICS
