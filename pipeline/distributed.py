@@ -186,7 +186,7 @@ def images_per_epoch(images: int, batch_size: int) -> int:
     return images - 1 if images > 1 and images % batch_size == 1 else images
 
 
-def require_shares(images: int, batch_size: int, processes: int, unit: int = 1) -> None:
+def require_shards(images: int, batch_size: int, processes: int, unit: int = 1) -> None:
     """Refuse a batch size that leaves a process without an image in some step.
 
     `batch_size` is of all processes together; of `unit` neighbours none are parted.
@@ -209,7 +209,7 @@ def require_shares(images: int, batch_size: int, processes: int, unit: int = 1) 
         )
 
 
-def share_of(
+def shard(
     order: NDArray[np.int64], batch_size: int, world: World, unit: int = 1
 ) -> tuple[NDArray[np.int64], int]:
     """A process's images, step by step.
@@ -234,11 +234,8 @@ def share_of(
     whole = len(order) // batch_size * batch_size
     size = batch_size // world.size
     steps = order[:whole].reshape(-1, world.size, size)
-    last = _parts(order[whole:], world.size, unit)[world.rank]
+    # The last step may be smaller: its units are shared out as evenly as they can be.
+    units = np.arange(-(-(len(order) - whole) // unit))
+    ends = np.cumsum([unit * len(part) for part in np.array_split(units, world.size)])[:-1]
+    last = np.split(order[whole:], ends)[world.rank]
     return np.concatenate([steps[:, world.rank].reshape(-1), last]), size
-
-
-def _parts(samples: NDArray[np.int64], count: int, unit: int) -> list[NDArray[np.int64]]:
-    units = -(-len(samples) // unit)
-    ends = [unit * len(part) for part in np.array_split(np.arange(units), count)]
-    return np.split(samples, np.cumsum(ends)[:-1])

@@ -193,19 +193,17 @@ class StateRecord:
     def note(self) -> str | None:
         """What to tell the user before the run begins, or goes on."""
         if self.folder.exists():
-            changed = self.changed()
+            if not (changed := self.changed()):
+                return None
             return (
                 f"warning: {self.folder}: this run began with {_told(changed)} now; it goes on, "
                 "and its result differs in rounding from that of a run that was not interrupted."
-                if changed
-                else None
             )
-        mine = self._content
-        others = sorted(self._states.glob(f"{self._kind}-*"), key=lambda path: path.stat().st_mtime)
-        for folder in reversed(others):
+        folders = self._states.glob(f"{self._kind}-*")
+        for folder in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
             other = read_json(folder / _RECORD)
-            if other and other["out"] == mine["out"]:
-                changed = [*differences(other["decides"], mine["decides"])]
+            if other and other["out"] == self._content["out"]:
+                changed = [*differences(other["decides"], self._content["decides"])]
                 return (
                     f"note: this run begins anew: {folder} is of an interrupted one with "
                     f"{_told(changed)} here. It is kept, and goes on when run as it was."
@@ -214,14 +212,13 @@ class StateRecord:
 
 
 def _told(changed: list[tuple[str, Any, Any]]) -> str:
-    shown = [f"{name} {_short(then)}, which is {_short(now)}" for name, then, now in changed[:3]]
+    def short(value: Any) -> str:
+        text = json.dumps(value)
+        return text if len(text) <= 40 else text[:12] + "…"
+
+    shown = [f"{name} {short(then)}, which is {short(now)}" for name, then, now in changed[:3]]
     more = f" (and {len(changed) - 3} more differences)" if len(changed) > 3 else ""
     return "; ".join(shown) + more
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:12] + "…"
 
 
 def software() -> dict[str, str]:

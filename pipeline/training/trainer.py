@@ -12,7 +12,7 @@ import torch
 
 from ltd_pipe import rng
 from ltd_pipe.device import PrecisionSettings
-from ltd_pipe.distributed import World, images_per_epoch, require_shares, share_of
+from ltd_pipe.distributed import World, images_per_epoch, require_shards, shard
 from ltd_pipe.errors import ModelError
 from ltd_pipe.images.augmentation import PAIR
 from ltd_pipe.models.registry import require_sizes
@@ -130,7 +130,7 @@ class Trainer:
         self._samples, self._validation = split
         self._unit = 1 if params.mixing.is_none else PAIR
         self._images = images_per_epoch(len(self._samples), params.batch_size)
-        require_shares(self._images, params.batch_size, context.world.size, self._unit)
+        require_shards(self._images, params.batch_size, context.world.size, self._unit)
         self._sizes = [] if params.sizes is None else params.sizes.all()
         require_sizes(model, self._sizes)
         self.steps_per_epoch = -(-self._images // params.batch_size)
@@ -194,7 +194,7 @@ class Trainer:
         done = self.progress.step - epoch * self.steps_per_epoch
         key = rng.stream_key(self.context.seed, "order", epoch)
         order = rng.permutation(key, self._samples)[: self._images]
-        mine, batch_size = share_of(order, self._params.batch_size, world, self._unit)
+        mine, batch_size = shard(order, self._params.batch_size, world, self._unit)
         self.model.train()
         self._clock.skip()
         batches = prefetch(

@@ -5,7 +5,7 @@ import pytest
 import torch
 from short_runs import ATTACK, SHORT
 
-from ltd_pipe.distributed import World, share_of
+from ltd_pipe.distributed import World, shard
 from ltd_pipe.errors import ParamsError
 from ltd_pipe.images.augment import augment, mix
 from ltd_pipe.images.stream import ImageStream
@@ -103,7 +103,7 @@ def test_processes_cannot_be_told(train_stream, processes):
     (batch,) = train_stream.batches(ORDER, 240)
     whole, found = transform.apply(batch, 0), {}
     for rank in range(processes):
-        mine, size = share_of(ORDER, 24, World(rank, processes), unit=2)
+        mine, size = shard(ORDER, 24, World(rank, processes), unit=2)
         for part in train_stream.batches(mine, size):
             found |= dict(zip(part.rows.tolist(), transform.apply(part, 0).images, strict=True))
     assert len(found) == len(ORDER)
@@ -146,6 +146,6 @@ def test_pairs_need_an_even_batch(make_student):
     with pytest.raises(ValueError, match="batch_size: cutmix and mixup take pairs of images"):
         make_student(batch_size=31, **MIXED)
     with pytest.raises(ParamsError, match="2 neighbours together"):
-        from ltd_pipe.distributed import require_shares
+        from ltd_pipe.distributed import require_shards
 
-        require_shares(100, 30, 2, unit=2)
+        require_shards(100, 30, 2, unit=2)

@@ -10,7 +10,7 @@ import pytest
 import ranks
 import torch
 
-from ltd_pipe.distributed import World, require_shares, share_of
+from ltd_pipe.distributed import World, require_shards, shard
 from ltd_pipe.errors import ParamsError
 from ltd_pipe.training.trainer import Watcher
 
@@ -131,7 +131,7 @@ def test_shares_make_up_the_steps(processes):
     """Piece after piece of a step are the step's samples, in their order."""
     order = np.random.default_rng(0).permutation(np.arange(1000, 1103))
     worlds = [World(rank, processes, rank) for rank in range(processes)]
-    shares = [share_of(order, 24, world) for world in worlds]
+    shares = [shard(order, 24, world) for world in worlds]
     size = 24 // processes
     assert {step for _, step in shares} == {size}
     for step in range(4):
@@ -144,19 +144,19 @@ def test_shares_make_up_the_steps(processes):
 
 def test_what_cannot_be_shared_is_refused():
     """An uneven batch, and a last step with too few images."""
-    require_shares(103, 24, 4)
-    require_shares(96, 24, 24)
+    require_shards(103, 24, 4)
+    require_shards(96, 24, 24)
     with pytest.raises(ParamsError, match=r"among 5 processes: expected a multiple of 5"):
-        require_shares(103, 24, 5)
+        require_shards(103, 24, 5)
     with pytest.raises(ParamsError, match=r"leaves 1 image.*Set images: 96, or"):
-        require_shares(97, 24, 2)
+        require_shards(97, 24, 2)
 
 
 @pytest.mark.parametrize("images", [96, 103, 106, 101])
 def test_pairs_are_not_parted(images):
     """Neighbours that are mixed with each other go to one process, also in the last step."""
     order, worlds = np.arange(images) * 3, [World(rank, 4) for rank in range(4)]
-    shares = [share_of(order, 24, world, unit=2) for world in worlds]
+    shares = [shard(order, 24, world, unit=2) for world in worlds]
     assert {size for _, size in shares} == {6}
     assert sorted(np.concatenate([mine for mine, _ in shares])) == order.tolist()
     for mine, _ in shares:
@@ -170,8 +170,8 @@ def test_pairs_are_not_parted(images):
 
 def test_pairs_that_cannot_be_shared_are_refused():
     """Two images for each process, in every step."""
-    require_shares(96 + 7, 24, 4, unit=2)
+    require_shards(96 + 7, 24, 4, unit=2)
     with pytest.raises(ParamsError, match="8 processes, 2 neighbours together: .* multiple of 16"):
-        require_shares(96, 24, 8, unit=2)
+        require_shards(96, 24, 8, unit=2)
     with pytest.raises(ParamsError, match=r"leaves 6 image"):
-        require_shares(96 + 6, 24, 4, unit=2)
+        require_shards(96 + 6, 24, 4, unit=2)
