@@ -7,7 +7,7 @@ import pytest
 
 from ltd_pipe.models.facts import read_facts
 
-# FGSM without noise, 5.5 times too far: see tests/training/test_alarm.py.
+# FGSM without noise, 5.5 times too far: see tests/training/test_collapse.py.
 TOO_FAR = """
 device: cpu
 prepare: {dataset: digits, channels: 1}

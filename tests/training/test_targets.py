@@ -1,9 +1,17 @@
-"""Targets are distributions, and each mix is what its formula says."""
+"""Targets are distributions: mixed by formula, or given by a teacher in the run."""
 
 import pytest
 import torch
+from torch import nn
 
+from ltd_pipe.errors import CheckpointError, MissingError, ModelError
+from ltd_pipe.models.checkpoint import save_classifier
+from ltd_pipe.models.classifier import Classifier
+from ltd_pipe.models.registry import build
+from ltd_pipe.objectives import StepInfo, TrainBatch
+from ltd_pipe.provenance import sha256_file
 from ltd_pipe.training import targets
+from ltd_pipe.training.targets import LiveTargets, LiveTeacher, SelfDistillation, annealed
 
 LABELS = torch.tensor([0, 2])
 # The first row agrees with its label, the second contradicts it: max q = 0.7, q_y = 0.1.
@@ -59,3 +67,158 @@ def test_every_mix_is_a_distribution(rectify):
         mix = targets.mixed(soft, labels, weight, rectify=rectify)
         assert (mix >= 0).all()
         torch.testing.assert_close(mix.sum(dim=1), torch.ones(50))
+
+
+DIGITS = tuple("0123456789")
+
+
+def write(path, *, names=DIGITS, shape=(1, 8, 8), temperature=1.0):
+    network = build("small-cnn-w4", len(names), shape)
+    facts = {"architecture": "small-cnn-w4", "class_names": names, "shape": shape}
+    save_classifier(Classifier(network, **facts, temperature=temperature), path)
+    return path
+
+
+@pytest.fixture
+def opened(tmp_path, train_beton):
+    """A teacher that was trained at temperature 2 and is asked at 4."""
+    path = write(tmp_path / "teacher.safetensors", temperature=2.0)
+    return LiveTeacher.open(path, train_beton.manifest, 4.0)
+
+
+def test_its_own_temperature_is_not_applied(opened):
+    """The raw logits are divided by the one temperature that was asked for."""
+    images = torch.rand(3, 1, 8, 8)
+    expected = opened.model.network(images) / 4.0
+    torch.testing.assert_close(opened(images), expected)
+
+
+def test_it_is_frozen_and_in_evaluation_mode(opened):
+    """No weight takes a gradient; the images do, as AdaAD's attack needs."""
+    images = torch.rand(3, 1, 8, 8, requires_grad=True)
+    opened(images).logsumexp(1).sum().backward()
+    assert images.grad.abs().max() > 0
+    assert all(weight.grad is None for weight in opened.model.parameters())
+    assert not any(module.training for module in opened.model.modules())
+
+
+def test_it_says_which_file_it_is(opened, tmp_path):
+    """By hash, so that another teacher never continues a run."""
+    digest = sha256_file(tmp_path / "teacher.safetensors")
+    expected = {"sha256": digest, "architecture": "small-cnn-w4", "temperature": 4.0}
+    assert opened.facts == expected
+
+
+REFUSED = {
+    "fewer": ({"names": DIGITS[:9]}, "number of classes: expected 9 by the model, found 10"),
+    "order": ({"names": DIGITS[::-1]}, "class 0: expected '9' by the model, found '0'"),
+    "shape": ({"shape": (1, 16, 16)}, r"image shape: expected \(1, 16, 16\) by the model"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED)
+def test_a_teacher_of_other_images_is_refused(tmp_path, train_beton, change, message):
+    """Other classes, the same in another order, another size: before the first step."""
+    path = write(tmp_path / "other.safetensors", **change)
+    with pytest.raises(ModelError, match=f"the images for teacher .*other.*{message}"):
+        LiveTeacher.open(path, train_beton.manifest)
+
+
+def test_a_missing_or_damaged_teacher_is_refused(tmp_path, train_beton):
+    """As any checkpoint is."""
+    path = tmp_path / "teacher.safetensors"
+    with pytest.raises(MissingError, match="no such"):
+        LiveTeacher.open(path, train_beton.manifest)
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(CheckpointError):
+        LiveTeacher.open(path, train_beton.manifest)
+
+
+class Fixed:
+    """Gives the logarithms of (0.2, 0.7, 0.1)."""
+
+    def __call__(self, images):
+        return torch.tensor([[0.2, 0.7, 0.1]]).log().expand(len(images), 3)
+
+
+MIXES = {
+    "plain": ((1.0, False), [0.2, 0.7, 0.1]),
+    "mixed": ((0.5, False), [0.6, 0.35, 0.05]),
+    # λ - (0.7 - 0.2) = 0.5
+    "rectified": ((1.0, True), [0.6, 0.35, 0.05]),
+}
+
+
+@pytest.mark.parametrize(("how", "expected"), MIXES.values(), ids=MIXES)
+def test_its_answers_become_the_labels(how, expected):
+    """Whole, mixed with the truth, or less so where they contradict it; nothing else changes."""
+    truth = torch.tensor([[1.0, 0.0, 0.0]])
+    given = TrainBatch(torch.zeros(1, 1, 2, 2), torch.full((1, 3), 1 / 3), truth)
+    found = LiveTargets(Fixed(), *how)(given, None)
+    torch.testing.assert_close(found.target, torch.tensor([expected]))
+    assert found.truth is truth
+    assert found.info is given.info
+
+
+LOGITS = torch.tensor([[2.0, 0.0, -1.0], [1.5, 1.0, 0.0], [-2.0, 1.0, 3.0]])
+TRUTH = torch.eye(3)[[0, 1, 0]]
+# `ADR(3, 10, 4, 2.0, 2.5, 0.7, 0.95)` of yuyuwu5/ADR at 515da0e (src/adr.py), run on these
+# logits and labels at three of its forty steps: temperature, weight, and rectified labels.
+PUBLISHED = {
+    0: (
+        2.5,
+        0.7,
+        [
+            [0.6998805, 0.1796779, 0.1204417],
+            [0.2633261, 0.5921575, 0.1445164],
+            [0.8588277, 0.0437670, 0.0974053],
+        ],
+    ),
+    13: (
+        2.3806246411789873,
+        0.7596876794105063,
+        [
+            [0.6832104, 0.1911816, 0.1256080],
+            [0.2897171, 0.5559953, 0.1542876],
+            [0.8203658, 0.0541616, 0.1254726],
+        ],
+    ),
+    39: (
+        2.000770666566718,
+        0.949614666716641,
+        [
+            [0.6471468, 0.2196208, 0.1332324],
+            [0.3781671, 0.4431478, 0.1786851],
+            [0.7012386, 0.0803719, 0.2183895],
+        ],
+    ),
+}
+ENDS = {"temperatures": (2.5, 2.0), "weights": (0.7, 0.95)}
+
+
+@pytest.mark.parametrize("step", PUBLISHED)
+def test_targets_are_the_published_ones(step):
+    """The second image's truth is its second class, the third one's its least likely."""
+    temperature, weight, expected = PUBLISHED[step]
+    info = StepInfo(step=step, steps=40)
+    assert annealed(ENDS["temperatures"], info) == pytest.approx(temperature, abs=1e-12)
+    assert annealed(ENDS["weights"], info) == pytest.approx(weight, abs=1e-12)
+    batch = TrainBatch(LOGITS, TRUTH, TRUTH, info)
+    found = SelfDistillation(**ENDS)(batch, nn.Identity())
+    torch.testing.assert_close(found.target, torch.tensor(expected), atol=1e-6, rtol=0)
+    assert torch.equal(found.truth, TRUTH)
+
+
+def test_an_answer_far_from_the_truth_is_not_taken_at_all():
+    """λ - (max p - p_y) below zero: the label is one-hot."""
+    adr = SelfDistillation((1.0, 1.0), (0.5, 0.5))
+    batch = TrainBatch(torch.tensor([[-9.0, 9.0]]), torch.eye(2)[:1], torch.eye(2)[:1])
+    found = adr(batch, nn.Identity())
+    torch.testing.assert_close(found.target, torch.eye(2)[:1])
+
+
+def test_targets_carry_no_gradient():
+    """The average is not trained by its own answers."""
+    logits = LOGITS.clone().requires_grad_()
+    found = SelfDistillation(**ENDS)(TrainBatch(logits, TRUTH, TRUTH), nn.Identity())
+    assert not found.target.requires_grad
