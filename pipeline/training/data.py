@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -105,26 +106,24 @@ class Examples(NamedTuple):
         return Examples(self.images[which], self.target[which], self.truth[which])
 
 
-class Targets(Protocol):
+class Targets(abc.ABC):
     """Target distributions of a batch: shape (B, K), dtype float32."""
 
     def prefetch(self, batch: Batch, view: int) -> Batch:
         """What can be done beforehand, on another thread."""
+        del view
+        return batch
 
+    @abc.abstractmethod
     def __call__(self, batch: Batch, view: int) -> torch.Tensor:
         """Targets for one view of the samples."""
 
 
-class LabelTargets:
+class LabelTargets(Targets):
     """One-hot targets, or smoothed ones."""
 
     def __init__(self, num_classes: int, smoothing: float = 0.0) -> None:
         self._num_classes, self._smoothing = num_classes, smoothing
-
-    def prefetch(self, batch: Batch, view: int) -> Batch:
-        """Nothing."""
-        del view
-        return batch
 
     def __call__(self, batch: Batch, view: int) -> torch.Tensor:
         """See `Targets`."""
@@ -132,7 +131,7 @@ class LabelTargets:
         return smoothed(batch.labels, self._num_classes, self._smoothing)
 
 
-class StoredTargets:
+class StoredTargets(Targets):
     """A store's labels, after each image of the batch was found to be the store's.
 
     `data` is how the user knows the images, for the error.

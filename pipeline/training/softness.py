@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,11 +49,6 @@ class TargetSoftness:
         """From what `target_sums` of so many targets add up to, by the names of TARGET_SUMS."""
         top, entropy, contradictions = (sums[name] / targets for name in TARGET_SUMS)
         return cls(top, entropy, contradictions, targets)
-
-    @property
-    def facts(self) -> dict[str, float]:
-        """Plain values, for the student's checkpoint."""
-        return asdict(self)
 
     def sentence(self) -> str:
         """For the summary of the run."""

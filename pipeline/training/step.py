@@ -250,11 +250,6 @@ class Step:
 # they need no place in a snapshot, and an interrupted run draws what it would have drawn.
 
 
-def caller_generators_kept(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Put torch's generators back, when the block ends, to where the caller had them."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-
-
 def seed_dropout(seed: int, step: int, rank: int, device: torch.device) -> None:
     """Seed what the modules of a network draw from during one step, on CPU and device.
 

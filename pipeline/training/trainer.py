@@ -24,7 +24,7 @@ from ltd_pipe.training.failures import Interrupted, StopRequest, failures_explai
 from ltd_pipe.training.optim import learning_rate
 from ltd_pipe.training.snapshots import Progress
 from ltd_pipe.training.softness import TARGET_SUMS, TargetSoftness
-from ltd_pipe.training.step import Step, caller_generators_kept
+from ltd_pipe.training.step import Step
 from ltd_pipe.training.validation import validate
 
 if TYPE_CHECKING:
@@ -154,7 +154,9 @@ class Trainer:
         self._clock.restart()
         # torchrun passes on to each process what the terminal has sent it already.
         stop = StopRequest(patient=self.context.world.size > 1, told=watcher.stopping)
-        with caller_generators_kept(self._stream.device), stop:
+        device = self._stream.device
+        # Dropout draws from torch's generators, which go back to where the caller had them.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), stop:
             while len(self.progress.history) < self.epochs and not self.stopped:
                 self._epoch(watcher, stop)
         return self.progress.history
@@ -252,20 +254,14 @@ class Trainer:
             "train/loss": sums["loss"] / sums["images"],
             accuracy: sums["hits"] / sums["images"],
         }
-        params, context = self._params, self.context
+        params = self._params
         every = params.validation_every if isinstance(params, TrainParams) else 1
         if epoch + 1 == self.epochs or (epoch + 1) % every == 0:
             watcher.validation(epoch)
             try:
                 with stop.at_once():
-                    row |= validate(
-                        self.average,
-                        self._stream,
-                        self._validation,
-                        params,
-                        context.seed,
-                        context.world,
-                    )
+                    samples = self._validation
+                    row |= validate(self.average, self._stream, samples, params, self.context)
             except Interrupted:
                 self._save()  # the next run begins with this validation
                 raise

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ltd_pipe.distributed import World
     from ltd_pipe.images.stream import ImageStream
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.params import FitParams
     from ltd_pipe.training.snapshots import Row
+    from ltd_pipe.training.trainer import RunContext
 
 
 def validate(
@@ -29,8 +29,7 @@ def validate(
     stream: ImageStream,
     samples: NDArray[np.int64],
     params: FitParams,
-    seed: int,
-    world: World,
+    context: RunContext,
 ) -> Row:
     """Clean accuracy, and a student's under PGD with the same starts at every epoch.
 
@@ -41,7 +40,7 @@ def validate(
     """
     if not len(samples):
         return {}
-    student = isinstance(params, TrainParams)
+    student, world = isinstance(params, TrainParams), context.world
     model = Frozen(model).current() if student else model
     hits = torch.zeros(2, dtype=torch.int64, device=stream.device)
     for batch in stream.batches(samples[world.rank :: world.size], params.batch_size):
@@ -50,7 +49,7 @@ def validate(
             right = still = model(images).argmax(dim=1) == batch.labels
         if isinstance(params, TrainParams):
             ball, steps = Ball(params.norm, params.eps), params.validation_attack_steps
-            key = rng.stream_key(seed, "validation-start")
+            key = rng.stream_key(context.seed, "validation-start")
             attacked = pgd(
                 model,
                 images,

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import dropout
 
 from ltd_pipe.training.failures import Interrupted
-from ltd_pipe.training.step import caller_generators_kept, seed_dropout
+from ltd_pipe.training.step import seed_dropout
 from ltd_pipe.training.trainer import Watcher
 
 CPU = torch.device("cpu")
@@ -97,7 +97,7 @@ def test_the_callers_generator_is_where_it_was(share, make_student):
 
 def kept(device=CPU, **changes):
     """Which of a thousand features stay, in two passes of a step."""
-    with caller_generators_kept(device):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         seed_dropout(**{"seed": 0, "step": 3, "rank": 0, "device": device} | changes)
         return torch.stack([dropout(torch.ones(1000, device=device)) for _ in range(2)]) > 0
 

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from ltd_pipe.distributed import World
 from ltd_pipe.images.stream import ImageStream
 from ltd_pipe.params import TrainParams
 from ltd_pipe.training import validation
 from ltd_pipe.training.run import new_classifier
-from ltd_pipe.training.trainer import Watcher
+from ltd_pipe.training.trainer import RunContext, Watcher
 
 CPU = torch.device("cpu")
 ALL = np.arange(240)
+CONTEXT = RunContext(0, snapshots=None)
 
 
 def params(**changes):
@@ -28,7 +28,7 @@ def validate(train_beton):
 
     def measure(samples=ALL, **changes):
         settings = params(**changes)
-        return validation.validate(model.eval(), stream, samples, settings, 0, World())
+        return validation.validate(model.eval(), stream, samples, settings, CONTEXT)
 
     return measure
 
