@@ -16,7 +16,7 @@ PAIR = 2
 
 @dataclass(frozen=True)
 class Mixing:
-    """How many images are mixed with another, and how.
+    """How many images are mixed with another, and how; ValueError for numbers out of range.
 
     Attributes
     ----------
@@ -26,11 +26,6 @@ class Mixing:
     cutmix_alpha, mixup_alpha : float
         Of the symmetric Beta distribution that the image's own share is drawn from: 1 is the
         uniform one, smaller ones leave most images nearly whole.
-
-    Raises
-    ------
-    ValueError
-        For numbers that are out of range.
     """
 
     cutmix_probability: float = 0.0
@@ -65,7 +60,7 @@ _STEP = 32
 
 @dataclass(frozen=True)
 class Sizes:
-    """A side in pixels for each epoch, a function of the epoch alone.
+    """A side in pixels for each epoch of the run; ValueError for numbers out of range.
 
     Attributes
     ----------
@@ -75,12 +70,6 @@ class Sizes:
         Fractions of the run: up to the first the images have the size `start`, from the second
         on `end`, and between them it grows evenly, in multiples of 32.
     epochs : int
-        Of the run.
-
-    Raises
-    ------
-    ValueError
-        For numbers that are out of range.
     """
 
     start: int
@@ -142,7 +131,8 @@ _MIN_SCALE = 0.001
 class Augmentation:
     """What is drawn for each image; `str` gives its canonical text, `parse` takes no other.
 
-    In this order: a crop, a flip, a policy's operations, a cut-out square.
+    In this order: a crop, a flip, a policy's operations, a cut-out square. ValueError for numbers
+    that are out of range, or both kinds of crop.
 
     Attributes
     ----------
@@ -158,11 +148,6 @@ class Augmentation:
         30; `autoaugment:` and `cifar10`, `imagenet` or `svhn`; None: no such operations.
     cutout : int
         Side of a grey square, in pixels, its middle anywhere in the image; 0: none.
-
-    Raises
-    ------
-    ValueError
-        For numbers that are out of range, or both kinds of crop.
 
     Examples
     --------
@@ -202,12 +187,9 @@ class Augmentation:
 
     @classmethod
     def parse(cls, text: str) -> Augmentation:
-        """The augmentation whose canonical text this is.
+        """The augmentation whose canonical text this is; ValueError for any other text.
 
-        Raises
-        ------
-        ValueError
-            For any other text: two texts of one augmentation would look like two.
+        Two texts of one augmentation would look like two.
         """
         if text == "none":
             return cls()
@@ -245,12 +227,7 @@ class Augmentation:
         return ",".join(filter(None, parts)) or "none"
 
     def require_fitting(self, shape: tuple[int, ...], section: str) -> None:
-        """Refuse what would leave nothing of images of this shape (C, H, W).
-
-        Raises
-        ------
-        ParamsError
-        """
+        """Refuse, by a ParamsError, what would leave nothing of images of this shape (C, H, W)."""
         side = min(shape[1:])
         where = f"{section}.augmentation: " if section == "label" else f"{section}."
         if self.crop_padding >= side:

@@ -131,13 +131,7 @@ def hashes_of(path: Path, trained: str) -> NDArray[np.uint64] | None:
 
 
 def require_one_preparation(train: Beton, test: Beton) -> None:
-    """Refuse a test beton that was not written together with the training one.
-
-    Raises
-    ------
-    DataError
-        When one is of another run of `prepare`, which was killed or of which one file was copied.
-    """
+    """Refuse a test beton of another run of `prepare`, which was killed or partly copied."""
     ours, theirs = train.manifest.preparation, test.manifest.preparation
     if ours != theirs:
         raise DataError(
@@ -155,12 +149,6 @@ def read_samples(path: Path, manifest: Manifest) -> Any:
     FFCV believes what a file says: a count decides how much memory is taken, and an image's place
     and length how many bytes compiled code copies into a buffer. Whoever makes a beton can make a
     manifest that goes with it, so that the manifest's hash is no protection here.
-
-    Parameters
-    ----------
-    path : Path
-        A beton of the size that the manifest tells.
-    manifest : Manifest
 
     Returns
     -------

@@ -186,14 +186,7 @@ class ImageStream:
 class FolderStream:
     """Reads a source as `ImageStream` reads a beton; its images are decoded as they come.
 
-    Attributes
-    ----------
-    manifest : ImageFacts
-        What the images are.
-    sample_hash : ndarray of shape (N,), dtype uint64
-    labels : ndarray of shape (N,), dtype int32
-    notes : sequence of str
-        What the user should know of the images, in lines.
+    `manifest`, `labels` and `sample_hash` are as a beton's; `notes` are lines for the user.
     """
 
     def __init__(
@@ -253,9 +246,8 @@ def open_folder(
         See `ltd_pipe.images.decode.resize`; None: all images must have one size.
     channels : int
         1 or 3.
-    device : torch.device
-    split : str
-        Which part of the data set they are.
+    device, split
+        Where batches go, and which part of the data set they are.
     skip_bad : bool
         Leave unreadable images out; the stream's notes name them.
     progress : callable, optional
@@ -264,7 +256,6 @@ def open_folder(
     Raises
     ------
     DataError
-        When an image cannot be used.
     """
     source, found, skipped = without_bad(source, survey(source, progress), skip=skip_bad)
     height, width = common_size(source, found, image_size)
@@ -296,11 +287,6 @@ def read_raw(
 
     FFCV would first compile its reader, for 2 s of processor time in every process. That pays
     where images are decoded or come in any order; here they are only copied.
-
-    Raises
-    ------
-    DataError
-        When the file is no longer the one that was opened: its table is checked again.
     """
     samples = read_samples(path, manifest)
     _, height, width = manifest.shape
@@ -330,14 +316,8 @@ class BetonReader:
     FFCV's thread fills a queue. In FFCV 1.0.2 a reader that stops early can leave the thread
     waiting at the full queue for ever, and a thread that dies leaves the reader waiting at the
     empty one. Its code is compiled once, in 1.5 to 2.5 s at the first batch, whatever the orders
-    and batch sizes that are asked for afterwards.
-
-    Parameters
-    ----------
-    path : Path
-        A beton that `open_beton` has checked: FFCV trusts every number in it.
-    workers : int
-        Decoding threads; more than the machine has cores are not used.
+    and batch sizes that are asked for afterwards. It trusts every number of a beton and every
+    index, so that `open_beton` must have checked the one, and the caller the others.
     """
 
     def __init__(self, path: Path, workers: int) -> None:
@@ -365,24 +345,13 @@ class BetonReader:
             )
 
     def read(self, order: NDArray[np.int64], batch_size: int) -> Generator[tuple[Any, ...]]:
-        """Yield the fields of `batch_size` samples at a time.
-
-        Parameters
-        ----------
-        order : ndarray of shape (M,), dtype int64
-            Sample indices, all within the beton: FFCV does not check them.
-        batch_size : int
+        """Yield the fields of `batch_size` samples of `order`, all within the beton, at a time.
 
         Yields
         ------
         tuple of ndarray
             Images of shape (B, H, W, 3), dtype uint8; label, index and sample_hash of shape
             (B, 1), dtype int64. They are overwritten later: copy what is kept.
-
-        Raises
-        ------
-        DataError
-            When FFCV stops before the end.
         """
         self._loader.batch_size = batch_size
         # `order=` with a class of one's own is broken in FFCV 1.0.2: it is set afterwards.
