@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -15,8 +15,6 @@ from ltd_pipe.errors import DataError, reason_of, refuse_pointer
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# As Pillow converts to grey: thousandths of the ITU-R 601 weights, times 2^16 / 1000.
-LUMA = (19595, 38470, 7471)
 # Of 12 bits in a file of 16, which look black, 4 are left.
 _LEAST_CONTRAST = 16
 # Pillow goes by the content, and would start Ghostscript for a PostScript file that is called .jpg.
@@ -149,5 +147,11 @@ def to_channels(images: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
     """
     if channels != 1:
         return images
-    red, green, blue = (images[..., i].astype(np.uint32) * weight for i, weight in enumerate(LUMA))
-    return ((red + green + blue + (1 << 15)) >> 16).astype(np.uint8)[..., None]
+    grey: NDArray[np.uint32] = luminance(*(images[..., i].astype(np.uint32) for i in range(3)))
+    return grey.astype(np.uint8)[..., None]
+
+
+def luminance(red: Any, green: Any, blue: Any) -> Any:
+    """As Pillow converts to grey, of arrays or tensors of 32 bits; the weights are ITU-R 601's."""
+    # Thousandths, times 2^16 / 1000.
+    return (19595 * red + 38470 * green + 7471 * blue + (1 << 15)) >> 16

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ltd_pipe import rng
-from ltd_pipe.images.decode import LUMA
+from ltd_pipe.images.decode import luminance
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -180,10 +180,10 @@ def _blended(images: torch.Tensor, other: torch.Tensor | int, amount: torch.Tens
 def _luminance(images: torch.Tensor) -> torch.Tensor:
     """Luminance of shape (B, 1, H, W), dtype int32; of grey images themselves."""
     wide = images.to(torch.int32)
-    if images.shape[1] != len(LUMA):
+    if images.shape[1] != 3:
         return wide[:, :1]
-    red, green, blue = (wide[:, i : i + 1] * weight for i, weight in enumerate(LUMA))
-    return (red + green + blue + (1 << 15)) >> 16
+    grey: torch.Tensor = luminance(*(wide[:, i : i + 1] for i in range(3)))
+    return grey
 
 
 def _contrast(images: torch.Tensor, amount: torch.Tensor) -> torch.Tensor:
