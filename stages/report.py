@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ltd_pipe.params import Params
-    from ltd_pipe.report.facts import Places
+    from ltd_pipe.report.facts import ReportPaths
     from ltd_pipe.report.pair import PairFacts
 
 __all__ = ["report"]
@@ -47,7 +47,7 @@ _OPTIONAL = {
 }
 
 
-def _optional_places(command: Callable[..., None]) -> Callable[..., None]:
+def _optional_paths(command: Callable[..., None]) -> Callable[..., None]:
     for name, (default, text) in reversed(_OPTIONAL.items()):
         command = click.option(
             f"--{name}",
@@ -74,7 +74,7 @@ def _optional_places(command: Callable[..., None]) -> Callable[..., None]:
     show_default=True,
     help="What 'ltd-pipe evaluate' measured of it.",
 )
-@_optional_places
+@_optional_paths
 @click.option(
     "--compare",
     "pair",
@@ -115,8 +115,8 @@ def report(
 
     out = out or (_PAIR_PAGE if pair else _PAGE)
     if pair:
-        places = {name.replace("-", "_") for name in ("student", "metrics", *_OPTIONAL)}
-        refuse_options(places, "is of the page of one student, not of --compare")
+        options = {name.replace("-", "_") for name in ("student", "metrics", *_OPTIONAL)}
+        refuse_options(options, "is of the page of one student, not of --compare")
     refuse_existing(out, force=force, kind=PAGE)
     if pair:
         from ltd_pipe.report.pair import judge_pair, render_pair
@@ -129,7 +129,7 @@ def report(
         from ltd_pipe.report.page import render_page
 
         named = {name: path for name, path in optional.items() if path is not None}
-        facts = gather_facts(_places(student, metrics, named), params.report)
+        facts = gather_facts(_paths(student, metrics, named), params.report)
         page, verdict, missing = render_page(facts), judge_student(facts), facts.missing
         more = {"gradient_masking": masking_text(facts.audit)}
     write_text(out, page)
@@ -162,10 +162,10 @@ def _gather_pair(title: str, names: tuple[str, str]) -> PairFacts:
         return gather_pair(title, a, b)
 
 
-def _places(student: Path, metrics: Path, named: dict[str, Path]) -> Places:
+def _paths(student: Path, metrics: Path, named: dict[str, Path]) -> ReportPaths:
     """Where the files are: those that were named, and those of the same run beside them."""
     from ltd_pipe.evaluation.results import audit_beside, evaluation_beside
-    from ltd_pipe.report.facts import Places
+    from ltd_pipe.report.facts import ReportPaths
 
     # What lies in data/ is of the student in data/: another one's would be refused.
     baseline = named.get("baseline", metrics.with_name("baseline"))
@@ -179,4 +179,4 @@ def _places(student: Path, metrics: Path, named: dict[str, Path]) -> Places:
         "baseline_evaluation": evaluation_beside(theirs),
         "audit": audit_beside(metrics),
     }
-    return Places(student=student, metrics=metrics, **_DEFAULTS | beside | named)
+    return ReportPaths(student=student, metrics=metrics, **_DEFAULTS | beside | named)

@@ -82,7 +82,7 @@ def gather_card(
     """
     run, measured = read_checkpoint(checkpoint, "checkpoint"), None
     if metrics is not None:
-        measured = run.measured_by(read_evaluation(metrics, evaluation), metrics, strict=True)
+        measured = run.check_evaluation(read_evaluation(metrics, evaluation), metrics, strict=True)
         beside = audit_beside(metrics)
         if audit is None and beside.exists():
             # One of another model was not asked for, and is no error.

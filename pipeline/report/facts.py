@@ -25,7 +25,7 @@ _LABEL_KEYS = frozenset({"label_kind", "smoothing", "soft_weight", "rectify"})
 
 
 @dataclass(frozen=True)
-class Places:
+class ReportPaths:
     """Where the files are; None, or a path that does not exist: left out, and the page says so.
 
     Attributes
@@ -88,7 +88,7 @@ class Facts:
         return found
 
 
-def gather_facts(places: Places, params: ReportParams) -> Facts:
+def gather_facts(paths: ReportPaths, params: ReportParams) -> Facts:
     """Read everything that there is.
 
     Raises
@@ -99,9 +99,9 @@ def gather_facts(places: Places, params: ReportParams) -> Facts:
         When a file is damaged, or two of them are of different runs: a page that mixes runs
         is worse than none.
     """
-    there = {name: path for name, path in vars(places).items() if path and path.exists()}
-    student = read_run(places.student, "student")
-    evaluation = _evaluation(student, places.metrics, places.evaluation)
+    there = {name: path for name, path in vars(paths).items() if path and path.exists()}
+    student = read_run(paths.student, "student")
+    evaluation = _evaluation(student, paths.metrics, paths.evaluation)
     teacher = baseline = theirs = labels = examples = None
     if "teacher" in there:
         teacher = read_run(there["teacher"], "teacher", "ltd-pipe teacher")
@@ -110,16 +110,16 @@ def gather_facts(places: Places, params: ReportParams) -> Facts:
         baseline = read_run(there["baseline"], "baseline", command)
         if student.facts.class_names != baseline.facts.class_names:
             raise ResultError(
-                places.baseline,
+                paths.baseline,
                 "has other classes than the student",
                 remedy="Pass a baseline of the same data with --baseline.",
             )
         if "baseline_metrics" in there:
-            theirs = _evaluation(baseline, there["baseline_metrics"], places.baseline_evaluation)
+            theirs = _evaluation(baseline, there["baseline_metrics"], paths.baseline_evaluation)
     if "labels" in there:
         labels = read_labels(there["labels"], there.get("data"), _AMBIGUOUS, _CONTRADICTED)
-        _require_own_labels(student, teacher, labels, places)
-    pictures = places.evaluation / "examples.npz"
+        _require_own_labels(student, teacher, labels, paths)
+    pictures = paths.evaluation / "examples.npz"
     if pictures.exists():
         classes = len(student.facts.class_names)
         examples = read_examples(pictures, classes, params.examples) or None
@@ -132,29 +132,29 @@ def gather_facts(places: Places, params: ReportParams) -> Facts:
         teacher=teacher,
         labels=labels,
         manifest=(
-            Manifest.beside(places.data)
-            if places.data and manifest_path(places.data).exists()
+            Manifest.beside(paths.data)
+            if paths.data and manifest_path(paths.data).exists()
             else None
         ),
         examples=examples,
         audit=read_audit(there["audit"], student.sha256) if "audit" in there else None,
     )
-    return replace(facts, missing=tuple(_missing(facts, places, pictured="data" in there)))
+    return replace(facts, missing=tuple(_missing(facts, paths, pictured="data" in there)))
 
 
 def _evaluation(run: Run, metrics: Path, folder: Path | None) -> Evaluation:
     found = read_evaluation(metrics, folder, settings_required=False)
-    return run.measured_by(found, metrics)
+    return run.check_evaluation(found, metrics)
 
 
 def _require_own_labels(
-    student: Run, teacher: Run | None, labels: LabelFacts, places: Places
+    student: Run, teacher: Run | None, labels: LabelFacts, paths: ReportPaths
 ) -> None:
     """Refuse a store that the student was not trained on, or the teacher did not make."""
     used = student.facts.labels
     if used is not None and used.identity != labels.identity:
         raise ResultError(
-            places.student,
+            paths.student,
             "the student was trained on another store: identity",
             expected=labels.identity[:12],
             found=used.identity[:12],
@@ -163,23 +163,23 @@ def _require_own_labels(
     teachers = [one.sha256 for one in labels.attributes.teachers]
     if teacher is not None and teacher.sha256 not in teachers:
         raise ResultError(
-            places.teacher,
-            f"is not the teacher that {places.labels} was made with: SHA-256",
+            paths.teacher,
+            f"is not the teacher that {paths.labels} was made with: SHA-256",
             expected=" or ".join(sha256[:12] for sha256 in teachers) or "none",
             found=teacher.sha256[:12],
             remedy="Pass that one's folder with --teacher, or run 'ltd-pipe label' again.",
         )
 
 
-def _missing(facts: Facts, places: Places, *, pictured: bool) -> list[str]:
+def _missing(facts: Facts, paths: ReportPaths, *, pictured: bool) -> list[str]:
     """What is not on the page, each with the reason."""
     baseline, theirs = facts.baseline, facts.baseline_evaluation
     unnamed = "Proof that the accuracy is of this {} ({} names no checkpoint)."
     lacks = {
-        f"A baseline to compare with (no {places.baseline}).": baseline is None,
-        f"The baseline's accuracy (no {places.baseline_metrics}).": baseline and theirs is None,
-        unnamed.format("student", places.metrics): facts.evaluation.checkpoint_sha256 is None,
-        unnamed.format("baseline", places.baseline_metrics): (
+        f"A baseline to compare with (no {paths.baseline}).": baseline is None,
+        f"The baseline's accuracy (no {paths.baseline_metrics}).": baseline and theirs is None,
+        unnamed.format("student", paths.metrics): facts.evaluation.checkpoint_sha256 is None,
+        unnamed.format("baseline", paths.baseline_metrics): (
             theirs is not None and theirs.checkpoint_sha256 is None
         ),
         "AutoAttack on the student: it was not run, and PGD alone is no claim of robustness.": (
@@ -187,13 +187,13 @@ def _missing(facts: Facts, places: Places, *, pictured: bool) -> list[str]:
         ),
         "Robust accuracy by ε (evaluate.eps_grid is empty).": not facts.evaluation.by_eps,
         "Pictures of attacked images.": facts.examples is None,
-        f"Reliability diagrams (no {places.evaluation / 'reliability.json'}).": (
+        f"Reliability diagrams (no {paths.evaluation / 'reliability.json'}).": (
             facts.evaluation.reliability is None
         ),
-        f"Checks for gradient masking (no {places.audit}).": facts.audit is None,
-        f"The teacher (no {places.teacher}).": facts.teacher is None,
-        f"The soft labels (no {places.labels}).": facts.labels is None,
-        f"Pictures of training images (no {places.data}).": facts.labels and not pictured,
+        f"Checks for gradient masking (no {paths.audit}).": facts.audit is None,
+        f"The teacher (no {paths.teacher}).": facts.teacher is None,
+        f"The soft labels (no {paths.labels}).": facts.labels is None,
+        f"Pictures of training images (no {paths.data}).": facts.labels and not pictured,
         "Curves of training.": not facts.student.curves,
     }
     return [text.replace(" (no None)", "") for text, lacking in lacks.items() if lacking]

@@ -239,11 +239,12 @@ def contests(facts: Facts, judged: verdict.Verdict) -> dict[str, Contest]:
     """Robust and clean accuracy, as they stand at the top of the page."""
     student, found = verdict.Model("the student", facts.evaluation), {}
     for name, attack in (("Robust", judged.attack), ("Clean", "clean")):
-        mine, theirs = student.evaluation.scores[attack.replace("-", "_")], None
+        mine, theirs = facts.evaluation.score(attack), None
         paired = judged.comparison.paired.get(attack)
         if paired and facts.baseline_evaluation:
             theirs = facts.baseline_evaluation.score(attack)
-        found[name] = Contest(student.conditions(attack), mine, theirs, paired)
+        if mine is not None:
+            found[name] = Contest(student.conditions(attack), mine, theirs, paired)
     return found
 
 

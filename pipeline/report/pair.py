@@ -78,7 +78,7 @@ def _side(letter: str, name: str, metrics: Path) -> Side:
     for folder in (metrics.parent / model, metrics.parent):
         if run is None and (folder / _CHECKPOINT).is_file():
             run = read_run(folder, letter)
-            evaluation = run.measured_by(evaluation, metrics)
+            evaluation = run.check_evaluation(evaluation, metrics)
     return Side(letter, name, evaluation, run)
 
 

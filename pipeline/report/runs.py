@@ -324,7 +324,7 @@ class Run:
     curves: dict[str, Curve] = field(default_factory=dict)
     timing: Timing | None = None
 
-    def measured_by(
+    def check_evaluation(
         self, evaluation: Evaluation, metrics: Path, *, strict: bool = False
     ) -> Evaluation:
         """The evaluation, with a warning if it is on the images that the model was trained on.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from run_folders import places_in, write_runs
+from run_folders import paths_in, write_runs
 
 from ltd_pipe.params import ReportParams
 from ltd_pipe.report.facts import gather_facts
@@ -31,7 +31,7 @@ def gather():
     """Read a folder as the stage does."""
 
     def gather_from(folder, **params):
-        return gather_facts(places_in(folder), ReportParams(**params))
+        return gather_facts(paths_in(folder), ReportParams(**params))
 
     return gather_from
 
@@ -39,7 +39,7 @@ def gather():
 @pytest.fixture(scope="session")
 def facts(whole_runs):
     """What there is to say about the whole run."""
-    return gather_facts(places_in(whole_runs), ReportParams(title="Digits <b>&</b> soft labels"))
+    return gather_facts(paths_in(whole_runs), ReportParams(title="Digits <b>&</b> soft labels"))
 
 
 @pytest.fixture(scope="session")

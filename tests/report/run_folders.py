@@ -21,7 +21,7 @@ from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.models.registry import build
 from ltd_pipe.params import PrepareParams
 from ltd_pipe.provenance import sha256_file
-from ltd_pipe.report.facts import Places
+from ltd_pipe.report.facts import ReportPaths
 from ltd_pipe.report.runs import Evaluation
 
 EPS = 0.15
@@ -271,9 +271,9 @@ def write_runs(folder):
     write_examples(folder / "evaluation" / "examples.npz", images[900:], labels[900:])
 
 
-def places_in(folder):
+def paths_in(folder):
     """Where `write_runs` put everything."""
-    return Places(
+    return ReportPaths(
         student=folder / "student",
         metrics=folder / "metrics.json",
         evaluation=folder / "evaluation",

@@ -184,3 +184,14 @@ def test_classes_that_fall_most_often_stand_first(runs, gather):
     assert [cell.value for cell in found[0].cells] == [0.8, 0.1] * 2
     text = " ".join("".join(read(render_page(gather(runs))).text).split())
     assert "The 2 of 10 classes that are right least often under attack." in text
+
+
+def test_clean_accuracy_alone_is_a_page(runs, gather):
+    """An evaluation without any attack: nothing robust is told."""
+    lacks = dict.fromkeys(("pgd_accuracy", "autoattack_accuracy", "autoattack", "intervals"))
+    edit_json(runs / "metrics.json", **lacks)
+    (runs / "evaluation/per_sample.npz").unlink()
+    page = render_page(gather(runs))
+    read(page)
+    assert page.count('class="contest"') == 1
+    assert "cannot be compared image by image" in page
