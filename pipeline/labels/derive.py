@@ -29,10 +29,10 @@ from ltd_pipe.labels.format import (
 )
 from ltd_pipe.labels.reader import SoftLabels
 from ltd_pipe.labels.softmax import (
-    bisect_temperature,
     largest,
     mean_softened,
     require_temperature,
+    solve_temperature,
     top_probability,
     total_variation,
 )
@@ -512,13 +512,8 @@ def require_informative(store: SoftLabels, temperature: float) -> None:
 def temperature_for(store: SoftLabels, target_top_probability: float) -> float:
     """The temperature at which the mean top probability is so high; some 26 passes over logits."""
     store.require_logits()
-    width = store.num_views * store.num_classes
-
-    def mean_top(temperature: float) -> float:
-        total = sum(
-            top_probability([store.gather_logits(index)], temperature)
-            for index in row_blocks(0, store.num_samples, width)
-        )
-        return total / (store.num_samples * store.num_views)
-
-    return bisect_temperature(mean_top, target_top_probability)
+    rows, width = store.num_samples, store.num_views * store.num_classes
+    return solve_temperature(
+        lambda: ([store.gather_logits(index)] for index in row_blocks(0, rows, width)),
+        target_top_probability,
+    )

@@ -349,9 +349,7 @@ def temperature_of_sample(
     """
     order = np.unique(np.linspace(0, num_samples - 1, min(num_samples, _SAMPLE)).astype(np.int64))
     logits = [
-        answers(teachers, batch, replay, precision).to(torch.float16).cpu()
+        [*answers(teachers, batch, replay, precision).to(torch.float16).cpu().numpy()]
         for batch in stream.batches(order, batch_size)
     ]
-    # The views of a sample are so many rows.
-    rows = torch.cat(logits, dim=1).flatten(1, -2)
-    return solve_temperature(rows.numpy(), target_top_probability)
+    return solve_temperature(lambda: logits, target_top_probability)

@@ -11,7 +11,7 @@ from ltd_pipe.errors import ParamsError
 from ltd_pipe.labels.format import MAX_TEMPERATURE, MIN_TEMPERATURE, to_float16, to_float32
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import torch
     from numpy.typing import NDArray
@@ -102,8 +102,7 @@ def total_variation(
 # --- Logits to soft labels: softmax at a temperature, and which temperature.
 
 
-# Rows at a time: float32 copies of a few MiB stay in the cache and never fill the memory.
-_BLOCK_ELEMENTS = 2**20
+# At a time, so that their float32 copies never leave the processor's cache.
 _CACHED_ELEMENTS = 2**16
 
 
@@ -179,31 +178,30 @@ def softened_half(
     return rounded
 
 
-def solve_temperature(logits: NDArray[np.floating[Any]], target_top_probability: float) -> float:
-    """The temperature at which the largest probability is so high, averaged over samples.
-
-    Logits are of shape (N, K), or (M, N, K) for the average of M teachers; the target is in
-    (1/K, 1). A ParamsError when no temperature gives it.
-    """
-    stacked = logits[None] if logits.ndim == 2 else logits
-    num_samples, num_classes = stacked.shape[1:]
-    step = max(_BLOCK_ELEMENTS // num_classes, 1)
-
-    def mean_top(temperature: float) -> float:
-        blocks = (stacked[:, at : at + step] for at in range(0, num_samples, step))
-        total = sum(top_probability([*block], temperature) for block in blocks)
-        return float(total / num_samples)
-
-    return bisect_temperature(mean_top, target_top_probability)
-
-
-def bisect_temperature(mean_top: Callable[[float], float], target: float) -> float:
-    """Solve `mean_top(temperature) = target` for a function that falls with temperature.
+def solve_temperature(
+    blocks: Callable[[], Iterable[Sequence[NDArray[np.floating[Any]]]]], target: float
+) -> float:
+    """The temperature at which the largest probability is so high, averaged over rows.
 
     Bisection in the logarithm, since useful temperatures span orders of magnitude; the mean
     top probability of softmax(z / τ) falls strictly in τ unless all logits are equal. The
     result is rounded to six digits, so that it can be typed from a report and give the same bytes.
+
+    Parameters
+    ----------
+    blocks : callable
+        Gives all logits anew, block by block, in each block those of each teacher.
+    target : float
+        In (1/K, 1). A ParamsError when no temperature gives it.
     """
+
+    def mean_top(temperature: float) -> float:
+        total, rows = 0.0, 0
+        for logits in blocks():
+            total += top_probability(logits, temperature)
+            rows += logits[0].size // logits[0].shape[-1]
+        return total / rows
+
     low, high = math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE)
     largest, smallest = mean_top(MIN_TEMPERATURE), mean_top(MAX_TEMPERATURE)
     if not smallest < target < largest:

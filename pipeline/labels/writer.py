@@ -41,12 +41,11 @@ from ltd_pipe.labels.format import (
 from ltd_pipe.labels.manifest import MANIFEST, StoreFolder, format_manifest
 from ltd_pipe.labels.reader import StoredArray
 from ltd_pipe.labels.softmax import (
-    bisect_temperature,
     largest,
     mean_softened,
     require_temperature,
     softened_half,
-    top_probability,
+    solve_temperature,
     total_variation,
 )
 from ltd_pipe.provenance import sha256_file
@@ -509,15 +508,11 @@ class StoreWriter:
         """The temperature for `publish`, from all samples; see `softmax.solve_temperature`."""
         self._require_complete()
         columns = [self._staged.column(name) for name in self._teachers]
-
-        def mean_top(temperature: float) -> float:
-            total = sum(
-                top_probability([column.chunk(chunk) for column in columns], temperature)
-                for chunk in range(self._num_chunks)
-            )
-            return total / (self.facts.num_samples * self.facts.views.count)
-
-        return bisect_temperature(mean_top, target_top_probability)
+        chunks = range(self._num_chunks)
+        return solve_temperature(
+            lambda: ([column.chunk(chunk) for column in columns] for chunk in chunks),
+            target_top_probability,
+        )
 
     def answered(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
         """For each teacher the ground truth and its answer for each sample's first view."""

@@ -53,7 +53,7 @@ def test_temperatures_without_meaning_are_refused(temperature):
 def test_the_solved_temperature_gives_the_target(target):
     """The mean top probability at the solution is the target to five digits."""
     logits = np.random.default_rng(0).standard_normal((500, 10)).astype(np.float32) * 4
-    temperature = solve_temperature(logits, target)
+    temperature = solve_temperature(lambda: [[logits]], target)
     assert soften(logits, temperature).max(axis=1).mean() == pytest.approx(target, abs=1e-5)
 
 
@@ -61,14 +61,14 @@ def test_a_margin_of_twelve_gives_the_known_temperatures():
     """Ten classes, margin 12: temperature 3 gives .858, so .858 gives about 3 (METHOD's table)."""
     logits = np.zeros((1, 10), np.float32)
     logits[0, 0] = 12
-    assert solve_temperature(logits, 0.858) == pytest.approx(3, abs=0.01)
+    assert solve_temperature(lambda: [[logits]], 0.858) == pytest.approx(3, abs=0.01)
 
 
 def test_several_teachers_are_averaged_after_the_softmax():
     """Two teachers that contradict each other can never be sure together."""
     logits = np.array([[[5, 0]], [[0, 5]]], np.float32)
     with pytest.raises(ParamsError, match="no temperature gives this mean top probability"):
-        solve_temperature(logits, 0.9)
+        solve_temperature(lambda: [logits], 0.9)
 
 
 @pytest.mark.parametrize("target", [0.05, 0.1, 1.0])
@@ -76,15 +76,16 @@ def test_an_unreachable_target_is_refused(target):
     """Below 1/K and at 1 the error says what can be reached."""
     logits = np.random.default_rng(0).standard_normal((50, 10)).astype(np.float32)
     with pytest.raises(ParamsError, match="expected above 0.1.* and below 1 for these logits"):
-        solve_temperature(logits, target)
+        solve_temperature(lambda: [[logits]], target)
 
 
-def test_the_result_does_not_depend_on_how_rows_are_blocked(monkeypatch):
+def test_the_result_does_not_depend_on_how_rows_are_blocked():
     """Blocks of three rows give the same temperature as one block."""
     logits = np.random.default_rng(0).standard_normal((50, 10)).astype(np.float32)
-    whole = solve_temperature(logits, 0.5)
-    monkeypatch.setattr("ltd_pipe.labels.softmax._BLOCK_ELEMENTS", 30)
-    assert solve_temperature(logits, 0.5) == whole
+    whole = solve_temperature(lambda: [[logits]], 0.5)
+    assert (
+        solve_temperature(lambda: ([logits[at : at + 3]] for at in range(0, 50, 3)), 0.5) == whole
+    )
 
 
 def test_a_summary_by_hand():
