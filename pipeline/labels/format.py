@@ -440,9 +440,8 @@ def rows_per_chunk(row_bytes: int) -> int:
 
 def row_bytes(facts: StoreFacts, top_k: int | None = None) -> int:
     """Size of one sample's part of the widest array of a store, for `rows_per_chunk`."""
-    names = ("topk_indices", "topk_probs") if top_k else ("soft_labels",)
-    layouts = [facts.layout(name, 1, top_k) for name in names]
-    return max(layout.payload_bytes for layout in layouts)
+    names = SPARSE if top_k else ("soft_labels",)
+    return max(facts.layout(name, 1, top_k).payload_bytes for name in names)
 
 
 # --- The arrays of a store, as zarr describes them, and where their rows are.

@@ -66,6 +66,14 @@ def test_millions_of_values(forge, refused, key, text):
     refused(repeated(forge, text, key=key), f"ltd_pipe|nested|{key}", peak_mib=1100, cpu_s=15)
 
 
+@pytest.mark.parametrize("key", ["shape", "codecs", "dimension_names"])
+def test_many_values_in_an_array(forge, refused, key):
+    """Zarr, which would look at each codec, is never asked."""
+    forge.array("soft_labels", put(key, [{"name": "crc32c"}] * 700_000))
+    found = "soft_labels/zarr.json: is too long: expected at most 65536"
+    refused(forge.sign(), found, peak_mib=1100, cpu_s=15)
+
+
 def test_millions_of_keys(forge, refused):
     """Each unknown key would be an error of its own."""
     keys = ",".join(f'"k{number}":1' for number in range(10**6))
