@@ -131,11 +131,6 @@ class Joinable:
             Of the images, read from the data themselves.
         data : str
             How the user knows the data, such as the beton's path.
-
-        Raises
-        ------
-        JoinError
-            Naming the first sample that is another image.
         """
         rows = require_rows(self.path, rows, self.attributes.num_samples)
         if rows.shape != sample_hash.shape:
@@ -171,11 +166,6 @@ class Joinable:
         -------
         ndarray of shape (n,), dtype int64
             Of equal images any one's row.
-
-        Raises
-        ------
-        JoinError
-            Naming the first sample that has no row, or one of another class.
         """
         rows = self.index.first_rows(sample_hash)
         if (rows < 0).any():
@@ -216,19 +206,8 @@ class Joinable:
     ) -> None:
         """Refuse a data set other than the labelled one in the same order, before the work.
 
-        Parameters
-        ----------
-        manifest : Manifest
-            Of the images.
-        data : str
-            How the user knows the data.
-        images : Beton or FolderStream, optional
-            With them the first sample that differs is named.
-
-        Raises
-        ------
-        JoinError
-            When classes, number of samples, or fingerprint differ.
+        Classes, number of samples and fingerprint are compared; with the images, Beton or
+        FolderStream, the first sample that differs is named.
         """
         self.require_classes(manifest.class_names, data)
         labelled, num_samples = self.attributes.dataset, self.attributes.num_samples

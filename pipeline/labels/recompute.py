@@ -33,16 +33,9 @@ _RELATIVE, _ABSOLUTE = 2.0**-10, 2.0**-24
 
 @dataclass(frozen=True)
 class Recomputed:
-    """What came of asking again.
+    """What came of asking again: how many pairs of sample and view, and the largest differences.
 
-    Attributes
-    ----------
-    answers : int
-        Pairs of sample and view that were compared.
-    worst_probability : float
-        Largest difference of a probability.
-    worst_logit : float or None
-        Largest difference of a logit; None: the store has none.
+    Without stored logits there is no `worst_logit`.
     """
 
     answers: int
@@ -115,17 +108,8 @@ def recompute(
         How the user knows the images, for the error.
     tolerance : float
         Of the row's largest logit.
-    batch_size : int
-    precision : str
     progress : callable, optional
         Called with the number of answers just compared.
-
-    Raises
-    ------
-    StoreError
-        At the first answer that is another one, naming sample, view and class.
-    JoinError
-        When an image is not the labelled one.
     """
     replay = Replay.of(store.attributes.views, store.path)
     total = store.num_samples * store.num_views

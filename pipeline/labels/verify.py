@@ -56,10 +56,8 @@ def verify_store(
 
     Raises
     ------
-    StoreError
+    StoreError, JoinError
         At the first thing that is wrong.
-    JoinError
-        When the labels belong to other images.
     """
     store = SoftLabels.open(path)
     folder = StoreFolder(path)

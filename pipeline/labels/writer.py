@@ -192,17 +192,8 @@ class StagedColumns:
 
     Chunks are written behind the caller. Which ones are there is told by the files alone: any
     number of processes may fill different chunks of one folder, and know nothing of each other.
-
-    Parameters
-    ----------
-    path : Path
-        The folder; one that an interrupted run has left is continued.
-    key : dict
-        Plain values that decide the content; a folder of another key is refused.
-    columns : dict of str to ArrayLayout
-        All with the same rows per chunk.
-    chunks : range
-        Those to fill.
+    What an interrupted run has left is continued; `key` is what decides the content, in plain
+    values, and a folder of another key is refused.
     """
 
     def __init__(
