@@ -36,7 +36,7 @@ from ltd_pipe.labels.softmax import (
     top_probability,
     total_variation,
 )
-from ltd_pipe.labels.softness import uniform_below
+from ltd_pipe.labels.softness import evenly_spaced, uniform_below
 from ltd_pipe.labels.writer import build_store, require_replaceable
 from ltd_pipe.publish import exclusive, replace_tree, require_free
 from ltd_pipe.text import nfc
@@ -494,9 +494,9 @@ def require_informative(store: SoftLabels, temperature: float) -> None:
     """Refuse a temperature at which the labels would be as good as uniform, before the work."""
     store.require_logits()
     width = store.num_views * store.num_classes
-    count = min(max(_SAMPLE_ELEMENTS // width, 1), store.num_samples)
-    rows = np.arange(count) * store.num_samples // count
-    top = top_probability([store.gather_logits(rows)], temperature) / (count * store.num_views)
+    rows = evenly_spaced(store.num_samples, _SAMPLE_ELEMENTS // width)
+    total = top_probability([store.gather_logits(rows)], temperature)
+    top = total / (len(rows) * store.num_views)
     limit = uniform_below(store.num_classes)
     if top < limit:
         raise StoreError(

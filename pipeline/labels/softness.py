@@ -224,9 +224,14 @@ def measure(folder: Path, layouts: Sequence[ArrayLayout]) -> LabelStatistics:
 def measured_rows(layout: ArrayLayout) -> NDArray[np.int64]:
     """The rows that `measure` looks at, evenly spaced."""
     elements = math.prod(layout.row_shape)
-    most = min(_MAX_ROWS // layout.num_views, _MAX_ELEMENTS // elements, layout.num_samples)
-    count = max(most, 1)
-    return np.arange(count, dtype=np.int64) * layout.num_samples // count
+    most = min(_MAX_ROWS // layout.num_views, _MAX_ELEMENTS // elements)
+    return evenly_spaced(layout.num_samples, most)
+
+
+def evenly_spaced(total: int, most: int) -> NDArray[np.int64]:
+    """At most so many of the numbers below `total`, one at least."""
+    count = max(min(total, most), 1)
+    return np.arange(count, dtype=np.int64) * total // count
 
 
 def _read_rows(folder: Path, layout: ArrayLayout, index: NDArray[np.int64]) -> NDArray[Any]:

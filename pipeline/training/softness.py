@@ -10,7 +10,7 @@ import torch
 
 from ltd_pipe.errors import StoreError
 from ltd_pipe.labels.resident import LabelsOnDevice
-from ltd_pipe.labels.softness import Softness, uniform_below
+from ltd_pipe.labels.softness import Softness, evenly_spaced, uniform_below
 from ltd_pipe.training.targets import mixed
 
 if TYPE_CHECKING:
@@ -104,8 +104,7 @@ def measure_targets(
 
     Of many, evenly spaced ones are measured: 65,536 targets at most.
     """
-    count = max(min(len(samples), _MAX_ROWS // store.num_views), 1)
-    chosen = samples[np.arange(count) * len(samples) // count]
+    chosen = samples[evenly_spaced(len(samples), _MAX_ROWS // store.num_views)]
     labels = LabelsOnDevice(
         store, torch.device("cpu"), temperature=params.label_temperature, resident=False
     )
