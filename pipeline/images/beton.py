@@ -245,37 +245,22 @@ def ffcv_threads() -> Iterator[None]:
 _IMPORTING = threading.Lock()
 
 
-@contextlib.contextmanager
-def _plain_dict() -> Iterator[None]:
-    """Let FFCV's one typed dictionary be a plain one, while it is imported.
+def require_ffcv() -> None:
+    """Import FFCV; MachineError when that fails, with what to run.
 
     `ffcv.fields.rgb_image` (1.0.2) keeps the numbers of its two encodings in a numba.typed.Dict,
     which is compiled for that: 4 s of processor time in every process. It looks them up in plain
-    Python alone.
+    Python alone, so that a plain dict does while it is imported.
     """
-    from numba import typed
-
-    with _IMPORTING:
-        before = typed.Dict
-        typed.Dict = dict
+    with _IMPORTING, ffcv_threads():
         try:
-            yield
-        finally:
-            typed.Dict = before
+            from numba import typed
 
-
-def require_ffcv() -> None:
-    """Import FFCV.
-
-    Raises
-    ------
-    MachineError
-        When it cannot be imported, with what to run.
-    """
-    with ffcv_threads():
-        try:
-            with _plain_dict():
+            before, typed.Dict = typed.Dict, dict
+            try:
                 import ffcv  # noqa: F401
+            finally:
+                typed.Dict = before
         except Exception as error:  # a missing shared library is an ImportError or an OSError
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             commands = "; ".join(f"{name}: {run}" for name, run in _SYSTEM_PACKAGES.items())

@@ -79,22 +79,18 @@ def build(architecture: str, num_classes: int, shape: tuple[int, int, int]) -> n
     if len(shape) != 3 or shape[0] not in (1, 3) or min(shape) < 1:
         expected = "(1 or 3, height, width)"
         raise ModelError(architecture, "shape", expected=expected, found=tuple(shape))
-    package, colon, name = architecture.partition(":")
     if names_file(architecture):
         return _build_from_file(architecture, num_classes, shape)
-    if colon and package == "timm":
-        return _build_timm(name, num_classes, shape)
-    if colon and package == "torchvision":
-        return _build_torchvision(name, num_classes, shape)
-    if colon and package == "robustbench":
-        zoo_network: nn.Module = _zoo_entry(name, num_classes)[0]["model"]()
-        return zoo_network
+    package, colon, name = architecture.partition(":")
+    packages = {"timm": _build_timm, "torchvision": _build_torchvision, "robustbench": _build_zoo}
+    if colon and package in packages:
+        return packages[package](name, num_classes, shape)
     network_class, arguments = own_network(architecture, num_classes, shape)
-    own: Any = network_class(**arguments)
+    network: Any = network_class(**arguments)
     if (number := arguments.get("exit_number")) is not None:
-        _require_within(architecture, "exit", number, own.num_exits)
-    network: nn.Module = own
-    return network
+        _require_within(architecture, "exit", number, network.num_exits)
+    built: nn.Module = network
+    return built
 
 
 # --- Networks of this package.
@@ -295,6 +291,12 @@ def _unfit(where: str, shape: Sequence[int], error: Exception, remedy: str = "")
 
 # By the number of classes of 32×32 images, and of larger ones.
 _ZOO_DATASETS = {10: "cifar10", 100: "cifar100", 1000: "imagenet"}
+
+
+def _build_zoo(name: str, num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    del shape  # each network of the zoo is for the images of its data set
+    network: nn.Module = _zoo_entry(name, num_classes)[0]["model"]()
+    return network
 
 
 def zoo_weights(name: str, num_classes: int) -> Path:
