@@ -96,7 +96,8 @@ def test_work_that_is_not_there_is_no_work(tmp_path):
 
 # Options and wiring, warnings, files that are fetched or written, and what lies below all.
 UNDECIDING = (
-    *("stages.*", "params", "params.*", "background", "distributed", "training", "evaluation.*"),
+    *("stages.*", "params", "params.*", "evaluation", "evaluation.*", "training"),
+    *("background", "distributed"),
     *("labels.card", "labels.derive", "labels.remote", "labels.verify", "labels.writer"),
     *("models.foreign", "images.sources"),
 )
