@@ -155,25 +155,10 @@ def random_start(
 def run_gradient_attack(
     bench: Bench, attack: GradientAttack, ball: Ball, clean: torch.Tensor, *, all_images: bool
 ) -> tuple[torch.Tensor, Answers]:
-    """Attack all images that are right when clean.
+    """The images, of those right when clean, that stay right; and the first restart's answers.
 
-    Parameters
-    ----------
-    bench : Bench
-    attack : GradientAttack
-    ball : Ball
-    clean : Tensor of shape (n,), dtype bool
-        Right when clean.
-    all_images : bool
-        The first restart attacks the others, too: calibration under attack is that of all
-        images, not of those that the model knows.
-
-    Returns
-    -------
-    Tensor of shape (n,), dtype bool
-        The images that stay right.
-    Answers
-        To the images of the first restart.
+    With `all_images` the first restart attacks the others, too: calibration under attack is that
+    of all images, not of those that the model knows.
     """
     rows = torch.arange(len(clean)) if all_images else clean.nonzero().flatten()
     loss = margin if attack.loss == "margin" else None
@@ -217,9 +202,8 @@ def run_pgd(
     name : str
         Of the records.
     before : Tensor of shape (n,), dtype bool
-        The others are not attacked.
+        The others are not attacked; with a radius of 0 none is.
     ball : Ball
-        With a radius of 0 the images are left as they are.
     steps : int
     restarts : range
         Their numbers; each begins at random points of its own.
@@ -227,10 +211,6 @@ def run_pgd(
         What the attack maximises, of the labels; the cross entropy.
     title : str
         What people are told is under way; the name.
-
-    Returns
-    -------
-    Tensor of shape (n,), dtype bool
     """
     correct = before.clone()
     for restart in restarts if ball.eps else ():
@@ -267,20 +247,12 @@ _LEAST_SIDE = 5
 
 @dataclass
 class AutoAttackResult:
-    """What AutoAttack left.
-
-    Attributes
-    ----------
-    correct : Tensor of shape (n,), dtype bool
-        The images that stay right.
-    accuracy : dict of str to float
-        Accuracy left after each attack, in the order they ran.
-    flags : list of str
-        AutoAttack's own warnings that its verdict may be too kind.
-    """
+    """The images that stay right under AutoAttack (n booleans)."""
 
     correct: torch.Tensor
+    # Left after each attack, in the order they ran.
     accuracy: dict[str, float] = field(default_factory=dict)
+    # AutoAttack's own warnings that its verdict may be too kind.
     flags: list[str] = field(default_factory=list)
 
 
@@ -334,17 +306,10 @@ def require_possible(shape: tuple[int, int, int], ball: Ball, version: Version) 
 def run_autoattack(
     bench: Bench, ball: Ball, clean: torch.Tensor, version: Version = "standard"
 ) -> AutoAttackResult:
-    """Run a version's attacks, each on what those before it left.
+    """Run a version's attacks on images that are right when clean, each on what is left.
 
-    Parameters
-    ----------
-    bench : Bench
-        Its batch size is part of the result: the package seeds each batch anew.
-    ball : Ball
-    clean : Tensor of shape (n,), dtype bool
-        Right when clean.
-    version : {"standard", "rand"}
-        rand is for models that answer at random; for all others it is the weaker one.
+    The batch size is part of the result: the package seeds each batch anew. The version rand is
+    for models that answer at random; for all others it is the weaker one.
     """
     adversary = build(bench, ball, version)
     attacks, flags = attacks_of(version, bench.model.num_classes)
@@ -395,23 +360,9 @@ def build(bench: Bench, ball: Ball, version: Version = "standard") -> Any:
 def run_one(
     bench: Bench, adversary: Any, attack: str, before: torch.Tensor, flags: list[str]
 ) -> torch.Tensor:
-    """The images that stay right under one attack of the package.
+    """Those of the images before that stay right under one attack of an `adversary` from `build`.
 
-    Parameters
-    ----------
-    bench : Bench
-    adversary
-        From `build`.
-    attack : str
-        One of the package's names.
-    before : Tensor of shape (n,), dtype bool
-        The others are not attacked.
-    flags : list of str
-        Gets the package's warnings that are not in it yet.
-
-    Returns
-    -------
-    Tensor of shape (n,), dtype bool
+    `flags` gets the package's warnings that are not in it yet.
     """
 
     def work(rows: torch.Tensor) -> dict[str, Any]:

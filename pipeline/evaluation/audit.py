@@ -56,15 +56,9 @@ _REACH, _STEPS = 2.0, 10
 
 @torch.no_grad()
 def loss_surface(bench: Bench, ball: Ball, clean: torch.Tensor) -> LossSurface:
-    """Measure the loss around up to 16 images that are right when clean.
+    """Measure the loss around up to 16 of the images that are right when clean, one at least.
 
-    Parameters
-    ----------
-    bench : Bench
-    ball : Ball
-        Its norm decides what a direction is: signs, or a unit vector.
-    clean : Tensor of shape (n,), dtype bool
-        One image at least.
+    The ball's norm decides what a direction is: signs, or a unit vector.
     """
     rows = clean.nonzero().flatten()[:_IMAGES]
     images, labels, index = bench.test.take(rows)
@@ -110,54 +104,26 @@ _DEAD_GRADIENTS = 0.05
 
 @dataclass(frozen=True)
 class AuditSettings:
-    """How hard the checks try.
-
-    Attributes
-    ----------
-    eps : float
-        Radius of the ball, pixel units.
-    seed : int
-    batch_size : int
-    steps, restarts : int
-        Of PGD.
-    square_queries : int
-        Of the black-box attack.
-    norm : {"linf", "l2"}
-        Of the ball.
-    """
+    """How hard the checks try."""
 
     eps: float
     seed: int = 0
     batch_size: int = 256
-    steps: int = 100
+    steps: int = 100  # of PGD
     restarts: int = 5
-    square_queries: int = 1000
+    square_queries: int = 1000  # of the black-box attack
     norm: Norm = "linf"
 
 
 @dataclass(frozen=True)
 class AuditResult:
-    """What an audit found.
-
-    Attributes
-    ----------
-    findings : list of Finding
-        The model is believed when every one has passed.
-    curve : Curve
-        Robust accuracy by eps, to where nothing is left.
-    surface : LossSurface
-        The loss around some images.
-    source_accuracy : dict of str to float
-        Of each source on the clean images.
-    not_made : list of str
-        Checks that could not be made, and why.
-    """
+    """What an audit found; the model is believed when every check has passed."""
 
     findings: list[Finding]
-    curve: Curve
+    curve: Curve  # to where nothing is left
     surface: LossSurface
-    source_accuracy: dict[str, float]
-    not_made: list[str]
+    source_accuracy: dict[str, float]  # of each source on the clean images
+    not_made: list[str]  # checks that could not be made, and why
 
 
 def audit(

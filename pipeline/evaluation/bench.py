@@ -90,22 +90,7 @@ class TestImages:
 def select_images(
     stream: ImageStream | FolderStream, total: int, n: int | None, seed: int
 ) -> TestImages:
-    """All test images, or a random `n` of them that depends on the seed alone.
-
-    Parameters
-    ----------
-    stream : ImageStream or FolderStream
-        Over the test images.
-    total : int
-        How many there are.
-    n : int or None
-        None takes all.
-    seed : int
-
-    Returns
-    -------
-    TestImages
-        In ascending order of sample index.
+    """All `total` test images, or a random `n` of them that depends on the seed alone.
 
     Raises
     ------
@@ -142,15 +127,9 @@ class Journal:
     """Records of batches, in the order in which they were computed.
 
     A process may die at any byte. A line counts when it is whole, which its checksum tells; what
-    comes after one that is not is computed again. So nothing has to wait for the disk.
-
-    Parameters
-    ----------
-    folder : Path or None
-        Named by all that decides the records, so that an equal one continues. None: nothing is
-        kept.
-    state : StateRecord, optional
-        Kept beside them.
+    comes after one that is not is computed again. So nothing has to wait for the disk. The folder
+    is named by all that decides the records, so that an equal one continues; without one, nothing
+    is kept.
     """
 
     def __init__(self, folder: Path | None, state: StateRecord | None = None) -> None:
@@ -191,24 +170,12 @@ class Journal:
 
 @dataclass(frozen=True)
 class Bench:
-    """A model under measurement.
-
-    Attributes
-    ----------
-    model : Classifier
-        In evaluation mode, on its device.
-    test : TestImages
-    seed : int
-    batch_size : int
-        Images per model call; AutoAttack's random numbers depend on it.
-    journal : Journal
-        Where finished batches are kept.
-    tick, finished : callable
-    """
+    """A model under measurement, in evaluation mode, and the images under attack."""
 
     model: Classifier
     test: TestImages
     seed: int
+    # AutoAttack's random numbers depend on it.
     batch_size: int
     journal: Journal = field(default_factory=lambda: Journal(None))
     tick: Tick = silent
@@ -275,20 +242,7 @@ class Bench:
     def correct(
         self, name: str, before: torch.Tensor, attack: Attack, *, title: str, later: int = 0
     ) -> torch.Tensor:
-        """Which of the images that were right before stay right under an attack.
-
-        Parameters
-        ----------
-        name, title, later
-            See `records`.
-        before : Tensor of shape (n,), dtype bool
-            The others are not attacked.
-        attack : callable
-
-        Returns
-        -------
-        Tensor of shape (n,), dtype bool
-        """
+        """Which of the images that were right before stay right under an attack; see `records`."""
         rows = before.nonzero().flatten()
         found = self.answers(name, rows, attack, title=title, later=later)
         return before & found.correct(self.test.labels)

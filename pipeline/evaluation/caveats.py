@@ -23,12 +23,7 @@ def image_warnings(
 ) -> list[str]:
     """Warn of test images that the model may know, or cannot be right on.
 
-    Parameters
-    ----------
-    sample_hash : ndarray of shape (n,), dtype uint64
-    labels : ndarray of shape (n,), dtype int64
-    training : ndarray of shape (m,), dtype uint64, or None
-        Hashes of the images that it was trained on, where they are at hand.
+    `training` are hashes of the images that it was trained on, where they are at hand.
     """
     n, found = len(labels), []
     known = 0 if training is None else int(np.isin(sample_hash, training).sum())
@@ -45,21 +40,9 @@ def image_warnings(
 
 
 def contradicted_accuracy(hits: int, n: int, stated: float, of_what: str) -> str | None:
-    """Warn of a model that is not as accurate as its checkpoint says.
+    """Warn of a model that is not as accurate on clean images as its checkpoint says.
 
-    Parameters
-    ----------
-    hits, n : int
-        Right answers to the clean images here.
-    stated : float
-        The accuracy that the checkpoint states.
-    of_what : str
-        Which images that was measured on.
-
-    Returns
-    -------
-    str or None
-        None while the difference is within five points, or within the interval at 95 %.
+    A difference within five points, or within the interval at 95 %, is none.
     """
     low, high = wilson_interval(hits, n)
     if low <= stated <= high or abs(hits / n - stated) <= _ALLOWED_GAP:

@@ -55,13 +55,8 @@ def is_random(model: Classifier, images: torch.Tensor) -> bool:
 def require_sound(model: Classifier, images: torch.Tensor, *, random_allowed: bool = False) -> None:
     """Prove, before an attack relies on it, that the model is in a state to be measured.
 
-    Parameters
-    ----------
-    model : Classifier
-    images : Tensor of shape (B, C, H, W), dtype float32, in [0, 1]
-        Two or more; see `probes`.
-    random_allowed : bool
-        For AutoAttack's version for models that answer at random.
+    It is asked about two or more images, see `probes`; answers at random are allowed for
+    AutoAttack's version for such models.
 
     Raises
     ------
@@ -134,25 +129,19 @@ def _predicted(model: Classifier, images: torch.Tensor) -> torch.Tensor:
 
 
 def wrong_scale(model: Classifier, images: torch.Tensor, labels: torch.Tensor) -> str | None:
-    """Warn of a model that is right more often when given other pixels.
+    """Warn of a model that is right more often, by intervals at 95 %, when given other pixels.
 
     Parameters
     ----------
     model : Classifier
         In evaluation mode.
-    images : Tensor of shape (n, C, H, W), dtype uint8, or float32 in [0, 1]
+    images : Tensor of shape (n, C, H, W), dtype uint8
         Up to 256 of them, evenly spaced, are looked at.
     labels : Tensor of shape (n,), dtype int64
-
-    Returns
-    -------
-    str or None
-        None unless the intervals at 95 % are apart.
     """
-    step = max(1, len(labels) // _PROBES)
-    images, labels = images[::step][:_PROBES], labels[::step][:_PROBES]
-    images, labels = images.to(model.mean.device), labels.to(model.mean.device)
-    images, n = to_unit(images) if images.dtype == torch.uint8 else images, len(labels)
+    step, device = max(1, len(labels) // _PROBES), model.mean.device
+    images, labels = (of[::step][:_PROBES].to(device) for of in (images, labels))
+    images, n = to_unit(images), len(labels)
 
     def hits(given: torch.Tensor) -> int:
         return int((_predicted(model, given) == labels).sum())
@@ -184,14 +173,7 @@ def _other_scales(model: Classifier, images: torch.Tensor) -> Iterator[tuple[str
 
 @dataclass(frozen=True)
 class Probes:
-    """Some images of known class, of whatever is to be labelled or attacked.
-
-    Attributes
-    ----------
-    images : Tensor of shape (n, C, H, W), dtype uint8
-    labels : Tensor of shape (n,), dtype int64
-        On the same device.
-    """
+    """Some images (uint8) of known class, of whatever is to be labelled or attacked."""
 
     images: torch.Tensor
     labels: torch.Tensor

@@ -29,29 +29,13 @@ if TYPE_CHECKING:
     from ltd_pipe.evaluation.bench import Bench
     from ltd_pipe.images.sources import Source
 
-__all__ = [
-    "CorruptedSet",
-    "corruption_accuracies",
-    "corruption_summary",
-    "find_corruptions",
-    "state_of_corruptions",
-]
-
 _SEVERITIES = 5
 _LABELS = "labels.npy"
 
 
 @dataclass(frozen=True)
 class CorruptedSet:
-    """Images under one corruption at one severity.
-
-    Attributes
-    ----------
-    corruption : str
-    severity : int or None
-        None where the folder does not tell severities apart.
-    source : Source
-    """
+    """Images under one corruption at one severity; None where the folder tells none apart."""
 
     corruption: str
     severity: int | None
@@ -66,11 +50,6 @@ def find_corruptions(folder: Path, class_names: Sequence[str]) -> list[Corrupted
     folder : Path
     class_names : sequence of str
         The model's, in the order of its classes.
-
-    Returns
-    -------
-    list of CorruptedSet
-        By name, then by severity.
 
     Raises
     ------
@@ -176,20 +155,7 @@ def state_of_corruptions(folder: Path) -> str:
 def corruption_accuracies(
     bench: Bench, sets: Sequence[CorruptedSet], count: int | None
 ) -> list[CorruptionRow]:
-    """Measure the model on each set.
-
-    Parameters
-    ----------
-    bench : Bench
-        Its images are not used.
-    sets : sequence of CorruptedSet
-        Of the model's classes.
-    count : int or None
-        Images of each set, chosen at random; None, or more than there are: all.
-
-    Returns
-    -------
-    list of CorruptionRow
+    """Measure the model on each set, or on so many images of each, chosen at random.
 
     Raises
     ------

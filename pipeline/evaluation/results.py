@@ -105,15 +105,7 @@ class Document(BaseModel):
 
 
 def read_bytes(path: Path, remedy: str) -> bytes:
-    """All bytes of a file.
-
-    Raises
-    ------
-    MissingError
-        When it is not there; the error ends with `remedy`.
-    ResultError
-        When it cannot be read.
-    """
+    """All bytes of a file; `remedy` is for one that is missing."""
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
@@ -144,23 +136,29 @@ def read_result(path: Path, model: type[Result], command: str) -> Result:
     try:
         return TypeAdapter(model).validate_json(content)
     except ValidationError as error:
-        raise _refused(error, path, command) from error
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        what = f"{key}: {first['msg']}" if key else f"is damaged ({first['msg']})"
+        found = repr(first["input"])[:60] if key and first["type"] != "missing" else None
+        again = f"Run '{command}' again."
+        raise ResultError(path, what, found=found, remedy=again) from error
 
 
-def parse_result(content: dict[str, Any], model: type[Result], path: Path, command: str) -> Result:
-    """Check what was already read from `path`; see `read_result`."""
-    try:
-        return TypeAdapter(model).validate_python(content)
-    except ValidationError as error:
-        raise _refused(error, path, command) from error
-
-
-def _refused(error: ValidationError, path: Path, command: str) -> ResultError:
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    what = f"{key}: {first['msg']}" if key else f"is damaged ({first['msg']})"
-    found = repr(first["input"])[:60] if key and first["type"] != "missing" else None
-    return ResultError(path, what, found=found, remedy=f"Run '{command}' again.")
+def _require_same(path: Path, pairs: Mapping[str, tuple[Any, Any]]) -> None:
+    """Refuse a file that says other things than its metrics.json; what is None was not said."""
+    for what, (expected, found) in pairs.items():
+        if expected is None or found is None:
+            continue
+        numbers = isinstance(expected, int | float)
+        # Sums of the same numbers differ by their rounding.
+        if not (abs(expected - found) <= 1e-6 if numbers else expected == found):
+            raise ResultError(
+                path,
+                f"is of another evaluation than the metrics: {what}",
+                expected=f"{expected:.6g}" if numbers else expected[:12],
+                found=f"{found:.6g}" if numbers else found[:12],
+                remedy=f"Name the folder that '{_EVALUATE}' wrote with these metrics.",
+            )
 
 
 # --- metrics.json, and what people compare of it: scores.json.
@@ -187,12 +185,7 @@ class Score:
 
 
 def measured(correct: Any) -> dict[str, Any]:
-    """What rows of results say of an accuracy: n, the share that is right, and its interval.
-
-    Parameters
-    ----------
-    correct : Tensor or ndarray of shape (n,), dtype bool
-    """
+    """The n, accuracy and interval of images that a model is right on or not (n booleans)."""
     hits, n = int(correct.sum()), len(correct)
     low, high = wilson_interval(hits, n)
     return {"n": n, "accuracy": hits / n if n else None, "low": low, "high": high}
@@ -269,13 +262,7 @@ class Metrics(Document):
         return head | accuracies | fields
 
     def score(self, name: str) -> Score | None:
-        """An accuracy with its interval, or None where it was not measured.
-
-        Parameters
-        ----------
-        name : str
-            Such as `clean_accuracy`.
-        """
+        """An accuracy, such as `clean_accuracy`, or None where it was not measured."""
         value = getattr(self, name, None)
         if not isinstance(value, int | float):
             return None
@@ -291,21 +278,12 @@ class Metrics(Document):
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Read metrics.json.
-
-    Raises
-    ------
-    MissingError
-        When it is not there.
-    ResultError
-        When it is damaged, or an accuracy is outside its interval.
-    """
+    """Read metrics.json, and refuse an accuracy outside its interval; see `read_result`."""
     found = read_result(path, Metrics, _EVALUATE)
     for name, (low, high) in found.intervals.items():
         value = getattr(found, name, None)
         # Half a millionth: the bounds may have been rounded when they were written.
-        inside = isinstance(value, int | float) and low - 5e-7 <= value <= high + 5e-7
-        if not inside:
+        if not isinstance(value, int | float) or not low - 5e-7 <= value <= high + 5e-7:
             raise ResultError(
                 path,
                 f"intervals.{name}",
@@ -356,15 +334,7 @@ class Settings(Document):
 
 
 def read_settings(path: Path, metrics: Metrics) -> Settings:
-    """Read the settings.json of an evaluation.
-
-    Raises
-    ------
-    MissingError
-        When it is not there.
-    ResultError
-        When it is damaged, or of another evaluation than the metrics.
-    """
+    """Read settings.json, and refuse that of another evaluation; see `read_result`."""
     settings = read_result(path, Settings, _EVALUATE)
     pairs = {
         "SHA-256 of the checkpoint": (metrics.checkpoint_sha256, settings.checkpoint_sha256),
@@ -372,15 +342,7 @@ def read_settings(path: Path, metrics: Metrics) -> Settings:
         "eps": (metrics.eps, settings.eps),
         "images": (metrics.n, settings.images),
     }
-    for what, (expected, found) in pairs.items():
-        if None not in (expected, found) and expected != found:
-            raise ResultError(
-                path,
-                f"is of another evaluation than the metrics: {what}",
-                expected=expected[:12] if isinstance(expected, str) else expected,
-                found=found[:12] if isinstance(found, str) else found,
-                remedy=f"Name the folder that '{_EVALUATE}' wrote with these metrics.",
-            )
+    _require_same(path, pairs)
     return settings
 
 
@@ -395,13 +357,7 @@ class EpsPoint(Document):
 
 
 def read_by_eps(folder: Path) -> tuple[EpsPoint, ...]:
-    """The curve of an evaluation's folder, rising in eps; empty where it was not measured.
-
-    Raises
-    ------
-    ResultError
-        When by_eps.json is damaged.
-    """
+    """The curve of an evaluation's folder, rising in eps; empty where it was not measured."""
     path = folder / "by_eps.json"
     found = read_result(path, list[EpsPoint], _EVALUATE) if path.exists() else []
     return tuple(sorted(found, key=lambda point: point.eps))
@@ -442,9 +398,6 @@ class CorruptionRow(Document):
     high: Share
 
 
-# --- reliability.json: accuracy by confidence (Guo et al. 2017).
-
-
 class Reliability(Document):
     """reliability.json: the bins that hold images, without and under attack."""
 
@@ -452,42 +405,18 @@ class Reliability(Document):
     under_attack: tuple[ConfidenceBin, ...]
 
 
-def read_reliability(path: Path, n: int, errors: Mapping[str, float | None]) -> Reliability:
-    """Read what an evaluation left.
-
-    Parameters
-    ----------
-    path : Path
-        reliability.json.
-    n : int
-        Images of the evaluation.
-    errors : mapping of str to float
-        The calibration errors of its metrics.json; None where it has none.
-
-    Raises
-    ------
-    ResultError
-        When the file is damaged, or the bins are not those of these calibration errors.
-    """
+def read_reliability(path: Path, metrics: Metrics) -> Reliability:
+    """Read reliability.json, and refuse bins of another evaluation; see `read_result`."""
     found = read_result(path, Reliability, _EVALUATE)
-    for name, error in errors.items():
-        bins: tuple[ConfidenceBin, ...] = getattr(found, name)
-        if sum(one.count for one in bins) != n:
-            raise _other(path, f"{name}: images", n, sum(one.count for one in bins))
-        # What is left is rounding: the sums are of the same numbers.
-        if error is not None and abs(mean_gap(bins) - error) > 1e-6:
-            raise _other(path, f"{name}: calibration error", error, mean_gap(bins))
+    errors = {
+        "clean": (found.clean, metrics.expected_calibration_error),
+        "under_attack": (found.under_attack, metrics.expected_calibration_error_under_attack),
+    }
+    for name, (bins, error) in errors.items():
+        count = sum(one.count for one in bins)
+        _require_same(path, {f"{name}: images": (metrics.n, count)})
+        _require_same(path, {f"{name}: calibration error": (error, mean_gap(bins))})
     return found
-
-
-def _other(path: Path, what: str, expected: float, found: float) -> ResultError:
-    return ResultError(
-        path,
-        f"is of another evaluation than its metrics: {what}",
-        expected=f"{expected:.6g}",
-        found=f"{found:.6g}",
-        remedy=f"Run '{_EVALUATE}' again.",
-    )
 
 
 # --- per_sample.npz: the test images, and which of them the model is right on.
@@ -500,19 +429,11 @@ _CORRECT = "correct_"
 
 @dataclass(frozen=True)
 class Samples:
-    """The test images, and which of them a model is right on; one order for equal images.
-
-    Attributes
-    ----------
-    sample_hash : ndarray of shape (n,), dtype uint64
-        Ascending.
-    label : ndarray of shape (n,), dtype int64
-    correct : dict of str to ndarray of shape (n,), dtype bool
-        Under each attack; `clean` is none.
-    """
+    """The test images, in the order of their hashes, and which of them a model is right on."""
 
     sample_hash: NDArray[np.uint64]
     label: NDArray[np.int64]
+    # Under each attack; `clean` is none.
     correct: dict[str, NDArray[np.bool_]]
 
     def of_the_same_images(self, other: Samples) -> bool:
@@ -523,13 +444,7 @@ class Samples:
 
 
 def read_samples(path: Path) -> Samples:
-    """Read per_sample.npz.
-
-    Raises
-    ------
-    ResultError
-        When it is damaged.
-    """
+    """Read per_sample.npz, and refuse a damaged one."""
     remedy = f"Run '{_EVALUATE}' again."
     try:
         # Opened here: given a path, numpy leaves the file open when it is damaged.
@@ -565,18 +480,7 @@ SLACK = 0.02
 
 
 class Finding(Document):
-    """One check: on how many images happened what should not, and how many there may be.
-
-    Attributes
-    ----------
-    name : str
-    count, n : int
-        On how many of so many images it happened.
-    limit : float
-        The share may truly be so high.
-    meaning : str
-        What happened, and what a failure means.
-    """
+    """One check: on `count` of `n` images happened what should not, and `limit` may."""
 
     name: str
     count: int = Field(ge=0)
@@ -626,21 +530,9 @@ class Finding(Document):
 class LossSurface(Document):
     """The mean cross entropy of some images on a square grid around them.
 
-    Attributes
-    ----------
-    what : str
-        What the grid shows.
-    n : int
-        Number of images.
-    offsets : tuple of float
-        Along both axes, in the ball's norm and pixel units; 0 is the image.
-    loss : tuple of tuple of float
-        `loss[i][j]`: at `offsets[i]` along the gradient and `offsets[j]` along the random
-        direction, clipped to [0, 1].
-    rises : float
-        Share of the images whose loss is higher one radius along their gradient.
-    beats_random : float
-        Share of the images for which that is higher than one radius along the random direction.
+    `loss[i][j]` is at `offsets[i]` along the gradient and `offsets[j]` along a random direction, in
+    the ball's norm and pixel units, clipped to [0, 1]. Of the images, the shares whose loss is
+    higher one radius along the gradient, and higher there than along the random direction.
     """
 
     what: str = ""
@@ -658,10 +550,7 @@ class LossSurface(Document):
 
 
 class Audit(Document):
-    """audit.json.
-
-    `refused` says why nothing could be checked; then there are no findings.
-    """
+    """audit.json; `refused` says why nothing could be checked, and then there are no findings."""
 
     checkpoint_sha256: str
     architecture: str | None = None
@@ -700,22 +589,7 @@ class Audit(Document):
 
 
 def read_audit(path: Path, sha256: str) -> Audit:
-    """Read the audit of a checkpoint.
-
-    Parameters
-    ----------
-    path : Path
-        audit.json.
-    sha256 : str
-        Of the checkpoint.
-
-    Raises
-    ------
-    MissingError
-        When it is not there.
-    ResultError
-        When it is damaged, or of another checkpoint: its verdict is no other model's.
-    """
+    """Read the audit.json of a checkpoint with this hash: its verdict is no other model's."""
     found = read_result(path, Audit, _AUDIT)
     if found.checkpoint_sha256 != sha256:
         raise ResultError(

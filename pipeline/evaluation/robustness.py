@@ -87,14 +87,9 @@ _ZERO_WITHIN = 0.1
 
 @dataclass(frozen=True)
 class Curve:
-    """The images that stay right at each radius.
+    """The images that stay right at each radius (n booleans), in ascending order.
 
-    Attributes
-    ----------
-    radii : tuple of float
-        Ascending.
-    correct : tuple of Tensor of shape (n,), dtype bool
-        At each of them; none holds an image that the one before does not.
+    None holds an image that the one before does not.
     """
 
     radii: tuple[float, ...]
@@ -158,17 +153,7 @@ class _Radii:
 
 
 def curve_at(bench: Bench, norm: Norm, clean: torch.Tensor, radii: Sequence[float]) -> Curve:
-    """The curve at given radii.
-
-    Parameters
-    ----------
-    bench : Bench
-    norm : {"linf", "l2"}
-    clean : Tensor of shape (n,), dtype bool
-        Right when clean: what is left at 0.
-    radii : sequence of float
-        In any order.
-    """
+    """The curve at given radii, from the images that are right when clean."""
     found, asked = _Radii(bench, norm, clean), sorted({float(eps) for eps in radii})
     for eps in asked:
         found.attack(eps)
@@ -185,13 +170,6 @@ def automatic_curve(bench: Bench, norm: Norm, clean: torch.Tensor, eps: float) -
     A quarter of `eps` is doubled until nothing is left or the ball holds everything. Then the
     widest gaps are halved: around the radius at which nothing is left any more until it is known
     to a tenth, and wherever more than a tenth of the images fall between two neighbours.
-
-    Parameters
-    ----------
-    bench, norm, clean
-        See `curve_at`.
-    eps : float
-        The radius of the other attacks; one of the curve's.
     """
     found, largest = _Radii(bench, norm, clean), largest_radius(norm, bench.model.shape)
     radius = eps / 4
@@ -221,21 +199,10 @@ def _widest_gap(curve: Curve) -> float | None:
 
 @dataclass(frozen=True)
 class AttackResult:
-    """The images that stay right under one attack.
+    """The images that stay right under one attack (n booleans), with all that decides it."""
 
-    Attributes
-    ----------
-    key : str
-        How it is filed, such as `pgd-100x5`.
-    name : str
-        What people call it, such as `PGD-100 x 5`.
-    correct : Tensor of shape (n,), dtype bool
-    facts : dict
-        Norm, eps, steps and whatever else decides it; plain values.
-    """
-
-    key: str
-    name: str
+    key: str  # how it is filed, such as `pgd-100x5`
+    name: str  # what people call it, such as `PGD-100 x 5`
     correct: torch.Tensor
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -246,52 +213,26 @@ class AttackResult:
 
 @dataclass(frozen=True)
 class Source:
-    """Another model, whose adversarial images are tried on the one that is measured.
+    """Another model, whose adversarial images are tried on the one that is measured."""
 
-    Attributes
-    ----------
-    name : str
-        As the user knows it.
-    sha256 : str
-        Of its checkpoint.
-    model : Classifier
-        In evaluation mode, on the same device.
-    """
-
-    name: str
-    sha256: str
-    model: Classifier
+    name: str  # as the user knows it
+    sha256: str  # of its checkpoint
+    model: Classifier  # in evaluation mode, on the same device
 
 
 @dataclass
 class Evaluation:
-    """All that was measured.
-
-    Attributes
-    ----------
-    test : TestImages
-    clean : Answers
-        To the images as they are.
-    under_attack : Answers
-        To all images under the first restart of PGD.
-    scores : list of AttackResult
-        Clean first, then each attack in the order they ran.
-    autoattack : AutoAttackResult or None
-    curve : Curve or None
-        By eps.
-    curve_rows : ndarray of shape (m,), dtype int64
-        The rows of the images behind the curve.
-    corruptions : list of CorruptionRow
-    warnings : list of str
-        What makes the numbers doubtful.
-    """
+    """All that was measured."""
 
     test: TestImages
     clean: Answers
+    # To all images, under the first restart of PGD.
     under_attack: Answers
+    # Clean first, then each attack in the order they ran.
     scores: list[AttackResult] = field(default_factory=list)
     autoattack: AutoAttackResult | None = None
     curve: Curve | None = None
+    # Of the images behind the curve.
     curve_rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     corruptions: list[CorruptionRow] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -498,18 +439,7 @@ def write_folder(
     class_names: Sequence[str],
     pictures: dict[str, NDArray[Any]],
 ) -> None:
-    """Write all files of an evaluation's folder but scores.json.
-
-    Parameters
-    ----------
-    out : Path
-    result : Evaluation
-    settings : dict
-        What settings.json holds, but for AutoAttack's flags.
-    class_names : sequence of str
-    pictures : dict of str to ndarray
-        From `examples`.
-    """
+    """Write all files of an evaluation's folder but scores.json; pictures are of `examples`."""
     flags = result.autoattack.flags if result.autoattack else []
     write_json(out / "settings.json", Settings(**settings, flags=flags).dump())
     points = result.curve.points if result.curve else ()

@@ -260,17 +260,11 @@ def read_evaluation(
             "the folder that it wrote.",
         )
     reliability, samples = folder / "reliability.json", folder / SAMPLES_FILE
-    errors = {
-        "clean": found.expected_calibration_error,
-        "under_attack": found.expected_calibration_error_under_attack,
-    }
     evaluation = Evaluation(
         metrics=found,
         settings=read_settings(settings, found) if settings.exists() else Settings(),
         by_eps=read_by_eps(folder),
-        reliability=(
-            read_reliability(reliability, found.n, errors) if reliability.exists() else None
-        ),
+        reliability=read_reliability(reliability, found) if reliability.exists() else None,
         by_class=read_per_class(folder),
         samples=read_samples(samples) if samples.exists() else None,
     )

@@ -221,7 +221,7 @@ def test_a_damaged_bin_is_refused(tmp_path, row):
     """The remedy is to evaluate again."""
     write_json(tmp_path / "reliability.json", {"clean": [row], "under_attack": []})
     with pytest.raises(ResultError, match="Run 'ltd-pipe evaluate' again"):
-        read_reliability(tmp_path / "reliability.json", 1, {})
+        read_reliability(tmp_path / "reliability.json", Metrics(n=1, eps=1, clean_accuracy=1))
 
 
 def test_a_diagram_is_the_pages_own():
