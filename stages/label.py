@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ltd_pipe.labels.reader import SoftLabels
-    from ltd_pipe.labels.writer import Part, StoreWriter
+    from ltd_pipe.labels.staging import Part
+    from ltd_pipe.labels.writer import StoreWriter
     from ltd_pipe.params import Params
 
 
@@ -98,8 +99,9 @@ def label(
     from ltd_pipe.images.manifest import Manifest
     from ltd_pipe.labels.labelling import LabellingRun, store_facts
     from ltd_pipe.labels.reader import SoftLabels
+    from ltd_pipe.labels.staging import Part
     from ltd_pipe.labels.views import Replay
-    from ltd_pipe.labels.writer import Part, require_replaceable
+    from ltd_pipe.labels.writer import require_replaceable
 
     with of_option("--part"):
         part = None if part_text is None else Part.parse(part_text)

@@ -23,8 +23,9 @@ from ltd_pipe.labels.format import (
     rows_per_chunk,
 )
 from ltd_pipe.labels.softmax import solve_temperature
+from ltd_pipe.labels.staging import WHOLE, Part, wait_for_chunks
 from ltd_pipe.labels.views import Replay
-from ltd_pipe.labels.writer import WHOLE, Part, StoreWriter, wait_for_chunks
+from ltd_pipe.labels.writer import StoreWriter
 from ltd_pipe.models.facts import read_facts
 
 if TYPE_CHECKING:

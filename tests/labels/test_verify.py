@@ -9,8 +9,8 @@ import pytest
 from ltd_pipe.errors import JoinError, StoreError
 from ltd_pipe.labels import SoftLabels
 from ltd_pipe.labels.softmax import soften
+from ltd_pipe.labels.staging import DurableStore
 from ltd_pipe.labels.verify import verify_store
-from ltd_pipe.labels.writer import DurableStore
 
 
 def names(checks, *, done):

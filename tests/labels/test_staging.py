@@ -6,7 +6,7 @@ import time
 import pytest
 
 from ltd_pipe.errors import ParamsError, StateError
-from ltd_pipe.labels.writer import WHOLE, Part, wait_for_chunks
+from ltd_pipe.labels.staging import WHOLE, Part, wait_for_chunks
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 100])
