@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -138,9 +139,6 @@ class DerivedStore:
                 computed.update(self._rows(first, first + layout.rows_in(chunk)))
             return computed.pop(layout.name)
 
-        def source(layout: ArrayLayout) -> Callable[[int], NDArray[Any]]:
-            return lambda chunk: rows_of(layout, chunk)
-
         beside = target.with_name(f".{target.name}.part")
         with exclusive(target):
             shutil.rmtree(beside, ignore_errors=True)
@@ -148,7 +146,7 @@ class DerivedStore:
                 identity = build_store(
                     beside,
                     self.finish or (lambda: known),
-                    {layout: source(layout) for layout in layouts},
+                    {layout: partial(rows_of, layout) for layout in layouts},
                     progress,
                     # In order, as files of other formats are read; the disk takes the time.
                     threads=1,

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 _MAX_BYTES = 2**26
 # What PyTorch's unpickler says that it would not let in.
 _GLOBAL = re.compile(r"GLOBAL ([\w.]{1,80})")
-# Of probabilities that are stored with few digits.
-_MAX_SUM = {"fkd": 1.001, "tinyvit": 1.01}
 
 
 def store_of_images(
@@ -161,7 +159,10 @@ def _array_globals() -> list[Any]:
 def _are_distributions(
     classes: NDArray[np.int64], probs: NDArray[Any], num_classes: int, max_sum: float
 ) -> NDArray[np.bool_]:
-    """Which sparse rows have different classes, and probabilities of a sum of at most one."""
+    """Which sparse rows have different classes, and probabilities of a sum of at most one.
+
+    `max_sum` leaves room for the digits with which they were stored.
+    """
     again = (np.diff(np.sort(classes, axis=1), axis=1) == 0).any(axis=1)
     known = ((classes >= 0) & (classes < num_classes)).all(axis=1)
     # Written so that NaN fails.
@@ -228,7 +229,7 @@ class FkdLabels(PerImageLabels):
             labels = np.stack([labels, np.ones_like(labels)], axis=1)
         pairs = labels.reshape(len(labels), 2, -1)
         classes, probs = pairs[:, 0].astype(np.int64), pairs[:, 1].astype(np.float32)
-        right = _are_distributions(classes, probs, self._num_classes, _MAX_SUM["fkd"])
+        right = _are_distributions(classes, probs, self._num_classes, max_sum=1.001)
         if not right.all() or (classes != pairs[:, 0]).any():
             raise StoreError(
                 where,
@@ -458,7 +459,7 @@ class _Epoch:
             # Written as int16, which holds classes beyond 32,767 as negative numbers.
             classes[chosen] = items["classes"].astype(np.uint16)
             probs[chosen] = items["probs"]
-        right = _are_distributions(classes, probs, num_classes, _MAX_SUM["tinyvit"])
+        right = _are_distributions(classes, probs, num_classes, max_sum=1.01)
         if not right.all():
             wrong = int(np.argmin(right))
             raise StoreError(

@@ -89,7 +89,7 @@ class Table(abc.ABC):
         """All of `labels` or `sample_hash`, integers, or None when the file has none."""
 
     @abc.abstractmethod
-    def take(self, count: int) -> Block:
+    def read(self, index: NDArray[np.int64]) -> Block:
         """The next rows of each wide array."""
 
     @abc.abstractmethod
@@ -106,10 +106,6 @@ class Table(abc.ABC):
         """Probabilities in a row of a sparse table."""
         shape = self.row_shapes.get("topk_probs")
         return shape[-1] if shape else None
-
-    def read(self, index: NDArray[np.int64]) -> Block:
-        """The next rows of each wide array."""
-        return self.take(len(index))
 
     def origin(self) -> str:
         """The file's kind and hash."""
@@ -355,9 +351,9 @@ class NpzTable(Table):
                 )
             return member.read_all()
 
-    def take(self, count: int) -> Block:
+    def read(self, index: NDArray[np.int64]) -> Block:
         """The next rows of each wide array."""
-        return {name: member.take(count) for name, member in self._members.items()}
+        return {name: member.take(len(index)) for name, member in self._members.items()}
 
     def close(self) -> None:
         """Close the file."""
@@ -552,9 +548,9 @@ class ParquetTable(Table):
         values: NDArray[Any] = column.to_numpy()
         return values
 
-    def take(self, count: int) -> Block:
+    def read(self, index: NDArray[np.int64]) -> Block:
         """The next rows of each wide array."""
-        parts = [self._left] if self._left else []
+        count, parts = len(index), [self._left] if self._left else []
         while sum(len(part[self._names[0]]) for part in parts) < count:
             parts.append(next(self._rows))
         rows = {name: np.concatenate([part[name] for part in parts]) for name in self._names}
