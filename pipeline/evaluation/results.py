@@ -443,15 +443,20 @@ class Samples:
         )
 
 
-def read_samples(path: Path) -> Samples:
-    """Read per_sample.npz, and refuse a damaged one."""
-    remedy = f"Run '{_EVALUATE}' again."
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz file, which is refused where it is damaged or holds a pickle."""
     try:
         # Opened here: given a path, numpy leaves the file open when it is damaged.
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+            return {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        remedy = f"Run '{_EVALUATE}' again."
         raise ResultError(path, f"is damaged ({reason_of(error)})", remedy=remedy) from error
+
+
+def read_samples(path: Path) -> Samples:
+    """Read per_sample.npz, and refuse a damaged one."""
+    arrays, remedy = read_arrays(path), f"Run '{_EVALUATE}' again."
     for name in ("sample_hash", "label", f"{_CORRECT}clean"):
         if name not in arrays:
             raise ResultError(path, f"holds no {name}", remedy=remedy)

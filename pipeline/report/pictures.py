@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import math
-import zipfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ltd_pipe.errors import ResultError, reason_of
+from ltd_pipe.errors import ResultError
+from ltd_pipe.evaluation.results import read_arrays
 from ltd_pipe.labels.reader import SoftLabels
 from ltd_pipe.labels.softness import entropy
 
@@ -86,14 +86,11 @@ def read_examples(path: Path, num_classes: int, count: int | None) -> Examples:
     ResultError
         When the file is damaged, or its arrays do not fit each other or the classes.
     """
-    try:
-        # Opened here: given a path, numpy leaves the file open when it is damaged.
-        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as content:
-            arrays = {name: content[name] for name in Examples.__dataclass_fields__}
-    except KeyError as error:
-        raise ResultError(path, str(error.args[0]), remedy=_REMEDY) from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ResultError(path, f"is damaged ({reason_of(error)})", remedy=_REMEDY) from error
+    content = read_arrays(path)
+    for name in Examples.__dataclass_fields__:
+        if name not in content:
+            raise ResultError(path, f"holds no {name}", remedy=_REMEDY)
+    arrays = {name: content[name] for name in Examples.__dataclass_fields__}
     shape, dtype = arrays["clean"].shape, arrays["clean"].dtype
     if len(shape) != 4 or shape[1] not in (1, 3):
         raise ResultError(path, "clean", expected="shape (M, 1 or 3, H, W)", found=shape)

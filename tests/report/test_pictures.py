@@ -49,7 +49,7 @@ def test_no_more_are_read_than_are_wanted(path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"label": None}, "label"),
+        ({"label": None}, "holds no label"),
         ({"label": np.zeros(3, np.int64)}, r"label: expected shape \(8,\), found \(3,\)"),
         ({"adversarial": np.zeros((8, 1, 4, 4), np.float32)}, "adversarial: expected shape"),
         ({"clean": np.zeros((8, 1, 8, 8), np.float32)}, "clean: expected uint8"),
