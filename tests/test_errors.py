@@ -1,13 +1,16 @@
 """Errors are one line, also when they come from another process."""
 
 import pickle
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from made_answers import make_answers
+from refusals import refused
 
 from ltd_pipe import errors
-from ltd_pipe.errors import DataError, LtdPipeError
+from ltd_pipe.errors import DataError, JoinError, LtdPipeError, StoreError
 from ltd_pipe.images.beton import open_beton
 from ltd_pipe.images.decode import decode_image
 from ltd_pipe.labels import SoftLabels
@@ -38,6 +41,62 @@ def test_an_error_can_be_made_from_its_line(kind):
     """As torch does with what a DataLoader's worker raised, adding where it came from."""
     text = "Caught JoinError in DataLoader worker process 0.\nOriginal Traceback: …\n"
     assert str(kind(text)) == text
+
+
+SENTENCES = {
+    "all": ({"expected": 1, "found": 2, "remedy": "Look."}, "a: b: expected 1, found 2. Look."),
+    "expected": ({"expected": 1}, "a: b: expected 1."),
+    "found": ({"found": 0}, "a: b: found 0."),
+    "neither": ({}, "a: b."),
+    "remedy": ({"remedy": "Look."}, "a: b. Look."),
+}
+
+
+@pytest.mark.parametrize(("fields", "sentence"), SENTENCES.values(), ids=SENTENCES)
+def test_the_sentence_holds_the_fields_that_there_are(fields, sentence):
+    """Where, what, expected, found, remedy: in this order, and with these marks."""
+    assert str(LtdPipeError("a", "b", **fields)) == sentence
+    assert str(LtdPipeError("a", "b?")) == "a: b?"
+
+
+AGREEING = {
+    "nothing": {},
+    "path": {"where": Path("/data/a.zarr")},
+    "end of the path": {"where": "a.zarr"},
+    "word": {"what": "damaged", "remedy": "--force"},
+    "values": {"expected": 4, "found": "5 of 6"},
+    "loose": {"what": re.compile("^is d"), "expected": lambda count: count > 3},
+}
+OTHER = {
+    "path": {"where": Path("a.zarr")},
+    "end of the path": {"where": "b.zarr"},
+    "word": {"what": "missing"},
+    "value": {"expected": "4"},
+    "part of a value": {"found": "5"},
+    "one of two": {"expected": 4, "found": 4},
+    "loose": {"expected": lambda count: count > 4},
+}
+
+
+def refuse(**fields):
+    """Raise an error, and expect it with these fields."""
+    with refused(StoreError, **fields):
+        raise JoinError(
+            "/data/a.zarr", "is damaged", expected=4, found="5 of 6", remedy="Pass --force."
+        )
+
+
+@pytest.mark.parametrize("fields", AGREEING.values(), ids=AGREEING)
+def test_a_refusal_is_told_by_its_fields(fields):
+    """The helper of these tests accepts fields that agree."""
+    refuse(**fields)
+
+
+@pytest.mark.parametrize("fields", OTHER.values(), ids=OTHER)
+def test_a_refusal_with_another_field_fails_the_test(fields):
+    """It accepts no other."""
+    with pytest.raises(pytest.fail.Exception):
+        refuse(**fields)
 
 
 def test_an_error_is_one_line_whatever_a_file_is_called():

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import refused
 
 from ltd_pipe.errors import DataError
 from ltd_pipe.images.decode import decode_image, is_one_colour, is_turned, resize
@@ -66,7 +67,7 @@ def test_sixteen_bit_colours_keep_their_upper_bytes(ending):
     """Where these are all zeros it is black or 8-bit values, which Pillow cannot tell."""
     values = np.full((2, 2, 3), 0xC000, np.uint16)
     assert decode_image(cv2.imencode(ending, values)[1].tobytes(), "x").max() in (0xBF, 0xC0)
-    with pytest.raises(DataError, match="8-bit values in a 16-bit file"):
+    with refused(DataError, where="x", what="file"):
         decode_image(cv2.imencode(ending, values >> 8)[1].tobytes(), "x")
 
 
@@ -101,17 +102,17 @@ def test_what_is_wholly_transparent_is_white():
 
 
 BAD = {
-    "empty": (b"", r"x.png: is empty \(0 bytes\)"),
-    "text": (b"hello", "x.png: is not a readable image"),
-    "truncated": (picture(0, (64, 64))[:-200], "x.png: is not a readable image"),
-    "half a JPEG": (picture(0, (64, 64), kind="JPEG")[:500], "x.png: is not a readable image"),
+    "empty": (b"", "empty"),
+    "text": (b"hello", "readable"),
+    "truncated": (picture(0, (64, 64))[:-200], "readable"),
+    "half a JPEG": (picture(0, (64, 64), kind="JPEG")[:500], "readable"),
 }
 
 
 @pytest.mark.parametrize(("content", "message"), BAD.values(), ids=BAD)
 def test_bad_files_are_named(content, message):
     """One line, whatever Pillow raised."""
-    with pytest.raises(DataError, match=message) as caught:
+    with refused(DataError, where="x.png", what=message) as caught:
         decode_image(content, "x.png")
     assert "\n" not in str(caught.value)
 
@@ -141,7 +142,7 @@ def test_no_size_leaves_the_image_alone():
 def test_a_decompression_bomb_is_refused(monkeypatch, limit):
     """A small file can hold more pixels than there is memory: these are 144."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(DataError, match="x: is not a readable image .*144|12×12"):
+    with refused(DataError, where="x", what="pixels"):
         decode_image(picture(0), "x")
 
 

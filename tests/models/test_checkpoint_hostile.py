@@ -9,6 +9,7 @@ import zipfile
 
 import pytest
 import torch
+from refusals import refused
 from safetensors.torch import load_file, save_file
 
 from ltd_pipe.errors import CheckpointError, MissingError
@@ -49,81 +50,112 @@ def _header_size(size):
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("damage", "fields"),
     [
-        (_truncate, "not a whole safetensors file .* Copy it again"),
-        (_append, "not a whole safetensors file"),
-        (_header_size(1 << 62), "header too large"),
-        (_header_size(99_000_000), "invalid header length"),
-        (lambda path: path.write_bytes(b""), "header too small"),
-        (lambda path: path.write_text("<html>not found</html>" * 9), "not a whole safetensors"),
+        (_truncate, {"what": "safetensors", "remedy": "Copy"}),
+        (_append, {"what": "safetensors"}),
+        (_header_size(1 << 62), {"what": "large"}),
+        (_header_size(99_000_000), {"what": "invalid"}),
+        (lambda path: path.write_bytes(b""), {"what": "small"}),
+        (lambda path: path.write_text("<html>not found</html>" * 9), {"what": "safetensors"}),
     ],
     ids=["truncated", "too long", "header of 4 EiB", "header of 99 MB", "empty", "a web page"],
 )
-def test_damaged_files_are_refused(checkpoint, damage, message):
+def test_damaged_files_are_refused(checkpoint, damage, fields):
     """Sizes are bounded by the file before memory is taken."""
     damage(checkpoint)
     for load in (load_classifier, read_facts):
-        with pytest.raises(CheckpointError, match=message):
+        with refused(CheckpointError, where=checkpoint, **fields):
             load(checkpoint)
 
 
 @pytest.mark.parametrize(
-    ("header", "message"),
+    ("header", "fields"),
     [
-        ("{", "metadata 'ltd_pipe' is not JSON"),
-        ("[" * 100_000, "metadata 'ltd_pipe'"),
-        ("[1]", "metadata 'ltd_pipe': header"),
-        ({"version": 3}, "written by a newer ltd-pipe: expected version 2, found version 3. Upgr"),
-        ({"format": "other"}, "format: Input should be 'ltd-classifier'"),
-        ({"num_classes": 10**12}, "1000000000000 classes but 3 names"),
-        ({"shape": [1, 8, 10**9]}, "shape.2: Input should be less than or equal to"),
-        ({"temperature": 0}, "temperature: Input should be greater than 0"),
-        ({"std": [0.0]}, "describes no model of ours .*std: expected numbers above 0"),
-        ({"mean": [0.1, 0.2]}, "describes no model of ours .*mean: expected 1 numbers"),
-        ({"architecture": "resnet99"}, "describes no model of ours .*no such architecture"),
-        ({"architecture": "wrn-994-99"}, "describes no model of ours"),
-        ({"architecture": "timm:hf-hub:x/y"}, "describes no model of ours .*no such network"),
+        ("{", {"what": "JSON"}),
+        ("[" * 100_000, {"what": "ltd_pipe"}),
+        ("[1]", {"what": "header"}),
+        (
+            {"version": 3},
+            {"what": "newer", "expected": "version 2", "found": "version 3", "remedy": "Upgrade"},
+        ),
+        ({"format": "other"}, {"what": "format"}),
+        ({"num_classes": 10**12}, {"what": "classes"}),
+        ({"shape": [1, 8, 10**9]}, {"what": "shape.2"}),
+        ({"temperature": 0}, {"what": "temperature"}),
+        ({"std": [0.0]}, {"what": "above"}),
+        ({"mean": [0.1, 0.2]}, {"what": "mean"}),
+        ({"architecture": "resnet99"}, {"what": "architecture"}),
+        ({"architecture": "wrn-994-99"}, {"what": "describes"}),
+        ({"architecture": "timm:hf-hub:x/y"}, {"what": "network"}),
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_descriptions_that_make_no_sense_are_refused(checkpoint, header, message):
+def test_descriptions_that_make_no_sense_are_refused(checkpoint, header, fields):
     """Each names what is wrong; none takes memory by naming something huge."""
     _rewrite(checkpoint, header)
-    with pytest.raises(CheckpointError, match=message):
+    with refused(CheckpointError, where=checkpoint, **fields):
         load_classifier(checkpoint)
 
 
 @pytest.mark.parametrize(
-    ("header", "changed", "message"),
+    ("header", "changed", "fields"),
     [
-        ({}, {"linear.bias": None}, r"1 missing \(linear.bias\), none unexpected"),
-        ({}, {"extra": torch.zeros(1)}, r"none missing, 1 unexpected \(extra\)"),
+        ({}, {"linear.bias": None}, {"what": "missing"}),
+        ({}, {"extra": torch.zeros(1)}, {"what": "extra"}),
         (
             {"architecture": "resnet18-w4"},
             {},
-            r"120 missing \(conv1.weight, bn1.weight, bn1.bias, ...\), 18 unexpected \(",
+            {"what": "missing"},
         ),
         (
             {"num_classes": 4, "class_names": ["a", "b", "c", "d"]},
             {},
-            r"linear.weight: shape: expected \(4, 128\), found \(3, 128\). Check",
+            {
+                "where": "linear.weight",
+                "what": "shape",
+                "expected": (4, 128),
+                "found": (3, 128),
+                "remedy": "Check",
+            },
         ),
-        ({"shape": [1, 10, 10]}, {}, r"linear.weight: shape: expected \(3, 200\), found \(3, 128"),
+        (
+            {"shape": [1, 10, 10]},
+            {},
+            {"where": "linear.weight", "what": "shape", "expected": (3, 200), "found": (3, 128)},
+        ),
         (
             {"shape": [3, 8, 8], "mean": [0, 0, 0], "std": [1, 1, 1]},
             {},
-            r"features.0.weight: shape: expected \(4, 3, 3, 3\), found \(4, 1, 3, 3\)",
+            {
+                "where": "features.0.weight",
+                "what": "shape",
+                "expected": (4, 3, 3, 3),
+                "found": (4, 1, 3, 3),
+            },
         ),
-        ({}, {"linear.bias": torch.tensor([0.0, float("nan"), 0.0])}, "linear.bias: NaN or inf"),
-        ({}, {"linear.bias": torch.tensor([0, 1, 2])}, "linear.bias: dtype: expected torch.float"),
+        (
+            {},
+            {"linear.bias": torch.tensor([0.0, float("nan"), 0.0])},
+            {"where": "linear.bias", "what": "NaN", "found": "1 of 3"},
+        ),
+        (
+            {},
+            {"linear.bias": torch.tensor([0, 1, 2])},
+            {
+                "where": "linear.bias",
+                "what": "dtype",
+                "expected": torch.float32,
+                "found": torch.int64,
+            },
+        ),
     ],
     ids=["missing", "unexpected", "network", "classes", "size", "channels", "NaN", "integers"],
 )
-def test_weights_that_do_not_fit_the_description_are_refused(checkpoint, header, changed, message):
+def test_weights_that_do_not_fit_the_description_are_refused(checkpoint, header, changed, fields):
     """By name, shape, kind and value."""
     _rewrite(checkpoint, header, **changed)
-    with pytest.raises(CheckpointError, match=message):
+    with refused(CheckpointError, **fields):
         load_classifier(checkpoint)
 
 
@@ -133,22 +165,24 @@ def test_a_flipped_bit_in_a_weight_is_noticed(checkpoint, from_end):
     content = bytearray(checkpoint.read_bytes())
     content[-from_end] ^= 1
     checkpoint.write_bytes(content)
-    with pytest.raises(CheckpointError, match="weights were changed after they were saved"):
+    with refused(CheckpointError, where=checkpoint, what="changed"):
         load_classifier(checkpoint)
 
 
 def test_absent_files_and_folders_are_told_apart(tmp_path):
     """A folder is there, but is no checkpoint."""
-    with pytest.raises(MissingError, match="no such file"):
+    with refused(MissingError, where=tmp_path / "absent.safetensors", what="file"):
         load_classifier(tmp_path / "absent.safetensors")
-    with pytest.raises(CheckpointError, match="is a folder. Name the checkpoint inside it"):
+    with refused(CheckpointError, where=tmp_path, what="folder", remedy="inside"):
         load_foreign(tmp_path, *_NETWORK)
 
 
 def test_weights_without_a_description_need_the_architecture(tmp_path):
     """Such a file is another project's; the message says how to pass it."""
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError, match="without a description .* Pass --arch NAME"):
+    with refused(
+        CheckpointError, where=tmp_path / "a.safetensors", what="description", remedy="--arch"
+    ):
         load_classifier(tmp_path / "a.safetensors")
 
 
@@ -171,9 +205,9 @@ def test_code_in_a_pickle_is_never_run(tmp_path, write, name, hide):
     """Under any name and by any loader: the marker is not written, and the line says why."""
     marker, path = tmp_path / "marker", tmp_path / name
     write({"x": hide(_Code(marker)), "linear.bias": torch.zeros(3)}, path)
-    with pytest.raises(CheckpointError, match=r"holds code \(posix.system\), which is never load"):
+    with refused(CheckpointError, where=path, what="code"):
         load_foreign(path, *_NETWORK)
-    with pytest.raises(CheckpointError, match="is a pickle, which can hold code and is never"):
+    with refused(CheckpointError, where=path, what="pickle"):
         load_classifier(path)
     assert not marker.exists()
 
@@ -188,7 +222,7 @@ def test_the_marker_of_that_attack_works(tmp_path):
 def test_a_pickled_module_is_code_too(classifier, tmp_path):
     """Saving the whole model is the commonest mistake; the remedy says what to save."""
     torch.save(classifier.network, tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match=r"SmallCNN\), which is never .*model.state_dict\(\)"):
+    with refused(CheckpointError, where=tmp_path / "a.pt", what="SmallCNN", remedy="save"):
         load_foreign(tmp_path / "a.pt", *_NETWORK)
 
 
@@ -201,7 +235,13 @@ def test_a_zip_bomb_is_refused_unopened(classifier, tmp_path):
             made.writestr(entry.filename, given.read(entry))
         made.writestr("archive/data/99", bytes(10_000_000))
     assert bomb.stat().st_size < 200_000
-    with pytest.raises(CheckpointError, match="compressed or overlapping entries"):
+    with refused(
+        CheckpointError,
+        where=bomb,
+        what="compressed",
+        expected="at most 18,292 bytes unpacked",
+        found="10,007,547",
+    ):
         load_foreign(bomb, *_NETWORK)
 
 
@@ -212,7 +252,7 @@ def test_a_damaged_archive_directory_is_refused(classifier, tmp_path):
     content = bytearray(path.read_bytes())
     content[content.rindex(b"PK\x06\x07") + 16] = 9
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="is a damaged archive .*multiple disks"):
+    with refused(CheckpointError, where=path, what="archive"):
         load_foreign(path, *_NETWORK)
 
 
@@ -221,24 +261,30 @@ def test_a_tensor_of_huge_shape_over_few_bytes_is_not_looked_through(classifier,
     state = dict(classifier.network.state_dict())
     state["linear.bias"] = torch.zeros(1).expand(10**6, 10**6)
     torch.save(state, tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match="linear.bias: shape: expected"):
+    with refused(
+        CheckpointError,
+        where=tmp_path / "a.pt: linear.bias",
+        what="shape",
+        expected=(3,),
+        found=(1000000, 1000000),
+    ):
         load_foreign(tmp_path / "a.pt", *_NETWORK)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"PK\x03\x04" + bytes(100), "no readable file of torch.save"),
-        (b"\x80", "no readable file of torch.save"),
-        (b"\x80\x02.", "no readable file of torch.save|holds more than tensors"),
-        (b"\x80\x02J\x01.", "no readable file of torch.save .*unpack requires a buffer"),
-        (b"hello", "not a whole safetensors file"),
+        (b"PK\x03\x04" + bytes(100), "readable"),
+        (b"\x80", "readable"),
+        (b"\x80\x02.", "readable"),
+        (b"\x80\x02J\x01.", "unpack"),
+        (b"hello", "safetensors"),
     ],
 )
 def test_broken_pickles_are_refused(tmp_path, content, message):
     """Torch raises a dozen kinds of exception for these; users meet one."""
     (tmp_path / "a.pt").write_bytes(content)
-    with pytest.raises(CheckpointError, match=message):
+    with refused(CheckpointError, where=tmp_path / "a.pt", what=message):
         load_foreign(tmp_path / "a.pt", *_NETWORK)
 
 
@@ -249,5 +295,5 @@ def test_a_truncated_torch_file_is_refused(classifier, tmp_path, place):
     torch.save(classifier.network.state_dict(), path)
     content = path.read_bytes()
     path.write_bytes(content[: int(place * len(content))])
-    with pytest.raises(CheckpointError, match="no readable file of torch.save"):
+    with refused(CheckpointError, where=path, what="readable"):
         load_foreign(path, *_NETWORK)

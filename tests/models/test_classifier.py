@@ -1,9 +1,11 @@
 """The classifier applies its own constants, keeps them, and refuses other images."""
 
 import copy
+import re
 
 import pytest
 import torch
+from refusals import refused
 
 from ltd_pipe.errors import ModelError
 from ltd_pipe.models.classifier import Classifier
@@ -69,54 +71,89 @@ def test_the_constants_move_with_the_model(classifier):
 
 
 @pytest.mark.parametrize(
-    ("images", "message"),
+    ("images", "fields"),
     [
-        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "found torch.uint8. Divide uint8 images by"),
-        (torch.zeros(2, 1, 8, 8, dtype=torch.float64), "expected torch.float32, found torch.float"),
-        (torch.zeros(2, 3, 8, 8), "expected \\(B, 1, 8, 8\\), found \\(2, 3, 8, 8\\)"),
-        (torch.zeros(2, 8, 8, 1), "found \\(2, 8, 8, 1\\)"),
-        (torch.zeros(1, 8, 8), "found \\(1, 8, 8\\)"),
+        (
+            torch.zeros(2, 1, 8, 8, dtype=torch.uint8),
+            {"what": "dtype", "expected": torch.float32, "found": torch.uint8, "remedy": "uint8"},
+        ),
+        (
+            torch.zeros(2, 1, 8, 8, dtype=torch.float64),
+            {"what": "dtype", "expected": torch.float32, "found": torch.float64},
+        ),
+        (
+            torch.zeros(2, 3, 8, 8),
+            {"what": "shape", "expected": "(B, 1, 8, 8)", "found": (2, 3, 8, 8)},
+        ),
+        (
+            torch.zeros(2, 8, 8, 1),
+            {"what": "shape", "expected": "(B, 1, 8, 8)", "found": (2, 8, 8, 1)},
+        ),
+        (torch.zeros(1, 8, 8), {"what": "shape", "expected": "(B, 1, 8, 8)", "found": (1, 8, 8)}),
     ],
     ids=["bytes", "double", "colour", "channels last", "no batch"],
 )
-def test_other_images_are_refused(classifier, images, message):
+def test_other_images_are_refused(classifier, images, fields):
     """By forward and raw_logits alike, before the network sees them."""
     for call in (classifier, classifier.raw_logits):
-        with pytest.raises(ModelError, match=message):
+        with refused(ModelError, where="small-cnn-w4", **fields):
             call(images)
 
 
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("changed", "fields"),
     [
-        ({"temperature": 0.0}, "temperature: expected a number above 0, found 0.0"),
-        ({"temperature": float("nan")}, "temperature: expected a number above 0, found nan"),
-        ({"mean": [0.5]}, "mean: expected 3 numbers"),
-        ({"std": [1.0, 1.0, float("inf")]}, "std: expected 3 numbers"),
-        ({"std": [1.0, 0.0, 1.0]}, "std: expected numbers above 0"),
-        ({"class_names": ("ant", "ant")}, "class names: expected two or more, all different"),
-        ({"class_names": ()}, "found none"),
+        (
+            {"temperature": 0.0},
+            {"what": "temperature", "expected": "a number above 0", "found": 0.0},
+        ),
+        (
+            {"temperature": float("nan")},
+            {"what": "temperature", "expected": "a number above 0", "found": re.compile("nan")},
+        ),
+        ({"mean": [0.5]}, {"what": "mean", "expected": "3 numbers", "found": [0.5]}),
+        ({"std": [1.0, 1.0, float("inf")]}, {"what": "std", "expected": "3 numbers"}),
+        (
+            {"std": [1.0, 0.0, 1.0]},
+            {"what": "std", "expected": "numbers above 0", "found": [1.0, 0.0, 1.0]},
+        ),
+        (
+            {"class_names": ("ant", "ant")},
+            {"what": "class", "expected": "two or more, all different", "found": "ant, ant"},
+        ),
+        (
+            {"class_names": ()},
+            {"what": "class", "expected": "two or more, all different", "found": "none"},
+        ),
     ],
     ids=str,
 )
-def test_impossible_constants_are_refused(changed, message):
+def test_impossible_constants_are_refused(changed, fields):
     """At construction, so that no such model exists."""
-    with pytest.raises(ModelError, match=message):
+    with refused(ModelError, where="small-cnn-w4", **fields):
         _make(**changed)
 
 
 @pytest.mark.parametrize(
-    ("names", "shape", "message"),
+    ("names", "shape", "fields"),
     [
-        (("ant", "bee", "cat"), (3, 8, 8), "expected \\(1, 8, 8\\) by the model, found \\(3, 8, 8"),
-        (("ant", "bee"), (1, 8, 8), "number of classes: expected 3 by the model, found 2"),
-        (("ant", "cat", "bee"), (1, 8, 8), "class 1: expected 'bee' by the model, found 'cat'"),
+        (
+            ("ant", "bee", "cat"),
+            (3, 8, 8),
+            {"what": "image", "expected": "(1, 8, 8) by the model", "found": (3, 8, 8)},
+        ),
+        (("ant", "bee"), (1, 8, 8), {"what": "classes", "expected": "3 by the model", "found": 2}),
+        (
+            ("ant", "cat", "bee"),
+            (1, 8, 8),
+            {"what": "class", "expected": "'bee' by the model", "found": "'cat'"},
+        ),
     ],
     ids=["channels", "number", "order"],
 )
-def test_data_of_other_classes_or_shape_are_refused(classifier, names, shape, message):
+def test_data_of_other_classes_or_shape_are_refused(classifier, names, shape, fields):
     """Classes in another order would count right answers as wrong ones."""
-    with pytest.raises(ModelError, match=f"test.beton: .*{message}"):
+    with refused(ModelError, where="test.beton", **fields):
         classifier.require_data(names, shape, "test.beton")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from refusals import refused
 
 from ltd_pipe.errors import MachineError, MissingError, ModelError
 from ltd_pipe.models.foreign import load_foreign
@@ -96,7 +97,9 @@ def test_weights_fit_with_the_usual_prefixes(zoo, prefix):
 
 def test_weights_are_looked_for_where_robustbench_leaves_them(zoo):
     """And nothing is downloaded: what would fetch them is said."""
-    with pytest.raises(MissingError, match=r"models/cifar10/L2/Both2020\.pt.*--weights, or let "):
+    with refused(
+        MissingError, where="models/cifar10/L2/Both2020.pt", what="Both2020", remedy="--weights"
+    ):
         zoo_weights("L2/Both2020", 10)
     path = Path("models/cifar10/L2/Both2020.pt")
     path.parent.mkdir(parents=True)
@@ -105,17 +108,21 @@ def test_weights_are_looked_for_where_robustbench_leaves_them(zoo):
 
 
 REFUSED = [
-    ("robustbench:Both2021", 10, "not in the zoo for cifar10. Did you mean Both2020"),
-    ("robustbench:L2/Only2021", 10, "not in the zoo for cifar10. Did you mean Only2021"),
-    ("robustbench:Both2020", 100, "not in the zoo for cifar100"),
-    ("robustbench:Both2020", 7, "expected 10, 100 or 1000, as its data sets, found 7"),
+    ("robustbench:Both2021", 10, {"what": "cifar10", "remedy": "Both2020"}),
+    ("robustbench:L2/Only2021", 10, {"what": "cifar10", "remedy": "Only2021"}),
+    ("robustbench:Both2020", 100, {"what": "cifar100"}),
+    (
+        "robustbench:Both2020",
+        7,
+        {"what": "classes", "expected": "10, 100 or 1000, as its data sets", "found": 7},
+    ),
 ]
 
 
-@pytest.mark.parametrize(("name", "classes", "message"), REFUSED)
-def test_what_the_zoo_has_not_is_refused(zoo, name, classes, message):
+@pytest.mark.parametrize(("name", "classes", "fields"), REFUSED)
+def test_what_the_zoo_has_not_is_refused(zoo, name, classes, fields):
     """With the names that come close."""
-    with pytest.raises(ModelError, match=message):
+    with refused(ModelError, where=name, **fields):
         build(name, classes, SHAPE)
 
 
@@ -123,7 +130,7 @@ def test_without_the_package_it_is_said_how_to_get_it(monkeypatch):
     """One line, which names the extra."""
     monkeypatch.setitem(sys.modules, "robustbench", None)
     monkeypatch.setitem(sys.modules, "robustbench.model_zoo", None)
-    with pytest.raises(MachineError, match=r"package robustbench.*pip install .robustbench>="):
+    with refused(MachineError, where="robustbench:Both2020", what="package", remedy="robustbench"):
         build("robustbench:Both2020", 10, SHAPE)
 
 

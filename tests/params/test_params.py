@@ -1,9 +1,11 @@
 """Parameters are validated once, with the key's path in the error."""
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
+from refusals import refused
 
 from ltd_pipe.errors import MissingError, ParamsError
 from ltd_pipe.params import load_params, parse_params, read_yaml
@@ -76,108 +78,146 @@ def test_accepted(key, value):
 
 
 REFUSED = [
-    ("train.eps", "1.5", r"option: train.eps: radii of linf are at most 1"),
+    ("train.eps", "1.5", {"where": "option: train.eps", "what": "linf"}),
     (
         "train.eps",
         "8",
-        r"train.eps: radii of linf are at most 1, .* found 8; perhaps 8/255 is meant",
+        {"where": "option: train.eps", "what": "linf"},
     ),
-    ("train.eps", "0", "train.eps: input should be greater than 0"),
-    ("train.eps", "8/0", "train.eps: '8/0' is not a number or a fraction"),
-    ("train.eps", "null", "train.eps: input should be a valid number"),
-    ("train.epoch", "3", "train.epoch: unknown key. Did you mean 'epochs'?"),
-    ("trian.eps", "3", "trian: unknown key. Did you mean 'train'?"),
-    ("train.zzz", "3", "train.zzz: unknown key. Remove it."),
-    ("label.temperature", "0", "label: temperature must be above 0, found 0"),
-    ("label.temperature", "-1", "label: temperature must be above 0"),
-    ("label.temperature", ".nan", "label.temperature"),
-    ("label.temperature", "auto:1.5", r"auto:P with P in \(0, 1\), found 'auto:1.5'"),
-    ("label.temperature", "warm", r"auto:P with P in \(0, 1\), found 'warm'"),
-    ("label.views", "0", "label.views: input should be greater than or equal to 1"),
-    ("label.views", "3", "label: 3 views without an augmentation would all be the same"),
-    ("label.augmentation", "crop", "label: expected 'none', or in this order .* found 'crop'"),
-    ("label.augmentation", "null", "label.augmentation: input should be a valid string"),
-    ("label.augmentation", "crop:04", "label: 'crop:04' is written 'crop:4'"),
-    ("label.seed", "-1", "label.seed: input should be greater"),
-    ("train.temperature", "0", "train.temperature: input should be greater than 0"),
-    ("train.crop_scale", "[0, 1]", "train: crop_scale: expected shares of the area"),
-    ("train.crop_scale", "[0.5]", "train.crop_scale"),
-    ("train.crop_scale", "0.5", "train.crop_scale"),
-    ("train.crop_padding", "-1", "train.crop_padding: input should be greater"),
-    ("train.crop_padding", "2000", "train: crop_padding: expected 0 to 1024"),
-    ("train.policy", "randaugment", "train: policy: expected trivialaugment, randaugment:N-M"),
-    ("train.cutout", "2000", "train: cutout: expected 0 to 1024"),
-    ("train.cutmix_probability", "2", "train.cutmix_probability: input should be less than"),
-    ("train.mixup_alpha", "0", "train: mixup_alpha: expected 0.01 to 100, found 0"),
-    ("train.progressive_resize", "[100, 224]", "train: progressive_resize: expected two multiples"),
-    ("train.progressive_resize", "128", "train.progressive_resize"),
+    ("train.eps", "0", {"where": "option: train.eps", "what": "greater", "found": "0"}),
+    ("train.eps", "8/0", {"where": "option: train.eps", "what": "fraction"}),
+    ("train.eps", "null", {"where": "option: train.eps", "found": "None"}),
+    ("train.epoch", "3", {"where": "option: train.epoch", "what": "unknown", "remedy": "epochs"}),
+    ("trian.eps", "3", {"where": "option: trian", "what": "unknown", "remedy": "train"}),
+    ("train.zzz", "3", {"where": "option: train.zzz", "what": "unknown", "remedy": "Remove"}),
+    ("label.temperature", "0", {"where": "option: label", "what": "temperature"}),
+    ("label.temperature", "-1", {"where": "option: label", "what": "temperature"}),
+    (
+        "label.temperature",
+        ".nan",
+        {"where": "params.yaml: label.temperature.float", "what": "finite", "found": "nan"},
+    ),
+    ("label.temperature", "auto:1.5", {"what": "auto"}),
+    ("label.temperature", "warm", {"what": "warm"}),
+    ("label.views", "0", {"where": "option: label.views", "what": "greater", "found": "0"}),
+    ("label.views", "3", {"where": "option: label", "what": "augmentation"}),
+    ("label.augmentation", "crop", {"where": "option: label", "what": "order"}),
+    (
+        "label.augmentation",
+        "null",
+        {"where": "option: label.augmentation", "what": "string", "found": "None"},
+    ),
+    ("label.augmentation", "crop:04", {"where": "option: label", "what": "written"}),
+    ("label.seed", "-1", {"where": "option: label.seed", "what": "greater", "found": "-1"}),
+    (
+        "train.temperature",
+        "0",
+        {"where": "option: train.temperature", "what": "greater", "found": "0"},
+    ),
+    ("train.crop_scale", "[0, 1]", {"where": "option: train", "what": "crop_scale"}),
+    ("train.crop_scale", "[0.5]", {"where": re.compile("train.crop_scale")}),
+    ("train.crop_scale", "0.5", {"where": re.compile("train.crop_scale")}),
+    (
+        "train.crop_padding",
+        "-1",
+        {"where": "option: train.crop_padding", "what": "greater", "found": "-1"},
+    ),
+    ("train.crop_padding", "2000", {"where": "option: train", "what": "crop_padding"}),
+    ("train.policy", "randaugment", {"where": "option: train", "what": "policy"}),
+    ("train.cutout", "2000", {"where": "option: train", "what": "cutout"}),
+    ("train.cutmix_probability", "2", {"where": "option: train.cutmix_probability", "found": "2"}),
+    ("train.mixup_alpha", "0", {"where": "option: train", "what": "mixup_alpha"}),
+    (
+        "train.progressive_resize",
+        "[100, 224]",
+        {"where": "option: train", "what": "progressive_resize"},
+    ),
+    (
+        "train.progressive_resize",
+        "128",
+        {"where": "option: train.progressive_resize", "what": "tuple", "found": "128"},
+    ),
     (
         "train.label_smoothing",
         "0.1",
-        (
-            "train: label_smoothing: is the teacher's alone: remove it, or set label_kind: smooth, "
-            "smoothing: 0.1"
-        ),
+        {"where": "option: train", "what": "label_smoothing"},
     ),
     (
         "train.milestones",
         "[100, 150]",
-        (
-            r"train.milestones: expected fractions of the run, above 0 and below 1, "
-            r"found \[100, 150\]; perhaps \[100/200, 150/200\] is meant"
-        ),
+        {"where": "option: train.milestones", "what": "fractions"},
     ),
     (
         "train",
         "{architecture: x, epochs: 160, eps: 0.1, milestones: [100, 150]}",
-        r"perhaps \[100/160, 150/160\] is meant",
+        {"what": "perhaps"},
     ),
-    ("teacher.milestones", "[0, 1/2]", "teacher.milestones: expected fractions of the run"),
-    ("teacher.milestones", "[1/2, 1]", "teacher.milestones: expected fractions of the run"),
+    (
+        "teacher.milestones",
+        "[0, 1/2]",
+        {"where": "option: teacher.milestones", "what": "fractions"},
+    ),
+    (
+        "teacher.milestones",
+        "[1/2, 1]",
+        {"where": "option: teacher.milestones", "what": "fractions"},
+    ),
     (
         "train.milestones",
         "[3/4, 1/2]",
-        r"expected different numbers in ascending order, found \[0.75, 0.5\]",
+        {"what": "different"},
     ),
-    ("train.milestones", "[1/2, 1/2]", "expected different numbers in ascending order"),
-    ("prepare.dataset", "folder", "dataset 'folder' needs prepare.path"),
-    ("prepare.validation_fraction", "1", "prepare.validation_fraction"),
-    ("evaluate.eps", "8", "radii of linf are at most 1, .* found 8; perhaps 8/255 is meant"),
-    ("evaluate.eps_grid", "[0, 8]", "evaluate: radii of linf are at most 1"),
-    ("evaluate", "{norm: l2, eps: 128}", "evaluate: radii of l2 are at most 20, .* found 128"),
-    ("evaluate.eps_grid", "[-1]", r"evaluate.eps_grid: expected auto, or radii .*found \[-1\]"),
-    ("evaluate.eps_grid", "all", "evaluate.eps_grid: expected auto, or radii"),
-    ("evaluate.attacks", "[bim]", "evaluate.attacks: expected 'fgsm', 'pgd-20', .* found 'bim'"),
-    ("evaluate.attacks", "fgsm,fgsm", "evaluate.attacks: an attack is named twice"),
-    ("evaluate.norm", "l1", "evaluate.norm: input should be 'linf' or 'l2'"),
-    ("seed", "-1", "seed: input should be greater than or equal to 0"),
-    ("train.objective", "tardes", "input should be 'at', 'trades', .* or 'exits': found 'tardes'"),
-    ("seed.deep", "1", "'seed' is a value, not a section"),
-    ("train.eps", "[", "is not readable as YAML"),
-    ("train.epochs", "yes", "train.epochs: should be a number, not yes, no, on or off: found True"),
-    ("train.learning_rate", "on", "train.learning_rate: should be a number"),
-    ("train.eps", "off", "train.eps: should be a number, .* found False"),
-    ("evaluate.images", "no", "evaluate.images: should be a number, .* found False"),
-    ("seed", "true", "seed: should be a number, .* found True"),
-    ("seed", "010", "seed: is not readable as YAML .*'010' .* found '010'"),
-    ("train.epochs", "-0_7", "train.epochs: is not readable as YAML"),
-    ("train.epochs", "1:30", "train.epochs: is not readable as YAML .*'1:30'"),
+    ("train.milestones", "[1/2, 1/2]", {"what": "different"}),
+    ("prepare.dataset", "folder", {"what": "dataset"}),
+    (
+        "prepare.validation_fraction",
+        "1",
+        {"where": "option: prepare.validation_fraction", "found": "1"},
+    ),
+    ("evaluate.eps", "8", {"what": "linf"}),
+    ("evaluate.eps_grid", "[0, 8]", {"where": "option: evaluate", "what": "linf"}),
+    ("evaluate", "{norm: l2, eps: 128}", {"where": "option: evaluate", "what": "radii"}),
+    ("evaluate.eps_grid", "[-1]", {"where": "option: evaluate.eps_grid", "what": "radii"}),
+    ("evaluate.eps_grid", "all", {"where": "option: evaluate.eps_grid", "what": "radii"}),
+    ("evaluate.attacks", "[bim]", {"where": "option: evaluate.attacks", "what": "bim"}),
+    ("evaluate.attacks", "fgsm,fgsm", {"where": "option: evaluate.attacks", "what": "attack"}),
+    ("evaluate.norm", "l1", {"where": "option: evaluate.norm", "what": "linf", "found": "'l1'"}),
+    ("seed", "-1", {"where": "option: seed", "what": "greater", "found": "-1"}),
+    ("train.objective", "tardes", {"what": "trades", "found": "'tardes'"}),
+    ("seed.deep", "1", {"what": "seed"}),
+    ("train.eps", "[", {"what": "YAML", "found": "'['"}),
+    ("train.epochs", "yes", {"where": "option: train.epochs", "what": "number", "found": "True"}),
+    (
+        "train.learning_rate",
+        "on",
+        {"where": "option: train.learning_rate", "what": "number", "found": "True"},
+    ),
+    ("train.eps", "off", {"where": "option: train.eps", "what": "number", "found": "False"}),
+    (
+        "evaluate.images",
+        "no",
+        {"where": "option: evaluate.images", "what": "number", "found": "False"},
+    ),
+    ("seed", "true", {"where": "option: seed", "what": "number", "found": "True"}),
+    ("seed", "010", {"where": "seed", "what": "YAML", "found": "'010'"}),
+    ("train.epochs", "-0_7", {"where": "train.epochs", "what": "YAML", "found": "'-0_7'"}),
+    ("train.epochs", "1:30", {"where": "train.epochs", "what": "YAML", "found": "'1:30'"}),
 ]
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "message"), REFUSED, ids=[f"{key}={value}" for key, value, _ in REFUSED]
+    ("key", "value", "fields"), REFUSED, ids=[f"{key}={value}" for key, value, _ in REFUSED]
 )
-def test_refused(key, value, message):
+def test_refused(key, value, fields):
     """Each error names the key's path, what is wrong, and what was found."""
     content = yaml.safe_load(MINIMAL) | {"seed": 0}
-    with pytest.raises(ParamsError, match=message):
+    with refused(ParamsError, **fields):
         parse_params(content, {key: value}, where="params.yaml")
 
 
 def test_only_one_kind_of_crop():
     """Which of two crops would come first is not decided for the user."""
-    with pytest.raises(ParamsError, match=r"train: crop_padding and crop_scale are two kinds"):
+    with refused(ParamsError, where="option: train", what="crop_padding"):
         minimal(**{"train.crop_padding": "4", "train.crop_scale": "[0.25, 1]"})
 
 
@@ -192,7 +232,7 @@ def test_a_missing_eps_is_refused():
     """There is no default radius: leaving it out is an error that names it."""
     content = yaml.safe_load(MINIMAL)
     del content["evaluate"]["eps"]
-    with pytest.raises(ParamsError, match=r"p.yaml: evaluate.eps: is missing. Add it."):
+    with refused(ParamsError, where="p.yaml: evaluate.eps", what="missing", remedy="Add"):
         parse_params(content, where="p.yaml")
 
 
@@ -247,11 +287,11 @@ def test_equal_keys_of_different_sections_are_no_duplicates(tmp_path):
 
 
 FILES = [
-    ("", "expected sections"),
-    ("[1, 2]", "expected sections"),
-    ("a: [", "is not readable as YAML"),
-    ("\xff", "expected sections|not readable"),
-    ("seed: 010", "'010' is another number .* line 1"),
+    ("", "sections"),
+    ("[1, 2]", "sections"),
+    ("a: [", "YAML"),
+    ("\xff", "readable"),
+    ("seed: 010", "decimal"),
 ]
 
 
@@ -262,13 +302,13 @@ def test_a_file_that_holds_no_parameters_is_refused(tmp_path, text, message):
     """What is not a YAML mapping is refused with its name."""
     path = tmp_path / "params.yaml"
     path.write_bytes(text.encode("latin1"))
-    with pytest.raises(ParamsError, match=message):
+    with refused(ParamsError, where=path, what=message):
         load_params(path)
 
 
 def test_a_file_that_is_not_there_is_named():
     """A missing file is a MissingError, which is a FileNotFoundError."""
-    with pytest.raises(MissingError, match="nowhere.yaml: no such parameter file"):
+    with refused(MissingError, where="nowhere.yaml", what="parameter"):
         load_params(Path("nowhere.yaml"))
 
 
@@ -289,21 +329,21 @@ def test_what_needs_one_true_class_is_not_mixed(case):
     """By CutMix or by Mixup: the objective or label that needs it is named."""
     minimal(**ONE_CLASS[case])
     for kind in ("cutmix", "mixup"):
-        with pytest.raises(ParamsError, match="one true class, which a mixture has not"):
+        with refused(ParamsError, where="option: train", what="mixture"):
             minimal(**ONE_CLASS[case], **{f"train.{kind}_probability": "0.5"})
 
 
 def test_mixtures_together_are_at_most_all_images():
     """And pairs need an even batch."""
     both = {"teacher.cutmix_probability": "0.7", "teacher.mixup_probability": "0.4"}
-    with pytest.raises(ParamsError, match=r"teacher: cutmix_probability and mixup_probability: .*"):
+    with refused(ParamsError, where="option: teacher", what="cutmix_probability"):
         minimal(**both)
-    with pytest.raises(ParamsError, match="teacher: batch_size: cutmix and mixup take pairs"):
+    with refused(ParamsError, where="option: teacher", what="batch_size"):
         minimal(**{"teacher.batch_size": "31", "teacher.mixup_probability": "1"})
 
 
 def test_no_teacher_is_asked_about_small_images():
     """It was trained on the data's size, and its labels are of that."""
     asked = {"train.label_kind": "live", "train.teacher": "a.safetensors"}
-    with pytest.raises(ParamsError, match="progressive_resize: a teacher in the run"):
+    with refused(ParamsError, where="option: train", what="progressive_resize"):
         minimal(**asked, **{"train.progressive_resize": "[32, 64]"})

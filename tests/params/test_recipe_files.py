@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from refusals import refused
 
 from ltd_pipe.errors import MissingError
 from ltd_pipe.models.registry import build
@@ -124,7 +125,7 @@ UNKNOWN = [
 @pytest.mark.parametrize(("name", "message"), UNKNOWN, ids=[name for name, _ in UNKNOWN])
 def test_an_unknown_recipe_is_refused_with_the_names(name, message):
     """Only listed names are looked up: a path is not one."""
-    with pytest.raises(MissingError, match="no such recipe") as refusal:
+    with refused(MissingError, where=name, what="recipe") as refusal:
         recipe_text(name)
     assert message in str(refusal.value)
 
