@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from huggingface_hub import DatasetCardData
 
-    from ltd_pipe.labels.format import ArrayLayout, StoreAttributes
+    from ltd_pipe.labels.format import StoreAttributes
+    from ltd_pipe.labels.layout import ArrayLayout
     from ltd_pipe.labels.softness import LabelStatistics
 
 CARD = "README.md"

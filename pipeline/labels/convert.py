@@ -17,13 +17,13 @@ from ltd_pipe.images.sources import FolderSource
 from ltd_pipe.labels.derive import DerivedStore, Distances, chunk_rows
 from ltd_pipe.labels.distributions import round_logits, round_soft_labels, round_topk
 from ltd_pipe.labels.format import (
-    SPARSE,
     DatasetFacts,
     DerivationFacts,
     StoreAttributes,
     TeacherFacts,
     TopKFacts,
 )
+from ltd_pipe.labels.layout import SPARSE
 from ltd_pipe.labels.softmax import expand, soften
 
 if TYPE_CHECKING:

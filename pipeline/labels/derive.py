@@ -17,7 +17,6 @@ import numpy as np
 from ltd_pipe.errors import ParamsError, StoreError
 from ltd_pipe.images.manifest import fingerprint
 from ltd_pipe.labels.format import (
-    SPARSE,
     DatasetFacts,
     DerivationFacts,
     DistanceFacts,
@@ -28,6 +27,7 @@ from ltd_pipe.labels.format import (
     to_float16,
     to_float32,
 )
+from ltd_pipe.labels.layout import SPARSE
 from ltd_pipe.labels.reader import SoftLabels
 from ltd_pipe.labels.softmax import (
     largest,
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ltd_pipe.labels.format import ArrayLayout
     from ltd_pipe.labels.join import ImagesLike, ManifestLike
+    from ltd_pipe.labels.layout import ArrayLayout
 
     # What a few rows of a new store hold, by array.
     Block = dict[str, NDArray[Any]]

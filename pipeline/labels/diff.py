@@ -10,7 +10,8 @@ import numpy as np
 
 from ltd_pipe.errors import StoreError
 from ltd_pipe.labels.derive import answer_arrays, row_blocks
-from ltd_pipe.labels.format import SPARSE, to_float32
+from ltd_pipe.labels.format import to_float32
+from ltd_pipe.labels.layout import SPARSE
 from ltd_pipe.labels.match import match_rows
 from ltd_pipe.text import differences
 

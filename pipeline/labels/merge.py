@@ -18,13 +18,13 @@ from ltd_pipe.labels.derive import (
 )
 from ltd_pipe.labels.distributions import round_soft_labels
 from ltd_pipe.labels.format import (
-    SPARSE,
     DerivationFacts,
     DistanceFacts,
     LabellingFacts,
     TopKFacts,
     to_float32,
 )
+from ltd_pipe.labels.layout import SPARSE
 from ltd_pipe.labels.match import ImageRows, partners
 
 if TYPE_CHECKING:

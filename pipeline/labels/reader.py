@@ -15,8 +15,9 @@ import numpy as np
 
 from ltd_pipe.errors import StoreError
 from ltd_pipe.labels.distributions import require_class_numbers, require_numbers
-from ltd_pipe.labels.format import SPARSE, parse_metadata, to_float16
+from ltd_pipe.labels.format import parse_metadata, to_float16
 from ltd_pipe.labels.join import Joinable, require_rows
+from ltd_pipe.labels.layout import SPARSE
 from ltd_pipe.labels.manifest import FileHashes, StoreFolder
 from ltd_pipe.labels.softmax import expand
 from ltd_pipe.labels.softness import LabelSummary, Softness
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ltd_pipe.labels.format import ArrayLayout
+    from ltd_pipe.labels.layout import ArrayLayout
 
 # A store's rows lie in many files. One mapping of each would cost a step in Python per file and
 # batch; side by side in one reserved range of addresses they are one strided array, and NumPy

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
-    from ltd_pipe.labels.format import ArrayLayout
+    from ltd_pipe.labels.layout import ArrayLayout
 
     # Called with the bytes of the chunks that are there, and with those there will be.
     Progress = Callable[[int, int], None]

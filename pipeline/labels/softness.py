@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ltd_pipe.labels.format import SPARSE, to_float32
+from ltd_pipe.labels.format import to_float32
+from ltd_pipe.labels.layout import SPARSE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ltd_pipe.labels.format import ArrayLayout
+    from ltd_pipe.labels.layout import ArrayLayout
 
 # Rows at a time: float32 copies of a few MiB stay in the cache and never fill the memory.
 _BLOCK_ELEMENTS = 2**20

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from zarr.core.buffer import Buffer
 
-    from ltd_pipe.labels.format import ArrayLayout
+    from ltd_pipe.labels.layout import ArrayLayout
 
 
 # --- Files as zarr writes them, which also survive a power cut.

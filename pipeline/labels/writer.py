@@ -19,7 +19,6 @@ from ltd_pipe.labels.card import CARD, write_card
 from ltd_pipe.labels.distributions import round_logits, round_soft_labels, round_topk
 from ltd_pipe.labels.format import (
     ATTRIBUTE,
-    SPARSE,
     DistanceFacts,
     StoreAttributes,
     StoreFacts,
@@ -28,6 +27,7 @@ from ltd_pipe.labels.format import (
     rows_per_chunk,
     to_float32,
 )
+from ltd_pipe.labels.layout import SPARSE
 from ltd_pipe.labels.manifest import MANIFEST, format_manifest
 from ltd_pipe.labels.softmax import (
     largest,
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ltd_pipe.labels.format import ArrayLayout
+    from ltd_pipe.labels.layout import ArrayLayout
 
     # From the number of a chunk to its rows, or to a finished chunk file.
     ChunkSource: TypeAlias = Callable[[int], Path | NDArray[Any]]

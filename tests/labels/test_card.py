@@ -398,7 +398,7 @@ BOUNDS += [((70_000, 4096, 1), 16_384), ((5, 2**24, 1), 4), ((5, 2**24, 100), 1)
 @pytest.mark.parametrize(("size", "samples"), BOUNDS)
 def test_rows_and_elements_are_bounded(size, samples):
     """65,536 rows, fewer when they are wide, one sample at least."""
-    from ltd_pipe.labels.format import ArrayLayout
+    from ltd_pipe.labels.layout import ArrayLayout
     from ltd_pipe.labels.softness import measured_rows
 
     num_samples, num_classes, views = size
