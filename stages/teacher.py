@@ -65,9 +65,9 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
     refuse_existing(out / "model.safetensors", force=force or fresh, kind=CHECKPOINT)
     note_pipeline(out)
     if params.teacher.checkpoint is not None:
-        asked = {"checkpoint", "architecture", "mean", "std", "classes", "class_order"}
-        trained = {*type(params.teacher).model_fields, "fresh"} - asked
-        refuse_options(trained, "is of training, and teacher.checkpoint is taken as it is")
+        of_weights = {"checkpoint", "architecture", "mean", "std", "classes", "class_order"}
+        of_training = {*type(params.teacher).model_fields, "fresh"} - of_weights
+        refuse_options(of_training, "is of training, and teacher.checkpoint is taken as it is")
         # Stores name a teacher by the hash of its file, which taking it into place would change.
         checkpoint = Path(params.teacher.checkpoint)
         refuse_overlap(out / "model.safetensors", checkpoint)

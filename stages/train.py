@@ -95,10 +95,10 @@ def train(
     section = params.train
     require_files("data", *["labels"] * section.reads_store)
     _refuse_unused_weights(section)
-    asked = Path(section.teacher) if section.teacher and section.asks_teacher else None
-    if asked:
+    teacher_path = Path(section.teacher) if section.teacher and section.asks_teacher else None
+    if teacher_path:
         remedy = "Give the checkpoint that is asked in the run, or choose what asks no teacher."
-        require_file(asked, f"train.teacher: {asked}", remedy)
+        require_file(teacher_path, f"train.teacher: {teacher_path}", remedy)
     refuse_existing(out / "model.safetensors", force=force or fresh, kind=CHECKPOINT)
     note_pipeline(out)
     if teacher_arch is not None:
@@ -111,8 +111,8 @@ def train(
             store = _open_store(section, labels, beton) if section.reads_store else None
             manifest = beton.manifest
             teacher = softness = None
-            if asked:
-                teacher = LiveTeacher.open(asked, manifest, section.teacher_temperature)
+            if teacher_path:
+                teacher = LiveTeacher.open(teacher_path, manifest, section.teacher_temperature)
             if store:
                 softness = measure_targets(section, store, split[0])
                 require_teaching(softness, section, store.num_classes, store.path)

@@ -29,12 +29,12 @@ class StopRequest:
 
     The first one sets `received`, a second one stops at once. SIGHUP comes when a terminal or an
     ssh session is closed, SIGUSR1 from batch systems; where they are ignored, as under nohup,
-    they stay so. `told` is called at the first one, in the signal's handler; `patient` takes a
-    second one for the first, passed on by another process.
+    they stay so. `on_request` is called at the first one, in the signal's handler; with
+    `keep_waiting` a second one is the first, passed on by another process.
     """
 
-    def __init__(self, *, patient: bool, told: Callable[[], None]) -> None:
-        self.received, self._patient, self._told = False, patient, told
+    def __init__(self, *, keep_waiting: bool, on_request: Callable[[], None]) -> None:
+        self.received, self._keep_waiting, self._on_request = False, keep_waiting, on_request
         self._at_once = False
 
     def __enter__(self) -> Self:
@@ -49,10 +49,10 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del number, frame
-        if self.received and not self._patient:
+        if self.received and not self._keep_waiting:
             raise KeyboardInterrupt
         if not self.received:
-            self._told()
+            self._on_request()
         self.received = True
         if self._at_once:
             raise Interrupted
@@ -60,7 +60,7 @@ class StopRequest:
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
         """Raise Interrupted within the block, which leaves nothing half done."""
-        if self._patient:  # the others would wait for this process
+        if self._keep_waiting:  # the others would wait for this process
             yield
             return
         if self.received:

@@ -153,7 +153,7 @@ class Trainer:
         self._restore()
         self._clock.restart()
         # torchrun passes on to each process what the terminal has sent it already.
-        stop = StopRequest(patient=self.context.world.size > 1, told=watcher.stopping)
+        stop = StopRequest(keep_waiting=self.context.world.size > 1, on_request=watcher.stopping)
         device = self._stream.device
         # Dropout draws from torch's generators, which go back to where the caller had them.
         with torch.random.fork_rng([device] if device.type == "cuda" else []), stop:
