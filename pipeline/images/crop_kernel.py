@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    Bytes = NDArray[np.uint8]
+    Integers = NDArray[np.int32]
+
 # Fewer images than that are not worth a thread.
 _PER_THREAD = 4
 
@@ -49,7 +52,7 @@ def _compiled(function: Any) -> Any:
 
 
 @_compiled
-def _weigh(length: int, size: int, first: NDArray[np.int32], weights: NDArray[np.int32]) -> int:
+def _weigh(length: int, size: int, first: Integers, weights: Integers) -> int:
     """As `resized_crop._weights`, for lines inside the part only; how many there are at most."""
     reach, most = 2 * max(length, size), 0
     for o in range(size):
@@ -75,9 +78,7 @@ def _weigh(length: int, size: int, first: NDArray[np.int32], weights: NDArray[np
 
 
 @_compiled
-def _resize_all(
-    images: NDArray[np.uint8], boxes: NDArray[np.int64], result: NDArray[np.uint8]
-) -> None:
+def _resize_all(images: Bytes, boxes: NDArray[np.int64], result: Bytes) -> None:
     channels, height, width = images.shape[1:]
     tall, wide = result.shape[2:]
     first_row, first_column = np.empty(tall, np.int32), np.empty(wide, np.int32)
@@ -99,11 +100,7 @@ def _resize_all(
 
 @_compiled
 def _mix_within(
-    source: NDArray[np.uint8],
-    first: NDArray[np.int32],
-    weights: NDArray[np.int32],
-    taps: int,
-    target: NDArray[np.uint8],
+    source: Bytes, first: Integers, weights: Integers, taps: int, target: Bytes
 ) -> None:
     last = len(source) - 1
     if taps <= 2:
@@ -122,13 +119,13 @@ def _mix_within(
 
 @_compiled
 def _mix_lines(
-    lines: NDArray[np.uint8],
+    lines: Bytes,
     first: int,
-    weights: NDArray[np.int32],
+    weights: Integers,
     taps: int,
     count: int,
-    total: NDArray[np.int32],
-    target: NDArray[np.uint8],
+    total: Integers,
+    target: Bytes,
 ) -> None:
     if taps <= 2:
         # In one pass, which the compiler does for many pixels at a time.

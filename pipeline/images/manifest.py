@@ -128,13 +128,12 @@ class Duplicates(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    within: int = Field(ge=0, description="images that are copies of an earlier one in the split")
-    with_train: int | None = Field(
-        None, ge=0, description="test images that are in the training set; null: not looked for"
-    )
-    conflicting_labels: int = Field(
-        ge=0, description="images of the split that stand under two classes, there or in training"
-    )
+    # Images that are copies of an earlier one in the split.
+    within: int = Field(ge=0)
+    # Test images that are in the training set; null: not looked for.
+    with_train: int | None = Field(None, ge=0)
+    # Images of the split that stand under two classes, there or in training.
+    conflicting_labels: int = Field(ge=0)
 
     @classmethod
     def count(cls, split: Split, train: Split | None = None) -> Duplicates:
@@ -158,12 +157,15 @@ class ImageFacts(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    dataset: str = Field(description="digits, cifar10, cifar100, or the folder's name")
-    split: Literal["train", "test"] = Field(description="which part of the data set")
-    num_samples: int = Field(ge=1, description="number of images, N")
-    class_names: tuple[str, ...] = Field(min_length=1, description="names of the K classes")
-    shape: tuple[Literal[1, 3], Side, Side] = Field(description="channels, height, width")
-    fingerprint: Sha256 = Field(description="see ltd_pipe.images.manifest")
+    # digits, cifar10, cifar100, or the folder's name.
+    dataset: str
+    split: Literal["train", "test"]
+    num_samples: int = Field(ge=1)
+    class_names: tuple[str, ...] = Field(min_length=1)
+    # Channels, height, width.
+    shape: tuple[Literal[1, 3], Side, Side]
+    # From `fingerprint`.
+    fingerprint: Sha256
 
     @field_validator("class_names")
     @classmethod
@@ -195,28 +197,21 @@ class ImageFacts(BaseModel):
 class Manifest(ImageFacts):
     """What a beton holds, and the hash that tells whether it still does."""
 
-    format: Literal["ltd-images"] = Field(FORMAT, description="names this kind of file")
-    version: Literal[1] = Field(VERSION, description="a newer one is refused")
-    encoding: Literal["raw", "jpeg"] = Field(description="how the beton stores pixels")
-    validation_fraction: float = Field(
-        ge=0, lt=1, description="share of the training images held out; see ltd_pipe.images.sources"
-    )
-    sha256: Sha256 = Field(description="of the beton's bytes")
-    size: int = Field(ge=1, description="of the beton, in bytes")
-    one_colour: int | None = Field(
-        None,
-        ge=0,
-        description="images whose pixels are all within 16 grey levels; null: not counted",
-    )
-    turned: int | None = Field(
-        None,
-        ge=0,
-        description="images with an EXIF orientation, which is ignored; null: not counted",
-    )
-    duplicates: Duplicates | None = Field(None, description="null: not counted")
-    preparation: Sha256 | None = Field(
-        None, description="the same for the two betons that one run of prepare wrote"
-    )
+    format: Literal["ltd-images"] = FORMAT
+    version: Literal[1] = VERSION
+    encoding: Literal["raw", "jpeg"]
+    # Share of the training images held out; see ltd_pipe.images.sources.
+    validation_fraction: float = Field(ge=0, lt=1)
+    # Of the beton's bytes, and how many.
+    sha256: Sha256
+    size: int = Field(ge=1)
+    # Images whose pixels are all within 16 grey levels, images with an EXIF orientation, which is
+    # ignored, and copies; null: not counted.
+    one_colour: int | None = Field(None, ge=0)
+    turned: int | None = Field(None, ge=0)
+    duplicates: Duplicates | None = None
+    # The same for the two betons that one run of prepare wrote.
+    preparation: Sha256 | None = None
 
     @classmethod
     def beside(cls, beton: Path) -> Manifest:
