@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ltd_pipe.attacks import Ball
 from ltd_pipe.errors import ModelError
-from ltd_pipe.evaluation.audit import AuditSettings, audit
+from ltd_pipe.evaluation.audit import AuditSettings, audit, loss_surface
 from ltd_pipe.evaluation.bench import select_images
 from ltd_pipe.evaluation.results import Finding
 from ltd_pipe.images.beton import open_beton, write_beton
@@ -21,9 +22,13 @@ from ltd_pipe.labels.format import DatasetFacts, StoreAttributes, TeacherFacts
 from ltd_pipe.labels.writer import write_store
 from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.params import PrepareParams, TrainParams
+from ltd_pipe.report.surface import draw_surface
 from ltd_pipe.training.run import new_classifier, split_samples, student_trainer
 from ltd_pipe.training.snapshots import Snapshots
 from ltd_pipe.training.trainer import RunContext, Watcher
+
+# --- The audit: models known to be masked fail it, normally trained robust ones pass.
+
 
 CPU = torch.device("cpu")
 SETTINGS = AuditSettings(eps=0.15, steps=20, restarts=2, square_queries=100)
@@ -216,3 +221,112 @@ def test_a_model_that_knows_nothing_is_refused(betons, digits_to_attack):
 def test_a_finding_fails_when_chance_cannot_explain_it(count, n, passed):
     """Its interval's lower end is above the limit."""
     assert Finding(name="x", count=count, n=n, limit=0.06, meaning="").passed is passed
+
+
+# --- The audit of a model whose robustness is known: in L2, and without work done twice.
+
+
+@pytest.fixture(scope="module")
+def told():
+    """What the audit said was under way."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def found(images, new_model, told):
+    """An audit of the linear model in L2, with three starts of PGD."""
+    settings = AuditSettings(
+        eps=0.16, batch_size=24, steps=20, restarts=3, square_queries=20, norm="l2"
+    )
+    tick = lambda *words: told.append(words)  # noqa: E731
+    return audit(new_model(), images, settings, tick=tick)
+
+
+def test_a_linear_model_is_not_masked_in_l2(found):
+    """Every check passes, the largest ball breaks all, and the curve ends at zero."""
+    assert [finding.name for finding in found.findings if not finding.passed] == []
+    assert found.curve.zero_at is not None
+    assert found.surface.rises == 1.0
+
+
+def test_no_start_is_tried_twice(found, told):
+    """Of three starts the first is the plain attack's: two are left for what stands."""
+    plain = [done for name, done, _ in told if name == "PGD-20" and done]
+    again = [done for name, done, _ in told if name.startswith("PGD-20 start") and done]
+    assert len(plain) == 1
+    assert len(again) == 2
+    assert max(again) < plain[0]
+
+
+# --- The loss surface: what it measures, and that its picture is the same twice.
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_gradient_leads_up_on_a_smooth_surface(bench, right, norm):
+    """In the middle is the clean loss; along the gradient it rises, and faster than by chance."""
+    surface = loss_surface(bench(), Ball(norm, 0.05), right)
+    assert surface.n == 16
+    assert (surface.rises, surface.beats_random) == (1.0, 1.0)
+    grid, middle = np.array(surface.loss), 10
+    assert surface.offsets[middle] == 0
+    assert (np.diff(grid[:, middle]) > 0).all()
+    assert surface.offsets[-1] == pytest.approx(0.1)
+
+
+def test_the_middle_is_the_clean_loss(bench, images, right, model):
+    """The mean cross entropy of the images themselves."""
+    surface = loss_surface(bench(), Ball("linf", 0.05), right)
+    rows = right.nonzero().flatten()[:16]
+    pixels, labels, _ = images.take(rows)
+    with torch.no_grad():
+        clean = nn.functional.cross_entropy(model(pixels), labels)
+    assert surface.loss[10][10] == pytest.approx(float(clean))
+
+
+class Flat(nn.Module):
+    """The right answers, without a gradient."""
+
+    def forward(self, images):
+        return 4.0 * torch.round(images * 1e-9 + images.detach() * 255).sum(dim=(1, 3))
+
+
+def test_without_a_gradient_nothing_rises(bench, right):
+    """The zero direction leads nowhere, and JSON takes what comes out."""
+    names = tuple("abcde")
+    model = Classifier(Flat(), architecture="x", class_names=names, shape=(1, 5, 5)).eval()
+    surface = loss_surface(bench(network=model), Ball("linf", 1e-9), right)
+    assert surface.rises < 1
+    json.dumps(surface.dump(), allow_nan=False)
+
+
+def test_the_picture_says_what_it_shows_and_is_the_same_twice(bench, right):
+    """Both axes, n, norm and radius; no time, no random ids."""
+    surface, ball = loss_surface(bench(), Ball("l2", 0.5), right), Ball("l2", 0.5)
+    text = draw_surface(surface, ball)
+    assert text == draw_surface(surface, ball)
+    for words in ("along the gradient", "random direction", "Loss around 16 images (L2 0.5)"):
+        assert words in text
+    assert "<dc:date>" not in text
+
+
+# --- What a check of an audit shows, and how much it can see.
+
+
+@pytest.mark.parametrize(
+    ("n", "limit"), [(1, 0.0), (5, 0.05), (48, 0.02), (200, 0.05), (617, 0.06), (10_000, 0.02)]
+)
+def test_a_check_fails_from_the_share_that_it_says(n, limit):
+    """With one image less it passes."""
+    first = round(Finding(name="x", count=0, n=n, limit=limit, meaning="").fails_from * n)
+    assert not Finding(name="x", count=first, n=n, limit=limit, meaning="").passed
+    assert Finding(name="x", count=first - 1, n=n, limit=limit, meaning="").passed
+
+
+def test_more_images_see_smaller_shares():
+    """Toward the limit itself, and never below it."""
+    seen = [
+        Finding(name="x", count=0, n=n, limit=0.05, meaning="").fails_from
+        for n in (20, 200, 2_000, 200_000)
+    ]
+    assert seen == sorted(seen, reverse=True)
+    assert 0.05 < seen[-1] < 0.052

@@ -1,4 +1,4 @@
-"""A model that gets its pixels on another scale than it wants is noticed."""
+"""What is refused before the first attack."""
 
 import re
 
@@ -13,11 +13,105 @@ from ltd_pipe.evaluation.bench import TestImages
 from ltd_pipe.evaluation.caveats import contradicted_accuracy, weak_source
 from ltd_pipe.evaluation.checks import (
     Probes,
+    is_random,
+    probes,
+    require_sound,
     settle,
     wrong_scale,
 )
 from ltd_pipe.evaluation.class_order import permutation, require_order
 from ltd_pipe.models.classifier import Classifier
+
+# --- What is refused before the first attack.
+
+
+class Constant(nn.Module):
+    """Gives the same logits for all images."""
+
+    def __init__(self, *logits):
+        super().__init__()
+        self.logits = torch.tensor([logits])
+
+    def forward(self, images):
+        return self.logits.expand(len(images), -1)
+
+
+class Noisy(nn.Module):
+    """Gives other logits each time."""
+
+    def forward(self, images):
+        return torch.rand(len(images), 3)
+
+
+class Relative(nn.Module):
+    """Normalises by the batch's own mean, as batch norm without running statistics does."""
+
+    def forward(self, images):
+        sums = images.sum(dim=(2, 3)).expand(-1, 3)
+        return sums - sums.mean(dim=0)
+
+
+class Overflowing(nn.Module):
+    """Finite on photographs, infinite on white."""
+
+    def forward(self, images):
+        return (images.mean(dim=(1, 2, 3)) * 100).exp()[:, None].expand(-1, 3)
+
+
+def half_trained():
+    """Only a part of it is in training mode."""
+    return nn.Sequential(Constant(0.0, 0.0, 0.0)).eval().append(nn.Dropout())
+
+
+UNSOUND = [
+    (Constant(0.0, 0.0, 0.0).train(), "is in training mode"),
+    (half_trained(), "training"),
+    (Constant(0.0, torch.nan, 0.0).eval(), "NaN or infinite"),
+    (Constant(0.0, torch.inf, 0.0).eval(), "NaN or infinite"),
+    (Overflowing().eval(), r"NaN or infinite for images in \[0, 1\]"),
+    (Noisy().eval(), "different logits for the same images"),
+    (Relative().eval(), "other logits in another batch"),
+]
+
+
+@pytest.mark.parametrize(("model", "message"), UNSOUND, ids=[m for _, m in UNSOUND])
+def test_an_unsound_model_is_refused(model, message):
+    """A measurement of such a model would mean nothing."""
+    with pytest.raises(ModelError, match=message):
+        require_sound(model, probes(torch.rand(2, 1, 4, 4) / 4))
+
+
+def test_a_sound_model_passes():
+    """Evaluation mode, finite, the same answer twice."""
+    require_sound(Constant(0.0, 1.0, 0.0).eval(), probes(torch.rand(2, 1, 4, 4)))
+
+
+def test_a_random_model_may_be_measured_as_one():
+    """AutoAttack has a version for it; training mode and NaN are refused all the same."""
+    require_sound(Noisy().eval(), torch.rand(2, 1, 4, 4), random_allowed=True)
+    assert is_random(Noisy(), torch.rand(2, 1, 4, 4))
+    with pytest.raises(ModelError, match="training mode"):
+        require_sound(Noisy().train(), torch.rand(2, 1, 4, 4), random_allowed=True)
+
+
+def test_black_white_and_noise_are_asked_about():
+    """Beside the images that were given."""
+    asked = probes(torch.full((3, 1, 4, 4), 0.5))
+    assert asked.shape == (7, 1, 4, 4)
+    assert asked[3].max() == 0
+    assert asked[4].min() == 1
+    assert asked.min() >= 0
+    assert asked.max() <= 1
+
+
+def test_the_version_for_random_models_excuses_random_ones_alone():
+    """A model that answers alike, but by its batch, is refused there, too."""
+    with pytest.raises(ModelError, match="other logits in another batch"):
+        require_sound(Relative().eval(), probes(torch.rand(2, 1, 4, 4)), random_allowed=True)
+
+
+# --- A model that gets its pixels on another scale than it wants is noticed.
+
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 
@@ -98,7 +192,7 @@ def test_a_checkpoint_is_held_to_what_it_says(hits, said, doubted):
 
 
 @pytest.fixture
-def probes(grey_images):
+def grey_probes(grey_images):
     """The same pictures, as foreign weights are asked about them."""
     return Probes(grey_images.images, grey_images.labels)
 
@@ -115,10 +209,10 @@ def probes(grey_images):
     ],
     ids=["normalised", "not"],
 )
-def test_what_is_declared_is_taken_where_it_is_right(probes, network, mean, said):
+def test_what_is_declared_is_taken_where_it_is_right(grey_probes, network, mean, said):
     """Both are tried, and both numbers said."""
     model = wrapped(network)
-    found = settle(model, probes, "net.pt", declared=(MEAN, STD), by="timm")
+    found = settle(model, grey_probes, "net.pt", declared=(MEAN, STD), by="timm")
     assert model.mean.tolist() == pytest.approx(mean)
     assert re.search(said, found), found
 
@@ -138,10 +232,10 @@ class RightWhenPlain(torch.nn.Module):
         return torch.where(seen[:, None], truth, torch.ones(60, 4))
 
 
-def test_what_is_declared_is_taken_where_nothing_decides(probes):
+def test_what_is_declared_is_taken_where_nothing_decides(grey_probes):
     """A network that knows nothing: it is said, with the way to take none."""
     model = wrapped(RightWhenPlain(0, 0))
-    found = settle(model, probes, "x", declared=(MEAN, STD), by="timm")
+    found = settle(model, grey_probes, "x", declared=(MEAN, STD), by="timm")
     assert model.mean.tolist() == pytest.approx(MEAN)
     assert "which decides little: --mean 0,0,0 --std 1,1,1 takes none; timm declares it" in found
 
@@ -150,27 +244,27 @@ def test_what_is_declared_is_taken_where_nothing_decides(probes):
     ("first", "last", "outcome"),
     [(40, 0, "declared"), (40, 3, "refused"), (40, 20, "none"), (0, 3, "declared")],
 )
-def test_what_only_suggests_none_is_refused(probes, first, last, outcome):
+def test_what_only_suggests_none_is_refused(grey_probes, first, last, outcome):
     """It is neither taken as declared, nor as better without."""
     model = wrapped(RightWhenPlain(first, last))
     # Of the declared, no pixel stays above 0.
     declared = ((2.0, 2.0, 2.0), STD)
     if outcome == "refused":
         with pytest.raises(ModelError) as caught:
-            settle(model, probes, "x", declared=declared, by="timm")
+            settle(model, grey_probes, "x", declared=declared, by="timm")
         assert caught.value.where == "x"
         assert caught.value.remedy.startswith("Pass --mean 2,2,2 --std 0.2471")
         return
-    settle(model, probes, "x", declared=declared, by="timm", strict=False)
+    settle(model, grey_probes, "x", declared=declared, by="timm", strict=False)
     assert model.normalises == (outcome == "declared")
 
 
 @pytest.mark.parametrize(("network", "normalisation", "message"), WRONG)
-def test_foreign_weights_on_a_wrong_scale_are_refused(probes, network, normalisation, message):
+def test_foreign_weights_on_a_wrong_scale_are_refused(grey_probes, network, normalisation, message):
     """Also where the user said the scale; unless a measurement will say it itself."""
     with pytest.raises(ModelError, match=message):
-        settle(wrapped(network, **normalisation), probes, "net.pt")
-    assert "are right" in settle(wrapped(network, **normalisation), probes, "x", strict=False)
+        settle(wrapped(network, **normalisation), grey_probes, "net.pt")
+    assert "are right" in settle(wrapped(network, **normalisation), grey_probes, "x", strict=False)
 
 
 class Rolled(Brightness):
@@ -180,10 +274,10 @@ class Rolled(Brightness):
         return super().forward(images).roll(1, dims=1)
 
 
-def test_columns_in_another_order_are_named(probes):
+def test_columns_in_another_order_are_named(grey_probes):
     """Before the scale is blamed for it."""
     with pytest.raises(ModelError) as caught:
-        settle(wrapped(Rolled()), probes, "net.pt", declared=(MEAN, STD), by="timm")
+        settle(wrapped(Rolled()), grey_probes, "net.pt", declared=(MEAN, STD), by="timm")
     assert caught.value.found == "'a' as 'b', 'b' as 'c', 'c' as 'd', 'd' as 'a'"
     assert "--classes FILE" in caught.value.remedy
 
