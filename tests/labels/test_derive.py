@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from refusals import refused
 
 from ltd_pipe.errors import BusyError, StoreError
 from ltd_pipe.labels import SoftLabels
@@ -46,17 +47,17 @@ def test_a_store_that_is_not_sound_is_not_published(answers, tmp_path):
         rows=4,
         verify=True,
     )
-    with pytest.raises(StoreError) as refused:
+    with pytest.raises(StoreError) as caught:
         wrong.write(tmp_path / "new.zarr")
-    assert refused.value.where == str(tmp_path / "new.zarr")
-    assert refused.value.what.startswith("was not published: sample 0")
+    assert caught.value.where == str(tmp_path / "new.zarr")
+    assert caught.value.what.startswith("was not published: sample 0")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_two_processes_do_not_write_one_store(sequential, tmp_path):
     """The second is refused, and the first's files are left alone."""
     target = tmp_path / "new.zarr"
-    with exclusive(target), pytest.raises(BusyError, match="is writing to it"):
+    with exclusive(target), refused(BusyError, where=target, what="writing"):
         sequential.write(target)
 
 

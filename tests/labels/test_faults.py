@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from refusals import refused
 from small_labelling import ROWS, SAMPLES, Images, Teacher, label, open_writer
 
 from ltd_pipe.errors import StoreError
@@ -100,8 +102,8 @@ class Spoiled(Teacher):
 def test_a_teacher_that_fails_at_an_image_loses_no_other(tmp_path, batch):
     """The sample is named, nothing is published, and a mended teacher goes on from there."""
     expected = label(tmp_path / "whole.zarr")
-    named = f"sample {4 * batch + 2}: logits: expected finite .*, found nan"
-    with pytest.raises(StoreError, match=named):
+    named = f"sample {4 * batch + 2}"
+    with refused(StoreError, what=named, found=re.compile("nan")):
         label(tmp_path / "a.zarr", teacher=Spoiled(0, batch))
     assert not (tmp_path / "a.zarr").exists()
     asked = Counting(0)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from refusals import refused
 
 from ltd_pipe.errors import StoreError
 from ltd_pipe.images.augment import augment
@@ -43,5 +44,5 @@ def test_there_is_no_other_view(view):
 def test_what_cannot_be_replayed_is_refused(text):
     """By the store's name, with what it says; 'none' would be null."""
     views = ViewFacts(count=1, seed=0, augmentation=text)
-    with pytest.raises(StoreError, match=r"labels.zarr: views: .*Update it"):
+    with refused(StoreError, where="labels.zarr", what="views", remedy="Update"):
         Replay.of(views, "labels.zarr")

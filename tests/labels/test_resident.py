@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 
 from ltd_pipe.errors import StoreError
 from ltd_pipe.labels import SoftLabels
@@ -38,7 +39,7 @@ def test_another_temperature_is_applied_to_the_logits_alone(answers, store, resi
 def test_another_temperature_needs_logits(answers, tmp_path):
     """A store without them cannot be read at another temperature."""
     store = answers.write(tmp_path / "a.zarr", keep_logits=False)
-    with pytest.raises(StoreError, match=r"has no logits\. Label with"):
+    with refused(StoreError, where=store, what="logits", remedy="Label"):
         LabelsOnDevice(SoftLabels.open(store), CPU, temperature=0.5)
 
 
@@ -63,7 +64,9 @@ def test_each_view_is_its_own(making, tmp_path, resident):
     for view in (0, 1):
         np.testing.assert_allclose(labels.rows(ORDER, view=view), soft[ORDER, view], atol=5e-4)
     for view in (-1, 2):
-        with pytest.raises(StoreError, match="no such view"):
+        with refused(
+            StoreError, where=tmp_path / "a.zarr", what="view", expected="0 to 1", found=view
+        ):
             labels.rows(ORDER, view=view)
 
 
@@ -71,7 +74,7 @@ def test_each_view_is_its_own(making, tmp_path, resident):
 def test_rows_that_do_not_exist_are_refused(store, resident, row):
     """Also where torch would count from the end."""
     labels = LabelsOnDevice(SoftLabels.open(store), CPU, resident=resident)
-    with pytest.raises(StoreError, match=f"no such row: expected 0 to 10, found {row}"):
+    with refused(StoreError, where=store, what="row", expected="0 to 10"):
         labels.rows(np.array([row]))
 
 
@@ -81,7 +84,7 @@ def test_a_damaged_chunk_is_found_either_way(store, resident):
     content = bytearray(chunk.read_bytes())
     content[3] ^= 1
     chunk.write_bytes(content)
-    with pytest.raises(StoreError, match="soft_labels/c/1/0 is damaged"):
+    with refused(StoreError, where=store, what="soft_labels/c/1/0"):
         LabelsOnDevice(SoftLabels.open(store), CPU, resident=resident).rows(ORDER)
 
 

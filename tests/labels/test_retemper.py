@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from made_answers import make_answers
+from refusals import refused
 
 from ltd_pipe.errors import ParamsError, StoreError
 from ltd_pipe.labels import SoftLabels
@@ -53,12 +54,12 @@ def test_a_temperature_that_leaves_nothing_is_refused(making, tmp_path, views):
     """Before the rows are written: labels as good as uniform teach nothing."""
     source = SoftLabels.open(making(views=views).write(tmp_path / "source.zarr"))
     require_informative(source, 3.0)
-    with pytest.raises(StoreError) as refused:
+    with pytest.raises(StoreError) as caught:
         require_informative(source, 1000.0)
-    assert refused.value.where == str(tmp_path / "source.zarr")
-    assert refused.value.expected == "0.4 or more"
-    assert float(refused.value.found) == pytest.approx(1 / 3, abs=0.01)
-    assert "--allow-poor-labels" in refused.value.remedy
+    assert caught.value.where == str(tmp_path / "source.zarr")
+    assert caught.value.expected == "0.4 or more"
+    assert float(caught.value.found) == pytest.approx(1 / 3, abs=0.01)
+    assert "--allow-poor-labels" in caught.value.remedy
 
 
 def test_the_temperature_is_solved_for(source, tmp_path):
@@ -66,7 +67,7 @@ def test_the_temperature_is_solved_for(source, tmp_path):
     temperature = temperature_for(source, 0.7)
     found = softened(source, tmp_path / "new.zarr", temperature)
     assert found.summary().mean_top_probability == pytest.approx(0.7, abs=1e-3)
-    with pytest.raises(ParamsError, match="no temperature gives this mean top probability"):
+    with refused(ParamsError, where="temperature", what="mean", found="auto:0.2"):
         temperature_for(source, 0.2)
 
 
@@ -77,24 +78,46 @@ def test_a_store_without_logits_is_refused(answers, tmp_path):
         lambda: softened(source, tmp_path / "b.zarr", 1.0),
         lambda: temperature_for(source, 0.7),
     ):
-        with pytest.raises(StoreError, match="has no logits. Label with label.logits true"):
+        with refused(StoreError, where=tmp_path / "a.zarr", what="logits", remedy="Label"):
             attempt()
     assert not (tmp_path / "b.zarr").exists()
 
 
 REFUSED = {
-    "the same temperature": ({"temperature": 2.0}, "nothing would change. Name another"),
-    "zero": ({"temperature": 0.0}, "temperature: is out of range"),
-    "NaN": ({"temperature": float("nan")}, "temperature: is out of range"),
-    "more than there are": ({"top_k": 4}, "top_k: is out of range: expected 1 to 3"),
-    "none": ({"top_k": 0}, "top_k: is out of range"),
+    "the same temperature": ({"temperature": 2.0}, {"what": "change", "remedy": "Name"}),
+    "zero": (
+        {"temperature": 0.0},
+        {"where": "temperature", "what": "range", "expected": "1e-06 to 1e+06"},
+    ),
+    "NaN": (
+        {"temperature": float("nan")},
+        {"where": "temperature", "what": "range", "expected": "1e-06 to 1e+06"},
+    ),
+    "more than there are": (
+        {"top_k": 4},
+        {
+            "where": "top_k",
+            "what": "range",
+            "expected": "1 to 3, the number of classes",
+            "found": 4,
+        },
+    ),
+    "none": (
+        {"top_k": 0},
+        {
+            "where": "top_k",
+            "what": "range",
+            "expected": "1 to 3, the number of classes",
+            "found": 0,
+        },
+    ),
 }
 
 
-@pytest.mark.parametrize(("options", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_gives_no_store_is_refused(source, tmp_path, options, message):
+@pytest.mark.parametrize(("options", "fields"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_gives_no_store_is_refused(source, tmp_path, options, fields):
     """Before anything is written."""
-    with pytest.raises(ParamsError, match=message):
+    with refused(ParamsError, **fields):
         softened(source, tmp_path / "new.zarr", **options)
     assert not (tmp_path / "new.zarr").exists()
 
@@ -132,7 +155,9 @@ def test_temperature_and_ranks_in_one(tmp_path):
 def test_a_sparse_store_is_refused(answers, tmp_path):
     """What was left out does not come back."""
     source = SoftLabels.open(answers.write(tmp_path / "a.zarr", top_k=2))
-    with pytest.raises(StoreError, match="has only the 2 largest probabilities of each row"):
+    with refused(
+        StoreError, where=tmp_path / "a.zarr", what="largest", expected="all of them, or logits"
+    ):
         softened(source, tmp_path / "b.zarr", top_k=1)
-    with pytest.raises(StoreError, match="has no logits"):
+    with refused(StoreError, where=tmp_path / "a.zarr", what="logits"):
         softened(source, tmp_path / "b.zarr", 1.0)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from refusals import refused
 
 from ltd_pipe.errors import ParamsError
 from ltd_pipe.labels.softmax import mean_softened, soften, softened_half, solve_temperature
@@ -45,7 +46,7 @@ def test_no_temperature_overflows(logits, temperature):
 @pytest.mark.parametrize("temperature", [0.0, -1.0, 1e-7, 1e7, float("nan"), float("inf")])
 def test_temperatures_without_meaning_are_refused(temperature):
     """Zero, negative, not a number, and beyond float32's use."""
-    with pytest.raises(ParamsError, match="temperature: is out of range: expected 1e-06 to"):
+    with refused(ParamsError, where="temperature", what="range", expected="1e-06 to 1e+06"):
         soften(LOGITS, temperature)
 
 
@@ -67,7 +68,7 @@ def test_a_margin_of_twelve_gives_the_known_temperatures():
 def test_several_teachers_are_averaged_after_the_softmax():
     """Two teachers that contradict each other can never be sure together."""
     logits = np.array([[[5, 0]], [[0, 5]]], np.float32)
-    with pytest.raises(ParamsError, match="no temperature gives this mean top probability"):
+    with refused(ParamsError, where="temperature", what="mean", found="auto:0.9"):
         solve_temperature(lambda: [logits], 0.9)
 
 
@@ -75,7 +76,12 @@ def test_several_teachers_are_averaged_after_the_softmax():
 def test_an_unreachable_target_is_refused(target):
     """Below 1/K and at 1 the error says what can be reached."""
     logits = np.random.default_rng(0).standard_normal((50, 10)).astype(np.float32)
-    with pytest.raises(ParamsError, match="expected above 0.1.* and below 1 for these logits"):
+    with refused(
+        ParamsError,
+        where="temperature",
+        what="mean",
+        expected="above 0.1 and below 1 for these logits",
+    ):
         solve_temperature(lambda: [[logits]], target)
 
 

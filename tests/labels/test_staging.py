@@ -4,6 +4,7 @@ import threading
 import time
 
 import pytest
+from refusals import refused
 
 from ltd_pipe.errors import ParamsError, StateError
 from ltd_pipe.labels.staging import WHOLE, Part, wait_for_chunks
@@ -38,7 +39,7 @@ def test_the_whole_is_one_part():
 )
 def test_what_is_no_part_is_refused(text):
     """With an example of one."""
-    with pytest.raises(ParamsError, match="--part: expected one such as 3/8"):
+    with refused(ParamsError, where="--part", found=text):
         Part.parse(text)
 
 
@@ -60,5 +61,7 @@ def test_waiting_ends_with_the_last_chunk():
 
 def test_processes_that_write_nothing_are_given_up():
     """After a while, naming what is missing and what to do."""
-    with pytest.raises(StateError, match="for 0 s: found 2 missing, the first is 5. Run it again"):
+    with refused(
+        StateError, where="label", what="process", found="2 missing, the first is 5", remedy="Run"
+    ):
         wait_for_chunks(lambda: [5, 6], stall_s=0.1)

@@ -1,10 +1,12 @@
 """Verification finds what is wrong, wherever it is, and says what it did not look at."""
 
+import re
 import subprocess
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from refusals import refused
 
 from ltd_pipe.errors import JoinError, StoreError
 from ltd_pipe.labels import SoftLabels
@@ -37,11 +39,17 @@ def test_the_join_is_checked_when_images_are_given(answers, store):
 
 def test_other_images_are_refused(answers, making, store):
     """By fingerprint; and by each hash and label, should the manifest lie."""
-    with pytest.raises(JoinError, match="fingerprint of the images"):
+    with refused(JoinError, where=store, what="fingerprint"):
         verify_store(store, making(seed=3))
-    with pytest.raises(JoinError, match="sample 0: .* belong to other images"):
+    with refused(
+        JoinError,
+        where=store,
+        what="sample 0",
+        expected=re.compile(r"sample_hash \w+"),
+        found=re.compile(r"\w+ in digits \(train\): these labels belong to other images"),
+    ):
         verify_store(store, replace(answers, sample_hash=answers.sample_hash[::-1]))
-    with pytest.raises(JoinError, match="sample 0: label: expected .* in digits .train."):
+    with refused(JoinError, where=store, what="sample 0", expected=2, found="3 in digits (train)"):
         verify_store(store, replace(answers, labels=answers.labels + 1))
 
 
@@ -96,7 +104,7 @@ def test_a_flipped_bit_is_never_gathered(store, name, place):
     content = bytearray(path.read_bytes())
     content[round(place * (len(content) - 1))] ^= 0x01
     path.write_bytes(content)
-    with pytest.raises(StoreError, match=f"{name} is damaged"):
+    with refused(StoreError, where=store, what=f"{name} is damaged"):
         SoftLabels.open(store).gather(np.arange(11))
 
 
@@ -113,7 +121,7 @@ def test_a_file_cut_short_is_found(store, name, keep):
 def test_a_file_that_nobody_listed_is_found(store):
     """Something put into a store is not part of it."""
     (store / "labels" / "c" / "7").touch()
-    with pytest.raises(StoreError, match="labels/c/7 is not listed in MANIFEST.sha256"):
+    with refused(StoreError, where=store, what="MANIFEST.sha256"):
         verify_store(store)
 
 
@@ -147,7 +155,7 @@ def test_a_listed_file_of_another_kind_is_checked_too(store, resign):
     resign(store)
     verify_store(store)
     (store / "LICENCE").write_text("x")
-    with pytest.raises(StoreError, match="LICENCE is damaged"):
+    with refused(StoreError, where=store, what="LICENCE"):
         verify_store(store)
 
 
@@ -162,31 +170,35 @@ def rewrite(store, name, change, resign):
 
 
 WRONG = {
-    "sum": ("soft_labels", lambda rows: rows.__imul__(np.float16(0.99)), "is no distribution"),
+    "sum": ("soft_labels", lambda rows: rows.__imul__(np.float16(0.99)), {"what": "distribution"}),
     "another softmax": (
         "logits",
         lambda rows: rows.__imul__(np.float16(1.1)),
-        "sample 0: soft_labels are not softmax.logits / temperature.",
+        {"what": "softmax"},
     ),
     "permuted classes": (
         "soft_labels",
         lambda rows: rows.__setitem__(slice(None), rows[:, ::-1].copy()),
-        "are not softmax",
+        {"what": "softmax"},
     ),
-    "label out of range": ("labels", lambda rows: rows.__iadd__(3), "sample .: label: expected -1"),
+    "label out of range": (
+        "labels",
+        lambda rows: rows.__iadd__(3),
+        {"what": "sample", "expected": "-1 to 2", "found": 5},
+    ),
     "another image": (
         "sample_hash",
         lambda rows: rows.__ixor__(np.uint64(1)),
-        "fingerprint of its own labels and hashes",
+        {"what": "hashes"},
     ),
 }
 
 
-@pytest.mark.parametrize(("name", "change", "message"), WRONG.values(), ids=WRONG.keys())
-def test_a_store_that_was_made_wrongly_is_found(store, resign, name, change, message):
+@pytest.mark.parametrize(("name", "change", "fields"), WRONG.values(), ids=WRONG.keys())
+def test_a_store_that_was_made_wrongly_is_found(store, resign, name, change, fields):
     """Every checksum is right; the content is not."""
     rewrite(store, name, change, resign)
-    with pytest.raises(StoreError, match=message):
+    with refused(StoreError, where=store, **fields):
         verify_store(store)
 
 
@@ -206,5 +218,5 @@ def test_the_other_neighbour_in_float16_is_not_an_error(answers, store, resign):
     rewrite(store, "soft_labels", move(1), resign)
     verify_store(store)
     rewrite(store, "soft_labels", move(4), resign)
-    with pytest.raises(StoreError, match="are not softmax"):
+    with refused(StoreError, where=store, what="softmax"):
         verify_store(store)

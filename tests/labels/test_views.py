@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from refusals import refused
 
 from ltd_pipe.errors import StoreError
 from ltd_pipe.labels import SoftLabels
@@ -43,7 +44,7 @@ def test_rows_go_into_a_given_buffer(store):
 @pytest.mark.parametrize("view", [-1, 2])
 def test_a_view_that_does_not_exist_is_refused(store, view):
     """Also a negative one, which NumPy would count from the end."""
-    with pytest.raises(StoreError, match=f"no such view: expected 0 to 1, found {view}"):
+    with refused(StoreError, where="a.zarr", what="view", expected="0 to 1", found=view):
         store.gather(np.arange(2), view=view)
 
 
@@ -52,7 +53,7 @@ def test_a_store_of_one_view_has_view_zero_only(answers, tmp_path):
     labels = SoftLabels.open(answers.write(tmp_path / "b.zarr"))
     order = np.arange(4)
     np.testing.assert_array_equal(labels.gather(order, view=0), labels.gather(order))
-    with pytest.raises(StoreError, match="no such view: expected 0 to 0, found 1"):
+    with refused(StoreError, where=tmp_path / "b.zarr", what="view", expected="0 to 0", found=1):
         labels.gather(order, view=1)
 
 
@@ -73,7 +74,7 @@ def test_a_wrong_view_is_named(store, resign):
     content[-4:] = google_crc32c.value(bytes(content[:-4])).to_bytes(4, "little")
     chunk.write_bytes(content)
     resign(store.path)
-    with pytest.raises(StoreError, match="sample 6, view 1: soft_labels are not softmax"):
+    with refused(StoreError, where="a.zarr", what="view 1"):
         verify_store(store.path)
 
 

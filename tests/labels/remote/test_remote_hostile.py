@@ -1,10 +1,12 @@
 """What a publisher of ill will can put at a URL, with every hash right."""
 
 import json
+import re
 import resource
 
 import pytest
 from faulty_server import FaultyServer, endless_page, status
+from refusals import refused
 from shared_store import contents
 
 from ltd_pipe.errors import LocationError, StoreError, TransferError
@@ -17,9 +19,9 @@ def pull(store, tmp_path, options, identity=""):
         pull_store(parse_location(server.url, identity), tmp_path / "out" / "a.zarr", options)
 
 
-def refused(store, tmp_path, options, message):
-    """It is refused with this message, and nothing at all was written."""
-    with pytest.raises(StoreError, match=message) as caught:
+def refused_pull(store, tmp_path, options, **fields):
+    """It is refused with these fields, and nothing at all was written."""
+    with refused(StoreError, **fields) as caught:
         pull(store, tmp_path, options)
     assert not (tmp_path / "out").exists()
     assert len(str(caught.value)) < 600
@@ -42,8 +44,8 @@ def test_a_million_files_are_refused_before_they_are_parsed(own, tmp_path, optio
         manifest.write("".join(f"{line}\n" for line in lines))
     lines.clear()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    message = r"number of files in MANIFEST.sha256: expected 29 as .* at most 16 others, found"
-    refused(own, tmp_path, options, message)
+    others = re.compile(r"^29 .* at most 16 others")
+    refused_pull(own, tmp_path, options, what="files", expected=others)
     # The manifest has 76 MB: it and one copy of it may be in memory, not a million objects.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 250_000
 
@@ -51,13 +53,13 @@ def test_a_million_files_are_refused_before_they_are_parsed(own, tmp_path, optio
 def test_rows_without_end_are_refused_by_their_files(own, tmp_path, options, forged):
     """10^12 samples in chunks of one row: never counted one by one."""
     change_sizes(own, num_samples=2**40, rows=1)
-    refused(forged(own), tmp_path, options, "number of files in MANIFEST.sha256")
+    refused_pull(forged(own), tmp_path, options, what="files")
 
 
 def test_chunks_of_a_terabyte_are_refused(own, tmp_path, options, forged):
     """By the limit of the format."""
     change_sizes(own, num_samples=2**40, rows=2**40)
-    refused(forged(own), tmp_path, options, "chunks are too large")
+    refused_pull(forged(own), tmp_path, options, what="chunks")
 
 
 def change_sizes(store, num_samples, rows):
@@ -71,51 +73,59 @@ def change_sizes(store, num_samples, rows):
     (store / "zarr.json").write_text(json.dumps(group))
 
 
+NO_LINE = {"what": "MANIFEST.sha256: line", "expected": re.compile("^a hash")}
 LINES = {
-    "outside": (f"{HASH}  ../evil", "expected a hash, two spaces and a plain relative name"),
-    "absolute": (f"{HASH}  /etc/cron.d/evil", "expected a hash, two spaces and a plain relative"),
-    "hidden": (f"{HASH}  .bashrc", "expected a hash, two spaces and a plain relative name"),
-    "our own part": (f"{HASH}  labels/c/.0.part", "expected a hash, two spaces and a plain"),
-    "a file where a folder is": (f"{HASH}  labels/c", "labels/c is listed as a file and as"),
-    "a file below a file": (f"{HASH}  labels/c/0/evil", "is listed as a file and as a folder"),
-    "a name of 300 letters": (f"{HASH}  {'x' * 300}", "xxx… is too long a name"),
-    "twice": (f"{HASH}  zarr.json", "expected a hash, two spaces and a plain relative name"),
-    "the manifest itself": (f"{HASH}  MANIFEST.sha256", "expected a hash, two spaces and a plain"),
+    "outside": (f"{HASH}  ../evil", NO_LINE),
+    "absolute": (f"{HASH}  /etc/cron.d/evil", NO_LINE),
+    "hidden": (f"{HASH}  .bashrc", NO_LINE),
+    "our own part": (f"{HASH}  labels/c/.0.part", NO_LINE),
+    "a file where a folder is": (f"{HASH}  labels/c", {"what": "labels/c is"}),
+    "a file below a file": (f"{HASH}  labels/c/0/evil", {"what": "evil is listed"}),
+    "a name of 300 letters": (f"{HASH}  {'x' * 300}", {"what": "long"}),
+    "twice": (f"{HASH}  zarr.json", NO_LINE),
+    "the manifest itself": (f"{HASH}  MANIFEST.sha256", NO_LINE),
 }
 
 
-@pytest.mark.parametrize(("line", "message"), LINES.values(), ids=LINES.keys())
-def test_a_name_that_no_store_has_is_refused(own, tmp_path, options, line, message):
+@pytest.mark.parametrize(("line", "fields"), LINES.values(), ids=LINES.keys())
+def test_a_name_that_no_store_has_is_refused(own, tmp_path, options, line, fields):
     """Before a byte is written anywhere."""
     list_too(own, line)
-    refused(own, tmp_path, options, message)
+    refused_pull(own, tmp_path, options, **fields)
 
 
 def test_a_chunk_that_is_not_listed_is_refused(own, tmp_path, options):
     """Another file in its place keeps the number right."""
     text = (own / "MANIFEST.sha256").read_text().replace("  logits/c/2/0\n", "  logits/c/2/1\n")
     (own / "MANIFEST.sha256").write_text(text)
-    refused(own, tmp_path, options, "logits/c/2/0 is not listed in MANIFEST.sha256")
+    refused_pull(own, tmp_path, options, what="logits/c/2/0")
 
 
 def test_metadata_that_are_not_listed_are_refused(own, tmp_path, options):
     """They would not be part of the identity."""
     text = (own / "MANIFEST.sha256").read_text().replace("  logits/zarr.json\n", "  logits/x\n")
     (own / "MANIFEST.sha256").write_text(text)
-    refused(own, tmp_path, options, "logits/zarr.json is not listed in MANIFEST.sha256")
+    refused_pull(own, tmp_path, options, what="logits/zarr.json")
 
 
 def test_more_extra_files_than_a_store_needs_are_refused(own, tmp_path, options, forged):
     """A few are welcome: README.md, LICENSE."""
     for number in range(20):
         (own / f"extra-{number}").write_text("x")
-    refused(forged(own), tmp_path, options, "at most 16 others")
+    refused_pull(forged(own), tmp_path, options, expected=re.compile("at most 16 others"))
 
 
 def test_an_extra_file_that_is_too_large_is_refused(own, tmp_path, options, forged):
     """Its size is in no metadata, so that it has a limit of its own."""
     (own / "LICENSE").write_bytes(bytes(5 * 2**20))
-    refused(forged(own), tmp_path, options, "LICENSE: is too large: expected at most 4194304")
+    refused_pull(
+        forged(own),
+        tmp_path,
+        options,
+        where="LICENSE",
+        what="large",
+        expected=re.compile("^at most 4194304"),
+    )
 
 
 def test_a_few_extra_files_are_taken(own, tmp_path, options, forged):
@@ -131,7 +141,7 @@ def test_a_store_that_only_hashes_right_is_not_published(own, tmp_path, options,
     """Chunks whose own checksum is wrong: it is opened before it gets its name."""
     path = own / "labels" / "c" / "0"
     path.write_bytes(path.read_bytes()[::-1])
-    with pytest.raises(StoreError, match="labels/c/0 is damaged: its CRC-32C is wrong"):
+    with refused(StoreError, what="labels/c/0"):
         pull(forged(own), tmp_path, options)
     assert not (tmp_path / "out" / "a.zarr").exists()
 
@@ -139,7 +149,12 @@ def test_a_store_that_only_hashes_right_is_not_published(own, tmp_path, options,
 def test_another_identity_is_refused_by_the_manifest_alone(own, tmp_path, options):
     """Nothing else was asked for."""
     with FaultyServer(own) as server:
-        with pytest.raises(LocationError, match="expected identity 00000000.*, found [0-9a-f]{64}"):
+        with refused(
+            LocationError,
+            what="asked",
+            expected=re.compile(r"identity \S+"),
+            found=re.compile(r"\w+"),
+        ):
             RemoteStore(parse_location(server.url, HASH), options)
         assert [name for name, _ in server.log] == ["MANIFEST.sha256"]
     assert not (tmp_path / "out").exists()
