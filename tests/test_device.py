@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from refusals import refused
 
 from ltd_pipe.device import (
     OnHost,
@@ -38,7 +39,7 @@ def test_auto_takes_cuda_where_there_is_one():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_cuda_is_refused_where_there_is_none():
     """With what to do."""
-    with pytest.raises(MachineError, match=r"torch finds no CUDA device. Run 'ltd-pipe doctor'"):
+    with refused(MachineError, where="device: cuda", what="torch", remedy="ltd-pipe doctor"):
         choose_device("cuda")
 
 

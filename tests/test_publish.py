@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from refusals import refused
 
 from ltd_pipe.errors import BusyError, WriteError
 from ltd_pipe.publish import (
@@ -36,19 +37,27 @@ def test_a_failing_block_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def test_a_full_disk_is_one_clear_line(tmp_path):
     """ENOSPC becomes a WriteError that names the file and says what to do."""
-    with pytest.raises(WriteError, match="Free disk space"), staged(tmp_path / "a"):
+    with (
+        refused(WriteError, where=tmp_path / "a", remedy="disk space"),
+        staged(tmp_path / "a"),
+    ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_really_full_disk_is_refused(tmp_path):
     """Writing to the kernel's always-full device gives the same line."""
-    with pytest.raises(WriteError, match="No space left"), staged(tmp_path / "a"):
+    with refused(WriteError, where=tmp_path / "a", what="No space"), staged(tmp_path / "a"):
         Path("/dev/full").write_text("x")
 
 
 def test_not_enough_space_is_refused_before_the_work(tmp_path):
     """A result larger than the disk is refused at once, for a folder that is not there yet."""
-    with pytest.raises(WriteError, match="not enough disk space: expected .* MiB free"):
+    with refused(
+        WriteError,
+        where=tmp_path / "new/folder",
+        what="enough",
+        expected="4,398,046,511,104 MiB free",
+    ):
         require_free(tmp_path / "new" / "folder", 2**62)
 
 
@@ -101,7 +110,7 @@ def test_a_second_process_is_refused_and_a_killed_one_lets_go(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(target)], stdout=subprocess.PIPE)
     with holder:
         holder.stdout.readline()
-        with pytest.raises(BusyError, match=f"process {holder.pid} is writing"), exclusive(target):
+        with refused(BusyError, where=target, what=f"process {holder.pid} "), exclusive(target):
             pass
         holder.send_signal(signal.SIGKILL)
     with exclusive(target):

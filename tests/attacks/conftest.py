@@ -113,8 +113,8 @@ def victim():
 
 
 @pytest.fixture
-def refused(victim):
-    """A function that asserts that a store is refused, within limits and in one line."""
+def refused_cheaply(victim):
+    """A function that asserts that a store is refused_cheaply, within limits and in one line."""
 
     def check(path: Path, match: str, peak_mib: float = 64, cpu_s: float = 5) -> dict:
         found = victim.use(path)

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 from torch import nn
 from torch.nn import functional
 
@@ -64,20 +65,20 @@ def half_trained():
 
 
 UNSOUND = [
-    (Constant(0.0, 0.0, 0.0).train(), "is in training mode"),
-    (half_trained(), "training"),
-    (Constant(0.0, torch.nan, 0.0).eval(), "NaN or infinite"),
-    (Constant(0.0, torch.inf, 0.0).eval(), "NaN or infinite"),
-    (Overflowing().eval(), r"NaN or infinite for images in \[0, 1\]"),
-    (Noisy().eval(), "different logits for the same images"),
-    (Relative().eval(), "other logits in another batch"),
+    (Constant(0.0, 0.0, 0.0).train(), {"what": "mode"}),
+    (half_trained(), {"what": "training"}),
+    (Constant(0.0, torch.nan, 0.0).eval(), {"what": "infinite", "found": "6 of 6 such"}),
+    (Constant(0.0, torch.inf, 0.0).eval(), {"what": "infinite", "found": "6 of 6 such"}),
+    (Overflowing().eval(), {"what": "infinite", "found": "1 of 6 such"}),
+    (Noisy().eval(), {"what": "different"}),
+    (Relative().eval(), {"what": "batch"}),
 ]
 
 
-@pytest.mark.parametrize(("model", "message"), UNSOUND, ids=[m for _, m in UNSOUND])
-def test_an_unsound_model_is_refused(model, message):
+@pytest.mark.parametrize(("model", "fields"), UNSOUND, ids=[f["what"] for _, f in UNSOUND])
+def test_an_unsound_model_is_refused(model, fields):
     """A measurement of such a model would mean nothing."""
-    with pytest.raises(ModelError, match=message):
+    with refused(ModelError, where="model", **fields):
         require_sound(model, probes(torch.rand(2, 1, 4, 4) / 4))
 
 
@@ -90,7 +91,7 @@ def test_a_random_model_may_be_measured_as_one():
     """AutoAttack has a version for it; training mode and NaN are refused all the same."""
     require_sound(Noisy().eval(), torch.rand(2, 1, 4, 4), random_allowed=True)
     assert is_random(Noisy(), torch.rand(2, 1, 4, 4))
-    with pytest.raises(ModelError, match="training mode"):
+    with refused(ModelError, where="model", what="mode"):
         require_sound(Noisy().train(), torch.rand(2, 1, 4, 4), random_allowed=True)
 
 
@@ -106,7 +107,7 @@ def test_black_white_and_noise_are_asked_about():
 
 def test_the_version_for_random_models_excuses_random_ones_alone():
     """A model that answers alike, but by its batch, is refused there, too."""
-    with pytest.raises(ModelError, match="other logits in another batch"):
+    with refused(ModelError, where="model", what="batch"):
         require_sound(Relative().eval(), probes(torch.rand(2, 1, 4, 4)), random_allowed=True)
 
 
@@ -155,9 +156,9 @@ def test_a_model_with_its_own_normalisation_is_left_alone(grey_images):
 
 
 WRONG = [
-    (Brightness(factor=255), {}, r"multiplied by 255: the network expects pixels in 0…255"),
-    (Brightness(**CIFAR), {}, r"normalised \(CIFAR-10's mean and std\): pass the .* --mean"),
-    (Brightness(), {"mean": MEAN, "std": STD}, "our normalisation is undone: .* its own"),
+    (Brightness(factor=255), {}, "multiplied"),
+    (Brightness(**CIFAR), {}, "--mean"),
+    (Brightness(), {"mean": MEAN, "std": STD}, "normalisation"),
 ]
 
 
@@ -262,7 +263,7 @@ def test_what_only_suggests_none_is_refused(grey_probes, first, last, outcome):
 @pytest.mark.parametrize(("network", "normalisation", "message"), WRONG)
 def test_foreign_weights_on_a_wrong_scale_are_refused(grey_probes, network, normalisation, message):
     """Also where the user said the scale; unless a measurement will say it itself."""
-    with pytest.raises(ModelError, match=message):
+    with refused(ModelError, where="net.pt", what=message):
         settle(wrapped(network, **normalisation), grey_probes, "net.pt")
     assert "are right" in settle(wrapped(network, **normalisation), grey_probes, "x", strict=False)
 

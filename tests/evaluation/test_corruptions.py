@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refusals import refused
 
 from ltd_pipe.errors import DataError, MissingError
 from ltd_pipe.evaluation.corruptions import (
@@ -131,40 +132,67 @@ def save(folder, name, content):
 
 
 DAMAGES = [
-    (lambda f: save(f, "labels.npy", np.full(120, 5)), "labels: expected 0…4, .* found 5…5"),
-    (lambda f: save(f, "labels.npy", np.zeros((120, 1))), "is no list of labels: found float64"),
-    (lambda f: save(f, "dark.npy", np.zeros((9, 5, 5), np.uint8)), r"shape \(120, height"),
-    (lambda f: save(f, "dark.npy", np.zeros((120, 5, 5, 4), np.uint8)), "1 or 3 channels"),
-    (lambda f: save(f, "dark.npy", np.array([{}] * 120)), "dark.npy: is no array of numpy"),
-    (lambda f: (f / "dark.npy").write_bytes(b"\x93NUMPY"), "dark.npy: is no array of numpy"),
+    (
+        lambda f: save(f, "labels.npy", np.full(120, 5)),
+        {"what": "labels", "expected": "0…4, the model's classes", "found": "5…5"},
+    ),
+    (
+        lambda f: save(f, "labels.npy", np.zeros((120, 1))),
+        {"what": "list", "found": "float64 of shape (120, 1)"},
+    ),
+    (
+        lambda f: save(f, "dark.npy", np.zeros((9, 5, 5), np.uint8)),
+        {
+            "what": "holds",
+            "expected": "uint8 of shape (120, height, width, 3)",
+            "found": "uint8 of shape (9, 5, 5)",
+        },
+    ),
+    (
+        lambda f: save(f, "dark.npy", np.zeros((120, 5, 5, 4), np.uint8)),
+        {"what": "holds", "expected": "1 or 3 channels", "found": "uint8 of shape (120, 5, 5, 4)"},
+    ),
+    (lambda f: save(f, "dark.npy", np.array([{}] * 120)), {"where": "dark.npy", "what": "numpy"}),
+    (lambda f: (f / "dark.npy").write_bytes(b"\x93NUMPY"), {"where": "dark.npy", "what": "numpy"}),
 ]
 IDS = ["class", "shape", "count", "channels", "pickle", "torn"]
 
 
-@pytest.mark.parametrize(("damage", "message"), DAMAGES, ids=IDS)
-def test_damaged_arrays_are_refused(arrays, damage, message):
+@pytest.mark.parametrize(("damage", "fields"), DAMAGES, ids=IDS)
+def test_damaged_arrays_are_refused(arrays, damage, fields):
     """The file is named, before anything is computed; pickles are not read."""
     damage(arrays)
-    with pytest.raises(DataError, match=message):
+    with refused(DataError, **fields):
         find_corruptions(arrays, NAMES)
 
 
 def test_folders_of_neither_layout_are_refused(tmp_path, folders):
     """Nothing there, no such folder, or a name that is neither class nor severity."""
-    with pytest.raises(MissingError, match="no such folder"):
+    with refused(MissingError, where=tmp_path / "nowhere", what="folder"):
         find_corruptions(tmp_path / "nowhere", NAMES)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"holds no corrupted images: expected NAME\.npy beside"):
+    with refused(
+        DataError,
+        where=tmp_path / "empty",
+        what="corrupted",
+        expected="NAME.npy beside labels.npy, or folders NAME/SEVERITY/CLASS/",
+    ):
         find_corruptions(tmp_path / "empty", NAMES)
     (folders / "dark" / "strong").mkdir()
-    with pytest.raises(DataError, match="strong: is neither a class nor a severity"):
+    with refused(DataError, where=folders / "dark/strong", what="severity", expected="a number"):
         find_corruptions(folders, NAMES)
 
 
 def test_images_of_one_channel_too_many_dimensions_are_refused(arrays):
     """Where the axis is that is too many cannot be known."""
     np.save(arrays / "dark.npy", np.zeros((120, 5, 5, 3, 1), np.uint8))
-    with pytest.raises(DataError, match=r"dark\.npy: holds other images: expected uint8 of shape"):
+    with refused(
+        DataError,
+        where=arrays / "dark.npy",
+        what="holds",
+        expected="uint8 of shape (120, height, width, 3)",
+        found="uint8 of shape (120, 5, 5, 3, 1)",
+    ):
         find_corruptions(arrays, NAMES)
 
 

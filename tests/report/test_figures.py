@@ -11,6 +11,7 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
+from refusals import refused
 from run_folders import edit_json, write_json
 
 from ltd_pipe.errors import ResultError
@@ -193,17 +194,20 @@ def test_the_error_is_that_of_metrics_json(whole_runs, page):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "fields"),
     [
-        ({"expected_calibration_error": 0.5}, "another evaluation.*clean: calibration error"),
-        ({"expected_calibration_error_under_attack": 0.0}, "under_attack: calibration error"),
-        ({"n": 598}, "clean: images: expected 598, found 599"),
+        ({"expected_calibration_error": 0.5}, {"what": "clean: calibration", "expected": "0.5"}),
+        (
+            {"expected_calibration_error_under_attack": 0.0},
+            {"what": "under_attack: calibration", "expected": "0"},
+        ),
+        ({"n": 598}, {"what": "images", "expected": "598", "found": "599"}),
     ],
 )
-def test_bins_of_another_evaluation_are_refused(runs, changes, message):
+def test_bins_of_another_evaluation_are_refused(runs, changes, fields):
     """A diagram that contradicts the table beside it is worse than none."""
     edit_json(runs / "metrics.json", **changes)
-    with pytest.raises(ResultError, match=message):
+    with refused(ResultError, where=runs / "evaluation/reliability.json", **fields):
         read_evaluation(runs / "metrics.json", runs / "evaluation")
 
 
@@ -220,7 +224,7 @@ def test_bins_of_another_evaluation_are_refused(runs, changes, message):
 def test_a_damaged_bin_is_refused(tmp_path, row):
     """The remedy is to evaluate again."""
     write_json(tmp_path / "reliability.json", {"clean": [row], "under_attack": []})
-    with pytest.raises(ResultError, match="Run 'ltd-pipe evaluate' again"):
+    with refused(ResultError, where=tmp_path / "reliability.json", remedy="ltd-pipe evaluate"):
         read_reliability(tmp_path / "reliability.json", Metrics(n=1, eps=1, clean_accuracy=1))
 
 

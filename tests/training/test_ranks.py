@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import ranks
 import torch
+from refusals import refused
 
 from ltd_pipe.distributed import World, require_shards, shard
 from ltd_pipe.errors import ParamsError
@@ -146,9 +147,17 @@ def test_what_cannot_be_shared_is_refused():
     """An uneven batch, and a last step with too few images."""
     require_shards(103, 24, 4)
     require_shards(96, 24, 24)
-    with pytest.raises(ParamsError, match=r"among 5 processes: expected a multiple of 5"):
+    with refused(
+        ParamsError, where="batch_size", what="among", expected="a multiple of 5", found=24
+    ):
         require_shards(103, 24, 5)
-    with pytest.raises(ParamsError, match=r"leaves 1 image.*Set images: 96, or"):
+    with refused(
+        ParamsError,
+        where="batch_size",
+        what="leaves 1",
+        expected="at least one for each of 2 processes",
+        remedy="images: 96",
+    ):
         require_shards(97, 24, 2)
 
 
@@ -171,7 +180,9 @@ def test_pairs_are_not_parted(images):
 def test_pairs_that_cannot_be_shared_are_refused():
     """Two images for each process, in every step."""
     require_shards(96 + 7, 24, 4, unit=2)
-    with pytest.raises(ParamsError, match="8 processes, 2 neighbours together: .* multiple of 16"):
+    with refused(
+        ParamsError, where="batch_size", what="together", expected="a multiple of 16", found=24
+    ):
         require_shards(96, 24, 8, unit=2)
-    with pytest.raises(ParamsError, match=r"leaves 6 image"):
+    with refused(ParamsError, where="batch_size", what="leaves 6"):
         require_shards(96 + 6, 24, 4, unit=2)

@@ -7,6 +7,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 
 from ltd_pipe.errors import ModelError, ParamsError
 from ltd_pipe.labels import SoftLabels
@@ -255,14 +256,18 @@ def test_the_teacher_in_the_run_stays_as_it_was(put_together, teacher):
 
 def test_a_network_without_exits_is_refused(put_together):
     """Before the first step, with the names of those that have some."""
-    with pytest.raises(ModelError, match=r"has one exit only. Choose small-cnn-exits"):
+    with refused(ModelError, where="small-cnn-w4", what="exit", remedy="small-cnn-exits"):
         put_together(objective="exits")
 
 
 def test_an_exit_that_is_not_there_is_refused(put_together):
     """With how many there are."""
-    with pytest.raises(
-        ParamsError, match=r"train.exits: small-cnn-exits-w4 has 3: expected numbers fr"
+    with refused(
+        ParamsError,
+        where="train.exits",
+        what="small-cnn-exits-w4",
+        expected="numbers from 1 to 3",
+        found=[2, 4],
     ):
         put_together(objective="exits", architecture="small-cnn-exits-w4", exits=(2, 4))
 
