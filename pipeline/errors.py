@@ -163,6 +163,18 @@ def require_file(path: Path, where: object = None, remedy: str = "") -> Path:
     return path
 
 
+def refuse_newer(version: object, known: int, where: object, error: type[LtdPipeError]) -> None:
+    """Refuse, as an error of that type, a file whose format's version is above the known one."""
+    if isinstance(version, int) and version > known:
+        raise error(
+            where,
+            "was written by a newer ltd-pipe",
+            expected=f"version {known}",
+            found=f"version {version}",
+            remedy="Upgrade ltd-pipe.",
+        )
+
+
 def refuse_pointer(
     content: bytes | Path, where: object, error: type[LtdPipeError], name: str = ""
 ) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ltd_pipe.errors import DataError, reason_of, refuse_pointer
+from ltd_pipe.errors import DataError, reason_of, refuse_newer, refuse_pointer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -239,15 +239,7 @@ class Manifest(ImageFacts):
             raise DataError(where, f"is not JSON ({reason_of(error)})", remedy=_REMEDY) from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise DataError(where, f"is not a manifest of format '{FORMAT}'", remedy=_REMEDY)
-        version = content.get("version")
-        if isinstance(version, int) and version > VERSION:
-            raise DataError(
-                where,
-                "was written by a newer ltd-pipe",
-                expected=f"version {VERSION}",
-                found=version,
-                remedy="Update ltd-pipe.",
-            )
+        refuse_newer(content.get("version"), VERSION, where, DataError)
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import safetensors
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ltd_pipe.errors import CheckpointError, MissingError, reason_of, refuse_pointer
+from ltd_pipe.errors import CheckpointError, MissingError, reason_of, refuse_newer, refuse_pointer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,14 +79,7 @@ class CheckpointFacts(BaseModel):
         except (ValueError, RecursionError) as error:
             raise CheckpointError(path, f"metadata '{KEY}' is not JSON ({error})") from error
         version = content.get("version") if isinstance(content, dict) else None
-        if isinstance(version, int) and version > VERSION:
-            raise CheckpointError(
-                path,
-                "was written by a newer ltd-pipe",
-                expected=f"version {VERSION}",
-                found=f"version {version}",
-                remedy="Upgrade ltd-pipe.",
-            )
+        refuse_newer(version, VERSION, path, CheckpointError)
         try:
             return cls.model_validate(content)
         except ValidationError as error:

@@ -354,7 +354,10 @@ DAMAGES = {
     "huge header": (huge, {"what": "version"}),
     "other fingerprint": (change(fingerprint="0" * 64), {"what": "manifest"}),
     "other classes": (change(class_names=["dog", "cat"]), {"what": "manifest"}),
-    "newer version": (change(version=2), {"what": "newer", "expected": "version 1", "found": 2}),
+    "newer version": (
+        change(version=2),
+        {"what": "newer", "expected": "version 1", "found": "version 2"},
+    ),
     "unknown key": (
         change(mood="good"),
         {"where": "train.beton.json", "what": "mood", "found": "'good'"},
