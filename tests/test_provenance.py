@@ -98,7 +98,8 @@ def test_work_that_is_not_there_is_no_work(tmp_path):
 UNDECIDING = (
     *("stages.*", "params", "params.*", "evaluation", "evaluation.*", "training"),
     *("background", "distributed"),
-    *("labels.card", "labels.derive", "labels.remote", "labels.verify", "labels.writer"),
+    *("labels.card", "labels.derive", "labels.remote", "labels.staging", "labels.verify"),
+    *("labels.writer",),
     *("models.foreign", "images.sources"),
 )
 

@@ -78,11 +78,12 @@ def test_anonymous_memory_counts_and_mapped_files_do_not(tmp_path):
         # The watcher may have to wait for a core before it looks.
         time.sleep(0.5)
     with owned.watched():
-        array = np.ones(32 * 2**20, np.uint8)
+        # Above 32 MiB malloc never takes what this process has freed before.
+        array = np.ones(64 * 2**20, np.uint8)
         time.sleep(0.5)
-    assert len(array) == len(mapping)
+    assert len(array) == 2 * len(mapping)
     assert mapped.growth < 4 * 2**20
-    assert owned.growth > 28 * 2**20
+    assert owned.growth > 60 * 2**20
 
 
 def test_a_file_that_was_read_is_in_the_page_cache(tmp_path):
