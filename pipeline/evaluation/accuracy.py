@@ -76,18 +76,9 @@ def reliability(
 
 
 def require_finite(logits: torch.Tensor, where: str) -> None:
-    """Refuse logits from which no class can be read: the largest of NaN is the first.
+    """Refuse logits (B, K) from which no class can be read: the largest of NaN is the first.
 
-    Parameters
-    ----------
-    logits : Tensor of shape (B, K)
-    where : str
-        What was asked about, such as `for images in [0, 1]`.
-
-    Raises
-    ------
-    ModelError
-        When one is NaN or infinite.
+    `where` is what was asked about, such as `for images in [0, 1]`.
     """
     lost = int((~torch.isfinite(logits)).any(dim=1).sum())
     if lost:

@@ -194,23 +194,11 @@ def run_pgd(
     loss: LossOfLabels | None = None,
     title: str = "",
 ) -> torch.Tensor:
-    """Images that stay right under some restarts of PGD.
+    """Images that stay right under some restarts of PGD, each from random points of its own.
 
-    Parameters
-    ----------
-    bench : Bench
-    name : str
-        Of the records.
-    before : Tensor of shape (n,), dtype bool
-        The others are not attacked; with a radius of 0 none is.
-    ball : Ball
-    steps : int
-    restarts : range
-        Their numbers; each begins at random points of its own.
-    loss : callable, optional
-        What the attack maximises, of the labels; the cross entropy.
-    title : str
-        What people are told is under way; the name.
+    Only those of `before`, bool of shape (n,), are attacked, and none with a radius of 0. `name` is
+    that of the records; `loss`, of the labels, is what the attack maximises, by default the cross
+    entropy.
     """
     correct = before.clone()
     for restart in restarts if ball.eps else ():

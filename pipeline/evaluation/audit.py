@@ -134,24 +134,12 @@ def audit(
     sources: Mapping[str, Classifier] | None = None,
     tick: Tick = silent,
 ) -> AuditResult:
-    """Run all checks.
+    """Run all checks on a model in evaluation mode, on its device.
 
-    Parameters
-    ----------
-    model : Classifier
-        In evaluation mode, on its device.
-    test : TestImages
-    settings : AuditSettings
-    sources : dict of str to Classifier, optional
-        Other models of the same images, whose adversarial images are tried on this one.
-    tick : callable
-        Told what is under way, the images just done, and at most how many are to come.
-
-    Raises
-    ------
-    ModelError
-        When the model knows nothing of the clean images, is in training mode, or gives logits
-        that are not finite.
+    Adversarial images of the `sources`, other models of the same images by their names, are tried
+    on it. `tick` is told what is under way, the images just done, and at most how many are to come.
+    A ModelError when the model knows nothing of the clean images, is in training mode, or gives
+    logits that are not finite.
     """
     images, _, _ = test.take(torch.arange(min(len(test), PROBED)))
     require_evaluated(model, probes(images))

@@ -92,12 +92,7 @@ def select_images(
 ) -> TestImages:
     """All `total` test images, or a random `n` of them that depends on the seed alone.
 
-    Raises
-    ------
-    ParamsError
-        When there are fewer than n.
-    DataError
-        When an image has no label.
+    A ParamsError when there are fewer, a DataError when one has no label.
     """
     if n is not None and n > total:
         raise ParamsError(
@@ -192,18 +187,9 @@ class Bench:
     ) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
         """Work on some rows batch by batch; what an earlier run has done is read, not done again.
 
-        Parameters
-        ----------
-        name : str
-            Of the records, unlike any other of this evaluation.
-        rows : Tensor of shape (m,), dtype int64
-            The same in every run, so that batch i is.
-        work : callable
-            Maps rows to plain values (JSON).
-        title : str
-            What people are told is under way.
-        later : int
-            Images that the same attack will come to afterwards.
+        `name` is that of the records, unlike any other of this evaluation. `rows`, int64 of shape
+        (m,), are the same in every run, so that batch i is. `work` maps rows to plain values
+        (JSON). `later` are images that the same attack will come to afterwards.
         """
         kept, left = self.journal.read(name), len(rows) + later
         for number, part in enumerate(torch.split(rows, self.batch_size) if len(rows) else ()):

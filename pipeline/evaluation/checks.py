@@ -131,13 +131,7 @@ def _predicted(model: Classifier, images: torch.Tensor) -> torch.Tensor:
 def wrong_scale(model: Classifier, images: torch.Tensor, labels: torch.Tensor) -> str | None:
     """Warn of a model that is right more often, by intervals at 95 %, when given other pixels.
 
-    Parameters
-    ----------
-    model : Classifier
-        In evaluation mode.
-    images : Tensor of shape (n, C, H, W), dtype uint8
-        Up to 256 of them, evenly spaced, are looked at.
-    labels : Tensor of shape (n,), dtype int64
+    Up to 256 of the images, uint8 of shape (n, C, H, W), are looked at, evenly spaced.
     """
     step, device = max(1, len(labels) // _PROBES), model.mean.device
     images, labels = (of[::step][:_PROBES].to(device) for of in (images, labels))
@@ -203,36 +197,16 @@ def settle(
     options: str = "--",
     strict: bool = True,
 ) -> str:
-    """Ask another project's weights about some images as they want to be asked, or refuse.
+    """Ask another project's weights about some images as they want to be asked.
 
-    Parameters
-    ----------
-    model : Classifier
-        In evaluation mode, on the probes' device.
-    probes : Probes
-    where : object
-        The weights, for the error.
-    declared : tuple of sequence of float, optional
-        Mean and std that the network's package declares, where neither the user nor the file
-        says how images are normalised. The model takes them unless it is clearly right more often
-        without; the latter by less is refused.
-    by : str
-        The package.
-    options : str
-        What the user's options of this model begin with.
-    strict : bool
-        Refuse a model that is right more often on another scale.
+    Says what they take, and how often they are right. `declared` are mean and std that the
+    network's package `by` declares, where neither the user nor the file says how images are
+    normalised. The model takes them unless it is clearly right more often without; the latter by
+    less is refused. `options` is what the user's options of this model begin with; `strict` refuses
+    a model that is right more often on another scale.
 
-    Returns
-    -------
-    str
-        What the model takes, and how often it is right.
-
-    Raises
-    ------
-    ModelError
-        Where its classes are in another order, nothing says whether its images are normalised,
-        or another scale is clearly better.
+    A ModelError where its classes are in another order, nothing says whether its images are
+    normalised, or another scale is clearly better.
     """
     predicted, truth, n = probes.predicted(model), probes.labels.cpu().numpy(), len(probes.labels)
     require_order(truth, predicted, model.class_names, where, options)

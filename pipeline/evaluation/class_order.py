@@ -25,19 +25,10 @@ def permutation(
 ) -> dict[int, int]:
     """Which class's images are answered as which, where answers are right but for their order.
 
-    One half of each class's images matches classes with answers, the most frequent pairs first;
-    the other half has to confirm that the match is clearly better than the order as it is, so
-    that a teacher who knows nothing, or takes one class for another, is no permutation.
-
-    Parameters
-    ----------
-    truth, predicted : ndarray of shape (n,)
-        Classes; negative where the truth is unknown.
-
-    Returns
-    -------
-    dict of int to int
-        The classes that are answered as others; empty where the order is right.
+    Classes of shape (n,), negative where the truth is unknown; the dict is empty where the order is
+    right. One half of each class's images matches classes with answers, the most frequent pairs
+    first; the other half has to confirm that the match is clearly better than the order as it is,
+    so that a teacher who knows nothing, or takes one class for another, is no permutation.
     """
     order = np.argsort(truth, kind="stable")
     order = order[truth[order] >= 0]
@@ -74,24 +65,11 @@ def require_order(
     options: str = "--",
     error: type[LtdPipeError] = ModelError,
 ) -> None:
-    """Refuse answers that are right but for the order of the classes.
+    """Refuse answers that are right but for the order of the classes; see `permutation`.
 
-    Parameters
-    ----------
-    truth, predicted : ndarray of shape (n,)
-        See `permutation`.
-    class_names : sequence of str
-    where : object
-        Whose answers they are.
-    options : str
-        What the user's options of that model begin with; empty where it has none.
-    error : type
-        Of labels that are no model's here.
-
-    Raises
-    ------
-    ModelError
-        Naming which class's images are answered as which.
+    `where` says whose answers they are, `options` what the user's options of that model begin with,
+    empty where it has none; `error` is another kind than ModelError, of labels that are no model's
+    here.
     """
     moved = permutation(truth, predicted)
     if not moved:

@@ -43,18 +43,10 @@ class CorruptedSet:
 
 
 def find_corruptions(folder: Path, class_names: Sequence[str]) -> list[CorruptedSet]:
-    """Look through a folder of corrupted images, before anything is computed.
+    """Look through a folder of corrupted images of a model's classes, before anything is computed.
 
-    Parameters
-    ----------
-    folder : Path
-    class_names : sequence of str
-        The model's, in the order of its classes.
-
-    Raises
-    ------
-    MissingError, DataError
-        When it is not there, of neither layout, damaged, or of other classes.
+    A MissingError or DataError when it is not there, of neither layout, damaged, or of other
+    classes.
     """
     if not folder.is_dir():
         raise MissingError(folder, "no such folder")

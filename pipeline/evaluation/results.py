@@ -115,22 +115,10 @@ def read_bytes(path: Path, remedy: str) -> bytes:
 
 
 def read_result(path: Path, model: type[Result], command: str) -> Result:
-    """Read a JSON file of a known form.
+    """Read a JSON file as a `Document`, or a list of them, that `command` writes.
 
-    Parameters
-    ----------
-    path : Path
-    model : type
-        A `Document`, or a list of them.
-    command : str
-        What writes the file, for the remedy.
-
-    Raises
-    ------
-    MissingError
-        When it is not there.
-    ResultError
-        When it is not JSON, or a value is missing or impossible.
+    A MissingError when it is not there, a ResultError when it is not JSON, or a value is missing or
+    impossible.
     """
     content = read_bytes(path, f"Run '{command}' first.")
     try:

@@ -253,38 +253,17 @@ def evaluate(
     training: NDArray[np.uint64] | None = None,
     warn: Callable[[str], None] = silent,
 ) -> Evaluation:
-    """Measure a model; see `Evaluation`.
+    """Measure a model in evaluation mode; a ModelError when it is not fit to be measured.
 
-    Parameters
-    ----------
-    model : Classifier
-        In evaluation mode, on its device.
-    test : TestImages
-    params : EvaluateParams
-    seed : int
-        Of restarts and AutoAttack.
-    state : StateRecord, optional
-        Where the finished batches are kept, and all that decides them: existing ones are
-        continued. None: an interrupted evaluation starts over.
-    tick : callable, optional
-        Told what is under way, the images just done, and at most how many are to come.
-    finished : callable, optional
-        Told of each attack that is over, and the accuracy that it leaves.
-    sources : sequence of Source
-        Models whose adversarial images are tried on this one.
-    corruptions : sequence of CorruptedSet
-        On which accuracy without attack is measured.
-    stated : tuple of float and str, optional
-        The clean accuracy that the checkpoint states, and of which images.
-    training : ndarray of shape (m,), dtype uint64, optional
-        Hashes of the images that the model was trained on.
-    warn : callable, optional
-        Given each warning of the clean images, before the first attack.
+    `seed` is that of restarts and AutoAttack. `state` keeps the finished batches and all that
+    decides them, and existing ones are continued; None: an interrupted evaluation starts over.
+    Adversarial images of the `sources` are tried on the model, and its clean accuracy is measured
+    on the `corruptions`. `stated` is the clean accuracy that the checkpoint states, and of which
+    images; `training` the hashes, uint64 of shape (m,), of the images that it was trained on.
 
-    Raises
-    ------
-    ModelError
-        When a model is not fit to be measured.
+    `tick` is told what is under way, the images just done, and at most how many are to come;
+    `finished` each attack that is over and the accuracy it leaves; `warn` each warning of the clean
+    images, before the first attack.
     """
     ball = Ball(params.norm, params.eps)
     # A radius means little without the size of the images that it is of.
@@ -551,23 +530,10 @@ def examples(
 ) -> dict[str, NDArray[Any]]:
     """Some test images, clean and attacked by PGD-20, with both predictions.
 
-    Parameters
-    ----------
-    model : Classifier
-        In evaluation mode.
-    test : TestImages
-    params : EvaluateParams
-    count : int
-    seed : int
-    scores : sequence of AttackResult, optional
-        Of all images: the first that PGD broke and the first that stayed right are taken in
-        equal parts, as far as there are such. Without them, the first images.
-
-    Returns
-    -------
-    dict
-        `clean` uint8 and `adversarial` float32 of shape (M, C, H, W); `label`, `index`,
-        `clean_prediction`, `adversarial_prediction` int64 of shape (M,).
+    With `scores`, of all images, the first that PGD broke and the first that stayed right are taken
+    in equal parts; else the first images. Gives `clean` uint8 and `adversarial` float32 of shape
+    (M, C, H, W), and `label`, `index`, `clean_prediction`, `adversarial_prediction` int64 of shape
+    (M,).
     """
     rows, correct = torch.arange(len(test)), {score.key: score.correct for score in scores}
     if "pgd" in correct:

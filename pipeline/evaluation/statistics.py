@@ -22,21 +22,9 @@ Z95 = 1.959963984540054
 
 
 def wilson_interval(hits: int, n: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval for a proportion (Wilson 1927).
+    """Wilson's score interval for `hits` in `n` (Wilson 1927), in [0, 1]; 95 % by default.
 
     By hand: scipy's `binomtest` takes a p value first, and loading scipy.stats half a second.
-
-    Parameters
-    ----------
-    hits, n : int
-        Successes and trials.
-    z : float
-        Normal quantile; the default gives 95 %.
-
-    Returns
-    -------
-    tuple of float
-        Lower and upper bound, in [0, 1].
     """
     if n == 0:
         return 0.0, 1.0
@@ -131,20 +119,10 @@ def mcnemar_p(gained: int, lost: int) -> float:
 
 
 def pair(this: NDArray[np.bool_], other: NDArray[np.bool_], z: float = Z95) -> Paired:
-    """Compare two models image by image.
+    """Compare two models by which images, bool of shape (n,) in the same order, each is right on.
 
-    Parameters
-    ----------
-    this, other : ndarray of shape (n,), dtype bool
-        Which images each is right on, in the same order; n is 1 or more.
-    z : float
-        Normal quantile; the default gives 95 %.
-
-    Returns
-    -------
-    Paired
-        The interval is the adjusted Wald interval for matched pairs (Agresti and Min 2005,
-        half an image added to each of the four cells).
+    The interval, at 95 % by default, is the adjusted Wald interval for matched pairs (Agresti and
+    Min 2005, half an image added to each of the four cells).
     """
     n = len(this)
     gained, lost = int((this & ~other).sum()), int((~this & other).sum())

@@ -674,30 +674,11 @@ def cached_store(
 ) -> Path:
     """The folder of a store that is elsewhere, fetched unless it is in the cache.
 
-    Of a store that is in the cache only the manifest is fetched, and not even that when the
-    location names the whole identity. Processes that want the same store at the same time wait
-    for the one that fetches it.
-
-    Parameters
-    ----------
-    location : Location
-    options : TransferOptions, optional
-    force : bool
-        Fetch it again.
-    progress : callable, optional
-        Called with the bytes of the chunks that are there, and of all.
-    waiting : callable, optional
-        Called once with a sentence when another process is fetching it.
-
-    Returns
-    -------
-    Path
-        Never to be written to.
-
-    Raises
-    ------
-    LtdPipeError
-        As `pull_store`.
+    Never write to it. Of a store that is in the cache only the manifest is fetched, and not even
+    that when the location names the whole identity. Processes that want the same store at the same
+    time wait for the one that fetches it, which `waiting` is told in a sentence. `force` fetches it
+    again; `progress` is called with the bytes of the chunks that are there, and of all. Errors are
+    those of `pull_store`.
     """
     if not force and (found := find_cached(location.identity)) is not None:
         return found
@@ -726,13 +707,7 @@ def resolve_store(
 ) -> Path:
     """The folder of a store that is named by its folder or by a URL, through the cache.
 
-    Parameters
-    ----------
-    named : str
-    transfer : callable
-        Gives a bar with this description.
-    waiting : callable
-        See `cached_store`.
+    `transfer` gives a bar with this description; see `cached_store` for `waiting`.
     """
     if not is_url(named):
         return Path(named)

@@ -131,15 +131,7 @@ def sign_store(
 
 
 def claimed_signer(path: Path) -> Signer | None:
-    """Who signed a store, by a key that anyone can have made; None when it is not signed.
-
-    Raises
-    ------
-    SignatureError
-        When the signature is damaged, for something else, or of another manifest.
-    MachineError
-        When there is no OpenSSH.
-    """
+    """Who signed a store, by a key that anyone can have made; None when it is not signed."""
     signature = _signature(path)
     if signature is None:
         return None
@@ -206,12 +198,7 @@ def verify_signature(path: Path, trusted: Path) -> Signer:
 def signature_check(path: Path, signer: Signer | None) -> Check:
     """What a report says of a store's signature.
 
-    Parameters
-    ----------
-    path : Path
-        The store.
-    signer : Signer, optional
-        Whom `verify_signature` returned; None when no key was given to verify with.
+    `signer` is whom `verify_signature` returned, None when no key was given to verify with.
     """
     if signer is not None:
         return Check("signature", f"{MANIFEST} is signed by {signer}")

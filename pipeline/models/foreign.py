@@ -223,20 +223,11 @@ def columns_of(
 ) -> list[int] | None:
     """For each class of the data, the output of another project's network that means it.
 
-    Parameters
-    ----------
-    class_names : sequence of str
-        The data's, in the data's order.
-    classes : Path or None
-        The network's, in its order: a name per line, a JSON list, or a JSON dict from numbers
-        to names (each may be a list of one class's names) or from names to numbers.
-    order : {"natural", "lexical"} or None
-        How the network's are sorted, where there is no file; None: as the data's are.
-
-    Raises
-    ------
-    MissingError, ModelError
-        When the file is not there, or names other classes than the data.
+    `class_names` are the data's, in its order; `classes` is a file of the network's, in its order:
+    a name per line, a JSON list, or a JSON dict from numbers to names (each may be a list of one
+    class's names) or from names to numbers. Without it `order` says how the network's are sorted;
+    None: as the data's are. A MissingError or ModelError when the file is not there, or names other
+    classes.
     """
     if classes is not None:
         class_names = [nfc(name) for name in class_names]
