@@ -7,20 +7,18 @@ import copy
 import itertools
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ltd_pipe.errors import MachineError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
-
     from ltd_pipe.models.classifier import Classifier
 
     Precision = Literal["float32", "bfloat16", "float16"]

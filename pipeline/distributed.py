@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ltd_pipe.errors import MachineError, ParamsError, StateError
 from ltd_pipe.text import differences
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    from numpy.typing import NDArray
 
 # Between the first process and the last: imports from a cold disk take a minute.
 _TIMEOUT = timedelta(minutes=10)

@@ -7,14 +7,12 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from ltd_pipe.errors import LtdPipeError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 __all__ = ["CHECKS", "Finding", "examine"]
 

@@ -7,12 +7,9 @@ Each is one line, and the builtin error that it resembles:
 from __future__ import annotations
 
 import importlib.metadata
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from ltd_pipe.text import printable
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _POINTER = b"version https://git-lfs.github.com/spec/v1"
 

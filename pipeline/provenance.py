@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,6 @@ from ltd_pipe.publish import read_json, write_json
 from ltd_pipe.text import differences
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     import torch
 
 # What can change a result; the rest of the lock file cannot.

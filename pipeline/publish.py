@@ -15,13 +15,11 @@ import pwd
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from ltd_pipe.errors import BusyError, LtdPipeError, MachineError, WriteError, reason_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 # The name of a file in the making, with the system and the process that make it.
 _PART = re.compile(r"\..+\.(?:([0-9a-f]{8})-)?([0-9]+)-[0-9a-f]{8}\.part")

@@ -13,10 +13,10 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import torch
-    from numpy.typing import NDArray
 
 __all__ = ["bits", "bits_torch", "integers", "normal", "permutation", "stream_key", "uniform"]
 

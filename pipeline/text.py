@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 # --- Text from anyone, made safe to show.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from ltd_pipe.stages.evaluation_options import (
 from ltd_pipe.stages.model_options import ModelOptions, model_options
 from ltd_pipe.stages.options import (
     AUDIT,
+    FOLDER,
     ParamsCommand,
     note_pipeline,
     params_options,
@@ -32,8 +34,6 @@ from ltd_pipe.stages.options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ltd_pipe.evaluation.audit import AuditSettings
     from ltd_pipe.evaluation.bench import TestImages
     from ltd_pipe.evaluation.robustness import Source
@@ -50,12 +50,11 @@ __all__ = ["audit"]
 @test_data_option
 @model_options
 @transfer_options("--source")
-@click.option("--steps", type=click.IntRange(1), default=100, show_default=True, help="PGD steps.")
+@click.option("--steps", type=click.IntRange(1), default=100, help="PGD steps.")
 @click.option(
     "--square-queries",
     type=click.IntRange(1),
     default=1000,
-    show_default=True,
     help="Queries of the black-box attack Square.",
 )
 @click.option(
@@ -64,11 +63,7 @@ __all__ = ["audit"]
     help="Audit at most so many of the test images, in random order.  [default: all]",
 )
 @click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("data/audit"),
-    show_default=True,
-    help="Folder of audit.json and loss_surface.svg.",
+    "--out", type=FOLDER, default="data/audit", help="Folder of audit.json and loss_surface.svg."
 )
 @click.option(
     "--report-only",

@@ -7,7 +7,14 @@ from pathlib import Path
 import click
 
 from ltd_pipe.stages.evaluation_options import checkpoint_argument
-from ltd_pipe.stages.options import CARD, refuse_existing, refuse_options, refuse_overlap
+from ltd_pipe.stages.options import (
+    CARD,
+    FILE,
+    FOLDER,
+    refuse_existing,
+    refuse_options,
+    refuse_overlap,
+)
 
 __all__ = ["card"]
 
@@ -19,7 +26,7 @@ _RESULT = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("--metrics", type=_RESULT, help="What 'ltd-pipe evaluate' measured of it.")
 @click.option(
     "--evaluation",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FOLDER,
     show_default="evaluation beside --metrics",
     help="Folder that its evaluation left.",
 )
@@ -31,13 +38,7 @@ _RESULT = click.Path(path_type=Path, exists=True, dir_okay=False)
 )
 @click.option("--name", show_default="architecture and data set", help="What the model is called.")
 @click.option("--licence", help="Of the weights, as SPDX names it where it does.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("README.md"),
-    show_default=True,
-    help="The card.",
-)
+@click.option("--out", type=FILE, default="README.md", help="The card.")
 @click.option("--force", is_flag=True, help="Replace an existing card.")
 def card(
     checkpoint: Path,

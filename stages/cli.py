@@ -78,7 +78,7 @@ _SHARED = {"teacher", "label", "train"}
     cls=LazyGroup,
     package="ltd_pipe.stages",
     summaries=_COMMANDS,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
 @click.version_option(package_name="ltd-pipe", prog_name="ltd-pipe")
 def cli() -> None:

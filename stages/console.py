@@ -6,8 +6,8 @@ import contextlib
 import os
 import re
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -25,9 +25,6 @@ from rich.progress import (
 )
 from rich.table import Column
 from rich.text import Text
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 
 def console() -> Console:

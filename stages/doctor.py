@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ltd_pipe.stages.options import refuse_options
+from ltd_pipe.stages.options import FOLDER, refuse_options
 
 if TYPE_CHECKING:
     from ltd_pipe.doctor import Finding
@@ -21,13 +21,7 @@ _STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 @click.command()
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("data"),
-    show_default=True,
-    help="Folder that results are written to.",
-)
+@click.option("--data", type=FOLDER, default="data", help="Folder that results are written to.")
 @click.option("--models", is_flag=True, help="List the names of architectures instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(data: Path, models: bool, as_json: bool) -> None:

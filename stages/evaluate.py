@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ from ltd_pipe.stages.evaluation_options import (
 )
 from ltd_pipe.stages.model_options import ModelOptions, model_options
 from ltd_pipe.stages.options import (
+    FILE,
+    FOLDER,
     METRICS,
     SETTINGS,
     ParamsCommand,
@@ -32,8 +35,6 @@ from ltd_pipe.stages.options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import numpy as np
     import torch
     from numpy.typing import NDArray
@@ -57,23 +58,16 @@ __all__ = ["evaluate"]
 @transfer_options()
 @click.option(
     "--corruptions",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FOLDER,
     help="Folder of corrupted images: NAME.npy with labels.npy, as CIFAR-10-C, or "
     "NAME/SEVERITY/CLASS/.",
 )
 @click.option("--quick", is_flag=True, help="A first look: 200 images, PGD-10. Marked as such.")
-@click.option(
-    "--metrics",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("data/metrics.json"),
-    show_default=True,
-    help="Where the numbers go.",
-)
+@click.option("--metrics", type=FILE, default="data/metrics.json", help="Where the numbers go.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("data/evaluation"),
-    show_default=True,
+    type=FOLDER,
+    default="data/evaluation",
     help="Folder of scores.json, by_eps.json, per_class.json, reliability.json, per_sample.npz, "
     "examples.npz and settings.json.",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,9 @@ from ltd_pipe.stages.model_options import (
     refuse_unused,
     stream_of,
 )
+from ltd_pipe.stages.options import FILE, PATH
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import numpy as np
     import torch
     from numpy.typing import NDArray
@@ -36,19 +36,16 @@ if TYPE_CHECKING:
 
 _CHECKPOINT = Path("data/student/model.safetensors")
 model_argument = click.argument("model", default=str(_CHECKPOINT), metavar="MODEL")
-checkpoint_argument = click.argument(
-    "checkpoint", type=click.Path(path_type=Path, dir_okay=False), default=_CHECKPOINT
-)
+checkpoint_argument = click.argument("checkpoint", type=FILE, default=_CHECKPOINT)
 weights_option = click.option(
     "--weights",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     help="Weights of a MODEL that is timm:NAME, torchvision:NAME or robustbench:NAME.",
 )
 test_data_option = click.option(
     "--data",
-    type=click.Path(path_type=Path),
-    default=Path("data/test.beton"),
-    show_default=True,
+    type=PATH,
+    default="data/test.beton",
     help="Test images: a beton, or a folder with one folder per class.",
 )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ltd_pipe.stages.evaluation_options import checkpoint_argument
-from ltd_pipe.stages.options import refuse_overlap
+from ltd_pipe.stages.options import PATH, refuse_overlap
 
 if TYPE_CHECKING:
     from ltd_pipe.export.formats import Agreement
@@ -25,7 +25,7 @@ _FORMATS = ("robustbench", "timm", "onnx", "torchscript")
 @click.option("--to", type=click.Choice(_FORMATS), required=True, help="The form.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     required=True,
     help="A folder for robustbench and timm, a file for onnx and torchscript.",
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -15,9 +17,6 @@ from ltd_pipe.training.failures import Interrupted
 from ltd_pipe.training.trainer import Watcher
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     from ltd_pipe.device import PrecisionSettings
     from ltd_pipe.distributed import World
     from ltd_pipe.training.collapse import Collapse

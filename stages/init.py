@@ -7,18 +7,17 @@ from pathlib import Path
 
 import click
 
-from ltd_pipe.stages.options import PARAMS_FILE, PIPELINE_FILE, refuse_existing
+from ltd_pipe.stages.options import FOLDER, PARAMS_FILE, PIPELINE_FILE, refuse_existing
 
 __all__ = ["init"]
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=Path())
+@click.argument("folder", type=FOLDER, default=Path())
 @click.option(
     "--recipe",
     "name",
     default="digits",
-    show_default=True,
     help="What params.yaml begins as; 'ltd-pipe recipe list' shows them.",
 )
 @click.option("--force", is_flag=True, help="Replace dvc.yaml and params.yaml.")

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import shlex
 import stat
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,9 @@ import click
 from ltd_pipe.errors import DataError, ParamsError, reason_of, require_file
 from ltd_pipe.provenance import digest, sha256_file
 from ltd_pipe.publish import exclusive, read_json, write_json
-from ltd_pipe.stages.options import FIELD, PARAMS_FILE, PIPELINE_FILE, pipeline_outputs
+from ltd_pipe.stages.options import FIELD, FOLDER, PARAMS_FILE, PIPELINE_FILE, pipeline_outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ltd_pipe.params import Params, TrainParams
 
 _TOLD = "{path}: {files:,} files, {bytes:,} bytes, SHA-256 {sha256:.12}"
@@ -33,9 +32,8 @@ _TOLD = "{path}: {files:,} files, {bytes:,} bytes, SHA-256 {sha256:.12}"
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("data/inputs"),
-    show_default=True,
+    type=FOLDER,
+    default="data/inputs",
     help="Folder of images.json, teacher.json and version.json, or asked.json.",
 )
 def inputs(asked: bool, out: Path) -> None:

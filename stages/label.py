@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ from ltd_pipe.stages.model_options import (
     stream_of,
 )
 from ltd_pipe.stages.options import (
+    FILE,
+    PATH,
     ParamsCommand,
     note_pipeline,
     of_option,
@@ -30,8 +33,6 @@ from ltd_pipe.stages.options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ltd_pipe.labels.reader import SoftLabels
     from ltd_pipe.labels.staging import Part
     from ltd_pipe.labels.writer import StoreWriter
@@ -42,26 +43,18 @@ if TYPE_CHECKING:
 @click.option(
     "--teacher",
     "teachers",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     multiple=True,
     default=(Path("data/teacher/model.safetensors"),),
-    show_default=True,
     help="Checkpoint; several are averaged in probability.",
 )
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
-    default=Path("data/train.beton"),
-    show_default=True,
+    type=PATH,
+    default="data/train.beton",
     help="A beton, or a folder with one folder of images per class.",
 )
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("data/labels.zarr"),
-    show_default=True,
-    help="The store.",
-)
+@click.option("--out", type=PATH, default="data/labels.zarr", help="The store.")
 @model_options
 @click.option("--part", "part_text", metavar="I/N", help="Make only this part of the labels.")
 @params_options("label", standalone=True)

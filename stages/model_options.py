@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ltd_pipe.stages.console import counter
+from ltd_pipe.stages.options import FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     import torch
 
     from ltd_pipe.images.beton import Beton
@@ -113,7 +113,7 @@ WEIGHTS_OPTIONS = (
     _weights_option(
         "classes",
         "classes",
-        type=click.Path(path_type=Path, dir_okay=False),
+        type=FILE,
         help="Its class names in the order of its outputs: one per line, or JSON.",
     ),
     _weights_option(

@@ -9,6 +9,7 @@ import os
 import re
 import types
 import typing
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +22,15 @@ from ltd_pipe.models import NETWORKS
 from ltd_pipe.params import Params, load_params, parse_standalone
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
-
     from pydantic.fields import FieldInfo
 
     Command = Callable[..., Any]
 
 PARAMS_FILE, PIPELINE_FILE = Path("params.yaml"), Path("dvc.yaml")
+# Types of options and arguments.
+PATH = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 # Before the name of an option that sets a parameter: commands have arguments of the same names.
@@ -82,9 +85,8 @@ def params_options(section: str, *, standalone: bool = False) -> Callable[[Comma
 _PARAMS_OPTION = click.option(
     "--params",
     "params_file",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=PARAMS_FILE,
-    show_default=True,
     help="Parameter file; its values come before the defaults below.",
 )
 _SET_OPTION = click.option(

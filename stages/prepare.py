@@ -10,6 +10,7 @@ import click
 from ltd_pipe.stages.console import counter
 from ltd_pipe.stages.options import (
     BETON,
+    FOLDER,
     PARAMS_FILE,
     PIPELINE_FILE,
     ParamsCommand,
@@ -28,13 +29,7 @@ __all__ = ["prepare"]
 
 @click.command(cls=ParamsCommand)
 @params_options("prepare")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("data"),
-    show_default=True,
-    help="Folder of train.beton and test.beton.",
-)
+@click.option("--out", type=FOLDER, default="data", help="Folder of train.beton and test.beton.")
 @click.option("--force", is_flag=True, help="Replace existing files.")
 def prepare(params: Params, out: Path, force: bool) -> None:
     """Turn images into train.beton and test.beton: both are replaced, or none.

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from ltd_pipe.stages.options import (
+    FILE,
     PAGE,
+    PATH,
     ParamsCommand,
     params_options,
     refuse_existing,
@@ -19,8 +22,6 @@ from ltd_pipe.stages.options import (
 from ltd_pipe.stages.revisions import find_metrics, training_files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ltd_pipe.params import Params
     from ltd_pipe.report.facts import ReportPaths
     from ltd_pipe.report.pair import PairFacts
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["report"]
 
 _PAGE, _PAIR_PAGE = Path("data/report.html"), Path("data/comparison.html")
-_PATH = click.Path(path_type=Path)
+_PATH = PATH
 _DEFAULTS = {
     "teacher": Path("data/teacher"),
     "labels": Path("data/labels.zarr"),
@@ -60,18 +61,11 @@ def _optional_paths(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.command(cls=ParamsCommand)
 @params_options("report", standalone=True)
-@click.option(
-    "--student",
-    type=_PATH,
-    default=Path("data/student"),
-    show_default=True,
-    help="Folder of the student.",
-)
+@click.option("--student", type=_PATH, default="data/student", help="Folder of the student.")
 @click.option(
     "--metrics",
     type=_PATH,
-    default=Path("data/metrics.json"),
-    show_default=True,
+    default="data/metrics.json",
     help="What 'ltd-pipe evaluate' measured of it.",
 )
 @_optional_paths
@@ -83,10 +77,7 @@ def _optional_paths(command: Callable[..., None]) -> Callable[..., None]:
     help="Write a page about two runs, named as for 'ltd-pipe compare', and not of the student.",
 )
 @click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    show_default=f"{_PAGE}; with --compare {_PAIR_PAGE}",
-    help="The page.",
+    "--out", type=FILE, show_default=f"{_PAGE}; with --compare {_PAIR_PAGE}", help="The page."
 )
 @click.option("--force", is_flag=True, help="Replace an existing page.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")

@@ -12,6 +12,8 @@ from ltd_pipe.stages.console import doing, tell
 from ltd_pipe.stages.model_options import ModelOptions, load_teacher
 from ltd_pipe.stages.options import (
     CHECKPOINT,
+    FOLDER,
+    PATH,
     ParamsCommand,
     note_pipeline,
     params_options,
@@ -30,20 +32,8 @@ if TYPE_CHECKING:
 
 @click.command(cls=ParamsCommand)
 @params_options("teacher")
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    default=Path("data"),
-    show_default=True,
-    help="Folder of train.beton and test.beton.",
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("data/teacher"),
-    show_default=True,
-    help="Folder of model.safetensors.",
-)
+@click.option("--data", type=PATH, default="data", help="Folder of train.beton and test.beton.")
+@click.option("--out", type=FOLDER, default="data/teacher", help="Folder of model.safetensors.")
 @click.option("--fresh", is_flag=True, help="Forget an interrupted run and start over.")
 @click.option("--force", is_flag=True, help="Replace an existing teacher.")
 def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> None:

@@ -11,6 +11,8 @@ from ltd_pipe.errors import require_file
 from ltd_pipe.stages.console import doing, tell, transfer
 from ltd_pipe.stages.options import (
     CHECKPOINT,
+    FOLDER,
+    PATH,
     ParamsCommand,
     note_pipeline,
     params_options,
@@ -36,24 +38,16 @@ _STOPPED = (
 
 @click.command(cls=ParamsCommand)
 @params_options("train")
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    default=Path("data/train.beton"),
-    show_default=True,
-    help="Training images.",
-)
+@click.option("--data", type=PATH, default="data/train.beton", help="Training images.")
 @click.option(
     "--labels",
     default="data/labels.zarr",
-    show_default=True,
     help="Soft-label store, a folder or a URL; opened for label kind ltd only.",
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("data/student"),
-    show_default=True,
+    type=FOLDER,
+    default="data/student",
     help="Folder of model.safetensors (best) and last.safetensors.",
 )
 @click.option("--teacher-arch", help="FILE.py:FUNCTION, of a --teacher whose network is a file's.")

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ltd_pipe.errors import ModelError
 from ltd_pipe.evaluation.statistics import BINS, ConfidenceBin, mean_gap
 from ltd_pipe.images.manifest import to_unit
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from ltd_pipe.images.stream import ImageStream
     from ltd_pipe.models.classifier import Classifier
 

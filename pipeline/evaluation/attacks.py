@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,8 +27,6 @@ from ltd_pipe.errors import ModelError
 from ltd_pipe.params.sections import split_attack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ltd_pipe.attacks import Ball
     from ltd_pipe.evaluation.accuracy import Answers
     from ltd_pipe.evaluation.bench import Attack, Bench

@@ -9,6 +9,7 @@ to be masked exceed and normally adversarially trained ones do not, both of whic
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -35,8 +36,6 @@ from ltd_pipe.evaluation.robustness import automatic_curve, largest_radius
 from ltd_pipe.evaluation.statistics import beats_chance
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
     from ltd_pipe.attacks import Norm
     from ltd_pipe.evaluation.bench import TestImages, Tick
     from ltd_pipe.evaluation.robustness import Curve

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ltd_pipe import rng
 from ltd_pipe.errors import DataError, ParamsError
@@ -20,11 +22,6 @@ from ltd_pipe.images.manifest import pixels_sha256, to_unit
 from ltd_pipe.publish import writing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
     from ltd_pipe.images.stream import FolderStream, ImageStream
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.provenance import StateRecord

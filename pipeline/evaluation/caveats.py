@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from numpy.typing import NDArray
 
 from ltd_pipe.evaluation.results import ATTACK_FAILS, SLACK, on_training
 from ltd_pipe.evaluation.statistics import beats_chance, first_failure, wilson_interval
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 # What a checkpoint says may be of other images (validation), so that a little is no sign.
 _ALLOWED_GAP = 0.05

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ltd_pipe import rng
 from ltd_pipe.errors import ModelError
@@ -16,10 +18,6 @@ from ltd_pipe.evaluation.statistics import beats_chance, wilson_interval
 from ltd_pipe.images.manifest import to_unit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from numpy.typing import NDArray
-
     from ltd_pipe.images.stream import FolderStream, ImageStream
     from ltd_pipe.models.classifier import Classifier
 

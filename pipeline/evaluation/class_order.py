@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ltd_pipe.errors import LtdPipeError, ModelError
 from ltd_pipe.evaluation.statistics import wilson_interval
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
 
 # Share of the classes that are answered as others which are answered as one another.
 _CLOSED = 0.6

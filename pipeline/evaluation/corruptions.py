@@ -7,11 +7,14 @@ or NAME/CLASS/.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ltd_pipe.errors import DataError, MissingError, reason_of, refuse_pointer
 from ltd_pipe.evaluation.bench import select_images
@@ -21,11 +24,6 @@ from ltd_pipe.images.stream import open_folder
 from ltd_pipe.provenance import digest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
     from ltd_pipe.evaluation.bench import Bench
     from ltd_pipe.images.sources import Source
 

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import math
 import zipfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -35,13 +38,6 @@ from ltd_pipe.evaluation.statistics import (
     mean_gap,
     wilson_interval,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
 
 # --- How a threat model is written for people.
 

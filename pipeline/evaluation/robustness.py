@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ltd_pipe import rng
 from ltd_pipe.attacks import Ball, Frozen
@@ -56,11 +59,6 @@ from ltd_pipe.evaluation.results import (
 from ltd_pipe.publish import staged, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
     from ltd_pipe.attacks import Norm
     from ltd_pipe.evaluation.accuracy import Answers
     from ltd_pipe.evaluation.bench import Finished, TestImages, Tick

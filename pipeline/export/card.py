@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +29,6 @@ from ltd_pipe.report.verdict import unbelievable
 from ltd_pipe.text import licence_metadata, one_line, render_markdown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from huggingface_hub import EvalResult
 
 _TAGS = ("adversarial-robustness", "adversarial-training")

@@ -18,6 +18,7 @@ import sys
 import types
 import warnings
 import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,8 +44,6 @@ from ltd_pipe.report.runs import read_checkpoint
 from ltd_pipe.text import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
     from ltd_pipe.models.classifier import Classifier
 
     Network = Callable[[torch.Tensor], torch.Tensor]

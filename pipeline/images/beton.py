@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ltd_pipe.errors import DataError, MachineError, refuse_pointer, require_file
 from ltd_pipe.images.decode import resize
@@ -21,11 +24,6 @@ from ltd_pipe.provenance import digest, sha256_file
 from ltd_pipe.publish import json_text, require_free, require_shared_memory, staged, writing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
     from ltd_pipe.images.sources import Source, Split
     from ltd_pipe.images.survey import Survey
     from ltd_pipe.params import PrepareParams

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numba import njit
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from typing import Any
-
-    from numpy.typing import NDArray
-
     Bytes = NDArray[np.uint8]
     Integers = NDArray[np.int32]
 

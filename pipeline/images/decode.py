@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from ltd_pipe.errors import DataError, reason_of, refuse_pointer
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 # Of 12 bits in a file of 16, which look black, 4 are left.
 _LEAST_CONTRAST = 16

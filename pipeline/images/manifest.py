@@ -5,19 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ltd_pipe.errors import DataError, reason_of, refuse_newer, refuse_pointer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
     import torch
-    from numpy.typing import NDArray
 
     from ltd_pipe.images.stream import Stream
 

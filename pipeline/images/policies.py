@@ -9,20 +9,18 @@ outside are grey, as in the code of AutoAugment's authors.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ltd_pipe import rng
 from ltd_pipe.images.decode import luminance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
-
     # For each sample the place of an operation in `OPERATIONS`, and its amount.
     Step = tuple[NDArray[np.int64], NDArray[np.float64]]
 

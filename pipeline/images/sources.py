@@ -9,11 +9,13 @@ import os
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ltd_pipe import rng
 from ltd_pipe.errors import DataError, MissingError, reason_of
@@ -22,10 +24,6 @@ from ltd_pipe.images.manifest import sample_hash
 from ltd_pipe.text import nfc, printable, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from numpy.typing import NDArray
-
     from ltd_pipe.params import PrepareParams
 
 

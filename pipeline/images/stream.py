@@ -6,12 +6,15 @@ import contextlib
 import math
 import os
 import queue
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ltd_pipe.device import free_memory, on_device
 from ltd_pipe.errors import DataError
@@ -21,11 +24,6 @@ from ltd_pipe.images.manifest import Duplicates, ImageFacts, fingerprint
 from ltd_pipe.images.survey import common_size, require_unchanged, survey, without_bad
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
     from ltd_pipe.images.beton import Beton
     from ltd_pipe.images.manifest import Manifest
     from ltd_pipe.images.sources import Source, Split

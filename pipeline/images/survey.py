@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ltd_pipe.errors import DataError, reason_of
 from ltd_pipe.images.decode import is_one_colour, is_turned
 from ltd_pipe.images.manifest import sample_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
-
     from ltd_pipe.images.sources import Source
 
 # An image of this size takes 192 MiB; FFCV, which holds five batches, needs far smaller ones.

@@ -11,19 +11,17 @@ import errno
 import os
 import queue
 import traceback
+from collections.abc import Callable
 from ctypes import c_uint64
 from multiprocessing import Process, Queue, Value
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ffcv.memory_allocator import MemoryAllocator
 from ffcv.utils import align_to_page
 from ffcv.writer import DatasetWriter, worker_job_indexed_dataset
 
 from ltd_pipe.errors import WriteError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 class BetonWriter(DatasetWriter):  # type: ignore[misc]

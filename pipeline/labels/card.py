@@ -6,6 +6,7 @@ hosts. The text is in card.md.j2.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +16,6 @@ from ltd_pipe.publish import write_text
 from ltd_pipe.text import licence_metadata, one_line, render_markdown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from huggingface_hub import DatasetCardData
 
     from ltd_pipe.labels.format import StoreAttributes

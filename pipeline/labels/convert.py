@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ltd_pipe import provenance
 from ltd_pipe.errors import ParamsError
@@ -27,11 +30,6 @@ from ltd_pipe.labels.layout import SPARSE
 from ltd_pipe.labels.softmax import expand, soften
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
     from ltd_pipe.labels.derive import Block
     from ltd_pipe.labels.join import ImagesLike, ManifestLike
 

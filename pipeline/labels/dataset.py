@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Dataset, IterableDataset
 
 from ltd_pipe.errors import DataError, JoinError, StoreError
@@ -18,11 +19,6 @@ from ltd_pipe.labels.reader import SoftLabels
 from ltd_pipe.labels.softmax import expand, require_temperature, soften
 from ltd_pipe.labels.sources import HashOf, SampleRows, find_source
 from ltd_pipe.labels.views import Views, ViewSource
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from numpy.typing import NDArray
 
 
 class SoftLabelDataset(Dataset[tuple[Any, Any, torch.Tensor]]):

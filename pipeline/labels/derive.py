@@ -8,11 +8,14 @@ it takes the memory of one chunk.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ltd_pipe.errors import ParamsError, StoreError
 from ltd_pipe.images.manifest import fingerprint
@@ -43,11 +46,6 @@ from ltd_pipe.publish import exclusive, replace_tree, require_free
 from ltd_pipe.text import nfc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
     from ltd_pipe.labels.join import ImagesLike, ManifestLike
     from ltd_pipe.labels.layout import ArrayLayout
 

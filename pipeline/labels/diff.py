@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ltd_pipe.errors import StoreError
 from ltd_pipe.labels.derive import answer_arrays, row_blocks
@@ -16,10 +18,6 @@ from ltd_pipe.labels.match import match_rows
 from ltd_pipe.text import differences
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
-
     from ltd_pipe.labels.reader import SoftLabels
 
 

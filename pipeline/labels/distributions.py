@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ltd_pipe.errors import StoreError
 from ltd_pipe.labels.format import to_float16, to_float32
 from ltd_pipe.labels.softmax import soften
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from numpy.typing import NDArray
-
     from ltd_pipe.labels.format import StoreAttributes
 
 # At a time: float32 copies stay in the cache, and a chunk of any size costs no more memory.

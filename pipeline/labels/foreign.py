@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ltd_pipe.errors import JoinError, MissingError, ParamsError, StoreError
 from ltd_pipe.labels.convert import convert, foreign_attributes
@@ -22,8 +23,6 @@ from ltd_pipe.labels.softmax import expand
 from ltd_pipe.provenance import sha256_file
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from ltd_pipe.labels.convert import HashedImages, LabelFiles, Origin
     from ltd_pipe.labels.derive import Block, DerivedStore
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -25,10 +28,6 @@ from ltd_pipe.errors import StoreError
 from ltd_pipe.labels.layout import SPARSE, ArrayLayout, parse_layout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
-    from pathlib import Path
-
-    from numpy.typing import NDArray
     from pydantic_core import ErrorDetails
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ltd_pipe import provenance
 from ltd_pipe.background import Background
@@ -29,11 +32,6 @@ from ltd_pipe.labels.writer import StoreWriter
 from ltd_pipe.models.facts import read_facts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
     from ltd_pipe.device import Precision
     from ltd_pipe.distributed import World
     from ltd_pipe.images.manifest import ImageFacts

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ltd_pipe.errors import StoreError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from zarr.core.metadata.v3 import ArrayV3Metadata
 
 _MAX_CHUNK_BYTES = 2**28

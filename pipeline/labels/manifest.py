@@ -8,19 +8,16 @@ import os
 import re
 import stat
 from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ltd_pipe.errors import MissingError, StoreError, refuse_pointer
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-    from collections.abc import Set as AbstractSet
-    from io import BufferedReader
-
-    from numpy.typing import NDArray
 
 MANIFEST = "MANIFEST.sha256"
 # Where `ssh-keygen -Y sign` puts the signature of the manifest; it may be there or not.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ltd_pipe.errors import JoinError, ParamsError, StoreError
 from ltd_pipe.labels.derive import (
@@ -28,10 +30,6 @@ from ltd_pipe.labels.layout import SPARSE
 from ltd_pipe.labels.match import ImageRows, partners
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
     from ltd_pipe.labels.derive import Block
     from ltd_pipe.labels.join import ImagesLike
     from ltd_pipe.labels.reader import SoftLabels

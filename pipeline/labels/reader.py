@@ -7,11 +7,14 @@ import errno
 import mmap
 import os
 import weakref
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 import numpy as np
+from numpy.typing import NDArray
 
 from ltd_pipe.errors import StoreError
 from ltd_pipe.labels.distributions import require_class_numbers, require_numbers
@@ -23,11 +26,6 @@ from ltd_pipe.labels.softmax import expand
 from ltd_pipe.labels.softness import LabelSummary, Softness
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
     from ltd_pipe.labels.layout import ArrayLayout
 
 # A store's rows lie in many files. One mapping of each would cost a step in Python per file and

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ltd_pipe.errors import StoreError
 from ltd_pipe.images.manifest import sampled_pixels_sha256
@@ -15,10 +17,6 @@ from ltd_pipe.labels.softmax import mean_softened
 from ltd_pipe.labels.views import Replay
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from numpy.typing import NDArray
-
     from ltd_pipe.device import Precision
     from ltd_pipe.images.stream import Stream
     from ltd_pipe.labels.reader import SoftLabels

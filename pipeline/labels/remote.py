@@ -20,6 +20,8 @@ import shutil
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -47,9 +49,6 @@ from ltd_pipe.provenance import sha256_file
 from ltd_pipe.publish import exclusive, replace_tree, require_free, staged, writing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-    from contextlib import AbstractContextManager
-
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
     from ltd_pipe.labels.layout import ArrayLayout

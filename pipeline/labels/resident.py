@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ltd_pipe.device import free_memory, on_device
 from ltd_pipe.labels.softmax import spread
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from ltd_pipe.labels.reader import SoftLabels
 
 # Labels are kept on the device when they take at most this share of its free memory.

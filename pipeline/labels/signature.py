@@ -11,9 +11,9 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ltd_pipe.errors import (
     KeyFileError,
@@ -27,9 +27,6 @@ from ltd_pipe.labels.manifest import MANIFEST, SIGNATURE, StoreFolder, read_mani
 from ltd_pipe.labels.verify import Check, verify_store
 from ltd_pipe.publish import write_text
 from ltd_pipe.text import one_line
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 NAMESPACE = "ltd-soft-labels"
 PASSPHRASE_VARIABLE = "LTD_PIPE_KEY_PASSPHRASE"  # noqa: S105  its name

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ltd_pipe.errors import ParamsError
 from ltd_pipe.labels.format import MAX_TEMPERATURE, MIN_TEMPERATURE, to_float16, to_float32
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
     import torch
-    from numpy.typing import NDArray
 
 
 # --- Sparse soft labels: the k largest probabilities, the rest spread evenly.

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ltd_pipe.labels.format import to_float32
 from ltd_pipe.labels.layout import SPARSE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
     from ltd_pipe.labels.layout import ArrayLayout
 
 # Rows at a time: float32 copies of a few MiB stay in the cache and never fill the memory.

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ltd_pipe.errors import DataError, JoinError
 from ltd_pipe.images.manifest import sample_hash
 from ltd_pipe.labels.join import remedy
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from ltd_pipe.labels.reader import SoftLabels
 
 HashOf = Callable[[int], "int | bytes | NDArray[np.uint8] | Path"]

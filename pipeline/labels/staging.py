@@ -9,11 +9,14 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 from zarr.core.array_spec import ArrayConfig
 from zarr.storage import LocalStore, StorePath
 
@@ -26,10 +29,6 @@ from ltd_pipe.publish import require_free, write_json, writing
 from ltd_pipe.text import differences
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
-
-    from numpy.typing import NDArray
     from zarr.core.buffer import Buffer
 
     from ltd_pipe.labels.layout import ArrayLayout

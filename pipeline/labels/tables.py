@@ -12,9 +12,12 @@ import json
 import math
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ltd_pipe.errors import (
     JoinError,
@@ -41,11 +44,6 @@ from ltd_pipe.provenance import sha256_file
 from ltd_pipe.publish import staged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
     from ltd_pipe.labels.derive import Block, DerivedStore
     from ltd_pipe.labels.join import ImagesLike
     from ltd_pipe.labels.reader import SoftLabels

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,9 +19,6 @@ from ltd_pipe.labels.manifest import StoreFolder, verify_listing
 from ltd_pipe.labels.reader import SoftLabels, check_chunk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
     from ltd_pipe.labels.join import ImagesLike
 
 # Each holds one chunk of each array.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 from zarr.core.group import ConsolidatedMetadata, GroupMetadata
 
 from ltd_pipe.errors import JoinError, ParamsError, StoreError, WriteError
@@ -48,11 +50,6 @@ from ltd_pipe.publish import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from typing import TypeAlias
-
-    from numpy.typing import NDArray
-
     from ltd_pipe.labels.layout import ArrayLayout
 
     # From the number of a chunk to its rows, or to a finished chunk file.

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,9 +18,6 @@ from torch import nn
 from ltd_pipe.errors import ModelError
 from ltd_pipe.models.registry import build
 from ltd_pipe.text import nfc, quoted
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
 
 
 class Classifier(nn.Module):

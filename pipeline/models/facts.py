@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
 import safetensors
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ltd_pipe.errors import CheckpointError, MissingError, reason_of, refuse_newer, refuse_pointer
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 KEY = "ltd_pipe"
 # Version 2 has `columns`, which a reader of version 1 would leave out.

@@ -9,7 +9,9 @@ import re
 import struct
 import warnings
 import zipfile
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
@@ -19,10 +21,6 @@ from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.models.facts import is_pickle
 from ltd_pipe.models.registry import build
 from ltd_pipe.text import nfc
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 ClassOrder = Literal["natural", "lexical"]
 

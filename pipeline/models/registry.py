@@ -24,6 +24,7 @@ import hashlib
 import re
 import sys
 import types
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +43,6 @@ from ltd_pipe.models.networks import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
     from ltd_pipe.models.classifier import Classifier
 
 # What networks raise for images that they cannot take.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,8 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ltd_pipe.attacks import cross_entropy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     import torch
 
     from ltd_pipe.attacks import Adversary, LossOfLogits, Start

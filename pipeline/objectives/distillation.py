@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,6 @@ from ltd_pipe.attacks import cross_entropy, kl_divergence, kl_from_target
 from ltd_pipe.objectives.base import Loss, Objective, ObjectiveWrapper, StepInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from ltd_pipe.attacks import Adversary, LossOfLogits
     from ltd_pipe.objectives.base import TrainBatch
     from ltd_pipe.params import TrainParams

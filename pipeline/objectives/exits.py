@@ -6,6 +6,7 @@ terms: those take their targets from the network in training, and no store helps
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,8 +17,6 @@ from ltd_pipe.errors import ParamsError
 from ltd_pipe.objectives.base import Loss, Objective
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from ltd_pipe.attacks import Adversary, LossOfLogits
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.objectives.base import TrainBatch

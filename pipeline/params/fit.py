@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from ltd_pipe.images.augmentation import PAIR, Augmentation, Mixing, Sizes
 from ltd_pipe.params.sections import Number, Probability, Section, require_pixel_units
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 
 def _as_word(value: Any) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from fractions import Fraction
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -19,9 +20,6 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from ltd_pipe.images.augmentation import Augmentation
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 def as_number(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ltd_pipe.errors import ResultError
@@ -13,8 +14,6 @@ from ltd_pipe.report.runs import Evaluation, Run, norm_text, phrase, read_evalua
 from ltd_pipe.report.verdict import Model, Verdict, judge
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ltd_pipe.evaluation.results import Audit
     from ltd_pipe.params import ReportParams
 

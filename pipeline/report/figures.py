@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 from ltd_pipe.evaluation.results import eps_text
 from ltd_pipe.evaluation.statistics import BINS
@@ -15,10 +17,6 @@ from ltd_pipe.report.runs import number_text
 from ltd_pipe.report.surface import paint_surface
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from numpy.typing import NDArray
-
     from ltd_pipe.evaluation.results import LossSurface
     from ltd_pipe.evaluation.statistics import ConfidenceBin
     from ltd_pipe.report.runs import Curve, Evaluation

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +29,6 @@ from ltd_pipe.report.runs import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
     from ltd_pipe.evaluation.results import AttackSettings, ClassScore
     from ltd_pipe.evaluation.statistics import Paired
     from ltd_pipe.report.facts import Facts

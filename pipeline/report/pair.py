@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltd_pipe.evaluation.results import evaluation_beside
@@ -17,8 +18,6 @@ from ltd_pipe.report.runs import Evaluation, Run, read_evaluation, read_run
 from ltd_pipe.report.verdict import Model, Verdict, judge
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ltd_pipe.evaluation.results import Score
     from ltd_pipe.evaluation.statistics import Paired
 

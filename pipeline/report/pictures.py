@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ltd_pipe.errors import ResultError
 from ltd_pipe.evaluation.results import read_arrays
@@ -16,11 +19,6 @@ from ltd_pipe.labels.reader import SoftLabels
 from ltd_pipe.labels.softness import entropy
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
     from ltd_pipe.labels.format import StoreAttributes
     from ltd_pipe.labels.softness import LabelSummary
 

@@ -10,9 +10,10 @@ import csv
 import io
 import math
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from ltd_pipe.errors import MissingError, ResultError
@@ -41,11 +42,6 @@ from ltd_pipe.evaluation.results import (
 from ltd_pipe.models.facts import RunFacts
 from ltd_pipe.provenance import sha256_file
 from ltd_pipe.text import differences
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
 
 _NBSP = "\u00a0"
 NOT_RECORDED = "not recorded"

@@ -5,6 +5,7 @@ The report, the page of two runs, `ltd-pipe compare` and the card say it with th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,6 @@ from ltd_pipe.evaluation.statistics import Paired, pair
 from ltd_pipe.report.runs import interval_text, norm_text, percent_text, phrase
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from ltd_pipe.evaluation.results import Audit, Score
     from ltd_pipe.report.runs import Evaluation
 

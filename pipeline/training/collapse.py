@@ -14,14 +14,13 @@ some points over many epochs, for any attack, and for which the best checkpoint 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ltd_pipe.evaluation.statistics import wilson_interval
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from ltd_pipe.training.snapshots import Row
 
 _VALIDATED, _TRAINED = "validation/robust_accuracy", "train/robust_accuracy"

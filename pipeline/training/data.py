@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 from collections import deque
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,8 +19,6 @@ from ltd_pipe.labels.views import Replay
 from ltd_pipe.training.targets import mixed, onehot, smoothed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
-
     from ltd_pipe.images.stream import Batch
     from ltd_pipe.labels.reader import SoftLabels
     from ltd_pipe.params import FitParams, TrainParams

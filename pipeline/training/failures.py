@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import signal
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -12,9 +14,6 @@ import torch
 from ltd_pipe.errors import MachineError, ParamsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import FrameType
-
     from ltd_pipe.images.stream import Batch
     from ltd_pipe.objectives import StepInfo
     from ltd_pipe.training.step import Step

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -23,9 +25,6 @@ from ltd_pipe.training.targets import LiveTargets, SelfDistillation
 from ltd_pipe.training.trainer import RunContext, Task, Trainer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
     from ltd_pipe.device import PrecisionSettings
     from ltd_pipe.distributed import World
     from ltd_pipe.images.beton import Beton

@@ -8,6 +8,7 @@ was chosen by a measurement, which could end otherwise, is kept with it.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,8 +18,6 @@ from ltd_pipe.errors import StateError
 from ltd_pipe.publish import remove_state, staged, unwritable
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ltd_pipe.provenance import StateRecord
 
 _KEPT = 2

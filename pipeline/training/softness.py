@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ltd_pipe.errors import StoreError
 from ltd_pipe.labels.resident import LabelsOnDevice
@@ -14,10 +16,6 @@ from ltd_pipe.labels.softness import Softness, evenly_spaced, uniform_below
 from ltd_pipe.training.targets import mixed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from numpy.typing import NDArray
-
     from ltd_pipe.labels.reader import SoftLabels
     from ltd_pipe.params import TrainParams
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,6 @@ from ltd_pipe.training.optim import WeightAverage, make_optimiser
 from ltd_pipe.training.softness import TARGET_SUMS, target_sums
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from ltd_pipe.images.stream import Batch
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.objectives import Loss, StepInfo

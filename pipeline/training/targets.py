@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -13,8 +14,6 @@ from ltd_pipe.models.checkpoint import load_classifier
 from ltd_pipe.provenance import sha256_file
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ltd_pipe.images.manifest import Manifest
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.objectives import StepInfo, TrainBatch

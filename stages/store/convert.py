@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from ltd_pipe.stages.console import counter
-from ltd_pipe.stages.options import TABLE, refuse_existing, refuse_options, refuse_overlap
+from ltd_pipe.stages.options import PATH, TABLE, refuse_existing, refuse_options, refuse_overlap
 from ltd_pipe.stages.store.output import data_option, make_store, output_options, read_images
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _TOLD = ("data", "temperature", "teacher_sha256", "architecture", "licence", "ci
 
 
 @click.command()
-@click.argument("path", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("path", metavar="IN", type=PATH)
 @click.option("--from", "origin_kind", type=click.Choice((*_TABLES, *_FOLDERS)), help="What IN is.")
 @click.option("--to", "target_kind", type=click.Choice(tuple(_TABLES)), help="What --out becomes.")
 @data_option("The labelled images: a folder with one folder per class; for tables also a beton.")

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ltd_pipe.stages.console import counter
+from ltd_pipe.stages.options import PATH
 
 if TYPE_CHECKING:
     from ltd_pipe.labels.diff import Comparison
 
 
 @click.command()
-@click.argument("first", metavar="STORE", type=click.Path(path_type=Path))
-@click.argument("second", metavar="OTHER", type=click.Path(path_type=Path))
+@click.argument("first", metavar="STORE", type=PATH)
+@click.argument("second", metavar="OTHER", type=PATH)
 @click.option(
     "--rows",
     type=click.IntRange(0),
     default=20,
-    show_default=True,
     help="How many of the samples that differ to list, the worst first.",
 )
 @click.option(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,9 +12,6 @@ import click
 from ltd_pipe.stages.console import tell, transfer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     from ltd_pipe.labels.reader import SoftLabels
     from ltd_pipe.labels.softness import LabelSummary
 

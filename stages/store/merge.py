@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ltd_pipe.errors import StoreError
+from ltd_pipe.stages.options import PATH
 from ltd_pipe.stages.store.output import (
     Parsed,
     data_option,
@@ -28,9 +29,7 @@ def _weights(text: str) -> tuple[float, ...]:
 
 
 @click.command()
-@click.argument(
-    "paths", metavar="STORE STORE …", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
+@click.argument("paths", metavar="STORE STORE …", nargs=-1, required=True, type=PATH)
 @data_option("Beton, or folder of images, of all samples: put the rows into its order, by hash.")
 @click.option("--average", is_flag=True, help="Average stores of the same images.")
 @click.option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,9 @@ import click
 
 from ltd_pipe.errors import ParamsError
 from ltd_pipe.stages.console import counter
-from ltd_pipe.stages.options import refuse_overlap
+from ltd_pipe.stages.options import PATH, refuse_overlap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from click.decorators import FC
 
     from ltd_pipe.labels.derive import DerivedStore
@@ -44,9 +43,7 @@ def output_options(command: FC) -> FC:
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON."),
         click.option("--force", is_flag=True, help="Replace an existing store."),
-        click.option(
-            "--out", type=click.Path(path_type=Path), required=True, help="The new store."
-        ),
+        click.option("--out", type=PATH, required=True, help="The new store."),
     ):
         command = option(command)
     return command
@@ -54,7 +51,7 @@ def output_options(command: FC) -> FC:
 
 def data_option(text: str) -> Callable[[FC], FC]:
     """Add --data, a beton or a folder."""
-    return click.option("--data", type=click.Path(path_type=Path), help=text)
+    return click.option("--data", type=PATH, help=text)
 
 
 def read_images(data: Path | None, class_names: tuple[str, ...] | None = None) -> ImagesLike | None:

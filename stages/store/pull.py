@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ltd_pipe.stages.console import tell, transfer
-from ltd_pipe.stages.options import refuse_overlap
+from ltd_pipe.stages.options import PATH, refuse_overlap
 from ltd_pipe.stages.store.subset import ROW_RANGE
 
 __all__ = ["pull"]
@@ -18,21 +18,23 @@ __all__ = ["pull"]
 @click.argument("url")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="The store's folder. [default: the cache, ~/.cache/ltd-pipe/stores/IDENTITY]",
 )
 @click.option("--rows", type=ROW_RANGE, help="Only rows A to B - 1, such as 0:50000.")
 @click.option("--arrays", help="Only these arrays, such as soft_labels; the labels always come.")
 @click.option(
-    "--identity", default="", help="What it must be: the digits that 'store info' prints."
+    "--identity",
+    default="",
+    show_default=False,
+    help="What it must be: the digits that 'store info' prints.",
 )
-@click.option("--jobs", type=click.IntRange(1, 64), default=8, show_default=True, help="Transfers.")
+@click.option("--jobs", type=click.IntRange(1, 64), default=8, help="Transfers.")
 @click.option(
     "--timeout",
     "stall_s",
     type=click.FloatRange(0.1, 3600),
     default=30.0,
-    show_default=True,
     help="Seconds without a byte before asking again.",
 )
 @click.option("--force", is_flag=True, help="Replace what is there, or fetch it again.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ltd_pipe.stages.options import PATH
 from ltd_pipe.stages.store.output import Parsed, make_store, output_options
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def _temperature(text: str) -> tuple[float, bool]:
 
 
 @click.command()
-@click.argument("path", metavar="STORE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="STORE", type=PATH)
 @click.option(
     "--temperature",
     type=Parsed("number|auto:P", _temperature),

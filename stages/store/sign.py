@@ -8,13 +8,14 @@ from pathlib import Path
 import click
 
 from ltd_pipe.stages.console import counter
+from ltd_pipe.stages.options import FILE, PATH
 
 
 @click.command()
-@click.argument("path", metavar="STORE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="STORE", type=PATH)
 @click.option(
     "--key",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     required=True,
     help="SSH key: a private one, or the public half of one in an agent. ssh-keygen asks for its "
     "passphrase, or takes that of LTD_PIPE_KEY_PASSPHRASE.",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ltd_pipe.stages.options import PATH
 from ltd_pipe.stages.store.output import (
     Parsed,
     data_option,
@@ -33,7 +34,7 @@ ROW_RANGE = Parsed("A:B", _row_range)
 
 
 @click.command()
-@click.argument("path", metavar="STORE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="STORE", type=PATH)
 @click.option("--rows", type=ROW_RANGE, help="Rows A to B - 1, such as 0:1000 or 500:.")
 @data_option("Beton, or folder of images: its rows, in its order, found by hash.")
 @click.option("--class", "classes", multiple=True, help="Rows of this class; may be repeated.")

@@ -20,7 +20,7 @@ from ltd_pipe.stages.model_options import (
     refuse_unused,
     stream_of,
 )
-from ltd_pipe.stages.options import refuse_options
+from ltd_pipe.stages.options import FILE, PATH, refuse_options
 
 if TYPE_CHECKING:
     import torch
@@ -36,23 +36,19 @@ if TYPE_CHECKING:
 @click.argument("store", metavar="STORE")
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Images that the labels should belong to: a beton, or a folder of images.",
 )
 @click.option(
     "--teacher",
     "teachers",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     multiple=True,
     help="Checkpoint that should have given these labels: it is asked again about random views "
     "of random images. Of several teachers all are needed. Needs --data.",
 )
 @click.option(
-    "--sample",
-    type=click.IntRange(1),
-    default=1000,
-    show_default=True,
-    help="Answers of the teacher to compare.",
+    "--sample", type=click.IntRange(1), default=1000, help="Answers of the teacher to compare."
 )
 @click.option(
     "--seed", type=click.IntRange(0), help="Of that sample; by default nobody knows it before."
@@ -67,13 +63,12 @@ if TYPE_CHECKING:
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
-    show_default=True,
     help="Where the teacher runs.",
 )
 @model_options
 @click.option(
     "--public-key",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     help="Who must have signed it: a .pub file, or ssh-keygen's list of allowed signers.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
