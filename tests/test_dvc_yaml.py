@@ -15,7 +15,7 @@ PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES = PIPELINE["stages"]
 # What a result cannot depend on: the screen, the command line, and the plumbing below all.
 PLUMBING = {
-    *(f"pipeline/{name}.py" for name in ("__init__", "background", "device", "distributed")),
+    *(f"pipeline/{name}.py" for name in ("__init__", "device", "distributed")),
     *(f"pipeline/{name}.py" for name in ("errors", "provenance", "publish", "text")),
     "pipeline/params",
     *(f"stages/{name}.py" for name in ("__init__", "console", "fitting", "options")),

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from ltd_pipe import provenance
-from ltd_pipe.background import Background
 from ltd_pipe.device import OnHost, autocast, choose_precision
 from ltd_pipe.errors import CheckpointError
 from ltd_pipe.images.decode import CHANNELS, RESIZE
@@ -26,7 +25,7 @@ from ltd_pipe.labels.format import (
     rows_per_chunk,
 )
 from ltd_pipe.labels.softmax import solve_temperature
-from ltd_pipe.labels.staging import WHOLE, Part, wait_for_chunks
+from ltd_pipe.labels.staging import WHOLE, Background, Part, wait_for_chunks
 from ltd_pipe.labels.views import Replay
 from ltd_pipe.labels.writer import StoreWriter
 from ltd_pipe.models.facts import read_facts
