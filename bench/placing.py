@@ -9,7 +9,7 @@ import torch
 from hardware import cached_bytes_free
 from timing import Call, Comparison, Rounds, interleave
 
-from ltd_pipe.labels.resident import LabelsOnDevice
+from ltd_pipe.labels.on_device import LabelsOnDevice
 
 if TYPE_CHECKING:
     from answers import Answers

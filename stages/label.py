@@ -91,9 +91,9 @@ def label(
     from ltd_pipe.evaluation.class_order import require_order
     from ltd_pipe.images.manifest import Manifest
     from ltd_pipe.labels.labelling import LabellingRun, store_facts
+    from ltd_pipe.labels.on_device import Replay
     from ltd_pipe.labels.reader import SoftLabels
     from ltd_pipe.labels.staging import Part
-    from ltd_pipe.labels.views import Replay
     from ltd_pipe.labels.writer import require_replaceable
 
     with of_option("--part"):

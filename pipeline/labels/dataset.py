@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -13,12 +13,19 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, IterableDataset
 
 from ltd_pipe.errors import DataError, JoinError, StoreError
+from ltd_pipe.images.decode import CHANNELS, RESIZE, resize, to_channels
 from ltd_pipe.labels.format import to_float32
 from ltd_pipe.labels.join import remedy
+from ltd_pipe.labels.on_device import Replay
 from ltd_pipe.labels.reader import SoftLabels
 from ltd_pipe.labels.softmax import expand, require_temperature, soften
 from ltd_pipe.labels.sources import HashOf, SampleRows, find_source
-from ltd_pipe.labels.views import Views, ViewSource
+from ltd_pipe.publish import require_shared_memory
+
+if TYPE_CHECKING:
+    from ltd_pipe.labels.format import LabellingFacts
+
+ViewSource = Literal["replay", "given"]
 
 
 class SoftLabelDataset(Dataset[tuple[Any, Any, torch.Tensor]]):
@@ -128,7 +135,10 @@ class SoftLabelDataset(Dataset[tuple[Any, Any, torch.Tensor]]):
         if temperature is not None:
             require_temperature(temperature)
             self.store.require_logits()
-        self._views, self._any_size = Views(self.store, views, view), any_size
+        self._views, self._view, self._any_size = views, view, any_size
+        self._replay = _replay(self.store, views, view)
+        # Seen by workers that live on into the next epoch.
+        self._epoch = _shared(torch.zeros((), dtype=torch.int64))
         if views == "replay" and self._sources.transforms():
             raise DataError(
                 self._name,
@@ -140,6 +150,7 @@ class SoftLabelDataset(Dataset[tuple[Any, Any, torch.Tensor]]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        self._epoch = _shared(self._epoch)
         if self.store.identity != self._identity:
             raise StoreError(
                 self.store.path,
@@ -161,10 +172,8 @@ class SoftLabelDataset(Dataset[tuple[Any, Any, torch.Tensor]]):
         items: Sequence[Any] = many(places) if many else [self.dataset[i] for i in places]
         if len(items) != len(places):
             raise DataError(self._name, "samples", expected=len(places), found=len(items))
-        current = self._views.current
-        parts = [
-            self._parts(item, place, current) for place, item in zip(places, items, strict=True)
-        ]
+        view = int(self._epoch) % self.store.num_views if self._view is None else self._view
+        parts = [self._parts(item, place, view) for place, item in zip(places, items, strict=True)]
         rows = [self._row(place, label) for place, (_, label, _) in zip(places, parts, strict=True)]
         soft = self._soft_labels(np.array(rows, np.int64), [view for _, _, view in parts])
         images = [
@@ -176,7 +185,7 @@ class SoftLabelDataset(Dataset[tuple[Any, Any, torch.Tensor]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch begins, before the loader is iterated: it chooses the view."""
-        self._views.set_epoch(epoch)
+        self._epoch.fill_(epoch)
 
     def _place(self, sample: int) -> int:
         place = operator.index(sample)
@@ -186,7 +195,7 @@ class SoftLabelDataset(Dataset[tuple[Any, Any, torch.Tensor]]):
         return place
 
     def _parts(self, item: Any, place: int, view: int) -> tuple[Any, Any, int]:
-        given = self._views.source == "given"
+        given = self._views == "given"
         if isinstance(item, Mapping) and all(key in item for key in self._keys) and not given:
             image, label = (item[key] for key in self._keys)
             return image, label, view
@@ -259,11 +268,13 @@ class SoftLabelDataset(Dataset[tuple[Any, Any, torch.Tensor]]):
         return soft
 
     def _finish(self, image: Any, place: int, row: int, view: int) -> Any:
-        if self._views.source == "replay":
-            image = self._views.replay(image, row, view, self._sources.where(place))
+        if self._replay is not None:
+            where = self._sources.where(place)
+            pixels = _as_seen(_pixels(image, where), self.store.attributes.labelling, where)
+            image = self._replay.images(pixels[None], torch.tensor([row]), view)[0]
         if self.transform is not None:
             image = self.transform(image)
-        if self._views.source != "replay" and isinstance(image, torch.Tensor) and image.ndim == 3:
+        if self._replay is None and isinstance(image, torch.Tensor) and image.ndim == 3:
             where = self._sources.where(place)
             self.store.require_shape(image.shape[1:], where, any_size=self._any_size)
         return image
@@ -280,3 +291,77 @@ def _length(dataset: Any) -> int:
             remedy="Without numbers, no sample can be checked.",
         )
     return len(dataset)
+
+
+def _replay(store: SoftLabels, views: ViewSource | None, view: int | None) -> Replay | None:
+    """What makes the views again, if that is asked for; what is asked for must be possible.
+
+    A label of an augmented view is not one of the plain image, nor of another view: what is to be
+    done must be said.
+    """
+    facts = store.attributes.views
+    if views not in (None, "replay", "given"):
+        raise ValueError(f"views: expected 'replay' or 'given', found {views!r}")
+    if facts.augmentation is None and views is not None:
+        raise StoreError(
+            store.path, "its labels are of the images as they are", remedy="Omit views=."
+        )
+    if facts.augmentation is not None and views is None:
+        raise StoreError(
+            store.path,
+            f"its labels are of augmented views ({facts.augmentation}, {facts.count} of each "
+            "image), not of the images as they are",
+            remedy="Pass views='replay' to have them made again from untransformed images, "
+            "or views='given' when the data set gives (image, label, view).",
+        )
+    if view is not None:
+        if views == "given":
+            raise ValueError("view: with views='given', the data set says it")
+        store.require_view(view)
+    return Replay.of(facts, store.path) if views == "replay" else None
+
+
+def _pixels(image: Any, where: str) -> torch.Tensor:
+    if isinstance(image, torch.Tensor):
+        pixels = image
+    else:
+        array = np.array(image)
+        array = array[:, :, None] if array.ndim == 2 else array
+        pixels = torch.from_numpy(array).movedim(-1, 0) if array.ndim == 3 else torch.empty(0)
+    if pixels.dtype != torch.uint8 or pixels.ndim != 3:
+        raise DataError(
+            where,
+            "cannot be augmented as it was for the teacher",
+            expected="a PIL image, or a uint8 tensor (C, H, W)",
+            found=f"{type(image).__name__} {getattr(image, 'dtype', '')}".strip(),
+            remedy="Transform it later: pass transform= to SoftLabelDataset.",
+        )
+    return pixels
+
+
+def _as_seen(pixels: torch.Tensor, seen: LabellingFacts | None, where: str) -> torch.Tensor:
+    """The image in the size and channels that the teacher saw, as far as the store says it."""
+    shape = seen.image_shape if seen else None
+    if seen is None or shape is None or pixels.shape == shape:
+        return pixels
+    channels, height, width = shape
+    if (seen.resize, seen.channels) == (RESIZE, CHANNELS.get(channels)) and len(pixels) in (1, 3):
+        rgb = pixels.expand(3, -1, -1).movedim(0, -1).numpy()
+        # Images that were not square were all of one size, and stayed as they were.
+        sized = to_channels(resize(rgb, height if height == width else None), channels)
+        pixels = torch.from_numpy(np.ascontiguousarray(sized.transpose(2, 0, 1)))
+    if pixels.shape != shape:
+        raise DataError(
+            where,
+            "shape of the image",
+            expected=f"{'×'.join(map(str, shape))}, as the teacher saw it",
+            found="×".join(map(str, pixels.shape)),
+            remedy="Give it as it was labelled: a view is one of images of one size.",
+        )
+    return pixels
+
+
+def _shared(number: torch.Tensor) -> torch.Tensor:
+    require_shared_memory("SoftLabelDataset", number.nbytes)
+    shared: torch.Tensor = number.share_memory_()  # type: ignore[no-untyped-call]
+    return shared

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from ltd_pipe.errors import StoreError
 from ltd_pipe.labels.derive import answer_arrays, row_blocks
 from ltd_pipe.labels.format import to_float32
+from ltd_pipe.labels.join import match_rows
 from ltd_pipe.labels.layout import SPARSE
-from ltd_pipe.labels.match import match_rows
 from ltd_pipe.text import differences
 
 if TYPE_CHECKING:

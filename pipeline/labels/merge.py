@@ -26,8 +26,8 @@ from ltd_pipe.labels.format import (
     TopKFacts,
     to_float32,
 )
+from ltd_pipe.labels.join import ImageRows, partners
 from ltd_pipe.labels.layout import SPARSE
-from ltd_pipe.labels.match import ImageRows, partners
 
 if TYPE_CHECKING:
     from ltd_pipe.labels.derive import Block

@@ -13,8 +13,8 @@ from ltd_pipe.errors import StoreError
 from ltd_pipe.images.manifest import sampled_pixels_sha256
 from ltd_pipe.labels.format import to_float32
 from ltd_pipe.labels.labelling import view_answers
+from ltd_pipe.labels.on_device import Replay
 from ltd_pipe.labels.softmax import mean_softened
-from ltd_pipe.labels.views import Replay
 
 if TYPE_CHECKING:
     from ltd_pipe.device import Precision

@@ -39,7 +39,7 @@ from ltd_pipe.labels.format import (
     parse_object,
     to_float32,
 )
-from ltd_pipe.labels.match import ImageRows, partners
+from ltd_pipe.labels.join import ImageRows, partners
 from ltd_pipe.provenance import sha256_file
 from ltd_pipe.publish import staged
 

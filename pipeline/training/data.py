@@ -14,8 +14,7 @@ import torch
 
 from ltd_pipe.errors import JoinError
 from ltd_pipe.images.augment import augment, mix, resized
-from ltd_pipe.labels.resident import LabelsOnDevice
-from ltd_pipe.labels.views import Replay
+from ltd_pipe.labels.on_device import LabelsOnDevice, Replay
 from ltd_pipe.training.targets import mixed, onehot, smoothed
 
 if TYPE_CHECKING:

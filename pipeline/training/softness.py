@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ltd_pipe.errors import StoreError
-from ltd_pipe.labels.resident import LabelsOnDevice
+from ltd_pipe.labels.on_device import LabelsOnDevice
 from ltd_pipe.labels.softness import Softness, evenly_spaced, uniform_below
 from ltd_pipe.training.targets import mixed
 

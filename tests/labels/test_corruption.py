@@ -18,7 +18,7 @@ from refusals import refused
 
 from ltd_pipe.errors import StoreError
 from ltd_pipe.labels import SoftLabels
-from ltd_pipe.labels.resident import LabelsOnDevice
+from ltd_pipe.labels.on_device import LabelsOnDevice
 from ltd_pipe.labels.verify import verify_store
 
 HERE = Path(__file__).parent

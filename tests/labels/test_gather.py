@@ -13,7 +13,7 @@ from refusals import refused
 
 from ltd_pipe.errors import StoreError
 from ltd_pipe.labels import SoftLabels
-from ltd_pipe.labels.resident import LabelsOnDevice
+from ltd_pipe.labels.on_device import LabelsOnDevice
 
 HERE = Path(__file__).parent
 STORES = {kind: SoftLabels.open(HERE / f"{kind}.zarr") for kind in WRITERS}

@@ -13,7 +13,7 @@ from ltd_pipe.images.augmentation import Augmentation
 from ltd_pipe.labels import SoftLabels
 from ltd_pipe.labels.format import DatasetFacts, StoreFacts, TeacherFacts, ViewFacts
 from ltd_pipe.labels.labelling import aligned_rows, label_images, temperature_of_sample
-from ltd_pipe.labels.views import Replay
+from ltd_pipe.labels.on_device import Replay
 from ltd_pipe.labels.writer import StoreWriter
 from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.models.registry import build

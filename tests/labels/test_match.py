@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ltd_pipe.labels.match import match_rows
+from ltd_pipe.labels.join import match_rows
 
 ROWS = st.lists(st.tuples(st.integers(0, 4), st.integers(-1, 1)), max_size=12)
 

@@ -8,7 +8,7 @@ from ltd_pipe.errors import StoreError
 from ltd_pipe.images.augment import augment
 from ltd_pipe.images.augmentation import Augmentation
 from ltd_pipe.labels.format import ViewFacts
-from ltd_pipe.labels.views import Replay
+from ltd_pipe.labels.on_device import Replay
 
 IMAGES = torch.randint(
     0, 256, (16, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8

@@ -1,7 +1,8 @@
-"""Soft labels where they are needed: float32 targets on the training device."""
+"""Views of images and targets of their labels, on the device of a training or labelling run."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,13 +10,61 @@ import torch
 from numpy.typing import NDArray
 
 from ltd_pipe.device import free_memory, on_device
+from ltd_pipe.errors import StoreError
+from ltd_pipe.images.augment import augment
+from ltd_pipe.images.augmentation import Augmentation
 from ltd_pipe.labels.softmax import spread
 
 if TYPE_CHECKING:
+    from ltd_pipe.labels.format import ViewFacts
     from ltd_pipe.labels.reader import SoftLabels
 
 # Labels are kept on the device when they take at most this share of its free memory.
 _RESIDENT_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Makes the views of images again, for labelling and for training.
+
+    Nothing is stored per sample: a view is a function of (seed, view, sample index), and its
+    pixels are the same in any batch and on any device. Without augmentation the seed means nothing.
+    """
+
+    augmentation: Augmentation
+    seed: int
+    count: int
+
+    @classmethod
+    def of(cls, views: ViewFacts, where: object) -> Replay:
+        """The views of the store `where`, unless they are of an augmentation that is not ours."""
+        if views.augmentation is None:
+            return cls(Augmentation(), 0, 1)
+        assert views.seed is not None  # noqa: S101  ViewFacts holds them together
+        remedy = "This ltd-pipe cannot make these views again. Update it."
+        try:
+            augmentation = Augmentation.parse(views.augmentation)
+        except ValueError as error:
+            raise StoreError(where, f"views: {error}", remedy=remedy) from error
+        if augmentation.is_none:
+            what = f"views: '{views.augmentation}' is written null"
+            raise StoreError(where, what, remedy=remedy)
+        return cls(augmentation, views.seed, views.count)
+
+    def images(self, images: torch.Tensor, index: torch.Tensor, view: int) -> torch.Tensor:
+        """One view of some samples.
+
+        Parameters
+        ----------
+        images : Tensor of shape (B, C, H, W), dtype uint8
+        index : Tensor of shape (B,), dtype int64
+            Their numbers in the labelled data set, which are the store's rows.
+        view : int
+            0 to V - 1.
+        """
+        if not 0 <= view < self.count:
+            raise IndexError(f"view {view} of {self.count}")
+        return augment(images, index, self.augmentation, seed=self.seed, epoch=view)
 
 
 class LabelsOnDevice:
