@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,17 +17,22 @@ from ltd_pipe.errors import ParamsError
 from ltd_pipe.images.beton import open_beton
 from ltd_pipe.images.manifest import fingerprint, sample_hash
 from ltd_pipe.images.sources import FolderSource
-from ltd_pipe.labels.derive import DerivedStore, Distances, chunk_rows
-from ltd_pipe.labels.distributions import round_logits, round_soft_labels, round_topk
+from ltd_pipe.labels.derive import DerivedStore, chunk_rows
 from ltd_pipe.labels.format import (
     DatasetFacts,
-    DerivationFacts,
     StoreAttributes,
     TeacherFacts,
     TopKFacts,
 )
 from ltd_pipe.labels.layout import SPARSE
-from ltd_pipe.labels.softmax import expand, soften
+from ltd_pipe.labels.softmax import (
+    expand,
+    largest,
+    round_logits,
+    round_soft_labels,
+    round_topk,
+    soften,
+)
 
 if TYPE_CHECKING:
     from ltd_pipe.labels.derive import Block
@@ -215,10 +220,9 @@ def convert(
         Rows per chunk, of files that were made of a store: its attributes are complete.
     """
     keep, num_classes = attributes.top_k.k if attributes.top_k else None, attributes.num_classes
-    distances = Distances()
 
     def block(index: NDArray[np.int64]) -> Block:
-        given, first, taken = files.read(index), int(index[0]), {}
+        given, first, taken = files.read(index), int(index[0]), dict[str, "NDArray[Any]"]()
         if "topk_probs" in given:
             sparse = given["topk_indices"].astype(np.int64), given["topk_probs"]
             if keep == files.top_k:
@@ -229,15 +233,13 @@ def convert(
             taken["logits"] = round_logits(given["logits"], first, files.path)
         if "soft_labels" not in given:
             given["soft_labels"] = soften(taken["logits"], attributes.temperature)
-        if keep:
-            return distances.largest(given["soft_labels"], keep)
-        return taken | {"soft_labels": round_soft_labels(given["soft_labels"], first, files.path)}
-
-    def finish() -> StoreAttributes:
+        if not keep:
+            soft = round_soft_labels(given["soft_labels"], first, files.path)
+            return taken | {"soft_labels": soft}
+        if "logits" in files.arrays:
+            return {"soft_labels": given["soft_labels"]}
         # What was lost is known only where all of it was there.
-        known = distances.noted(attributes) if keep and "logits" in files.arrays else attributes
-        derived = DerivationFacts(operation="convert", sources=(files.origin(),))
-        return known.model_copy(update={"derived_from": derived})
+        return dict(zip(SPARSE, largest(given["soft_labels"], keep), strict=True))
 
     dense = ("soft_labels", "logits") if "logits" in files.arrays else ("soft_labels",)
     return DerivedStore(
@@ -247,6 +249,6 @@ def convert(
         SPARSE if keep else dense,
         block,
         rows or chunk_rows([], attributes),
-        finish=finish if rows is None else None,
+        origin=files.origin if rows is None else None,
         verify=True,
     )

@@ -1,8 +1,8 @@
 """New stores whose rows are computed from other stores' rows, or from other files.
 
-Each operation (`subset` and `retemper` here, `merge` and `average` in merge.py, `convert` in
-convert.py) gives a `DerivedStore`: its attributes, and how a few of its rows are computed. Writing
-it takes the memory of one chunk.
+Each operation (`subset`, `retemper`, `merge` and `average` here, `convert` in convert.py) gives a
+`DerivedStore`: its attributes, and how a few of its rows are computed. Writing it takes the memory
+of one chunk.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ltd_pipe.errors import ParamsError, StoreError
+from ltd_pipe.errors import JoinError, ParamsError, StoreError
 from ltd_pipe.images.manifest import fingerprint
 from ltd_pipe.labels.format import (
     DatasetFacts,
     DerivationFacts,
     DistanceFacts,
+    LabellingFacts,
     StoreAttributes,
     TopKFacts,
     row_bytes,
@@ -30,12 +31,14 @@ from ltd_pipe.labels.format import (
     to_float16,
     to_float32,
 )
+from ltd_pipe.labels.join import ImageRows, partners
 from ltd_pipe.labels.layout import SPARSE
 from ltd_pipe.labels.reader import SoftLabels
 from ltd_pipe.labels.softmax import (
     largest,
     mean_softened,
     require_temperature,
+    round_soft_labels,
     solve_temperature,
     top_probability,
     total_variation,
@@ -75,11 +78,12 @@ class DerivedStore:
         The other arrays.
     block : callable
         Called with consecutive row numbers; gives these rows of each of `arrays`. The blocks come
-        in order, each row once.
+        in order, each row once. For a top-k store it may give float32 `soft_labels`: the largest
+        are kept, and the attributes note what is lost.
     rows : int
         Rows per chunk.
-    finish : callable, optional
-        Gives the attributes when all rows were written, where they are known only then.
+    origin : callable, optional
+        Of rows from other files: names these, when all rows were written.
     verify : bool
         Verify the store before it is published: for rows that come from no store.
     """
@@ -90,7 +94,7 @@ class DerivedStore:
     arrays: tuple[str, ...]
     block: Callable[[NDArray[np.int64]], Block]
     rows: int
-    finish: Callable[[], StoreAttributes] | None = None
+    origin: Callable[[], str] | None = None
     verify: bool = False
 
     def write(
@@ -125,17 +129,27 @@ class DerivedStore:
             When another process writes to the same target.
         """
         require_replaceable(target, replace=replace)
-        known, computed = self.attributes, dict[str, "NDArray[Any]"]()
-        top_k = known.top_k.k if known.top_k else None
-        layouts = [known.layout(name, self.rows, top_k) for name in (*_ALWAYS, *self.arrays)]
+        top_k = self.attributes.top_k.k if self.attributes.top_k else None
+        names = (*_ALWAYS, *self.arrays)
+        layouts = [self.attributes.layout(name, self.rows, top_k) for name in names]
         require_free(target.parent, sum(each.num_chunks * each.file_bytes for each in layouts))
+        computed, distances = dict[str, "NDArray[Any]"](), list["NDArray[np.float32]"]()
 
         def rows_of(layout: ArrayLayout, chunk: int) -> NDArray[Any]:
             # The arrays of a chunk are asked for one by one, and computed together.
             if not computed:
                 first = chunk * self.rows
-                computed.update(self._rows(first, first + layout.rows_in(chunk)))
+                computed.update(self._rows(first, first + layout.rows_in(chunk), top_k, distances))
             return computed.pop(layout.name)
+
+        def attributes() -> StoreAttributes:
+            changes: dict[str, Any] = {}
+            if top_k and distances:
+                changes["top_k"] = TopKFacts.measured(top_k, np.concatenate(distances))
+            if self.origin:
+                sources = (self.origin(),)
+                changes["derived_from"] = DerivationFacts(operation="convert", sources=sources)
+            return self.attributes.model_copy(update=changes)
 
         beside = target.with_name(f".{target.name}.part")
         with exclusive(target):
@@ -143,7 +157,7 @@ class DerivedStore:
             try:
                 identity = build_store(
                     beside,
-                    self.finish or (lambda: known),
+                    attributes,
                     {layout: partial(rows_of, layout) for layout in layouts},
                     progress,
                     # In order, as files of other formats are read; the disk takes the time.
@@ -157,9 +171,18 @@ class DerivedStore:
                 shutil.rmtree(beside, ignore_errors=True)
         return identity
 
-    def _rows(self, first: int, last: int) -> Block:
-        width = self.attributes.views.count * self.attributes.num_classes
-        blocks = [self.block(index) for index in row_blocks(first, last, width)]
+    def _rows(
+        self, first: int, last: int, top_k: int | None, distances: list[NDArray[np.float32]]
+    ) -> Block:
+        blocks, width = [], self.attributes.views.count * self.attributes.num_classes
+        for index in row_blocks(first, last, width):
+            block = self.block(index)
+            if top_k and "soft_labels" in block:
+                soft = block["soft_labels"]
+                sparse = largest(soft, top_k)
+                distances.append(total_variation(soft, *sparse))
+                block = dict(zip(SPARSE, sparse, strict=True))
+            blocks.append(block)
         rows = {name: np.concatenate([each[name] for each in blocks]) for name in self.arrays}
         return rows | {name: getattr(self, name)[first:last] for name in _ALWAYS}
 
@@ -185,14 +208,13 @@ def _verify(beside: Path, target: Path) -> None:
 
 
 def _top_classes(store: SoftLabels) -> NDArray[np.int64]:
-    # The most probable class of each sample's first view.
-    parts = []
-    for index in row_blocks(0, store.num_samples, store.num_views * store.num_classes):
-        # The largest of a sparse row stands first.
-        rows = store.gather(index) if store.top_k is None else store.gather_topk(index)[0]
-        rows = rows.reshape(len(index), -1, rows.shape[-1])[:, 0]
-        parts.append(rows.argmax(axis=1) if store.top_k is None else rows[:, 0].astype(np.int64))
-    return np.concatenate(parts)
+    # The most probable class of each sample's first view; of a sparse row it stands first.
+    parts: list[NDArray[Any]] = []
+    for index in row_blocks(0, store.num_samples, store.num_classes):
+        dense = store.top_k is None
+        rows = store.gather(index, view=0) if dense else store.gather_topk(index, view=0)[0]
+        parts.append(rows.argmax(axis=1) if dense else rows[:, 0])
+    return np.concatenate(parts).astype(np.int64)
 
 
 def row_blocks(first: int, last: int, width: int) -> Iterator[NDArray[np.int64]]:
@@ -242,29 +264,26 @@ def chunk_rows(sources: Sequence[SoftLabels], attributes: StoreAttributes) -> in
     return min(rows, attributes.num_samples)
 
 
-class Distances:
-    """Total variation between dense rows and the sparse ones that stand for them."""
+def _derive(
+    operation: str,
+    sources: Sequence[SoftLabels],
+    rows: tuple[NDArray[np.int32], NDArray[np.uint64]],
+    arrays: tuple[str, ...],
+    block: Callable[[NDArray[np.int64]], Block],
+    *,
+    like: Sequence[SoftLabels],
+    names: Sequence[str] = (),
+    **changed: Any,
+) -> DerivedStore:
+    """Rows made of other stores' rows; the first store says what is not `changed`.
 
-    def __init__(self) -> None:
-        self._total, self._worst, self._rows, self._samples = 0.0, 0.0, 0, 0
-
-    def largest(self, soft: NDArray[np.float32], top_k: int) -> Block:
-        """The arrays of a top-k store for the next dense rows, of shape (n, K) or (n, V, K)."""
-        indices, probs = largest(soft, top_k)
-        distance = total_variation(soft, indices, probs)
-        self._total += float(distance.sum(dtype=np.float64))
-        self._worst = max(self._worst, float(distance.max()))
-        self._rows += distance.size
-        self._samples += len(distance)
-        return {"topk_indices": indices, "topk_probs": probs}
-
-    def noted(self, attributes: StoreAttributes) -> StoreAttributes:
-        """The attributes with the distances of all rows."""
-        assert attributes.top_k is not None  # noqa: S101
-        mean = self._total / self._rows
-        known = DistanceFacts.measured(mean, self._worst, self._samples)
-        facts = TopKFacts(k=attributes.top_k.k, total_variation=known)
-        return attributes.model_copy(update={"top_k": facts})
+    `rows` are their labels and hashes, `like` the stores whose rows per chunk are taken, and
+    `names` what the sources are called, by default their identities.
+    """
+    called = tuple(names or (store.identity for store in sources))
+    facts = DerivationFacts(operation=operation, sources=called)
+    attributes = attributes_of_rows(sources[0].attributes, *rows, derived_from=facts, **changed)
+    return DerivedStore(attributes, *rows, arrays, block, chunk_rows(like, attributes))
 
 
 def require_same_places(
@@ -320,9 +339,7 @@ def subset(
     """
     names = kept_arrays(store, arrays)
     require_same_places(store, rows)
-    changes: dict[str, Any] = {
-        "derived_from": DerivationFacts(operation="subset", sources=(store.identity,))
-    }
+    changes: dict[str, Any] = {}
     if images is not None:
         changes["dataset"] = dataset_of(images.manifest)
     if view is not None:
@@ -335,16 +352,12 @@ def subset(
                 remedy="Keep all views.",
             )
         changes["views"] = store.attributes.views.model_copy(update={"count": 1})
-    labels, hashes = store.labels[rows], store.sample_hash[rows]
-    attributes = attributes_of_rows(store.attributes, labels, hashes, **changes)
-    return DerivedStore(
-        attributes,
-        labels,
-        hashes,
-        names,
-        lambda at: {name: store.arrays[name].gather(rows[at], None, view) for name in names},
-        chunk_rows([store], attributes),
-    )
+
+    def block(index: NDArray[np.int64]) -> Block:
+        return {name: store.arrays[name].gather(rows[index], None, view) for name in names}
+
+    of_rows = store.labels[rows], store.sample_hash[rows]
+    return _derive("subset", [store], of_rows, names, block, like=[store], **changes)
 
 
 def kept_arrays(store: SoftLabels, arrays: Sequence[str] | None) -> tuple[str, ...]:
@@ -428,11 +441,11 @@ def retemper(
     ParamsError
         When temperature or top-k are out of range, or nothing would change.
     """
-    known, operations = store.attributes, []
-    changes: dict[str, Any] = {}
-    if temperature is not None and require_temperature(temperature) != known.temperature:
+    known, operations, changes = store.attributes.temperature, list[str](), dict[str, Any]()
+    wanted = known if temperature is None else require_temperature(temperature)
+    if wanted != known:
         store.require_logits()
-        changes["temperature"] = temperature
+        changes["temperature"] = wanted
         operations.append("retemper")
     if store.top_k is not None:
         raise StoreError(
@@ -457,32 +470,23 @@ def retemper(
             "nothing would change",
             remedy="Name another temperature, or how many probabilities to keep.",
         )
-    derived = DerivationFacts(operation=", ".join(operations), sources=(store.identity,))
-    attributes = attributes_of_rows(
-        known, store.labels, store.sample_hash, derived_from=derived, **changes
-    )
-    distances = Distances()
 
     def block(index: NDArray[np.int64]) -> Block:
         if not store.has_logits:
-            assert top_k is not None  # noqa: S101
             soft = to_float32(store.gather(index))
-            soft /= soft.sum(axis=-1, keepdims=True)
-            return distances.largest(soft, top_k)
+            return {"soft_labels": soft / soft.sum(axis=-1, keepdims=True)}
         logits = store.gather_logits(index)
-        soft = mean_softened([logits], attributes.temperature)
-        if top_k is not None:
-            return distances.largest(soft, top_k)
-        return {"logits": logits, "soft_labels": to_float16(soft)}
+        soft = mean_softened([logits], wanted)
+        return {"logits": logits, "soft_labels": soft if top_k else to_float16(soft)}
 
-    return DerivedStore(
-        attributes,
-        store.labels,
-        store.sample_hash,
+    return _derive(
+        ", ".join(operations),
+        [store],
+        (store.labels, store.sample_hash),
         SPARSE if top_k else answer_arrays(store),
         block,
-        chunk_rows([] if top_k else [store], attributes),
-        finish=(lambda: distances.noted(attributes)) if top_k else None,
+        like=[] if top_k else [store],
+        **changes,
     )
 
 
@@ -512,4 +516,307 @@ def temperature_for(store: SoftLabels, target_top_probability: float) -> float:
     return solve_temperature(
         lambda: ([store.gather_logits(index)] for index in row_blocks(0, rows, width)),
         target_top_probability,
+    )
+
+
+# --- Several stores put together: what they must say alike, and what they say together.
+
+
+_ALIKE = (
+    *("temperature", "top-k", "arrays", "views", "teachers", "columns", "normalisation"),
+    *("image_shape", "resize", "channels", "precision"),
+)
+
+
+def _require_alike(stores: Sequence[SoftLabels], keys: Sequence[str], remedy: str) -> None:
+    """Refuse stores that differ in their classes or in `keys`; the unknown agrees with anything."""
+    first = stores[0]
+    for other in stores[1:]:
+        first.require_classes(other.attributes.class_names, str(other.path))
+    for key in keys:
+        known = [(each, value) for each in stores if (value := _value(each, key)) is not None]
+        for other, found in known[1:]:
+            said_by, expected = known[0]
+            if expected != found:
+                raise StoreError(
+                    other.path,
+                    key,
+                    expected=f"{expected:.200} as {said_by.path} has",
+                    found=f"{found:.200}",
+                    remedy=remedy,
+                )
+
+
+def _value(store: SoftLabels, key: str) -> str | None:
+    known = store.attributes
+    if key in LabellingFacts.model_fields:
+        said = getattr(known.labelling, key, None)
+        return None if said is None else str(said)
+    views, teachers = known.views, known.teachers
+    constants = [each.normalisation for each in teachers]
+    unknown = "unknown" in constants
+    values = {
+        "temperature": repr(known.temperature),
+        "views": f"{views.count} × {views.augmentation or 'the image as it is'}, seed {views.seed}",
+        "teachers": ", ".join(f"{each.architecture} {each.sha256[:12]}…" for each in teachers),
+        "normalisation": None if unknown else "; ".join(constants),
+        "columns": None if unknown else "; ".join(str(each.columns) for each in teachers),
+        "images": f"{known.dataset.name}, {known.dataset.split}",
+        "top-k": f"{store.top_k} probabilities per row" if store.top_k else "all",
+        "arrays": ", ".join(sorted(answer_arrays(store))),
+    }
+    return values[key]
+
+
+def _joint_terms(stores: Sequence[SoftLabels]) -> dict[str, Any]:
+    """Licence, citation, software and labelling of rows that come from several stores.
+
+    Of each text all different ones, so that nobody's terms are lost; where only some stores name
+    a licence, that the others' is unknown. Of the labelling what all say alike.
+    """
+    known = [store.attributes for store in stores]
+    software: dict[str, str] = {}
+    for name in sorted({name for each in known for name in each.software}):
+        versions = [each.software[name] for each in known if name in each.software]
+        software[name] = ", ".join(dict.fromkeys(versions))
+    licences = dict.fromkeys(each.licence or "unknown" for each in known)
+    citations = dict.fromkeys(each.citation for each in known if each.citation)
+    facts = [each.labelling for each in known]
+    labelling = None
+    if facts[0] is not None and None not in facts:
+        alike = {
+            name: value
+            for name, value in facts[0]
+            if all(value == getattr(other, name) for other in facts)
+        }
+        labelling = LabellingFacts(**alike)
+    return {
+        "licence": " AND ".join(licences) if any(each.licence for each in known) else None,
+        "citation": "\n\n".join(citations) or None,
+        "software": software,
+        "labelling": labelling,
+    }
+
+
+# --- Parts of one data set's labels, put together.
+
+
+def merge(
+    stores: Sequence[SoftLabels], *, images: ImagesLike | None = None, data: str = "the data"
+) -> DerivedStore:
+    """The rows of stores that one teacher made of different samples.
+
+    Parameters
+    ----------
+    stores : sequence of SoftLabels
+        Two or more.
+    images : Beton, optional
+        The whole data set, whose order the rows are then put into; by default one store's
+        rows follow the other's.
+    data : str
+        How the user knows the data.
+
+    Raises
+    ------
+    StoreError
+        When the stores differ in more than their samples, or share one.
+    JoinError
+        When they are not the data set's samples, each once.
+    """
+    alike = _ALIKE if images is not None else (*_ALIKE, "images")
+    _require_alike(stores, alike, "Merge stores that the same teachers labelled alike.")
+    owner = np.repeat(np.arange(len(stores)), [store.num_samples for store in stores])
+    row = np.concatenate([np.arange(store.num_samples) for store in stores])
+    labels = np.concatenate([store.labels for store in stores])
+    hashes = np.concatenate([store.sample_hash for store in stores])
+    changes = _joint_terms(stores) | {"top_k": _joint_topk(stores)}
+    if any(one.mean is None for store in stores for one in store.attributes.teachers):
+        unknown = {"mean": None, "std": None, "columns": ()}
+        teachers = stores[0].attributes.teachers
+        changes["teachers"] = tuple(one.model_copy(update=unknown) for one in teachers)
+    if images is None:
+        _require_different(stores, owner, row, hashes)
+    else:
+        stores[0].require_classes(images.manifest.class_names, data)
+        changes["dataset"] = dataset_of(images.manifest)
+        order = partners(
+            ImageRows(images.sample_hash, images.labels, data, "sample"),
+            ImageRows(
+                hashes,
+                labels,
+                "the stores",
+                place=lambda at: (stores[owner[at]].path, f"row {row[at]}"),
+            ),
+            remedy="Name all parts, each sample once, and the data that they are parts of.",
+        )
+        owner, row, labels, hashes = owner[order], row[order], labels[order], hashes[order]
+    for number, store in enumerate(stores):
+        places = np.flatnonzero(owner == number)
+        require_same_places(store, row[places], places)
+    names = answer_arrays(stores[0])
+
+    def block(index: NDArray[np.int64]) -> Block:
+        found: Block = {}
+        for name in names:
+            layout = stores[0].arrays[name].layout
+            found[name] = np.empty((len(index), *layout.row_shape), layout.dtype)
+            for number in np.unique(owner[index]).tolist():
+                place = owner[index] == number
+                found[name][place] = stores[number].arrays[name].gather(row[index][place])
+        return found
+
+    return _derive("merge", stores, (labels, hashes), names, block, like=stores, **changes)
+
+
+def _joint_topk(stores: Sequence[SoftLabels]) -> TopKFacts | None:
+    facts = [store.attributes.top_k for store in stores]
+    if facts[0] is None:
+        return None
+    distances = [each.total_variation for each in facts if each and each.total_variation]
+    if len(distances) < len(facts):
+        return TopKFacts(k=facts[0].k)
+    samples = [each.samples for each in distances]
+    mean = float(np.average([each.mean for each in distances], weights=samples))
+    known = DistanceFacts.measured(mean, max(each.worst for each in distances), sum(samples))
+    return TopKFacts(k=facts[0].k, total_variation=known)
+
+
+def _require_different(
+    stores: Sequence[SoftLabels],
+    owner: NDArray[np.int64],
+    row: NDArray[np.int64],
+    hashes: NDArray[np.uint64],
+) -> None:
+    # One store may have an image twice, as its data set has; two stores of different samples
+    # have none in common.
+    each = np.concatenate([np.unique(store.sample_hash) for store in stores])
+    images, counts = np.unique(each, return_counts=True)
+    shared = np.flatnonzero(np.isin(hashes, images[counts > 1]))
+    if not len(shared):
+        return
+    first = shared[0]
+    again = shared[(hashes[shared] == hashes[first]) & (owner[shared] != owner[first])][0]
+    raise StoreError(
+        stores[owner[again]].path,
+        f"row {row[again]} is the image of row {row[first]} of {stores[owner[first]].path}",
+        expected="different samples in each store",
+        found=f"sample_hash {hashes[first]:016x} in both",
+        remedy="Where the data set has that image twice, pass it as --data. To average several "
+        "teachers' labels of the same images, pass --average.",
+    )
+
+
+# --- Several teachers' labels of the same images, averaged as probabilities.
+
+
+def average(
+    stores: Sequence[SoftLabels],
+    *,
+    weights: Sequence[float] | None = None,
+    by_hash: bool = False,
+) -> DerivedStore:
+    """The average of several stores' soft labels, in the order of the first one.
+
+    Parameters
+    ----------
+    stores : sequence of SoftLabels
+        Two or more, of the same images. Where all are top-k stores the average is one too,
+        with the largest k of them.
+    weights : sequence of float, optional
+        Of each store, in any unit; by default equal.
+    by_hash : bool
+        Find the images of the other stores by their hashes, whatever their order.
+
+    Raises
+    ------
+    StoreError
+        When classes, temperature or views differ.
+    JoinError
+        When the images do, naming the first sample.
+    """
+    shares = normalised_weights(weights, len(stores))
+    first = stores[0]
+    # A view is one of images of one size; whole images may be any teacher's.
+    shape = ["image_shape"] if first.attributes.views.augmentation else []
+    remedy = "Bring them to one temperature with 'ltd-pipe store retemper'."
+    _require_alike(stores, ("temperature", "views", *shape), remedy)
+    rows = [_rows_like(first, other, by_hash=by_hash) for other in stores]
+    ks = [store.top_k or 0 for store in stores]
+    top_k = max(ks) if all(ks) else None
+    names = [store.identity for store in stores]
+    if len(set(shares)) > 1:
+        pairs = zip(names, shares, strict=True)
+        names = [f"{name} weight {share:.6g}" for name, share in pairs]
+    teachers = {
+        (teacher.sha256, teacher.normalisation): teacher
+        for store in reversed(stores)
+        for teacher in reversed(store.attributes.teachers)
+    }
+
+    def block(index: NDArray[np.int64]) -> Block:
+        total = np.zeros(1, np.float32)
+        for store, row, share in zip(stores, rows, shares, strict=True):
+            soft = to_float32(store.gather(row[index]))
+            soft /= soft.sum(axis=-1, keepdims=True) / np.float32(share)
+            total = total + soft
+        soft_labels = total if top_k else round_soft_labels(total, int(index[0]), first.path)
+        return {"soft_labels": soft_labels}
+
+    return _derive(
+        "average",
+        stores,
+        (first.labels, first.sample_hash),
+        SPARSE if top_k else ("soft_labels",),
+        block,
+        like=stores,
+        names=names,
+        teachers=tuple(reversed(teachers.values())),
+        top_k=TopKFacts(k=top_k) if top_k else None,
+        **_joint_terms(stores),
+    )
+
+
+def normalised_weights(weights: Sequence[float] | None, count: int) -> list[float]:
+    """Shares that sum to one, of as many stores; each weight is above zero."""
+    given = [1.0] * count if weights is None else list(weights)
+    if len(given) != count or not all(0 < each < float("inf") for each in given):
+        raise ParamsError(
+            "weights",
+            "are one number above zero for each store",
+            expected=f"{count} numbers",
+            found=", ".join(f"{each:g}" for each in given),
+        )
+    return [each / sum(given) for each in given]
+
+
+def _rows_like(first: SoftLabels, other: SoftLabels, *, by_hash: bool) -> NDArray[np.int64]:
+    """The other store's rows in the order of the first one's."""
+    if first.attributes.dataset.fingerprint == other.attributes.dataset.fingerprint:
+        return np.arange(first.num_samples)
+    cut = "Cut both to the same images with 'ltd-pipe store subset --data'."
+    if by_hash:
+        ours, theirs = (ImageRows(s.sample_hash, s.labels, s.path) for s in (first, other))
+        rows = partners(ours, theirs, remedy=cut)
+        require_same_places(other, rows)
+        return rows
+    count = min(first.num_samples, other.num_samples)
+    different = (first.sample_hash[:count] != other.sample_hash[:count]) | (
+        first.labels[:count] != other.labels[:count]
+    )
+    if not different.any():
+        raise JoinError(
+            other.path,
+            "number of samples",
+            expected=f"{first.num_samples} as {first.path} has",
+            found=other.num_samples,
+            remedy=cut,
+        )
+    row = int(np.argmax(different))
+    raise JoinError(
+        other.path,
+        f"sample {row}",
+        expected=f"sample_hash {first.sample_hash[row]:016x}, class {first.labels[row]} as "
+        f"{first.path} has",
+        found=f"{other.sample_hash[row]:016x}, class {other.labels[row]}",
+        remedy="Pass --by-hash when they are the same images in another order.",
     )

@@ -240,6 +240,14 @@ class TopKFacts(_Facts):
     k: int = Field(ge=1, description="probabilities per row")
     total_variation: DistanceFacts | None = Field(None, description="null: never measured")
 
+    @classmethod
+    def measured(cls, k: int, distances: NDArray[np.float32]) -> TopKFacts:
+        """By the distances of all samples, of shape (N,) or (N, V); NaN where they are unknown."""
+        if np.isnan(distances).any():
+            return cls(k=k)
+        mean, worst = float(distances.mean(dtype=np.float64)), float(distances.max())
+        return cls(k=k, total_variation=DistanceFacts.measured(mean, worst, len(distances)))
+
 
 class LabellingFacts(_Facts):
     """How the teachers were asked, as far as it is known."""

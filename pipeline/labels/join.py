@@ -301,10 +301,15 @@ class ImageRows(NamedTuple):
 
     sample_hash: NDArray[np.uint64]
     labels: NDArray[np.int32]
-    # The set, such as a store's path.
+    # The set, such as a store's path, and what one of it is called.
     name: object
-    # Gives the file of a row, and what the row is called there.
-    row: Callable[[int], tuple[object, str]]
+    unit: str = "row"
+    # Gives the file of a row, and what it is called there; by default by the set and its number.
+    place: Callable[[int], tuple[object, str]] | None = None
+
+    def row(self, number: int) -> tuple[object, str]:
+        """How the user knows a row: the file, and what it is called there."""
+        return self.place(number) if self.place else (self.name, f"{self.unit} {number}")
 
 
 class Matches(NamedTuple):

@@ -17,12 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltd_pipe.errors import StoreError
-from ltd_pipe.labels.distributions import require_class_numbers, require_numbers
 from ltd_pipe.labels.format import parse_metadata, to_float16
 from ltd_pipe.labels.join import Joinable, require_rows
 from ltd_pipe.labels.layout import SPARSE
 from ltd_pipe.labels.manifest import FileHashes, StoreFolder
-from ltd_pipe.labels.softmax import expand
+from ltd_pipe.labels.softmax import expand, require_class_numbers, require_numbers
 from ltd_pipe.labels.softness import LabelSummary, Softness
 
 if TYPE_CHECKING:

@@ -205,10 +205,9 @@ class Table(abc.ABC):
         ours, theirs = known, images.labels
         if ours is None:
             ours, theirs = np.zeros(len(hashes), np.int32), np.zeros_like(theirs)
-        data = "the data"
         at = partners(
-            ImageRows(hashes, ours, self.path, lambda row: (self.path, f"row {row}")),
-            ImageRows(images.sample_hash, theirs, data, lambda row: (data, f"sample {row}")),
+            ImageRows(hashes, ours, self.path),
+            ImageRows(images.sample_hash, theirs, "the data", "sample"),
             whole=False,
         )
         labels = images.labels[at]

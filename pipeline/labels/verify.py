@@ -14,9 +14,9 @@ import numpy as np
 
 from ltd_pipe.errors import JoinError, StoreError
 from ltd_pipe.images.manifest import fingerprint
-from ltd_pipe.labels.distributions import require_distributions, row_sum_tolerance
 from ltd_pipe.labels.manifest import StoreFolder, verify_listing
 from ltd_pipe.labels.reader import SoftLabels, check_chunk
+from ltd_pipe.labels.softmax import require_distributions, row_sum_tolerance
 
 if TYPE_CHECKING:
     from ltd_pipe.labels.join import ImagesLike

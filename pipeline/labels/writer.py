@@ -18,10 +18,8 @@ from zarr.core.group import ConsolidatedMetadata, GroupMetadata
 from ltd_pipe.errors import JoinError, ParamsError, StoreError, WriteError
 from ltd_pipe.images.manifest import fingerprint
 from ltd_pipe.labels.card import CARD, write_card
-from ltd_pipe.labels.distributions import round_logits, round_soft_labels, round_topk
 from ltd_pipe.labels.format import (
     ATTRIBUTE,
-    DistanceFacts,
     StoreAttributes,
     StoreFacts,
     TopKFacts,
@@ -35,6 +33,9 @@ from ltd_pipe.labels.softmax import (
     largest,
     mean_softened,
     require_temperature,
+    round_logits,
+    round_soft_labels,
+    round_topk,
     softened_half,
     solve_temperature,
     total_variation,
@@ -310,11 +311,11 @@ class StoreWriter:
         self._require_fingerprint()
         beside = target.with_name(f".{target.name}.part")
         shutil.rmtree(beside, ignore_errors=True)
-        attributes = StoreAttributes(
-            **{name: getattr(self.facts, name) for name in StoreFacts.model_fields},
-            temperature=temperature,
-            top_k=self._topk_facts(),
-        )
+        known = {name: getattr(self.facts, name) for name in StoreFacts.model_fields}
+        if self._top_k:
+            distances = self._staged.column("topk_distance").read()
+            known["top_k"] = TopKFacts.measured(self._top_k, distances)
+        attributes = StoreAttributes(**known, temperature=temperature)
         sources = self._sources(temperature)
         identity = build_store(beside, lambda: attributes, sources, progress, _THREADS)
         replace_tree(beside, target)
@@ -337,16 +338,6 @@ class StoreWriter:
                 [teacher.chunk(chunk) for teacher in teachers], temperature
             )
         return sources
-
-    def _topk_facts(self) -> TopKFacts | None:
-        if self._top_k is None:
-            return None
-        distances = self._staged.column("topk_distance").read()
-        if np.isnan(distances).any():
-            return TopKFacts(k=self._top_k)
-        mean, worst = distances.mean(dtype=float), distances.max()
-        known = DistanceFacts.measured(mean, worst, len(distances))
-        return TopKFacts(k=self._top_k, total_variation=known)
 
     def _require_complete(self) -> None:
         self.flush()

@@ -67,14 +67,14 @@ def merge(
     if average and data:
         raise click.UsageError("--data belongs to parts; an average is in the first store's order")
 
-    def derive() -> DerivedStore:
-        from ltd_pipe.labels import SoftLabels, merge
+    def combined() -> DerivedStore:
+        from ltd_pipe.labels import SoftLabels, derive
 
-        merge.normalised_weights(weights, len(paths))
+        derive.normalised_weights(weights, len(paths))
         stores = [SoftLabels.open(path) for path in paths]
         if not average:
             images = read_images(data, stores[0].attributes.class_names)
-            return merge.merge(stores, images=images, data=str(data))
+            return derive.merge(stores, images=images, data=str(data))
         # By identity: a copy under another name is the same teacher's answers, too.
         found: dict[str, SoftLabels] = {}
         for store in stores:
@@ -85,6 +85,6 @@ def merge(
                     f"is the same store as {first.path}",
                     remedy="Name each store once; --weights says whose answers count for more.",
                 )
-        return merge.average(stores, weights=weights, by_hash=by_hash)
+        return derive.average(stores, weights=weights, by_hash=by_hash)
 
-    make_store(derive, *paths, data, **output)
+    make_store(combined, *paths, data, **output)

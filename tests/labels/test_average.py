@@ -9,7 +9,7 @@ from refusals import refused
 
 from ltd_pipe.errors import JoinError, ParamsError, StoreError
 from ltd_pipe.labels import SoftLabels
-from ltd_pipe.labels.merge import average, normalised_weights
+from ltd_pipe.labels.derive import average, normalised_weights
 from ltd_pipe.labels.softmax import largest, total_variation
 from ltd_pipe.labels.verify import verify_store
 

@@ -18,7 +18,7 @@ import torch
 import zarr
 from ltd_pipe.labels.diff import compare_stores
 from ltd_pipe.labels import SoftLabels
-from ltd_pipe.labels.merge import average, merge
+from ltd_pipe.labels.derive import average, merge
 from ltd_pipe.labels.tables import NpzTable, write_npz
 from ltd_pipe.labels.tables import ParquetTable, write_parquet
 from ltd_pipe.labels.derive import retemper, subset

@@ -4,8 +4,8 @@ import pytest
 from refusals import refused
 
 from ltd_pipe.errors import StoreError
-from ltd_pipe.labels.distributions import row_sum_tolerance
 from ltd_pipe.labels.format import parse_attributes, rows_per_chunk
+from ltd_pipe.labels.softmax import row_sum_tolerance
 
 
 def test_attributes_survive_a_round_trip(answers):

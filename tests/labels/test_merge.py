@@ -10,8 +10,8 @@ from refusals import refused
 from ltd_pipe.errors import JoinError, StoreError
 from ltd_pipe.images.manifest import fingerprint
 from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.derive import merge
 from ltd_pipe.labels.format import DerivationFacts, LabellingFacts, TeacherFacts
-from ltd_pipe.labels.merge import merge
 from ltd_pipe.labels.verify import verify_store
 
 PIECES = (slice(0, 4), slice(4, 5), slice(5, 11))
