@@ -160,7 +160,8 @@ def _refuse_other(section: TeacherParams, path: Path) -> None:
 def _measure(model: Classifier, test: Beton) -> dict[str, Any]:
     import numpy as np
 
-    from ltd_pipe.evaluation.accuracy import expected_calibration_error, predict
+    from ltd_pipe.evaluation.bench import predict
+    from ltd_pipe.evaluation.statistics import expected_calibration_error
     from ltd_pipe.images.stream import ImageStream
 
     stream = ImageStream(test, next(model.parameters()).device)

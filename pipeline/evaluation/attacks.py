@@ -28,8 +28,7 @@ from ltd_pipe.params.sections import split_attack
 
 if TYPE_CHECKING:
     from ltd_pipe.attacks import Ball
-    from ltd_pipe.evaluation.accuracy import Answers
-    from ltd_pipe.evaluation.bench import Attack, Bench
+    from ltd_pipe.evaluation.bench import Answers, Attack, Bench
     from ltd_pipe.models.classifier import Classifier
 
 # What an attack maximises, given the labels.
@@ -100,54 +99,37 @@ def margin(labels: torch.Tensor) -> LossOfLogits:
     return partial(attacks.margin, labels=labels)
 
 
-def attack_images(
+_LOSSES: dict[str, LossOfLabels] = {"cross entropy": cross_entropy(), "margin": margin}
+
+
+def start_key(seed: int, restart: int = 0) -> int:
+    """What the random points of a restart of PGD are drawn with."""
+    return rng.stream_key(seed, "evaluation-start", restart)
+
+
+def attack_by(
     model: Classifier,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    index: torch.Tensor,
-    *,
     ball: Ball,
     steps: int,
-    key: int,
-    loss: LossOfLabels | None = None,
-) -> torch.Tensor:
-    """PGD on the cross entropy, or another loss of the labels (Madry et al. 2018).
+    key: int | None,
+    loss: LossOfLabels = _LOSSES["cross entropy"],
+) -> Attack:
+    """PGD on a loss of the labels from a key's random points (Madry et al. 2018).
 
     The step size is 2.5 · eps / steps. With that the attack can reach the ball's surface from
-    any start and turn back.
+    any start and turn back. Without a key it begins at the image itself, and steps by the ball's
+    radius: FGSM, for one step (Goodfellow et al. 2015).
     """
-    return pgd(
-        model,
-        images,
-        (loss or cross_entropy())(labels),
-        start=ball.uniform(images, index, key),
-        ball=ball,
-        step_size=2.5 * ball.eps / steps,
-        steps=steps,
-    )
+    step_size = ball.eps if key is None else 2.5 * ball.eps / steps
 
-
-def fgsm(model: Classifier, ball: Ball) -> Attack:
-    """One step of the ball's radius from the image itself (Goodfellow et al. 2015)."""
-
-    def attack(images: torch.Tensor, labels: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-        loss = cross_entropy()(labels)
-        return pgd(model, images, loss, start=images, ball=ball, step_size=ball.eps, steps=1)
+    def attack(images: torch.Tensor, labels: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        start = images if key is None else ball.uniform(images, index, key)
+        of_logits = loss(labels)
+        return pgd(
+            model, images, of_logits, start=start, ball=ball, step_size=step_size, steps=steps
+        )
 
     return attack
-
-
-def random_start(
-    model: Classifier,
-    ball: Ball,
-    steps: int,
-    seed: int,
-    restart: int = 0,
-    loss: LossOfLabels | None = None,
-) -> Attack:
-    """PGD from the random points of a restart, which the seed decides."""
-    key = rng.stream_key(seed, "evaluation-start", restart)
-    return partial(attack_images, model, ball=ball, steps=steps, key=key, loss=loss)
 
 
 def run_gradient_attack(
@@ -159,25 +141,13 @@ def run_gradient_attack(
     of all images, not of those that the model knows.
     """
     rows = torch.arange(len(clean)) if all_images else clean.nonzero().flatten()
-    loss = margin if attack.loss == "margin" else None
-    first = (
-        fgsm(bench.model, ball)
-        if attack.single_step
-        else random_start(bench.model, ball, attack.steps, bench.seed, 0, loss)
-    )
+    loss, key = _LOSSES[attack.loss], None if attack.single_step else start_key(bench.seed)
+    first = attack_by(bench.model, ball, attack.steps, key, loss)
     later = (attack.restarts - 1) * int(clean.sum())
     title = _title_of_start(attack.title, 0, attack.restarts)
     answers = bench.answers(f"{attack.key}.0", rows, first, title=title, later=later)
-    correct = run_pgd(
-        bench,
-        attack.key,
-        clean & answers.correct(bench.test.labels),
-        ball=ball,
-        steps=attack.steps,
-        restarts=range(1, attack.restarts),
-        loss=loss,
-        title=attack.title,
-    )
+    left, restarts = clean & answers.correct(bench.test.labels), range(1, attack.restarts)
+    correct = run_pgd(bench, attack.key, left, ball, attack.steps, restarts, loss, attack.title)
     return correct, answers
 
 
@@ -185,22 +155,20 @@ def run_pgd(
     bench: Bench,
     name: str,
     before: torch.Tensor,
-    *,
     ball: Ball,
     steps: int,
     restarts: range = range(1),
-    loss: LossOfLabels | None = None,
+    loss: LossOfLabels = _LOSSES["cross entropy"],
     title: str = "",
 ) -> torch.Tensor:
     """Images that stay right under some restarts of PGD, each from random points of its own.
 
     Only those of `before`, bool of shape (n,), are attacked, and none with a radius of 0. `name` is
-    that of the records; `loss`, of the labels, is what the attack maximises, by default the cross
-    entropy.
+    that of the records; `loss`, of the labels, is what the attack maximises.
     """
     correct = before.clone()
     for restart in restarts if ball.eps else ():
-        attack = random_start(bench.model, ball, steps, bench.seed, restart, loss)
+        attack = attack_by(bench.model, ball, steps, start_key(bench.seed, restart), loss)
         later = (restarts[-1] - restart) * int(correct.sum())
         started = _title_of_start(title or name, restart, restarts.stop)
         correct = bench.correct(f"{name}.{restart}", correct, attack, title=started, later=later)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,18 +21,9 @@ from torch.nn import functional
 from ltd_pipe import rng
 from ltd_pipe.attacks import Ball, input_gradient
 from ltd_pipe.errors import ModelError
-from ltd_pipe.evaluation import attacks
-from ltd_pipe.evaluation.attacks import cross_entropy, fgsm, margin, random_start, run_pgd
+from ltd_pipe.evaluation import attacks, checks
 from ltd_pipe.evaluation.bench import Bench, silent
-from ltd_pipe.evaluation.caveats import weak_source
-from ltd_pipe.evaluation.checks import (
-    PROBED,
-    differ,
-    in_halves,
-    probes,
-    require_evaluated,
-)
-from ltd_pipe.evaluation.results import SLACK, Finding, LossSurface
+from ltd_pipe.evaluation.results import SLACK, Finding, LossSurface, weak_source
 from ltd_pipe.evaluation.robustness import automatic_curve, largest_radius
 from ltd_pipe.evaluation.statistics import beats_chance
 
@@ -61,7 +53,7 @@ def loss_surface(bench: Bench, ball: Ball, clean: torch.Tensor) -> LossSurface:
     """
     rows = clean.nonzero().flatten()[:_IMAGES]
     images, labels, index = bench.test.take(rows)
-    up = _direction(ball, input_gradient(bench.model, images, cross_entropy()(labels)))
+    up = _direction(ball, input_gradient(bench.model, images, attacks.cross_entropy()(labels)))
     key = rng.stream_key(bench.seed, "loss-surface")
     side = _direction(ball, rng.normal(key, index, tuple(images.shape[1:])))
 
@@ -95,10 +87,37 @@ def _direction(ball: Ball, vectors: torch.Tensor) -> torch.Tensor:
 # --- The checks.
 
 
+# What happened to the images that a check counts, and what that means.
+_MEANINGS = {
+    "deterministic": "answered differently when asked twice, in another order or in another "
+    "batch: the gradient of one answer says little of the next",
+    "live gradients": "have an input gradient that is zero or not finite: gradient attacks have "
+    "nothing to follow",
+    "iterative beats single-step": "broken by FGSM and not by PGD-{steps}: the loss surface "
+    "misleads",
+    "more effort gains little": "broken only by {restarts} restarts or five times the steps: "
+    "PGD-{steps} does not converge",
+    "unbounded attack breaks all": "stand although every pixel may take any value: it is the "
+    "attack that fails",
+    "logits times": "broken only when the attack scales the logits: the softmax hides the gradient",
+    "margin loss": "broken only by the loss of Carlini and Wagner: the cross entropy misleads",
+    "APGD-T against APGD-CE": "broken by the targeted DLR loss and not by the cross entropy",
+    "white box beats Square": "broken by a search without gradients and not by any gradient",
+    "white box beats transfer from": "broken by another model's attack and not by the model's own",
+    "accuracy falls with eps": "broken within a ball and not within a larger one, which holds it",
+}
 # Of attacks that differ in their loss alone: adversarially trained models have up to about four
 # points between cross entropy and margin losses (LTD's own logs: 60.61 and 56.94 %).
 _LOSS_GAP = 0.06
-_DEAD_GRADIENTS = 0.05
+# The limits of their share; of the other checks it is what an attack that works may miss.
+_LIMITS = {
+    "deterministic": 0.0,
+    "live gradients": 0.05,
+    "more effort gains little": _LOSS_GAP,
+    "logits times": _LOSS_GAP,
+    "margin loss": _LOSS_GAP,
+    "APGD-T against APGD-CE": _LOSS_GAP,
+}
 
 
 @dataclass(frozen=True)
@@ -130,7 +149,7 @@ def audit(
     test: TestImages,
     settings: AuditSettings,
     *,
-    sources: Mapping[str, Classifier] | None = None,
+    sources: Mapping[str, Classifier] = MappingProxyType({}),
     tick: Tick = silent,
 ) -> AuditResult:
     """Run all checks on a model in evaluation mode, on its device.
@@ -140,10 +159,11 @@ def audit(
     A ModelError when the model knows nothing of the clean images, is in training mode, or gives
     logits that are not finite.
     """
-    images, _, _ = test.take(torch.arange(min(len(test), PROBED)))
-    require_evaluated(model, probes(images))
-    checks = _Checks(Bench(model, test, settings.seed, settings.batch_size, tick=tick), settings)
-    n, hits = len(test), int(checks.clean.sum())
+    images, _, _ = test.take(torch.arange(min(len(test), checks.PROBED)))
+    checks.require_evaluated(model, checks.probes(images))
+    bench = Bench(model, test, settings.seed, settings.batch_size, tick=tick)
+    made = _Checks(bench, settings)
+    n, hits = len(test), int(made.clean.sum())
     if not beats_chance(hits, n, model.num_classes):
         raise ModelError(
             "model",
@@ -152,27 +172,26 @@ def audit(
             remedy="Train it for longer, take more images, or look at its normalisation and at the "
             "order of its classes.",
         )
-    plain = checks.pgd(f"PGD-{settings.steps}")
-    by_loss = list(checks.losses(plain))
-    known, warnings, fit = {}, [], {}
-    for number, (name, source) in enumerate((sources or {}).items(), 1):
-        known[name] = int(checks.bench.correct_of_source(source, number).sum())
-        if warning := weak_source(name, known[name], n, model.num_classes):
-            warnings.append(warning)
-        else:
-            fit[name] = source
+    plain = made.pgd(f"PGD-{settings.steps}", made.clean)
+    by_loss = [*made.losses(plain)]
+    known = {
+        name: int(bench.correct_of_source(source, number).sum())
+        for number, (name, source) in enumerate(sources.items(), 1)
+    }
+    weak = {name: weak_source(name, right, n, model.num_classes) for name, right in known.items()}
+    findings = [
+        *made.soundness(),
+        *made.strength(plain),
+        *by_loss,
+        *made.black_box({name: one for name, one in sources.items() if not weak[name]}),
+        made.radii(),
+    ]
     return AuditResult(
-        [
-            *checks.soundness(),
-            *checks.strength(plain),
-            *by_loss,
-            *checks.black_box(fit),
-            checks.radii(),
-        ],
-        automatic_curve(checks.bench, settings.norm, checks.clean, settings.eps),
-        loss_surface(checks.bench, checks.ball, checks.clean),
-        {name: hits / n for name, hits in known.items()},
-        warnings,
+        findings,
+        automatic_curve(bench, settings.norm, made.clean, settings.eps),
+        loss_surface(bench, made.ball, made.clean),
+        {name: right / n for name, right in known.items()},
+        [line for line in weak.values() if line],
     )
 
 
@@ -190,16 +209,27 @@ class _Checks:
         # What the strongest white-box attack leaves, with which black-box ones are compared.
         self.strongest = self.clean
 
-    def finding(self, name: str, happened: torch.Tensor, limit: float, meaning: str) -> Finding:
+    def finding(self, check: str, happened: torch.Tensor, which: str = "") -> Finding:
         """Judge on how many images something happened that should not."""
-        count, n = int(happened.sum()), len(self.test)
-        return Finding(name=name, count=count, n=n, limit=limit, meaning=meaning)
+        return Finding(
+            name=f"{check} {which}".strip(),
+            count=int(happened.sum()),
+            n=len(self.test),
+            limit=_LIMITS.get(check, SLACK),
+            meaning=_MEANINGS[check].format(**vars(self.settings)),
+        )
 
-    def pgd(self, name: str, before: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
-        """The images, of some or of all that are right when clean, that stay right under PGD."""
-        before = self.clean if before is None else before
-        given: dict[str, Any] = {"ball": self.ball, "steps": self.settings.steps, **options}
-        return run_pgd(self.bench, name, before, **given)
+    def pgd(
+        self,
+        name: str,
+        before: torch.Tensor,
+        ball: Ball | None = None,
+        steps: int | None = None,
+        **options: Any,
+    ) -> torch.Tensor:
+        """The images, of some that stood before, that stay right under PGD."""
+        ball, steps = ball or self.ball, steps or self.settings.steps
+        return attacks.run_pgd(self.bench, name, before, ball, steps, **options)
 
     def package(self, attack: str) -> torch.Tensor:
         """An attack of AutoAttack on all images that are right when clean."""
@@ -211,7 +241,7 @@ class _Checks:
     def soundness(self) -> Iterator[Finding]:
         """Answers that can be relied on, and gradients that can be followed."""
         different, dead = (torch.zeros(len(self.test), dtype=torch.bool) for _ in range(2))
-        key = rng.stream_key(self.settings.seed, "evaluation-start", 0)
+        key = attacks.start_key(self.settings.seed)
         for rows in torch.split(self.rows, self.settings.batch_size):
             images, labels, index = self.test.take(rows)
             with torch.no_grad():
@@ -220,29 +250,18 @@ class _Checks:
                 others = (
                     self.model(images),
                     self.model(images.flip(0)).flip(0),
-                    in_halves(self.model, images),
+                    checks.in_halves(self.model, images),
                 )
             for again in others:
-                different[rows] |= differ(once, again).cpu()
+                different[rows] |= checks.differ(once, again).cpu()
             # At the image itself, and where PGD begins.
             for start in (images, self.ball.uniform(images, index, key)):
-                flat = input_gradient(self.model, start, cross_entropy()(labels)).flatten(1)
+                loss = attacks.cross_entropy()(labels)
+                flat = input_gradient(self.model, start, loss).flatten(1)
                 alive = torch.isfinite(flat).all(dim=1) & (flat != 0).any(dim=1)
                 dead[rows] |= ~alive.cpu()
-        yield self.finding(
-            "deterministic",
-            different,
-            0.0,
-            "answered differently when asked twice, in another order or in another batch: "
-            "the gradient of one answer says little of the next",
-        )
-        yield self.finding(
-            "live gradients",
-            dead,
-            _DEAD_GRADIENTS,
-            "have an input gradient that is zero or not finite: "
-            "gradient attacks have nothing to follow",
-        )
+        yield self.finding("deterministic", different)
+        yield self.finding("live gradients", dead)
 
     def strength(self, plain: torch.Tensor) -> Iterator[Finding]:
         """More effort breaks more, but not much more."""
@@ -250,84 +269,43 @@ class _Checks:
         # The first start is the plain attack's: what is left has withstood it.
         by_restarts = self.pgd(f"PGD-{steps} x {restarts}", plain, restarts=range(1, restarts))
         harder = self.pgd(f"PGD-{5 * steps}", by_restarts, steps=5 * steps)
-        single = self.bench.correct("FGSM", plain, fgsm(self.model, self.ball), title="FGSM")
-        yield self.finding(
-            "iterative beats single-step",
-            plain & ~single,
-            SLACK,
-            f"broken by FGSM and not by PGD-{steps}: the loss surface misleads",
-        )
-        yield self.finding(
-            "more effort gains little",
-            plain & ~harder,
-            _LOSS_GAP,
-            f"broken only by {restarts} restarts or five times the steps: "
-            f"PGD-{steps} does not converge",
-        )
-        yield self.finding(
-            "unbounded attack breaks all",
-            self.pgd("unbounded", ball=Ball(self.settings.norm, self.everything)),
-            SLACK,
-            "stand although every pixel may take any value: it is the attack that fails",
-        )
+        fgsm = attacks.attack_by(self.model, self.ball, 1, None)
+        single = self.bench.correct("FGSM", plain, fgsm, title="FGSM")
+        everywhere = Ball(self.settings.norm, self.everything)
+        yield self.finding("iterative beats single-step", plain & ~single)
+        yield self.finding("more effort gains little", plain & ~harder)
+        unbounded = self.pgd("unbounded", self.clean, everywhere)
+        yield self.finding("unbounded attack breaks all", unbounded)
 
     def losses(self, plain: torch.Tensor) -> Iterator[Finding]:
         """Other losses break little more than the cross entropy."""
-        by_margin = self.pgd("margin loss", plain, loss=margin)
+        by_margin = self.pgd("margin loss", plain, loss=attacks.margin)
         for factor in (0.01, 0.1, 10.0, 100.0):
-            scaled = self.pgd(f"logits x {factor:g}", plain, loss=cross_entropy(factor))
-            yield self.finding(
-                f"logits times {factor:g}",
-                plain & ~scaled,
-                _LOSS_GAP,
-                "broken only when the attack scales the logits: the softmax hides the gradient",
-            )
-        yield self.finding(
-            "margin loss",
-            plain & ~by_margin,
-            _LOSS_GAP,
-            "broken only by the loss of Carlini and Wagner: the cross entropy misleads",
-        )
+            loss = attacks.cross_entropy(factor)
+            scaled = self.pgd(f"logits x {factor:g}", plain, loss=loss)
+            yield self.finding("logits times", plain & ~scaled, f"{factor:g}")
+        yield self.finding("margin loss", plain & ~by_margin)
         # Square maximises a margin, as this and APGD-T do.
         self.strongest = by_margin
         # The targeted DLR loss divides by a difference of the first and the fourth logit.
         if self.model.num_classes >= 4:
             first, second = (self.package(attack) for attack in ("apgd-ce", "apgd-t"))
-            yield self.finding(
-                "APGD-T against APGD-CE",
-                first & ~second,
-                _LOSS_GAP,
-                "broken by the targeted DLR loss and not by the cross entropy",
-            )
+            yield self.finding("APGD-T against APGD-CE", first & ~second)
             self.strongest = self.strongest & first & second
 
     def black_box(self, sources: Mapping[str, Classifier]) -> Iterator[Finding]:
         """Attacks without the model's gradient break nothing that those with it do not."""
-        yield self.finding(
-            "white box beats Square",
-            self.strongest & ~self.package("square"),
-            SLACK,
-            "broken by a search without gradients and not by any gradient",
-        )
+        yield self.finding("white box beats Square", self.strongest & ~self.package("square"))
+        key = attacks.start_key(self.settings.seed)
         for name, source in sources.items():
-            attack = random_start(source, self.ball, self.settings.steps, self.settings.seed)
+            attack = attacks.attack_by(source, self.ball, self.settings.steps, key)
             left = self.bench.correct("transfer", self.strongest, attack, title="transfer")
-            yield self.finding(
-                f"white box beats transfer from {name}",
-                self.strongest & ~left,
-                SLACK,
-                "broken by another model's attack and not by the model's own",
-            )
+            yield self.finding("white box beats transfer from", self.strongest & ~left, name)
 
     def radii(self) -> Finding:
         """What is broken within a ball is broken within a larger one."""
         radii = (self.settings.eps * factor for factor in (0.25, 0.5, 1.0, 2.0, 4.0))
         balls = [Ball(self.settings.norm, eps) for eps in radii if eps <= self.everything]
-        correct = [self.pgd("curve over eps", ball=ball, steps=20) for ball in balls]
-        risen = torch.stack([late & ~early for early, late in pairwise(correct)])
-        return self.finding(
-            "accuracy falls with eps",
-            risen.any(dim=0),
-            SLACK,
-            "broken within a ball and not within a larger one, which holds it",
-        )
+        left = [self.pgd("curve over eps", self.clean, ball, steps=20) for ball in balls]
+        risen = torch.stack([late & ~early for early, late in pairwise(left)])
+        return self.finding("accuracy falls with eps", risen.any(dim=0))

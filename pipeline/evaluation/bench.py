@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from ltd_pipe import rng
 from ltd_pipe.errors import DataError, ParamsError
-from ltd_pipe.evaluation.accuracy import Answers, answer
+from ltd_pipe.evaluation.checks import require_finite
+from ltd_pipe.evaluation.statistics import ConfidenceBin, mean_gap, reliability
 from ltd_pipe.images.manifest import pixels_sha256, to_unit
 from ltd_pipe.publish import writing
 
@@ -110,6 +111,68 @@ def select_images(
             remedy="Put the images into one folder per class.",
         )
     return TestImages(images, labels, index, np.concatenate(hashes), stream.device)
+
+
+# --- What a model answers.
+
+
+@torch.no_grad()
+def predict(
+    model: Classifier, stream: ImageStream, samples: NDArray[np.int64], batch_size: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Probabilities of all classes, and the true labels, of some samples.
+
+    Returns
+    -------
+    tuple of ndarray
+        Shape (N, K), float32, and (N,), int64, in the order of `samples`.
+    """
+    probabilities, labels = [], []
+    for batch in stream.batches(samples, batch_size):
+        logits = model(to_unit(batch.images)).float()
+        probabilities.append(logits.softmax(dim=1).cpu().numpy())
+        labels.append(batch.labels.cpu().numpy())
+    return np.concatenate(probabilities), np.concatenate(labels)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The predicted classes of all test images, and their probabilities.
+
+    Attributes
+    ----------
+    prediction : Tensor of shape (n,), dtype int64, on the CPU
+        -1 where the model was not asked.
+    confidence : Tensor of shape (n,), dtype float32, on the CPU
+        Probability of the predicted class; 0 where the model was not asked.
+    """
+
+    prediction: torch.Tensor
+    confidence: torch.Tensor
+
+    def correct(self, labels: torch.Tensor) -> torch.Tensor:
+        """Which answers are the labels: shape (n,), dtype bool."""
+        return self.prediction == labels
+
+    def reliability(self, labels: torch.Tensor) -> tuple[ConfidenceBin, ...]:
+        """Accuracy by confidence over all images, each of which was asked for."""
+        return reliability(self.confidence.numpy(), self.correct(labels).numpy())
+
+    def calibration_error(self, labels: torch.Tensor) -> float:
+        """Expected calibration error, likewise."""
+        return mean_gap(self.reliability(labels))
+
+
+@torch.no_grad()
+def answer(model: Classifier, images: torch.Tensor) -> dict[str, Any]:
+    """The model's answers as plain values, from which `Bench.answers` has them without loss.
+
+    NaN and infinity are refused: they would count as class 0.
+    """
+    logits = model(images).float()
+    require_finite(logits, "for test images, as they are or attacked")
+    confidence, prediction = logits.softmax(dim=1).max(dim=1)
+    return {"prediction": prediction.tolist(), "confidence": confidence.tolist()}
 
 
 # --- What is done of an evaluation, on disk: a file for each attack, a line for each batch.
@@ -217,9 +280,10 @@ class Bench:
             images, labels, index = self.test.take(part)
             return answer(self.model, attack(images, labels, index) if attack else images)
 
-        found = Answers.none(len(self.test))
+        found = Answers(torch.full((len(self.test),), -1), torch.zeros(len(self.test)))
         for part, record in self.records(name, rows, work, title=title, later=later):
-            found.put(part, record)
+            found.prediction[part] = torch.tensor(record["prediction"])
+            found.confidence[part] = torch.tensor(record["confidence"])
         return found
 
     def correct(

@@ -15,53 +15,15 @@ from numpy.typing import NDArray
 
 from ltd_pipe import rng
 from ltd_pipe.attacks import Ball, Frozen
-from ltd_pipe.evaluation.accuracy import require_finite
-from ltd_pipe.evaluation.attacks import (
-    AutoAttackResult,
-    GradientAttack,
-    attack_images,
-    attacks_of,
-    package_version,
-    parse_attack,
-    random_start,
-    require_possible,
-    run_autoattack,
-    run_gradient_attack,
-    run_pgd,
-    title_of,
-)
+from ltd_pipe.evaluation import attacks, checks, results
 from ltd_pipe.evaluation.bench import Bench, Journal, silent
-from ltd_pipe.evaluation.caveats import (
-    contradicted_accuracy,
-    image_warnings,
-    unbroken,
-    weak_source,
-)
-from ltd_pipe.evaluation.checks import (
-    PROBED,
-    is_random,
-    probes,
-    require_sound,
-    wrong_scale,
-)
 from ltd_pipe.evaluation.corruptions import corruption_accuracies, corruption_summary
-from ltd_pipe.evaluation.results import (
-    SAMPLES_FILE,
-    AttackRow,
-    ClassScore,
-    CorruptionRow,
-    EpsPoint,
-    Metrics,
-    Reliability,
-    Settings,
-    measured,
-)
+from ltd_pipe.evaluation.results import AttackRow, CorruptionRow, EpsPoint, Metrics, measured
 from ltd_pipe.publish import staged, write_json
 
 if TYPE_CHECKING:
     from ltd_pipe.attacks import Norm
-    from ltd_pipe.evaluation.accuracy import Answers
-    from ltd_pipe.evaluation.bench import Finished, TestImages, Tick
+    from ltd_pipe.evaluation.bench import Answers, Finished, TestImages, Tick
     from ltd_pipe.evaluation.corruptions import CorruptedSet
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.params import EvaluateParams
@@ -122,44 +84,28 @@ def largest_radius(norm: Norm, shape: tuple[int, int, int]) -> float:
     return 1.0 if norm == "linf" else math.sqrt(math.prod(shape))
 
 
-class _Radii:
-    """Radii that were attacked, and the images that stayed right."""
+def _attack(bench: Bench, norm: Norm, left: dict[float, torch.Tensor], eps: float) -> int:
+    """Attack what is left at the next smaller radius; the number of images left."""
+    if eps not in left:
+        before = left[max(radius for radius in left if radius < eps)]
+        ball, title = Ball(norm, eps), f"PGD-{CURVE_STEPS} at eps {eps:.3g}"
+        left[eps] = attacks.run_pgd(bench, f"curve-{eps!r}", before, ball, CURVE_STEPS, title=title)
+    return int(left[eps].sum())
 
-    def __init__(self, bench: Bench, norm: Norm, clean: torch.Tensor) -> None:
-        self._bench, self._norm = bench, norm
-        self.correct = {0.0: clean}
 
-    def attack(self, eps: float) -> int:
-        """Attack what is left at the next smaller radius; the number of images left."""
-        if eps not in self.correct:
-            before = self.correct[max(radius for radius in self.correct if radius < eps)]
-            self.correct[eps] = run_pgd(
-                self._bench,
-                f"curve-{eps!r}",
-                before,
-                ball=Ball(self._norm, eps),
-                steps=CURVE_STEPS,
-                title=f"PGD-{CURVE_STEPS} at eps {eps:.3g}",
-            )
-        return int(self.correct[eps].sum())
-
-    def curve(self) -> Curve:
-        """What is left at each radius; a smaller one that was attacked later counts."""
-        radii = sorted(self.correct)
-        kept = torch.stack([self.correct[eps] for eps in radii]).cummin(dim=0).values
-        return Curve(tuple(radii), tuple(kept))
+def _curve(left: dict[float, torch.Tensor]) -> Curve:
+    """What is left at each radius; a smaller one that was attacked later counts."""
+    radii = sorted(left)
+    kept = torch.stack([left[eps] for eps in radii]).cummin(dim=0).values
+    return Curve(tuple(radii), tuple(kept))
 
 
 def curve_at(bench: Bench, norm: Norm, clean: torch.Tensor, radii: Sequence[float]) -> Curve:
     """The curve at given radii, from the images that are right when clean."""
-    found, asked = _Radii(bench, norm, clean), sorted({float(eps) for eps in radii})
+    left, asked = {0.0: clean}, sorted({float(eps) for eps in radii})
     for eps in asked:
-        found.attack(eps)
-    curve = found.curve()
-    kept = [
-        correct for eps, correct in zip(curve.radii, curve.correct, strict=True) if eps in asked
-    ]
-    return Curve(tuple(asked), tuple(kept))
+        _attack(bench, norm, left, eps)
+    return _curve({eps: left[eps] for eps in asked})
 
 
 def automatic_curve(bench: Bench, norm: Norm, clean: torch.Tensor, eps: float) -> Curve:
@@ -169,14 +115,14 @@ def automatic_curve(bench: Bench, norm: Norm, clean: torch.Tensor, eps: float) -
     widest gaps are halved: around the radius at which nothing is left any more until it is known
     to a tenth, and wherever more than a tenth of the images fall between two neighbours.
     """
-    found, largest = _Radii(bench, norm, clean), largest_radius(norm, bench.model.shape)
+    left, largest = {0.0: clean}, largest_radius(norm, bench.model.shape)
     radius = eps / 4
-    while found.attack(min(radius, largest)) and radius < largest:
+    while _attack(bench, norm, left, min(radius, largest)) and radius < largest:
         radius *= 2
-    found.attack(eps)
-    while len(found.correct) < _MOST_RADII and (middle := _widest_gap(found.curve())) is not None:
-        found.attack(middle)
-    return found.curve()
+    _attack(bench, norm, left, eps)
+    while len(left) < _MOST_RADII and (middle := _widest_gap(_curve(left))) is not None:
+        _attack(bench, norm, left, middle)
+    return _curve(left)
 
 
 def _widest_gap(curve: Curve) -> float | None:
@@ -228,7 +174,7 @@ class Evaluation:
     under_attack: Answers
     # Clean first, then each attack in the order they ran.
     scores: list[AttackResult] = field(default_factory=list)
-    autoattack: AutoAttackResult | None = None
+    autoattack: attacks.AutoAttackResult | None = None
     curve: Curve | None = None
     # Of the images behind the curve.
     curve_rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -264,10 +210,8 @@ def evaluate(
     images, before the first attack.
     """
     ball = Ball(params.norm, params.eps)
-    # A radius means little without the size of the images that it is of.
-    threat = {"norm": ball.norm, "eps": ball.eps, "pixels_sha256": test.pixels_sha256}
     if params.autoattack != "none":
-        require_possible(model.shape, ball, params.autoattack)
+        attacks.require_possible(model.shape, ball, params.autoattack)
     numbered = _numbered(params, model, sources)
     bench = Bench(
         model,
@@ -285,65 +229,91 @@ def evaluate(
     answers = bench.answers("clean", torch.arange(len(test)), title="clean")
     clean = answers.correct(test.labels)
     result = Evaluation(test, answers, answers, [AttackResult("clean", "clean", clean)])
-    result.warnings += image_warnings(test.sample_hash, test.labels.numpy(), training)
-    result.warnings += _clean_warnings(bench, clean, params, stated, random=random)
     known = [bench.correct_of_source(one.model, number) for number, one in enumerate(sources, 1)]
-    for source, correct in zip(sources, known, strict=True):
-        weak = weak_source(source.name, int(correct.sum()), len(test), model.num_classes)
-        result.warnings += [weak] if weak else []
+    doubts = [
+        *results.image_warnings(test.sample_hash, test.labels.numpy(), training),
+        checks.wrong_scale(bench.model, test.images, test.labels),
+        stated and results.contradicted_accuracy(int(clean.sum()), len(test), *stated),
+        _RANDOM if random else _NOT_RANDOM if params.autoattack == "rand" else None,
+        *(
+            results.weak_source(source.name, int(right.sum()), len(test), model.num_classes)
+            for source, right in zip(sources, known, strict=True)
+        ),
+    ]
+    result.warnings += filter(None, doubts)
     for line in result.warnings:
         warn(line)
-
-    def add(key: str, name: str, correct: torch.Tensor, **facts: Any) -> None:
-        result.scores.append(AttackResult(key, name, correct, {**threat, **facts}))
-
-    main = _main_attack(params)
-    listed = [attack for attack in map(parse_attack, params.attacks) if attack.title != main.title]
-    for attack in (*listed, main):
-        correct, found = run_gradient_attack(bench, attack, ball, clean, all_images=attack is main)
-        add(attack.key, attack.title, correct, **attack.facts(ball.eps))
-        bench.finished(attack.title, int(correct.sum()) / len(test))
-    result.under_attack = found
-    for number, (source, knows) in enumerate(zip(sources, known, strict=True), 1):
-        transfer = random_start(source.model, ball, params.pgd_steps, seed)
-        key, title = f"transfer-{number}", f"transfer from {source.name}"
-        correct = bench.correct(key, clean, transfer, title=title)
-        add(
-            key,
-            title,
-            correct,
-            **GradientAttack(key, steps=params.pgd_steps).facts(ball.eps),
-            source=source.name,
-            source_sha256=source.sha256,
-            source_clean_accuracy=float(knows.float().mean()),
-        )
-        bench.finished(title, int(correct.sum()) / len(test))
-    if params.autoattack != "none":
-        result.autoattack = run_autoattack(bench, ball, clean, params.autoattack)
-        title, version = f"AutoAttack {params.autoattack}", params.autoattack
-        facts = {"version": version, "package": package_version()}
-        add("autoattack", title, result.autoattack.correct, **facts)
-    together = torch.stack([score.correct for score in result.scores]).all(dim=0)
-    add("all-attacks", "all attacks together", together)
+    _run_attacks(bench, params, ball, result, [*zip(sources, known, strict=True)])
     if params.eps_grid:
         _add_curve(bench, params, clean, result)
     result.corruptions = corruption_accuracies(bench, corruptions, params.images)
     return result
 
 
-def _main_attack(params: EvaluateParams) -> GradientAttack:
-    return GradientAttack("pgd", "cross entropy", params.pgd_steps, params.pgd_restarts)
+_RANDOM = "the model answers at random: each accuracy is of one draw"
+_NOT_RANDOM = (
+    "AutoAttack rand is for models that answer at random, which this one does not: "
+    "standard is stronger"
+)
+
+
+def _run_attacks(
+    bench: Bench,
+    params: EvaluateParams,
+    ball: Ball,
+    result: Evaluation,
+    sources: Sequence[tuple[Source, torch.Tensor]],
+) -> None:
+    """Add each attack's result; sources come with which images they are right on."""
+    clean, n = result.scores[0].correct, len(result.test)
+    # A radius means little without the size of the images that it is of.
+    threat = {"norm": ball.norm, "eps": ball.eps, "pixels_sha256": result.test.pixels_sha256}
+
+    def add(key: str, title: str, correct: torch.Tensor, **facts: Any) -> None:
+        result.scores.append(AttackResult(key, title, correct, {**threat, **facts}))
+
+    main = _main_attack(params)
+    listed = (one for one in map(attacks.parse_attack, params.attacks) if one.title != main.title)
+    for attack in (*listed, main):
+        correct, result.under_attack = attacks.run_gradient_attack(
+            bench, attack, ball, clean, all_images=attack is main
+        )
+        add(attack.key, attack.title, correct, **attack.facts(ball.eps))
+        bench.finished(attack.title, int(correct.sum()) / n)
+    for number, (source, known) in enumerate(sources, 1):
+        key, title = f"transfer-{number}", f"transfer from {source.name}"
+        start = attacks.start_key(bench.seed)
+        transfer = attacks.attack_by(source.model, ball, params.pgd_steps, start)
+        correct = bench.correct(key, clean, transfer, title=title)
+        facts = attacks.GradientAttack(key, steps=params.pgd_steps).facts(ball.eps) | {
+            "source": source.name,
+            "source_sha256": source.sha256,
+            "source_clean_accuracy": float(known.float().mean()),
+        }
+        add(key, title, correct, **facts)
+        bench.finished(title, int(correct.sum()) / n)
+    if (version := params.autoattack) != "none":
+        result.autoattack = attacks.run_autoattack(bench, ball, clean, version)
+        facts = {"version": version, "package": attacks.package_version()}
+        add("autoattack", f"AutoAttack {version}", result.autoattack.correct, **facts)
+    together = torch.stack([score.correct for score in result.scores]).all(dim=0)
+    add("all-attacks", "all attacks together", together)
+
+
+def _main_attack(params: EvaluateParams) -> attacks.GradientAttack:
+    return attacks.GradientAttack("pgd", "cross entropy", params.pgd_steps, params.pgd_restarts)
 
 
 def _numbered(
     params: EvaluateParams, model: Classifier, sources: Sequence[Source]
 ) -> Callable[[str], str]:
     """What makes `attack 5 of 8, PGD-50 start 2 of 5` of the title of what is under way."""
-    attacks = [*map(parse_attack, params.attacks), _main_attack(params)]
-    titles = [attack.title.partition(" x ")[0] for attack in attacks]
+    gradient = [*map(attacks.parse_attack, params.attacks), _main_attack(params)]
+    titles = [attack.title.partition(" x ")[0] for attack in gradient]
     titles += [f"transfer from {source.name}" for source in sources]
     if params.autoattack != "none":
-        titles += map(title_of, attacks_of(params.autoattack, model.num_classes)[0])
+        names, _ = attacks.attacks_of(params.autoattack, model.num_classes)
+        titles += map(attacks.title_of, names)
     by_eps = f"PGD-{CURVE_STEPS} at eps"
     titles += [by_eps] * bool(params.eps_grid)
 
@@ -359,33 +329,12 @@ def _numbered(
 
 def _require_sound(bench: Bench, params: EvaluateParams, sources: Sequence[Source]) -> bool:
     """Prove each model sound; whether the one that is measured answers at random."""
-    images, _, _ = bench.test.take(torch.arange(min(len(bench.test), PROBED)))
-    asked, allowed = probes(images), params.autoattack == "rand"
-    require_sound(bench.model, asked, random_allowed=allowed)
+    images, _, _ = bench.test.take(torch.arange(min(len(bench.test), checks.PROBED)))
+    asked, allowed = checks.probes(images), params.autoattack == "rand"
+    checks.require_sound(bench.model, asked, random_allowed=allowed)
     for source in sources:
-        require_sound(source.model, asked)
-    return allowed and is_random(bench.model, asked)
-
-
-def _clean_warnings(
-    bench: Bench,
-    clean: torch.Tensor,
-    params: EvaluateParams,
-    stated: tuple[float, str] | None,
-    *,
-    random: bool,
-) -> list[str]:
-    found = [wrong_scale(bench.model, bench.test.images, bench.test.labels)]
-    if stated is not None:
-        found.append(contradicted_accuracy(int(clean.sum()), len(clean), *stated))
-    if random:
-        found.append("the model answers at random: each accuracy is of one draw")
-    elif params.autoattack == "rand":
-        found.append(
-            "AutoAttack rand is for models that answer at random, which this one does not: "
-            "standard is stronger"
-        )
-    return [line for line in found if line is not None]
+        checks.require_sound(source.model, asked)
+    return allowed and checks.is_random(bench.model, asked)
 
 
 def _add_curve(
@@ -401,9 +350,8 @@ def _add_curve(
         result.curve = curve_at(part, params.norm, known, params.eps_grid)
         return
     result.curve = automatic_curve(part, params.norm, known, params.eps)
-    if result.curve.zero_at is None:
-        warning = unbroken(int(result.curve.correct[-1].sum()), len(rows))
-        result.warnings += [warning] if warning else []
+    left = int(result.curve.correct[-1].sum())
+    result.warnings += filter(None, [results.unbroken(left, len(rows))])
 
 
 # --- An evaluation as the files that other programs read; see `ltd_pipe.evaluation.results`.
@@ -417,16 +365,19 @@ def write_folder(
     pictures: dict[str, NDArray[Any]],
 ) -> None:
     """Write all files of an evaluation's folder but scores.json; pictures are of `examples`."""
-    flags = result.autoattack.flags if result.autoattack else []
-    write_json(out / "settings.json", Settings(**settings, flags=flags).dump())
+    flags, labels = result.autoattack.flags if result.autoattack else [], result.test.labels
+    diagrams = results.Reliability(
+        clean=result.clean.reliability(labels), under_attack=result.under_attack.reliability(labels)
+    )
     points = result.curve.points if result.curve else ()
+    write_json(out / "settings.json", results.Settings(**settings, flags=flags).dump())
     write_json(out / "by_eps.json", [point.dump() for point in points])
     write_json(out / "per_class.json", per_class(result, class_names))
-    write_json(out / "reliability.json", reliability_of(result).dump())
+    write_json(out / "reliability.json", diagrams.dump())
     (out / "corruptions.json").unlink(missing_ok=True)
     if result.corruptions:
         write_json(out / "corruptions.json", [row.dump() for row in result.corruptions])
-    for name, arrays in ((SAMPLES_FILE, per_sample(result)), ("examples.npz", pictures)):
+    for name, arrays in ((results.SAMPLES_FILE, per_sample(result)), ("examples.npz", pictures)):
         with staged(out / name) as beside, beside.open("wb") as handle:
             np.savez(handle, **arrays)  # type: ignore[arg-type]  # numpy/numpy#24401
 
@@ -435,30 +386,21 @@ def metrics_of(
     result: Evaluation, params: EvaluateParams, *, quick: bool, checkpoint_sha256: str
 ) -> Metrics:
     """What metrics.json holds."""
-    rows = [score.row() for score in result.scores]
-    labels = result.test.labels
-    metrics: dict[str, Any] = {
-        "n": len(result.test),
-        "norm": params.norm,
-        "eps": params.eps,
-        "quick": quick,
-        **{f"{row.filed}_accuracy": row.accuracy for row in rows},
-        "intervals": {f"{row.filed}_accuracy": (row.low, row.high) for row in rows},
-        "expected_calibration_error": result.clean.calibration_error(labels),
-        "expected_calibration_error_under_attack": result.under_attack.calibration_error(labels),
-    }
+    rows, labels = [score.row() for score in result.scores], result.test.labels
+    intervals = {f"{row.filed}_accuracy": (row.low, row.high) for row in rows}
+    flags, optional = list[str](), dict[str, Any]()
     if result.autoattack is not None:
-        metrics["autoattack"] = result.autoattack.accuracy
-        metrics["autoattack_version"] = f"{params.autoattack}, {package_version()}"
+        flags = result.autoattack.flags
+        optional["autoattack"] = result.autoattack.accuracy
+        optional["autoattack_version"] = f"{params.autoattack}, {attacks.package_version()}"
     if result.curve is not None:
-        metrics["zero_accuracy_at_eps"] = result.curve.zero_at
-        metrics["eps_grid_images"] = len(result.curve_rows)
+        optional["zero_accuracy_at_eps"] = result.curve.zero_at
+        optional["eps_grid_images"] = len(result.curve_rows)
     if result.corruptions:
         mean = corruption_summary(result.corruptions)
-        metrics["corruption_accuracy"] = mean.value
-        metrics["intervals"]["corruption_accuracy"] = (mean.low, mean.high)
-        metrics["corruptions"] = {"n": mean.n, "sets": len(result.corruptions)}
-    metrics["attacks"] = rows
+        optional["corruption_accuracy"] = mean.value
+        intervals["corruption_accuracy"] = (mean.low, mean.high)
+        optional["corruptions"] = {"n": mean.n, "sets": len(result.corruptions)}
     lacks = {
         "AutoAttack": result.autoattack is None,
         "other attacks than PGD on the model's own gradient": not params.attacks,
@@ -467,10 +409,21 @@ def metrics_of(
         "corrupted images": not result.corruptions,
         {"linf": "L2", "l2": "Linf"}[params.norm]: True,
     }
-    metrics["not_measured"] = [what for what, lacking in lacks.items() if lacking]
-    flags = result.autoattack.flags if result.autoattack is not None else []
-    metrics["warnings"] = [*result.warnings, *(f"AutoAttack: {flag}" for flag in flags)]
-    return Metrics(**metrics, checkpoint_sha256=checkpoint_sha256)
+    return Metrics(
+        n=len(result.test),
+        norm=params.norm,
+        eps=params.eps,
+        quick=quick,
+        intervals=intervals,
+        expected_calibration_error=result.clean.calibration_error(labels),
+        expected_calibration_error_under_attack=result.under_attack.calibration_error(labels),
+        attacks=rows,
+        not_measured=[what for what, lacking in lacks.items() if lacking],
+        warnings=[*result.warnings, *(f"AutoAttack: {flag}" for flag in flags)],
+        checkpoint_sha256=checkpoint_sha256,
+        **{f"{row.filed}_accuracy": row.accuracy for row in rows},
+        **optional,
+    )
 
 
 def per_class(result: Evaluation, class_names: Sequence[str]) -> list[dict[str, Any]]:
@@ -478,16 +431,9 @@ def per_class(result: Evaluation, class_names: Sequence[str]) -> list[dict[str, 
     rows = []
     for number, name in enumerate(class_names):
         own = result.test.labels == number
-        scores = {one.key: ClassScore(**measured(one.correct[own])) for one in result.scores}
-        rows.append({"class": name, **{key: score.dump() for key, score in scores.items()}})
+        shares = {one.key: measured(one.correct[own]) for one in result.scores}
+        rows.append({"class": name} | shares)
     return rows
-
-
-def reliability_of(result: Evaluation) -> Reliability:
-    """What reliability.json holds: clean, and under the first start of PGD, on all images."""
-    answers, labels = (result.clean, result.under_attack), result.test.labels
-    clean, under_attack = (each.reliability(labels) for each in answers)
-    return Reliability(clean=clean, under_attack=under_attack)
 
 
 def per_sample(result: Evaluation) -> dict[str, NDArray[Any]]:
@@ -541,11 +487,11 @@ def examples(
     rows = rows[:count]
     images, labels, index = test.take(rows)
     key, ball = rng.stream_key(seed, "example-start"), Ball(params.norm, params.eps)
-    attacked = attack_images(model, images, labels, index, ball=ball, steps=CURVE_STEPS, key=key)
+    attacked = attacks.attack_by(model, ball, CURVE_STEPS, key)(images, labels, index)
     with torch.no_grad():
         logits = model(images), model(attacked)
     for each in logits:
-        require_finite(each, "for test images, as they are or attacked")
+        checks.require_finite(each, "for test images, as they are or attacked")
     before, after = (each.argmax(dim=1).cpu().numpy() for each in logits)
     return {
         "clean": test.images[rows].numpy(),

@@ -1,4 +1,4 @@
-"""Confidence intervals of accuracies, and two models on the same images."""
+"""Confidence intervals of accuracies, calibration, and two models on the same images."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, Field
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 # A fraction of images.
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -73,6 +71,43 @@ def mean_gap(bins: Sequence[ConfidenceBin]) -> float:
     """The calibration error of a reliability diagram (Guo et al. 2017, eq. 3), in [0, 1]."""
     gaps = (one.count * abs(one.confidence - one.accuracy) for one in bins)
     return float(sum(gaps) / sum(one.count for one in bins))
+
+
+def expected_calibration_error(
+    probabilities: NDArray[np.float32], labels: NDArray[np.int64]
+) -> float:
+    """Mean gap between confidence and accuracy (eq. 3), in [0, 1]; lower is better.
+
+    Parameters
+    ----------
+    probabilities : ndarray of shape (N, K), dtype float32
+        Rows are distributions.
+    labels : ndarray of shape (N,), dtype int64
+    """
+    return mean_gap(reliability(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels))
+
+
+def reliability(
+    confidence: NDArray[np.float32], correct: NDArray[np.bool_]
+) -> tuple[ConfidenceBin, ...]:
+    """A reliability diagram, eq. 1 and 2: accuracy by confidence, in bins that hold something.
+
+    Parameters
+    ----------
+    confidence : ndarray of shape (N,), dtype float32
+        Probability of the predicted class.
+    correct : ndarray of shape (N,), dtype bool
+    """
+    which = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    return tuple(
+        ConfidenceBin(
+            number=int(b),
+            count=int(np.count_nonzero(which == b)),
+            confidence=float(confidence[which == b].mean(dtype=np.float64)),
+            accuracy=float(correct[which == b].mean()),
+        )
+        for b in np.unique(which)
+    )
 
 
 # --- Two models on the same images.

@@ -189,7 +189,7 @@ class DerivedStore:
 
 def _verify(beside: Path, target: Path) -> None:
     # They import torch, which the rows of another store do not need.
-    from ltd_pipe.evaluation.class_order import require_order
+    from ltd_pipe.evaluation.checks import require_order
     from ltd_pipe.labels.verify import verify_store
 
     try:

@@ -8,8 +8,7 @@ import torch
 from refusals import refused
 
 from ltd_pipe.errors import DataError, ParamsError, WriteError
-from ltd_pipe.evaluation.accuracy import predict
-from ltd_pipe.evaluation.bench import Journal, select_images
+from ltd_pipe.evaluation.bench import Journal, predict, select_images
 from ltd_pipe.images.stream import ImageStream
 from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.models.registry import build

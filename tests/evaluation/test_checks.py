@@ -11,16 +11,17 @@ from torch.nn import functional
 
 from ltd_pipe.errors import ModelError
 from ltd_pipe.evaluation.bench import TestImages
-from ltd_pipe.evaluation.caveats import contradicted_accuracy, weak_source
 from ltd_pipe.evaluation.checks import (
     Probes,
     is_random,
+    permutation,
     probes,
+    require_order,
     require_sound,
     settle,
     wrong_scale,
 )
-from ltd_pipe.evaluation.class_order import permutation, require_order
+from ltd_pipe.evaluation.results import contradicted_accuracy, weak_source
 from ltd_pipe.models.classifier import Classifier
 
 # --- What is refused before the first attack.

@@ -11,10 +11,9 @@ from torch import nn
 from ltd_pipe.attacks import Ball
 from ltd_pipe.errors import ModelError
 from ltd_pipe.evaluation import attacks
-from ltd_pipe.evaluation.accuracy import answer
 from ltd_pipe.evaluation.attacks import parse_attack, run_gradient_attack, run_pgd
 from ltd_pipe.evaluation.audit import AuditSettings, audit
-from ltd_pipe.evaluation.bench import Journal, TestImages
+from ltd_pipe.evaluation.bench import Journal, TestImages, answer
 from ltd_pipe.evaluation.robustness import evaluate
 from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.params import EvaluateParams

@@ -8,9 +8,8 @@ from dataclasses import replace
 import numpy as np
 import sklearn.datasets
 
-from ltd_pipe.evaluation.accuracy import reliability
 from ltd_pipe.evaluation.results import Metrics, Samples, Score, Settings
-from ltd_pipe.evaluation.statistics import mean_gap
+from ltd_pipe.evaluation.statistics import mean_gap, reliability
 from ltd_pipe.images.beton import open_beton, write_beton
 from ltd_pipe.images.sources import ArraySource
 from ltd_pipe.labels.format import DatasetFacts, StoreAttributes, TeacherFacts

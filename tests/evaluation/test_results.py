@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from ltd_pipe.evaluation.caveats import image_warnings, unbroken
-from ltd_pipe.evaluation.results import ON_TRAINING, worthless
+from ltd_pipe.evaluation.results import ON_TRAINING, image_warnings, unbroken, worthless
 
 
 @pytest.mark.parametrize(
