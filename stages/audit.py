@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from ltd_pipe.params import Params
     from ltd_pipe.stages.evaluation_options import LoadedModel
 
-__all__ = ["audit"]
-
 
 @click.command(cls=ParamsCommand)
 @model_argument

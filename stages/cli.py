@@ -16,13 +16,15 @@ from ltd_pipe.publish import refused_by_system
 
 
 class LazyGroup(click.Group):
-    """Commands of one package, by name and summary, each in the module of its name."""
+    """Commands of one package, as `module:command` with a summary: --help imports none of them."""
 
     def __init__(
         self, *settings: Any, package: str, summaries: dict[str, str], **more: Any
     ) -> None:
         super().__init__(*settings, **more)
-        self._package, self._summaries = package, summaries
+        places = {place.partition(":")[2]: place for place in summaries}
+        self._places = {name: f"{package}.{place}" for name, place in places.items()}
+        self._summaries = {name: summaries[place] for name, place in places.items()}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of the commands."""
@@ -34,7 +36,7 @@ class LazyGroup(click.Group):
         del ctx
         if cmd_name not in self._summaries:
             return None
-        command: click.Command = pkgutil.resolve_name(f"{self._package}.{cmd_name}:{cmd_name}")
+        command: click.Command = pkgutil.resolve_name(self._places[cmd_name])
         return command
 
     def resolve_command(
@@ -54,21 +56,21 @@ class LazyGroup(click.Group):
 
 
 _COMMANDS = {
-    "init": "Begin a project: dvc.yaml and params.yaml in a folder of its own.",
-    "inputs": "Note which images and weights come from outside, for DVC.",
-    "prepare": "Turn images into train.beton and test.beton.",
-    "teacher": "Train the teacher on clean images, or take a checkpoint.",
-    "label": "Write a teacher's low-temperature soft labels into a store.",
-    "train": "Train the student adversarially on soft or one-hot labels.",
-    "evaluate": "Measure clean and robust accuracy.",
-    "audit": "Look for gradient masking: can the robust accuracy be believed?",
-    "compare": "Compare runs, paired by test image.",
-    "report": "Write report.html.",
-    "export": "Write a checkpoint for RobustBench, timm, ONNX or TorchScript.",
-    "card": "Write a model's README.md: what was measured of it, and what was not.",
-    "store": "Look into soft-label stores, prove, combine and share them.",
-    "recipe": "List, show or use the recipes.",
-    "doctor": "Check this machine for what users trip over.",
+    "project:init": "Begin a project: dvc.yaml and params.yaml in a folder of its own.",
+    "inputs:inputs": "Note which images and weights come from outside, for DVC.",
+    "prepare:prepare": "Turn images into train.beton and test.beton.",
+    "teacher:teacher": "Train the teacher on clean images, or take a checkpoint.",
+    "label:label": "Write a teacher's low-temperature soft labels into a store.",
+    "train:train": "Train the student adversarially on soft or one-hot labels.",
+    "evaluate:evaluate": "Measure clean and robust accuracy.",
+    "audit:audit": "Look for gradient masking: can the robust accuracy be believed?",
+    "compare:compare": "Compare runs, paired by test image.",
+    "report:report": "Write report.html.",
+    "export:export": "Write a checkpoint for RobustBench, timm, ONNX or TorchScript.",
+    "export:card": "Write a model's README.md: what was measured of it, and what was not.",
+    "store:store": "Look into soft-label stores, prove, combine and share them.",
+    "project:recipe": "List, show or use the recipes.",
+    "project:doctor": "Check this machine for what users trip over.",
 }
 # Under torchrun these share their work; of all others the first process does it alone.
 _SHARED = {"teacher", "label", "train"}

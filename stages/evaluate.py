@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from ltd_pipe.provenance import StateRecord
     from ltd_pipe.stages.evaluation_options import LoadedModel
 
-__all__ = ["evaluate"]
-
 
 @click.command(cls=ParamsCommand)
 @model_argument

@@ -25,11 +25,11 @@ from ltd_pipe.stages.options import (
     PATH,
     ParamsCommand,
     note_pipeline,
-    of_option,
     params_options,
     refuse_options,
     refuse_overlap,
     require_files,
+    usage_errors,
 )
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def label(
     from ltd_pipe.labels.staging import Part
     from ltd_pipe.labels.writer import require_replaceable
 
-    with of_option("--part"):
+    with usage_errors():
         part = None if part_text is None else Part.parse(part_text)
     require_files("teachers", "data")
     require_replaceable(out, replace=force)

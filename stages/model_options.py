@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ltd_pipe.stages.console import counter
-from ltd_pipe.stages.options import FILE
+from ltd_pipe.stages.options import FILE, numbers
 
 if TYPE_CHECKING:
     import torch
@@ -74,19 +74,13 @@ class ModelOptions:
         return [self.prefix + flag for flag in flags]
 
 
-class _Numbers(click.ParamType[tuple[float, ...]]):
-    name = "numbers"
+def _channels(text: str) -> tuple[float, ...]:
+    from ltd_pipe.params.fit import meant_in_unit
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        from ltd_pipe.params.fit import meant_in_unit
-
-        try:
-            numbers = tuple(float(part) for part in value.split(","))
-        except ValueError:
-            self.fail(f"'{value}' is not a list such as 0.5,0.5,0.5", param, ctx)
-        if meant := meant_in_unit(numbers):
-            self.fail(f"'{value}' is of pixels in 0…255: perhaps {meant} is meant", param, ctx)
-        return numbers
+    found = numbers("0.5,0.5,0.5")(text)
+    if meant := meant_in_unit(found):
+        raise click.BadParameter(f"'{text}' is of pixels in 0…255: perhaps {meant} is meant")
+    return found
 
 
 def _weights_option(name: str, argument: str, **options: Any) -> Callable[..., Any]:
@@ -107,9 +101,13 @@ WEIGHTS_OPTIONS = (
         "FILE.py:FUNCTION of your own.",
     ),
     _weights_option(
-        "mean", "mean", type=_Numbers(), help="Its input normalisation, as 0.5,0.5,0.5."
+        "mean",
+        "mean",
+        type=_channels,
+        metavar="NUMBERS",
+        help="Its input normalisation, as 0.5,0.5,0.5.",
     ),
-    _weights_option("std", "std", type=_Numbers(), help="Likewise."),
+    _weights_option("std", "std", type=_channels, metavar="NUMBERS", help="Likewise."),
     _weights_option(
         "classes",
         "classes",

@@ -237,14 +237,29 @@ _MADE_BY = {"data": "prepare", "labels": "label", "teachers": "teacher"}
 
 
 @contextlib.contextmanager
-def of_option(option: str) -> Iterator[None]:
-    """Make the block's ParamsError a usage error of an option: exit code 2, the same words."""
+def usage_errors() -> Iterator[None]:
+    """Make the block's ParamsError a usage error of the option that it names, in the same words."""
     try:
         yield
     except ParamsError as error:
-        # It begins with the option's name, and so does what click says.
-        words = str(error).removeprefix(f"{error.where}: ")
-        raise click.BadParameter(words, param_hint=f"'{option}'") from error
+        for option in click.get_current_context().command.params:
+            if error.where in (option.name, *option.opts):
+                # It begins with the option's name, and so does what click says.
+                words = str(error).removeprefix(f"{error.where}: ")
+                raise click.BadParameter(words, param_hint=f"'{option.opts[0]}'") from error
+        raise
+
+
+def numbers(such_as: str) -> Callable[[str], tuple[float, ...]]:
+    """The type of an option that takes a list of numbers, such as this one."""
+
+    def parse(text: str) -> tuple[float, ...]:
+        try:
+            return tuple(float(part) for part in text.split(","))
+        except ValueError:
+            raise click.BadParameter(f"'{text}' is not a list such as {such_as}") from None
+
+    return parse
 
 
 def require_files(*names: str) -> None:

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from ltd_pipe.images.sources import Split
     from ltd_pipe.params import Params
 
-__all__ = ["prepare"]
-
 
 @click.command(cls=ParamsCommand)
 @params_options("prepare")

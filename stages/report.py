@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ltd_pipe.stages.compare import find_metrics, training_files
 from ltd_pipe.stages.options import (
     FILE,
     PAGE,
@@ -19,14 +20,11 @@ from ltd_pipe.stages.options import (
     refuse_existing,
     refuse_options,
 )
-from ltd_pipe.stages.revisions import find_metrics, training_files
 
 if TYPE_CHECKING:
     from ltd_pipe.params import Params
     from ltd_pipe.report.facts import ReportPaths
     from ltd_pipe.report.pair import PairFacts
-
-__all__ = ["report"]
 
 _PAGE, _PAIR_PAGE = Path("data/report.html"), Path("data/comparison.html")
 _PATH = PATH

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ltd_pipe.params import load_params
 from ltd_pipe.params.file import pipeline_text, recipe_names
-from ltd_pipe.stages.init import init
+from ltd_pipe.stages.project import init
 
 WARM = Path(__file__).with_name("warm_stages.py")
 ONE_EPOCH = {"architecture": "small-cnn-w8", "epochs": 1, "batch_size": 16}

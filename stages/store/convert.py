@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,7 +11,7 @@ import click
 
 from ltd_pipe.stages.console import counter
 from ltd_pipe.stages.options import PATH, TABLE, refuse_existing, refuse_options, refuse_overlap
-from ltd_pipe.stages.store.output import data_option, make_store, output_options, read_images
+from ltd_pipe.stages.store.derive import make_store, output_options, read_images
 
 if TYPE_CHECKING:
     from ltd_pipe.labels.convert import HashedImages, LabelFiles, Origin
@@ -21,14 +21,18 @@ _TABLES = ("npz", "parquet")
 _FOLDERS = ("fkd", "relabel", "tinyvit")
 # Options that mean nothing for some formats.
 _OF_CROPS = ("average_crops", "top_k", "trust_order")
-_TOLD = ("data", "temperature", "teacher_sha256", "architecture", "licence", "citation")
+_ORIGIN = ("teacher_sha256", "architecture", "temperature", "licence", "citation")
 
 
 @click.command()
 @click.argument("path", metavar="IN", type=PATH)
 @click.option("--from", "origin_kind", type=click.Choice((*_TABLES, *_FOLDERS)), help="What IN is.")
 @click.option("--to", "target_kind", type=click.Choice(tuple(_TABLES)), help="What --out becomes.")
-@data_option("The labelled images: a folder with one folder per class; for tables also a beton.")
+@click.option(
+    "--data",
+    type=PATH,
+    help="The labelled images: a folder with one folder per class; for tables also a beton.",
+)
 @click.option(
     "--temperature", type=float, help="That the labels were made at.  [default: 1 where unknown]"
 )
@@ -73,30 +77,22 @@ def convert(
     """
     if (origin_kind is None) == (target_kind is None):
         raise click.UsageError("one of --from and --to is needed")
-    data = options["data"]
     if target_kind is not None:
         refuse_options(options, "has no meaning for --to: a table carries what the store says")
         refuse_overlap(out, path)
         _write_table(path, target_kind, out, force=force, as_json=as_json)
         return
+    kind, inputs = str(origin_kind), [one for one in (path, options["data"]) if one is not None]
 
-    with ExitStack() as opened:
+    def derive() -> DerivedStore:
+        from ltd_pipe.labels.convert import Origin
 
-        def derive() -> DerivedStore:
-            from ltd_pipe.labels.convert import Origin
+        known = {name: options[name] for name in _ORIGIN if options[name] is not None}
+        origin = Origin(**known)
+        from_file = _from_table if kind in _TABLES else _from_folder
+        return from_file(path, kind, origin, options)
 
-            origin = Origin(
-                options["teacher_sha256"],
-                options["architecture"],
-                1.0 if options["temperature"] is None else options["temperature"],
-                options["licence"],
-                options["citation"],
-            )
-            if origin_kind in _TABLES:
-                return _from_table(path, origin_kind, origin, options, opened)
-            return _from_folder(path, str(origin_kind), origin, options)
-
-        make_store(derive, path, data, out=out, force=force, as_json=as_json, judged=True)
+    make_store(derive, *inputs, out=out, force=force, as_json=as_json, judged=True)
 
 
 def _write_table(path: Path, kind: str, out: Path, *, force: bool, as_json: bool) -> None:
@@ -124,40 +120,35 @@ def _write_table(path: Path, kind: str, out: Path, *, force: bool, as_json: bool
     click.echo(f"  of {path}, identity {store.identity[:12]}")
 
 
-def _from_table(
-    path: Path, kind: str, origin: Origin, options: dict[str, Any], opened: ExitStack
-) -> DerivedStore:
+def _from_table(path: Path, kind: str, origin: Origin, options: dict[str, Any]) -> DerivedStore:
     from ltd_pipe.labels.tables import NpzTable, ParquetTable
 
     refuse_options(_OF_CROPS, f"has no meaning for a {kind} file")
     table = NpzTable(path) if kind == "npz" else ParquetTable(path)
     # It is read while the store is written.
-    opened.callback(table.close)
+    click.get_current_context().call_on_close(table.close)
     if table.carried is not None:
-        refuse_options(
-            _TOLD, "has no meaning for a file that was made of a store and says it itself"
-        )
+        carried = "has no meaning for a file that was made of a store and says it itself"
+        refuse_options((*_ORIGIN, "data"), carried)
     return table.to_store(origin, read_images(options["data"]))
 
 
 def _from_folder(path: Path, kind: str, origin: Origin, options: dict[str, Any]) -> DerivedStore:
     from ltd_pipe.labels.foreign import FkdLabels, RelabelLabels, TinyVitLabels, store_of_images
 
-    data, average = options["data"], options["average_crops"]
+    data = options["data"]
     if data is None or not data.is_dir():
         raise click.UsageError(
             f"--from {kind} needs the images as a folder (--data): its labels are found by their "
             "names"
         )
-    unused = {"fkd": ["trust_order"], "relabel": ["trust_order", "average_crops"], "tinyvit": []}
-    refuse_options(unused[kind], f"has no meaning for --from {kind}")
+    formats: dict[str, tuple[Callable[..., LabelFiles], set[str]]] = {
+        "fkd": (FkdLabels, {"average_crops"}),
+        "relabel": (RelabelLabels, set()),
+        "tinyvit": (TinyVitLabels, {"average_crops", "trust_order"}),
+    }
+    read, takes = formats[kind]
+    refuse_options({*_OF_CROPS} - takes - {"top_k"}, f"has no meaning for --from {kind}")
     images = cast("HashedImages", read_images(data))
-    labels: LabelFiles
-    if kind == "fkd":
-        labels = FkdLabels(path, images, average_crops=average)
-    elif kind == "relabel":
-        labels = RelabelLabels(path, images)
-    else:
-        trust = options["trust_order"]
-        labels = TinyVitLabels(path, images, average_crops=average, trust_order=trust)
+    labels = read(path, images, **{name: options[name] for name in takes})
     return store_of_images(labels, images, origin, top_k=options["top_k"])

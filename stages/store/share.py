@@ -1,4 +1,4 @@
-"""Fetching a store from where others keep it."""
+"""What passes between people: a store that is fetched, and a name that is put to one."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from pathlib import Path
 
 import click
 
-from ltd_pipe.stages.console import tell, transfer
-from ltd_pipe.stages.options import PATH, refuse_overlap
-from ltd_pipe.stages.store.subset import ROW_RANGE
-
-__all__ = ["pull"]
+from ltd_pipe.stages.console import counter, tell, transfer
+from ltd_pipe.stages.options import FILE, PATH, refuse_overlap
+from ltd_pipe.stages.store.derive import row_range
 
 
 @click.command()
@@ -21,7 +19,9 @@ __all__ = ["pull"]
     type=PATH,
     help="The store's folder. [default: the cache, ~/.cache/ltd-pipe/stores/IDENTITY]",
 )
-@click.option("--rows", type=ROW_RANGE, help="Only rows A to B - 1, such as 0:50000.")
+@click.option(
+    "--rows", type=row_range, metavar="A:B", help="Only rows A to B - 1, such as 0:50000."
+)
 @click.option("--arrays", help="Only these arrays, such as soft_labels; the labels always come.")
 @click.option(
     "--identity",
@@ -100,3 +100,39 @@ def pull(
         click.echo(json.dumps(facts, indent=2))
     else:
         click.echo(f"{out}: {store.num_samples:,} × {store.num_classes:,}, {store.identity}")
+
+
+@click.command()
+@click.argument("path", metavar="STORE", type=PATH)
+@click.option(
+    "--key",
+    type=FILE,
+    required=True,
+    help="SSH key: a private one, or the public half of one in an agent. ssh-keygen asks for its "
+    "passphrase, or takes that of LTD_PIPE_KEY_PASSPHRASE.",
+)
+@click.option("--force", is_flag=True, help="Replace a signature that is there.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def sign(path: Path, key: Path, force: bool, as_json: bool) -> None:
+    """Verify a store, then sign its manifest: writes MANIFEST.sha256.sig into it.
+
+    OpenSSH's ssh-keygen makes the signature, with namespace ltd-soft-labels and any kind of key:
+    Ed25519, RSA, ECDSA, in an agent or on a token. Nothing else of the store changes, its identity
+    neither.
+
+    \b
+    Examples:
+      ltd-pipe store sign labels.zarr --key ~/.ssh/id_ed25519
+      ltd-pipe store sign labels.zarr --key id_ed25519_sk --force
+    """
+    from ltd_pipe.labels.signature import require_unsigned, sign_store
+
+    require_unsigned(path, replace=force)
+    with counter("verify", None) as progress:
+        identity, signer = sign_store(path, key.expanduser(), replace=force, progress=progress)
+    if as_json:
+        content = {"store": str(path), "identity": identity, "signer": signer.fingerprint}
+        click.echo(json.dumps(content))
+        return
+    click.echo(f"{path}: identity {identity[:12]}… is signed by {signer}")
+    click.echo("  others check it with: ltd-pipe store verify STORE --public-key YOUR_KEY.pub")

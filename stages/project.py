@@ -1,0 +1,216 @@
+"""Where work begins: a project's folder, the recipe in its params.yaml, and the machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ltd_pipe.errors import WriteError
+from ltd_pipe.stages.options import (
+    FOLDER,
+    PARAMS_FILE,
+    PIPELINE_FILE,
+    refuse_existing,
+    refuse_options,
+)
+
+if TYPE_CHECKING:
+    from ltd_pipe.doctor import Finding
+
+
+@click.command()
+@click.argument("folder", type=FOLDER, default=Path())
+@click.option(
+    "--recipe",
+    "name",
+    default="digits",
+    help="What params.yaml begins as; 'ltd-pipe recipe list' shows them.",
+)
+@click.option("--force", is_flag=True, help="Replace dvc.yaml and params.yaml.")
+def init(folder: Path, name: str, force: bool) -> None:
+    """Begin a project in FOLDER: dvc.yaml, params.yaml and a line of .gitignore.
+
+    DVC runs its stages with the installed ltd-pipe, and all of them again with another version.
+
+    \b
+    Example:
+      ltd-pipe init my-project --recipe cifar10-resnet18
+    """
+    from ltd_pipe.params.file import pipeline_text, recipe_text
+    from ltd_pipe.publish import write_text
+
+    # Where dvc.yaml's commands name the program, nothing is left to launch.
+    params = re.sub(r"^launch:.*\n", "", recipe_text(name), flags=re.MULTILINE)
+    targets = {folder / PIPELINE_FILE: pipeline_text(), folder / PARAMS_FILE: params}
+    refuse_existing(*targets, force=force, option="FOLDER")
+    for path, text in targets.items():
+        write_text(path, text)
+    ignored = folder / ".gitignore"
+    lines = ignored.read_text(encoding="utf-8").splitlines() if ignored.exists() else []
+    if "/data/" not in lines:
+        write_text(ignored, "\n".join([*lines, "/data/"]) + "\n")
+    click.echo(f"{folder / PIPELINE_FILE}, {folder / PARAMS_FILE}: recipe {name}. Next:")
+    for command in _following(folder):
+        click.echo(f"  {command}")
+
+
+def _following(folder: Path) -> list[str]:
+    """What is left to do: DVC wants a git repository, and its own folder in it."""
+    above = [folder.resolve(), *folder.resolve().parents]
+    git = next((place for place in above if (place / ".git").exists()), None)
+    commands = [] if folder.resolve() == Path.cwd() else [f"cd {folder}"]
+    commands += [] if git else ["git init"]
+    if not any((place / ".dvc").is_dir() for place in above):
+        commands.append("dvc init" if git in (None, above[0]) else "dvc init --subdir")
+    return [*commands, "dvc repro"]
+
+
+# --- The recipes.
+
+
+def _names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from ltd_pipe.params.file import recipe_names
+
+    del ctx, param
+    return [name for name in recipe_names() if name.startswith(incomplete)]
+
+
+@click.group()
+def recipe() -> None:
+    """List, show or use the recipes: complete parameter files for known experiments.
+
+    \b
+    Example:
+      ltd-pipe recipe use cifar10-resnet18
+    """
+
+
+@recipe.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print names and summaries as JSON.")
+def list_recipes(as_json: bool) -> None:
+    """List the recipes.
+
+    \b
+    Example:
+      ltd-pipe recipe list
+    """
+    from ltd_pipe.params.file import recipe_names, recipe_summary
+
+    summaries = {name: recipe_summary(name) for name in recipe_names()}
+    if as_json:
+        click.echo(json.dumps(summaries, indent=2, ensure_ascii=False))
+        return
+    width = max(map(len, summaries))
+    for name, summary in summaries.items():
+        click.echo(f"{name:<{width}}  {summary}")
+
+
+@recipe.command("show")
+@click.argument("name", shell_complete=_names)
+def show_recipe(name: str) -> None:
+    """Print a recipe, comments included.
+
+    \b
+    Example:
+      ltd-pipe recipe show digits > my-params.yaml
+    """
+    from ltd_pipe.params.file import recipe_text
+
+    click.echo(recipe_text(name), nl=False)
+
+
+@recipe.command("use")
+@click.argument("name", shell_complete=_names)
+@click.option("--force", is_flag=True, help="Replace a params.yaml that was edited.")
+def use_recipe(name: str, force: bool) -> None:
+    """Make a recipe the params.yaml of this folder.
+
+    A params.yaml that is itself an unchanged recipe is replaced; an edited one only with --force.
+
+    \b
+    Example:
+      ltd-pipe recipe use digits
+    """
+    from ltd_pipe.params.file import recipe_text
+    from ltd_pipe.publish import write_text
+
+    text = recipe_text(name)
+    _refuse_to_lose_edits(PARAMS_FILE, force=force)
+    write_text(PARAMS_FILE, text)
+    following = "dvc repro" if Path("dvc.yaml").exists() else "ltd-pipe prepare"
+    click.echo(f"{PARAMS_FILE} is now the recipe {name}. Next: {following}")
+
+
+def _refuse_to_lose_edits(path: Path, *, force: bool) -> None:
+    from ltd_pipe.params.file import recipe_names, recipe_text
+
+    if force or not path.exists():
+        return
+    present = path.read_bytes()
+    if not any(present == recipe_text(name).encode() for name in recipe_names()):
+        raise WriteError(
+            path, "was edited", remedy="Pass --force to replace it, or move it away first."
+        )
+
+
+# --- The machine.
+
+_STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+
+@click.command()
+@click.option("--data", type=FOLDER, default="data", help="Folder that results are written to.")
+@click.option("--models", is_flag=True, help="List the names of architectures instead.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(data: Path, models: bool, as_json: bool) -> None:
+    """Check this machine for what users trip over. Exit code 1 when something will not work.
+
+    \b
+    Example:
+      ltd-pipe doctor
+      ltd-pipe doctor --models
+    """
+    if models:
+        refuse_options({"data"}, "is of the check, not of --models")
+        _show_models(as_json=as_json)
+        return
+    from ltd_pipe.doctor import examine
+
+    findings = {}
+    for topic, finding in examine(data):
+        findings[topic] = finding
+        if not as_json:
+            _show(topic, finding)
+    if as_json:
+        facts = {topic: dataclasses.asdict(finding) for topic, finding in findings.items()}
+        click.echo(json.dumps(facts, indent=2))
+    if any(finding.status == "fail" for finding in findings.values()):
+        sys.exit(1)
+
+
+def _show(topic: str, finding: Finding) -> None:
+    status = click.style(f"{finding.status:<4}", fg=_STYLES[finding.status])
+    click.echo(f"{status}  {topic:<9}  {finding.found}")
+    if finding.remedy:
+        click.echo(f"{'':<17}{finding.remedy}")
+
+
+def _show_models(*, as_json: bool) -> None:
+    from ltd_pipe.models import NETWORKS
+
+    if as_json:
+        click.echo(json.dumps(NETWORKS))
+        return
+    for name in NETWORKS:
+        click.echo(name)
+    # On stderr, so that the list can be piped.
+    click.echo(
+        "Other sizes: wrn-DEPTH-WIDTH; resnet18, preactresnet18, small-cnn with -wN.", err=True
+    )
+    click.echo("Other packages' networks: timm:NAME, torchvision:NAME.", err=True)
