@@ -11,43 +11,19 @@ from typing import TYPE_CHECKING
 import click
 
 from ltd_pipe.evaluation.results import FEW_IMAGES, Audit, threat_text
+from ltd_pipe.stages import options
 from ltd_pipe.stages.console import Ticker, bar, doing
-from ltd_pipe.stages.evaluation_options import (
-    NamedModel,
-    load,
-    model_argument,
-    select,
-    test_data_option,
-    transfer_options,
-    weights_option,
-)
-from ltd_pipe.stages.model_options import ModelOptions, model_options
-from ltd_pipe.stages.options import (
-    AUDIT,
-    FOLDER,
-    ParamsCommand,
-    note_pipeline,
-    params_options,
-    refuse_existing,
-    refuse_options,
-    require_files,
-)
+from ltd_pipe.stages.evaluation_options import measuring_options
 
 if TYPE_CHECKING:
     from ltd_pipe.evaluation.audit import AuditSettings
     from ltd_pipe.evaluation.bench import TestImages
-    from ltd_pipe.evaluation.robustness import Source
     from ltd_pipe.params import Params
-    from ltd_pipe.stages.evaluation_options import LoadedModel
+    from ltd_pipe.stages.evaluation_options import NamedSubject, Subject
 
 
-@click.command(cls=ParamsCommand)
-@model_argument
-@weights_option
-@params_options("evaluate", standalone=True)
-@test_data_option
-@model_options
-@transfer_options("--source")
+@click.command(cls=options.ParamsCommand)
+@measuring_options("--source")
 @click.option("--steps", type=click.IntRange(1), default=100, help="PGD steps.")
 @click.option(
     "--square-queries",
@@ -61,7 +37,10 @@ if TYPE_CHECKING:
     help="Audit at most so many of the test images, in random order.  [default: all]",
 )
 @click.option(
-    "--out", type=FOLDER, default="data/audit", help="Folder of audit.json and loss_surface.svg."
+    "--out",
+    type=options.FOLDER,
+    default="data/audit",
+    help="Folder of audit.json and loss_surface.svg.",
 )
 @click.option(
     "--report-only",
@@ -71,12 +50,8 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Replace an existing audit.")
 @click.option("--json", "as_json", is_flag=True, help="Print audit.json to stdout.")
 def audit(
-    model: str,
-    weights: Path | None,
     params: Params,
-    data: Path,
-    foreign: ModelOptions,
-    sources: tuple[NamedModel, ...],
+    named: NamedSubject,
     steps: int,
     square_queries: int,
     at_most: int | None,
@@ -100,9 +75,10 @@ def audit(
 
     section = params.evaluate
     unused = set(type(section).model_fields) - {"norm", "eps", "images", "batch_size"}
-    refuse_options(unused, "is of evaluate; an audit's own attacks take --steps, --square-queries")
-    refuse_existing(out / "audit.json", force=force, kind=AUDIT)
-    note_pipeline(out)
+    own = "is of evaluate; an audit's own attacks take --steps, --square-queries"
+    options.refuse_options(unused, own)
+    options.refuse_existing(out / "audit.json", force=force, kind=options.AUDIT)
+    options.note_pipeline(out)
     settings = AuditSettings(
         section.eps,
         params.seed,
@@ -111,17 +87,14 @@ def audit(
         square_queries=square_queries,
         norm=section.norm,
     )
-    require_files("data")
-    named, device = NamedModel.parse(model, weights, foreign), choose_device(params.device)
     with exclusive(out / "audit.json"):
         with deterministic(), full_float32():
             with doing("loading images and models"):
-                images, loaded, others = load(named, sources, data, device, strict=True)
-            count, total = section.images, images.manifest.num_samples
+                subject = named.load(choose_device(params.device), strict=True)
+            count, total = section.images, subject.images.manifest.num_samples
             if at_most is not None:
                 count = min(at_most, total if count is None else count)
-            test = select(images, device, count, params.seed)
-            found = _run(loaded, test, settings, others)
+            found = _run(subject, subject.select(count, params.seed), settings)
         (out / "loss_surface.svg").unlink(missing_ok=True)
         if found.loss_surface is not None:
             from ltd_pipe.attacks import Ball
@@ -133,21 +106,19 @@ def audit(
     if as_json:
         click.echo(json.dumps(found.dump(), indent=2))
     else:
-        for line in audit_lines(found, model):
+        for line in audit_lines(found, named.model.text):
             click.echo(line)
     sys.exit(0 if found.passed or report_only else 1)
 
 
-def _run(
-    loaded: LoadedModel, test: TestImages, settings: AuditSettings, sources: list[Source]
-) -> Audit:
+def _run(subject: Subject, test: TestImages, settings: AuditSettings) -> Audit:
     """What audit.json holds: what was audited, how hard, and the verdict."""
     from ltd_pipe.errors import ModelError
     from ltd_pipe.evaluation.audit import audit as run_audit
     from ltd_pipe.provenance import software
 
     head = {
-        **loaded.facts(),
+        **subject.facts(),
         "n": len(test),
         "norm": settings.norm,
         "eps": settings.eps,
@@ -155,13 +126,13 @@ def _run(
         "steps": settings.steps,
         "restarts": settings.restarts,
         "square_queries": settings.square_queries,
-        "sources": [source.name for source in sources],
+        "sources": [source.name for source in subject.sources],
         "software": software(),
     }
-    models = {source.name: source.model for source in sources}
+    models = {source.name: source.model for source in subject.sources}
     try:
         with bar() as progress:
-            found = run_audit(loaded.model, test, settings, sources=models, tick=Ticker(progress))
+            found = run_audit(subject.model, test, settings, sources=models, tick=Ticker(progress))
     except ModelError as error:
         return Audit(**head, passed=False, refused=str(error), findings=())
     return Audit(

@@ -10,61 +10,33 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ltd_pipe.evaluation.results import Score, evaluation_beside, threat_text
+from ltd_pipe.stages import options
 from ltd_pipe.stages.console import Ticker, bar, doing, tell
-from ltd_pipe.stages.evaluation_options import (
-    NamedModel,
-    load,
-    model_argument,
-    select,
-    test_data_option,
-    transfer_options,
-    weights_option,
-)
-from ltd_pipe.stages.model_options import ModelOptions, model_options
-from ltd_pipe.stages.options import (
-    FILE,
-    FOLDER,
-    METRICS,
-    SETTINGS,
-    ParamsCommand,
-    note_pipeline,
-    params_options,
-    refuse_existing,
-    refuse_options,
-    require_files,
-)
+from ltd_pipe.stages.evaluation_options import measuring_options
 
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
-    from numpy.typing import NDArray
-
     from ltd_pipe.evaluation.bench import TestImages
     from ltd_pipe.evaluation.results import AttackRow, Metrics
-    from ltd_pipe.evaluation.robustness import Source
     from ltd_pipe.params import Params
     from ltd_pipe.provenance import StateRecord
-    from ltd_pipe.stages.evaluation_options import LoadedModel
+    from ltd_pipe.stages.evaluation_options import NamedSubject, Subject
 
 
-@click.command(cls=ParamsCommand)
-@model_argument
-@weights_option
-@params_options("evaluate", standalone=True)
-@test_data_option
-@model_options
-@transfer_options()
+@click.command(cls=options.ParamsCommand)
+@measuring_options()
 @click.option(
     "--corruptions",
-    type=FOLDER,
+    type=options.FOLDER,
     help="Folder of corrupted images: NAME.npy with labels.npy, as CIFAR-10-C, or "
     "NAME/SEVERITY/CLASS/.",
 )
 @click.option("--quick", is_flag=True, help="A first look: 200 images, PGD-10. Marked as such.")
-@click.option("--metrics", type=FILE, default="data/metrics.json", help="Where the numbers go.")
+@click.option(
+    "--metrics", type=options.FILE, default="data/metrics.json", help="Where the numbers go."
+)
 @click.option(
     "--out",
-    type=FOLDER,
+    type=options.FOLDER,
     default="data/evaluation",
     help="Folder of scores.json, by_eps.json, per_class.json, reliability.json, per_sample.npz, "
     "examples.npz and settings.json.",
@@ -72,12 +44,8 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Replace existing results.")
 @click.option("--json", "as_json", is_flag=True, help="Print metrics.json to stdout.")
 def evaluate(
-    model: str,
-    weights: Path | None,
     params: Params,
-    data: Path,
-    foreign: ModelOptions,
-    sources: tuple[NamedModel, ...],
+    named: NamedSubject,
     corruptions: Path | None,
     quick: bool,
     metrics: Path,
@@ -103,81 +71,37 @@ def evaluate(
 
     if quick:
         fixed = {"pgd_steps", "pgd_restarts", "attacks", "autoattack", "eps_grid"}
-        refuse_options(fixed | {"eps_grid_images"}, "is fixed in a first look: leave --quick out")
-    require_files("data", "corruptions")
-    refuse_existing(metrics, force=force, kind=METRICS, option="--metrics and --out")
+        why = "is fixed in a first look: leave --quick out"
+        options.refuse_options(fixed | {"eps_grid_images"}, why)
+    options.require_files("corruptions")
+    options.refuse_existing(
+        metrics, force=force, kind=options.METRICS, option="--metrics and --out"
+    )
     if out.resolve() != evaluation_beside(metrics).resolve():
         # Beside them the folder is of these metrics, which appear last: without them half done.
-        refuse_existing(out / "settings.json", force=force, kind=SETTINGS)
-    note_pipeline(metrics, out)
-    named, device = NamedModel.parse(model, weights, foreign), choose_device(params.device)
+        options.refuse_existing(out / "settings.json", force=force, kind=options.SETTINGS)
+    options.note_pipeline(metrics, out)
     with exclusive(metrics), deterministic(), full_float32():
         with doing("loading images and models"):
-            images, loaded, others = load(named, sources, data, device, strict=False)
+            subject = named.load(choose_device(params.device), strict=False)
         if quick:
-            section = params.evaluate.quick(images.manifest.num_samples)
+            section = params.evaluate.quick(subject.images.manifest.num_samples)
             params = params.model_copy(update={"evaluate": section})
-        test = select(images, device, params.evaluate.images, params.seed)
-        settings = _settings(params, loaded, test, images.manifest.fingerprint)
-        training = loaded.training_hashes(images, data)
-        results = (metrics, out)
-        numbers = _measure(
-            loaded, test, params, settings, others, corruptions, training, results, quick=quick
-        )
+        numbers = _measure(subject, params, corruptions, metrics, out, quick=quick)
     if as_json:
         click.echo(json.dumps(numbers.dump(), indent=2))
         return
-    click.echo(f"{model}:")
+    click.echo(f"{named.model.text}:")
     for line in metrics_lines(numbers):
         click.echo(line)
 
 
-def _settings(
-    params: Params, loaded: LoadedModel, test: TestImages, fingerprint: str
-) -> dict[str, Any]:
-    """What settings.json holds, but for AutoAttack's flags."""
-    import torch
-
-    from ltd_pipe import provenance
-
-    section = params.evaluate
-    return {
-        "attacks": [
-            {
-                "name": "PGD",
-                "loss": "cross entropy",
-                "steps": section.pgd_steps,
-                "restarts": section.pgd_restarts,
-                "step_size": 2.5 * section.eps / section.pgd_steps,
-            }
-        ],
-        "autoattack_version": section.autoattack,
-        "norm": section.norm,
-        "eps": section.eps,
-        "images": len(test),
-        "batch_size": section.batch_size,
-        "precision": "float32",
-        "tf32": torch.backends.cudnn.allow_tf32,
-        "seed": params.seed,
-        **loaded.facts(),
-        # Of the source, however it was stored and resized.
-        "data_fingerprint": fingerprint,
-        "image_shape": list(loaded.model.shape),
-        "pixels_sha256": test.pixels_sha256,
-        "software": provenance.software(),
-        "hardware": provenance.hardware(),
-    }
-
-
 def _measure(
-    loaded: LoadedModel,
-    test: TestImages,
+    subject: Subject,
     params: Params,
-    settings: dict[str, Any],
-    sources: list[Source],
     corruptions: Path | None,
-    training: NDArray[np.uint64] | None,
-    results: tuple[Path, Path],
+    metrics: Path,
+    out: Path,
     *,
     quick: bool,
 ) -> Metrics:
@@ -186,38 +110,35 @@ def _measure(
     from ltd_pipe.evaluation.corruptions import find_corruptions
     from ltd_pipe.publish import remove_state, write_json
 
-    (metrics, out), class_names = results, loaded.model.class_names
-    corrupted = [] if corruptions is None else find_corruptions(corruptions, class_names)
-    state = _state(metrics, params, settings, test.device, sources, corruptions)
+    section, model = params.evaluate, subject.model
+    test = subject.select(section.images, params.seed)
+    settings = _settings(params, subject, test)
+    corrupted = [] if corruptions is None else find_corruptions(corruptions, model.class_names)
+    state = _state(metrics, params, settings, subject, corruptions)
     if note := state.note():
         tell(note)
     with bar() as progress:
         ticker = Ticker(progress)
         result = robustness.evaluate(
-            loaded.model,
+            model,
             test,
-            params.evaluate,
+            section,
             seed=params.seed,
             state=state,
             tick=ticker,
             finished=ticker.finished,
-            sources=sources,
+            sources=subject.sources,
             corruptions=corrupted,
-            stated=loaded.stated_accuracy,
-            training=training,
-            warn=lambda line: click.echo(f"WARNING: {line}", err=True),
+            stated=subject.stated_accuracy,
+            training=subject.training_hashes(),
+            warn=lambda line: tell(f"WARNING: {line}"),
         )
     pictures = robustness.examples(
-        loaded.model,
-        test,
-        params.evaluate,
-        count=params.evaluate.examples,
-        seed=params.seed,
-        scores=result.scores,
+        model, test, section, count=section.examples, seed=params.seed, scores=result.scores
     )
-    robustness.write_folder(out, result, settings, class_names, pictures)
+    robustness.write_folder(out, result, settings, model.class_names, pictures)
     sha256 = settings["checkpoint_sha256"]
-    numbers = robustness.metrics_of(result, params.evaluate, quick=quick, checkpoint_sha256=sha256)
+    numbers = robustness.metrics_of(result, section, quick=quick, checkpoint_sha256=sha256)
     write_json(out / "scores.json", numbers.compared())
     # The last to appear: its presence tells that all is there.
     write_json(metrics, numbers.dump())
@@ -225,12 +146,45 @@ def _measure(
     return numbers
 
 
+def _settings(params: Params, subject: Subject, test: TestImages) -> dict[str, Any]:
+    """What settings.json holds, but for AutoAttack's flags."""
+    import torch
+
+    from ltd_pipe import provenance
+
+    section = params.evaluate
+    pgd = {
+        "name": "PGD",
+        "loss": "cross entropy",
+        "steps": section.pgd_steps,
+        "restarts": section.pgd_restarts,
+        "step_size": 2.5 * section.eps / section.pgd_steps,
+    }
+    return {
+        "attacks": [pgd],
+        "autoattack_version": section.autoattack,
+        "norm": section.norm,
+        "eps": section.eps,
+        "images": len(test),
+        "batch_size": section.batch_size,
+        "precision": "float32",
+        "tf32": torch.backends.cudnn.allow_tf32,
+        "seed": params.seed,
+        **subject.facts(),
+        # Of the source, however it was stored and resized.
+        "data_fingerprint": subject.images.manifest.fingerprint,
+        "image_shape": list(subject.model.shape),
+        "pixels_sha256": test.pixels_sha256,
+        "software": provenance.software(),
+        "hardware": provenance.hardware(),
+    }
+
+
 def _state(
     metrics: Path,
     params: Params,
     settings: dict[str, Any],
-    device: torch.device,
-    sources: list[Source],
+    subject: Subject,
     corruptions: Path | None,
 ) -> StateRecord:
     """Of this evaluation's finished batches: all that decides them, and what rounds."""
@@ -242,10 +196,10 @@ def _state(
         "params": params.evaluate.model_dump(exclude={"examples"}),
         "autoattack": settings["software"]["pyautoattack"],
         "code": provenance.code_digest("evaluate"),
-        "sources": [[source.name, source.sha256] for source in sources],
+        "sources": [[source.name, source.sha256] for source in subject.sources],
         "corruptions": None if corruptions is None else state_of_corruptions(corruptions),
     }
-    rounds["device"] = device.type
+    rounds["device"] = subject.model.mean.device.type
     states = metrics.parent / "state"
     return provenance.StateRecord(states, "evaluate", metrics.name, decides, rounds)
 

@@ -1,4 +1,4 @@
-"""Options of the commands that measure a model: the model, the test images, and other models."""
+"""What `evaluate` and `audit` measure: a model, on test images, beside other models."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ltd_pipe.errors import require_file
+from ltd_pipe.stages import options
 from ltd_pipe.stages.model_options import (
-    WEIGHTS_FIELDS,
-    WEIGHTS_OPTIONS,
+    WEIGHTS,
     ModelOptions,
     load_teacher,
+    model_options,
     open_images,
-    refuse_unused,
     stream_of,
+    weights_flag,
+    weights_options,
 )
-from ltd_pipe.stages.options import FILE, PATH
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,25 +35,10 @@ if TYPE_CHECKING:
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.stages.model_options import Command
 
-_CHECKPOINT = Path("data/student/model.safetensors")
-model_argument = click.argument("model", default=str(_CHECKPOINT), metavar="MODEL")
-checkpoint_argument = click.argument("checkpoint", type=FILE, default=_CHECKPOINT)
-weights_option = click.option(
-    "--weights",
-    type=FILE,
-    help="Weights of a MODEL that is timm:NAME, torchvision:NAME or robustbench:NAME.",
-)
-test_data_option = click.option(
-    "--data",
-    type=PATH,
-    default="data/test.beton",
-    help="Test images: a beton, or a folder with one folder per class.",
-)
-
 _PACKAGES = ("timm:", "torchvision:", "robustbench:")
 
 
-# --- The models, as the user names them.
+# --- As the user names them.
 
 
 @dataclass(frozen=True)
@@ -90,66 +76,81 @@ class NamedModel:
         named = replace(options, architecture=architecture)
         return cls(text, path and require_file(path), named)
 
-    @property
-    def own(self) -> Path | None:
-        """The checkpoint, where it is one of ours, which knows its classes and image shape."""
-        from ltd_pipe.models.facts import is_own
-
-        if self.path is None:
-            return None
-        # What needs an architecture and has none is refused as one of ours, which says so.
-        return self.path if self.options.architecture is None or is_own(self.path) else None
-
     def load(
         self, images: Beton | FolderStream, device: torch.device, *, strict: bool
-    ) -> LoadedModel:
-        """Load it for the images; `strict` as for `model_options.load_teacher`."""
-        from ltd_pipe.models.facts import read_facts
+    ) -> tuple[Classifier, Path]:
+        """Load it for the images, and say where its weights are; see `load_teacher`."""
         from ltd_pipe.models.registry import zoo_weights
 
-        manifest, path = images.manifest, self.path
+        path = self.path
         if path is None:
             name = str(self.options.architecture).partition(":")[2]
-            path = zoo_weights(name, manifest.num_classes)
+            path = zoo_weights(name, images.manifest.num_classes)
         stream = stream_of(images, device, resident=False)
-        model = load_teacher(path, manifest, self.options, stream, strict=strict).to(device).eval()
-        return LoadedModel(model, path, {} if self.own is None else read_facts(path))
+        return load_teacher(path, images.manifest, self.options, stream, strict=strict), path
 
 
-def transfer_options(*names: str) -> Callable[[Command], Command]:
-    """Add --transfer-from and what its weights do not say; the command gets `sources`."""
+def measuring_options(*transfer_names: str) -> Callable[[Command], Command]:
+    """Add MODEL, parameters of `evaluate`, and the options of images and of other models.
+
+    The command gets `params`, and `named`, a `NamedSubject`; --transfer-from has these names, too.
+    """
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
-        def wrapper(*args: Any, transfer_from: tuple[str, ...], **given: Any) -> Any:
-            options = {name: given.pop(f"transfer_{name}") for name in WEIGHTS_FIELDS}
-            return command(*args, sources=_parse_sources(transfer_from, options), **given)
+        def wrapper(
+            *,
+            model: str,
+            weights: Path | None,
+            data: Path,
+            foreign: ModelOptions,
+            transfer_from: tuple[str, ...],
+            **given: Any,
+        ) -> Any:
+            theirs = {name: given.pop(f"transfer_{name}") for name in WEIGHTS}
+            options.require_files("data")
+            named = NamedModel.parse(model, weights, foreign)
+            subject = NamedSubject(named, data, _parse_sources(transfer_from, theirs))
+            return command(named=subject, **given)
 
-        for option in reversed(WEIGHTS_OPTIONS):
-            wrapper = option("transfer-", multiple=True)(wrapper)
-        return click.option(
+        transfer_from = click.option(
             "--transfer-from",
-            *names,
+            *transfer_names,
             "transfer_from",
             multiple=True,
             metavar="MODEL",
             help="A model, such as the teacher, whose adversarial images are tried on this one: a "
             "checkpoint, or NAME=FILE. May be given several times; each --transfer-… then counts "
             "for all of them that are not ours, or is given once for each, in their order.",
-        )(wrapper)
+        )
+        data = click.option(
+            "--data",
+            type=options.PATH,
+            default="data/test.beton",
+            help="Test images: a beton, or a folder with one folder per class.",
+        )
+        weights = click.option(
+            "--weights",
+            type=options.FILE,
+            help="Weights of a MODEL that is timm:NAME, torchvision:NAME or robustbench:NAME.",
+        )
+        model = click.argument("model", default="data/student/model.safetensors", metavar="MODEL")
+        params = options.params_options("evaluate", standalone=True)
+        others = transfer_from(weights_options(wrapper, "--transfer-", multiple=True))
+        return model(weights(params(data(model_options(others)))))
 
     return decorate
 
 
 def _parse_sources(
-    texts: tuple[str, ...], options: dict[str, tuple[Any, ...]]
+    texts: tuple[str, ...], given: dict[str, tuple[Any, ...]]
 ) -> tuple[NamedModel, ...]:
     from ltd_pipe.models.facts import is_own
 
     named = [NamedModel.parse(text, None, ModelOptions(prefix="--transfer-")) for text in texts]
     foreign = [i for i, one in enumerate(named) if one.path is None or not is_own(one.path)]
-    for name, values in options.items():
-        flag = f"--transfer-{name.replace('_', '-').replace('architecture', 'arch')}"
+    for name, values in given.items():
+        flag = weights_flag("--transfer-", name)
         if len(values) > 1 and len(values) != len(foreign):
             raise click.UsageError(
                 f"{flag} is given {len(values)} times, for {len(foreign)} of --transfer-from that "
@@ -158,7 +159,7 @@ def _parse_sources(
         if values and not foreign:
             raise click.UsageError(f"{flag} is for a --transfer-from of another project's weights")
     for number, i in enumerate(foreign):
-        own = {name: v[number if len(v) > 1 else 0] for name, v in options.items() if v}
+        own = {name: v[number if len(v) > 1 else 0] for name, v in given.items() if v}
         if named[i].options.architecture is not None and "architecture" in own:
             text = named[i].text
             raise click.UsageError(f"'{text}' names its network: leave --transfer-arch out")
@@ -166,12 +167,42 @@ def _parse_sources(
     return tuple(named)
 
 
-# --- The models and images, ready to be measured.
+@dataclass(frozen=True)
+class NamedSubject:
+    """What is to be measured, on which images, and the models whose attacks are tried on it."""
+
+    model: NamedModel
+    data: Path
+    sources: tuple[NamedModel, ...]
+
+    def load(self, device: torch.device, *, strict: bool) -> Subject:
+        """Open the images, and load the models; `strict` refuses a scale that is not the best."""
+        from ltd_pipe.evaluation.robustness import Source
+        from ltd_pipe.provenance import sha256_file
+
+        named = self.model
+        if named.path is not None:
+            named.options.refuse_unused(named.path)
+        images = open_images(self.data, named.options, device, teacher=named.path)
+        model, path = named.load(images, device, strict=strict)
+        others = [(one.text, *one.load(images, device, strict=True)) for one in self.sources]
+        own = named.options.own_facts(named.path)
+        return Subject(
+            model,
+            path,
+            own.model_dump(mode="json") if own else {},
+            images,
+            self.data,
+            [Source(text, sha256_file(weights), other) for text, other, weights in others],
+        )
+
+
+# --- Ready to be measured.
 
 
 @dataclass(frozen=True)
-class LoadedModel:
-    """A model that is ready to be measured.
+class Subject:
+    """What is measured, loaded.
 
     Attributes
     ----------
@@ -181,11 +212,18 @@ class LoadedModel:
         Of its weights.
     checkpoint : dict
         What a checkpoint of ours says of itself; empty for others.
+    images : Beton or FolderStream
+    data : Path
+        Of the images.
+    sources : list of Source
     """
 
     model: Classifier
     path: Path
     checkpoint: dict[str, Any]
+    images: Beton | FolderStream
+    data: Path
+    sources: list[Source]
 
     def facts(self) -> dict[str, Any]:
         """What decides its answers, as plain values."""
@@ -198,6 +236,13 @@ class LoadedModel:
             "std": self.model.std.tolist(),
         }
 
+    def select(self, count: int | None, seed: int) -> TestImages:
+        """Choose so many of the test images; see `select_images`."""
+        from ltd_pipe.evaluation.bench import select_images
+
+        stream = stream_of(self.images, self.model.mean.device)
+        return select_images(stream, self.images.manifest.num_samples, count, seed)
+
     @property
     def stated_accuracy(self) -> tuple[float, str] | None:
         """The clean accuracy that the checkpoint states, and of which images."""
@@ -208,58 +253,15 @@ class LoadedModel:
         )
         return next(((share, of) for share, of in stated if isinstance(share, float)), None)
 
-    def training_hashes(
-        self, images: Beton | FolderStream, data: Path
-    ) -> NDArray[np.uint64] | None:
+    def training_hashes(self) -> NDArray[np.uint64] | None:
         """Hashes of the images that it was trained on, where they are at hand."""
         from ltd_pipe.images.beton import hashes_of
 
         fingerprint = (self.checkpoint.get("data") or {}).get("fingerprint")
         if fingerprint is None:
             return None
-        if images.manifest.fingerprint == fingerprint:
-            return images.sample_hash
-        paths = dict.fromkeys((data.with_name("train.beton"), Path("data/train.beton")))
+        if self.images.manifest.fingerprint == fingerprint:
+            return self.images.sample_hash
+        paths = dict.fromkeys((self.data.with_name("train.beton"), Path("data/train.beton")))
         found = (hashes_of(path, fingerprint) for path in paths)
         return next((hashes for hashes in found if hashes is not None), None)
-
-
-def load(
-    named: NamedModel,
-    sources: tuple[NamedModel, ...],
-    data: Path,
-    device: torch.device,
-    *,
-    strict: bool,
-) -> tuple[Beton | FolderStream, LoadedModel, list[Source]]:
-    """Open the test images, and load the model and those whose attack is tried on it.
-
-    Parameters
-    ----------
-    named : NamedModel
-    sources : tuple of NamedModel
-    data : Path
-        The test images, which a checkpoint of ours knows the classes and size of.
-    device : torch.device
-    strict : bool
-        Refuse weights that are right more often on another scale.
-    """
-    from ltd_pipe.evaluation.robustness import Source
-    from ltd_pipe.provenance import sha256_file
-
-    if named.path is not None:
-        refuse_unused(named.options, named.path)
-    images = open_images(data, named.options, device, teacher=named.own)
-    loaded = named.load(images, device, strict=strict)
-    others = [(one.text, one.load(images, device, strict=True)) for one in sources]
-    found = [Source(text, sha256_file(other.path), other.model) for text, other in others]
-    return images, loaded, found
-
-
-def select(
-    images: Beton | FolderStream, device: torch.device, count: int | None, seed: int
-) -> TestImages:
-    """Choose so many of the test images; see `select_images`."""
-    from ltd_pipe.evaluation.bench import select_images
-
-    return select_images(stream_of(images, device), images.manifest.num_samples, count, seed)

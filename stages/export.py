@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ltd_pipe.stages.evaluation_options import checkpoint_argument
 from ltd_pipe.stages.options import (
     CARD,
     FILE,
@@ -22,12 +21,15 @@ from ltd_pipe.stages.options import (
 if TYPE_CHECKING:
     from ltd_pipe.export.formats import Agreement
 
+_checkpoint_argument = click.argument(
+    "checkpoint", type=FILE, default="data/student/model.safetensors"
+)
 # Named here, since --help loads no torch.
 _FORMATS = ("robustbench", "timm", "onnx", "torchscript")
 
 
 @click.command()
-@checkpoint_argument
+@_checkpoint_argument
 @click.option("--to", type=click.Choice(_FORMATS), required=True, help="The form.")
 @click.option(
     "--out",
@@ -81,7 +83,7 @@ _RESULT = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 @click.command()
-@checkpoint_argument
+@_checkpoint_argument
 @click.option("--metrics", type=_RESULT, help="What 'ltd-pipe evaluate' measured of it.")
 @click.option(
     "--evaluation",

@@ -17,7 +17,6 @@ from ltd_pipe.stages.model_options import (
     load_teacher,
     model_options,
     open_images,
-    refuse_unused,
     stream_of,
 )
 from ltd_pipe.stages.options import (
@@ -104,7 +103,7 @@ def label(
         refuse_options({"logits"}, "is of one teacher's labels, and not of --top-k")
     refuse_overlap(out, data, *teachers)
     note_pipeline(out)
-    refuse_unused(foreign, *teachers)
+    foreign.refuse_unused(*teachers)
     world = World.from_environment()
     device = world.device(choose_device(params.device))
     lock = _exclusive(out, part) if world.is_main else contextlib.nullcontext()

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ltd_pipe.stages.console import counter
-from ltd_pipe.stages.options import FILE, numbers
+from ltd_pipe.errors import CheckpointError
+from ltd_pipe.stages import options
+from ltd_pipe.stages.console import counter, tell
 
 if TYPE_CHECKING:
     import torch
@@ -21,9 +22,72 @@ if TYPE_CHECKING:
     from ltd_pipe.images.stream import FolderStream, ImageStream
     from ltd_pipe.labels.format import TeacherFacts
     from ltd_pipe.models.classifier import Classifier
+    from ltd_pipe.models.facts import CheckpointFacts
     from ltd_pipe.models.foreign import ClassOrder
 
     Command = Callable[..., Any]
+
+
+def _channels(text: str) -> tuple[float, ...]:
+    from ltd_pipe.params.fit import meant_in_unit
+
+    found = options.numbers("0.5,0.5,0.5")(text)
+    if meant := meant_in_unit(found):
+        raise click.BadParameter(f"'{text}' is of pixels in 0…255: perhaps {meant} is meant")
+    return found
+
+
+# What other projects' weights do not say, as fields of ModelOptions and as options.
+WEIGHTS: dict[str, dict[str, Any]] = {
+    "architecture": {
+        "help": "Network of a .pt or .pth file: our name, timm:NAME, torchvision:NAME, or "
+        "FILE.py:FUNCTION of your own."
+    },
+    "mean": {
+        "type": _channels,
+        "metavar": "NUMBERS",
+        "help": "Its input normalisation, as 0.5,0.5,0.5.",
+    },
+    "std": {"type": _channels, "metavar": "NUMBERS", "help": "Likewise."},
+    "classes": {
+        "type": options.FILE,
+        "help": "Its class names in the order of its outputs: one per line, or JSON.",
+    },
+    "class_order": {
+        "type": click.Choice(["lexical", "natural"]),
+        "help": "Or how they are sorted: lexical (1, 10, 2) as torchvision's ImageFolder, natural "
+        "(1, 2, 10) as timm's.  [default: as the data's]",
+    },
+}
+
+
+def weights_flag(prefix: str, name: str) -> str:
+    """The option of a field of `WEIGHTS`; of a model beside the main one it has a prefix."""
+    return f"{prefix}{name.replace('_', '-').replace('architecture', 'arch')}"
+
+
+def weights_options(command: Command, prefix: str = "--", **more: Any) -> Command:
+    """Add the options of `WEIGHTS`."""
+    for name, settings in reversed(WEIGHTS.items()):
+        python = f"{prefix}{name}".lstrip("-").replace("-", "_")
+        flag = weights_flag(prefix, name)
+        command = click.option(flag, python, **settings, **more)(command)
+    return command
+
+
+def model_options(command: Command) -> Command:
+    """Add --arch and what else weights and folders do not say; the command gets a `foreign`."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **given: Any) -> Any:
+        named = {name: given.pop(name) for name in (*WEIGHTS, "image_size", "skip_bad")}
+        return command(*args, foreign=ModelOptions(**named).validated(), **given)
+
+    skip = click.option("--skip-bad", is_flag=True, help="Folder: leave out unreadable images.")
+    size = click.option(
+        "--image-size", type=click.IntRange(4), help="Folder: resize and crop to this."
+    )
+    return weights_options(size(skip(wrapper)))
 
 
 @dataclass(frozen=True)
@@ -67,82 +131,41 @@ class ModelOptions:
 
         return replace(self, architecture=allow_file(self.architecture))
 
-    def weights_flags(self) -> list[str]:
-        """Which options were given that say something of weights, as they are typed."""
-        names = [name for name in WEIGHTS_FIELDS if getattr(self, name) is not None]
-        flags = [name.replace("_", "-").replace("architecture", "arch") for name in names]
-        return [self.prefix + flag for flag in flags]
+    def own_facts(self, path: Path | None) -> CheckpointFacts | None:
+        """What a checkpoint of ours says of itself; None of other weights, which these options do.
 
+        Weights that need an architecture, and have none here, are refused as no checkpoint of ours.
+        """
+        from ltd_pipe.models.facts import CheckpointFacts, is_own
 
-def _channels(text: str) -> tuple[float, ...]:
-    from ltd_pipe.params.fit import meant_in_unit
+        if path is None or (self.architecture is not None and not is_own(path)):
+            return None
+        return CheckpointFacts.read(path)
 
-    found = numbers("0.5,0.5,0.5")(text)
-    if meant := meant_in_unit(found):
-        raise click.BadParameter(f"'{text}' is of pixels in 0…255: perhaps {meant} is meant")
-    return found
+    def refuse_unused(self, *paths: Path) -> None:
+        """Refuse options of another project's weights where all checkpoints are ours.
 
+        Raises
+        ------
+        CheckpointError
+        """
+        given = [name for name in WEIGHTS if getattr(self, name) is not None]
+        if not given or not paths:
+            return
+        from ltd_pipe.models.facts import CheckpointFacts, is_own
+        from ltd_pipe.models.registry import names_file
 
-def _weights_option(name: str, argument: str, **options: Any) -> Callable[..., Any]:
-    """An option of another project's weights; of a model beside the main one with a prefix."""
-
-    def option(prefix: str = "", **more: Any) -> Any:
-        python = f"{prefix.replace('-', '_')}{argument}"
-        return click.option(f"--{prefix}{name}", python, **options, **more)
-
-    return option
-
-
-WEIGHTS_OPTIONS = (
-    _weights_option(
-        "arch",
-        "architecture",
-        help="Network of a .pt or .pth file: our name, timm:NAME, torchvision:NAME, or "
-        "FILE.py:FUNCTION of your own.",
-    ),
-    _weights_option(
-        "mean",
-        "mean",
-        type=_channels,
-        metavar="NUMBERS",
-        help="Its input normalisation, as 0.5,0.5,0.5.",
-    ),
-    _weights_option("std", "std", type=_channels, metavar="NUMBERS", help="Likewise."),
-    _weights_option(
-        "classes",
-        "classes",
-        type=FILE,
-        help="Its class names in the order of its outputs: one per line, or JSON.",
-    ),
-    _weights_option(
-        "class-order",
-        "class_order",
-        type=click.Choice(["lexical", "natural"]),
-        help="Or how they are sorted: lexical (1, 10, 2) as torchvision's ImageFolder, natural "
-        "(1, 2, 10) as timm's.  [default: as the data's]",
-    ),
-)
-WEIGHTS_FIELDS = ("architecture", "mean", "std", "classes", "class_order")
-_OPTIONS = (
-    *(option() for option in WEIGHTS_OPTIONS),
-    click.option("--image-size", type=click.IntRange(4), help="Folder: resize and crop to this."),
-    click.option("--skip-bad", is_flag=True, help="Folder: leave out unreadable images."),
-)
-
-
-def model_options(command: Command) -> Command:
-    """Add --arch and what else weights and folders do not say; the command gets a `foreign`."""
-
-    @functools.wraps(command)
-    def wrapper(*args: Any, **given: Any) -> Any:
-        named = {
-            name: given.pop(name) for name in ModelOptions.__dataclass_fields__ if name in given
-        }
-        return command(*args, foreign=ModelOptions(**named).validated(), **given)
-
-    for option in reversed(_OPTIONS):
-        wrapper = option(wrapper)
-    return wrapper
+        own = [CheckpointFacts.read(path).architecture for path in paths if is_own(path)]
+        # The one thing that a checkpoint of ours cannot bring is code.
+        if self.architecture and names_file(self.architecture) and any(map(names_file, own)):
+            given.remove("architecture")
+        if given and len(own) == len(paths):
+            raise CheckpointError(
+                paths[0],
+                "is a checkpoint of ltd-pipe, which says this itself",
+                found=", ".join(weights_flag(self.prefix, name) for name in given),
+                remedy="Leave it out.",
+            )
 
 
 def open_images(
@@ -179,21 +202,16 @@ def open_images(
     # A folder's stream loads torch, and a beton's hashes need none.
     from ltd_pipe.images.sources import FolderSource
     from ltd_pipe.images.stream import open_folder
-    from ltd_pipe.models.facts import CheckpointFacts, is_own
 
-    channels: Any = 3
-    size = foreign.image_size
-    if teacher is not None and (foreign.architecture is None or is_own(teacher)):
-        facts = CheckpointFacts.read(teacher)
+    channels, size = 3, foreign.image_size
+    if facts := foreign.own_facts(teacher):
         channels, size = facts.shape[0], size or facts.shape[1]
         class_names = class_names or facts.class_names
-    if not decoded:
-        size = size or 1
     source = FolderSource(data, class_names)
     with counter("look at the images", len(source)) as progress:
         stream = open_folder(
             source,
-            image_size=size,
+            image_size=size if decoded else size or 1,
             channels=channels,
             device=device,
             split=source.split,
@@ -201,7 +219,7 @@ def open_images(
             progress=progress,
         )
     for line in stream.notes:
-        click.echo(line, err=True)
+        tell(line)
     return stream
 
 
@@ -213,34 +231,6 @@ def stream_of(
     from ltd_pipe.images.stream import ImageStream
 
     return ImageStream(images, device, resident=resident) if isinstance(images, Beton) else images
-
-
-def refuse_unused(foreign: ModelOptions, *paths: Path) -> None:
-    """Refuse options of another project's weights where all checkpoints are ours.
-
-    Raises
-    ------
-    CheckpointError
-    """
-    given = foreign.weights_flags()
-    if not given or not paths:
-        return
-    from ltd_pipe.errors import CheckpointError
-    from ltd_pipe.models.facts import CheckpointFacts, is_own
-    from ltd_pipe.models.registry import names_file
-
-    if foreign.architecture is not None and names_file(foreign.architecture):
-        # The one thing that a checkpoint of ours cannot bring is code.
-        own = [CheckpointFacts.read(path).architecture for path in paths if is_own(path)]
-        if any(map(names_file, own)):
-            given = [flag for flag in given if not flag.endswith("arch")]
-    if given and all(is_own(path) for path in paths):
-        raise CheckpointError(
-            paths[0],
-            "is a checkpoint of ltd-pipe, which says this itself",
-            found=", ".join(given),
-            remedy="Leave it out.",
-        )
 
 
 def load_teacher(
@@ -271,31 +261,38 @@ def load_teacher(
         Do not say, in a line, what the weights are taken for: another process does.
     """
     from ltd_pipe.models.checkpoint import load_classifier
-    from ltd_pipe.models.facts import is_own
-    from ltd_pipe.models.foreign import columns_of, load_foreign
+    from ltd_pipe.models.foreign import columns_of, load_foreign, natural_order
 
-    # Without an architecture its refusal says that one is needed.
-    if foreign.architecture is None or is_own(path):
+    if foreign.own_facts(path) is not None:
         model = load_classifier(path)
         model.require_data(facts.class_names, facts.shape, f"the images for {path}")
         return model.to(stream.device)
+    names = facts.class_names
+    columns: Sequence[int] | None = foreign.columns
+    if columns is None:
+        columns = columns_of(names, foreign.classes, foreign.class_order)
     model = load_foreign(
         path,
-        foreign.architecture,
+        str(foreign.architecture),
         facts.num_classes,
         facts.shape,
-        facts.class_names,
+        names,
         foreign.mean,
         foreign.std,
-        columns=columns_of(facts.class_names, foreign.classes, foreign.class_order)
-        if foreign.columns is None
-        else foreign.columns or None,
+        columns=columns or None,
     ).to(stream.device)
     said = _settle(model, path, facts, foreign, stream, strict=strict)
-    if not quiet:
-        click.echo(f"{path}: {said}", err=True)
-        if foreign.classes is None and foreign.class_order is None and foreign.columns is None:
-            _warn_of_order(path, facts, foreign)
+    if quiet:
+        return model
+    tell(f"{path}: {said}")
+    lexical, natural = list(names), natural_order(names)
+    asked = foreign.classes, foreign.class_order, foreign.columns
+    if asked == (None, None, None) and lexical == sorted(lexical) and natural != lexical:
+        at = next(at for at, name in enumerate(natural) if name != lexical[at])
+        tell(
+            f"warning: {path}: class {at} is taken to be '{lexical[at]}'; in natural order, as "
+            f"timm has it, it is '{natural[at]}'. {foreign.prefix}class-order says which."
+        )
     return model
 
 
@@ -317,29 +314,11 @@ def _settle(
     by = model.architecture.partition(":")[0]
     probes = draw_probes(stream, facts.num_samples, facts.num_classes)
     if probes is None:
-        taken = "" if declared is None else f"mean and std as {by} declares; "
-        if declared is not None:
-            model.normalise(*declared)
-        return f"{taken}neither scale nor order of classes is checked: no image has a class"
+        unchecked = "neither scale nor order of classes is checked: no image has a class"
+        if declared is None:
+            return unchecked
+        model.normalise(*declared)
+        return f"mean and std as {by} declares; {unchecked}"
     return settle(
-        model,
-        probes,
-        path,
-        declared=declared,
-        by=by,
-        options=foreign.prefix,
-        strict=strict,
+        model, probes, path, declared=declared, by=by, options=foreign.prefix, strict=strict
     )
-
-
-def _warn_of_order(path: Path, facts: ImageFacts, foreign: ModelOptions) -> None:
-    from ltd_pipe.models.foreign import natural_order
-
-    lexical, natural = list(facts.class_names), natural_order(facts.class_names)
-    if lexical == sorted(lexical) and natural != lexical:
-        at = next(at for at, name in enumerate(natural) if name != lexical[at])
-        click.echo(
-            f"warning: {path}: class {at} is taken to be '{lexical[at]}'; in natural order, as "
-            f"timm has it, it is '{natural[at]}'. {foreign.prefix}class-order says which.",
-            err=True,
-        )

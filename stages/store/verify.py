@@ -12,12 +12,11 @@ import click
 
 from ltd_pipe.stages.console import counter, tell, transfer
 from ltd_pipe.stages.model_options import (
-    WEIGHTS_FIELDS,
+    WEIGHTS,
     ModelOptions,
     load_teacher,
     model_options,
     open_images,
-    refuse_unused,
     stream_of,
 )
 from ltd_pipe.stages.options import FILE, PATH, refuse_options
@@ -109,9 +108,9 @@ def verify(
     if data is None:
         refuse_options({"image_size", "skip_bad"}, "is of the images: name them with --data")
     if not teachers:
-        asked = {"sample", "seed", "tolerance", *WEIGHTS_FIELDS}
+        asked = {"sample", "seed", "tolerance", *WEIGHTS}
         refuse_options(asked, "is of the teacher: name it with --teacher")
-    refuse_unused(foreign, *teachers)
+    foreign.refuse_unused(*teachers)
     path = resolve_store(store, transfer, tell)
     # The signature first: it takes a moment, and without it the rest may not matter.
     signer = verify_signature(path, public_key) if public_key is not None else None
