@@ -96,7 +96,7 @@ def test_work_that_is_not_there_is_no_work(tmp_path):
 
 # Options and wiring, warnings, files that are fetched or written, and what lies below all.
 UNDECIDING = (
-    *("stages.*", "params", "params.*", "evaluation", "evaluation.*", "training"),
+    *("stages", "stages.*", "params", "params.*", "evaluation", "evaluation.*", "training"),
     "distributed",
     *("labels.card", "labels.derive", "labels.remote", "labels.staging", "labels.verify"),
     *("labels.writer",),
