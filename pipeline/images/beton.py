@@ -7,26 +7,30 @@ a signed integer, since FFCV has no unsigned one.
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import threading
+import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ltd_pipe.errors import DataError, MachineError, refuse_pointer, require_file
-from ltd_pipe.images.decode import resize
 from ltd_pipe.images.manifest import Duplicates, Manifest, fingerprint, manifest_path
-from ltd_pipe.images.survey import common_size, require_unchanged, survey, without_bad
+from ltd_pipe.images.sources import Source, Split, Survey, survey
 from ltd_pipe.provenance import digest, sha256_file
 from ltd_pipe.publish import json_text, require_free, require_shared_memory, staged, writing
 
 if TYPE_CHECKING:
-    from ltd_pipe.images.sources import Source, Split
-    from ltd_pipe.images.survey import Survey
     from ltd_pipe.params import PrepareParams
+
+_T = TypeVar("_T")
 
 # FFCV 1.0.2's own types, which take numba, OpenCV and torch to import: ffcv.types.
 VERSION = 2
@@ -88,27 +92,33 @@ def open_beton(path: Path) -> Beton:
     refuse_pointer(path, path, DataError)
     manifest = Manifest.beside(path)
 
-    def refused(what: str, expected: object = None, found: object = None) -> DataError:
-        return DataError(path, what, expected=expected, found=found, remedy=_REMEDY)
-
     if (size := path.stat().st_size) != manifest.size:
         what = "is truncated" if size < manifest.size else "has another size"
-        raise refused(what, f"{manifest.size:,} bytes", f"{size:,}")
+        raise _refusal(path, what, f"{manifest.size:,} bytes", f"{size:,}")
     if (sha256 := sha256_file(path)) != manifest.sha256:
         what = "its bytes are not those that were written: SHA-256"
-        raise refused(what, manifest.sha256[:16], sha256[:16])
+        raise _refusal(path, what, manifest.sha256[:16], sha256[:16])
+    return Beton(path, manifest, *_read_labelled(path, manifest))
+
+
+def _refusal(path: Path, what: str, expected: object = None, found: object = None) -> DataError:
+    return DataError(path, what, expected=expected, found=found, remedy=_REMEDY)
+
+
+def _read_labelled(path: Path, manifest: Manifest) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
+    """Labels and hashes of the images, which have to be those of the manifest."""
     samples = read_samples(path, manifest)
     labels, hashes = samples["f1"].astype(np.int32), samples["f3"].astype(np.int64).view(np.uint64)
     if not np.array_equal(samples["f2"], np.arange(len(labels))):
-        raise refused("its indices are not 0, 1, 2, …")
-    least, most = int(samples["f1"].min()), int(samples["f1"].max())
-    if least < -1 or most >= manifest.num_classes:
-        raise refused("a label names no class", f"-1…{manifest.num_classes - 1}", f"{least}…{most}")
+        raise _refusal(path, "its indices are not 0, 1, 2, …")
+    least, most, last = int(samples["f1"].min()), int(samples["f1"].max()), manifest.num_classes - 1
+    if least < -1 or most > last:
+        raise _refusal(path, "a label names no class", f"-1…{last}", f"{least}…{most}")
     found = fingerprint(manifest.class_names, labels, hashes)
     if found != manifest.fingerprint:
         what = "its manifest is another beton's: fingerprint"
-        raise refused(what, manifest.fingerprint[:16], found[:16])
-    return Beton(path, manifest, labels, hashes)
+        raise _refusal(path, what, manifest.fingerprint[:16], found[:16])
+    return labels, hashes
 
 
 def hashes_of(path: Path, trained: str) -> NDArray[np.uint64] | None:
@@ -116,16 +126,11 @@ def hashes_of(path: Path, trained: str) -> NDArray[np.uint64] | None:
 
     Its pixels are not read: of a large one that would take minutes.
     """
-    try:
+    with contextlib.suppress(DataError):
         manifest = Manifest.beside(path)
-        if not path.is_file() or manifest.fingerprint != trained:
-            return None
-        samples = read_samples(path, manifest)
-    except DataError:
-        return None
-    hashes: NDArray[np.uint64] = samples["f3"].astype(np.int64).view(np.uint64)
-    labels = samples["f1"].astype(np.int32)
-    return hashes if fingerprint(manifest.class_names, labels, hashes) == trained else None
+        if path.is_file() and manifest.fingerprint == trained:
+            return _read_labelled(path, manifest)[1]
+    return None
 
 
 def require_one_preparation(train: Beton, test: Beton) -> None:
@@ -200,7 +205,7 @@ def read_samples(path: Path, manifest: Manifest) -> Any:
 
 def _require(path: Path, fulfilled: bool | np.bool_, what: str) -> None:
     if not fulfilled:
-        raise DataError(path, f"is not a beton of ours: {what}", remedy=_REMEDY)
+        raise _refusal(path, f"is not a beton of ours: {what}")
 
 
 def _require_places(
@@ -323,26 +328,15 @@ def write_betons(
         When the disk refuses; what stood there is untouched.
     """
     require_ffcv()
-    surveys = {split: survey(source, progress) for split, source in sources.items()}
-    usable = {
-        split: without_bad(source, surveys[split], skip=params.skip_bad)
+    found = {
+        split: survey(source, skip_bad=params.skip_bad, progress=progress)
         for split, source in sources.items()
     }
-    sizes = {
-        split: common_size(source, found, params.image_size)
-        for split, (source, found, _) in usable.items()
-    }
-    for split, (height, width) in sizes.items():
-        if (height, width) != sizes.get("train", (height, width)):
-            raise DataError(
-                usable[split][0].where(0),
-                "images differ in size",
-                expected="{1}×{0} like the training images".format(*sizes["train"]),
-                found=f"{width}×{height}",
-                remedy="Pass --image-size to resize them all.",
-            )
+    sizes: dict[Split, tuple[int, int]] = {}
+    for split, each in found.items():
+        sizes[split] = each.common_size(params.image_size, sizes.get("train"))
     first = next(iter(paths.values()))
-    counts = {split: len(source) for split, (source, _, _) in usable.items()}
+    counts = {split: len(each.source) for split, each in found.items()}
     estimates = [_estimate(counts[split], *size, params) for split, size in sizes.items()]
     require_free(first.parent, sum(estimates))
     require_shared_memory(first, max(counts.values()) * _SHARED_BYTES)
@@ -350,34 +344,30 @@ def write_betons(
         # The last to be entered are the first to be renamed: the betons.
         texts = {s: renamed.enter_context(staged(manifest_path(paths[s]))) for s in sources}
         betons = {split: renamed.enter_context(staged(paths[split])) for split in sources}
-        manifests: dict[Split, Manifest] = {}
-        for split, (source, found, _) in usable.items():
+        for split, each in found.items():
             with writing(paths[split]):
-                _encode(source, found, sizes[split], betons[split], params, progress)
-            train = None
-            if split == "test" and "train" in usable:
-                train = usable["train"][0].labels, usable["train"][1].sample_hash
-            manifests[split] = Manifest(
-                dataset=source.name,
-                split=split,
-                num_samples=len(source),
-                class_names=source.class_names,
-                shape=(params.channels, *sizes[split]),
+                _encode(each, sizes[split], betons[split], params, progress)
+        sums = {str(split): sha256_file(beton) for split, beton in betons.items()}
+        labelled = {s: (each.source.labels, each.sample_hash) for s, each in found.items()}
+        manifests = {
+            split: Manifest(
+                **each.facts(split, (params.channels, *sizes[split])),
                 encoding=params.encoding,
                 validation_fraction=params.validation_fraction,
-                fingerprint=fingerprint(source.class_names, source.labels, found.sample_hash),
-                sha256=sha256_file(betons[split]),
+                sha256=sums[split],
                 size=betons[split].stat().st_size,
-                one_colour=int(found.one_colour.sum()),
-                turned=int(found.turned.sum()),
-                duplicates=Duplicates.count((source.labels, found.sample_hash), train),
+                one_colour=each.one_colour,
+                turned=each.turned,
+                duplicates=Duplicates.count(
+                    labelled[split], labelled.get("train") if split == "test" else None
+                ),
+                preparation=digest(sums) if len(sums) > 1 else None,
             )
-        common = digest({split: manifest.sha256 for split, manifest in manifests.items()})
+            for split, each in found.items()
+        }
         for split, manifest in manifests.items():
-            if len(manifests) > 1:
-                manifests[split] = manifest.model_copy(update={"preparation": common})
-            texts[split].write_text(json_text(manifests[split].to_json()), encoding="utf-8")
-    return {split: (manifests[split], usable[split][2]) for split in sources}
+            texts[split].write_text(json_text(manifest.to_json()), encoding="utf-8")
+    return {split: (manifests[split], found[split].skipped) for split in sources}
 
 
 def _page_size(height: int, width: int) -> int:
@@ -394,56 +384,66 @@ def _estimate(count: int, height: int, width: int, params: PrepareParams) -> int
     return data + count * (SAMPLE.itemsize + PLACE.itemsize) + page + 2**13
 
 
-class _Samples:
-    """What FFCV's writer asks for: a tuple of fields by number."""
-
-    def __init__(
-        self,
-        source: Source,
-        found: Survey,
-        size: int | None,
-        progress: Callable[[int], None] | None,
-    ) -> None:
-        self._source, self._size, self._progress = source, size, progress
-        self._labels, self._hashes = source.labels, found.sample_hash
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, i: int) -> tuple[NDArray[np.uint8], int, int, int]:
-        image = resize(self._source.decode(i), self._size)
-        # After it was decoded: this hash is what ties the teacher's labels to these pixels.
-        require_unchanged(self._source, i, int(self._hashes[i]))
-        if self._progress:
-            self._progress(1)
-        signed = int(self._hashes.view(np.int64)[i])
-        return np.ascontiguousarray(image), int(self._labels[i]), int(i), signed
-
-
 def _encode(
-    source: Source,
     found: Survey,
     size: tuple[int, int],
     path: Path,
     params: PrepareParams,
     progress: Callable[[int], None] | None,
 ) -> None:
+    """Write the samples in their order: equal ones give equal bytes, with any number of workers.
+
+    FFCV 1.0.2 waits for a counter that its worker processes raise: when one of them dies, on a
+    full disk for example, it waits for ever. So its job is done in this process.
+    """
+    labels, signed = found.source.labels, found.sample_hash.view(np.int64)
+
+    def sample(i: int) -> tuple[NDArray[np.uint8], int, int, int]:
+        image = np.ascontiguousarray(found.pixels(i, params.image_size))
+        return image, int(labels[i]), i, int(signed[i])
+
     with ffcv_threads():
         from ffcv.fields import IntField, RGBImageField
+        from ffcv.memory_allocator import MemoryAllocator
+        from ffcv.writer import DatasetWriter, handle_sample
 
-        from ltd_pipe.images.writer import BetonWriter
+    mode = {"raw": "raw", "jpeg": "jpg"}[params.encoding]
+    image = RGBImageField(write_mode=mode, jpeg_quality=params.jpeg_quality)
+    fields = {"image": image} | {name: IntField() for name in FIELDS[1:]}
+    writer = DatasetWriter(str(path), fields, _page_size(*size), num_workers=1)
+    writer.num_samples = len(labels)
+    writer.prepare()
+    table = np.frombuffer(writer.metadata_sm.buf, writer.metadata_type)
+    try:
+        pages = MemoryAllocator(str(path), writer.data_region_start, writer.page_size)
+        with pages:
+            for i, values in enumerate(_ahead(sample, len(labels), params.workers)):
+                handle_sample(values, i, table.dtype.names, table, pages, fields)
+                if progress:
+                    progress(1)
+        writer.finalize(pages.allocations)
+    except BaseException as error:
+        # A failed call's frames hold views of the shared memory, which could then not be closed.
+        traceback.clear_frames(error.__traceback__)
+        raise
+    finally:
+        del table
+        writer.metadata_sm.close()
+        writer.metadata_sm.unlink()
+    # FFCV does not look at how much was written: on a disk that fills up the last page can be cut
+    # short in silence.
+    end = pages.offset + (pages.my_page + 1) * pages.page_size
+    if path.stat().st_size != end + len(labels) * PLACE.itemsize:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        mode = {"raw": "raw", "jpeg": "jpg"}[params.encoding]
-        image = RGBImageField(write_mode=mode, jpeg_quality=params.jpeg_quality)
-        fields = {"image": image} | {name: IntField() for name in FIELDS[1:]}
-        # A count that is kept in another process would not be seen in this one.
-        alone = params.workers == 1
-        samples = _Samples(source, found, params.image_size, progress if alone else None)
-        writer = BetonWriter(
-            str(path),
-            fields,
-            num_workers=params.workers,
-            page_size=_page_size(*size),
-            progress=progress,
-        )
-        writer.from_indexed_dataset(samples)
+
+def _ahead(work: Callable[[int], _T], count: int, threads: int) -> Iterator[_T]:
+    """What `work` gives for 0, 1, … in this order; at most two calls a thread wait or are done."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[_T]] = deque()
+        for i in range(count):
+            waiting.append(pool.submit(work, i))
+            if len(waiting) == 2 * threads:
+                yield waiting.popleft().result()
+        for call in waiting:
+            yield call.result()

@@ -1,4 +1,4 @@
-"""Where images come from: scikit-learn's digits, CIFAR, or a folder of images."""
+"""Where images come from: scikit-learn's digits, CIFAR, or a folder; and a first look at them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import os
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ltd_pipe import rng
 from ltd_pipe.errors import DataError, MissingError, reason_of
-from ltd_pipe.images.decode import decode_image
-from ltd_pipe.images.manifest import sample_hash
+from ltd_pipe.images.decode import decode_image, is_one_colour, is_turned, resize
+from ltd_pipe.images.manifest import fingerprint, sample_hash
 from ltd_pipe.text import nfc, printable, quoted
 
 if TYPE_CHECKING:
@@ -422,21 +423,153 @@ def _cifar(params: PrepareParams, split: Split) -> ArraySource:
         with contextlib.redirect_stdout(io.StringIO()):
             content = kind(str(root), train=split == "train", download=params.download)
     except Exception as error:  # a download fails in many ways, a corrupt archive in another
-        reason = reason_of(error)
-        archive = "Put torchvision's archive there"
         if there:
-            raise DataError(
-                root,
-                f"{params.dataset} is damaged or incomplete ({reason})",
-                remedy="Remove it and put torchvision's archive there again.",
-            ) from error
+            what = f"{params.dataset} is damaged or incomplete ({reason_of(error)})"
+            remedy = "Remove it and put torchvision's archive there again."
+            raise DataError(root, what, remedy=remedy) from error
+        what, otherwise = f"{params.dataset} is not there", "set prepare.download: true"
         if params.download:
-            raise MissingError(
-                root,
-                f"{params.dataset} is not there and cannot be downloaded ({reason})",
-                remedy=f"{archive}, or try again when there is a connection.",
-            ) from error
-        remedy = f"{archive}, or set prepare.download: true."
-        raise MissingError(root, f"{params.dataset} is not there", remedy=remedy) from error
+            what += f" and cannot be downloaded ({reason_of(error)})"
+            otherwise = "try again when there is a connection"
+        remedy = f"Put torchvision's archive there, or {otherwise}."
+        raise MissingError(root, what, remedy=remedy) from error
     labels = np.asarray(content.targets, dtype=np.int32)
     return ArraySource(params.dataset, tuple(content.classes), content.data, labels)
+
+
+# --- One pass over all images before anything is done with them.
+
+
+# An image of this size takes 192 MiB; FFCV, which holds five batches, needs far smaller ones.
+_MAX_SIDE = 8192
+_SEEN = np.dtype([("hash", "<u8"), ("size", "<i8", 2), ("one_colour", "?"), ("turned", "?")])
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one pass over all images found, of those that are usable.
+
+    Attributes
+    ----------
+    source : Source
+        Without the images that were left out.
+    sample_hash : ndarray of shape (N,), dtype uint64
+    sizes : ndarray of shape (N, 2), dtype int64
+        Height and width.
+    one_colour, turned : int
+        Images whose pixels are all about the same, and those with an EXIF orientation.
+    skipped : list of str
+        A line for each image that was left out.
+    """
+
+    source: Source
+    sample_hash: NDArray[np.uint64]
+    sizes: NDArray[np.int64]
+    one_colour: int
+    turned: int
+    skipped: list[str]
+
+    def common_size(
+        self, image_size: int | None, train: tuple[int, int] | None = None
+    ) -> tuple[int, int]:
+        """Height and width that all images have, or will have; `train` are the training images'.
+
+        A DataError names one that differs and is not to be resized, or is too large.
+        """
+        if image_size is not None:
+            return image_size, image_size
+        wanted = self.sizes[0] if train is None else np.array(train)
+        differs = (self.sizes != wanted).any(axis=1)
+        i = int(self.sizes.max(axis=1).argmax())
+        if self.sizes[i].max() > _MAX_SIDE:
+            what, expected = "is too large", f"at most {_MAX_SIDE:,} pixels a side"
+        elif differs.any():
+            i, what = int(differs.argmax()), "images differ in size"
+            like = self.source.where(0) if train is None else "the training images"
+            expected = f"{wanted[1]}×{wanted[0]} like {like}"
+        else:
+            return int(wanted[0]), int(wanted[1])
+        raise DataError(
+            self.source.where(i),
+            what,
+            expected=expected,
+            found=f"{self.sizes[i][1]}×{self.sizes[i][0]}",
+            remedy="Pass --image-size to resize them all.",
+        )
+
+    def pixels(self, i: int, image_size: int | None) -> NDArray[np.uint8]:
+        """Image i as RGB, resized; refused when its file was changed since it was surveyed."""
+        image = resize(self.source.decode(i), image_size)
+        # After it was decoded: this hash is what ties the teacher's labels to these pixels.
+        if sample_hash(self.source.raw(i)) != self.sample_hash[i]:
+            raise DataError(
+                self.source.where(i),
+                "was changed while the images were read",
+                remedy="Run it again when nothing else writes there.",
+            )
+        return image
+
+    def facts(self, split: Split, shape: tuple[Any, int, int]) -> dict[str, Any]:
+        """What `ImageFacts` has of images that are stored or shown in this shape (C, H, W)."""
+        source = self.source
+        return {
+            "dataset": source.name,
+            "split": split,
+            "num_samples": len(source),
+            "class_names": source.class_names,
+            "shape": shape,
+            "fingerprint": fingerprint(source.class_names, source.labels, self.sample_hash),
+        }
+
+
+def survey(
+    source: Source, *, skip_bad: bool, progress: Callable[[int], None] | None = None
+) -> Survey:
+    """Read, hash and decode every image once, and leave unreadable ones out, or refuse them.
+
+    `progress` is called with the number just done.
+
+    Raises
+    ------
+    DataError
+        Naming the first bad images, or a class of which none is left.
+    """
+    seen, bad = np.zeros(len(source), _SEEN), {}
+
+    def look(i: int) -> None:
+        try:
+            raw, image = source.raw(i), source.decode(i)
+            turned = isinstance(raw, bytes) and is_turned(raw)
+            seen[i] = sample_hash(raw), image.shape[:2], is_one_colour(image), turned
+        except DataError as error:
+            bad[i] = error.what
+        except OSError as error:
+            bad[i] = f"cannot be read: {reason_of(error)}"
+
+    # Reading, hashing and decoding release the interpreter's lock.
+    with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
+        for done, _ in enumerate(pool.map(look, range(len(source)), chunksize=64), 1):
+            if progress and (done % 256 == 0 or done == len(source)):
+                progress(256 if done % 256 == 0 else done % 256)
+    named = {i: source.where(i) for i in sorted(bad)}
+    if bad:
+        first, *others = named.items()
+        if not skip_bad:
+            more = f" and {len(others) - 2} more" if len(others) > 2 else ""
+            also = ", ".join(name for _, name in others[:2])
+            raise DataError(
+                first[1],
+                f"is not usable: {bad[first[0]]}",
+                remedy="Remove or mend it, or pass --skip-bad."
+                + (f" The same is true of {also}{more}." if others else ""),
+            )
+        keep = np.setdiff1d(np.arange(len(source)), list(bad))
+        classes, source, seen = set(source.labels.tolist()), source.take(keep), seen[keep]
+        if not len(source):
+            raise DataError(source.name, "has no readable image")
+        if lost := classes - set(source.labels.tolist()):
+            name = source.class_names[min(lost)]
+            raise DataError(source.name, f"class '{name}' has no readable image")
+    one_colour, turned = int(seen["one_colour"].sum()), int(seen["turned"].sum())
+    skipped = [f"{name}: {bad[i]}" for i, name in named.items()]
+    return Survey(source, seen["hash"].copy(), seen["size"], one_colour, turned, skipped)

@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 from ltd_pipe.device import free_memory, on_device
 from ltd_pipe.errors import DataError
 from ltd_pipe.images.beton import FIELDS, ffcv_threads, read_samples, require_ffcv
-from ltd_pipe.images.decode import resize, to_channels
-from ltd_pipe.images.manifest import Duplicates, ImageFacts, fingerprint
-from ltd_pipe.images.survey import common_size, require_unchanged, survey, without_bad
+from ltd_pipe.images.decode import to_channels
+from ltd_pipe.images.manifest import Duplicates, ImageFacts
+from ltd_pipe.images.sources import Source, Split, Survey, survey
 
 if TYPE_CHECKING:
     from ltd_pipe.images.beton import Beton
     from ltd_pipe.images.manifest import Manifest
-    from ltd_pipe.images.sources import Source, Split
 
 # A data set is kept on the device when it takes at most this share of the free memory.
 _RESIDENT_SHARE = 0.25
@@ -188,20 +187,14 @@ class FolderStream:
     """
 
     def __init__(
-        self,
-        source: Source,
-        manifest: ImageFacts,
-        sample_hash: NDArray[np.uint64],
-        device: torch.device,
-        notes: Sequence[str] = (),
+        self, found: Survey, manifest: ImageFacts, device: torch.device, notes: Sequence[str]
     ) -> None:
-        self._source, self.labels = source, source.labels
-        self.manifest, self.sample_hash, self.device = manifest, sample_hash, device
-        self.notes = notes
+        self._found, self.manifest, self.device, self.notes = found, manifest, device, notes
+        self.labels, self.sample_hash = found.source.labels, found.sample_hash
 
     def where(self, i: int) -> str:
         """Image i as the user knows it."""
-        return self._source.where(i)
+        return self._found.source.where(i)
 
     def batches(self, order: NDArray[np.int64], batch_size: int, start: int = 0) -> Iterator[Batch]:
         """Yield the samples of `order`; see `ImageStream.batches`."""
@@ -220,8 +213,7 @@ class FolderStream:
     def _pixels(self, row: int) -> NDArray[np.uint8]:
         channels, height, width = self.manifest.shape
         # Images that are not square are all of one size, and stay as they are.
-        image = resize(self._source.decode(int(row)), height if height == width else None)
-        require_unchanged(self._source, int(row), int(self.sample_hash[row]))
+        image = self._found.pixels(int(row), height if height == width else None)
         return np.ascontiguousarray(to_channels(image, channels).transpose(2, 0, 1))
 
 
@@ -255,24 +247,17 @@ def open_folder(
     ------
     DataError
     """
-    source, found, skipped = without_bad(source, survey(source, progress), skip=skip_bad)
-    height, width = common_size(source, found, image_size)
-    facts = ImageFacts(
-        dataset=source.name,
-        split=split,
-        num_samples=len(source),
-        class_names=source.class_names,
-        shape=(channels, height, width),
-        fingerprint=fingerprint(source.class_names, source.labels, found.sample_hash),
-    )
+    found = survey(source, skip_bad=skip_bad, progress=progress)
+    source = found.source
+    facts = ImageFacts(**found.facts(split, (channels, *found.common_size(image_size))))
     duplicates = Duplicates.count((source.labels, found.sample_hash))
-    warnings = facts.warnings_of(int(found.one_colour.sum()), int(found.turned.sum()), duplicates)
+    warnings = facts.warnings_of(found.one_colour, found.turned, duplicates)
     notes = [
-        *(f"skipped: {line}" for line in skipped),
+        *(f"skipped: {line}" for line in found.skipped),
         *source.notes,
         *(f"warning: {source.name}: {line}" for line in warnings),
     ]
-    return FolderStream(source, facts, found.sample_hash, device, notes)
+    return FolderStream(found, facts, device, notes)
 
 
 # --- How betons are read.

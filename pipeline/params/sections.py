@@ -101,7 +101,7 @@ class PrepareParams(Section):
     skip_bad: bool = False
     """leave out unreadable images instead of stopping"""
     workers: int = Field(1, ge=1)
-    """processes that encode; the file's bytes are reproducible with 1"""
+    """threads that decode; the file's bytes do not depend on their number"""
 
     def _conflicts(self) -> Iterator[str]:
         if self.dataset == "folder" and self.path is None:

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import re
 import resource
 import shutil
@@ -67,15 +66,11 @@ def test_the_same_images_give_the_same_bytes(params, beton, tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["raw", "jpeg"])
-def test_several_writers_give_the_same_images(params, tmp_path, encoding):
-    """With two processes the layout may differ, what is read does not."""
-    for workers in (1, 2):
+def test_any_number_of_workers_gives_the_same_bytes(params, tmp_path, encoding):
+    """They decode ahead of the one that writes."""
+    for workers in (1, 2, 7):
         write(params, tmp_path / f"{workers}.beton", workers=workers, encoding=encoding)
-    one, two = (
-        next(ImageStream(open_beton(tmp_path / f"{n}.beton"), CPU).batches(np.arange(12), 12))
-        for n in (1, 2)
-    )
-    assert torch.equal(one.images, two.images)
+    assert len({(tmp_path / f"{n}.beton").read_bytes() for n in (1, 2, 7)}) == 1
 
 
 def test_resizing_does_not_change_the_fingerprint(params, beton, tmp_path):
@@ -414,7 +409,7 @@ def test_a_disk_that_fills_up_leaves_nothing(photos, tmp_path, workers):
     command = [sys.executable, "-c", FULL, str(photos), str(out), workers]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
     assert "train.beton" in done.stdout
-    assert "cannot be written" in done.stdout or "a writing process died" in done.stdout
+    assert "cannot be written" in done.stdout
     assert list(out.iterdir()) == []
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
@@ -450,7 +445,7 @@ def test_the_estimate_of_the_size_is_close(beton, params):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_progress_counts_each_image_twice(params, tmp_path, workers):
-    """Read, then written, in this process or in others."""
+    """Read, then written, by one thread or by several."""
     counts = []
     params = params.model_copy(update={"workers": workers})
     source = open_source(params, "train")
@@ -458,25 +453,19 @@ def test_progress_counts_each_image_twice(params, tmp_path, workers):
     assert sum(counts) == 2 * 12
 
 
-def test_several_writers_leave_no_process(params, tmp_path):
-    """Not even one that has ended and was not waited for."""
-    write(params, tmp_path / "train.beton", workers=2)
-    listed = subprocess.run(
-        ["ps", "-o", "stat=", "--ppid", str(os.getpid())],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "Z" not in listed.stdout
-
-
-def test_an_image_that_changes_meanwhile_is_refused(params, photos, tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_image_that_changes_meanwhile_is_refused(params, photos, tmp_path, workers):
     """Its hash would otherwise vouch for pixels that the teacher never saw."""
 
     def change_after_the_survey(count):
-        (photos / "train/dog/5.png").write_bytes(picture(77))
+        if not counts:
+            (photos / "train/dog/5.png").write_bytes(picture(77))
+        counts.append(count)
+
+    counts = []
 
     source = open_source(params, "train")
+    params = params.model_copy(update={"workers": workers})
     with refused(DataError, where=photos / "train/dog/5.png", what="changed"):
         write_beton(source, tmp_path / "out/x.beton", params, "train", change_after_the_survey)
     assert list((tmp_path / "out").iterdir()) == []

@@ -5,7 +5,6 @@ import os
 import pickle
 import shutil
 from pathlib import Path
-from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -14,8 +13,7 @@ from torchvision import datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ltd_pipe.errors import DataError, MissingError
-from ltd_pipe.images.sources import FolderSource, open_source, validation_mask
-from ltd_pipe.images.survey import survey, without_bad
+from ltd_pipe.images.sources import FolderSource, open_source, survey, validation_mask
 from ltd_pipe.params import PrepareParams
 
 from .conftest import picture
@@ -119,12 +117,12 @@ def test_a_flat_folder_with_a_bad_image_can_be_used(photos):
     folder = photos / "train/cat"
     (folder / "0.png").write_bytes(b"")
     source = FolderSource(folder, ("cat", "dog"))
-    part, found, skipped = without_bad(source, survey(source), skip=True)
-    assert (len(part), len(found.sample_hash), len(skipped)) == (5, 5, 1)
+    found = survey(source, skip_bad=True)
+    assert (len(found.source), len(found.sample_hash), len(found.skipped)) == (5, 5, 1)
     for path in folder.iterdir():
         path.write_bytes(b"")
     with refused(DataError, where="cat", what="readable"):
-        without_bad(source, survey(source), skip=True)
+        survey(source, skip_bad=True)
 
 
 def test_class_names_give_the_labels(photos):
@@ -155,13 +153,13 @@ def test_a_link_that_leads_nowhere_is_a_bad_image(photos):
     (photos / "train/cat/8.png").symlink_to(photos / "train/cat/8.png")
     source = FolderSource(photos / "train")
     assert len(source) == 14
-    found = survey(source)
-    assert found.bad == [(6, "cannot be read: No such file or directory"), (7, ANY)]
     with pytest.raises(DataError) as caught:
-        without_bad(source, found, skip=False)
+        survey(source, skip_bad=False)
     assert caught.value.where == str(photos / "train/cat/7.png")
     assert caught.value.what == "is not usable: cannot be read: No such file or directory"
-    assert without_bad(source, found, skip=True)[2][0].startswith(f"{photos}/train/cat/7.png: can")
+    missing, loop = survey(source, skip_bad=True).skipped
+    assert missing == f"{photos}/train/cat/7.png: cannot be read: No such file or directory"
+    assert loop.startswith(f"{photos}/train/cat/8.png: ")
 
 
 def empty(root):
