@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import abc
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,22 +80,18 @@ class HashedImages:
     ) -> HashedImages:
         """Hash all images of a folder with one folder per class; see `FolderSource`."""
         source = FolderSource(folder, class_names)
-        hashes = np.empty(len(source), np.uint64)
+        names, labels, count = source.class_names, source.labels, len(source)
+        hashes = np.empty(count, np.uint64)
         with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
-            found = pool.map(lambda i: sample_hash(source.raw(i)), range(len(source)))
+            found = pool.map(lambda i: sample_hash(source.raw(i)), range(count))
             for i, each in enumerate(found):
                 hashes[i] = each
                 if progress is not None:
                     progress(1)
-        facts = FolderFacts(
-            source.name,
-            source.split,
-            len(source),
-            source.class_names,
-            fingerprint(source.class_names, source.labels, hashes),
-        )
+        whole = fingerprint(names, labels, hashes)
         files = tuple(path.relative_to(folder).as_posix() for path in source.paths)
-        return cls(facts, source.labels, hashes, files)
+        facts = FolderFacts(source.name, source.split, count, names, whole)
+        return cls(facts, labels, hashes, files)
 
 
 def open_images(
@@ -109,24 +106,28 @@ def open_images(
 # --- What other programs leave, and what is known of it: only what can be proved or is told.
 
 
-class LabelFiles(Protocol):
-    """Opened labels of another program: a table, or a file for each image."""
+class LabelFiles(abc.ABC):
+    """Opened labels of another program: a table, or a file for each image.
 
-    @property
-    def path(self) -> Path:
-        """For errors."""
+    Attributes
+    ----------
+    path : Path
+        For errors.
+    arrays : frozenset of str
+        What `read` gives: soft_labels, logits or both, or topk_indices and topk_probs.
+    top_k : int or None
+        Of sparse labels, or means of such: so many are kept unless the user says.
+    """
 
-    @property
-    def arrays(self) -> frozenset[str]:
-        """What `read` gives: soft_labels, logits or both, or topk_indices and topk_probs."""
+    path: Path
+    arrays: frozenset[str]
+    top_k: int | None = None
 
-    @property
-    def top_k(self) -> int | None:
-        """Of sparse labels, or means of such: so many are kept unless the user says."""
-
+    @abc.abstractmethod
     def read(self, index: NDArray[np.int64]) -> Block:
         """Some rows of each array; they are read once, in their order."""
 
+    @abc.abstractmethod
     def origin(self) -> str:
         """What was read, once all of it was."""
 
@@ -167,38 +168,33 @@ class Origin:
                 found=repr(sha256)[:80],
             )
 
-    @property
-    def teachers(self) -> tuple[TeacherFacts, ...]:
-        """The teacher, where it is known."""
-        if self.teacher_sha256 is None or self.architecture is None:
-            return ()
-        return (TeacherFacts(sha256=self.teacher_sha256, architecture=self.architecture),)
-
-
-def foreign_attributes(
-    origin: Origin,
-    images: ManifestLike,
-    labels: NDArray[np.int32],
-    hashes: NDArray[np.uint64],
-    top_k: int | None,
-) -> StoreAttributes:
-    """Attributes of a store of another program's labels of these images."""
-    return StoreAttributes(
-        temperature=origin.temperature,
-        num_samples=len(labels),
-        num_classes=len(images.class_names),
-        class_names=images.class_names,
-        dataset=DatasetFacts(
-            name=images.dataset,
-            split=images.split,
-            fingerprint=fingerprint(images.class_names, labels, hashes),
-        ),
-        teachers=origin.teachers,
-        software=provenance.software(),
-        licence=origin.licence,
-        citation=origin.citation,
-        top_k=TopKFacts(k=top_k) if top_k else None,
-    )
+    def attributes(
+        self,
+        images: ManifestLike,
+        labels: NDArray[np.int32],
+        hashes: NDArray[np.uint64],
+        top_k: int | None,
+    ) -> StoreAttributes:
+        """Attributes of a store of such labels of these images."""
+        teachers = []
+        if self.teacher_sha256 and self.architecture:
+            teachers = [TeacherFacts(sha256=self.teacher_sha256, architecture=self.architecture)]
+        return StoreAttributes(
+            temperature=self.temperature,
+            num_samples=len(labels),
+            num_classes=len(images.class_names),
+            class_names=images.class_names,
+            dataset=DatasetFacts(
+                name=images.dataset,
+                split=images.split,
+                fingerprint=fingerprint(images.class_names, labels, hashes),
+            ),
+            teachers=tuple(teachers),
+            software=provenance.software(),
+            licence=self.licence,
+            citation=self.citation,
+            top_k=TopKFacts(k=top_k) if top_k else None,
+        )
 
 
 def convert(

@@ -1,6 +1,6 @@
 """Labels that other projects made of a folder of images: FKD's, ReLabel's and TinyViT's.
 
-Each class reads what its project publishes as rows of a store; see `LabelFiles` in convert.py.
+Each class reads what its project publishes as rows of a store.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import io
 import re
 import zipfile
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 
 from ltd_pipe.errors import JoinError, MissingError, ParamsError, StoreError
-from ltd_pipe.labels.convert import convert, foreign_attributes
+from ltd_pipe.labels.convert import LabelFiles, convert
 from ltd_pipe.labels.softmax import expand
 from ltd_pipe.provenance import sha256_file
 
 if TYPE_CHECKING:
-    from ltd_pipe.labels.convert import HashedImages, LabelFiles, Origin
+    from ltd_pipe.labels.convert import HashedImages, Origin
     from ltd_pipe.labels.derive import Block, DerivedStore
 
 # 500 crops of 1,000 classes take 2 MiB.
@@ -39,17 +40,50 @@ def store_of_images(
 
     Of `top_k` probabilities in each row; by default as many as the labels have, dense ones all.
     """
-    attributes = foreign_attributes(
-        origin, images.manifest, images.labels, images.sample_hash, top_k or files.top_k
-    )
-    return convert(files, attributes, images.labels, images.sample_hash)
+    labels, hashes = images.labels, images.sample_hash
+    attributes = origin.attributes(images.manifest, labels, hashes, top_k or files.top_k)
+    return convert(files, attributes, labels, hashes)
 
 
-# --- Labels in one file per image, found by the image's name.
+# --- What the projects' labels share.
 
 
-class PerImageLabels(abc.ABC):
-    """One file for each image, of which a row is made.
+def _places(names: Sequence[str], refusal: Callable[[int, int], JoinError]) -> dict[str, int]:
+    """The image of each name, which is one image's alone."""
+    places: dict[str, int] = {}
+    for i, name in enumerate(names):
+        if (first := places.setdefault(name, i)) != i:
+            raise refusal(first, i)
+    return places
+
+
+def _hash_of_list(lines: Iterable[str]) -> str:
+    text = "".join(f"{line}\n" for line in lines)
+    return f"SHA-256 of their list {hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _first_wrong(
+    classes: NDArray[Any], probs: NDArray[Any], num_classes: int, max_sum: float
+) -> tuple[int, str, str] | None:
+    """The first sparse row that is no distribution: its place, what was expected and found.
+
+    Classes differ and are whole numbers; the sum of the probabilities is at most one. `max_sum`
+    leaves room for the digits with which they were stored.
+    """
+    sums = probs.sum(axis=1, dtype=np.float32)
+    known = (classes >= 0) & (classes < num_classes) & (classes == np.floor(classes))
+    different = (np.diff(np.sort(classes, axis=1), axis=1) != 0).all(axis=1)
+    # Written so that NaN fails.
+    right = known.all(axis=1) & different & (probs >= 0).all(axis=1) & (sums <= max_sum)
+    if right.all():
+        return None
+    wrong = int(np.argmin(right))
+    expected = f"different classes below {num_classes}, probabilities of sum at most 1"
+    return wrong, expected, f"classes up to {classes[wrong].max():.10g}, sum {sums[wrong]:.4f}"
+
+
+class PerImageLabels(LabelFiles):
+    """One file for each image, found by the image's name, of which a row is made.
 
     Parameters
     ----------
@@ -60,8 +94,6 @@ class PerImageLabels(abc.ABC):
     """
 
     suffix: str
-    arrays: frozenset[str]
-    top_k: int | None = None
 
     def __init__(self, path: Path, images: HashedImages) -> None:
         if not path.is_dir():
@@ -80,16 +112,15 @@ class PerImageLabels(abc.ABC):
                 expected=self._names[missing[0]],
                 remedy="Name the folder that has the same folders in it as the images'.",
             )
-        seen: dict[str, int] = {}
-        for i, name in enumerate(self._names):
-            first = seen.setdefault(name, i)
-            if first != i:
-                raise JoinError(
-                    path,
-                    f"{name} would be the labels of two images",
-                    found=f"{images.files[first]} and {images.files[i]}",
-                    remedy="Convert them one at a time.",
-                )
+        _places(
+            self._names,
+            lambda first, i: JoinError(
+                path,
+                f"{self._names[i]} would be the labels of two images",
+                found=f"{images.files[first]} and {images.files[i]}",
+                remedy="Convert them one at a time.",
+            ),
+        )
 
     @abc.abstractmethod
     def _row(self, content: Any, where: Path) -> NDArray[np.float32]:
@@ -100,9 +131,7 @@ class PerImageLabels(abc.ABC):
         rows = np.empty((len(index), self._num_classes), np.float32)
         for place, i in enumerate(index.tolist()):
             path = self.path / self._names[i]
-            size = path.stat().st_size
-            if size > _MAX_BYTES:
-                raise _too_large(path, size)
+            _require_small(path, path.stat().st_size)
             content = path.read_bytes()
             self._digests[i] = hashlib.sha256(content).hexdigest()
             rows[place] = self._row(load_arrays(content, path), path)
@@ -110,14 +139,18 @@ class PerImageLabels(abc.ABC):
 
     def origin(self) -> str:
         """All files that were read, in one hash: of what sha256sum prints of them in order."""
-        total = hashlib.sha256()
-        for digest, name in zip(self._digests, self._names, strict=True):
-            total.update(f"{digest}  {name}\n".encode())
-        return f"{len(self._names)} files, SHA-256 of their list {total.hexdigest()}"
+        lines = map("{}  {}".format, self._digests, self._names)
+        return f"{len(self._names)} files, {_hash_of_list(lines)}"
 
 
-def _too_large(where: Path, size: int) -> StoreError:
-    return StoreError(where, "is too large", expected=f"at most {_MAX_BYTES} bytes", found=size)
+def _require_small(where: Path, size: int) -> None:
+    if size > _MAX_BYTES:
+        raise StoreError(where, "is too large", expected=f"at most {_MAX_BYTES} bytes", found=size)
+
+
+def _kind(content: Any) -> str:
+    known = isinstance(content, np.ndarray | torch.Tensor)
+    return f"{content.dtype} {tuple(content.shape)}" if known else type(content).__name__
 
 
 def load_arrays(content: bytes, where: Path) -> Any:
@@ -131,8 +164,7 @@ def load_arrays(content: bytes, where: Path) -> Any:
         # A member may be compressed: what it grows to must be small too.
         with zipfile.ZipFile(stream) as archive:
             size = sum(member.file_size for member in archive.infolist())
-        if size > _MAX_BYTES:
-            raise _too_large(where, size)
+        _require_small(where, size)
     try:
         with torch.serialization.safe_globals(_array_globals()):
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -153,21 +185,6 @@ def _array_globals() -> list[Any]:
     rebuild = multiarray._reconstruct
     kinds = [type(np.dtype(name)) for name in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
     return [rebuild, (rebuild, "numpy.core.multiarray._reconstruct"), np.ndarray, np.dtype, *kinds]
-
-
-def _are_distributions(
-    classes: NDArray[np.int64], probs: NDArray[Any], num_classes: int, max_sum: float
-) -> NDArray[np.bool_]:
-    """Which sparse rows have different classes, and probabilities of a sum of at most one.
-
-    `max_sum` leaves room for the digits with which they were stored.
-    """
-    again = (np.diff(np.sort(classes, axis=1), axis=1) == 0).any(axis=1)
-    known = ((classes >= 0) & (classes < num_classes)).all(axis=1)
-    # Written so that NaN fails.
-    low = probs.sum(axis=1, dtype=np.float32) <= max_sum
-    right: NDArray[np.bool_] = (probs >= 0).all(axis=1) & low & known & ~again
-    return right
 
 
 # --- FKD's labels of crops (arXiv 2112.01528), averaged over each image's crops.
@@ -209,43 +226,27 @@ class FkdLabels(PerImageLabels):
         labels = content[2] if isinstance(content, list | tuple) and len(content) == 3 else None
         if isinstance(labels, torch.Tensor):
             labels = labels.numpy()
-        if (
-            not isinstance(labels, np.ndarray)
-            or labels.dtype.kind not in "fiu"
-            or not labels.size
-            or not (labels.ndim == 1 or (labels.ndim in (2, 3) and labels.shape[1] == 2))
-        ):
-            found = type(content).__name__
-            if isinstance(labels, np.ndarray):
-                found = f"{labels.dtype} {labels.shape}"
-            raise StoreError(
-                where,
-                "holds no labels as FKD writes them",
-                expected="boxes, flips, and labels of shape (crops,), (crops, 2) or (crops, 2, k)",
-                found=found,
-            )
+        shape: tuple[int, ...] = labels.shape if isinstance(labels, np.ndarray) else ()
+        fits = len(shape) == 1 or (len(shape) in (2, 3) and shape[1] == 2)
+        if labels is None or not fits or labels.dtype.kind not in "fiu" or not labels.size:
+            expected = "boxes, flips, and labels of shape (crops,), (crops, 2) or (crops, 2, k)"
+            found = _kind(content if labels is None else labels)
+            what = "holds no labels as FKD writes them"
+            raise StoreError(where, what, expected=expected, found=found)
         if labels.ndim == 1:
             labels = np.stack([labels, np.ones_like(labels)], axis=1)
         pairs = labels.reshape(len(labels), 2, -1)
-        classes, probs = pairs[:, 0].astype(np.int64), pairs[:, 1].astype(np.float32)
-        right = _are_distributions(classes, probs, self._num_classes, max_sum=1.001)
-        if not right.all() or (classes != pairs[:, 0]).any():
-            raise StoreError(
-                where,
-                "holds labels that are none",
-                expected=f"different classes below {self._num_classes}, probabilities of sum at "
-                "most 1",
-                found=f"classes {classes.min()} to {classes.max()}, sums up to "
-                f"{probs.sum(axis=1).max():.4f}",
-            )
+        classes, probs = pairs[:, 0], pairs[:, 1].astype(np.float32)
+        if wrong := _first_wrong(classes, probs, self._num_classes, max_sum=1.001):
+            _, expected, found = wrong
+            raise StoreError(where, "holds labels that are none", expected=expected, found=found)
         self._crops.add(len(classes))
         row: NDArray[np.float32] = expand(classes, probs, self._num_classes).mean(axis=0)
         return row
 
     def origin(self) -> str:
         """What was averaged, and the files' hash."""
-        crops = sorted(self._crops)
-        span = f"{crops[0]}" if len(crops) == 1 else f"{crops[0]} to {crops[-1]}"
+        span = " to ".join(f"{count}" for count in sorted({min(self._crops), max(self._crops)}))
         return f"FKD, mean over {span} crops of each image, {super().origin()}"
 
 
@@ -264,24 +265,15 @@ class RelabelLabels(PerImageLabels):
 
     def _row(self, content: Any, where: Path) -> NDArray[np.float32]:
         if not isinstance(content, torch.Tensor) or content.ndim != 4 or content.shape[0] != 2:
-            tensor = isinstance(content, torch.Tensor)
-            raise StoreError(
-                where,
-                "holds no label map as ReLabel writes them",
-                expected="a tensor of shape (2, k, H, W)",
-                found=f"shape {tuple(content.shape)}" if tensor else type(content).__name__,
-            )
+            what, expected = "holds no label map as ReLabel writes them", "shape (2, k, H, W)"
+            raise StoreError(where, what, expected=f"a tensor of {expected}", found=_kind(content))
         logits, classes = content.float().flatten(2)
         # Written so that NaN fails.
         known = (classes >= 0) & (classes < self._num_classes) & (classes == classes.floor())
         if not logits.numel() or not bool((known & torch.isfinite(logits)).all()):
             span = f"classes {classes.min():g} to {classes.max():g}" if classes.numel() else "none"
-            raise StoreError(
-                where,
-                "holds a label map that is none",
-                expected=f"finite logits, and classes below {self._num_classes}",
-                found=span,
-            )
+            expected = f"finite logits, and classes below {self._num_classes}"
+            raise StoreError(where, "holds a label map that is none", expected=expected, found=span)
         dense = torch.zeros(self._num_classes, logits.shape[-1])
         row: NDArray[np.float32] = dense.scatter_(0, classes.long(), logits).mean(dim=1).numpy()
         return row
@@ -304,7 +296,7 @@ _EPOCH = re.compile(r"logits_top([0-9]{1,6})_epoch([0-9]{1,6})")
 _PACKAGE = re.compile(r"rank([0-9]{1,6})-values\.bin")
 
 
-class TinyVitLabels:
+class TinyVitLabels(LabelFiles):
     """TinyViT's labels as one row per image: of a single epoch as they are, of several their mean.
 
     Parameters
@@ -331,30 +323,38 @@ class TinyVitLabels:
             )
         self.path, self._trust_order = path, trust_order
         self._num_classes = len(images.manifest.class_names)
-        folders, self._k = _epoch_folders(path)
-        self.top_k: int | None = self._k
-        if self._k > self._num_classes:
+        folders, top_k = _epoch_folders(path)
+        self.top_k = top_k
+        if top_k > self._num_classes:
             raise StoreError(
                 path,
                 "probabilities per row",
                 expected=f"at most {self._num_classes}, the classes",
-                found=self._k,
+                found=top_k,
             )
-        keys = [
-            str(i) if trust_order else PurePosixPath(f).stem for i, f in enumerate(images.files)
-        ]
-        places: dict[str, int] = {}
-        for i, key in enumerate(keys):
-            first = places.setdefault(key, i)
-            if first != i:
-                raise JoinError(
-                    images.files[i],
-                    "has the same name as another image, so that a key would be of both",
-                    found=images.files[first],
-                )
-        self._epochs = [_Epoch(folder, self._k, places) for folder in folders]
+        files = images.files
+        places = _places(
+            [str(i) if trust_order else PurePosixPath(file).stem for i, file in enumerate(files)],
+            lambda first, i: JoinError(
+                files[i],
+                "has the same name as another image, so that a key would be of both",
+                found=files[first],
+            ),
+        )
+        self._epochs = [_Epoch(folder, top_k, places) for folder in folders]
         for epoch in self._epochs:
-            epoch.require_all(images.files, trust_order=trust_order)
+            missing = np.flatnonzero(epoch.package < 0)
+            if len(missing):
+                numbers = (
+                    " If the keys are numbers, and the images in the order that was labelled, pass "
+                    "--trust-order."
+                )
+                raise JoinError(
+                    epoch.folder,
+                    f"has no label for {files[missing[0]]} ({len(missing)} such)",
+                    remedy="Name the images that these labels were made of."
+                    + ("" if trust_order else numbers),
+                )
         several = len(folders) > 1
         self.arrays = frozenset({"soft_labels"} if several else {"topk_indices", "topk_probs"})
 
@@ -370,14 +370,12 @@ class TinyVitLabels:
 
     def origin(self) -> str:
         """What was averaged, and the files' hash."""
-        total = hashlib.sha256()
         files = [path for epoch in self._epochs for path in sorted(epoch.folder.glob("rank*"))]
-        for path in files:
-            total.update(f"{sha256_file(path)}  {path.parent.name}/{path.name}\n".encode())
+        lines = (f"{sha256_file(path)}  {path.parent.name}/{path.name}" for path in files)
         joined = ", joined by position" if self._trust_order else ""
         return (
             f"TinyViT, mean over {len(self._epochs)} augmented views of each image{joined}, "
-            f"{len(files)} files, SHA-256 of their list {total.hexdigest()}"
+            f"{len(files)} files, {_hash_of_list(lines)}"
         )
 
 
@@ -401,12 +399,12 @@ class _Epoch:
     """One folder: of each image in which file its label is, and where."""
 
     def __init__(self, folder: Path, top_k: int, places: dict[str, int]) -> None:
-        self._top_k, self.folder = top_k, folder
-        item = np.dtype([("seed", "<i4"), ("classes", "<i2", top_k), ("probs", "<f2", top_k)])
+        self.folder = folder
+        self._item = np.dtype([("seed", "<i4"), ("classes", "<i2", top_k), ("probs", "<f2", top_k)])
         packages = [path for path in folder.iterdir() if _PACKAGE.fullmatch(path.name)]
         # As TinyViT's reader does, the first file that has a key counts; samplers repeat some.
         packages.sort(key=lambda path: int(path.name[4:].partition("-")[0]))
-        self._package = np.full(len(places), -1, np.int32)
+        self.package = np.full(len(places), -1, np.int32)
         self._row = np.zeros(len(places), np.int64)
         self._values = []
         for number, path in enumerate(packages):
@@ -415,57 +413,31 @@ class _Epoch:
                 keys = names.read_text(encoding="utf-8").split()
             except FileNotFoundError as error:
                 raise MissingError(names, "no such file") from error
-            size, expected = path.stat().st_size, len(keys) * item.itemsize
+            size, expected = path.stat().st_size, len(keys) * self._item.itemsize
             if size != expected:
-                raise StoreError(
-                    path,
-                    "is cut short, or another file's keys are beside it",
-                    expected=f"{expected} bytes",
-                    found=size,
-                )
+                what = "is cut short, or another file's keys are beside it"
+                raise StoreError(path, what, expected=f"{expected} bytes", found=size)
             # Nothing can be mapped of an empty file, and nothing is in it.
-            self._values.append(np.memmap(path, item, "r") if keys else np.empty(0, item))
+            empty = np.empty(0, self._item)
+            self._values.append(np.memmap(path, self._item, "r") if keys else empty)
             for row, key in enumerate(keys):
                 place = places.get(key, -1)
-                if place >= 0 and self._package[place] < 0:
-                    self._package[place], self._row[place] = number, row
-
-    def require_all(self, files: tuple[str, ...], *, trust_order: bool) -> None:
-        """Refuse images without a label."""
-        missing = np.flatnonzero(self._package < 0)
-        if len(missing):
-            numbers = (
-                " If the keys are numbers, and the images in the order that was labelled, pass "
-                "--trust-order."
-            )
-            raise JoinError(
-                self.folder,
-                f"has no label for {files[missing[0]]} ({len(missing)} such)",
-                remedy="Name the images that these labels were made of."
-                + ("" if trust_order else numbers),
-            )
+                if place >= 0 and self.package[place] < 0:
+                    self.package[place], self._row[place] = number, row
 
     def rows(
         self, index: NDArray[np.int64], num_classes: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
         """Classes and probabilities of shape (n, k)."""
-        package, row = self._package[index], self._row[index]
-        classes = np.empty((len(index), self._top_k), np.int64)
-        probs = np.empty((len(index), self._top_k), np.float16)
+        package, row = self.package[index], self._row[index]
+        items = np.empty(len(index), self._item)
         for number in np.unique(package).tolist():
             chosen = package == number
-            items = self._values[number][row[chosen]]
-            # Written as int16, which holds classes beyond 32,767 as negative numbers.
-            classes[chosen] = items["classes"].astype(np.uint16)
-            probs[chosen] = items["probs"]
-        right = _are_distributions(classes, probs, num_classes, max_sum=1.01)
-        if not right.all():
-            wrong = int(np.argmin(right))
-            raise StoreError(
-                self.folder,
-                f"the label of image {index[wrong]} is no distribution",
-                expected=f"different classes below {num_classes}, probabilities of sum at most 1",
-                found=f"classes up to {classes[wrong].max()}, sum "
-                f"{probs[wrong].sum(dtype=np.float32):.4f}",
-            )
+            items[chosen] = self._values[number][row[chosen]]
+        # Written as int16, which holds classes beyond 32,767 as negative numbers.
+        classes, probs = items["classes"].astype(np.uint16).astype(np.int64), items["probs"]
+        if wrong := _first_wrong(classes, probs, num_classes, max_sum=1.01):
+            place, expected, found = wrong
+            what = f"the label of image {index[place]} is no distribution"
+            raise StoreError(self.folder, what, expected=expected, found=found)
         return classes, probs

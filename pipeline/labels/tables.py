@@ -12,7 +12,7 @@ import json
 import math
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from ltd_pipe.errors import (
     refuse_pointer,
 )
 from ltd_pipe.images.manifest import fingerprint
-from ltd_pipe.labels.convert import Origin, convert, foreign_attributes
+from ltd_pipe.labels.convert import LabelFiles, Origin, convert
 from ltd_pipe.labels.derive import answer_arrays
 from ltd_pipe.labels.format import (
     ATTRIBUTE,
@@ -64,12 +64,11 @@ def _carried_text(store: SoftLabels) -> str:
     return json.dumps(content, allow_nan=False)
 
 
-class Table(abc.ABC):
-    """An opened file, read from its beginning to its end; see `LabelFiles`.
+class Table(LabelFiles):
+    """An opened file, read from its beginning to its end.
 
     Attributes
     ----------
-    path : Path
     carried : tuple of StoreAttributes and int, or None
         Attributes and rows per chunk of the store that the file was made of.
     num_samples : int
@@ -77,53 +76,77 @@ class Table(abc.ABC):
         Of each array that has an answer for each row.
     """
 
-    path: Path
-    carried: tuple[StoreAttributes, int] | None
+    carried: tuple[StoreAttributes, int] | None = None
     num_samples: int
     row_shapes: dict[str, tuple[int, ...]]
+    # What this kind of file is called, what its arrays are, and what its package raises.
+    kind: str
+    unit: str
+    errors: tuple[type[Exception], ...] = (OSError,)
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        refuse_pointer(path, path, StoreError)
+        try:
+            self._names = self._open()
+        except FileNotFoundError as error:
+            raise MissingError(path, "no such file") from error
+        except self.errors as error:
+            raise StoreError(path, f"is no {self.kind} file ({reason_of(error)})") from error
+        try:
+            self._look([name for name in _WIDE if name in self._names])
+        except BaseException:
+            self.close()
+            raise
+
+    def _look(self, names: list[str]) -> None:
+        if not names:
+            expected = f"a {self.unit} of {', '.join(_WIDE)}"
+            found = ", ".join(self._names[:8]) or "nothing"
+            raise StoreError(self.path, "has no labels", expected=expected, found=found)
+        self.arrays = frozenset(names)
+        if (text := self._text()) is not None:
+            content = parse_object(text, self.path)
+            rows = content.get(_CHUNK_ROWS)
+            known = parse_attributes(content.get(ATTRIBUTE), self.path)
+            if type(rows) is not int or not 1 <= rows <= known.num_samples:
+                expected, found = f"1 to {known.num_samples}", repr(rows)[:40]
+                raise StoreError(self.path, _CHUNK_ROWS, expected=expected, found=found)
+            self.carried = known, rows
+        self.num_samples, self.row_shapes = self._begin(names)
+        ranks = self.row_shapes.get("topk_probs")
+        self.top_k = ranks[-1] if ranks else None
 
     @abc.abstractmethod
-    def column(self, name: str) -> NDArray[Any] | None:
-        """All of `labels` or `sample_hash`, integers, or None when the file has none."""
+    def _open(self) -> list[str]:
+        """Open the file; the names of its arrays."""
 
     @abc.abstractmethod
-    def read(self, index: NDArray[np.int64]) -> Block:
-        """The next rows of each wide array."""
+    def _text(self) -> bytes | None:
+        """What it carries of the store that it was made of."""
+
+    @abc.abstractmethod
+    def _begin(self, names: list[str]) -> tuple[int, dict[str, tuple[int, ...]]]:
+        """Number of rows, and of the wide arrays the shape of a row."""
+
+    @abc.abstractmethod
+    def _column(self, name: str) -> NDArray[Any]:
+        """All of an array of one integer for each row."""
 
     @abc.abstractmethod
     def close(self) -> None:
         """Close the file."""
-
-    @property
-    def arrays(self) -> frozenset[str]:
-        """What `read` gives."""
-        return frozenset(self.row_shapes)
-
-    @property
-    def top_k(self) -> int | None:
-        """Probabilities in a row of a sparse table."""
-        shape = self.row_shapes.get("topk_probs")
-        return shape[-1] if shape else None
 
     def origin(self) -> str:
         """The file's kind and hash."""
         kind = self.path.suffix.removeprefix(".") or "table"
         return f"{kind}, SHA-256 {sha256_file(self.path)}"
 
-    def _parse_carried(self, text: str | bytes) -> tuple[StoreAttributes, int]:
-        content = parse_object(text.encode() if isinstance(text, str) else text, self.path)
-        rows = content.get(_CHUNK_ROWS)
-        known = parse_attributes(content.get(ATTRIBUTE), self.path)
-        if type(rows) is not int or not 1 <= rows <= known.num_samples:
-            expected, found = f"1 to {known.num_samples}", repr(rows)[:40]
-            raise StoreError(self.path, _CHUNK_ROWS, expected=expected, found=found)
-        return known, rows
-
-    def _narrow(self, name: str, dtype: type[np.integer[Any]]) -> NDArray[Any] | None:
-        values = self.column(name)
-        if values is None:
+    def column(self, name: str, dtype: type[np.integer[Any]]) -> NDArray[Any] | None:
+        """All of `labels` or `sample_hash`, or None when the file has none."""
+        if name not in self._names:
             return None
-        limits = np.iinfo(dtype)
+        values, limits = self._column(name), np.iinfo(dtype)
         if int(values.min()) < limits.min or int(values.max()) > limits.max:
             expected, found = np.dtype(dtype).name, f"up to {values.max()}"
             raise StoreError(self.path, name, expected=expected, found=found)
@@ -158,35 +181,32 @@ class Table(abc.ABC):
                 expected="soft_labels, logits, both, or topk_indices and topk_probs",
                 found=", ".join(sorted(self.arrays)),
             )
-        if self.carried is None:
-            attributes, labels, hashes = self._join(origin or Origin(), images)
-            rows = None
-        else:
+        labels, hashes = self.column("labels", np.int32), self.column("sample_hash", np.uint64)
+        rows = None
+        if self.carried is not None:
             attributes, rows = self.carried
-            labels, hashes = self._rows_of_store(attributes)
+            if labels is None or hashes is None:
+                raise StoreError(self.path, "lacks the labels or the sample_hash of the store")
+            found = fingerprint(attributes.class_names, labels, hashes)
+            if found != attributes.dataset.fingerprint:
+                raise StoreError(
+                    self.path,
+                    "its rows are not those of the store that it says it was made of: the "
+                    "fingerprint of labels and sample_hash differs",
+                    remedy="Remove the ltd_pipe metadata, and name the images with --data.",
+                )
+        else:
+            attributes, labels, hashes = self._join(labels, hashes, origin or Origin(), images)
         self._require_shapes(attributes)
         return convert(self, attributes, labels, hashes, rows)
 
-    def _rows_of_store(
-        self, attributes: StoreAttributes
-    ) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
-        labels = self._narrow("labels", np.int32)
-        hashes = self._narrow("sample_hash", np.uint64)
-        if labels is None or hashes is None:
-            raise StoreError(self.path, "lacks the labels or the sample_hash of the store")
-        if fingerprint(attributes.class_names, labels, hashes) != attributes.dataset.fingerprint:
-            raise StoreError(
-                self.path,
-                "its rows are not those of the store that it says it was made of: the fingerprint "
-                "of labels and sample_hash differs",
-                remedy="Remove the ltd_pipe metadata, and name the images with --data.",
-            )
-        return labels, hashes
-
     def _join(
-        self, origin: Origin, images: ImagesLike | None
+        self,
+        labels: NDArray[np.int32] | None,
+        hashes: NDArray[np.uint64] | None,
+        origin: Origin,
+        images: ImagesLike | None,
     ) -> tuple[StoreAttributes, NDArray[np.int32], NDArray[np.uint64]]:
-        hashes = self._narrow("sample_hash", np.uint64)
         if hashes is None:
             raise JoinError(
                 self.path,
@@ -200,18 +220,17 @@ class Table(abc.ABC):
                 "was not made of a store, and knows neither its classes nor its images",
                 remedy="Name the images with --data.",
             )
-        known = self._narrow("labels", np.int32)
-        # Where the file knows no classes, by hash alone: they are the data's to say.
-        ours, theirs = known, images.labels
-        if ours is None:
-            ours, theirs = np.zeros(len(hashes), np.int32), np.zeros_like(theirs)
+        theirs = images.labels
+        if labels is None:
+            # By hash alone: the classes are the data's to say.
+            labels, theirs = np.zeros(len(hashes), np.int32), np.zeros_like(theirs)
         at = partners(
-            ImageRows(hashes, ours, self.path),
+            ImageRows(hashes, labels, self.path),
             ImageRows(images.sample_hash, theirs, "the data", "sample"),
             whole=False,
         )
         labels = images.labels[at]
-        attributes = foreign_attributes(origin, images.manifest, labels, hashes, self.top_k)
+        attributes = origin.attributes(images.manifest, labels, hashes, self.top_k)
         return attributes, labels, hashes
 
     def _require_shapes(self, attributes: StoreAttributes) -> None:
@@ -219,19 +238,15 @@ class Table(abc.ABC):
         if (top_k is not None) != ("topk_probs" in self.arrays):
             what = "is dense where its attributes say top-k, or the reverse"
             raise StoreError(self.path, what)
-        if self.num_samples != attributes.num_samples:
-            raise StoreError(
-                self.path, "rows", expected=attributes.num_samples, found=self.num_samples
-            )
+        compared: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        compared["rows"] = (attributes.num_samples,), (self.num_samples,)
         for name, shape in self.row_shapes.items():
-            expected = attributes.layout(name, 1, top_k).row_shape
-            if shape != expected:
-                raise StoreError(
-                    self.path,
-                    f"{name}: numbers per row",
-                    expected=" × ".join(map(str, expected)),
-                    found=" × ".join(map(str, shape)),
-                )
+            wanted = attributes.layout(name, 1, top_k).row_shape
+            compared[f"{name}: numbers per row"] = wanted, shape
+        for what, (wanted, shape) in compared.items():
+            if wanted != shape:
+                expected, found = (" × ".join(map(str, each)) for each in (wanted, shape))
+                raise StoreError(self.path, what, expected=expected, found=found)
 
 
 # --- NumPy's .npz: one file that every Python has a reader for.
@@ -272,16 +287,12 @@ def write_npz(
         for name in (*wide, "labels", "sample_hash"):
             array = store.arrays[name]
             layout = array.layout
-            header = {
-                "descr": np.lib.format.dtype_to_descr(layout.dtype),
-                "fortran_order": False,
-                "shape": layout.shape,
-            }
+            descr = np.lib.format.dtype_to_descr(layout.dtype)
+            header = {"descr": descr, "fortran_order": False, "shape": layout.shape}
             step = max(_STEP_BYTES // (layout.payload_bytes // layout.rows), 1)
             with new_member(name) as member:
                 np.lib.format.write_array_header_1_0(member, header)
-                for first in range(0, layout.num_samples, step):
-                    index = np.arange(first, min(first + step, layout.num_samples))
+                for index in _steps(store, step):
                     member.write(np.ascontiguousarray(array.gather(index)).data)
                     if progress is not None and name == wide[0]:
                         progress(len(index))
@@ -290,111 +301,84 @@ def write_npz(
             np.lib.format.write_array(member, text, allow_pickle=False)
 
 
+def _steps(store: SoftLabels, step: int) -> Iterator[NDArray[np.int64]]:
+    for first in range(0, store.num_samples, step):
+        yield np.arange(first, min(first + step, store.num_samples))
+
+
 class NpzTable(Table):
     """A .npz file of labels, made by `write_npz` or by hand."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        refuse_pointer(path, path, StoreError)
-        try:
-            self._archive = zipfile.ZipFile(path)
-        except FileNotFoundError as error:
-            raise MissingError(path, "no such file") from error
-        except (zipfile.BadZipFile, OSError) as error:
-            raise StoreError(path, f"is no .npz file ({reason_of(error)})") from error
-        self._known = {name.removesuffix(".npy") for name in self._archive.namelist()}
-        self._members = dict[str, _Member]()
-        try:
-            self._open_members()
-        except BaseException:
-            self.close()
-            raise
+    kind, unit, errors = ".npz", "key", (zipfile.BadZipFile, OSError)
 
-    def _open_members(self) -> None:
-        for name in _WIDE:
-            if name in self._known:
-                self._members[name] = self._member(name)
-        if not self._members:
-            raise StoreError(
-                self.path,
-                "has no labels",
-                expected=f"a key of {', '.join(_WIDE)}",
-                found=", ".join(sorted(self._known)[:8]) or "nothing",
-            )
+    def _open(self) -> list[str]:
+        self._opened = contextlib.ExitStack()
+        self._archive = self._opened.enter_context(zipfile.ZipFile(self.path))
+        return sorted(name.removesuffix(".npy") for name in self._archive.namelist())
+
+    def _text(self) -> bytes | None:
+        if ATTRIBUTE not in self._names:
+            return None
+        member = _Member(self, ATTRIBUTE)
+        short = member.shape == () and member.dtype.itemsize <= _MAX_TEXT_BYTES
+        member.require("U", "a text", short)
+        return str(member.take(1)).encode()
+
+    def _begin(self, names: list[str]) -> tuple[int, dict[str, tuple[int, ...]]]:
+        self._members = {name: _Member(self, name) for name in names}
+        for member in self._members.values():
+            member.require("fiu", "numbers, row after row", min(member.shape, default=0) > 0)
         counts = {name: member.shape[0] for name, member in self._members.items()}
         if len(set(counts.values())) > 1:
             raise StoreError(self.path, "arrays differ in their rows", found=counts)
-        self.num_samples = next(iter(counts.values()))
-        self.row_shapes = {name: member.shape[1:] for name, member in self._members.items()}
-        self.carried = None
-        if ATTRIBUTE in self._known:
-            with contextlib.closing(self._member(ATTRIBUTE, text=True)) as member:
-                self.carried = self._parse_carried(str(member.read_all()))
+        shapes = {name: member.shape[1:] for name, member in self._members.items()}
+        return counts[names[0]], shapes
 
-    def _member(self, name: str, *, text: bool = False) -> _Member:
-        return _Member(self._archive.open(f"{name}.npy"), self.path, name, text=text)
-
-    def column(self, name: str) -> NDArray[Any] | None:
-        """All of a narrow array."""
-        if name not in self._known:
-            return None
-        with contextlib.closing(self._member(name)) as member:
-            if member.shape != (self.num_samples,) or member.dtype.kind not in "iu":
-                raise StoreError(
-                    self.path,
-                    name,
-                    expected=f"integers of shape ({self.num_samples},)",
-                    found=f"{member.dtype} {member.shape}",
-                )
-            return member.read_all()
+    def _column(self, name: str) -> NDArray[Any]:
+        member, shape = _Member(self, name), (self.num_samples,)
+        member.require("iu", f"integers of shape {shape}", member.shape == shape)
+        return member.take(self.num_samples)
 
     def read(self, index: NDArray[np.int64]) -> Block:
         """The next rows of each wide array."""
         return {name: member.take(len(index)) for name, member in self._members.items()}
 
+    def open(self, name: str) -> IO[bytes]:
+        """The bytes of one array with its header."""
+        return self._opened.enter_context(self._archive.open(f"{name}.npy"))
+
     def close(self) -> None:
         """Close the file."""
-        for member in self._members.values():
-            member.close()
-        self._archive.close()
+        self._opened.close()
 
 
 class _Member:
     """One array of the archive, read from its beginning to its end."""
 
-    def __init__(self, stream: IO[bytes], where: Path, name: str, *, text: bool) -> None:
-        self._stream, self._where, self._name = stream, where, name
+    def __init__(self, table: NpzTable, name: str) -> None:
+        self._where, self._name = table.path, name
         try:
-            self.shape, self.dtype = self._header(text=text)
-        except BaseException:
-            self.close()
-            raise
-        self._left = self.shape[0] if self.shape else 1
-
-    def _header(self, *, text: bool) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        try:
+            self._stream = table.open(name)
             version = np.lib.format.read_magic(self._stream)
             read = {
                 (1, 0): np.lib.format.read_array_header_1_0,
                 (2, 0): np.lib.format.read_array_header_2_0,
             }[version]
-            shape, fortran, dtype = read(self._stream, max_header_size=_MAX_HEADER_BYTES)
+            header = read(self._stream, max_header_size=_MAX_HEADER_BYTES)
         except (ValueError, KeyError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
-            raise StoreError(
-                self._where, f"{self._name}: is no array that NumPy wrote ({reason_of(error)})"
-            ) from error
-        plain = dtype.kind == "U" and not shape if text else dtype.kind in "fiu" and shape
-        size = math.prod(shape) * dtype.itemsize
-        if not plain or fortran or min(shape, default=1) < 1 or (text and size > _MAX_TEXT_BYTES):
-            raise StoreError(
-                self._where,
-                self._name,
-                expected="a text" if text else "numbers, row after row",
-                found=f"{dtype} {shape}{' by column' if fortran else ''}",
-            )
-        return shape, dtype
+            what = f"{name}: is no array that NumPy wrote ({reason_of(error)})"
+            raise StoreError(self._where, what) from error
+        self.shape, self._by_column, self.dtype = header
+        self._left = self.shape[0] if self.shape else 1
+
+    def require(self, kinds: str, expected: str, fits: bool) -> None:
+        """Refuse numbers of other kinds than NumPy's letters say, or that do not fit."""
+        if self.dtype.kind not in kinds or self._by_column or not fits:
+            found = f"{self.dtype} {self.shape}{' by column' if self._by_column else ''}"
+            raise StoreError(self._where, self._name, expected=expected, found=found)
 
     def take(self, count: int) -> NDArray[Any]:
+        """The next rows, or the whole of an array without rows."""
         shape = (count, *self.shape[1:]) if self.shape else ()
         size = math.prod(shape) * self.dtype.itemsize
         try:
@@ -403,18 +387,12 @@ class _Member:
             # What remains after the last row; its end is also where the checksum is compared.
             more = self._stream.read(1) if self._left == 0 else b""
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            reason = reason_of(error)
-            raise StoreError(self._where, f"{self._name} is damaged ({reason})") from error
+            what = f"{self._name} is damaged ({reason_of(error)})"
+            raise StoreError(self._where, what) from error
         if len(content) != size or more:
             raise StoreError(self._where, f"{self._name} is cut short, or longer than it says")
         rows: NDArray[Any] = np.frombuffer(content, self.dtype).reshape(shape)
         return rows
-
-    def read_all(self) -> NDArray[Any]:
-        return self.take(self._left)
-
-    def close(self) -> None:
-        self._stream.close()
 
 
 # --- Parquet: for DuckDB, pandas, Polars and Hugging Face's data sets.
@@ -434,24 +412,27 @@ def write_parquet(
 ) -> None:
     """Write a store as one Parquet file, in the memory of one row group; else as `write_npz`."""
     arrow, parquet = _packages()
-    kinds = {name: _list_type(arrow, store, name) for name in answer_arrays(store)}
-    schema = arrow.schema(
-        {"sample_hash": arrow.uint64(), "labels": arrow.int32()} | kinds,
-        metadata={ATTRIBUTE: _carried_text(store)},
-    )
+
+    def rows(index: NDArray[np.int64]) -> Any:
+        found = {"sample_hash": store.sample_hash[index], "labels": store.labels[index]}
+        columns = {name: arrow.array(each) for name, each in found.items()}
+        for name in answer_arrays(store):
+            answers = store.arrays[name].gather(index)
+            wide = answers.dtype.kind == "u"
+            values = answers.astype(np.uint32) if wide else to_float32(answers)
+            columns[name] = arrow.array(values.reshape(-1))
+            for length in reversed(values.shape[1:]):
+                columns[name] = arrow.FixedSizeListArray.from_arrays(columns[name], length)
+        return arrow.table(columns)
+
+    schema = rows(np.arange(1)).schema.with_metadata({ATTRIBUTE: _carried_text(store)})
     step = max(_GROUP_ELEMENTS // (store.num_views * (store.top_k or store.num_classes)), 1)
     with (
         staged(target) as beside,
         parquet.ParquetWriter(beside, schema, compression="zstd", use_dictionary=False) as writer,
     ):
-        for first in range(0, store.num_samples, step):
-            index = np.arange(first, min(first + step, store.num_samples))
-            columns = [arrow.array(store.sample_hash[index]), arrow.array(store.labels[index])]
-            columns += [
-                _lists(arrow, store.arrays[name].gather(index), kind)
-                for name, kind in kinds.items()
-            ]
-            writer.write_table(arrow.Table.from_arrays(columns, schema=schema))
+        for index in _steps(store, step):
+            writer.write_table(rows(index))
             if progress is not None:
                 progress(len(index))
 
@@ -469,88 +450,49 @@ def _packages() -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
-def _list_type(arrow: Any, store: SoftLabels, name: str) -> Any:
-    kind = arrow.uint32() if name == "topk_indices" else arrow.float32()
-    for length in reversed(store.arrays[name].layout.row_shape):
-        kind = arrow.list_(kind, length)
-    return kind
-
-
-def _lists(arrow: Any, rows: NDArray[Any], kind: Any) -> Any:
-    values = rows.astype(np.uint32) if rows.dtype.kind == "u" else to_float32(rows)
-    flat, kinds = arrow.array(values.reshape(-1)), [kind]
-    while arrow.types.is_fixed_size_list(kinds[-1].value_type):
-        kinds.append(kinds[-1].value_type)
-    for each in reversed(kinds):
-        flat = arrow.FixedSizeListArray.from_arrays(flat, type=each)
-    return flat
-
-
 class ParquetTable(Table):
     """A Parquet file of labels, made by `write_parquet` or by hand; it needs pyarrow."""
 
-    def __init__(self, path: Path) -> None:
-        self._arrow, parquet = _packages()
-        self._errors = (self._arrow.ArrowException, OSError)
-        self.path = path
-        if not path.is_file():
-            raise MissingError(path, "no such file")
-        refuse_pointer(path, path, StoreError)
-        try:
-            # Without whole row groups in memory, which others make as large as they like.
-            self._file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
-        except self._errors as error:
-            raise StoreError(path, f"is no Parquet file ({reason_of(error)})") from error
-        try:
-            self._look()
-        except BaseException:
-            self.close()
-            raise
+    kind, unit = "Parquet", "column"
 
-    def _look(self) -> None:
-        schema = self._file.schema_arrow
-        self._names = [name for name in _WIDE if name in schema.names]
-        self._known = set(schema.names)
-        if not self._names:
-            raise StoreError(
-                self.path,
-                "has no labels",
-                expected=f"a column of {', '.join(_WIDE)}",
-                found=", ".join(schema.names[:8]),
-            )
-        text = (schema.metadata or {}).get(ATTRIBUTE.encode())
-        self.carried = None if text is None else self._parse_carried(text)
-        self.num_samples = self._file.metadata.num_rows
-        if self.num_samples < 1:
+    def _open(self) -> list[str]:
+        self._arrow, parquet = _packages()
+        self.errors = (self._arrow.ArrowException, OSError)
+        # Without whole row groups in memory, which others make as large as they like.
+        self._file = parquet.ParquetFile(self.path, pre_buffer=False, buffer_size=2**20)
+        return list(self._file.schema_arrow.names)
+
+    def _text(self) -> bytes | None:
+        return (self._file.schema_arrow.metadata or {}).get(ATTRIBUTE.encode())
+
+    def _begin(self, names: list[str]) -> tuple[int, dict[str, tuple[int, ...]]]:
+        count = self._file.metadata.num_rows
+        if count < 1:
             raise StoreError(self.path, "has no rows")
         # Lists say only in the rows how long they are.
-        first = next(self._batches(1))
-        self.row_shapes = {name: first[name].shape[1:] for name in self._names}
-        width = max(math.prod(shape) for shape in self.row_shapes.values())
-        self._rows = self._batches(max(_GROUP_ELEMENTS // max(width, 1), 1))
+        shapes = {name: rows.shape[1:] for name, rows in next(self._batches(names, 1)).items()}
+        width = max(math.prod(shape) for shape in shapes.values())
+        self._rows = self._batches(names, max(_GROUP_ELEMENTS // max(width, 1), 1))
         self._left: Block = {}
+        return count, shapes
 
-    def column(self, name: str) -> NDArray[Any] | None:
-        """All of a narrow array."""
-        if name not in self._known:
-            return None
+    def _column(self, name: str) -> NDArray[Any]:
         try:
             column = self._file.read(columns=[name], use_threads=False).column(0)
-        except self._errors as error:
+        except self.errors as error:
             raise self._damaged(error) from error
         if not self._arrow.types.is_integer(column.type) or column.null_count:
-            raise StoreError(
-                self.path, name, expected="an integer in each row", found=str(column.type)
-            )
+            expected, found = "an integer in each row", str(column.type)
+            raise StoreError(self.path, name, expected=expected, found=found)
         values: NDArray[Any] = column.to_numpy()
         return values
 
     def read(self, index: NDArray[np.int64]) -> Block:
         """The next rows of each wide array."""
         count, parts = len(index), [self._left] if self._left else []
-        while sum(len(part[self._names[0]]) for part in parts) < count:
+        while sum(len(next(iter(part.values()))) for part in parts) < count:
             parts.append(next(self._rows))
-        rows = {name: np.concatenate([part[name] for part in parts]) for name in self._names}
+        rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         self._left = {name: each[count:] for name, each in rows.items()}
         return {name: each[:count] for name, each in rows.items()}
 
@@ -558,23 +500,17 @@ class ParquetTable(Table):
         """Close the file."""
         self._file.close()
 
-    def _batches(self, rows: int) -> Iterator[Block]:
+    def _batches(self, names: Sequence[str], rows: int) -> Iterator[Block]:
         try:
-            for batch in self._file.iter_batches(
-                batch_size=rows, columns=self._names, use_threads=False
-            ):
-                yield {name: self._dense(batch.column(name), name) for name in self._names}
-        except self._errors as error:
+            for batch in self._file.iter_batches(rows, columns=names, use_threads=False):
+                yield {name: self._dense(batch.column(name), name) for name in names}
+        except self.errors as error:
             raise self._damaged(error) from error
 
     def _dense(self, column: Any, name: str) -> NDArray[Any]:
         # Lists of any kind to one array: all of one length, nothing left out.
-        shape, types = [len(column)], self._arrow.types
-        while (
-            types.is_list(column.type)
-            or types.is_large_list(column.type)
-            or types.is_fixed_size_list(column.type)
-        ):
+        shape, arrow = [len(column)], self._arrow
+        while isinstance(column, arrow.ListArray | arrow.LargeListArray | arrow.FixedSizeListArray):
             inner = column.flatten()
             shape.append(len(inner) // max(math.prod(shape), 1))
             lengths = column.value_lengths()
@@ -583,11 +519,10 @@ class ParquetTable(Table):
                     self.path, f"{name}: rows differ in length", expected=f"{shape[-1]} numbers"
                 )
             column = inner
-        number = types.is_floating(column.type) or types.is_integer(column.type)
+        number = arrow.types.is_floating(column.type) or arrow.types.is_integer(column.type)
         if column.null_count or not number or len(shape) < 2:
-            raise StoreError(
-                self.path, name, expected="a list of numbers in each row", found=str(column.type)
-            )
+            expected, found = "a list of numbers in each row", str(column.type)
+            raise StoreError(self.path, name, expected=expected, found=found)
         values: NDArray[Any] = column.to_numpy(zero_copy_only=False).reshape(shape)
         return values
 
