@@ -23,8 +23,7 @@ from ltd_pipe.stages.options import (
 
 if TYPE_CHECKING:
     from ltd_pipe.params import Params
-    from ltd_pipe.report.facts import ReportPaths
-    from ltd_pipe.report.pair import PairFacts
+    from ltd_pipe.report.facts import PairFacts, ReportPaths
 
 _PAGE, _PAIR_PAGE = Path("data/report.html"), Path("data/comparison.html")
 _PATH = PATH
@@ -108,7 +107,8 @@ def report(
         refuse_options(options, "is of the page of one student, not of --compare")
     refuse_existing(out, force=force, kind=PAGE)
     if pair:
-        from ltd_pipe.report.pair import judge_pair, render_pair
+        from ltd_pipe.report.facts import judge_pair
+        from ltd_pipe.report.page import render_pair
 
         two = _gather_pair(params.report.title, pair)
         page, verdict, missing = render_pair(two), judge_pair(two), two.missing
@@ -141,7 +141,7 @@ def report(
 
 
 def _gather_pair(title: str, names: tuple[str, str]) -> PairFacts:
-    from ltd_pipe.report.pair import gather_pair
+    from ltd_pipe.report.facts import gather_pair
 
     with tempfile.TemporaryDirectory() as folder:
         a, b = (

@@ -428,23 +428,25 @@ class Samples:
         )
 
 
-def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of an .npz file, which is refused where it is damaged or holds a pickle."""
+def read_arrays(path: Path, *wanted: str) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz file; refused when it lacks one, is damaged or holds a pickle."""
+    remedy = f"Run '{_EVALUATE}' again."
     try:
         # Opened here: given a path, numpy leaves the file open when it is damaged.
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        remedy = f"Run '{_EVALUATE}' again."
         raise ResultError(path, f"is damaged ({reason_of(error)})", remedy=remedy) from error
+    for name in wanted:
+        if name not in arrays:
+            raise ResultError(path, f"holds no {name}", remedy=remedy)
+    return arrays
 
 
 def read_samples(path: Path) -> Samples:
     """Read per_sample.npz, and refuse a damaged one."""
-    arrays, remedy = read_arrays(path), f"Run '{_EVALUATE}' again."
-    for name in ("sample_hash", "label", f"{_CORRECT}clean"):
-        if name not in arrays:
-            raise ResultError(path, f"holds no {name}", remedy=remedy)
+    arrays = read_arrays(path, "sample_hash", "label", f"{_CORRECT}clean")
+    remedy = f"Run '{_EVALUATE}' again."
     columns = {name: array for name, array in arrays.items() if name.startswith(_CORRECT)}
     kinds = {"sample_hash": "u", "label": "i"} | dict.fromkeys(columns, "b")
     n = len(np.atleast_1d(arrays["sample_hash"]))

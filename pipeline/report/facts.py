@@ -1,13 +1,13 @@
-"""All that the report of a student shows, read from the stages' files and held against itself."""
+"""What the two pages show, read from the stages' files and held against itself; and the verdict."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ltd_pipe.errors import ResultError
-from ltd_pipe.evaluation.results import eps_text, read_audit
+from ltd_pipe.evaluation.results import eps_text, evaluation_beside, read_audit
 from ltd_pipe.images.manifest import Manifest, manifest_path
 from ltd_pipe.report.pictures import Examples, LabelFacts, read_examples, read_labels
 from ltd_pipe.report.runs import Evaluation, Run, norm_text, phrase, read_evaluation, read_run
@@ -101,12 +101,12 @@ def gather_facts(paths: ReportPaths, params: ReportParams) -> Facts:
     there = {name: path for name, path in vars(paths).items() if path and path.exists()}
     student = read_run(paths.student, "student")
     evaluation = _evaluation(student, paths.metrics, paths.evaluation)
-    teacher = baseline = theirs = labels = examples = None
+    found: dict[str, Any] = {}
     if "teacher" in there:
-        teacher = read_run(there["teacher"], "teacher", "ltd-pipe teacher")
+        found["teacher"] = read_run(there["teacher"], "teacher", "ltd-pipe teacher")
     if "baseline" in there:
         command = "ltd-pipe train --label-kind onehot"
-        baseline = read_run(there["baseline"], "baseline", command)
+        found["baseline"] = baseline = read_run(there["baseline"], "baseline", command)
         if student.facts.class_names != baseline.facts.class_names:
             raise ResultError(
                 paths.baseline,
@@ -115,29 +115,20 @@ def gather_facts(paths: ReportPaths, params: ReportParams) -> Facts:
             )
         if "baseline_metrics" in there:
             theirs = _evaluation(baseline, there["baseline_metrics"], paths.baseline_evaluation)
+            found["baseline_evaluation"] = theirs
     if "labels" in there:
         labels = read_labels(there["labels"], there.get("data"), _AMBIGUOUS, _CONTRADICTED)
-        _require_own_labels(student, teacher, labels, paths)
+        _require_own_labels(student, found.get("teacher"), labels, paths)
+        found["labels"] = labels
     pictures = paths.evaluation / "examples.npz"
     if pictures.exists():
         classes = len(student.facts.class_names)
-        examples = read_examples(pictures, classes, params.examples) or None
-    facts = Facts(
-        title=params.title,
-        student=student,
-        evaluation=evaluation,
-        baseline=baseline,
-        baseline_evaluation=theirs,
-        teacher=teacher,
-        labels=labels,
-        manifest=(
-            Manifest.beside(paths.data)
-            if paths.data and manifest_path(paths.data).exists()
-            else None
-        ),
-        examples=examples,
-        audit=read_audit(there["audit"], student.sha256) if "audit" in there else None,
-    )
+        found["examples"] = read_examples(pictures, classes, params.examples) or None
+    if paths.data and manifest_path(paths.data).exists():
+        found["manifest"] = Manifest.beside(paths.data)
+    if "audit" in there:
+        found["audit"] = read_audit(there["audit"], student.sha256)
+    facts = Facts(params.title, student, evaluation, **found)
     return replace(facts, missing=tuple(_missing(facts, paths, pictured="data" in there)))
 
 
@@ -203,19 +194,16 @@ def _missing(facts: Facts, paths: ReportPaths, *, pictured: bool) -> list[str]:
 
 def judge_student(facts: Facts) -> Verdict:
     """Judge the student, against the baseline where there is one."""
-    student = Model(
-        "the student", facts.evaluation, facts.audit, labels=facts.student.facts.label_name
-    )
-    if facts.baseline is None or facts.baseline_evaluation is None:
-        verdict = judge(student)
-        return replace(verdict, caveats=(*verdict.caveats, *_audit_caveats(facts)))
-    labels = facts.baseline.facts.label_name
-    verdict = judge(student, Model("the baseline", facts.baseline_evaluation, labels=labels))
-    more = _audit_caveats(facts)
-    if verdict.comparison.paired:
-        if facts.student.facts.data != facts.baseline.facts.data:
+    student, baseline, theirs = facts.student, facts.baseline, facts.baseline_evaluation
+    mine = Model("the student", facts.evaluation, facts.audit, labels=student.facts.label_name)
+    if baseline is None or theirs is None:
+        verdict, more = judge(mine), _audit_caveats(facts)
+    else:
+        verdict = judge(mine, Model("the baseline", theirs, labels=baseline.facts.label_name))
+        more = _audit_caveats(facts)
+        if verdict.comparison.paired and student.facts.data != baseline.facts.data:
             more.append("The two were trained on different images.")
-        if unequal := unequal_params(facts.student, facts.baseline):
+        if verdict.comparison.paired and (unequal := unequal_params(student, baseline)):
             more.append(f"The two also differ in how they were trained: {phrase(unequal)}.")
     return replace(verdict, caveats=(*verdict.caveats, *more))
 
@@ -246,3 +234,73 @@ def masking_text(audit: Audit | None) -> str:
     if audit.failed:
         return f"{audit.failed} of {len(audit.findings)} failed"
     return f"passed (all {len(audit.findings)}, on {audit.n:,} images)"
+
+
+# ---------------------------------------------------------------- two runs
+
+_CHECKPOINT = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two runs."""
+
+    letter: str  # A or B: what it is called on the page
+    name: str  # as the user named it
+    evaluation: Evaluation
+    run: Run | None  # None where no checkpoint lies beside the evaluation
+
+
+@dataclass(frozen=True)
+class PairFacts:
+    """What is known of two runs; `missing` says what the page lacks and why."""
+
+    title: str
+    a: Side
+    b: Side
+    missing: tuple[str, ...]
+
+
+def gather_pair(title: str, first: tuple[str, Path], second: tuple[str, Path]) -> PairFacts:
+    """Read two runs.
+
+    Parameters
+    ----------
+    title : str
+    first, second : tuple of str and Path
+        Each run as the user named it, and its metrics.json.
+
+    Raises
+    ------
+    MissingError
+        When an evaluation is not there.
+    LtdPipeError
+        When a file is damaged, or two of one run are of different checkpoints.
+    """
+    a, b, missing = _side("A", *first), _side("B", *second), []
+    for side in (a, b):
+        beside = f"of {side.letter} (no {{}} beside {side.name})."
+        if side.run is None:
+            missing.append(f"Training curves and settings {beside.format(_CHECKPOINT)}")
+        if not side.evaluation.by_eps:
+            missing.append(f"Robust accuracy by ε {beside.format('by_eps.json')}")
+    return PairFacts(title, a, b, tuple(missing))
+
+
+def _side(letter: str, name: str, metrics: Path) -> Side:
+    evaluation, run = read_evaluation(metrics, evaluation_beside(metrics)), None
+    # `student` beside metrics.json, `NAME` beside NAME-metrics.json, or all in one folder.
+    model = metrics.name.removesuffix(".json").removesuffix("metrics").rstrip("-") or "student"
+    for folder in (metrics.parent / model, metrics.parent):
+        if run is None and (folder / _CHECKPOINT).is_file():
+            run = read_run(folder, letter)
+            evaluation = run.check_evaluation(evaluation, metrics)
+    return Side(letter, name, evaluation, run)
+
+
+def judge_pair(facts: PairFacts) -> Verdict:
+    """Compare B with A."""
+    verdict = judge(*(Model(side.letter, side.evaluation) for side in (facts.b, facts.a)))
+    if facts.a.run is None or facts.b.run is None or facts.a.run.sha256 != facts.b.run.sha256:
+        return verdict
+    return replace(verdict, caveats=(*verdict.caveats, "Both are the same checkpoint."))

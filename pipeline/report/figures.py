@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 # Behind by_eps.json and examples.npz, whatever evaluate.pgd_steps is.
 CURVE_ATTACK = "PGD-20"
-# Stand-ins that no default of matplotlib uses; each becomes the CSS variable of its name.
+# Stand-ins that no default of matplotlib uses; each becomes the CSS variable of its name. The first
+# three stand in figures.mplstyle, too.
 COLOURS = {
     "ink": "#010203",
     "muted": "#010204",
@@ -41,28 +43,6 @@ _STYLES: dict[str, dict[str, Any]] = {
     "teacher": {"linestyle": (0, (1, 1.5)), "marker": "^"},
     "A": {"linestyle": (0, (5, 2)), "marker": "s"},
     "B": {"linestyle": "-", "marker": "o"},
-}
-_SETTINGS: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "font.size": 12,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": COLOURS["rule"],
-    "axes.labelcolor": COLOURS["muted"],
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.labelsize": 12,
-    "grid.color": COLOURS["rule"],
-    "grid.linewidth": 0.6,
-    "xtick.color": COLOURS["rule"],
-    "ytick.color": COLOURS["rule"],
-    "xtick.labelcolor": COLOURS["muted"],
-    "ytick.labelcolor": COLOURS["muted"],
-    "text.color": COLOURS["ink"],
-    "legend.frameon": False,
-    "legend.fontsize": 11,
-    "lines.linewidth": 2,
-    "lines.markersize": 4,
 }
 
 
@@ -92,11 +72,10 @@ def draw(
     from matplotlib.figure import Figure
 
     text = io.StringIO()
-    settings: Any = _SETTINGS | {"svg.hashsalt": name}
     with mpl.rc_context():
-        # The user's own settings would give other bytes.
-        mpl.rcdefaults()
-        mpl.rcParams.update(settings)
+        # Beginning with matplotlib's defaults: the user's own settings would give other bytes.
+        mpl.rc_file(Path(__file__).with_name("figures.mplstyle"))
+        mpl.rcParams["svg.hashsalt"] = name
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)
         panels = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)

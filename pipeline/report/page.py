@@ -1,12 +1,12 @@
-"""The report of a student: its tables, and the page; the templates beside have the words."""
+"""The pages of a student and of two runs, and their tables; the templates have the words."""
 
 from __future__ import annotations
 
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,33 +15,20 @@ from markupsafe import Markup
 
 from ltd_pipe.evaluation.results import Metrics, Score, eps_text
 from ltd_pipe.evaluation.statistics import BINS
-from ltd_pipe.report import figures, verdict
-from ltd_pipe.report.facts import judge_student, masking_text
-from ltd_pipe.report.pictures import attacked_pictures, soft_pictures
-from ltd_pipe.report.runs import (
-    NOT_RECORDED,
-    Evaluation,
-    duration_text,
-    interval_text,
-    norm_text,
-    number_text,
-    percent_text,
-)
+from ltd_pipe.report import figures, runs, verdict
+from ltd_pipe.report.facts import judge_pair, judge_student, masking_text
+from ltd_pipe.report.pictures import picture_side
+from ltd_pipe.report.runs import Evaluation, norm_text, number_text, percent_text
 
 if TYPE_CHECKING:
-    from ltd_pipe.evaluation.results import AttackSettings, ClassScore
+    from ltd_pipe.evaluation.results import ClassScore
     from ltd_pipe.evaluation.statistics import Paired
-    from ltd_pipe.report.facts import Facts
+    from ltd_pipe.report.facts import Facts, PairFacts
     from ltd_pipe.report.runs import Run
 
 # Classes in the table of these: those of the lowest robust accuracy.
 _MOST_CLASSES = 20
-_AUTOATTACK_NAMES = {
-    "apgd-ce": "APGD-CE",
-    "apgd-t": "APGD-T",
-    "fab-t": "FAB-T",
-    "square": "Square",
-}
+_STEPS = {"apgd-ce": "APGD-CE", "apgd-t": "APGD-T", "fab-t": "FAB-T", "square": "Square"}
 # By the names of reliability.json.
 _CONDITIONS = ("clean", "under_attack")
 _MEASURES = {
@@ -51,10 +38,47 @@ _MEASURES = {
 }
 
 
-# ---------------------------------------------------------------- templates
+# ---------------------------------------------------------------- the pages
 
 
-def render(template: str, **content: Any) -> str:
+def render_page(facts: Facts) -> str:
+    """The report as HTML that needs no other file; the same facts give the same text."""
+    judged, evaluations = judge_student(facts), facts.evaluations
+    return _render(
+        "page.html.j2",
+        facts=facts,
+        metrics=facts.evaluation.metrics,
+        class_names=facts.student.facts.class_names,
+        verdict=judged,
+        contests=contests(facts, judged),
+        masking=masking_text(facts.audit),
+        results=results_table(facts),
+        classes=class_table(facts),
+        by_eps=eps_figure(evaluations),
+        curves=curve_figures([run for run in (facts.student, facts.baseline) if run]),
+        calibration=calibration_figures(evaluations),
+        bin_table=bin_table(evaluations),
+        parameters=parameter_table(facts),
+        versions=version_table(facts),
+    )
+
+
+def render_pair(facts: PairFacts) -> str:
+    """The comparison as HTML that needs no other file; the same facts give the same text."""
+    sides, judged = (facts.a, facts.b), judge_pair(facts)
+    return _render(
+        "pair.html.j2",
+        facts=facts,
+        sides=sides,
+        verdict=judged,
+        rows=paired_rows(facts, judged),
+        by_eps=eps_figure({side.letter: side.evaluation for side in sides}),
+        curves=curve_figures([side.run for side in sides if side.run]),
+        settings=unequal_settings(facts),
+    )
+
+
+def _render(template: str, **content: Any) -> str:
     """Render one of the templates beside this file, with the style that all have."""
     environment = _environment()
     style = environment.loader.get_source(environment, "page.css")[0]  # type: ignore[union-attr]
@@ -74,7 +98,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {
         "percent": percent_text,
-        "interval": interval_text,
+        "interval": runs.interval_text,
         "share": verdict.share_text,
         "bounds": verdict.bounds_text,
         "points": verdict.points_text,
@@ -83,74 +107,20 @@ def _environment() -> jinja2.Environment:
         "eps": eps_text,
         "norm": norm_text,
         "number": number_text,
-        "duration": duration_text,
+        "duration": runs.duration_text,
+        "log": math.log,
         "thousands": "{:,}".format,
-        "hardware": _hardware_text,
-        "attack_settings": _attack_text,
         "squeeze": lambda text: Markup(re.sub(r"[ \n]+", " ", text.strip())),  # noqa: S704  it was
     }
-    environment.globals |= {"curve_attack": figures.CURVE_ATTACK, "bins": BINS}
-    environment.globals["not_recorded"] = NOT_RECORDED
+    environment.globals |= {
+        "bins": BINS,
+        "curve_attack": figures.CURVE_ATTACK,
+        "draw_histogram": figures.draw_histogram,
+        "draw_loss_surface": figures.draw_loss_surface,
+        "not_recorded": runs.NOT_RECORDED,
+        "picture_side": picture_side,
+    }
     return environment
-
-
-def _hardware_text(hardware: Mapping[str, Any]) -> str:
-    parts = [str(hardware["cpu"])] if "cpu" in hardware else []
-    if "gpu" in hardware and "gpus" in hardware:
-        parts.insert(0, f"{hardware['gpus']} × {hardware['gpu']}")
-    if "threads" in hardware:
-        parts.append(f"{hardware['threads']} threads")
-    return ", ".join(parts) or NOT_RECORDED
-
-
-def _attack_text(attack: AttackSettings) -> str:
-    counts = {"step": attack.steps, "restart": attack.restarts}
-    parts = [f"{count} {what}{'s' * (count > 1)}" for what, count in counts.items() if count]
-    if attack.step_size is not None:
-        parts.append(f"step {eps_text(attack.step_size)}")
-    return ", ".join(parts)
-
-
-def render_page(facts: Facts) -> str:
-    """The report as HTML that needs no other file; the same facts give the same text."""
-    class_names, metrics = facts.student.facts.class_names, facts.evaluation.metrics
-    labels, surface = facts.labels, facts.audit.loss_surface if facts.audit else None
-    judged = judge_student(facts)
-    return render(
-        "page.html.j2",
-        facts=facts,
-        metrics=metrics,
-        verdict=judged,
-        contests=contests(facts, judged),
-        masking=masking_text(facts.audit),
-        results=results_table(facts),
-        classes=class_table(facts),
-        by_eps=eps_figure(facts.evaluations),
-        curves=curve_figures([run for run in (facts.student, facts.baseline) if run]),
-        calibration=calibration_figures(facts.evaluations),
-        bin_table=bin_table(facts.evaluations),
-        surface=(
-            figures.draw_loss_surface("loss-surface", surface, facts.audit.eps)
-            if facts.audit and surface
-            else None
-        ),
-        uniform_entropy=math.log(len(class_names)),
-        histogram=(
-            figures.draw_histogram(
-                "top-probability", labels.histogram, labels.summary.mean_top_probability
-            )
-            if labels
-            else None
-        ),
-        soft=soft_pictures(labels.ambiguous, class_names) if labels else [],
-        contradicted=soft_pictures(labels.contradicted, class_names) if labels else [],
-        attacked=(
-            attacked_pictures(facts.examples, class_names, metrics.eps) if facts.examples else []
-        ),
-        magnification=round(1 / (2 * metrics.eps), 1),
-        parameters=parameter_table(facts),
-        versions=version_table(facts),
-    )
 
 
 # ---------------------------------------------------------------- figures
@@ -247,7 +217,7 @@ def contests(facts: Facts, judged: verdict.Verdict) -> dict[str, Contest]:
     return found
 
 
-# ---------------------------------------------------------------- tables
+# ---------------------------------------------------------------- tables of results
 
 
 @dataclass(frozen=True)
@@ -262,20 +232,6 @@ class Row:
     kind: str = "main"
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """A parameter of several models: a text for each, and whether they differ unexpectedly."""
-
-    name: str
-    values: tuple[str, ...]
-    differs: bool = False
-
-
-def _alternatives(texts: Iterable[str | None]) -> str:
-    """What is said of several models, in one text."""
-    return " / ".join(dict.fromkeys(filter(None, texts)))
-
-
 def results_table(facts: Facts) -> tuple[list[str], list[Row]]:
     """Names of the models, and a row for each measure that one of them has."""
     measured = list(facts.evaluations.values())
@@ -285,52 +241,49 @@ def results_table(facts: Facts) -> tuple[list[str], list[Row]]:
     version = _alternatives(sorted(filter(None, (m.autoattack_version for m in metrics))))
     sets = [m.corruptions for m in metrics if m.corruptions]
     corrupted = [f"mean of {one.sets:,} sets of {one.n:,} images" for one in sets]
-
-    def row(
-        title: str, note: str, value: Callable[[Evaluation], Score | str | None], kind: str = "main"
-    ) -> Row:
-        return Row(title, note, [value(one) if one else None for one in models.values()], kind)
-
-    def accuracy(title: str, note: str, attack: str, kind: str = "main") -> Row:
-        return row(title, note, lambda one: one.score(attack), kind)
-
-    def after(step: str) -> Row:
-        def left(one: Evaluation) -> Score | None:
-            share = one.metrics.autoattack.get(step)
-            return None if share is None else Score.of(share, one.metrics.n)
-
-        return row(f"after {_AUTOATTACK_NAMES.get(step, step)}", "", left, kind="part")
-
-    def error(title: str, note: str, name: str, kind: str = "main") -> Row:
-        def text(one: Evaluation) -> str | None:
-            found = getattr(one.metrics, name)
-            return None if found is None else percent_text(found, one.metrics.n)
-
-        return row(title, note, text, kind)
-
     # Models that were attacked in unequal ways are not put under the name of one.
     names: dict[str, list[str]] = {}
     for one in (one for m in metrics for one in m.attacks):
         if one.filed not in ("clean", "pgd", "autoattack", "all_attacks"):
             names.setdefault(one.key, []).append(one.name)
+    error, pgd = "expected_calibration_error", _alternatives(one.pgd_name for one in measured)
+    steps = dict.fromkeys(step for m in metrics for step in m.autoattack)
     rows = [
-        accuracy("Clean", "no attack", "clean"),
-        *(accuracy(_alternatives(found), threat, key) for key, found in names.items()),
-        accuracy(_alternatives(one.pgd_name for one in measured), threat, "pgd"),
-        accuracy("AutoAttack", "; ".join(filter(None, (threat, version))), "autoattack"),
-        *(after(step) for step in dict.fromkeys(step for m in metrics for step in m.autoattack)),
-        accuracy("Corrupted images", _alternatives(["no attack", *corrupted]), "corruption"),
-        error(
-            "Calibration error",
-            "expected, on clean images; lower is better",
-            "expected_calibration_error",
-        ),
-        error("under attack", "", "expected_calibration_error_under_attack", kind="part"),
-        row("Test images", "", lambda one: f"{one.metrics.n:,}"),
+        ("Clean", "no attack", "clean", "main"),
+        *((_alternatives(found), threat, key, "main") for key, found in names.items()),
+        (pgd, threat, "pgd", "main"),
+        ("AutoAttack", "; ".join(filter(None, (threat, version))), "autoattack", "main"),
+        *((f"after {_STEPS.get(step, step)}", "", step, "part") for step in steps),
+        ("Corrupted images", _alternatives(["no attack", *corrupted]), "corruption", "main"),
+        ("Calibration error", "expected, on clean images; lower is better", error, "main"),
+        ("under attack", "", f"{error}_under_attack", "part"),
+        ("Test images", "", "n", "main"),
         # What a determined attacker leaves is below all of them.
-        accuracy("All attacks together", threat, "all-attacks", kind="bound"),
+        ("All attacks together", threat, "all-attacks", "bound"),
     ]
-    return list(models), [row for row in rows if any(row.cells)]
+    table = [
+        Row(title, note, [_cell(one, what) if one else None for one in models.values()], kind)
+        for title, note, what, kind in rows
+    ]
+    return list(models), [row for row in table if any(row.cells)]
+
+
+def _alternatives(texts: Iterable[str | None]) -> str:
+    """What is said of several models, in one text."""
+    return " / ".join(dict.fromkeys(filter(None, texts)))
+
+
+def _cell(one: Evaluation, what: str) -> Score | str | None:
+    """An evaluation's accuracy under an attack or after a step of AutoAttack, error, or images."""
+    metrics = one.metrics
+    if what == "n":
+        return f"{metrics.n:,}"
+    if what in metrics.autoattack:
+        return Score.of(metrics.autoattack[what], metrics.n)
+    if what.startswith("expected_"):
+        error = getattr(metrics, what)
+        return None if error is None else percent_text(error, metrics.n)
+    return one.score(what)
 
 
 def _own_numbers(run: Run) -> Evaluation | None:
@@ -368,43 +321,109 @@ def class_table(facts: Facts) -> tuple[list[str], list[Row]]:
     return titles, rows[:_MOST_CLASSES]
 
 
+@dataclass(frozen=True)
+class PairedRow:
+    """One attack of two runs; None where nothing was measured, or compared."""
+
+    title: str
+    a: Score | None
+    b: Score | None
+    paired: Paired | None
+
+
+def paired_rows(facts: PairFacts, judged: verdict.Verdict) -> list[PairedRow]:
+    """Clean accuracy and each attack of either run, in the order they ran."""
+    a, b = facts.a.evaluation, facts.b.evaluation
+    paired = {key.replace("-", "_"): one for key, one in judged.comparison.paired.items()}
+    return [
+        PairedRow(
+            (b if key in b.scores else a).attack_name(key).replace("_", " "),
+            a.score(key),
+            b.score(key),
+            paired.get(key),
+        )
+        for key in b.scores | a.scores
+    ]
+
+
+# ---------------------------------------------------------------- tables of settings
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of several models: a text for each, and whether they differ unexpectedly."""
+
+    name: str
+    values: tuple[str, ...]
+    differs: bool = False
+
+
+def _table(
+    columns: Mapping[str, Mapping[str, str]], names: Iterable[str], alike: Sequence[str] = ()
+) -> tuple[list[str], list[Parameter]]:
+    """Columns, and a row for each name; those columns that are `alike` should not differ."""
+    return list(columns), [
+        Parameter(
+            name,
+            tuple(column.get(name, "") for column in columns.values()),
+            len({columns[which].get(name, "") for which in alike}) > 1,
+        )
+        for name in names
+    ]
+
+
 def bin_table(models: Mapping[str, Evaluation]) -> tuple[list[str], list[Parameter]]:
     """The numbers behind the reliability diagrams: columns, and a row for each bin."""
+    bins = [f"{100 * k / BINS:.0f} to {100 * (k + 1) / BINS:.0f}\u00a0%" for k in range(BINS)]
     columns = {
         f"{model}, {condition.replace('_', ' ')}": {
-            one.number: f"{one.count:,} images, {percent_text(one.accuracy, 1)} right"
+            bins[one.number]: f"{one.count:,} images, {percent_text(one.accuracy, 1)} right"
             for one in getattr(evaluation.reliability, condition)
         }
         for condition in _CONDITIONS
         for model, evaluation in models.items()
         if evaluation.reliability
     }
-    numbers = sorted({number for column in columns.values() for number in column})
-    return list(columns), [
-        Parameter(
-            f"{100 * k / BINS:.0f} to {100 * (k + 1) / BINS:.0f}\u00a0%",
-            tuple(column.get(k, "") for column in columns.values()),
-        )
-        for k in numbers
-    ]
+    return _table(columns, [name for name in bins if any(name in one for one in columns.values())])
 
 
 def parameter_table(facts: Facts) -> tuple[list[str], list[Parameter]]:
     """Names of the models, and every parameter that they were trained with."""
-    runs = [run for run in facts.runs if run.facts.params]
+    params = {run.name: run.facts.params for run in facts.runs if run.facts.params}
     # The teacher is trained otherwise: only student and baseline are to be alike.
-    alike = [run is not facts.teacher for run in runs]
-    return [run.name for run in runs], parameter_rows([run.facts.params for run in runs], alike)
+    return _parameters(params, [name for name in params if name != "teacher"])
 
 
-def parameter_rows(params: Sequence[Mapping[str, Any]], alike: Sequence[bool]) -> list[Parameter]:
-    """A row for each parameter of some runs, of which those that are `alike` should not differ."""
-    rows = []
-    for name in sorted({name for one in params for name in one}):
-        values = tuple(_value_text(name, one[name]) if name in one else "" for one in params)
-        same = {value for value, wanted in zip(values, alike, strict=True) if wanted}
-        rows.append(Parameter(name, values, differs=len(same) > 1))
-    return rows
+def _parameters(
+    params: Mapping[str, Mapping[str, Any]], alike: Sequence[str]
+) -> tuple[list[str], list[Parameter]]:
+    columns = {
+        model: {name: _value_text(name, value) for name, value in one.items()}
+        for model, one in params.items()
+    }
+    return _table(columns, sorted({name for one in params.values() for name in one}), alike)
+
+
+def unequal_settings(facts: PairFacts) -> list[Parameter] | None:
+    """The settings in which the two were trained differently; None where they are not known."""
+    if facts.a.run is None or facts.b.run is None:
+        return None
+    _, rows = _parameters({"A": _settings(facts.a.run), "B": _settings(facts.b.run)}, "AB")
+    # That they differ is what the table is of: no row needs a mark.
+    return [replace(row, differs=False) for row in rows if row.differs]
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    facts = run.facts
+    return {
+        "architecture": facts.architecture,
+        **facts.params,
+        "seed": facts.seed,
+        "checkpoint's temperature": facts.temperature,
+        "training images": facts.data.fingerprint[:12] if facts.data else None,
+        "soft-label store": facts.labels.identity[:12] if facts.labels else None,
+        **{f"{name}, version": version for name, version in facts.software.items()},
+    }
 
 
 def _value_text(name: str, value: Any) -> str:
@@ -432,8 +451,5 @@ def version_table(facts: Facts) -> tuple[list[str], list[Parameter]]:
     if len(used) > 1 and all(one == used.get("student") for one in used.values()):
         # One column where all are equal, as they are when one machine ran everything.
         used = {", ".join(used): used["student"]}
-    values = {package: tuple(one.get(package, "") for one in used.values()) for package in packages}
-    return list(used), [
-        Parameter(package, found, differs=len(set(found) - {""}) > 1)
-        for package, found in values.items()
-    ]
+    names, rows = _table(used, packages)
+    return names, [replace(row, differs=len({*row.values} - {""}) > 1) for row in rows]

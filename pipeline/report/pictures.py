@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ _HISTOGRAM_BINS = 20
 _BLOCK_ELEMENTS = 2**22
 
 
-def _side(pictures: int) -> int:
+def picture_side(pictures: int) -> int:
     """The longest side of so many pictures that stay within a gallery's bytes."""
     # Noise does not compress: three bytes a pixel, and a third more in base64.
     fits = math.isqrt(int(_GALLERY_BYTES / (max(pictures, 1) * 3 * 4 / 3)))
@@ -75,6 +75,16 @@ class Examples:
     def __len__(self) -> int:
         return len(self.label)
 
+    def pictures(self, eps: float) -> Iterator[tuple[str, ...]]:
+        """Clean image, attacked image and magnified perturbation of each, as data URIs.
+
+        A change of `eps`, the attack's radius, is drawn white, one of -eps black.
+        """
+        side, clean = picture_side(3 * len(self)), self.clean.astype(np.float32) / 255
+        for before, after in zip(clean, self.adversarial, strict=True):
+            change = 0.5 + (after - before) / (2 * eps)
+            yield tuple(picture_uri(image, side) for image in (before, after, change))
+
 
 def read_examples(path: Path, num_classes: int, count: int | None) -> Examples:
     """Read the first `count` examples, or all.
@@ -84,11 +94,9 @@ def read_examples(path: Path, num_classes: int, count: int | None) -> Examples:
     ResultError
         When the file is damaged, or its arrays do not fit each other or the classes.
     """
-    content = read_arrays(path)
-    for name in Examples.__dataclass_fields__:
-        if name not in content:
-            raise ResultError(path, f"holds no {name}", remedy=_REMEDY)
-    arrays = {name: content[name] for name in Examples.__dataclass_fields__}
+    names = tuple(Examples.__dataclass_fields__)
+    content = read_arrays(path, *names)
+    arrays = {name: content[name] for name in names}
     shape, dtype = arrays["clean"].shape, arrays["clean"].dtype
     if len(shape) != 4 or shape[1] not in (1, 3):
         raise ResultError(path, "clean", expected="shape (M, 1 or 3, H, W)", found=shape)
@@ -109,56 +117,6 @@ def read_examples(path: Path, num_classes: int, count: int | None) -> Examples:
     return Examples(**{name: array[:count] for name, array in arrays.items()})
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A prediction, and whether it is right."""
-
-    text: str
-    right: bool
-
-
-@dataclass(frozen=True)
-class AttackedPicture:
-    """A test image before and after the attack, as data URIs."""
-
-    index: int
-    truth: str
-    clean: str
-    adversarial: str
-    perturbation: str
-    clean_answer: Answer
-    adversarial_answer: Answer
-
-
-def attacked_pictures(
-    examples: Examples, class_names: Sequence[str], eps: float
-) -> list[AttackedPicture]:
-    """Clean image, attacked image and magnified perturbation of each example.
-
-    A change of `eps`, the attack's radius, is drawn white, one of -eps black.
-    """
-    side = _side(3 * len(examples))
-
-    def answer(prediction: int, truth: int) -> Answer:
-        return Answer(class_names[prediction], bool(prediction == truth))
-
-    found = []
-    for i, truth in enumerate(examples.label):
-        clean, adversarial = examples.clean[i].astype(np.float32) / 255, examples.adversarial[i]
-        found.append(
-            AttackedPicture(
-                index=int(examples.index[i]),
-                truth=class_names[truth],
-                clean=picture_uri(clean, side),
-                adversarial=picture_uri(adversarial, side),
-                perturbation=picture_uri(0.5 + (adversarial - clean) / (2 * eps), side),
-                clean_answer=answer(examples.clean_prediction[i], truth),
-                adversarial_answer=answer(examples.adversarial_prediction[i], truth),
-            )
-        )
-    return found
-
-
 # ---------------------------------------------------------------- soft labels
 
 
@@ -171,6 +129,22 @@ class TrainingImage:
     soft: NDArray[np.float32]
     # Of shape (C, H, W); None where the images were not at hand.
     pixels: NDArray[np.uint8] | None = None
+
+    @property
+    def bars(self) -> dict[int, float]:
+        """Its largest classes, and always the ground truth, with their shares."""
+        # A stable sort: equal probabilities come in the order of the classes.
+        largest = np.argsort(-self.soft, kind="stable")[:_BARS].tolist()
+        # The first always.
+        shown = largest[:1] + [k for k in largest[1:] if self.soft[k] >= _LEAST_SHARE]
+        if self.label >= 0 and self.label not in shown:
+            # What the teacher thinks of it is the point, were it nothing.
+            shown.append(self.label)
+        return {k: float(self.soft[k]) for k in shown}
+
+    def picture(self, side: int) -> str:
+        """A data URI; empty where the images were not at hand."""
+        return "" if self.pixels is None else picture_uri(self.pixels / np.float32(255), side)
 
 
 @dataclass(frozen=True)
@@ -266,50 +240,4 @@ def _pixels(
     for batch in stream.batches(rows, len(rows)):
         labels.join(batch.rows, batch.sample_hash, str(data))
         found |= dict(zip(batch.rows.tolist(), batch.images.numpy(), strict=True))
-    return found
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One class of a soft label; `share` is a fraction."""
-
-    text: str
-    share: float
-    is_truth: bool
-
-
-@dataclass(frozen=True)
-class SoftPicture:
-    """A training image with its soft label; what is unknown or not at hand is empty."""
-
-    index: int
-    truth: str
-    picture: str
-    # The largest first, at most four; then the ground truth, where it is not among them.
-    bars: tuple[Bar, ...]
-    rest: float
-
-
-def soft_pictures(images: Sequence[TrainingImage], class_names: Sequence[str]) -> list[SoftPicture]:
-    """Images with the largest classes of their soft labels."""
-    side, found = _side(len(images)), []
-    for image in images:
-        # A stable sort: equal probabilities come in the order of the classes.
-        largest = np.argsort(-image.soft, kind="stable")[:_BARS].tolist()
-        # The first always.
-        shown = largest[:1] + [k for k in largest[1:] if image.soft[k] >= _LEAST_SHARE]
-        if image.label >= 0 and image.label not in shown:
-            # What the teacher thinks of it is the point, were it nothing.
-            shown.append(image.label)
-        bars = tuple(Bar(class_names[k], float(image.soft[k]), k == image.label) for k in shown)
-        pixels = image.pixels
-        found.append(
-            SoftPicture(
-                index=image.index,
-                truth=class_names[image.label] if image.label >= 0 else "",
-                picture="" if pixels is None else picture_uri(pixels / np.float32(255), side),
-                bars=bars,
-                rest=max(0.0, 1 - sum(bar.share for bar in bars)),
-            )
-        )
     return found

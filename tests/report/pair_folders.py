@@ -6,7 +6,7 @@ from made_evaluations import write_evaluation
 from run_folders import PARAMS, edit_json, save_model, write_curves, write_json
 
 from ltd_pipe.provenance import sha256_file
-from ltd_pipe.report.pair import gather_pair
+from ltd_pipe.report.facts import gather_pair
 
 N = 200
 HASHES = list(range(N))

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from pair_folders import gather, write_pair
 
-from ltd_pipe.report.pair import render_pair
+from ltd_pipe.report.page import render_pair
 
 _CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 _DRIVER = shutil.which("chromedriver")

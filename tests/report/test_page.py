@@ -12,8 +12,7 @@ from pair_folders import gather as gather_two
 from pair_folders import write_pair
 from run_folders import edit_json, write_json
 
-from ltd_pipe.report.page import class_table, render_page
-from ltd_pipe.report.pair import render_pair
+from ltd_pipe.report.page import class_table, render_page, render_pair
 
 
 def test_the_page_is_well_formed_and_names_are_unique(page):

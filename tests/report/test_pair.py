@@ -15,13 +15,8 @@ from run_folders import edit_json
 
 from ltd_pipe.errors import MissingError, ResultError, WriteError
 from ltd_pipe.evaluation.results import ATTACK_FAILS
-from ltd_pipe.report.pair import (
-    gather_pair,
-    judge_pair,
-    paired_rows,
-    render_pair,
-    unequal_settings,
-)
+from ltd_pipe.report.facts import gather_pair, judge_pair
+from ltd_pipe.report.page import paired_rows, render_pair, unequal_settings
 from ltd_pipe.stages.report import report
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from made_answers import attributes, make_answers
+from page_reader import read
 from PIL import Image
 from refusals import refused
 from run_folders import digits, distances
@@ -18,14 +19,13 @@ from ltd_pipe.images.beton import write_beton
 from ltd_pipe.images.sources import ArraySource
 from ltd_pipe.labels.softmax import soften
 from ltd_pipe.params import PrepareParams
+from ltd_pipe.report.page import render_page
 from ltd_pipe.report.pictures import (
     Examples,
     TrainingImage,
-    attacked_pictures,
     picture_uri,
     read_examples,
     read_labels,
-    soft_pictures,
 )
 
 
@@ -134,16 +134,17 @@ def test_values_beyond_the_range_are_clipped():
 def test_a_change_of_eps_is_drawn_from_black_to_white():
     """Grey is no change, whatever the size of eps."""
     eps = 8 / 255
-    picture = attacked_pictures(examples(1, 4, 1, eps), ("a", "b"), eps)[0]
-    assert decode(picture.perturbation)[0].tolist() == [255, 255, 0, 0]
+    ((_, _, change),) = examples(1, 4, 1, eps).pictures(eps)
+    assert decode(change)[0].tolist() == [255, 255, 0, 0]
 
 
-def test_an_answer_is_marked_by_the_ground_truth():
+def test_an_answer_is_marked_by_the_ground_truth(facts):
     """Right before, wrong after; the index is that of the data."""
-    picture = attacked_pictures(examples(1, 4, 1, 0.1), ("a", "b"), 0.1)[0]
-    assert (picture.index, picture.truth) == (9, "a")
-    assert (picture.clean_answer.text, picture.clean_answer.right) == ("a", True)
-    assert (picture.adversarial_answer.text, picture.adversarial_answer.right) == ("b", False)
+    text = "".join(read(render_page(replace(facts, examples=examples(1, 4, 1, 0.1)))).text)
+    words = " ".join(text[text.index("test image 9:") :].split())
+    assert words.startswith("test image 9: zero")
+    assert "clean✓ right: zero" in words
+    assert "attacked✗ wrong: one" in words
 
 
 def test_many_large_pictures_stay_within_the_page():
@@ -151,40 +152,50 @@ def test_many_large_pictures_stay_within_the_page():
     noise = np.random.default_rng(1).integers(0, 256, (64, 3, 224, 224), dtype=np.uint8)
     few = examples(64, 224, 3, 0.1)
     many = Examples(noise, noise / np.float32(255), *[few.label] * 4)
-    pictures = attacked_pictures(many, ("a",), 0.1)
-    assert sum(len(p.clean) + len(p.adversarial) + len(p.perturbation) for p in pictures) < 2e6
+    assert sum(len(uri) for pictures in many.pictures(0.1) for uri in pictures) < 2e6
 
 
-def test_bars_are_the_largest_classes_and_the_rest_is_kept():
+def shown(facts, *images):
+    """What the page says of training images, without white space."""
+    labels = replace(facts.labels, ambiguous=images, contradicted=())
+    text = "".join(read(render_page(replace(facts, labels=labels))).text)
+    text = "".join(text.split())
+    begin = text.index("marksthegroundtruth.")
+    return text[begin : text.index("Wheretheteacher")]
+
+
+def test_bars_are_the_largest_classes_and_the_rest_is_kept(facts):
     """Shares add up to one."""
     soft = np.array([0.05, 0.4, 0.1, 0.3, 0.1, 0.05], dtype=np.float32)
-    picture = soft_pictures([TrainingImage(7, 3, soft)], "abcdef")[0]
-    assert [bar.text for bar in picture.bars] == ["b", "d", "c", "e"]
-    assert [bar.is_truth for bar in picture.bars] == [False, True, False, False]
-    assert picture.rest == pytest.approx(0.1)
-    assert picture.picture == ""
+    image = TrainingImage(7, 3, soft)
+    assert list(image.bars) == [1, 3, 2, 4]
+    assert list(image.bars.values()) == pytest.approx([0.4, 0.3, 0.1, 0.1])
+    assert image.picture(8) == ""
+    text = shown(facts, image)
+    assert "labelled<script>alert(3)</script>" in text
+    assert text.count("●groundtruth") == 1
+    assert text.endswith("others10.0%")
 
 
 def test_a_class_of_no_weight_has_no_bar():
     """A sure label is one bar, not four of which three say 0.0 %."""
     soft = np.array([0.99985, 0.0001, 0.00005], dtype=np.float32)
-    assert len(soft_pictures([TrainingImage(0, 0, soft)], "abc")[0].bars) == 1
+    assert list(TrainingImage(0, 0, soft).bars) == [0]
 
 
 def test_the_ground_truth_is_shown_however_unlikely():
     """What the teacher thinks of it is what a reader looks for; shares still add up to one."""
     soft = np.array([0.4, 0.3, 0.15, 0.1, 0.05, 0.0], dtype=np.float32)
-    picture = soft_pictures([TrainingImage(0, 5, soft)], "abcdef")[0]
-    assert [bar.text for bar in picture.bars] == ["a", "b", "c", "d", "f"]
-    assert picture.bars[-1].is_truth
-    assert picture.rest == pytest.approx(0.05)
+    image = TrainingImage(0, 5, soft)
+    assert list(image.bars) == [0, 1, 2, 3, 5]
+    assert sum(image.bars.values()) == pytest.approx(0.95)
 
 
-def test_an_unlabelled_image_has_no_truth():
+def test_an_unlabelled_image_has_no_truth(facts):
     """-1 is not the last class."""
-    picture = soft_pictures([TrainingImage(0, -1, np.array([0.5, 0.5]))], "ab")[0]
-    assert picture.truth == ""
-    assert not any(bar.is_truth for bar in picture.bars)
+    text = shown(facts, TrainingImage(0, -1, np.array([0.5, 0.5])))
+    assert "image0,notlabelled" in text
+    assert "groundtruth" not in text.removeprefix("marksthegroundtruth.")
 
 
 @pytest.fixture(scope="module")
