@@ -27,18 +27,25 @@ be read; the others are those of published code, which each file names. Where th
 enters `at`, `trades` and `mart` is our reading of LTD, not the paper's text;
 docs/robustness.md has what was measured.
 
-A new objective is one class, here or in a file of its own, its entry in OBJECTIVES, and its name
-in `ltd_pipe.params.fit.ObjectiveParams.objective`.
+A new objective is one class, its entry in OBJECTIVES, and its name in
+`ltd_pipe.params.TrainParams.objective`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
 
-from ltd_pipe.objectives.adversarial import AttackLossOverride, Clean, Madry, Mart, Trades
+from ltd_pipe.objectives.adversarial import (
+    AttackLossOverride,
+    Clean,
+    Madry,
+    Mart,
+    MultiExit,
+    Trades,
+)
 from ltd_pipe.objectives.base import Loss, Objective, ObjectiveWrapper, StepInfo, TrainBatch
 from ltd_pipe.objectives.distillation import Adaad, Ard, BalancedTeachers, Balances, Igdm, Rslad
-from ltd_pipe.objectives.exits import MultiExit
 
 if TYPE_CHECKING:
     from ltd_pipe.params import TrainParams
@@ -65,15 +72,24 @@ __all__ = [
     "make_objective",
 ]
 
-OBJECTIVES: dict[str, type[Objective]] = {
-    "at": Madry,
-    "trades": Trades,
-    "mart": Mart,
-    "rslad": Rslad,
-    "ard": Ard,
-    "adaad": Adaad,
-    "mtard": BalancedTeachers,
-    "exits": MultiExit,
+
+def _weight(params: TrainParams) -> dict[str, float]:
+    return {} if params.robust_weight is None else {"robust_weight": params.robust_weight}
+
+
+# Each of the parameters, the student, and the teacher in the run, if any.
+OBJECTIVES: dict[str, Callable[[TrainParams, Any, Any], Objective]] = {
+    "at": lambda params, *_: Madry(params.attack_label),
+    "trades": lambda params, *_: Trades(params.beta),
+    "mart": lambda params, *_: Mart(params.beta),
+    "rslad": lambda params, *_: Rslad(**_weight(params)),
+    # Without a temperature of the labels the parameters have refused it.
+    "ard": lambda params, *_: Ard(
+        cast("float", params.distillation_temperature), **_weight(params)
+    ),
+    "adaad": lambda params, _, teacher: Adaad(teacher, **_weight(params)),
+    "mtard": lambda params, _, teacher: BalancedTeachers(teacher, params.learning_rate),
+    "exits": lambda params, student, _: MultiExit.from_params(params, student),
 }
 
 
@@ -95,7 +111,7 @@ def make_objective(params: TrainParams, model: Any, teacher: Any) -> Objective:
     """
     if params.asks_teacher and teacher is None:
         raise ValueError("the parameters ask a teacher: pass it")
-    objective = OBJECTIVES[params.objective].from_params(params, model=model, teacher=teacher)
+    objective = OBJECTIVES[params.objective](params, model, teacher)
     if params.attack_loss is not None:
         objective = AttackLossOverride(objective, params.attack_loss)
     if params.igdm_weight:

@@ -1,7 +1,8 @@
-"""Clean training, standard adversarial training, TRADES and MART; another loss for an attack."""
+"""Clean and adversarial training, TRADES, MART, several exits; another loss for an attack."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,10 +11,12 @@ import torch
 from torch.nn import functional
 
 from ltd_pipe.attacks import cross_entropy, evaluation_mode, kl_divergence, margin
+from ltd_pipe.errors import ParamsError
 from ltd_pipe.objectives.base import Loss, Objective, ObjectiveWrapper
 
 if TYPE_CHECKING:
     from ltd_pipe.attacks import Adversary, LossOfLogits
+    from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.objectives.base import TrainBatch
     from ltd_pipe.params import TrainParams
 
@@ -34,11 +37,6 @@ class Madry(Objective):
 
     attack_label: Literal["truth", "target"] = "truth"
 
-    @classmethod
-    def from_params(cls, params: TrainParams, **_: Any) -> Objective:
-        """With `attack_label`."""
-        return cls(params.attack_label)
-
     def attack_loss(self, model: torch.nn.Module, batch: TrainBatch) -> LossOfLogits:
         """CE(y, S(·)) or CE(q, S(·))."""
         del model
@@ -56,11 +54,6 @@ class Trades(Objective):
 
     beta: float
     start = "normal"
-
-    @classmethod
-    def from_params(cls, params: TrainParams, **_: Any) -> Objective:
-        """With `beta`."""
-        return cls(params.beta)
 
     def attack_loss(self, model: torch.nn.Module, batch: TrainBatch) -> LossOfLogits:
         """KL(S(x) ‖ S(·)), from the model's own clean answer in evaluation mode."""
@@ -96,11 +89,6 @@ class Mart(Objective):
     beta: float
     start = "normal"
 
-    @classmethod
-    def from_params(cls, params: TrainParams, **_: Any) -> Objective:
-        """With `beta`."""
-        return cls(params.beta)
-
     def loss(self, model: torch.nn.Module, batch: TrainBatch, adversarial: torch.Tensor) -> Loss:
         """CE(q, S(x′)) - log(1 - max_{k≠y} S_k(x′)) + β · KL(S(x) ‖ S(x′)) · (1 - S_y(x))."""
         logits, attacked = model(batch.images), model(adversarial)
@@ -111,6 +99,101 @@ class Mart(Objective):
         missed = 1.0 - (log_clean.exp() * batch.truth).sum(dim=1)
         consistency = kl_divergence(log_clean, log_attacked) * missed
         return Loss(boosted.mean() + self.beta * consistency.mean(), attacked)
+
+
+@dataclass(frozen=True)
+class MultiExit(Objective):
+    """Trains the exits of a network on clean and attacked images (Hu et al. 2020).
+
+    arXiv 2002.10025. It is the setting of NEO-KD (Ham et al. 2023, arXiv 2311.00428), without its two distillation
+    terms: those take their targets from the network in training, and no store helps them.
+
+    Attributes
+    ----------
+    exits : sequence of int
+        Which ones, counted from 0, ascending. The logits of a step are those of the last one.
+    attacked : {"last", "average", "max-average"}
+        last: the attack maximises the loss of the last of them; average: the mean over all of
+        them; max-average: each exit is attacked by itself, and for each image the attack is
+        taken whose mean loss over all exits is largest. It costs as many attacks as exits.
+    """
+
+    exits: Sequence[int]
+    attacked: Literal["last", "average", "max-average"] = "max-average"
+
+    @classmethod
+    def from_params(cls, params: TrainParams, model: Classifier) -> Objective:
+        """With the exits that are asked for, or all.
+
+        Raises
+        ------
+        ModelError, ParamsError
+            When the network has not the exits that are to be trained.
+        """
+        count = model.require_exits()
+        numbers = params.exits or tuple(range(1, count + 1))
+        if numbers[0] < 1 or numbers[-1] > count:
+            raise ParamsError(
+                "train.exits",
+                f"{model.architecture} has {count}",
+                expected=f"numbers from 1 to {count}",
+                found=list(numbers),
+            )
+        return cls([number - 1 for number in numbers], params.attacked_exits)
+
+    def attack_loss(self, model: torch.nn.Module, batch: TrainBatch) -> LossOfLogits:
+        """The truth's cross entropy, averaged over exits: of logits of shape (B, E, K)."""
+        del model
+        return lambda logits: _exit_losses(logits, batch.truth).mean(dim=1)
+
+    def attack(
+        self, adversary: Adversary, model: torch.nn.Module, batch: TrainBatch, **how: Any
+    ) -> torch.Tensor:
+        """One attack, or for max-average the worst of one for each exit."""
+        chosen = _Exits(model, self.exits)
+        if self.attacked == "average":
+            return super().attack(adversary, chosen, batch, **how)
+
+        def attack_exit(number: int) -> torch.Tensor:
+            def loss(logits: torch.Tensor) -> torch.Tensor:
+                return cross_entropy(logits[:, number], batch.truth)
+
+            return adversary.attack(chosen, batch.images, loss, start=self.start, **how)
+
+        if self.attacked == "last":
+            return attack_exit(len(self.exits) - 1)
+        candidates = [attack_exit(number) for number in range(len(self.exits))]
+        with evaluation_mode(chosen), torch.no_grad():
+            losses = [_exit_losses(chosen(x), batch.truth).mean(dim=1) for x in candidates]
+        # (number of attacks, B): for each image the attack that is worst on average.
+        choice = torch.stack(losses).argmax(dim=0)
+        return torch.stack(candidates)[choice, torch.arange(len(choice), device=choice.device)]
+
+    def loss(self, model: torch.nn.Module, batch: TrainBatch, adversarial: torch.Tensor) -> Loss:
+        """Mean over exits e of CE(q, S_e(x)) + CE(y, S_e(x′))."""
+        chosen = _Exits(model, self.exits)
+        clean, attacked = chosen(batch.images), chosen(adversarial)
+        natural = _exit_losses(clean, batch.target).mean()
+        robust = _exit_losses(attacked, batch.truth).mean()
+        return Loss(natural + robust, attacked[:, -1])
+
+
+class _Exits(torch.nn.Module):
+    """Logits of some exits side by side: shape (B, E, K)."""
+
+    def __init__(self, model: Any, exits: Sequence[int]) -> None:
+        super().__init__()
+        self.model: Classifier = model
+        self._exits, self.training = tuple(exits), model.training
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = self.model.exit_logits(images)
+        return torch.stack([logits[number] for number in self._exits], dim=1)
+
+
+def _exit_losses(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    # (B, E, K) and (B, K) to (B, E).
+    return torch.stack([cross_entropy(row, target) for row in logits.unbind(dim=1)], dim=1)
 
 
 class AttackLossOverride(ObjectiveWrapper):

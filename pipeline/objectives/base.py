@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     import torch
 
     from ltd_pipe.attacks import Adversary, LossOfLogits, Start
-    from ltd_pipe.params import TrainParams
 
 
 @dataclass(frozen=True)
@@ -71,12 +70,6 @@ class Objective(abc.ABC):
 
     # Where the attack begins, see `ltd_pipe.attacks.initial_point`.
     start: Start = "uniform"
-
-    @classmethod
-    def from_params(cls, params: TrainParams, *, model: Any, teacher: Any) -> Objective:
-        """What the parameters ask for, of this student and the teacher in the run, if any."""
-        del params, model, teacher
-        return cls()
 
     def attack_loss(self, model: torch.nn.Module, batch: TrainBatch) -> LossOfLogits:
         """What the attack maximises: by default the cross entropy of the truth."""

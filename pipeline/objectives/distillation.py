@@ -15,7 +15,6 @@ from ltd_pipe.objectives.base import Loss, Objective, ObjectiveWrapper, StepInfo
 if TYPE_CHECKING:
     from ltd_pipe.attacks import Adversary, LossOfLogits
     from ltd_pipe.objectives.base import TrainBatch
-    from ltd_pipe.params import TrainParams
 
 # Maps images to a teacher's logits, already divided by its temperature. No gradient reaches it.
 Teacher = Callable[[torch.Tensor], torch.Tensor]
@@ -33,11 +32,6 @@ class Rslad(Objective):
     # Of the term on the attacked images; the rest goes to the clean ones.
     robust_weight: float = 5 / 6
     start = "normal"
-
-    @classmethod
-    def from_params(cls, params: TrainParams, **_: Any) -> Objective:
-        """With `robust_weight`, or the paper's."""
-        return cls() if params.robust_weight is None else cls(params.robust_weight)
 
     def attack_loss(self, model: torch.nn.Module, batch: TrainBatch) -> LossOfLogits:
         """KL(q ‖ S(·)), from the teacher's answer."""
@@ -67,14 +61,6 @@ class Ard(Objective):
     # α of the distillation term on the attacked images.
     robust_weight: float = 1.0
 
-    @classmethod
-    def from_params(cls, params: TrainParams, **_: Any) -> Objective:
-        """With the temperature that softened the labels."""
-        if params.distillation_temperature is None:
-            raise ValueError("the temperature of the labels is not known")
-        weight = 1.0 if params.robust_weight is None else params.robust_weight
-        return cls(params.distillation_temperature, weight)
-
     def loss(self, model: torch.nn.Module, batch: TrainBatch, adversarial: torch.Tensor) -> Loss:
         """α · t² · KL(q ‖ S^t(x′)) + (1 - α) · CE(y, S(x)), S^t = softmax(logits / t)."""
         attacked = model(adversarial)
@@ -99,11 +85,6 @@ class Adaad(Objective):
     # clean ones are not passed through the student at all.
     robust_weight: float = 1.0
     start = "normal"
-
-    @classmethod
-    def from_params(cls, params: TrainParams, *, teacher: Any, **_: Any) -> Objective:
-        """With the teacher in the run and `robust_weight`."""
-        return cls(teacher, 1.0 if params.robust_weight is None else params.robust_weight)
 
     def attack_loss(self, model: torch.nn.Module, batch: TrainBatch) -> LossOfLogits:
         """KL(T(·) ‖ S(·)), as a loss of both logits side by side; see `attack`."""
@@ -186,6 +167,10 @@ class Igdm(ObjectiveWrapper):
         return Loss(value + weight * matching, logits)
 
 
+# B-MTARD's, of a step, and its least and largest temperature: the authors'.
+_TEMPERATURE_RATE, _WEIGHT_RATE, _BOUNDS = 0.001, 0.025, (1.0, 10.0)
+
+
 @dataclass(frozen=True)
 class Balances:
     """B-MTARD's state of a step; first the robust teacher's, then the clean one's.
@@ -199,36 +184,28 @@ class Balances:
     first_losses: torch.Tensor
 
     @classmethod
-    def at_first(cls, temperature: float, device: torch.device) -> Balances:
-        """Equal weights, and one temperature."""
-        values = (temperature, 0.5, float("nan"))
+    def at_first(cls, device: torch.device) -> Balances:
+        """Equal weights, and the least temperature."""
+        values = (_BOUNDS[0], 0.5, float("nan"))
         return cls(*(torch.full((2,), v, dtype=torch.float64, device=device) for v in values))
 
     def to(self, device: torch.device) -> Balances:
         """On the device; a snapshot's are on the host."""
         return Balances(*(value.to(device) for value in vars(self).values()))
 
-    def after(
-        self,
-        losses: torch.Tensor,
-        entropies: torch.Tensor,
-        *,
-        temperature_rate: float,
-        weight_rate: float,
-        bounds: tuple[float, float],
-    ) -> Balances:
+    def after(self, losses: torch.Tensor, entropies: torch.Tensor, pace: float) -> Balances:
         """After a step of these mean losses and entropies, tensors of shape (2,), float64.
 
-        A teacher's temperature, within its bounds, falls by the rate where its mean entropy is
-        above the other's, and rises where it is below. With L̃_i = L_i / L_i(first step), the
-        weights move by their rate towards L̃_i / (L̃_robust + L̃_clean).
+        A teacher's temperature, within its bounds, falls by its rate times the pace where its mean
+        entropy is above the other's, and rises where it is below. With
+        L̃_i = L_i / L_i(first step), the weights move likewise towards L̃_i / (L̃_robust + L̃_clean).
         """
         first = torch.where(self.first_losses.isnan(), losses, self.first_losses)
         sign = torch.sign(entropies / entropies.flip(0) - 1.0)
         relative = losses / first
-        moved = self.weights + weight_rate * (relative / relative.sum() - self.weights)
-        moved = moved.clamp(min=0.0)
-        temperatures = (self.temperatures - temperature_rate * sign).clamp(*bounds)
+        step = _WEIGHT_RATE * pace * (relative / relative.sum() - self.weights)
+        moved = (self.weights + step).clamp(min=0.0)
+        temperatures = (self.temperatures - _TEMPERATURE_RATE * pace * sign).clamp(*_BOUNDS)
         return Balances(temperatures, moved / moved.sum(), first)
 
 
@@ -253,39 +230,21 @@ class BalancedTeachers(Objective):
         See `Teacher`; of temperature 1.
     peak_rate : float, optional
         Peak learning rate: as the learning rate falls, so do both rates. None: they do not.
-    temperature_rate, weight_rate : float
-        Of a step; the defaults are the authors'.
-    bounds : tuple of float
-        Least and largest temperature; the run begins at the least.
     """
 
     start = "normal"
 
-    def __init__(
-        self,
-        robust_teacher: Teacher,
-        *,
-        peak_rate: float | None = None,
-        temperature_rate: float = 0.001,
-        weight_rate: float = 0.025,
-        bounds: tuple[float, float] = (1.0, 10.0),
-    ) -> None:
-        self._teacher, self._peak_rate, self._bounds = robust_teacher, peak_rate, bounds
-        self._rates = (temperature_rate, weight_rate)
+    def __init__(self, robust_teacher: Teacher, peak_rate: float | None = None) -> None:
+        self._teacher, self._peak_rate = robust_teacher, peak_rate
         self._info = StepInfo()
         # Of the step under way: both losses, both entropies, and the images they are summed over.
         self._sums: torch.Tensor | None = None
         self.balances: Balances | None = None
 
-    @classmethod
-    def from_params(cls, params: TrainParams, *, teacher: Any, **_: Any) -> Objective:
-        """With the teacher in the run, at the pace of the learning rate."""
-        return cls(teacher, peak_rate=params.learning_rate)
-
     def loss(self, model: torch.nn.Module, batch: TrainBatch, adversarial: torch.Tensor) -> Loss:
         """w_r · KL(T_r^τr(x′) ‖ S(x′)) + w_c · KL(T_c^τc(x) ‖ S(x))."""
         device = batch.images.device
-        now = (self.balances or Balances.at_first(self._bounds[0], device)).to(device)
+        now = (self.balances or Balances.at_first(device)).to(device)
         self.balances, self._info = now, batch.info
         attacked, logits = model(adversarial), model(batch.images)
         targets = self._targets(adversarial, batch, now)
@@ -304,14 +263,7 @@ class BalancedTeachers(Objective):
         sum_over_processes([self._sums])
         means = (self._sums[:4] / self._sums[4]).to(torch.float64)
         pace = self._info.learning_rate / self._peak_rate if self._peak_rate else 1.0
-        temperature_rate, weight_rate = (rate * pace for rate in self._rates)
-        self.balances = self.balances.after(
-            means[:2],
-            means[2:],
-            temperature_rate=temperature_rate,
-            weight_rate=weight_rate,
-            bounds=self._bounds,
-        )
+        self.balances = self.balances.after(means[:2], means[2:], pace)
         self._sums = None
 
     def state_dict(self) -> dict[str, torch.Tensor]:

@@ -65,7 +65,6 @@ def balances(temperatures, weights=(0.5, 0.5), first=(1.0, 1.0)):
     return objectives.Balances(*(torch.tensor(v, dtype=torch.float64) for v in values))
 
 
-RATES = {"temperature_rate": 0.1, "weight_rate": 0.5, "bounds": (1.0, 10.0)}
 MOVES = {
     "more certain": (balances((2.0, 2.0)), (1.0, 2.0), [2.1, 1.9]),
     "less certain": (balances((2.0, 2.0)), (2.0, 1.0), [1.9, 2.1]),
@@ -76,17 +75,23 @@ MOVES = {
 
 @pytest.mark.parametrize(("now", "entropies", "expected"), MOVES.values(), ids=MOVES)
 def test_temperatures_move_towards_equal_entropies(now, entropies, expected):
-    """The teacher that is more certain is softened, the other one sharpened, within [1, 10]."""
+    """The teacher that is more certain is softened, the other one sharpened, within [1, 10].
+
+    By a thousandth in a step at full pace.
+    """
     entropies = torch.tensor(entropies, dtype=torch.float64)
-    after = now.after(torch.ones(2, dtype=torch.float64), entropies, **RATES)
+    after = now.after(torch.ones(2, dtype=torch.float64), entropies, pace=100)
     assert after.temperatures.tolist() == pytest.approx(expected)
 
 
 def test_the_loss_that_has_fallen_less_gains_weight():
-    """Losses of 3/4 and 1/4 of the first: weights move half way from 1/2 to 3/4 and 1/4."""
+    """Losses of 3/4 and 1/4 of the first: weights move from 1/2 to 3/4 and 1/4, half the way.
+
+    By a fortieth of the way in a step at full pace.
+    """
     losses = torch.tensor([1.5, 1.0], dtype=torch.float64)
     now = balances((1.0, 1.0), first=(2.0, 4.0))
-    after = now.after(losses, torch.ones(2, dtype=torch.float64), **RATES)
+    after = now.after(losses, torch.ones(2, dtype=torch.float64), pace=20)
     assert after.weights.tolist() == pytest.approx([0.625, 0.375])
     assert after.first_losses.tolist() == [2.0, 4.0]
 
