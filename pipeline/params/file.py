@@ -80,20 +80,12 @@ def load_params(path: Path, overrides: Mapping[str, str] | None = None) -> Param
 def read_yaml(path: Path) -> Any:
     """Read a YAML file in which no key is given twice."""
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506  (a SafeLoader)
+        return _load(path.read_text(encoding="utf-8"), path)
     except FileNotFoundError as error:
         raise MissingError(
             path,
             "no such parameter file",
             remedy="Run where params.yaml is, pass --params, or 'ltd-pipe recipe use NAME'.",
-        ) from error
-    except _DuplicateKeyError as error:
-        key, first, second = error.args
-        raise ParamsError(
-            f"{path}: line {second}",
-            f"'{key}' is there twice",
-            found=f"the first in line {first}",
-            remedy="Only the last would count: make them one.",
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         first = str(error).replace("\n", " ")
@@ -102,10 +94,6 @@ def read_yaml(path: Path) -> Any:
 
 # 010, 0_10 and 1:30, but not 0, 0x10 or 0b1.
 _AMBIGUOUS = re.compile(r"[-+]?(0[0-9_]|\d[\d_]*:)")
-
-
-class _DuplicateKeyError(yaml.YAMLError):
-    """Of the key, and both lines."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -126,8 +114,12 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode):
                 first = seen.setdefault((key.tag, key.value), key)
                 if first is not key:
-                    lines = (mark.line + 1 for mark in (first.start_mark, key.start_mark))
-                    raise _DuplicateKeyError(key.value, *lines)
+                    raise ParamsError(
+                        f"{key.start_mark.name}: line {key.start_mark.line + 1}",
+                        f"'{key.value}' is there twice",
+                        found=f"the first in line {first.start_mark.line + 1}",
+                        remedy="Only the last would count: make them one.",
+                    )
         return super().construct_mapping(node, deep)
 
 
@@ -135,6 +127,12 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 # 1e-3 is a number to everybody, to DVC, too; YAML 1.1 asks for a point and a sign.
 _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
+
+
+def _load(text: str, where: object) -> Any:
+    loader = _Loader(text)
+    loader.name = str(where)
+    return loader.get_single_data()
 
 
 def require_named(params: Path, pipeline: Path) -> None:
@@ -155,11 +153,9 @@ def require_named(params: Path, pipeline: Path) -> None:
 
 
 def _holds(content: Any, name: str) -> bool:
-    for key in name.split("."):
-        if not isinstance(content, dict) or key not in content:
-            return False
-        content = content[key]
-    return True
+    first, _, rest = name.partition(".")
+    there = isinstance(content, dict) and first in content
+    return there and (not rest or _holds(content[first], rest))
 
 
 def parse_params(
@@ -201,7 +197,7 @@ def _override(content: dict[str, Any], key: str, value: str) -> None:
         if not isinstance(place, dict):
             raise ParamsError(key, f"'{section}' is a value, not a section")
     try:
-        place[name] = yaml.load(value, _Loader)  # noqa: S506  (a SafeLoader)
+        place[name] = _load(value, key)
     except yaml.YAMLError as error:
         why = getattr(error, "problem", None) or error
         raise ParamsError(key, f"is not readable as YAML ({why})", found=repr(value)) from error
@@ -210,23 +206,27 @@ def _override(content: dict[str, Any], key: str, value: str) -> None:
 def _explain(
     error: ValidationError, where: str, overrides: Mapping[str, str] | None
 ) -> ParamsError:
-    problems = error.errors()
-    first = problems[0]
+    first, *others = error.errors()
     key = ".".join(str(part) for part in first["loc"])
-    if any(given == key or given.startswith(f"{key}.") for given in overrides or ()):
+    if any(
+        f"{given}.".startswith(f"{key}.") or key.startswith(f"{given}.")
+        for given in overrides or ()
+    ):
         where = "option"  # the file is not to blame
-    more = f"{len(problems) - 1} more problem(s) after this one." if len(problems) > 1 else ""
-    if first["type"] == "missing" and not where:
-        remedy = f"Pass it, or run where params.yaml is. {more}".strip()
-        return ParamsError(f"--{key.replace('_', '-')}", "is missing", remedy=remedy)
     place = f"{where or 'options'}: {key}" if key else where or "options"
-    if first["type"] == "missing":
-        return ParamsError(place, "is missing", remedy=f"Add it. {more}".strip())
-    if first["type"] == "extra_forbidden":
-        return ParamsError(place, "unknown key", remedy=f"{_suggestion(first)} {more}".strip())
-    found = None if first["type"] == "value_error" else repr(first["input"])
-    what = first["msg"].removeprefix("Value error, ")
-    return ParamsError(place, what[:1].lower() + what[1:], found=found, remedy=more)
+    what, found, remedy = first["msg"].removeprefix("Value error, "), None, ""
+    if first["type"] == "missing" and not where:
+        place = f"--{key.replace('_', '-')}"
+        what, remedy = "is missing", "Pass it, or run where params.yaml is."
+    elif first["type"] == "missing":
+        what, remedy = "is missing", "Add it."
+    elif first["type"] == "extra_forbidden":
+        what, remedy = "unknown key", _suggestion(first)
+    elif first["type"] != "value_error":
+        found = repr(first["input"])
+    if others:
+        remedy = f"{remedy} {len(others)} more problem(s) after this one.".lstrip()
+    return ParamsError(place, what[:1].lower() + what[1:], found=found, remedy=remedy)
 
 
 def _suggestion(problem: ErrorDetails) -> str:

@@ -6,90 +6,15 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
 from ltd_pipe.images.augmentation import PAIR, Augmentation, Mixing, Sizes
-from ltd_pipe.params.sections import Number, Probability, Section, require_pixel_units
+from ltd_pipe.params.sections import Number, PixelLength, Positive, Probability, Section
 
 
 def _as_word(value: Any) -> Any:
     # YAML reads off, unquoted, as false.
     return "off" if value is False else value
-
-
-class AttackParams(Section):
-    """The threat model, and how training looks for the worst image in it."""
-
-    norm: Literal["linf", "l2"] = "linf"
-    """threat model: linf moves no pixel by more than eps, l2 bounds the Euclidean norm over all
-    pixels of an image"""
-    eps: Number = Field(gt=0)
-    """radius of the ball in pixel units, images in [0, 1]: such as 8/255 for linf, 128/255 for l2
-    """
-    attack: Literal["pgd", "n-fgsm", "fgsm-rs"] = "pgd"
-    """pgd: Madry et al. 2018; of one step, several times faster: n-fgsm (de Jorge et al. 2022), or
-    fgsm-rs (Wong et al. 2020), which collapses more easily"""
-    step_size: Number | None = Field(None, gt=0)
-    """length of a step in the norm, in pixel units; null: 2.5 eps / attack_steps for pgd, eps for
-    n-fgsm, 1.25 eps for fgsm-rs"""
-    attack_steps: int | None = Field(None, ge=1)
-    """gradient steps in training; null: 10 for pgd, 1 for the others"""
-    attack_start: Literal["uniform", "normal", "none"] | None = None
-    """pgd: begins at a random point of the ball, 0.001 N(0, 1) away, or at the image; null: where
-    the objective's authors do"""
-    attack_loss: Literal["ce", "kl", "margin"] | None = None
-    """what the attack maximises: ce, the truth's cross entropy; kl, the divergence from the clean
-    answer; margin, the largest wrong logit less the true one; null: the objective's own"""
-    attack_noise: Number = Field(2.0, ge=0)
-    """n-fgsm: its noise is uniform within so many times eps"""
-    eps_warmup_epochs: Number = Field(0.0, ge=0)
-    """eps and step_size grow from 0 over these epochs of training"""
-    validation_attack_steps: int = Field(10, ge=1)
-    """PGD steps, of 2.5 eps / steps each, when choosing the best checkpoint"""
-    overfitting_alarm: Annotated[Literal["stop", "warn", "off"], BeforeValidator(_as_word)] = "stop"
-    """when robust accuracy in validation collapses while the training attack finds ever less
-    (catastrophic overfitting): stop keeps the best checkpoint and ends, warn goes on, off does not
-    look"""
-
-    @field_validator("eps", "step_size")
-    @classmethod
-    def _is_in_pixel_units(cls, value: float | None, info: ValidationInfo) -> float | None:
-        if value is not None:
-            require_pixel_units(value, info.data.get("norm", "linf"))
-        return value
-
-    def _conflicts(self) -> Iterator[str]:
-        yield from super()._conflicts()
-        if self.attack_loss == "kl" and self.begins_at_the_image:
-            yield "attack_loss: kl has no gradient at the image, where this one begins"
-        if self.attack == "pgd":
-            return
-        if self.steps != 1:
-            yield f"attack_steps: {self.attack} takes 1 step: found {self.steps}"
-        if self.step < self.eps:
-            # As it is given for PGD, which goes on from there.
-            found = f"{self.attack} should be at least eps: found {self.step:g}"
-            yield f"step_size: one step of {found}"
-        if self.attack_start is not None:
-            yield f"attack_start: {self.attack} begins where it begins; leave it null"
-        if self.attack == "n-fgsm" and self.norm != "linf":
-            yield "attack: n-fgsm is defined for norm linf"
-
-    @property
-    def begins_at_the_image(self) -> bool:
-        """Whether the first gradient is the clean image's."""
-        return self.attack_start == "none" or (self.attack == "n-fgsm" and not self.attack_noise)
-
-    @property
-    def steps(self) -> int:
-        """Gradient steps in training."""
-        return self.attack_steps or (10 if self.attack == "pgd" else 1)
-
-    @property
-    def step(self) -> float:
-        """Length of a training attack's step in the norm, pixel units."""
-        factor = {"pgd": 2.5 / self.steps, "n-fgsm": 1.0, "fgsm-rs": 1.25}[self.attack]
-        return factor * self.eps if self.step_size is None else self.step_size
 
 
 _LEAST_AVERAGED = 2
@@ -105,8 +30,35 @@ def meant_in_unit(values: Sequence[float]) -> str:
     return ",".join(f"{value / 255:.3g}" for value in values)
 
 
+def _are_of_unit_pixels(values: tuple[float, ...]) -> tuple[float, ...]:
+    if meant := meant_in_unit(values):
+        raise ValueError(f"expected values for pixels in [0, 1]; perhaps [{meant}] is meant")
+    return values
+
+
+PixelConstants = Annotated[tuple[Number, ...], AfterValidator(_are_of_unit_pixels)]
+
+
 def _ascends(values: Sequence[float]) -> bool:
     return list(values) == sorted({*values})
+
+
+def _are_fractions(values: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+    found = ", ".join(f"{value:g}" for value in values)
+    if not _ascends(values):
+        raise ValueError(f"expected different numbers in ascending order, found [{found}]")
+    if values and not 0 < values[0] <= values[-1] < 1:
+        epochs = info.data.get("epochs", 0)
+        of = epochs if values[0] > 0 and values[-1] < epochs else 200
+        meant = ", ".join(f"{value:g}/{of}" for value in values)
+        raise ValueError(
+            f"expected fractions of the run, above 0 and below 1, found [{found}]; "
+            f"perhaps [{meant}] is meant"
+        )
+    return values
+
+
+Milestones = Annotated[tuple[Number, ...], AfterValidator(_are_fractions)]
 
 
 class FitParams(Section):
@@ -143,7 +95,7 @@ class FitParams(Section):
     """one-cycle: linear up and down; cosine: half a wave down; step: times 0.1 at milestones"""
     warmup_fraction: float | None = Field(None, ge=0, le=1)
     """share of the steps over which the rate rises; null: 0.25 for one-cycle, else 0"""
-    milestones: tuple[Number, ...] = (0.5, 0.75)
+    milestones: Milestones = (0.5, 0.75)
     """step: where the rate falls, as fractions of the run"""
     ema_decay: float = Field(0.0, ge=0, lt=1)
     """decay per step of the weights' moving average; 0: none"""
@@ -175,9 +127,9 @@ class FitParams(Section):
     multiples of 32; null: as they are"""
     progressive_between: tuple[Number, Number] = (0.0, 0.75)
     """fractions of the run between which progressive_resize grows from one to the other"""
-    mean: tuple[Number, ...] | None = None
+    mean: PixelConstants | None = None
     """per channel, subtracted from pixels in [0, 1] inside the model; null: 0"""
-    std: tuple[Number, ...] | None = None
+    std: PixelConstants | None = None
     """per channel, divides them likewise; null: 1"""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: bfloat16 where a short measurement finds it faster; float16 scales its gradients"""
@@ -191,33 +143,6 @@ class FitParams(Section):
 
     snapshot_steps: int = Field(0, ge=0)
     """steps between snapshots; 0: only by time, and at each epoch's end"""
-
-    @field_validator("milestones")
-    @classmethod
-    def _milestones_are_fractions(
-        cls, values: tuple[float, ...], info: ValidationInfo
-    ) -> tuple[float, ...]:
-        found = ", ".join(f"{value:g}" for value in values)
-        if not _ascends(values):
-            raise ValueError(f"expected different numbers in ascending order, found [{found}]")
-        if values and not 0 < values[0] <= values[-1] < 1:
-            epochs = info.data.get("epochs", 0)
-            of = epochs if values[0] > 0 and values[-1] < epochs else 200
-            meant = ", ".join(f"{value:g}/{of}" for value in values)
-            raise ValueError(
-                f"expected fractions of the run, above 0 and below 1, found [{found}]; "
-                f"perhaps [{meant}] is meant"
-            )
-        return values
-
-    @field_validator("mean", "std")
-    @classmethod
-    def _constants_are_of_unit_pixels(
-        cls, values: tuple[float, ...] | None
-    ) -> tuple[float, ...] | None:
-        if meant := meant_in_unit(values or ()):
-            raise ValueError(f"expected values for pixels in [0, 1]; perhaps [{meant}] is meant")
-        return values
 
     def _conflicts(self) -> Iterator[str]:
         yield from super()._conflicts()
@@ -268,11 +193,35 @@ class FitParams(Section):
         return Sizes(*self.progressive_resize, *self.progressive_between, self.epochs)
 
 
-_ASK_TEACHER = ("adaad", "mtard")
+class TeacherParams(FitParams):
+    """The teacher: trained on clean images, or given."""
+
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """mass moved from the true class to all classes evenly"""
+    checkpoint: str | None = None
+    """use these weights instead of training; null: train"""
+    classes: str | None = None
+    """checkpoint of another project: file of its class names in the order of its outputs, one per
+    line or JSON; null: class_order says"""
+    class_order: Literal["lexical", "natural"] | None = None
+    """checkpoint of another project: how its classes are sorted, lexical (1, 10, 2) or natural (1,
+    2, 10); null: as the data's"""
+
+    def _conflicts(self) -> Iterator[str]:
+        yield from super()._conflicts()
+        for name in ("classes", "class_order"):
+            if getattr(self, name) is not None and self.checkpoint is None:
+                yield f"{name}: is of a checkpoint, and none is given: remove it"
+        if self.classes is not None and self.class_order is not None:
+            yield "class_order: classes says the order already: set it to null"
 
 
-class ObjectiveParams(FitParams):
-    """Objective, labels and teacher; see docs/training.md."""
+class TrainParams(FitParams):
+    """The student: adversarial training on one-hot, smoothed or the teacher's soft labels.
+
+    First objective, labels and teacher, see docs/training.md; then the threat model, and how
+    training looks for the worst image in it.
+    """
 
     objective: Literal["at", "trades", "mart", "rslad", "ard", "adaad", "mtard", "exits"] = "at"
     """at: Madry et al. 2018; trades: Zhang et al. 2019; mart: Wang et al. 2020; rslad: Zi et al.
@@ -315,10 +264,61 @@ class ObjectiveParams(FitParams):
     label_kind live; null: none"""
     teacher_temperature: Number = Field(1.0, gt=0)
     """divides that teacher's logits, in place of the one it was trained at"""
-    adr_temperatures: tuple[Number, Number] = (2.5, 2.0)
+    adr_temperatures: tuple[Positive, Positive] = (2.5, 2.0)
     """adr: of the average's answers, from first to last step by cosine"""
     adr_weights: tuple[Probability, Probability] = (0.7, 0.95)
     """adr: of the average's answers, likewise; the rest is one-hot"""
+
+    norm: Literal["linf", "l2"] = "linf"
+    """threat model: linf moves no pixel by more than eps, l2 bounds the Euclidean norm over all
+    pixels of an image"""
+    eps: PixelLength
+    """radius of the ball in pixel units, images in [0, 1]: such as 8/255 for linf, 128/255 for l2
+    """
+    attack: Literal["pgd", "n-fgsm", "fgsm-rs"] = "pgd"
+    """pgd: Madry et al. 2018; of one step, several times faster: n-fgsm (de Jorge et al. 2022), or
+    fgsm-rs (Wong et al. 2020), which collapses more easily"""
+    step_size: PixelLength | None = None
+    """length of a step in the norm, in pixel units; null: 2.5 eps / attack_steps for pgd, eps for
+    n-fgsm, 1.25 eps for fgsm-rs"""
+    attack_steps: int | None = Field(None, ge=1)
+    """gradient steps in training; null: 10 for pgd, 1 for the others"""
+    attack_start: Literal["uniform", "normal", "none"] | None = None
+    """pgd: begins at a random point of the ball, 0.001 N(0, 1) away, or at the image; null: where
+    the objective's authors do"""
+    attack_loss: Literal["ce", "kl", "margin"] | None = None
+    """what the attack maximises: ce, the truth's cross entropy; kl, the divergence from the clean
+    answer; margin, the largest wrong logit less the true one; null: the objective's own"""
+    attack_noise: Number = Field(2.0, ge=0)
+    """n-fgsm: its noise is uniform within so many times eps"""
+    eps_warmup_epochs: Number = Field(0.0, ge=0)
+    """eps and step_size grow from 0 over these epochs of training"""
+    validation_attack_steps: int = Field(10, ge=1)
+    """PGD steps, of 2.5 eps / steps each, when choosing the best checkpoint"""
+    overfitting_alarm: Annotated[Literal["stop", "warn", "off"], BeforeValidator(_as_word)] = "stop"
+    """when robust accuracy in validation collapses while the training attack finds ever less
+    (catastrophic overfitting): stop keeps the best checkpoint and ends, warn goes on, off does not
+    look"""
+
+    temperature: Number = Field(1.0, gt=0)
+    """the student's own, part of the model, in training and inference"""
+    allow_poor_labels: bool = False
+    """train on a store's labels that are as good as uniform, or mostly contradict the ground truth
+    """
+    any_size: bool = False
+    """take a store's labels of images of another size than the teacher saw"""
+    validation_every: int = Field(1, ge=1)
+    """epochs between validations"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _labels_are_smoothed_by_their_kind(cls, content: Any) -> Any:
+        if isinstance(content, dict) and "label_smoothing" in content:
+            raise ValueError(
+                "label_smoothing: is the teacher's alone: remove it, or set label_kind: smooth, "
+                f"smoothing: {content['label_smoothing']}"
+            )
+        return content
 
     @property
     def distillation_temperature(self) -> float | None:
@@ -338,8 +338,24 @@ class ObjectiveParams(FitParams):
     @property
     def asks_teacher(self) -> bool:
         """Whether the run asks a teacher."""
-        asked = self.objective in _ASK_TEACHER or self.label_kind == "live"
+        asked = self.objective in ("adaad", "mtard") or self.label_kind == "live"
         return asked or self.igdm_weight > 0
+
+    @property
+    def begins_at_the_image(self) -> bool:
+        """Whether the attack's first gradient is the clean image's."""
+        return self.attack_start == "none" or (self.attack == "n-fgsm" and not self.attack_noise)
+
+    @property
+    def steps(self) -> int:
+        """Gradient steps in training."""
+        return self.attack_steps or (10 if self.attack == "pgd" else 1)
+
+    @property
+    def step(self) -> float:
+        """Length of a training attack's step in the norm, pixel units."""
+        factor = {"pgd": 2.5 / self.steps, "n-fgsm": 1.0, "fgsm-rs": 1.25}[self.attack]
+        return factor * self.eps if self.step_size is None else self.step_size
 
     def _conflicts(self) -> Iterator[str]:
         yield from super()._conflicts()
@@ -349,8 +365,6 @@ class ObjectiveParams(FitParams):
                 "checkpoint"
             )
         yield from self._conflicts_of_labels()
-        if min(self.adr_temperatures) <= 0:
-            yield "adr_temperatures must be above 0"
         if self.exits is not None and (not self.exits or not _ascends(self.exits)):
             yield "exits must be different numbers in ascending order"
         if self.awp_gamma and self.awp_from_epoch >= self.epochs:
@@ -359,6 +373,19 @@ class ObjectiveParams(FitParams):
                 f"{self.awp_from_epoch}: no epoch would have awp_gamma; lower it, or set "
                 "awp_gamma: 0"
             )
+        if self.precision == "float16" and self.awp_gamma:
+            # An overflow, which float16's scaling expects, would stay in the weights.
+            yield "awp_gamma needs precision bfloat16 or float32, not float16"
+        if self.progressive_resize and (self.asks_teacher or self.label_kind == "adr"):
+            yield (
+                "progressive_resize: a teacher in the run (or the average of adr) is not asked "
+                "about images of other sizes than the data's: take labels from a store"
+            )
+        if self.attack != "pgd":
+            yield from self._conflicts_of_one_step()
+        yield from self._conflicts_of_attack()
+        if not self.mixing.is_none:
+            yield from self._conflicts_of_mixtures()
 
     def _conflicts_of_labels(self) -> Iterator[str]:
         if self.objective == "ard" and self.label_kind not in ("ltd", "live"):
@@ -382,67 +409,18 @@ class ObjectiveParams(FitParams):
         if self.label_kind == "adr" and not self.ema_decay:
             yield "label_kind adr learns from the weights' moving average: set ema_decay"
 
-
-class TeacherParams(FitParams):
-    """The teacher: trained on clean images, or given."""
-
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    """mass moved from the true class to all classes evenly"""
-    checkpoint: str | None = None
-    """use these weights instead of training; null: train"""
-    classes: str | None = None
-    """checkpoint of another project: file of its class names in the order of its outputs, one per
-    line or JSON; null: class_order says"""
-    class_order: Literal["lexical", "natural"] | None = None
-    """checkpoint of another project: how its classes are sorted, lexical (1, 10, 2) or natural (1,
-    2, 10); null: as the data's"""
-
-    def _conflicts(self) -> Iterator[str]:
-        yield from super()._conflicts()
-        for name in ("classes", "class_order"):
-            if getattr(self, name) is not None and self.checkpoint is None:
-                yield f"{name}: is of a checkpoint, and none is given: remove it"
-        if self.classes is not None and self.class_order is not None:
-            yield "class_order: classes says the order already: set it to null"
-
-
-class TrainParams(AttackParams, ObjectiveParams):
-    """The student: adversarial training on one-hot, smoothed or the teacher's soft labels."""
-
-    temperature: Number = Field(1.0, gt=0)
-    """the student's own, part of the model, in training and inference"""
-    allow_poor_labels: bool = False
-    """train on a store's labels that are as good as uniform, or mostly contradict the ground truth
-    """
-    any_size: bool = False
-    """take a store's labels of images of another size than the teacher saw"""
-    validation_every: int = Field(1, ge=1)
-    """epochs between validations"""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _labels_are_smoothed_by_their_kind(cls, content: Any) -> Any:
-        if isinstance(content, dict) and "label_smoothing" in content:
-            raise ValueError(
-                "label_smoothing: is the teacher's alone: remove it, or set label_kind: smooth, "
-                f"smoothing: {content['label_smoothing']}"
-            )
-        return content
-
-    def _conflicts(self) -> Iterator[str]:
-        yield from super()._conflicts()
-        if self.precision == "float16" and self.awp_gamma:
-            # An overflow, which float16's scaling expects, would stay in the weights.
-            yield "awp_gamma needs precision bfloat16 or float32, not float16"
+    def _conflicts_of_attack(self) -> Iterator[str]:
+        if self.attack_loss == "kl" and self.begins_at_the_image:
+            yield "attack_loss: kl has no gradient at the image, where this one begins"
         if self.objective == "trades" and not self.attack_loss and self.begins_at_the_image:
             yield (
-                "attack_start: the loss that trades opposes has no gradient at the image; "
-                "leave it null, or choose an attack_loss"
+                "attack_start: the attack_loss of trades has no gradient at the image; leave it "
+                "null, or choose another attack_loss"
             )
         if self.attack_label == "target" and self.objective != "at":
             yield (
-                f"attack_label: target is for objective at, found {self.objective}, which opposes "
-                "what is its own: set attack_label: truth"
+                f"attack_label: target is for objective at, found {self.objective}, whose "
+                "attack_loss is its own: set attack_label: truth"
             )
         if self.attack_label == "target" and self.attack_loss is not None:
             yield (
@@ -454,13 +432,18 @@ class TrainParams(AttackParams, ObjectiveParams):
                 f"eps_warmup_epochs: expected less than epochs, {self.epochs}, found "
                 f"{self.eps_warmup_epochs:g}: eps would never be reached; lower it"
             )
-        if self.progressive_resize and (self.asks_teacher or self.label_kind == "adr"):
-            yield (
-                "progressive_resize: a teacher in the run (or the average of adr) is not asked "
-                "about images of other sizes than the data's: take labels from a store"
-            )
-        if not self.mixing.is_none:
-            yield from self._conflicts_of_mixtures()
+
+    def _conflicts_of_one_step(self) -> Iterator[str]:
+        if self.steps != 1:
+            yield f"attack_steps: {self.attack} takes 1 step: found {self.steps}"
+        if self.step < self.eps:
+            # As it is given for PGD, which goes on from there.
+            found = f"{self.attack} should be at least eps: found {self.step:g}"
+            yield f"step_size: one step of {found}"
+        if self.attack_start is not None:
+            yield f"attack_start: {self.attack} begins where it begins; leave it null"
+        if self.attack == "n-fgsm" and self.norm != "linf":
+            yield "attack: n-fgsm is defined for norm linf"
 
     def _conflicts_of_mixtures(self) -> Iterator[str]:
         if self.objective == "mtard":

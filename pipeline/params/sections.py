@@ -40,13 +40,19 @@ Probability = Annotated[float, BeforeValidator(as_number), Field(ge=0, le=1)]
 _LARGEST = {"linf": 1.0, "l2": 20.0}
 
 
-def require_pixel_units(value: float, norm: str) -> None:
-    """Refuse, by a ValueError, a radius or a step that cannot be in pixel units."""
+def _is_in_pixel_units(value: float, info: ValidationInfo) -> float:
+    norm = info.data.get("norm", "linf")
     if value > _LARGEST[norm]:
         raise ValueError(
             f"radii of {norm} are at most {_LARGEST[norm]:g}, in pixel units, found {value:g}; "
             f"perhaps {value:g}/255 is meant"
         )
+    return value
+
+
+Positive = Annotated[float, BeforeValidator(as_number), Field(gt=0)]
+# A radius or a step, of a section that has a norm before it.
+PixelLength = Annotated[Positive, AfterValidator(_is_in_pixel_units)]
 
 
 class Section(BaseModel):
@@ -108,16 +114,22 @@ class PrepareParams(Section):
             yield "dataset 'folder' needs prepare.path"
 
 
-def _auto_or_number(value: Any) -> Any:
-    if isinstance(value, str) and value.startswith("auto:"):
-        return value
-    return as_number(value)
+def _temperature(value: Any) -> Any:
+    """A number above 0, or auto:P with P in (0, 1)."""
+    automatic = isinstance(value, str) and value.startswith("auto:")
+    try:
+        number = float(value[len("auto:") :] if automatic else as_number(value))
+    except (TypeError, ValueError):
+        number = -1.0
+    if number <= 0 or (automatic and number >= 1):
+        raise ValueError(f"expected a number above 0, or auto:P with P in (0, 1), found {value!r}")
+    return value if automatic else number
 
 
 class LabelParams(Section):
     """How the teacher is read."""
 
-    temperature: Annotated[float | str, BeforeValidator(_auto_or_number)] = 2.0
+    temperature: Annotated[float | str, BeforeValidator(_temperature)] = 2.0
     """the logits are divided by it; auto:0.9 solves for a mean top probability of 0.9 on the data
     """
     logits: bool = True
@@ -147,8 +159,6 @@ class LabelParams(Section):
     """how to cite the labels, such as BibTeX; null: nothing is said"""
 
     def _conflicts(self) -> Iterator[str]:
-        if self.target_top_probability() is None and not float(self.temperature) > 0:
-            yield f"temperature must be above 0, found {self.temperature}"
         augmentation = Augmentation.parse(self.augmentation)
         if self.views > 1 and augmentation.is_none:
             yield (
@@ -158,19 +168,8 @@ class LabelParams(Section):
 
     def target_top_probability(self) -> float | None:
         """The P of `auto:P`, or None when the temperature is a number."""
-        if not isinstance(self.temperature, str):
-            return None
-        text = self.temperature.removeprefix("auto:")
-        try:
-            target = float(text)
-        except ValueError:
-            target = -1.0
-        if not self.temperature.startswith("auto:") or not 0 < target < 1:
-            raise ValueError(
-                f"temperature must be a number or auto:P with P in (0, 1), "
-                f"found '{self.temperature}'"
-            )
-        return target
+        text = str(self.temperature)
+        return float(text.removeprefix("auto:")) if text.startswith("auto:") else None
 
 
 _ATTACK = re.compile(r"(pgd|cw)-([1-9]\d{0,4})(?:x([1-9]\d{0,3}))?")
@@ -201,7 +200,7 @@ def _listed(value: Any) -> Any:
     return value
 
 
-def _radii(value: Any) -> Any:
+def _radii(value: Any, info: ValidationInfo) -> Any:
     """`auto`, or radii as a list or as text."""
     if value == "auto":
         return value
@@ -212,6 +211,8 @@ def _radii(value: Any) -> Any:
         radii = (-1.0,)
     if isinstance(parts, dict) or not all(radius >= 0 for radius in radii):
         raise ValueError(f"expected auto, or radii such as [0, 4/255, 8/255], found {value!r}")
+    for radius in radii:
+        _is_in_pixel_units(radius, info)
     return radii
 
 
@@ -220,7 +221,7 @@ class EvaluateParams(Section):
 
     norm: Literal["linf", "l2"] = "linf"
     """norm of the ball: linf (each pixel), l2 (the whole image)"""
-    eps: Number = Field(gt=0)
+    eps: PixelLength
     """radius of the ball, in pixel units: images are in [0, 1]"""
     images: int | None = Field(None, ge=1)
     """the first so many test images, in random order; null: all"""
@@ -247,11 +248,6 @@ class EvaluateParams(Section):
     """images that are kept for the report, clean and attacked"""
     precision: Literal["float32"] = "float32"
     """attacks are run in float32: lower precision can mask gradients"""
-
-    def _conflicts(self) -> Iterator[str]:
-        yield from super()._conflicts()
-        for radius in (self.eps, *(() if self.eps_grid == "auto" else self.eps_grid)):
-            require_pixel_units(radius, self.norm)
 
     def quick(self, total: int) -> EvaluateParams:
         """A first look: at most 200 of `total` images, PGD-10 from one start, nothing else."""

@@ -87,7 +87,7 @@ REFUSED = {
     ),
     "TRADES at the image": (
         {"objective": "trades", "attack_start": "none"},
-        "the loss that trades opposes has no gradient at the image",
+        "attack_start: the attack_loss of trades has no gradient at the image",
     ),
     "another loss": ({"attack_loss": "dlr"}, "attack_loss\n.*'ce'"),
     "an alarm that is on": ({"overfitting_alarm": True}, "overfitting_alarm\n.*'stop'"),

@@ -55,7 +55,10 @@ REFUSED = {
     "order": ({"exits": "[3, 1]"}, {"what": "different"}),
     "twice": ({"exits": "[1, 1]"}, {"what": "different"}),
     "none": ({"exits": "[]"}, {"what": "different"}),
-    "cold": ({"adr_temperatures": "[0, 1]"}, {"what": "adr_temperatures"}),
+    "cold": (
+        {"adr_temperatures": "[0, 1]"},
+        {"where": "options: adr_temperatures.0", "found": "0"},
+    ),
     "heavy": (
         {"adr_weights": "[0, 1.5]"},
         {"where": "options: adr_weights.1", "found": "1.5"},
