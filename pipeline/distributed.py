@@ -44,10 +44,9 @@ class World:
     def from_environment(cls) -> World:
         """As torchrun's environment variables say; alone without them."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        found = [os.environ.get(name) for name in names]
-        if any(value is None for value in found):
+        if not os.environ.keys() >= {*names}:
             return cls()
-        return cls(*(int(value or 0) for value in found))
+        return cls(*(int(os.environ[name]) for name in names))
 
     @property
     def is_main(self) -> bool:
@@ -153,12 +152,6 @@ class World:
         parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
-
-    def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Whether each flag is up in some process."""
-        if self.size == 1:
-            return flags
-        return tuple(total > 0 for total in self.sums(*map(int, flags)))
 
     def sums(self, *counts: int) -> tuple[int, ...]:
         """Sums of whole numbers over all processes."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from ltd_pipe.errors import LtdPipeError
+from ltd_pipe.publish import SHARED_MEMORY, nearest
 
 __all__ = ["CHECKS", "Finding", "examine"]
 
@@ -60,19 +61,26 @@ def examine(data: Path = Path("data")) -> Iterator[tuple[str, Finding]]:
             yield topic, Finding("fail", f"{type(error).__name__}: {first}", _SET_UP)
 
 
+def _judge(found: str, *doubts: tuple[bool, Status, str]) -> Finding:
+    """What is there, with status and remedy of the first doubt that is true."""
+    for is_true, status, remedy in doubts:
+        if is_true:
+            return Finding(status, found, remedy)
+    return Finding("ok", found)
+
+
 def _python(_data: Path) -> Finding:
-    found = f"{platform.python_version()} in {sys.prefix}"
-    if (3, 11) <= sys.version_info < (3, 14):
-        return Finding("ok", found)
     remedy = "Python 3.11 to 3.13 is supported: PYTHON=python3.12 make set-up."
-    return Finding("fail", found, remedy)
+    other = not (3, 11) <= sys.version_info < (3, 14)
+    return _judge(f"{platform.python_version()} in {sys.prefix}", (other, "fail", remedy))
 
 
 def _ffcv(_data: Path) -> Finding:
     from ltd_pipe.images.beton import require_ffcv
 
     require_ffcv()
-    return Finding("ok", f"{_version('ffcv')} imports, with OpenCV and libjpeg-turbo")
+    version = importlib.metadata.version("ffcv")
+    return Finding("ok", f"{version} imports, with OpenCV and libjpeg-turbo")
 
 
 def _torch(_data: Path) -> Finding:
@@ -81,9 +89,11 @@ def _torch(_data: Path) -> Finding:
     if torch.cuda.is_available():
         return _cuda_device()
     found = f"{torch.__version__} on the CPU"
-    driver = _nvidia_driver()
-    if driver is None:
+    try:
+        words = _DRIVER.read_text(encoding="utf-8").splitlines()[0].split()
+    except (OSError, IndexError):
         return Finding("ok", f"{found}; no NVIDIA driver here")
+    driver = next((word for word in words if word[:1].isdigit()), "unknown")
     if torch.version.cuda is None:
         remedy = "For the GPU: TORCH_BACKEND=auto make set-up."
         return Finding("warn", f"{found} only: a build without CUDA", remedy)
@@ -112,16 +122,6 @@ def _cuda_device() -> Finding:
     return Finding("ok", found)
 
 
-def _nvidia_driver() -> str | None:
-    """The loaded driver's version; None where there is none."""
-    try:
-        first = _DRIVER.read_text(encoding="utf-8").splitlines()[0]
-    except (OSError, IndexError):
-        return None
-    numbers = [word for word in first.split() if word[:1].isdigit()]
-    return numbers[0] if numbers else "unknown"
-
-
 def _precision(_data: Path) -> Finding:
     from ltd_pipe.device import choose_device, seconds_per_pass
     from ltd_pipe.models.classifier import Classifier
@@ -140,14 +140,13 @@ def _threads(_data: Path) -> Finding:
     import torch
 
     cores, threads = _cores(), torch.get_num_threads()
-    found = f"{threads} for {cores} cores"
-    if threads > cores:
-        remedy = f"More threads than cores slow each other down: set OMP_NUM_THREADS={cores}."
-        return Finding("warn", found, remedy)
-    if cores > 1 and threads == 1:
-        remedy = f"Unset OMP_NUM_THREADS, or set it to {cores}, to use all cores."
-        return Finding("warn", found, remedy)
-    return Finding("ok", found)
+    slow = f"More threads than cores slow each other down: set OMP_NUM_THREADS={cores}."
+    idle = f"Unset OMP_NUM_THREADS, or set it to {cores}, to use all cores."
+    return _judge(
+        f"{threads} for {cores} cores",
+        (threads > cores, "warn", slow),
+        (threads == 1 < cores, "warn", idle),
+    )
 
 
 def _cores() -> int:
@@ -164,71 +163,55 @@ def _zarr(_data: Path) -> Finding:
     import zarr
 
     # Format 3 came with zarr 3; consolidated metadata as we write it with 3.1.
-    major, minor = map(int, zarr.__version__.split(".")[:2])
-    if (major, minor) < (3, 1):
-        remedy = f"Soft-label stores need zarr 3.1 or newer. {_SET_UP}"
-        return Finding("fail", zarr.__version__, remedy)
-    return Finding("ok", zarr.__version__)
+    old = tuple(map(int, zarr.__version__.split(".")[:2])) < (3, 1)
+    remedy = f"Soft-label stores need zarr 3.1 or newer. {_SET_UP}"
+    return _judge(zarr.__version__, (old, "fail", remedy))
 
 
 def _dvc(_data: Path) -> Finding:
-    found = _version("dvc")
-    folder = Path.cwd()
-    root = next((place for place in (folder, *folder.parents) if (place / ".dvc").is_dir()), None)
-    if root is None:
-        remedy = (
-            "'dvc repro' works in a clone, or where 'ltd-pipe init' began a project; "
-            "single commands work anywhere."
-        )
-        return Finding("warn", f"{found}; {folder} is in no DVC project", remedy)
-    return Finding("ok", f"{found} in {root}")
+    found, folder = importlib.metadata.version("dvc"), Path.cwd()
+    for place in (folder, *folder.parents):
+        if (place / ".dvc").is_dir():
+            return Finding("ok", f"{found} in {place}")
+    remedy = (
+        "'dvc repro' works in a clone, or where 'ltd-pipe init' began a project; "
+        "single commands work anywhere."
+    )
+    return Finding("warn", f"{found}; {folder} is in no DVC project", remedy)
 
 
 def _path(_data: Path) -> Finding:
     # dvc.yaml says `python -m ltd_pipe …`: it runs whatever python is first on PATH.
-    python = shutil.which("python")
-    found = f"python is {python or 'not found'}"
-    if python and Path(python).parent == Path(sys.executable).parent:
-        return Finding("ok", found)
-    activate = Path(sys.prefix, "bin", "activate")
+    python, activate = shutil.which("python"), Path(sys.prefix, "bin", "activate")
+    strange = python is None or Path(python).parent != Path(sys.executable).parent
     remedy = f"'dvc repro' would run that one: use 'make repro', or first 'source {activate}'."
-    return Finding("warn", found, remedy)
+    return _judge(f"python is {python or 'not found'}", (strange, "warn", remedy))
 
 
 def _disk(data: Path) -> Finding:
-    place = data.resolve()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    found = f"{free / _GIB:,.1f} GiB free in {place}"
+    place = nearest(data.resolve())
     if not os.access(place, os.W_OK | os.X_OK):
         return Finding("fail", f"{place} is not writable", "Change its owner or its mode.")
-    if free < _LITTLE_DISK:
-        return Finding("fail", found, "Free some: a CIFAR-10 run leaves about 1 GiB.")
-    if free < _AMPLE_DISK:
-        remedy = "Enough for digits and CIFAR-10; ImageNet takes more than 100 GiB."
-        return Finding("warn", found, remedy)
-    return Finding("ok", found)
+    free = shutil.disk_usage(place).free
+    little = "Free some: a CIFAR-10 run leaves about 1 GiB."
+    enough = "Enough for digits and CIFAR-10; ImageNet takes more than 100 GiB."
+    return _judge(
+        f"{free / _GIB:,.1f} GiB free in {place}",
+        (free < _LITTLE_DISK, "fail", little),
+        (free < _AMPLE_DISK, "warn", enough),
+    )
 
 
 def _shared_memory(_data: Path) -> Finding:
-    from ltd_pipe.publish import SHARED_MEMORY
-
     if not SHARED_MEMORY.is_dir():
         return Finding("fail", f"there is no {SHARED_MEMORY}", "Mount a tmpfs there.")
     free = shutil.disk_usage(SHARED_MEMORY).free
+    remedy = (
+        "prepare wants 49 MiB for ImageNet, DataLoader's workers some batches each: "
+        "docker run --shm-size 1g, or --ipc host."
+    )
     found = f"{free / 2**20:,.0f} MiB free in {SHARED_MEMORY}"
-    if free < _LITTLE_SHARED:
-        remedy = (
-            "prepare wants 49 MiB for ImageNet, DataLoader's workers some batches each: "
-            "docker run --shm-size 1g, or --ipc host."
-        )
-        return Finding("warn", found, remedy)
-    return Finding("ok", found)
-
-
-def _version(package: str) -> str:
-    return importlib.metadata.version(package)
+    return _judge(found, (free < _LITTLE_SHARED, "warn", remedy))
 
 
 CHECKS: dict[str, Callable[[Path], Finding]] = {

@@ -65,13 +65,9 @@ class LtdPipeError(Exception):
     def _sentence(self) -> str:
         if not self.what:
             return self.where
-        line = f"{self.where}: {self.what}"
-        if self.expected is not None and self.found is not None:
-            line += f": expected {self.expected}, found {self.found}"
-        elif self.found is not None:
-            line += f": found {self.found}"
-        elif self.expected is not None:
-            line += f": expected {self.expected}"
+        values = {"expected": self.expected, "found": self.found}
+        told = [f"{name} {value}" for name, value in values.items() if value is not None]
+        line = f"{self.where}: {self.what}{': ' if told else ''}{', '.join(told)}"
         line = line if line.endswith((".", "!", "?")) else line + "."
         # Names of files come from anyone, and may hold line feeds and a terminal's commands.
         return printable(f"{line} {self.remedy}".rstrip())

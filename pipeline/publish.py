@@ -31,13 +31,15 @@ _ABANDONED_S = 86_400.0
 
 
 @contextlib.contextmanager
-def staged(target: Path, *, flush_name: bool = True) -> Iterator[Path]:
+def staged(target: Path, *, folder: bool = False, flush_name: bool = True) -> Iterator[Path]:
     """Give a path to write to, which becomes `target` by one rename when the block succeeds.
 
     Parameters
     ----------
     target : Path
-        The file to publish; its folder is made.
+        The file or folder to publish, replaced as a whole; the folder that it is in is made.
+    folder : bool
+        The path is a folder, empty at first.
     flush_name : bool
         Wait until the name, too, would survive a power cut. Without it the file may be absent
         after one, never half-written.
@@ -52,44 +54,27 @@ def staged(target: Path, *, flush_name: bool = True) -> Iterator[Path]:
     WriteError
         When the disk is full, read-only or otherwise refuses.
     """
-    beside = _beside(target)
+    name = f".{target.name}.{_system()}-{os.getpid()}-{os.urandom(4).hex()}.part"
+    beside = target.with_name(name)
     try:
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             if flush_name:  # many small files come without
                 _remove_abandoned(target.parent)
-            beside.touch()
+            (beside.mkdir if folder else beside.touch)()
             mode = beside.stat().st_mode
             yield beside
-            _allow(beside, mode)
-            _flush(beside)
-            os.replace(beside, target)
-            if flush_name:
-                _flush(target.parent)
-    finally:
-        # Never instead of the error that says why it is there, or not.
-        with contextlib.suppress(OSError):
-            beside.unlink()
-
-
-@contextlib.contextmanager
-def staged_folder(target: Path) -> Iterator[Path]:
-    """`staged` for a folder, empty at first; an older one of that name is replaced as a whole."""
-    beside = _beside(target)
-    try:
-        with writing(target):
-            _remove_abandoned(target.parent)
-            beside.mkdir(parents=True)
-            mode = beside.stat().st_mode
-            yield beside
-            for path in beside.rglob("*"):
+            for path in (*beside.rglob("*"), beside):
                 _allow(path, mode)
                 _flush(path)
-            _flush(beside)
-        replace_tree(beside, target)
+            if folder:
+                replace_tree(beside, target)
+            else:
+                os.replace(beside, target)
+                if flush_name:
+                    _flush(target.parent)
     finally:
-        # Gone already when all went well.
-        shutil.rmtree(beside, ignore_errors=True)
+        _remove(beside)
 
 
 def write_text(target: Path, text: str) -> None:
@@ -188,11 +173,6 @@ def _remove_moved_aside(folder: Path) -> None:
         shutil.rmtree(remains, ignore_errors=True)
 
 
-def _beside(target: Path) -> Path:
-    name = f".{target.name}.{_system()}-{os.getpid()}-{os.urandom(4).hex()}.part"
-    return target.with_name(name)
-
-
 @functools.cache
 def _system() -> str:
     """Where a process's number means something: on shared storage others may have it, too."""
@@ -211,7 +191,13 @@ def _remove_abandoned(folder: Path) -> None:
                 continue
             old = time.time() - facts.st_mtime > _ABANDONED_S
             if old or (found[1] == _system() and not _is_alive(int(found[2]))):
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    # Never instead of the error that says why it is there, or not.
+    with contextlib.suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _is_alive(process: int) -> bool:
@@ -270,7 +256,7 @@ def _remedy(error: OSError, place: Path) -> str:
     if error.errno == errno.EROFS:
         return "The file system is read-only: choose another output folder."
     if error.errno in (errno.EACCES, errno.EPERM):
-        existing = next((path for path in (place, *place.parents) if path.exists()), place)
+        existing = nearest(place)
         return f"{existing} is {_owner(existing)}'s: have them allow it, or choose another place."
     return ""
 
@@ -288,6 +274,11 @@ def _owner(path: Path) -> str:
 # --- Room for what will be written.
 
 
+def nearest(path: Path) -> Path:
+    """The path itself, or else the innermost folder above it that is there."""
+    return next((place for place in (path, *path.parents) if place.exists()), path)
+
+
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  not for files: its size is asked for
 # Less than that is full: semaphores and counters take a page each.
 _LITTLE_SHARED = 2**16
@@ -303,10 +294,7 @@ def require_free(folder: Path, size: int) -> None:
     ------
     WriteError
     """
-    existing = folder.resolve()
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(nearest(folder.resolve())).free
     if free < size:
         raise WriteError(
             folder,
@@ -341,8 +329,7 @@ def require_shared_memory(where: object, size: int) -> None:
 # --- Locks, which the kernel releases when the process dies, however it dies.
 
 
-@contextlib.contextmanager
-def exclusive(target: Path) -> Iterator[None]:
+def exclusive(target: Path) -> contextlib.AbstractContextManager[None]:
     """Hold the lock on an output, a file beside it, while the block runs.
 
     Raises
@@ -350,20 +337,10 @@ def exclusive(target: Path) -> Iterator[None]:
     BusyError
         When another process holds it.
     """
-    with _locked(target, fcntl.LOCK_EX) as handle:
-        # For the message to others only: a full disk need not hold it.
-        with contextlib.suppress(OSError):
-            os.ftruncate(handle.fileno(), 0)
-            os.write(handle.fileno(), str(os.getpid()).encode())
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):  # another user's, which we hold but may not remove
-                _lock_of(target).unlink()
+    return _locked(target, shared=False)
 
 
-@contextlib.contextmanager
-def shared(target: Path) -> Iterator[None]:
+def shared(target: Path) -> contextlib.AbstractContextManager[None]:
     """Hold the lock on an output together with others that write parts of it.
 
     Raises
@@ -371,22 +348,15 @@ def shared(target: Path) -> Iterator[None]:
     BusyError
         When a process holds it alone.
     """
-    with _locked(target, fcntl.LOCK_SH) as handle:
-        with contextlib.suppress(OSError):
-            handle.truncate(0)
-        yield  # the file stays: others may hold it
-
-
-def _lock_of(target: Path) -> Path:
-    return target.with_name(f".{target.name}.lock")
+    return _locked(target, shared=True)
 
 
 @contextlib.contextmanager
-def _locked(target: Path, mode: int) -> Iterator[IO[str]]:
-    lock = _lock_of(target)
+def _locked(target: Path, *, shared: bool) -> Iterator[None]:
+    lock = target.with_name(f".{target.name}.lock")
     with _open_lock(lock, target) as handle:
         try:
-            fcntl.flock(handle, mode | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             handle.seek(0)
             holder = handle.read().strip()
@@ -403,7 +373,16 @@ def _locked(target: Path, mode: int) -> Iterator[IO[str]]:
             # The last holder removed the file between our opening and locking it: what we
             # hold is a file without a name, which keeps nobody out.
             raise BusyError(target, "was just released by another process", remedy="Try again.")
-        yield handle
+        # For the message to others only: a full disk need not hold it.
+        with contextlib.suppress(OSError):
+            handle.truncate(0)
+            os.write(handle.fileno(), b"" if shared else str(os.getpid()).encode())
+        try:
+            yield
+        finally:
+            if not shared:  # else others may hold it
+                with contextlib.suppress(OSError):  # another user's, which we may not remove
+                    lock.unlink()
 
 
 def _open_lock(lock: Path, target: Path) -> IO[str]:

@@ -3,14 +3,14 @@
 A run must not depend on the loader's batch size, the number of workers or ranks, or on where
 it was interrupted. So nothing here has a state: every number is the SplitMix64 finaliser
 (Steele, Lea and Flood, OOPSLA 2014, the variant of Stafford) applied to a key, a sample index
-and a counter. numpy, torch (any device) and numba give the same integers.
+and a counter. numpy and torch (any device) give the same integers.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["bits", "bits_torch", "integers", "normal", "permutation", "stream_key", "uniform"]
 
-# 2^64 / golden ratio, and the two multipliers of SplitMix64.
+# 2^64 / golden ratio.
 _GOLDEN = 0x9E3779B97F4A7C15
-_MIX_1 = 0xBF58476D1CE4E5B9
-_MIX_2 = 0x94D049BB133111EB
 _MASK = 0xFFFFFFFFFFFFFFFF
 
 
@@ -59,33 +57,27 @@ def bits(key: int, index: NDArray[np.int64], counter: int = 0) -> NDArray[np.uin
     -------
     ndarray of the same shape, dtype uint64
     """
-    sample = _mix(index.astype(np.uint64) * np.uint64(_GOLDEN) + np.uint64(key))
-    return _mix(sample + np.uint64((counter + 1) * _GOLDEN & _MASK))
-
-
-def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(_MIX_1)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(_MIX_2)
-    mixed: NDArray[np.uint64] = z ^ (z >> np.uint64(31))
-    return mixed
+    sample = _mix(index * _signed(_GOLDEN) + _signed(key))
+    return _mix(sample + _signed((counter + 1) * _GOLDEN & _MASK)).view(np.uint64)
 
 
 def bits_torch(key: int, index: torch.Tensor, draws: int) -> torch.Tensor:
     """`bits` for counters 0 to draws - 1 on the index's device: int64 of the same bit patterns."""
     import torch
 
-    sample = _mix_torch(index * _signed(_GOLDEN) + _signed(key))
+    sample = _mix(index * _signed(_GOLDEN) + _signed(key))
     counter = torch.arange(1, draws + 1, device=index.device) * _signed(_GOLDEN)
-    return _mix_torch(sample[:, None] + counter)
+    return _mix(sample[:, None] + counter)
 
 
-def _mix_torch(z: torch.Tensor) -> torch.Tensor:
-    z = (z ^ _shift_right(z, 30)) * _signed(_MIX_1)
-    z = (z ^ _shift_right(z, 27)) * _signed(_MIX_2)
+def _mix(z: Any) -> Any:
+    """SplitMix64's finaliser, of int64 arrays or tensors, whose products wrap around."""
+    z = (z ^ _shift_right(z, 30)) * _signed(0xBF58476D1CE4E5B9)
+    z = (z ^ _shift_right(z, 27)) * _signed(0x94D049BB133111EB)
     return z ^ _shift_right(z, 31)
 
 
-def _shift_right(z: torch.Tensor, by: int) -> torch.Tensor:
+def _shift_right(z: Any, by: int) -> Any:
     # torch has no uint64 arithmetic, and >> on int64 copies the sign bit: mask it away.
     return (z >> by) & ((1 << (64 - by)) - 1)
 

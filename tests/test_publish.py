@@ -18,7 +18,6 @@ from ltd_pipe.publish import (
     require_free,
     shared,
     staged,
-    staged_folder,
     write_json,
     write_text,
 )
@@ -71,14 +70,14 @@ def test_json_refuses_nan(tmp_path):
 def test_a_failing_block_leaves_the_old_folder_and_nothing_else(tmp_path):
     """As for a file: what stood there stays, and the part is removed."""
     target = tmp_path / "new" / "folder"
-    with staged_folder(target) as beside:
+    with staged(target, folder=True) as beside:
         (beside / "a").write_text("old")
-    with pytest.raises(KeyboardInterrupt), staged_folder(target) as beside:
+    with pytest.raises(KeyboardInterrupt), staged(target, folder=True) as beside:
         (beside / "a").write_text("half")
         raise KeyboardInterrupt
     assert [path.read_text() for path in target.iterdir()] == ["old"]
     assert list(target.parent.iterdir()) == [target]
-    with staged_folder(target) as beside:
+    with staged(target, folder=True) as beside:
         (beside / "b").write_text("new")
     assert [path.name for path in target.iterdir()] == ["b"]
     assert list(target.parent.iterdir()) == [target]
@@ -170,7 +169,7 @@ def test_what_is_published_follows_the_umask(tmp_path, umask, mask, mode):
     umask(mask)
     with staged(tmp_path / "a") as beside:
         beside.touch(0o600)
-    with staged_folder(tmp_path / "b") as beside:
+    with staged(tmp_path / "b", folder=True) as beside:
         (beside / "c").touch(0o600)
     modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "a", tmp_path / "b" / "c")]
     assert modes == [mode, mode]
@@ -179,9 +178,9 @@ def test_what_is_published_follows_the_umask(tmp_path, umask, mask, mode):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from ltd_pipe.publish import staged, staged_folder
+from ltd_pipe.publish import staged
 target = Path(sys.argv[1])
-with staged(target) as beside, staged_folder(target.with_name("folder")) as folder:
+with staged(target) as beside, staged(target.with_name("folder"), folder=True) as folder:
     beside.write_text("half")
     (folder / "half").touch()
     os.kill(os.getpid(), signal.SIGKILL)

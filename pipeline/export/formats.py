@@ -39,7 +39,7 @@ from ltd_pipe.errors import (
 )
 from ltd_pipe.models.checkpoint import fit, load_classifier
 from ltd_pipe.models.registry import build, own_network, timm_options, torchvision_options
-from ltd_pipe.publish import staged, staged_folder, write_json, write_text
+from ltd_pipe.publish import staged, write_json, write_text
 from ltd_pipe.report.runs import read_checkpoint
 from ltd_pipe.text import one_line
 
@@ -94,9 +94,7 @@ def write_export(model: Classifier, facts: dict[str, Any], to: str, out: Path) -
         When the disk refuses.
     """
     target = FORMATS[to]
-    stage: Callable[[Path], contextlib.AbstractContextManager[Path]]
-    stage = staged_folder if target.folder else staged
-    with stage(out) as beside, _foreign_code(out, to):
+    with staged(out, folder=target.folder) as beside, _foreign_code(out, to):
         if target.folder:
             write_json(beside / FACTS_FILE, facts)
         agreements = [

@@ -105,8 +105,9 @@ class Mart(Objective):
 class MultiExit(Objective):
     """Trains the exits of a network on clean and attacked images (Hu et al. 2020).
 
-    arXiv 2002.10025. It is the setting of NEO-KD (Ham et al. 2023, arXiv 2311.00428), without its two distillation
-    terms: those take their targets from the network in training, and no store helps them.
+    arXiv 2002.10025. It is the setting of NEO-KD (Ham et al. 2023, arXiv 2311.00428), without its
+    two distillation terms: those take their targets from the network in training, and no store
+    helps them.
 
     Attributes
     ----------

@@ -209,7 +209,7 @@ class Trainer:
                 self._take(batch, epoch, done)
                 done += 1
                 self._tell(watcher)
-                stopped, due = world.any(stop.received, self._snapshot_is_due())
+                stopped, due = world.sums(stop.received, self._snapshot_is_due())
                 if stopped or due:
                     self._save()
                 if stopped:
