@@ -1,4 +1,4 @@
-"""Processes under torchrun: who they are, and what they agree on."""
+"""Processes under torchrun: who they are, what they agree on, and which images each takes."""
 
 import os
 import re
@@ -6,12 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from refusals import refused
 
-from ltd_pipe.distributed import World
-from ltd_pipe.errors import MachineError
+from ltd_pipe.distributed import World, require_shards, shard
+from ltd_pipe.errors import MachineError, ParamsError
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -90,3 +91,64 @@ def test_a_process_at_other_work_stops_all(tmp_path):
     for line in together(str(tmp_path / "agree.py"), "2"):
         assert "rank 1 of 3: is at other work than rank 0: software.torch: " in line
         assert "expected '2.1', found '2.2'" in line
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_shares_make_up_the_steps(processes):
+    """Piece after piece of a step are the step's samples, in their order."""
+    order = np.random.default_rng(0).permutation(np.arange(1000, 1103))
+    worlds = [World(rank, processes, rank) for rank in range(processes)]
+    shares = [shard(order, 24, world) for world in worlds]
+    size = 24 // processes
+    assert {step for _, step in shares} == {size}
+    for step in range(4):
+        pieces = [mine[step * size : (step + 1) * size] for mine, _ in shares]
+        np.testing.assert_array_equal(np.concatenate(pieces), order[step * 24 : (step + 1) * 24])
+    last = [mine[4 * size :] for mine, _ in shares]
+    np.testing.assert_array_equal(np.concatenate(last), order[96:])
+    assert min(map(len, last)) >= 1
+
+
+def test_what_cannot_be_shared_is_refused():
+    """An uneven batch, and a last step with too few images."""
+    require_shards(103, 24, 4)
+    require_shards(96, 24, 24)
+    with refused(
+        ParamsError, where="batch_size", what="among", expected="a multiple of 5", found=24
+    ):
+        require_shards(103, 24, 5)
+    with refused(
+        ParamsError,
+        where="batch_size",
+        what="leaves 1",
+        expected="at least one for each of 2 processes",
+        remedy="images: 96",
+    ):
+        require_shards(97, 24, 2)
+
+
+@pytest.mark.parametrize("images", [96, 103, 106, 101])
+def test_pairs_are_not_parted(images):
+    """Neighbours that are mixed with each other go to one process, also in the last step."""
+    order, worlds = np.arange(images) * 3, [World(rank, 4) for rank in range(4)]
+    shares = [shard(order, 24, world, unit=2) for world in worlds]
+    assert {size for _, size in shares} == {6}
+    assert sorted(np.concatenate([mine for mine, _ in shares])) == order.tolist()
+    for mine, _ in shares:
+        pairs = mine[: len(mine) // 2 * 2].reshape(-1, 2)
+        assert (pairs[:, 0] // 3 % 2 == 0).all()
+        assert (pairs[:, 1] == pairs[:, 0] + 3).all()
+    # The one without a partner is the last of all.
+    odd = [mine[-1] for mine, _ in shares if len(mine) % 2]
+    assert odd == ([order[-1]] if images % 2 else [])
+
+
+def test_pairs_that_cannot_be_shared_are_refused():
+    """Two images for each process, in every step."""
+    require_shards(96 + 7, 24, 4, unit=2)
+    with refused(
+        ParamsError, where="batch_size", what="together", expected="a multiple of 16", found=24
+    ):
+        require_shards(96, 24, 8, unit=2)
+    with refused(ParamsError, where="batch_size", what="leaves 6"):
+        require_shards(96 + 6, 24, 4, unit=2)

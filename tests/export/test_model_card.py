@@ -8,7 +8,7 @@ import pytest
 from made_classifiers import make_classifier
 from markdown_it import MarkdownIt
 from refusals import refused
-from test_markdown import HOSTILE, kinds
+from test_text import HOSTILE, kinds
 
 from ltd_pipe.errors import MissingError, ResultError
 from ltd_pipe.evaluation.results import ATTACK_FAILS, Audit

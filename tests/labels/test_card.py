@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from made_answers import attributes
 from markdown_it import MarkdownIt
-from test_markdown import HOSTILE, kinds
+from test_text import HOSTILE, kinds
 
 from ltd_pipe.labels import SoftLabels
 from ltd_pipe.labels.card import format_card

@@ -13,7 +13,7 @@ from pathlib import Path
 import google_crc32c
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "labels"
 
 

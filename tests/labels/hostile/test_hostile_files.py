@@ -20,7 +20,7 @@ from ltd_pipe.errors import StoreError
 from ltd_pipe.labels import SoftLabels
 from ltd_pipe.labels.verify import verify_store
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "labels"
 CHUNKS = ["soft_labels/c/0/0", "logits/c/1/0", "labels/c/1", "sample_hash/c/0"]
 OTHERS = ["zarr.json", "labels/zarr.json", "README.md"]
