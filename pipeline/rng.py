@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = ["bits", "bits_torch", "integers", "normal", "permutation", "stream_key", "uniform"]
 
-# 2^64 / golden ratio.
-_GOLDEN = 0x9E3779B97F4A7C15
-_MASK = 0xFFFFFFFFFFFFFFFF
+# 2^64 / golden ratio, and the two multipliers of SplitMix64, as signed integers.
+_GOLDEN, _MIX_1, _MIX_2 = (
+    word - 2**64 for word in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
+Words = TypeVar("Words", NDArray[np.int64], "torch.Tensor")
 
 
 def stream_key(seed: int, stream: str, epoch: int = 0) -> int:
@@ -57,33 +59,33 @@ def bits(key: int, index: NDArray[np.int64], counter: int = 0) -> NDArray[np.uin
     -------
     ndarray of the same shape, dtype uint64
     """
-    sample = _mix(index * _signed(_GOLDEN) + _signed(key))
-    return _mix(sample + _signed((counter + 1) * _GOLDEN & _MASK)).view(np.uint64)
+    sample = _mix(index * _GOLDEN + _signed(key))
+    return _mix(sample + _signed((counter + 1) * _GOLDEN)).view(np.uint64)
 
 
 def bits_torch(key: int, index: torch.Tensor, draws: int) -> torch.Tensor:
     """`bits` for counters 0 to draws - 1 on the index's device: int64 of the same bit patterns."""
     import torch
 
-    sample = _mix(index * _signed(_GOLDEN) + _signed(key))
-    counter = torch.arange(1, draws + 1, device=index.device) * _signed(_GOLDEN)
+    sample = _mix(index * _GOLDEN + _signed(key))
+    counter = torch.arange(1, draws + 1, device=index.device) * _GOLDEN
     return _mix(sample[:, None] + counter)
 
 
-def _mix(z: Any) -> Any:
+def _mix(z: Words) -> Words:
     """SplitMix64's finaliser, of int64 arrays or tensors, whose products wrap around."""
-    z = (z ^ _shift_right(z, 30)) * _signed(0xBF58476D1CE4E5B9)
-    z = (z ^ _shift_right(z, 27)) * _signed(0x94D049BB133111EB)
+    z = (z ^ _shift_right(z, 30)) * _MIX_1
+    z = (z ^ _shift_right(z, 27)) * _MIX_2
     return z ^ _shift_right(z, 31)
 
 
-def _shift_right(z: Any, by: int) -> Any:
+def _shift_right(z: Words, by: int) -> Words:
     # torch has no uint64 arithmetic, and >> on int64 copies the sign bit: mask it away.
     return (z >> by) & ((1 << (64 - by)) - 1)
 
 
 def _signed(value: int) -> int:
-    return value - (1 << 64) if value >> 63 else value
+    return (value + 2**63) % 2**64 - 2**63
 
 
 def uniform(key: int, index: torch.Tensor, shape: tuple[int, ...] = ()) -> torch.Tensor:
