@@ -75,7 +75,7 @@ REFUSED = {
         {"label_kind": "onehot", "label_temperature": "4"},
         {"what": "onehot"},
     ),
-    "opposed": (
+    "target": (
         {"objective": "trades", "attack_label": "target"},
         {"what": "attack_label"},
     ),
