@@ -7,6 +7,7 @@ it is rounded is kept there, to be told when the run goes on elsewhere.
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -35,8 +36,7 @@ WORK = {
     "label": ("labels.labelling", "labels.writer", "models.foreign", "images.stream"),
 }
 # What work imports, and what no number goes through: files, messages, a store's README.md.
-_PLUMBING = {f"ltd_pipe.{name}" for name in ("errors", "labels.card", "provenance", "publish")}
-_PLUMBING |= {"ltd_pipe", "ltd_pipe.text"}
+_PLUMBING = ("", ".errors", ".labels.card", ".provenance", ".publish", ".text")
 _RECORD = "run.json"
 # In a clone src/ltd_pipe is a link to it.
 _PACKAGE = Path(__file__).resolve().parent
@@ -64,11 +64,8 @@ def code_digest(kind: str, root: Path = _PACKAGE) -> str:
     found = import_closure(*starts, root=root)
     if missing := {*starts} - found.keys():
         raise ModuleNotFoundError(f"no module {', '.join(missing)}")
-    total = hashlib.sha256()
-    for name, code in sorted(found.items()):
-        if name not in _PLUMBING:
-            total.update(f"{name}\0{code}\0".encode())
-    return total.hexdigest()
+    plumbing = {f"ltd_pipe{name}" for name in _PLUMBING}
+    return digest({name: code for name, code in found.items() if name not in plumbing})
 
 
 def import_closure(*modules: str, root: Path = _PACKAGE) -> dict[str, str]:
@@ -132,13 +129,9 @@ def code_commit() -> tuple[str, bool] | None:
 
 
 def _git(words: str, folder: Path | None = None) -> str | None:
+    command = ["git", *words.split()]
     try:
-        found = subprocess.check_output(  # noqa: S603
-            ["git", *words.split()],  # noqa: S607
-            cwd=folder,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
+        found = subprocess.check_output(command, cwd=folder, stderr=subprocess.DEVNULL, text=True)  # noqa: S603
     except (OSError, subprocess.CalledProcessError):
         return None
     return found.strip()
@@ -252,9 +245,8 @@ def processor(device: torch.device) -> str:
 
 
 def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
