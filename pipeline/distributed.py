@@ -24,16 +24,8 @@ _TIMEOUT = timedelta(minutes=10)
 class World:
     """Processes that share a piece of work, and this one among them.
 
-    Without torchrun there is one: then nothing is sent, and every sum is what it was.
-
-    Attributes
-    ----------
-    rank : int
-        Of this process, below `size`.
-    size : int
-        How many there are.
-    local_rank : int
-        Of this process among those on this machine: which GPU is its own.
+    Without torchrun there is one: then nothing is sent, and every sum is what it was. Among those
+    on this machine it is `local_rank`: which GPU is its own.
     """
 
     rank: int = 0

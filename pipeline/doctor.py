@@ -32,16 +32,9 @@ _SET_UP = "Run 'make set-up' again."
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found.
+    """What is there, and what to do about it, a sentence; nothing when it is ok.
 
-    Attributes
-    ----------
-    status : str
-        ok; warn: works, but not as well or not everywhere; fail: something will not work.
-    found : str
-        What is there.
-    remedy : str
-        What to do about it, a sentence; empty when it is ok.
+    warn: works, but not as well or not everywhere; fail: something will not work.
     """
 
     status: Status

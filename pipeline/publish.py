@@ -288,12 +288,7 @@ _MORE_SHARED = (
 
 
 def require_free(folder: Path, size: int) -> None:
-    """Refuse before the work starts when the disk cannot hold its result of `size` bytes.
-
-    Raises
-    ------
-    WriteError
-    """
+    """Refuse before the work, by a WriteError, what the disk cannot hold: `size` bytes."""
     free = shutil.disk_usage(nearest(folder.resolve())).free
     if free < size:
         raise WriteError(
@@ -308,10 +303,7 @@ def require_free(folder: Path, size: int) -> None:
 def require_shared_memory(where: object, size: int) -> None:
     """Refuse before the work what the kernel would end without a word: a SIGBUS.
 
-    Raises
-    ------
-    MachineError
-        When fewer than `size` bytes are free in /dev/shm, for memory that processes share.
+    By a MachineError, when less than `size` bytes is free for memory that processes share.
     """
     if not SHARED_MEMORY.is_dir():
         return
@@ -330,24 +322,12 @@ def require_shared_memory(where: object, size: int) -> None:
 
 
 def exclusive(target: Path) -> contextlib.AbstractContextManager[None]:
-    """Hold the lock on an output, a file beside it, while the block runs.
-
-    Raises
-    ------
-    BusyError
-        When another process holds it.
-    """
+    """Hold the lock on an output while the block runs; a BusyError when another process does."""
     return _locked(target, shared=False)
 
 
 def shared(target: Path) -> contextlib.AbstractContextManager[None]:
-    """Hold the lock on an output together with others that write parts of it.
-
-    Raises
-    ------
-    BusyError
-        When a process holds it alone.
-    """
+    """`exclusive`, but together with others that write parts of the output."""
     return _locked(target, shared=True)
 
 
