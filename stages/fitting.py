@@ -5,23 +5,27 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ltd_pipe.device import deterministic
 from ltd_pipe.publish import exclusive
-from ltd_pipe.stages.console import bar
+from ltd_pipe.stages.console import bar, doing, tell
+from ltd_pipe.training import run
 from ltd_pipe.training.failures import Interrupted
-from ltd_pipe.training.trainer import Watcher
+from ltd_pipe.training.trainer import RunContext, Trainer, Watcher
 
 if TYPE_CHECKING:
     from ltd_pipe.device import PrecisionSettings
     from ltd_pipe.distributed import World
+    from ltd_pipe.images.manifest import Manifest
+    from ltd_pipe.models.classifier import Classifier
+    from ltd_pipe.params import Params
     from ltd_pipe.training.collapse import Collapse
     from ltd_pipe.training.snapshots import Row
-    from ltd_pipe.training.trainer import Trainer
 
 _INTERRUPTED = 130
 
@@ -33,14 +37,47 @@ def lock(out: Path, world: World) -> Iterator[None]:
         yield
 
 
-def train_on_screen(trainer: Trainer, description: str, out: Path) -> dict[str, float]:
-    """Train with progress shown, by the first of several processes; the times that it took.
+def fit(
+    kind: run.Kind,
+    params: Params,
+    manifest: Manifest,
+    out: Path,
+    world: World,
+    *,
+    fresh: bool,
+    trainer_of: Callable[[Classifier, RunContext], Trainer],
+    facts_of: Callable[[Trainer], dict[str, Any]],
+    **decides: Any,
+) -> tuple[Trainer, dict[str, Any]] | None:
+    """Train a teacher or student with progress shown, and write it with what it says of itself.
+
+    The first process gets both. `trainer_of` takes the initial model; `facts_of` gives what such a
+    checkpoint alone says of itself; for the rest see `run.open_run`.
 
     Raises
     ------
     Interrupted
         With a line that says how to go on.
     """
+    section = params.teacher if kind == "teacher" else params.train
+    with deterministic():
+        with doing("measuring precision"):
+            model, context = run.open_run(
+                kind, params, manifest, out, world, fresh=fresh, tell=tell, **decides
+            )
+        with doing("loading images"):
+            trainer = trainer_of(model, context)
+        timing = _train_on_screen(trainer, "teacher" if kind == "teacher" else out.name, out)
+        if not world.is_main:
+            return None
+        facts = run.common_facts(kind, section, manifest, params.seed, context.precision)
+        facts |= facts_of(trainer)
+    run.save_results(trainer, out, facts, timing, last=kind == "student")
+    return trainer, facts
+
+
+def _train_on_screen(trainer: Trainer, description: str, out: Path) -> dict[str, float]:
+    """Train, shown by the first of several processes; the times that it took."""
     begin = time.monotonic()
     if not trainer.context.world.is_main:
         try:

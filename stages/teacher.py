@@ -8,32 +8,24 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ltd_pipe.errors import ParamsError, require_file
+from ltd_pipe.stages import options
 from ltd_pipe.stages.console import doing, tell
 from ltd_pipe.stages.model_options import ModelOptions, load_teacher
-from ltd_pipe.stages.options import (
-    CHECKPOINT,
-    FOLDER,
-    PATH,
-    ParamsCommand,
-    note_pipeline,
-    params_options,
-    refuse_existing,
-    refuse_options,
-    refuse_overlap,
-    require_files,
-)
 
 if TYPE_CHECKING:
-    from ltd_pipe.distributed import World
     from ltd_pipe.images.beton import Beton
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.params import Params, TeacherParams
 
 
-@click.command(cls=ParamsCommand)
-@params_options("teacher")
-@click.option("--data", type=PATH, default="data", help="Folder of train.beton and test.beton.")
-@click.option("--out", type=FOLDER, default="data/teacher", help="Folder of model.safetensors.")
+@click.command(cls=options.ParamsCommand)
+@options.params_options("teacher")
+@click.option(
+    "--data", type=options.PATH, default="data", help="Folder of train.beton and test.beton."
+)
+@click.option(
+    "--out", type=options.FOLDER, default="data/teacher", help="Folder of model.safetensors."
+)
 @click.option("--fresh", is_flag=True, help="Forget an interrupted run and start over.")
 @click.option("--force", is_flag=True, help="Replace an existing teacher.")
 def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> None:
@@ -49,18 +41,25 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
         from ltd_pipe.distributed import World
         from ltd_pipe.images.beton import open_beton, require_one_preparation
         from ltd_pipe.images.manifest import Duplicates
-        from ltd_pipe.stages.fitting import lock, warn_of_chance
+        from ltd_pipe.images.stream import ImageStream
+        from ltd_pipe.stages.fitting import fit, lock, warn_of_chance
+        from ltd_pipe.training import run
 
-    require_files("data")
-    refuse_existing(out / "model.safetensors", force=force or fresh, kind=CHECKPOINT)
-    note_pipeline(out)
-    if params.teacher.checkpoint is not None:
+    options.require_files("data")
+    options.refuse_existing(
+        out / "model.safetensors", force=force or fresh, kind=options.CHECKPOINT
+    )
+    options.note_pipeline(out)
+    section = params.teacher
+    if section.checkpoint is not None:
         of_weights = {"checkpoint", "architecture", "mean", "std", "classes", "class_order"}
-        of_training = {*type(params.teacher).model_fields, "fresh"} - of_weights
-        refuse_options(of_training, "is of training, and teacher.checkpoint is taken as it is")
+        of_training = {*type(section).model_fields, "fresh"} - of_weights
+        options.refuse_options(
+            of_training, "is of training, and teacher.checkpoint is taken as it is"
+        )
         # Stores name a teacher by the hash of its file, which taking it into place would change.
-        checkpoint = Path(params.teacher.checkpoint)
-        refuse_overlap(out / "model.safetensors", checkpoint)
+        checkpoint = Path(section.checkpoint)
+        options.refuse_overlap(out / "model.safetensors", checkpoint)
         remedy = "Give trained weights, or null to train a teacher."
         require_file(checkpoint, f"teacher.checkpoint: {checkpoint}", remedy)
     world = World.from_environment()
@@ -68,8 +67,21 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
         with doing("checking images"):
             train, test = open_beton(data / "train.beton"), open_beton(data / "test.beton")
             require_one_preparation(train, test)
-        if params.teacher.checkpoint is None:
-            facts = _train(params, train, test, world, out, fresh=fresh)
+        if section.checkpoint is None:
+            split = run.split_samples(train, section.images, params.seed, "teacher")
+            done = fit(
+                "teacher",
+                params,
+                train.manifest,
+                out,
+                world,
+                fresh=fresh,
+                trainer_of=lambda model, context: run.teacher_trainer(
+                    model, ImageStream(train, model.mean.device), split, section, context
+                ),
+                facts_of=lambda trainer: _measure(trainer.best, test),
+            )
+            facts = done[1] if done else {}
         elif world.is_main:
             facts = _take(params, train, test, out)
     if not world.is_main:
@@ -81,39 +93,12 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
         else "clean accuracy unknown: no test image has a label"
     )
     click.echo(f"{out / 'model.safetensors'}: {known}")
-    if params.teacher.checkpoint is None and facts["n"]:
+    if section.checkpoint is None and facts["n"]:
         warn_of_chance(facts["clean_accuracy"], facts["n"], "test", test.manifest.num_classes)
     splits = [(images.labels, images.sample_hash) for images in (test, train)]
     counted = test.manifest.one_colour, test.manifest.turned, Duplicates.count(*splits)
     for line in test.manifest.warnings_of(*counted):
-        click.echo(f"warning: {line}", err=True)
-
-
-def _train(
-    params: Params, train: Beton, test: Beton, world: World, out: Path, *, fresh: bool
-) -> dict[str, Any]:
-    from ltd_pipe.device import deterministic
-    from ltd_pipe.images.stream import ImageStream
-    from ltd_pipe.stages.fitting import train_on_screen
-    from ltd_pipe.training import run
-
-    section, manifest = params.teacher, train.manifest
-    with doing("measuring precision"):
-        model, context = run.open_run(
-            "teacher", params, manifest, out, world, fresh=fresh, tell=tell
-        )
-    split = run.split_samples(train, section.images, params.seed, "teacher")
-    with deterministic():
-        with doing("loading images"):
-            stream = ImageStream(train, model.mean.device)
-        trainer = run.teacher_trainer(model, stream, split, section, context)
-        timing = train_on_screen(trainer, "teacher", out)
-        if not world.is_main:
-            return {}
-        facts = run.common_facts("teacher", section, manifest, params.seed, context.precision)
-        facts |= _measure(trainer.best, test)
-    run.save_results(trainer, out, facts, timing, last=False)
-    return facts
+        tell(f"warning: {line}")
 
 
 def _take(params: Params, train: Beton, test: Beton, out: Path) -> dict[str, Any]:

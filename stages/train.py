@@ -8,18 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ltd_pipe.errors import require_file
+from ltd_pipe.stages import options
 from ltd_pipe.stages.console import doing, tell, transfer
-from ltd_pipe.stages.options import (
-    CHECKPOINT,
-    FOLDER,
-    PATH,
-    ParamsCommand,
-    note_pipeline,
-    params_options,
-    refuse_existing,
-    refuse_options,
-    require_files,
-)
 
 if TYPE_CHECKING:
     from ltd_pipe.images.beton import Beton
@@ -36,9 +26,9 @@ _STOPPED = (
 )
 
 
-@click.command(cls=ParamsCommand)
-@params_options("train")
-@click.option("--data", type=PATH, default="data/train.beton", help="Training images.")
+@click.command(cls=options.ParamsCommand)
+@options.params_options("train")
+@click.option("--data", type=options.PATH, default="data/train.beton", help="Training images.")
 @click.option(
     "--labels",
     default="data/labels.zarr",
@@ -46,7 +36,7 @@ _STOPPED = (
 )
 @click.option(
     "--out",
-    type=FOLDER,
+    type=options.FOLDER,
     default="data/student",
     help="Folder of model.safetensors (best) and last.safetensors.",
 )
@@ -76,71 +66,64 @@ def train(
       ltd-pipe train --label-kind onehot --objective trades --out baseline
     """
     with doing("loading torch"):
-        from ltd_pipe.device import deterministic
         from ltd_pipe.distributed import World
         from ltd_pipe.images.beton import open_beton
         from ltd_pipe.images.stream import ImageStream
         from ltd_pipe.models.registry import allow_file
-        from ltd_pipe.stages.fitting import lock, train_on_screen
+        from ltd_pipe.stages.fitting import fit, lock
         from ltd_pipe.training import run
         from ltd_pipe.training.softness import measure_targets, require_teaching
         from ltd_pipe.training.targets import LiveTeacher
 
     section = params.train
-    require_files("data", *["labels"] * section.reads_store)
+    options.require_files("data", *["labels"] * section.reads_store)
     _refuse_unused_weights(section)
     teacher_path = Path(section.teacher) if section.teacher and section.asks_teacher else None
     if teacher_path:
         remedy = "Give the checkpoint that is asked in the run, or choose what asks no teacher."
         require_file(teacher_path, f"train.teacher: {teacher_path}", remedy)
-    refuse_existing(out / "model.safetensors", force=force or fresh, kind=CHECKPOINT)
-    note_pipeline(out)
+    options.refuse_existing(
+        out / "model.safetensors", force=force or fresh, kind=options.CHECKPOINT
+    )
+    options.note_pipeline(out)
     if teacher_arch is not None:
         allow_file(teacher_arch)
     world = World.from_environment()
-    with lock(out, world), deterministic():
+    with lock(out, world):
         with doing("checking images and labels"):
             beton = open_beton(data)
             split = run.split_samples(beton, section.images, params.seed)
             store = _open_store(section, labels, beton) if section.reads_store else None
-            manifest = beton.manifest
             teacher = softness = None
             if teacher_path:
-                teacher = LiveTeacher.open(teacher_path, manifest, section.teacher_temperature)
+                temperature = section.teacher_temperature
+                teacher = LiveTeacher.open(teacher_path, beton.manifest, temperature)
             if store:
                 softness = measure_targets(section, store, split[0])
                 require_teaching(softness, section, store.num_classes, store.path)
-        with doing("measuring precision"):
-            model, context = run.open_run(
-                "student",
-                params,
-                manifest,
-                out,
-                world,
-                fresh=fresh,
-                tell=tell,
-                labels=store.identity if store else None,
-                teacher=teacher.sha256 if teacher else None,
-            )
-        with doing("loading images"):
-            stream = ImageStream(beton, model.mean.device)
-        trainer = run.student_trainer(
-            model,
-            stream,
-            split,
-            section,
-            context,
-            store=store,
-            teacher=teacher,
-            data=str(beton.path),
+        done = fit(
+            "student",
+            params,
+            beton.manifest,
+            out,
+            world,
+            fresh=fresh,
+            trainer_of=lambda model, context: run.student_trainer(
+                model,
+                ImageStream(beton, model.mean.device),
+                split,
+                section,
+                context,
+                store=store,
+                teacher=teacher,
+                data=str(beton.path),
+            ),
+            facts_of=lambda trainer: _facts(trainer, section, store, teacher, softness),
+            labels=store.identity if store else None,
+            teacher=teacher.sha256 if teacher else None,
         )
-        timing = train_on_screen(trainer, out.name, out)
-        if not world.is_main:
-            return
-        facts = run.common_facts("student", section, manifest, params.seed, context.precision)
-        facts |= _facts(trainer, section, store, teacher, softness)
-        run.save_results(trainer, out, facts, timing, last=True)
-    _tell_results(trainer, section, beton, len(split[1]), softness, out)
+    if done is not None:
+        _tell_results(done[0], section, beton, len(split[1]), softness, out)
 
 
 def _facts(
@@ -204,7 +187,7 @@ def _refuse_unused_weights(section: TrainParams) -> None:
     if section.label_kind in ("ltd", "live"):
         return
     why = f"weighs soft labels, and label_kind {section.label_kind} has none to weigh"
-    refuse_options({"soft_weight", "rectify"}, why)
+    options.refuse_options({"soft_weight", "rectify"}, why)
     # No refusal of what stands in params.yaml: dvc.yaml trains the baseline with that section.
     for key, given in (("soft_weight", section.soft_weight < 1), ("rectify", section.rectify)):
         if given:
