@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import click
 
 from ltd_pipe.evaluation.results import FEW_IMAGES, Audit, threat_text
 from ltd_pipe.stages import options
-from ltd_pipe.stages.console import Ticker, bar, doing
+from ltd_pipe.stages.console import Ticker, bar, doing, json_option, say
 from ltd_pipe.stages.evaluation_options import measuring_options
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
     help="Exit code 0, not 1, when a check fails or none can be made: audit.json says so.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing audit.")
-@click.option("--json", "as_json", is_flag=True, help="Print audit.json to stdout.")
+@json_option("Print audit.json to stdout.")
 def audit(
     params: Params,
     named: NamedSubject,
@@ -58,7 +57,6 @@ def audit(
     out: Path,
     report_only: bool,
     force: bool,
-    as_json: bool,
 ) -> None:
     """Look for gradient masking; exit code 1 when a check fails, or none can be made.
 
@@ -103,11 +101,7 @@ def audit(
             ball = Ball(settings.norm, settings.eps)
             write_text(out / "loss_surface.svg", draw_surface(found.loss_surface, ball))
         write_json(out / "audit.json", found.dump())
-    if as_json:
-        click.echo(json.dumps(found.dump(), indent=2))
-    else:
-        for line in audit_lines(found, named.model.text):
-            click.echo(line)
+    say(found.dump(), audit_lines(found, named.model.text))
     sys.exit(0 if found.passed or report_only else 1)
 
 

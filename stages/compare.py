@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ltd_pipe.errors import MissingError
+from ltd_pipe.stages.console import json_option, say
 from ltd_pipe.text import one_line
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def compare(runs: tuple[str, ...], as_json: bool) -> None:
+@json_option("Print as JSON.")
+def compare(runs: tuple[str, ...]) -> None:
     """Compare runs, each with the first one, by McNemar's exact test on the same test images.
 
     A RUN is a folder that evaluate wrote to, its metrics.json, or a revision or experiment of
@@ -42,36 +43,37 @@ def compare(runs: tuple[str, ...], as_json: bool) -> None:
         ]
     first, *others = models
     verdicts = [(model.name, judge(model, first)) for model in others]
-    if as_json:
-        found = {
-            "runs": [_run(model) for model in models],
-            "comparisons": [_comparison(*each, first.name) for each in verdicts],
-        }
-        click.echo(json.dumps(found, indent=2))
-        return
-    _show_accuracies(models)
+    found = {
+        "runs": [_run(model) for model in models],
+        "comparisons": [_comparison(*each, first.name) for each in verdicts],
+    }
+    say(found, _lines(models, verdicts))
+
+
+def _lines(models: list[Model], verdicts: list[tuple[str, Verdict]]) -> Iterator[str]:
+    yield from _accuracies(models)
     for model in models:
         if model.evaluation.metrics.quick:
-            click.echo(f"QUICK LOOK: {model.name}: few images and a weak attack. Not a result.")
+            yield f"QUICK LOOK: {model.name}: few images and a weak attack. Not a result."
         for line in model.evaluation.warnings_of(model.name):
-            click.echo(f"WARNING: {line}")
+            yield f"WARNING: {line}"
     for name, verdict in verdicts:
         paired = verdict.comparison.paired
-        click.echo(f"{name} against {first.name}")
+        yield f"{name} against {models[0].name}"
         width = max((len(attack) for attack in paired), default=0)
         for attack, each in paired.items():
-            click.echo(f"  {attack:<{width}}  {_difference(each)}")
+            yield f"  {attack:<{width}}  {_difference(each)}"
         for line in verdict.comparison.left_out:
-            click.echo(f"  not compared: {line}")
-        click.echo(f"  {verdict.headline}")
+            yield f"  not compared: {line}"
+        yield f"  {verdict.headline}"
     if any(verdict.comparison.paired for _, verdict in verdicts):
-        click.echo(
+        yield (
             "p: McNemar's exact test of each row alone; a verdict asks p < 0.025 of its two. It "
             "compares these checkpoints on these images; methods differ when several seeds do."
         )
 
 
-def _show_accuracies(models: list[Model]) -> None:
+def _accuracies(models: list[Model]) -> Iterator[str]:
     from ltd_pipe.evaluation.results import eps_text
 
     attacks = list(dict.fromkeys(name for model in models for name in model.evaluation.scores))
@@ -84,7 +86,7 @@ def _show_accuracies(models: list[Model]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *others in rows:
         cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
-        click.echo("  ".join([f"{first:<{widths[0]}}", *cells]).rstrip())
+        yield "  ".join([f"{first:<{widths[0]}}", *cells]).rstrip()
 
 
 def _difference(paired: Paired) -> str:

@@ -1,13 +1,15 @@
-"""Progress on stderr: results go to stdout."""
+"""Results on stdout, as lines or as JSON; progress and all else on stderr."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -26,6 +28,9 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+if TYPE_CHECKING:
+    from click.decorators import FC
+
 
 def console() -> Console:
     """The console for all that is not a result."""
@@ -35,6 +40,34 @@ def console() -> Console:
 def tell(line: str) -> None:
     """One line for people, on stderr."""
     click.echo(line, err=True)
+
+
+def json_option(text: str) -> Callable[[FC], FC]:
+    """Add --json, which `say` looks at."""
+
+    def keep(context: click.Context, _: click.Parameter, value: bool) -> None:
+        context.meta[_JSON] = value
+
+    return click.option("--json", is_flag=True, expose_value=False, callback=keep, help=text)
+
+
+_JSON = "ltd_pipe.json"
+
+
+def wants_json() -> bool:
+    """Whether the running command has been given --json."""
+    return bool(click.get_current_context().meta[_JSON])
+
+
+def say(facts: Any, lines: Iterable[str], notes: Iterable[str] = (), **form: Any) -> None:
+    """Print what came out: with --json the facts, else lines, and the notes on stderr."""
+    if wants_json():
+        click.echo(json.dumps(facts, **{"indent": 2} | form))
+        return
+    for line in lines:
+        click.echo(line)
+    for note in notes:
+        tell(note)
 
 
 class _Fitting(ProgressColumn):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import click
 
 from ltd_pipe.evaluation.results import Score, evaluation_beside, threat_text
 from ltd_pipe.stages import options
-from ltd_pipe.stages.console import Ticker, bar, doing, tell
+from ltd_pipe.stages.console import Ticker, bar, doing, json_option, say, tell
 from ltd_pipe.stages.evaluation_options import measuring_options
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
     "examples.npz and settings.json.",
 )
 @click.option("--force", is_flag=True, help="Replace existing results.")
-@click.option("--json", "as_json", is_flag=True, help="Print metrics.json to stdout.")
+@json_option("Print metrics.json to stdout.")
 def evaluate(
     params: Params,
     named: NamedSubject,
@@ -51,7 +50,6 @@ def evaluate(
     metrics: Path,
     out: Path,
     force: bool,
-    as_json: bool,
 ) -> None:
     """Measure clean and robust accuracy: FGSM, PGD, CW-PGD and AutoAttack, and by eps.
 
@@ -88,12 +86,7 @@ def evaluate(
             section = params.evaluate.quick(subject.images.manifest.num_samples)
             params = params.model_copy(update={"evaluate": section})
         numbers = _measure(subject, params, corruptions, metrics, out, quick=quick)
-    if as_json:
-        click.echo(json.dumps(numbers.dump(), indent=2))
-        return
-    click.echo(f"{named.model.text}:")
-    for line in metrics_lines(numbers):
-        click.echo(line)
+    say(numbers.dump(), [f"{named.model.text}:", *metrics_lines(numbers)])
 
 
 def _measure(

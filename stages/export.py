@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from ltd_pipe.stages.console import json_option, say, tell
 from ltd_pipe.stages.options import (
     CARD,
     FILE,
@@ -17,9 +16,6 @@ from ltd_pipe.stages.options import (
     refuse_options,
     refuse_overlap,
 )
-
-if TYPE_CHECKING:
-    from ltd_pipe.export.formats import Agreement
 
 _checkpoint_argument = click.argument(
     "checkpoint", type=FILE, default="data/student/model.safetensors"
@@ -39,10 +35,8 @@ _FORMATS = ("robustbench", "timm", "onnx", "torchscript")
 )
 @click.option("--arch", help="FILE.py:FUNCTION, of a checkpoint whose network is a file's.")
 @click.option("--force", is_flag=True, help="Replace an older export.")
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def export(
-    checkpoint: Path, to: str, out: Path, arch: str | None, force: bool, as_json: bool
-) -> None:
+@json_option("Print as JSON.")
+def export(checkpoint: Path, to: str, out: Path, arch: str | None, force: bool) -> None:
     """Write a checkpoint for RobustBench, timm, ONNX or TorchScript.
 
     Normalisation and temperature are inside; class names, eps, labels and the checkpoint's hash
@@ -54,27 +48,22 @@ def export(
       ltd-pipe export student/model.safetensors --to robustbench --out robustbench/
       ltd-pipe export student/model.safetensors --to onnx --out student.onnx
     """
-    from ltd_pipe.export.formats import export as write
+    from ltd_pipe.export import formats
     from ltd_pipe.models.registry import allow_file
 
     refuse_overlap(out, checkpoint)
     if arch is not None:
         allow_file(arch)
-    agreement = write(checkpoint, to, out, replace=force)
-    if as_json:
-        click.echo(json.dumps({"out": str(out), "to": to, **vars(agreement)}, indent=2))
-        return
-    _show(agreement, to, out)
-
-
-def _show(agreement: Agreement, to: str, out: Path) -> None:
-    from ltd_pipe.export.formats import FORMATS
-
-    click.echo(
-        f"{out}: gives the checkpoint's logits on {agreement.images} images: "
-        f"largest difference {agreement.difference:.1e}, allowed {agreement.allowed:.1e}"
+    agreement = formats.export(checkpoint, to, out, replace=force)
+    loading = formats.FORMATS[to].loading.format(out=str(out), name=f"local-dir:{out}")
+    lines = (
+        (
+            f"{out}: gives the checkpoint's logits on {agreement.images} images: "
+            f"largest difference {agreement.difference:.1e}, allowed {agreement.allowed:.1e}"
+        ),
+        f"load it: {loading}",
     )
-    click.echo(f"load it: {FORMATS[to].loading.format(out=str(out), name=f'local-dir:{out}')}")
+    say({"out": str(out), "to": to, **vars(agreement)}, lines)
 
 
 # --- The page.
@@ -142,4 +131,4 @@ def card(
     click.echo(f"{out}: {len(text.splitlines())} lines.")
     for what, given in (("accuracy", facts.evaluation), ("gradient masking", facts.audit)):
         if given is None:
-            click.echo(f"not in it: {what}", err=True)
+            tell(f"not in it: {what}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ltd_pipe.stages.console import counter, doing, tell
+from ltd_pipe.stages.console import counter, doing, json_option, say, tell
 from ltd_pipe.stages.model_options import (
     ModelOptions,
     load_teacher,
@@ -58,7 +57,7 @@ if TYPE_CHECKING:
 @click.option("--part", "part_text", metavar="I/N", help="Make only this part of the labels.")
 @params_options("label", standalone=True)
 @click.option("--force", is_flag=True, help="Replace an existing store.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@json_option("Print the summary as JSON.")
 def label(
     params: Params,
     teachers: tuple[Path, ...],
@@ -67,7 +66,6 @@ def label(
     foreign: ModelOptions,
     part_text: str | None,
     force: bool,
-    as_json: bool,
 ) -> None:
     """Write a teacher's low-temperature soft labels into a store.
 
@@ -130,12 +128,12 @@ def label(
         if not world.is_main:
             return
         if part is not None:
-            _show_part(run.writer, part, as_json=as_json)
+            _show_part(run.writer, part)
             return
         for number, (truth, answers) in enumerate(run.writer.answered(), 1):
             require_order(truth, answers, facts.class_names, f"teacher {number} of {out}")
         identity = run.publish(replace=force)
-    _show(SoftLabels.open(out), identity, out, as_json=as_json)
+    _show(SoftLabels.open(out), identity)
 
 
 @contextlib.contextmanager
@@ -173,53 +171,49 @@ def _exclusive(out: Path, part: Part | None) -> Iterator[None]:
         yield
 
 
-def _show_part(writer: StoreWriter, part: Part, *, as_json: bool) -> None:
+def _show_part(writer: StoreWriter, part: Part) -> None:
     """Say that a part is there, and what is missing of the others."""
     absent = len(writer.absent_chunks())
-    if as_json:
-        click.echo(json.dumps({"part": str(part), "missing_chunks": absent}))
-        return
     rest = (
         f"{absent:,} chunks of other parts are missing"
         if absent
         else "nothing is missing: run it without --part to make the store"
     )
-    click.echo(f"{writer.state}: part {part} is whole; {rest}")
+    facts = {"part": str(part), "missing_chunks": absent}
+    say(facts, [f"{writer.state}: part {part} is whole; {rest}"], indent=None)
 
 
-def _show(store: SoftLabels, identity: str, out: Path, *, as_json: bool) -> None:
+def _show(store: SoftLabels, identity: str) -> None:
     """Print what the store holds."""
     summary, temperature = store.summary(), float(store.attributes.temperature)
     sparse = store.attributes.top_k
     distance = sparse.total_variation if sparse else None
-    if as_json:
-        content = {
-            "store": str(out),
-            "identity": identity,
-            "num_samples": store.num_samples,
-            "num_views": store.num_views,
-            "num_classes": store.num_classes,
-            "temperature": temperature,
-            "top_k": store.top_k,
-            "total_variation": distance.model_dump() if distance else None,
-            **vars(summary),
-        }
-        click.echo(json.dumps(content, indent=2))
-        return
+    content = {
+        "store": str(store.path),
+        "identity": identity,
+        "num_samples": store.num_samples,
+        "num_views": store.num_views,
+        "num_classes": store.num_classes,
+        "temperature": temperature,
+        "top_k": store.top_k,
+        "total_variation": distance.model_dump() if distance else None,
+        **vars(summary),
+    }
     views = f" × {store.num_views} views" if store.num_views > 1 else ""
-    click.echo(
-        f"{out}: {store.num_samples:,}{views} soft labels over {store.num_classes:,} classes, "
-        f"identity {identity[:12]}"
-    )
-    click.echo(f"  temperature           {temperature:.6g}")
-    click.echo(f"  mean top probability  {summary.mean_top_probability:.4f}")
-    click.echo(f"  mean entropy          {summary.mean_entropy:.4f} nats")
+    lines = [
+        (
+            f"{store.path}: {store.num_samples:,}{views} soft labels over {store.num_classes:,} "
+            f"classes, identity {identity[:12]}"
+        ),
+        f"  temperature           {temperature:.6g}",
+        f"  mean top probability  {summary.mean_top_probability:.4f}",
+        f"  mean entropy          {summary.mean_entropy:.4f} nats",
+    ]
     if distance is not None:
-        click.echo(
+        lines.append(
             f"  top {store.top_k} of {store.num_classes:,}: total variation from the dense labels "
             f"{distance.mean:.2g} on average, {distance.worst:.2g} at worst"
         )
     if summary.disagreement is not None:
-        click.echo(f"  teacher contradicts the ground truth for {summary.disagreement:.2%}")
-    for warning in summary.warnings:
-        click.echo(f"  warning: {warning}", err=True)
+        lines.append(f"  teacher contradicts the ground truth for {summary.disagreement:.2%}")
+    say(content, lines, (f"  warning: {warning}" for warning in summary.warnings))

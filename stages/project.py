@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import sys
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from ltd_pipe.errors import WriteError
+from ltd_pipe.models import NETWORKS
+from ltd_pipe.stages.console import json_option, say, wants_json
 from ltd_pipe.stages.options import (
     FOLDER,
     PARAMS_FILE,
@@ -92,8 +93,8 @@ def recipe() -> None:
 
 
 @recipe.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print names and summaries as JSON.")
-def list_recipes(as_json: bool) -> None:
+@json_option("Print names and summaries as JSON.")
+def list_recipes() -> None:
     """List the recipes.
 
     \b
@@ -103,12 +104,9 @@ def list_recipes(as_json: bool) -> None:
     from ltd_pipe.params.file import recipe_names, recipe_summary
 
     summaries = {name: recipe_summary(name) for name in recipe_names()}
-    if as_json:
-        click.echo(json.dumps(summaries, indent=2, ensure_ascii=False))
-        return
     width = max(map(len, summaries))
-    for name, summary in summaries.items():
-        click.echo(f"{name:<{width}}  {summary}")
+    lines = (f"{name:<{width}}  {summary}" for name, summary in summaries.items())
+    say(summaries, lines, ensure_ascii=False)
 
 
 @recipe.command("show")
@@ -161,14 +159,19 @@ def _refuse_to_lose_edits(path: Path, *, force: bool) -> None:
 
 # --- The machine.
 
+# For stderr, so that the list can be piped.
+_OTHER_NETWORKS = (
+    "Other sizes: wrn-DEPTH-WIDTH; resnet18, preactresnet18, small-cnn with -wN.",
+    "Other packages' networks: timm:NAME, torchvision:NAME.",
+)
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 @click.command()
 @click.option("--data", type=FOLDER, default="data", help="Folder that results are written to.")
 @click.option("--models", is_flag=True, help="List the names of architectures instead.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def doctor(data: Path, models: bool, as_json: bool) -> None:
+@json_option("Print JSON.")
+def doctor(data: Path, models: bool) -> None:
     """Check this machine for what users trip over. Exit code 1 when something will not work.
 
     \b
@@ -178,18 +181,16 @@ def doctor(data: Path, models: bool, as_json: bool) -> None:
     """
     if models:
         refuse_options({"data"}, "is of the check, not of --models")
-        _show_models(as_json=as_json)
+        say(NETWORKS, NETWORKS, _OTHER_NETWORKS, indent=None)
         return
     from ltd_pipe.doctor import examine
 
     findings = {}
     for topic, finding in examine(data):
         findings[topic] = finding
-        if not as_json:
+        if not wants_json():
             _show(topic, finding)
-    if as_json:
-        facts = {topic: dataclasses.asdict(finding) for topic, finding in findings.items()}
-        click.echo(json.dumps(facts, indent=2))
+    say({topic: dataclasses.asdict(finding) for topic, finding in findings.items()}, ())
     if any(finding.status == "fail" for finding in findings.values()):
         sys.exit(1)
 
@@ -199,18 +200,3 @@ def _show(topic: str, finding: Finding) -> None:
     click.echo(f"{status}  {topic:<9}  {finding.found}")
     if finding.remedy:
         click.echo(f"{'':<17}{finding.remedy}")
-
-
-def _show_models(*, as_json: bool) -> None:
-    from ltd_pipe.models import NETWORKS
-
-    if as_json:
-        click.echo(json.dumps(NETWORKS))
-        return
-    for name in NETWORKS:
-        click.echo(name)
-    # On stderr, so that the list can be piped.
-    click.echo(
-        "Other sizes: wrn-DEPTH-WIDTH; resnet18, preactresnet18, small-cnn with -wN.", err=True
-    )
-    click.echo("Other packages' networks: timm:NAME, torchvision:NAME.", err=True)

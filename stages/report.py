@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ltd_pipe.stages.compare import find_metrics, training_files
+from ltd_pipe.stages.console import json_option, say
 from ltd_pipe.stages.options import (
     FILE,
     PAGE,
@@ -77,7 +77,7 @@ def _optional_paths(command: Callable[..., None]) -> Callable[..., None]:
     "--out", type=FILE, show_default=f"{_PAGE}; with --compare {_PAIR_PAGE}", help="The page."
 )
 @click.option("--force", is_flag=True, help="Replace an existing page.")
-@click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
+@json_option("Print the verdict as JSON.")
 def report(
     params: Params,
     student: Path,
@@ -85,7 +85,6 @@ def report(
     pair: tuple[str, str] | None,
     out: Path | None,
     force: bool,
-    as_json: bool,
     **optional: Path | None,
 ) -> None:
     """Write report.html: the verdict, curves, labels, attacked images and provenance.
@@ -123,21 +122,17 @@ def report(
         more = {"gradient_masking": masking_text(facts.audit)}
     write_text(out, page)
     size = out.stat().st_size
-    if as_json:
-        content = {
-            "report": str(out),
-            "bytes": size,
-            "headline": verdict.headline,
-            "sentence": verdict.sentence,
-            **more,
-            "caveats": verdict.caveats,
-            "missing": missing,
-        }
-        click.echo(json.dumps(content, indent=2, ensure_ascii=False))
-        return
-    click.echo(f"{out}: {size / 2**10:,.0f} KiB. {verdict.headline}.")
-    for text in missing:
-        click.echo(f"not in it: {text}", err=True)
+    content = {
+        "report": str(out),
+        "bytes": size,
+        "headline": verdict.headline,
+        "sentence": verdict.sentence,
+        **more,
+        "caveats": verdict.caveats,
+        "missing": missing,
+    }
+    lines = [f"{out}: {size / 2**10:,.0f} KiB. {verdict.headline}."]
+    say(content, lines, (f"not in it: {text}" for text in missing), ensure_ascii=False)
 
 
 def _gather_pair(title: str, names: tuple[str, str]) -> PairFacts:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from ltd_pipe.stages.console import counter
+from ltd_pipe.stages.console import counter, say, wants_json
 from ltd_pipe.stages.options import PATH, TABLE, refuse_existing, refuse_options, refuse_overlap
 from ltd_pipe.stages.store.derive import make_store, output_options, read_images
 
@@ -58,7 +57,6 @@ def convert(
     target_kind: str | None,
     out: Path,
     force: bool,
-    as_json: bool,
     **options: Any,
 ) -> None:
     """Make a store of labels in another format, or a table of a store.
@@ -80,7 +78,7 @@ def convert(
     if target_kind is not None:
         refuse_options(options, "has no meaning for --to: a table carries what the store says")
         refuse_overlap(out, path)
-        _write_table(path, target_kind, out, force=force, as_json=as_json)
+        _write_table(path, target_kind, out, force=force)
         return
     kind, inputs = str(origin_kind), [one for one in (path, options["data"]) if one is not None]
 
@@ -92,10 +90,10 @@ def convert(
         from_file = _from_table if kind in _TABLES else _from_folder
         return from_file(path, kind, origin, options)
 
-    make_store(derive, *inputs, out=out, force=force, as_json=as_json, judged=True)
+    make_store(derive, *inputs, out=out, force=force, judged=True)
 
 
-def _write_table(path: Path, kind: str, out: Path, *, force: bool, as_json: bool) -> None:
+def _write_table(path: Path, kind: str, out: Path, *, force: bool) -> None:
     from ltd_pipe.labels import SoftLabels
     from ltd_pipe.labels.tables import write_npz, write_parquet
     from ltd_pipe.provenance import sha256_file
@@ -106,18 +104,15 @@ def _write_table(path: Path, kind: str, out: Path, *, force: bool, as_json: bool
     with counter("convert", store.num_samples) as progress:
         write(store, out, progress)
     size = out.stat().st_size
-    if as_json:
-        facts = {
-            "file": str(out),
-            "sha256": sha256_file(out),
-            "bytes": size,
-            "num_samples": store.num_samples,
-            "identity": store.identity,
-        }
-        click.echo(json.dumps(facts, indent=2))
-        return
-    click.echo(f"{out}: {store.num_samples:,} rows, {size / 2**20:,.1f} MiB")
-    click.echo(f"  of {path}, identity {store.identity[:12]}")
+    facts = {
+        "file": str(out),
+        "sha256": sha256_file(out) if wants_json() else None,
+        "bytes": size,
+        "num_samples": store.num_samples,
+        "identity": store.identity,
+    }
+    rows = f"{out}: {store.num_samples:,} rows, {size / 2**20:,.1f} MiB"
+    say(facts, [rows, f"  of {path}, identity {store.identity[:12]}"])
 
 
 def _from_table(path: Path, kind: str, origin: Origin, options: dict[str, Any]) -> DerivedStore:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import click
 
 from ltd_pipe.errors import StoreError
 from ltd_pipe.stages import options
-from ltd_pipe.stages.console import counter
+from ltd_pipe.stages.console import counter, json_option, say, tell
 
 if TYPE_CHECKING:
     from click.decorators import FC
@@ -26,9 +25,9 @@ _ODD = 0.5
 
 
 def output_options(command: FC) -> FC:
-    """Add --out, --force and --json; the command gets `out`, `force` and `as_json`."""
+    """Add --out, --force and --json; the command gets `out` and `force`."""
     for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON."),
+        json_option("Print the summary as JSON."),
         click.option("--force", is_flag=True, help="Replace an existing store."),
         click.option("--out", type=options.PATH, required=True, help="The new store."),
     ):
@@ -40,10 +39,10 @@ def _makes_store(derive: Callable[..., DerivedStore]) -> Callable[..., None]:
     """Make a command of a function that opens stores and gives a new one: it goes into --out."""
 
     @functools.wraps(derive)
-    def command(*, out: Path, force: bool, as_json: bool, **given: Any) -> None:
+    def command(*, out: Path, force: bool, **given: Any) -> None:
         values = [one for value in given.values() for one in _each(value)]
         inputs = [value for value in values if isinstance(value, Path)]
-        make_store(lambda: derive(**given), *inputs, out=out, force=force, as_json=as_json)
+        make_store(lambda: derive(**given), *inputs, out=out, force=force)
 
     return output_options(command)
 
@@ -57,7 +56,6 @@ def make_store(
     *inputs: Path,
     out: Path,
     force: bool,
-    as_json: bool,
     judged: bool = False,
 ) -> None:
     """Write the store that `derive` gives, which opens the inputs, and say what it is.
@@ -82,37 +80,36 @@ def make_store(
         if found.disagreement is not None and found.disagreement > _ODD:
             warnings.append(f"they contradict the ground truth for {found.disagreement:.2%}")
         for line in warnings:
-            click.echo(f"warning: {out}: {line}", err=True)
-    _print_store(store, identity, as_json=as_json)
+            tell(f"warning: {out}: {line}")
+    _print_store(store, identity)
 
 
-def _print_store(store: SoftLabels, identity: str, *, as_json: bool) -> None:
+def _print_store(store: SoftLabels, identity: str) -> None:
     known = store.attributes
-    if as_json:
-        summary = {
-            "store": str(store.path),
-            "identity": identity,
-            "num_samples": store.num_samples,
-            "num_classes": store.num_classes,
-            "num_views": store.num_views,
-            "top_k": known.top_k.model_dump() if known.top_k else None,
-            "temperature": known.temperature,
-            "logits": store.has_logits,
-            "fingerprint": known.dataset.fingerprint,
-            "derived_from": known.derived_from.model_dump() if known.derived_from else None,
-        }
-        click.echo(json.dumps(summary, indent=2))
-        return
+    summary = {
+        "store": str(store.path),
+        "identity": identity,
+        "num_samples": store.num_samples,
+        "num_classes": store.num_classes,
+        "num_views": store.num_views,
+        "top_k": known.top_k.model_dump() if known.top_k else None,
+        "temperature": known.temperature,
+        "logits": store.has_logits,
+        "fingerprint": known.dataset.fingerprint,
+        "derived_from": known.derived_from.model_dump() if known.derived_from else None,
+    }
     ranks = f", the {store.top_k} largest of each" if store.top_k else ""
     views = f" of {store.num_views} views" if store.num_views > 1 else ""
-    click.echo(
-        f"{store.path}: {store.num_samples:,} soft labels{views} over {store.num_classes:,} "
-        f"classes{ranks}, identity {identity[:12]}"
-    )
-    click.echo(f"  temperature  {known.temperature:g}")
-    if known.top_k and known.top_k.total_variation:
-        distance = known.top_k.total_variation
-        click.echo(f"  left out     {distance.mean:.4g} on average, {distance.worst:.4g} at most")
+    lines = [
+        (
+            f"{store.path}: {store.num_samples:,} soft labels{views} over {store.num_classes:,} "
+            f"classes{ranks}, identity {identity[:12]}"
+        ),
+        f"  temperature  {known.temperature:g}",
+    ]
+    if known.top_k and (lost := known.top_k.total_variation):
+        lines.append(f"  left out     {lost.mean:.4g} on average, {lost.worst:.4g} at most")
+    say(summary, lines)
 
 
 def read_images(data: Path | None, class_names: tuple[str, ...] | None = None) -> ImagesLike | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ltd_pipe.stages.console import counter, tell, transfer
+from ltd_pipe.stages.console import counter, json_option, say, tell, transfer
 from ltd_pipe.stages.options import PATH
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("store", metavar="STORE")
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def info(store: str, as_json: bool) -> None:
+@json_option("Print as JSON.")
+def info(store: str) -> None:
     """Say what a store holds, who made it, and what its labels are like.
 
     Of the signature it says who claims to have made it; 'store verify --public-key' proves it.
@@ -38,10 +38,9 @@ def info(store: str, as_json: bool) -> None:
 
     opened = SoftLabels.open(resolve_store(store, transfer, tell))
     summary = opened.summary()
-    if as_json:
-        click.echo(json.dumps(_facts(opened, summary), indent=2))
-        return
-    _print_table(opened, summary)
+    warnings = (f"warning: {warning}" for warning in summary.warnings)
+    facts = _facts(opened, summary)
+    say(facts, _table(opened, summary, facts), warnings)
 
 
 def _facts(opened: SoftLabels, summary: LabelSummary) -> dict[str, Any]:
@@ -95,7 +94,7 @@ def _signature(path: Path) -> dict[str, Any] | None:
     return found | {"namespace": NAMESPACE, "signer": signer.fingerprint, "key": signer.kind}
 
 
-def _print_table(opened: SoftLabels, summary: LabelSummary) -> None:
+def _table(opened: SoftLabels, summary: LabelSummary, facts: dict[str, Any]) -> Iterator[str]:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -106,23 +105,23 @@ def _print_table(opened: SoftLabels, summary: LabelSummary) -> None:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for name, text in _rows(opened, summary):
+    for name, text in _rows(opened, summary, facts):
         # Neither markup nor control characters of a name from the store reach the terminal.
         table.add_row(Text(name, "bold"), Text("\n".join(map(printable, text.split("\n")))))
     console = Console(highlight=False)
     with console.capture() as captured:
         console.print(table)
-    click.echo(str(opened.path))
     # Without the blanks that fill up the last column.
-    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
-    for warning in summary.warnings:
-        click.echo(f"warning: {warning}", err=True)
+    yield str(opened.path)
+    yield from (line.rstrip() for line in captured.get().splitlines())
 
 
-def _rows(opened: SoftLabels, summary: LabelSummary) -> Iterator[tuple[str, str]]:
+def _rows(
+    opened: SoftLabels, summary: LabelSummary, facts: dict[str, Any]
+) -> Iterator[tuple[str, str]]:
     from ltd_pipe.text import one_line
 
-    known, size = opened.attributes, _size(opened)
+    known, size, signature = opened.attributes, facts["size"], facts["signature"]
     unknown, names, views = int((opened.labels < 0).sum()), known.class_names, known.views
     yield "identity", opened.identity
     yield "images", f"{known.dataset.name}, {known.dataset.split}"
@@ -154,7 +153,7 @@ def _rows(opened: SoftLabels, summary: LabelSummary) -> Iterator[tuple[str, str]
     yield "licence", known.licence or "not said"
     if known.citation is not None:
         yield "citation", known.citation.strip()
-    signature, claim = _signature(opened.path), "none"
+    claim = "none"
     if signature is not None:
         claimed = f"by {signature.get('signer')}\n(its own claim, not verified)"
         claim = signature.get("damaged", claimed)
@@ -202,8 +201,8 @@ def _bytes(count: int) -> str:
     is_flag=True,
     help="Exit with 0 when samples and labels are equal, whatever their order and the attributes.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def diff(first: Path, second: Path, rows: int, labels_only: bool, as_json: bool) -> None:
+@json_option("Print as JSON.")
+def diff(first: Path, second: Path, rows: int, labels_only: bool) -> None:
     """Say which samples of two stores differ, and by how much; matched by hash, not by position.
 
     Exits with 0 when nothing differs and with 1 when something does. A store that cannot be read
@@ -220,10 +219,7 @@ def diff(first: Path, second: Path, rows: int, labels_only: bool, as_json: bool)
     with counter("compare", stores[0].num_samples) as progress:
         found = compare_stores(*stores, rows=rows, progress=progress)
     same = found.same_rows if labels_only else found.same
-    if as_json:
-        click.echo(json.dumps(_plain(found, rows) | {"same": same}, indent=2))
-    else:
-        _print_difference(found, rows)
+    say(_plain(found, rows) | {"same": same}, _differences(found, rows))
     sys.exit(0 if same else 1)
 
 
@@ -235,42 +231,40 @@ def _plain(found: Comparison, rows: int) -> dict[str, Any]:
     return content
 
 
-def _print_difference(found: Comparison, rows: int) -> None:
+def _differences(found: Comparison, rows: int) -> Iterator[str]:
     if found.same:
-        click.echo(f"equal: {found.compared:,} samples, all attributes")
+        yield f"equal: {found.compared:,} samples, all attributes"
         return
     for name, (ours, theirs) in found.attributes.items():
-        click.echo(f"{name}: {_short(ours)} | {_short(theirs)}")
+        yield f"{name}: {_short(ours)} | {_short(theirs)}"
     for name, where in found.arrays.items():
-        click.echo(f"array {name}: {where}")
+        yield f"array {name}: {where}"
     for where, alone in (("first", found.only_first), ("second", found.only_second)):
         if len(alone):
-            click.echo(f"only in the {where}: {len(alone):,} samples, such as row {alone[0]}")
+            yield f"only in the {where}: {len(alone):,} samples, such as row {alone[0]}"
     if found.moved:
-        click.echo(f"in another order: {found.moved:,} of {found.compared:,} common samples")
+        yield f"in another order: {found.moved:,} of {found.compared:,} common samples"
     if found.labels_different:
-        click.echo(f"ground truth differs: {found.labels_different:,} samples")
+        yield f"ground truth differs: {found.labels_different:,} samples"
     if found.logits_different:
-        click.echo(f"logits differ: {found.logits_different:,} samples")
-    click.echo(f"soft labels differ: {found.different:,} of {found.compared:,} common samples")
+        yield f"logits differ: {found.logits_different:,} samples"
+    yield f"soft labels differ: {found.different:,} of {found.compared:,} common samples"
     if found.different:
-        click.echo(f"  largest difference  {found.largest:.3g}")
-        click.echo(
+        yield f"  largest difference  {found.largest:.3g}"
+        yield (
             f"  total variation     {found.mean_total_variation:.3g} on average, "
             f"{found.worst_total_variation:.3g} at most"
         )
-        click.echo(f"  most probable class differs in {found.argmax_changes:,} rows")
-        _print_worst(found, rows)
+        yield f"  most probable class differs in {found.argmax_changes:,} rows"
+        yield from _worst(found) if rows else ()
 
 
-def _print_worst(found: Comparison, rows: int) -> None:
-    if not rows:
-        return
-    click.echo("     row   other  sample_hash       label  largest   total variation  class")
+def _worst(found: Comparison) -> Iterator[str]:
+    yield "     row   other  sample_hash       label  largest   total variation  class"
     for row in found.worst:
         label = "|".join(str(each) for each in dict.fromkeys(row.labels))
         turned = "differs" if row.views_changed else "same"
-        click.echo(
+        yield (
             f"{row.row:8d}{row.other_row:8d}  {row.sample_hash}  {label:>5}  {row.largest:<8.3g}"
             f"  {row.total_variation:<15.3g}  {turned}"
         )

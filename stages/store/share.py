@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from ltd_pipe.stages.console import counter, tell, transfer
+from ltd_pipe.stages.console import counter, json_option, say, tell, transfer
 from ltd_pipe.stages.options import FILE, PATH, refuse_overlap
 from ltd_pipe.stages.store.derive import row_range
 
@@ -38,7 +37,7 @@ from ltd_pipe.stages.store.derive import row_range
     help="Seconds without a byte before asking again.",
 )
 @click.option("--force", is_flag=True, help="Replace what is there, or fetch it again.")
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@json_option("Print as JSON.")
 def pull(
     url: str,
     out: Path | None,
@@ -48,7 +47,6 @@ def pull(
     jobs: int,
     stall_s: float,
     force: bool,
-    as_json: bool,
 ) -> None:
     """Fetch a store, verify each byte while it comes, and print its folder.
 
@@ -95,11 +93,8 @@ def pull(
         else:
             pull_store(location, out, options, force=force, progress=progress)
     store = SoftLabels.open(out)
-    if as_json:
-        facts = {"path": str(out), "identity": store.identity, "num_samples": store.num_samples}
-        click.echo(json.dumps(facts, indent=2))
-    else:
-        click.echo(f"{out}: {store.num_samples:,} × {store.num_classes:,}, {store.identity}")
+    facts = {"path": str(out), "identity": store.identity, "num_samples": store.num_samples}
+    say(facts, [f"{out}: {store.num_samples:,} × {store.num_classes:,}, {store.identity}"])
 
 
 @click.command()
@@ -112,8 +107,8 @@ def pull(
     "passphrase, or takes that of LTD_PIPE_KEY_PASSPHRASE.",
 )
 @click.option("--force", is_flag=True, help="Replace a signature that is there.")
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def sign(path: Path, key: Path, force: bool, as_json: bool) -> None:
+@json_option("Print as JSON.")
+def sign(path: Path, key: Path, force: bool) -> None:
     """Verify a store, then sign its manifest: writes MANIFEST.sha256.sig into it.
 
     OpenSSH's ssh-keygen makes the signature, with namespace ltd-soft-labels and any kind of key:
@@ -130,9 +125,9 @@ def sign(path: Path, key: Path, force: bool, as_json: bool) -> None:
     require_unsigned(path, replace=force)
     with counter("verify", None) as progress:
         identity, signer = sign_store(path, key.expanduser(), replace=force, progress=progress)
-    if as_json:
-        content = {"store": str(path), "identity": identity, "signer": signer.fingerprint}
-        click.echo(json.dumps(content))
-        return
-    click.echo(f"{path}: identity {identity[:12]}… is signed by {signer}")
-    click.echo("  others check it with: ltd-pipe store verify STORE --public-key YOUR_KEY.pub")
+    lines = (
+        f"{path}: identity {identity[:12]}… is signed by {signer}",
+        "  others check it with: ltd-pipe store verify STORE --public-key YOUR_KEY.pub",
+    )
+    facts = {"store": str(path), "identity": identity, "signer": signer.fingerprint}
+    say(facts, lines, indent=None)

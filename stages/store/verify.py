@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from ltd_pipe.stages.console import counter, tell, transfer
+from ltd_pipe.stages.console import counter, json_option, say, tell, transfer
 from ltd_pipe.stages.model_options import (
     WEIGHTS,
     ModelOptions,
@@ -70,7 +69,7 @@ if TYPE_CHECKING:
     type=FILE,
     help="Who must have signed it: a .pub file, or ssh-keygen's list of allowed signers.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@json_option("Print as JSON.")
 def verify(
     store: str,
     data: Path | None,
@@ -81,7 +80,6 @@ def verify(
     device: str,
     foreign: ModelOptions,
     public_key: Path | None,
-    as_json: bool,
 ) -> None:
     """Check a store's manifest, checksums, schema, rows, images, teacher and signature.
 
@@ -133,11 +131,9 @@ def verify(
         found = _ask(opened, teachers, foreign, where, images, sample, seed, tolerance)
         checks = [*(check for check in checks if check.name != "teacher"), found]
     checks = sorted([*checks, signature_check(path, signer)], key=lambda check: not check.done)
-    if as_json:
-        click.echo(json.dumps([vars(check) for check in checks], indent=2))
-        return
-    for check in checks:
-        click.echo(f"{'ok     ' if check.done else 'not    '} {check.name}: {check.detail}")
+    marks = {True: "ok     ", False: "not    "}
+    lines = (f"{marks[check.done]} {check.name}: {check.detail}" for check in checks)
+    say([vars(check) for check in checks], lines)
 
 
 def _open_images(
