@@ -7,10 +7,16 @@ Each is one line, and the builtin error that it resembles:
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar, get_args
 
 from ltd_pipe.text import printable
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+_Document = TypeVar("_Document", bound="BaseModel")
 _POINTER = b"version https://git-lfs.github.com/spec/v1"
 
 
@@ -156,16 +162,50 @@ def require_file(path: Path, where: object = None, remedy: str = "") -> Path:
     return path
 
 
-def refuse_newer(version: object, known: int, where: object, error: type[LtdPipeError]) -> None:
-    """Refuse, as an error of that type, a file whose format's version is above the known one."""
-    if isinstance(version, int) and version > known:
+def parse_document(
+    text: str,
+    model: type[_Document],
+    where: object,
+    error: type[LtdPipeError],
+    *,
+    name: str = "",
+    remedy: str = "",
+) -> _Document:
+    """JSON of a format of ours; what is none is refused as an error of that type.
+
+    The model has fields `format` and `version`, whose types are the literals that it reads. `name`
+    says which part of `where` the text is.
+    """
+    from pydantic import ValidationError
+
+    (known,), versions = (
+        get_args(model.model_fields[key].annotation) for key in ("format", "version")
+    )
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as cause:
+        what = f"{name} is not JSON ({reason_of(cause)})".lstrip()
+        raise error(where, what, remedy=remedy) from cause
+    if not isinstance(content, dict) or content.get("format") != known:
+        raise error(where, f"{name} is not of format '{known}'".lstrip(), remedy=remedy)
+    # Before the other keys: a newer version may have keys that this one does not know.
+    version = content.get("version")
+    if isinstance(version, int) and version > versions[-1]:
         raise error(
             where,
             "was written by a newer ltd-pipe",
-            expected=f"version {known}",
+            expected=f"version {versions[-1]}",
             found=f"version {version}",
             remedy="Upgrade ltd-pipe.",
         )
+    try:
+        return model.model_validate_json(text)
+    except ValidationError as cause:
+        first = cause.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "content"
+        what = f"{name + ': ' if name else ''}{place}: {first['msg']}"
+        found = None if first["type"] == "missing" else repr(first["input"])[:80]
+        raise error(where, what, found=found, remedy=remedy) from cause
 
 
 def refuse_pointer(

@@ -274,9 +274,8 @@ def load_teacher(
     model = load_foreign(
         path,
         str(foreign.architecture),
-        facts.num_classes,
-        facts.shape,
         names,
+        facts.shape,
         foreign.mean,
         foreign.std,
         columns=columns or None,

@@ -141,7 +141,7 @@ def _file(name, open_it):
 
 
 READERS = {
-    "weights": _file("a.pt", lambda path: load_foreign(path, "small-cnn", 2, (1, 8, 8))),
+    "weights": _file("a.pt", lambda path: load_foreign(path, "small-cnn", "ab", (1, 8, 8))),
     "checkpoint": _file("a.safetensors", load_classifier),
     "beton": _file("a.beton", open_beton),
     "npz": _file("a.npz", NpzTable),

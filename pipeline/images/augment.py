@@ -51,6 +51,9 @@ def augment(
         key = rng.stream_key(seed, "crop", epoch)
         images = _crop(images, index, key, augmentation.crop_padding)
     if augmentation.crop_scale is not None:
+        # Here, since it imports numba.
+        from ltd_pipe.images.resize import resized_crop
+
         key = rng.stream_key(seed, "resized-crop", epoch)
         height, width = images.shape[2:]
         box = boxes(index, key, height, width, augmentation.crop_scale)
@@ -65,7 +68,11 @@ def augment(
     if augmentation.cutout:
         key = rng.stream_key(seed, "cutout", epoch)
         images = _cut_out(images, index, key, augmentation.cutout)
-    return images if size is None else resized(images, size)
+    if size is None:
+        return images
+    from ltd_pipe.images.resize import resized
+
+    return resized(images, size)
 
 
 def _flipped(images: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
@@ -81,13 +88,29 @@ def _flipped(images: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
 
 def _cut_out(images: torch.Tensor, index: torch.Tensor, key: int, side: int) -> torch.Tensor:
     """DeVries and Taylor 2017: a square of one colour, whose middle is any pixel of the image."""
-    inside = torch.ones((), dtype=torch.bool, device=images.device)
-    for axis, size in enumerate(images.shape[2:]):
-        begin = rng.integers(key, index, size, counter=axis)[:, None] - side // 2
-        line = torch.arange(size, device=images.device)
-        within = (line >= begin) & (line < begin + side)
-        inside = inside & (within[:, None, :, None] if axis == 0 else within[:, None, None, :])
-    return images.masked_fill(inside, GREY)
+    height, width = images.shape[2:]
+    sides = torch.full((len(index),), side, device=images.device)
+    inside = _windows(key, index, (height, sides), (width, sides), counter=0)
+    return images.masked_fill(inside[:, None], GREY)
+
+
+def _windows(
+    key: int,
+    index: torch.Tensor,
+    *axes: tuple[int, torch.Tensor],
+    counter: int,
+) -> torch.Tensor:
+    """Rectangles whose middle is any pixel of the image, cut at its edges: a mask, (B, H, W).
+
+    Of each axis the image's size, and the rectangles' lengths, of shape (B,).
+    """
+    lines = []
+    for axis, (size, length) in enumerate(axes):
+        begin = rng.integers(key, index, size, counter=counter + axis) - length // 2
+        line = torch.arange(size, device=index.device)
+        lines.append((line >= begin[:, None]) & (line < (begin + length)[:, None]))
+    rows, columns = lines
+    return rows[:, :, None] & columns[:, None, :]
 
 
 def _crop(images: torch.Tensor, index: torch.Tensor, key: int, padding: int) -> torch.Tensor:
@@ -104,17 +127,12 @@ def _crop(images: torch.Tensor, index: torch.Tensor, key: int, padding: int) -> 
     return cropped.permute(0, 3, 1, 2).contiguous()
 
 
-# --- Random resized crops: boxes by counter, resized in arithmetic that is exact everywhere.
-#
-# A label belongs to the very pixels that its teacher saw, so these must not depend on the batch,
-# the device or the order of a sum. Weights are multiples of 2^-15 and pixels have 8 bits: their
-# products and sums fit float32 without rounding, whoever adds them.
+# --- Where a random resized crop is.
 
 
 # As in Szegedy et al. 2015 ("Going deeper with convolutions", section 6) and torchvision.
 _ASPECT = (3 / 4, 4 / 3)
 _TRIES = 10
-_WEIGHT_BITS = 15
 
 
 def boxes(
@@ -151,91 +169,6 @@ def _largest(height: int, width: int) -> tuple[int, int]:
     return max(1, min(height, round(width / low))), max(1, min(width, round(height * high)))
 
 
-def resized_crop(
-    images: torch.Tensor, box: torch.Tensor, size: tuple[int, int] | None = None
-) -> torch.Tensor:
-    """Enlarge or shrink a part of each image, bilinearly and without aliasing.
-
-    Each pixel is a mean of those around its place, weighted by a triangle as wide as two pixels
-    of the part, or of the result where these are larger. That is torchvision's antialiased
-    resizing, within one grey level; here it is equal to the bit for any batch and device.
-    """
-    height, width = images.shape[2:]
-    size = (height, width) if size is None else size
-    if images.device.type == "cpu":
-        # Here, since it imports numba.
-        from ltd_pipe.images.crop_kernel import resize_boxes
-
-        return resize_boxes(images, box, size)
-    return _by_torch(images, box, size)
-
-
-def resized(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Whole images in another size: shape (B, C, *size); see `resized_crop`."""
-    height, width = images.shape[2:]
-    if (height, width) == size:
-        return images
-    whole = torch.tensor([0, 0, height, width], device=images.device)
-    return resized_crop(images, whole.expand(len(images), 4), size)
-
-
-def _by_torch(images: torch.Tensor, box: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    count, channels, height, width = images.shape
-    top, left, tall, wide = box.unbind(dim=1)
-    # The axis that is resized stands second: whole lines are then copied and mixed.
-    lines = images.permute(0, 3, 1, 2).reshape(count, width, channels * height)
-    lines = _interpolated(lines, left, wide, size[1]).view(count, size[1], channels, height)
-    lines = lines.permute(0, 3, 2, 1).reshape(count, height, channels * size[1])
-    lines = _interpolated(lines, top, tall, size[0]).view(count, size[0], channels, size[1])
-    return lines.permute(0, 2, 1, 3).contiguous()
-
-
-def _interpolated(
-    lines: torch.Tensor, start: torch.Tensor, length: torch.Tensor, size: int
-) -> torch.Tensor:
-    """Draw `length` lines from `start` out to `size`: from (B, S, R), dtype uint8."""
-    count, whole, rest = lines.shape
-    first, weights = _weights(length, whole, size)
-    base = start + whole * torch.arange(count, device=lines.device)
-    flat = lines.reshape(count * whole, rest)
-    total = torch.full((), 0.5, device=lines.device)
-    for tap, weight in enumerate(weights):
-        place = (first + tap).clamp(min=0).minimum(length[:, None] - 1) + base[:, None]
-        # index_select copies whole lines.
-        taken = flat.index_select(0, place.view(-1)).float()
-        total = total + taken * (weight.to(torch.float32) * 2.0**-_WEIGHT_BITS).view(-1, 1)
-    return total.to(torch.uint8).view(count, size, rest)
-
-
-def _weights(
-    length: torch.Tensor, whole: int, size: int
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The first line of each output line, of shape (B, size), and the weights of all from there.
-
-    Places are integers over 2 · size: line j lies at (2j + 1) · size, output line o at
-    (2o + 1) · length, and the triangle ends at twice the larger of both on either side.
-    """
-    length = length[:, None]
-    place = (2 * torch.arange(size, device=length.device) + 1) * length
-    reach = 2 * length.clamp(min=size)
-    first = torch.div(place - reach - size, 2 * size, rounding_mode="floor") + 1
-    raw = []
-    for tap in range(-(-2 * max(whole, size) // size)):
-        line = first + tap
-        height = (reach - ((2 * line + 1) * size - place).abs()).clamp(min=0)
-        raw.append(height * ((line >= 0) & (line < length)))
-    area = torch.stack(raw).sum(dim=0)
-    weights = [((height << _WEIGHT_BITS) + area // 2) // area for height in raw]
-    # What rounding leaves belongs to the first line inside.
-    rest = (1 << _WEIGHT_BITS) - torch.stack(weights).sum(dim=0)
-    open_ = torch.ones_like(first, dtype=torch.bool)
-    for tap, weight in enumerate(weights):
-        inside = open_ & (first + tap >= 0)
-        weights[tap] = weight + torch.where(inside, rest, 0)
-        open_ = open_ & ~inside
-    return first, weights
-
-
 # --- CutMix and Mixup: each image with its neighbour in the epoch's order, and their labels alike.
 #
 # A partner must not depend on how a loader or several processes cut the epoch into batches. The
@@ -248,6 +181,7 @@ def _weights(
 # Shares are multiples of 2^-15: whole numbers for the pixels, exact in float32 for the labels.
 
 
+_WEIGHT_BITS = 15
 _QUANTILES = 1 << 12
 
 
@@ -301,32 +235,17 @@ def mix(
     means = ~cuts & (chance < mixing.cutmix_probability + mixing.mixup_probability)
     one = 1 << _WEIGHT_BITS
     own = torch.where(means, _shares(key, index, mixing.mixup_alpha), one)
-    inside = _rectangles(key, index, mixing.cutmix_alpha, *images.shape[2:])
-    inside &= cuts[:, None, None]
+    # Yun et al. 2019, "CutMix", equation 2.
+    height, width = images.shape[2:]
+    share = 1.0 - _shares(key, index, mixing.cutmix_alpha).to(torch.float64) / one
+    tall, wide = ((size * share.sqrt()).floor().to(torch.int64) for size in (height, width))
+    inside = _windows(key, index, (height, tall), (width, wide), counter=2) & cuts[:, None, None]
     # Of each pixel the share that stays: none in the rectangle, the same all over in a mean.
     stays = torch.where(inside, 0, own[:, None, None]).to(torch.int32)[:, None]
     mixed = images.to(torch.int32) * stays + images[partner].to(torch.int32) * (one - stays)
     mixed = ((mixed + one // 2) >> _WEIGHT_BITS).to(torch.uint8)
     outside = (~inside).flatten(1).sum(dim=1) / inside[0].numel()
     return mixed, Mixture(partner, torch.where(cuts, outside, own * (1 / one)).to(torch.float32))
-
-
-def _rectangles(
-    key: int, index: torch.Tensor, alpha: float, height: int, width: int
-) -> torch.Tensor:
-    """Yun et al. 2019, "CutMix", equation 2: of the image's shape, anywhere, cut at its edges.
-
-    Shape (B, H, W), dtype bool.
-    """
-    taken = 1.0 - _shares(key, index, alpha).to(torch.float64) / (1 << _WEIGHT_BITS)
-    inside = torch.ones((), dtype=torch.bool, device=index.device)
-    for axis, size in enumerate((height, width)):
-        length = (size * taken.sqrt()).floor().to(torch.int64)
-        begin = rng.integers(key, index, size, counter=2 + axis) - length // 2
-        line = torch.arange(size, device=index.device)
-        within = (line >= begin[:, None]) & (line < (begin + length)[:, None])
-        inside = inside & (within[:, :, None] if axis == 0 else within[:, None, :])
-    return inside
 
 
 def _shares(key: int, index: torch.Tensor, alpha: float) -> torch.Tensor:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from ltd_pipe.errors import DataError, reason_of, refuse_newer, refuse_pointer
+from ltd_pipe.errors import DataError, parse_document, reason_of, refuse_pointer
 
 if TYPE_CHECKING:
     import torch
@@ -108,8 +107,6 @@ def fingerprint(
 # --- What a beton holds, as JSON beside it: `train.beton` has `train.beton.json`.
 
 
-FORMAT: Final = "ltd-images"
-VERSION: Final = 1
 _REMEDY = "Run 'ltd-pipe prepare' again."
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -196,8 +193,8 @@ class ImageFacts(BaseModel):
 class Manifest(ImageFacts):
     """What a beton holds, and the hash that tells whether it still does."""
 
-    format: Literal["ltd-images"] = FORMAT
-    version: Literal[1] = VERSION
+    format: Literal["ltd-images"] = "ltd-images"
+    version: Literal[1] = 1
     encoding: Literal["raw", "jpeg"]
     # Share of the training images held out; see ltd_pipe.images.sources.
     validation_fraction: float = Field(ge=0, lt=1)
@@ -231,21 +228,7 @@ class Manifest(ImageFacts):
             reason = f"cannot be read ({reason_of(error)})"
             raise DataError(where, reason, remedy=_REMEDY) from error
         refuse_pointer(text.encode(), where, DataError)
-        # Before the other keys: a newer version may have keys that this one does not know.
-        try:
-            content = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise DataError(where, f"is not JSON ({reason_of(error)})", remedy=_REMEDY) from error
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise DataError(where, f"is not a manifest of format '{FORMAT}'", remedy=_REMEDY)
-        refuse_newer(content.get("version"), VERSION, where, DataError)
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"]) or "content"
-            found = repr(first["input"])[:80]
-            raise DataError(where, f"{key}: {first['msg']}", found=found, remedy=_REMEDY) from error
+        return parse_document(text, cls, where, DataError, remedy=_REMEDY)
 
     def warnings(self) -> list[str]:
         """What is doubtful about the images, in lines."""

@@ -17,7 +17,7 @@ import torch
 
 from ltd_pipe.errors import CheckpointError, ModelError
 from ltd_pipe.models.classifier import Classifier
-from ltd_pipe.models.facts import KEY, VERSION, CheckpointFacts, open_safetensors
+from ltd_pipe.models.facts import KEY, CheckpointFacts, open_safetensors
 from ltd_pipe.models.registry import build
 from ltd_pipe.publish import staged, unwritable
 
@@ -52,21 +52,12 @@ def save_classifier(model: Classifier, path: Path, **facts: Any) -> None:
         for name, tensor in model.network.state_dict().items()
     }
     _require_finite(state, path)
-    own = {
+    own = model.description | {
         "format": "ltd-classifier",
-        "version": 1 if model.columns is None else VERSION,
-        "architecture": model.architecture,
+        "version": 1 if model.columns is None else 2,
         "num_classes": model.num_classes,
-        "class_names": list(model.class_names),
-        "shape": list(model.shape),
-        # A float32 is exact as a Python float, and JSON keeps those to the last digit.
-        "mean": model.mean.tolist(),
-        "std": model.std.tolist(),
-        "temperature": model.temperature,
         "weights_sha256": _digest(state),
     }
-    if model.columns is not None:
-        own["columns"] = model.columns.tolist()
     told = json.loads(json.dumps(facts, allow_nan=False))
     for name in own.keys() & told.keys():
         if told[name] != own[name]:
@@ -96,16 +87,8 @@ def load_classifier(path: Path) -> Classifier:
         # The new weights are overwritten: the caller's random numbers must not be used up.
         with torch.random.fork_rng(devices=[]):
             network = build(facts.architecture, facts.num_classes, facts.shape)
-        model = Classifier(
-            network,
-            architecture=facts.architecture,
-            class_names=facts.class_names,
-            shape=facts.shape,
-            mean=facts.mean,
-            std=facts.std,
-            temperature=facts.temperature,
-            columns=facts.columns,
-        )
+        made_of = ("architecture", "class_names", "shape", "mean", "std", "temperature", "columns")
+        model = Classifier(network, **facts.model_dump(include=set(made_of)))
     except ModelError as error:
         raise CheckpointError(path, f"describes no model of ours ({error})") from error
     state = read_tensors(path)

@@ -97,6 +97,20 @@ class Classifier(nn.Module):
         return self._temperature
 
     @property
+    def description(self) -> dict[str, Any]:
+        """Plain values (JSON): the arguments that make this classifier of its network."""
+        columns = {} if self.columns is None else {"columns": self.columns.tolist()}
+        return columns | {
+            "architecture": self.architecture,
+            "class_names": list(self.class_names),
+            "shape": list(self.shape),
+            # A float32 is exact as a Python float, and JSON keeps those to the last digit.
+            "mean": self.mean.tolist(),
+            "std": self.std.tolist(),
+            "temperature": self.temperature,
+        }
+
+    @property
     def num_classes(self) -> int:
         """K, the number of classes."""
         return len(self.class_names)
@@ -174,9 +188,8 @@ class Classifier(nn.Module):
         with torch.random.fork_rng(devices=[]):  # the new weights are thrown away
             network = build(architecture, self.num_classes, self.shape)
         network.load_state_dict(self.network.state_dict())
-        single = copy.deepcopy(self, {id(self.network): network.to(self.mean.device)})
-        single.architecture = architecture
-        return single.train(self.training)
+        single = Classifier(network, **self.description | {"architecture": architecture})
+        return single.to(self.mean).train(self.training)
 
     def twin(self) -> Classifier:
         """A copy with the same weights and buffers, whose layers can be replaced."""

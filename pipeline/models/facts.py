@@ -6,19 +6,22 @@ Nothing here loads torch: reports, comparisons and cards read facts alone.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import safetensors
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ltd_pipe.errors import CheckpointError, MissingError, reason_of, refuse_newer, refuse_pointer
+from ltd_pipe.errors import (
+    CheckpointError,
+    MissingError,
+    parse_document,
+    reason_of,
+    refuse_pointer,
+)
 
 KEY = "ltd_pipe"
-# Version 2 has `columns`, which a reader of version 1 would leave out.
-VERSION = 2
 
 Side = Annotated[int, Field(ge=1, le=1024)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -30,6 +33,7 @@ class CheckpointFacts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     format: Literal["ltd-classifier"]
+    # Version 2 has `columns`, which a reader of version 1 would leave out.
     version: Literal[1, 2]
     architecture: str = Field(max_length=200)
     num_classes: int = Field(ge=2)
@@ -72,18 +76,7 @@ class CheckpointFacts(BaseModel):
                 "holds weights without a description of their network",
                 remedy="Pass --arch NAME to say which network they belong to.",
             )
-        try:
-            content = json.loads(metadata[KEY])
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(path, f"metadata '{KEY}' is not JSON ({error})") from error
-        version = content.get("version") if isinstance(content, dict) else None
-        refuse_newer(version, VERSION, path, CheckpointError)
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"]) or "header"
-            raise CheckpointError(path, f"metadata '{KEY}': {place}: {first['msg']}") from error
+        return parse_document(metadata[KEY], cls, path, CheckpointError, name=f"metadata '{KEY}'")
 
 
 # Parameters that may be `auto`, and where a checkpoint says what that was.

@@ -44,12 +44,10 @@ _SAME_CONSTANT = 1e-4
 def load_foreign(
     path: Path,
     architecture: str,
-    num_classes: int,
+    class_names: Sequence[str],
     shape: tuple[int, int, int],
-    class_names: Sequence[str] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    temperature: float = 1.0,
     columns: Sequence[int] | None = None,
 ) -> Classifier:
     """Load another project's weights, on the CPU and in evaluation mode.
@@ -61,15 +59,11 @@ def load_foreign(
         (a moving average is preferred), with or without the usual prefixes.
     architecture : str
         The registry's name of the network that the weights belong to.
-    num_classes : int
+    class_names : sequence of str
     shape : tuple of int
         (C, H, W) of the images that it was trained on.
-    class_names : sequence of str, optional
-        None: the numbers from 0.
     mean, std : sequence of float, optional
         The network's input normalisation. None: what the file holds, else 0 and 1.
-    temperature : float, default 1.0
-        Divides the logits.
     columns : sequence of int, optional
         For each class the network's output that means it, see `columns_of`.
 
@@ -82,14 +76,10 @@ def load_foreign(
     ModelError
         When there is no such architecture, or the constants make no sense.
     """
-    if class_names is None:
-        class_names = [str(number) for number in range(num_classes)]
-    if len(class_names) != num_classes:
-        raise ModelError(path, "class names", expected=num_classes, found=len(class_names))
     content = _read_pickle(path) if is_pickle(path) else read_tensors(path)
     # The new weights are overwritten: the caller's random numbers must not be used up.
     with torch.random.fork_rng(devices=[]):
-        network = build(architecture, num_classes, shape)
+        network = build(architecture, len(class_names), shape)
     # RobustBench's networks are built with the normalisation that few of its files hold.
     optional = _ALL_CONSTANTS if architecture.startswith("robustbench:") else frozenset()
     state = _renamed(_unwrapped(content, path), network.state_dict(), path, optional)
@@ -101,7 +91,6 @@ def load_foreign(
         shape=shape,
         mean=_agreed(mean, held_mean, f"{path}: mean"),
         std=_agreed(std, held_std, f"{path}: std"),
-        temperature=temperature,
         columns=columns,
     )
     fit(network, state, path)

@@ -143,10 +143,13 @@ class _PreActBlock(nn.Module):
             self.shortcut = nn.Sequential(_conv1x1(channels, wider, stride))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        active = functional.relu(self.bn1(features))
+        return self._sum(features, self.shortcut)
+
+    def _sum(self, features: torch.Tensor, projection: nn.Module | None) -> torch.Tensor:
+        active = functional.relu(self.bn1(features), inplace=True)
         # The identity carries the raw features, a projection the activated ones.
-        shortcut = features if self.shortcut is None else self.shortcut(active)
-        out = self.conv2(functional.relu(self.bn2(self.conv1(active))))
+        shortcut = features if projection is None else projection(active)
+        out = self.conv2(functional.relu(self.bn2(self.conv1(active)), inplace=True))
         total: torch.Tensor = out + shortcut
         return total
 
@@ -274,9 +277,9 @@ class WideResNet(nn.Module):
         super().__init__()
         blocks = (depth - 4) // 6
         self.conv1 = _conv3x3(channels, 16)
-        self.block1 = _WideStage(blocks, 16, 16 * widen, stride=1)
-        self.block2 = _WideStage(blocks, 16 * widen, 32 * widen, stride=2)
-        self.block3 = _WideStage(blocks, 32 * widen, 64 * widen, stride=2)
+        self.block1 = _wide_stage(blocks, 16, 16 * widen, stride=1)
+        self.block2 = _wide_stage(blocks, 16 * widen, 32 * widen, stride=2)
+        self.block3 = _wide_stage(blocks, 32 * widen, 64 * widen, stride=2)
         self.bn1 = nn.BatchNorm2d(64 * widen)
         self.relu = nn.ReLU(inplace=True)
         self.fc = nn.Linear(64 * widen, num_classes)
@@ -296,38 +299,22 @@ class WideResNet(nn.Module):
         return logits
 
 
-class _WideStage(nn.Module):
-    """Blocks of one width; the attribute `layer` is part of the parameters' names."""
-
-    def __init__(self, blocks: int, channels: int, wider: int, stride: int) -> None:
-        super().__init__()
-        first = _WideBlock(channels, wider, stride)
-        self.layer = nn.Sequential(first, *(_WideBlock(wider, wider, 1) for _ in range(blocks - 1)))
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.layer(features)
-        return out
-
-
-class _WideBlock(nn.Module):
-    """As `_PreActBlock`, with the names that the weights of wide ResNets have."""
+class _WideBlock(_PreActBlock):
+    """The same, with the name that its projection has in the weights of wide ResNets."""
 
     def __init__(self, channels: int, wider: int, stride: int) -> None:
-        super().__init__()
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.relu1 = nn.ReLU(inplace=True)
-        self.conv1 = _conv3x3(channels, wider, stride)
-        self.bn2 = nn.BatchNorm2d(wider)
-        self.relu2 = nn.ReLU(inplace=True)
-        self.conv2 = _conv3x3(wider, wider)
-        self.convShortcut: nn.Conv2d | None = None
-        if channels != wider:
-            self.convShortcut = _conv1x1(channels, wider, stride)
+        super().__init__(channels, wider, stride)
+        self.convShortcut = None if self.shortcut is None else self.shortcut[0]
+        del self.shortcut
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        active = self.relu1(self.bn1(features))
-        # The identity carries the raw features, a projection the activated ones.
-        shortcut = features if self.convShortcut is None else self.convShortcut(active)
-        out = self.conv2(self.relu2(self.bn2(self.conv1(active))))
-        total: torch.Tensor = shortcut + out
-        return total
+        return self._sum(features, self.convShortcut)
+
+
+def _wide_stage(blocks: int, channels: int, wider: int, stride: int) -> nn.Sequential:
+    """Blocks of one width; `layer` is part of their weights' names."""
+    first = _WideBlock(channels, wider, stride)
+    layer = nn.Sequential(first, *(_WideBlock(wider, wider, 1) for _ in range(blocks - 1)))
+    stage = nn.Sequential()
+    stage.add_module("layer", layer)
+    return stage

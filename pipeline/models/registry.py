@@ -20,11 +20,12 @@ E, counted from 1.
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import re
 import sys
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,18 +79,20 @@ def build(architecture: str, num_classes: int, shape: tuple[int, int, int]) -> n
     if len(shape) != 3 or shape[0] not in (1, 3) or min(shape) < 1:
         expected = "(1 or 3, height, width)"
         raise ModelError(architecture, "shape", expected=expected, found=tuple(shape))
-    if names_file(architecture):
-        return _build_from_file(architecture, num_classes, shape)
-    package, colon, name = architecture.partition(":")
-    packages = {"timm": _build_timm, "torchvision": _build_torchvision, "robustbench": _build_zoo}
-    if colon and package in packages:
-        return packages[package](name, num_classes, shape)
-    network_class, arguments = own_network(architecture, num_classes, shape)
-    network: Any = network_class(**arguments)
-    if (number := arguments.get("exit_number")) is not None:
-        _require_within(architecture, "exit", number, network.num_exits)
-    built: nn.Module = network
-    return built
+    package, _, name = architecture.partition(":")
+    if package == "robustbench":
+        # Each network of the zoo is for the images of its data set.
+        network: nn.Module = _zoo_entry(name, num_classes)[0]["model"]()
+        return network
+    if package in _OPTIONS:
+        network = _create(package, name, num_classes, shape)
+    elif names_file(architecture):
+        network = _run_file(architecture, num_classes, shape)
+    else:
+        return _create_own(architecture, num_classes, shape)
+    # Tried now, rather than fail after the data was read.
+    _require_logits(network, architecture.partition("#")[0], num_classes, shape)
+    return network.train()
 
 
 # --- Networks of this package.
@@ -141,6 +144,15 @@ def own_network(
     return _FAMILIES[match["family"]], arguments
 
 
+def _create_own(architecture: str, num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    network_class, arguments = own_network(architecture, num_classes, shape)
+    network: Any = network_class(**arguments)
+    if (number := arguments.get("exit_number")) is not None:
+        _require_within(architecture, "exit", number, network.num_exits)
+    built: nn.Module = network
+    return built
+
+
 def _require_within(architecture: str, what: str, found: int, largest: int) -> None:
     if not 1 <= found <= largest:
         raise ModelError(architecture, what, expected=f"1 to {largest}", found=found)
@@ -163,27 +175,26 @@ def _did_you_mean(name: str, names: Iterable[str]) -> str:
 # --- Networks of timm and torchvision.
 
 
-def _build_timm(name: str, num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
-    import timm
+def _create(package: str, name: str, num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    where = f"{package}:{name}"
+    create: Callable[..., nn.Module]
+    if package == "timm":
+        import timm
 
-    where = f"timm:{name}"
-    if ":" in name or not timm.is_model(name):
-        raise _unknown_in_package(where, name, timm.list_models())
-    options = timm_options(name, num_classes, shape)
-    try:
-        network: nn.Module = timm.create_model(name, pretrained=False, **options)
-    except _UNFIT as error:
-        raise _unfit(where, shape, error) from error
-    return _tried(network, where, num_classes, shape)
+        create, names = functools.partial(timm.create_model, pretrained=False), timm.list_models()
+        known = ":" not in name and timm.is_model(name)
+    else:
+        from torchvision import models
 
-
-def _build_torchvision(name: str, num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
-    from torchvision import models
-
-    where, names = f"torchvision:{name}", models.list_models(module=models)
-    if name not in names:
-        raise _unknown_in_package(where, name, names)
-    if shape[0] != 3:
+        create, names = (
+            functools.partial(models.get_model, weights=None),
+            models.list_models(models),
+        )
+        known = name in names
+    if not known:
+        remedy = _did_you_mean(name, names) or "See that package's list_models()."
+        raise ModelError(where, "no such network", remedy=remedy)
+    if package == "torchvision" and shape[0] != 3:
         raise ModelError(
             where,
             "torchvision's networks take RGB images",
@@ -191,12 +202,10 @@ def _build_torchvision(name: str, num_classes: int, shape: tuple[int, int, int])
             found=shape[0],
             remedy=f"Set prepare.channels to 3, or try timm:{name}.",
         )
-    options = torchvision_options(name, num_classes, shape)
     try:
-        network: nn.Module = models.get_model(name, weights=None, **options)
+        return create(name, **_OPTIONS[package](name, num_classes, shape))
     except _UNFIT as error:
         raise _unfit(where, shape, error) from error
-    return _tried(network, where, num_classes, shape)
 
 
 def timm_options(name: str, num_classes: int, shape: tuple[int, int, int]) -> dict[str, Any]:
@@ -222,6 +231,9 @@ def torchvision_options(name: str, num_classes: int, shape: tuple[int, int, int]
     return options
 
 
+_OPTIONS = {"timm": timm_options, "torchvision": torchvision_options}
+
+
 def declared_normalisation(
     architecture: str, channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -244,32 +256,30 @@ def declared_normalisation(
     return tuple(declared.mean), tuple(declared.std)
 
 
-def _tried(
-    network: nn.Module, where: str, num_classes: int, shape: tuple[int, int, int]
-) -> nn.Module:
-    """Pass two images through it now, rather than fail after the data was read."""
-    network.eval()
+def _require_logits(
+    network: nn.Module, where: str, num_classes: int, shape: tuple[int, int, int], remedy: str = ""
+) -> None:
+    """Pass two images of this shape through it, in evaluation mode, and look at what comes out."""
     weight = next(network.parameters(), torch.zeros(0))
     images = torch.zeros(2, *shape, device=weight.device)
+    training = [module for module in network.modules() if module.training]
+    network.eval()
     try:
         with torch.no_grad():
             found = tuple(network(images).shape)
     except _UNFIT as error:
-        raise _unfit(where, shape, error) from error
+        raise _unfit(where, shape, error, remedy) from error
+    finally:
+        for module in training:
+            module.training = True
     if found != (2, num_classes):
         raise ModelError(
             where,
             "does not classify",
             expected=f"logits of shape (2, {num_classes})",
             found=found,
-            remedy="Choose a network for classification.",
+            remedy=remedy or "Choose a network for classification.",
         )
-    return network.train()
-
-
-def _unknown_in_package(where: str, name: str, names: Sequence[str]) -> ModelError:
-    remedy = _did_you_mean(name, names) or "See that package's list_models()."
-    return ModelError(where, "no such network", remedy=remedy)
 
 
 def _unfit(where: str, shape: Sequence[int], error: Exception, remedy: str = "") -> ModelError:
@@ -290,12 +300,6 @@ def _unfit(where: str, shape: Sequence[int], error: Exception, remedy: str = "")
 
 # By the number of classes of 32×32 images, and of larger ones.
 _ZOO_DATASETS = {10: "cifar10", 100: "cifar100", 1000: "imagenet"}
-
-
-def _build_zoo(name: str, num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
-    del shape  # each network of the zoo is for the images of its data set
-    network: nn.Module = _zoo_entry(name, num_classes)[0]["model"]()
-    return network
 
 
 def zoo_weights(name: str, num_classes: int) -> Path:
@@ -394,7 +398,7 @@ def allow_file(architecture: str) -> str:
     return f"{match['name']}:{match['call']}#{sha256}"
 
 
-def _build_from_file(architecture: str, num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
+def _run_file(architecture: str, num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
     file, _, sha256 = architecture.partition("#")
     where, call = Path(file).name, file.rpartition(":")[2]
     if (call, sha256) not in _ALLOWED:
@@ -428,7 +432,7 @@ def _build_from_file(architecture: str, num_classes: int, shape: tuple[int, int,
     if not isinstance(network, nn.Module):
         found = type(network).__name__
         raise ModelError(where, "gives no network", expected="an nn.Module", found=found)
-    return _tried(network, where, num_classes, shape)
+    return network
 
 
 # --- Whether a network takes images of other sizes than it was built for.
@@ -451,19 +455,6 @@ def require_sizes(model: Classifier, sizes: Sequence[tuple[int, int]]) -> None:
             )
     remedy = "Train it without progressive_resize, or choose a network that averages over places, "
     remedy += "such as a ResNet."
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with model.also_taking(sizes), torch.no_grad():
-            for size in sizes:
-                images = torch.zeros(1, channels, *size, device=model.mean.device)
-                try:
-                    found = tuple(model(images).shape)
-                except _UNFIT as error:
-                    raise _unfit(model.architecture, size, error, remedy) from error
-                if found != (1, model.num_classes):
-                    wrong = ValueError(f"logits of shape {found}")
-                    raise _unfit(model.architecture, size, wrong, remedy)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    for size in sizes:
+        shape = (channels, *size)
+        _require_logits(model.network, model.architecture, model.num_classes, shape, remedy)

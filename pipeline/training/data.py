@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from ltd_pipe.errors import JoinError
-from ltd_pipe.images.augment import augment, mix, resized
+from ltd_pipe.images.augment import augment, mix
 from ltd_pipe.labels.on_device import LabelsOnDevice, Replay
 from ltd_pipe.training.targets import mixed, onehot, smoothed
 
@@ -198,7 +198,10 @@ class BatchTransform:
             )
         else:
             images = self._replay.images(batch.images, batch.index, view)
-            images = images if size is None else resized(images, size)
+            if size is not None:
+                from ltd_pipe.images.resize import resized
+
+                images = resized(images, size)
         target = self._targets(batch, view)
         truth = onehot(batch.labels, target.shape[1])
         if params.mixing.is_none:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ltd_pipe.images.augment import augment, resized
+from ltd_pipe.images.augment import augment
 from ltd_pipe.images.augmentation import Augmentation
+from ltd_pipe.images.resize import resized
 
 IMAGES = torch.randint(
     1, 256, (64, 3, 6, 5), generator=torch.Generator().manual_seed(0), dtype=torch.uint8

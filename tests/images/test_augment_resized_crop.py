@@ -6,7 +6,8 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional
 
-from ltd_pipe.images.augment import _by_torch, boxes, resized, resized_crop
+from ltd_pipe.images.augment import boxes
+from ltd_pipe.images.resize import _by_torch, resized, resized_crop
 
 SHAPES = [(224, 224), (33, 57), (57, 33), (8, 8), (1, 5), (1, 1)]
 IDS = [f"{height}x{width}" for height, width in SHAPES]

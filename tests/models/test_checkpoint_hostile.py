@@ -17,7 +17,7 @@ from ltd_pipe.models.checkpoint import load_classifier
 from ltd_pipe.models.facts import read_facts
 from ltd_pipe.models.foreign import load_foreign
 
-_NETWORK = ("small-cnn-w4", 3, (1, 8, 8))
+_NETWORK = ("small-cnn-w4", ("a", "b", "c"), (1, 8, 8))
 
 
 class _Code:
@@ -74,7 +74,7 @@ def test_damaged_files_are_refused(checkpoint, damage, fields):
     [
         ("{", {"what": "JSON"}),
         ("[" * 100_000, {"what": "ltd_pipe"}),
-        ("[1]", {"what": "header"}),
+        ("[1]", {"what": "format"}),
         (
             {"version": 3},
             {"what": "newer", "expected": "version 2", "found": "version 3", "remedy": "Upgrade"},

@@ -90,7 +90,7 @@ def test_weights_fit_with_the_usual_prefixes(zoo, prefix):
         if name not in ("mu", "sigma")
     }
     torch.save({"state_dict": state}, "weights.pt")
-    model = load_foreign(Path("weights.pt"), "robustbench:Only2021", 10, SHAPE)
+    model = load_foreign(Path("weights.pt"), "robustbench:Only2021", "0123456789", SHAPE)
     images = torch.rand(5, *SHAPE)
     torch.testing.assert_close(model(images), network(images))
 
@@ -146,6 +146,6 @@ def test_networks_of_the_real_zoo_give_their_own_logits(tmp_path):
         if name not in ("mu", "sigma")
     }
     torch.save({"state_dict": state}, tmp_path / "rice.pt")
-    model = load_foreign(tmp_path / "rice.pt", architecture, 10, (3, 32, 32))
+    model = load_foreign(tmp_path / "rice.pt", architecture, "0123456789", (3, 32, 32))
     images = torch.rand(2, 3, 32, 32)
     assert torch.equal(model(images), network(images))

@@ -11,8 +11,8 @@ from short_runs import ATTACK
 
 from ltd_pipe.device import PrecisionSettings
 from ltd_pipe.errors import ModelError
-from ltd_pipe.images.augment import resized
 from ltd_pipe.images.beton import open_beton, write_beton
+from ltd_pipe.images.resize import resized
 from ltd_pipe.images.sources import open_source
 from ltd_pipe.images.stream import ImageStream
 from ltd_pipe.params import PrepareParams, TrainParams
