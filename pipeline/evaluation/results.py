@@ -7,38 +7,20 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+import pydantic
 from numpy.typing import NDArray
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ModelWrapValidatorHandler,
-    SerializerFunctionWrapHandler,
-    TypeAdapter,
-    ValidationError,
-    ValidationInfo,
-    computed_field,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from ltd_pipe.errors import MissingError, ResultError, reason_of
-from ltd_pipe.evaluation.statistics import (
-    ConfidenceBin,
-    Share,
-    beats_chance,
-    first_failure,
-    mean_gap,
-    wilson_interval,
-)
+from ltd_pipe.evaluation import statistics
+from ltd_pipe.evaluation.statistics import ConfidenceBin, Share, wilson_interval
 
 # --- How a threat model is written for people.
 
@@ -119,8 +101,8 @@ def read_result(path: Path, model: type[Result], command: str) -> Result:
     """
     content = read_bytes(path, f"Run '{command}' first.")
     try:
-        return TypeAdapter(model).validate_json(content)
-    except ValidationError as error:
+        return pydantic.TypeAdapter(model).validate_json(content)
+    except pydantic.ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         what = f"{key}: {first['msg']}" if key else f"is damaged ({first['msg']})"
@@ -129,21 +111,19 @@ def read_result(path: Path, model: type[Result], command: str) -> Result:
         raise ResultError(path, what, found=found, remedy=again) from error
 
 
-def _require_same(path: Path, pairs: Mapping[str, tuple[Any, Any]]) -> None:
+def _require_same(path: Path, what: str, expected: Any, found: Any) -> None:
     """Refuse a file that says other things than its metrics.json; what is None was not said."""
-    for what, (expected, found) in pairs.items():
-        if expected is None or found is None:
-            continue
-        numbers = isinstance(expected, int | float)
-        # Sums of the same numbers differ by their rounding.
-        if not (abs(expected - found) <= 1e-6 if numbers else expected == found):
-            raise ResultError(
-                path,
-                f"is of another evaluation than the metrics: {what}",
-                expected=f"{expected:.6g}" if numbers else expected[:12],
-                found=f"{found:.6g}" if numbers else found[:12],
-                remedy=f"Name the folder that '{_EVALUATE}' wrote with these metrics.",
-            )
+    # Sums of the same numbers differ by their rounding.
+    numbers = isinstance(expected, int | float) and found is not None
+    same = abs(expected - found) <= 1e-6 if numbers else expected == found
+    if not same and expected is not None and found is not None:
+        raise ResultError(
+            path,
+            f"is of another evaluation than the metrics: {what}",
+            expected=f"{expected:.6g}" if numbers else expected[:12],
+            found=f"{found:.6g}" if numbers else found[:12],
+            remedy=f"Name the folder that '{_EVALUATE}' wrote with these metrics.",
+        )
 
 
 # --- metrics.json, and what people compare of it: scores.json.
@@ -232,15 +212,15 @@ class Metrics(Document):
     warnings: tuple[str, ...] = ()
     checkpoint_sha256: str | None = None
 
-    @field_validator("eps")
+    @pydantic.field_validator("eps")
     @classmethod
-    def _is_in_pixel_units(cls, eps: float, info: ValidationInfo) -> float:
+    def _is_in_pixel_units(cls, eps: float, info: pydantic.ValidationInfo) -> float:
         if info.data.get("norm") == "linf" and eps > 1:
             raise ValueError("radii of linf are at most 1, in pixel units")
         return eps
 
-    @model_serializer(mode="wrap")
-    def _with_accuracies_first(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    @pydantic.model_serializer(mode="wrap")
+    def _with_accuracies_first(self, handler: Callable[[Metrics], Any]) -> dict[str, Any]:
         fields: dict[str, Any] = handler(self)
         head = {name: fields.pop(name) for name in ("n", "norm", "eps", "quick") if name in fields}
         accuracies = {f"{row.filed}_accuracy": row.accuracy for row in self.attacks}
@@ -320,15 +300,13 @@ class Settings(Document):
 
 def read_settings(path: Path, metrics: Metrics) -> Settings:
     """Read settings.json, and refuse that of another evaluation; see `read_result`."""
-    settings = read_result(path, Settings, _EVALUATE)
-    pairs = {
-        "SHA-256 of the checkpoint": (metrics.checkpoint_sha256, settings.checkpoint_sha256),
-        "norm": (metrics.norm, settings.norm),
-        "eps": (metrics.eps, settings.eps),
-        "images": (metrics.n, settings.images),
-    }
-    _require_same(path, pairs)
-    return settings
+    found = read_result(path, Settings, _EVALUATE)
+    hashes = metrics.checkpoint_sha256, found.checkpoint_sha256
+    _require_same(path, "SHA-256 of the checkpoint", *hashes)
+    _require_same(path, "norm", metrics.norm, found.norm)
+    _require_same(path, "eps", metrics.eps, found.eps)
+    _require_same(path, "images", metrics.n, found.images)
+    return found
 
 
 class EpsPoint(Document):
@@ -393,14 +371,12 @@ class Reliability(Document):
 def read_reliability(path: Path, metrics: Metrics) -> Reliability:
     """Read reliability.json, and refuse bins of another evaluation; see `read_result`."""
     found = read_result(path, Reliability, _EVALUATE)
-    errors = {
-        "clean": (found.clean, metrics.expected_calibration_error),
-        "under_attack": (found.under_attack, metrics.expected_calibration_error_under_attack),
-    }
-    for name, (bins, error) in errors.items():
-        count = sum(one.count for one in bins)
-        _require_same(path, {f"{name}: images": (metrics.n, count)})
-        _require_same(path, {f"{name}: calibration error": (error, mean_gap(bins))})
+    attacked = metrics.expected_calibration_error_under_attack
+    errors = {"clean": metrics.expected_calibration_error, "under_attack": attacked}
+    for name, error in errors.items():
+        bins = getattr(found, name)
+        _require_same(path, f"{name}: images", metrics.n, sum(one.count for one in bins))
+        _require_same(path, f"{name}: calibration error", error, statistics.mean_gap(bins))
     return found
 
 
@@ -480,25 +456,25 @@ class Finding(Document):
     limit: Share
     meaning: str
 
-    @computed_field  # type: ignore[prop-decorator]  # python/mypy#1362
+    @pydantic.computed_field  # type: ignore[prop-decorator]  # python/mypy#1362
     @property
     def share(self) -> float:
         """Of the images."""
         return self.count / self.n
 
-    @computed_field  # type: ignore[prop-decorator]
+    @pydantic.computed_field  # type: ignore[prop-decorator]
     @property
     def low(self) -> float:
         """The lower end of the share's 95 % interval (Wilson)."""
         return wilson_interval(self.count, self.n)[0]
 
-    @computed_field  # type: ignore[prop-decorator]
+    @pydantic.computed_field  # type: ignore[prop-decorator]
     @property
     def fails_from(self) -> float:
         """The smallest share that fails with so many images: what the check can see."""
-        return first_failure(self.n, self.limit) / self.n
+        return statistics.first_failure(self.n, self.limit) / self.n
 
-    @computed_field  # type: ignore[prop-decorator]
+    @pydantic.computed_field  # type: ignore[prop-decorator]
     @property
     def passed(self) -> bool:
         """Whether the share may be within its limit."""
@@ -509,9 +485,9 @@ class Finding(Document):
         """The share of the images with its 95 % interval."""
         return Score.of(self.share, self.n)
 
-    @model_validator(mode="wrap")
+    @pydantic.model_validator(mode="wrap")
     @classmethod
-    def _has_its_own_verdict(cls, content: Any, handler: ModelWrapValidatorHandler[Finding]) -> Any:
+    def _has_its_own_verdict(cls, content: Any, handler: Callable[[Any], Any]) -> Any:
         found = handler(content)
         if isinstance(content, dict) and content.get("passed", found.passed) != found.passed:
             what = f"{found.name}: the verdict contradicts its numbers"
@@ -534,7 +510,7 @@ class LossSurface(Document):
     rises: Share = Field(alias="share_whose_loss_rises_along_the_gradient")
     beats_random: Share = Field(alias="share_where_the_gradient_beats_the_random_direction")
 
-    @model_validator(mode="after")
+    @pydantic.model_validator(mode="after")
     def _is_square(self) -> LossSurface:
         if {len(self.loss), *map(len, self.loss)} != {len(self.offsets)}:
             raise ValueError("the loss is no square grid over the offsets")
@@ -566,7 +542,7 @@ class Audit(Document):
     zero_accuracy_at_eps: float | None = None
     loss_surface: LossSurface | None = None
 
-    @model_validator(mode="after")
+    @pydantic.model_validator(mode="after")
     def _is_consistent(self) -> Audit:
         if not self.findings and self.refused is None:
             raise ValueError("there are no findings")
@@ -657,7 +633,7 @@ def contradicted_accuracy(hits: int, n: int, stated: float, of_what: str) -> str
 
 def weak_source(name: str, hits: int, n: int, num_classes: int) -> str | None:
     """Warn of a transfer from a model that knows nothing of these images."""
-    if beats_chance(hits, n, num_classes):
+    if statistics.beats_chance(hits, n, num_classes):
         return None
     return (
         f"transfer from {name} was not tried in earnest: that model is right on {hits} of {n:,} "
@@ -673,6 +649,6 @@ def unbroken(left: int, n: int) -> str | None:
     if not left:
         return None
     seen = f"{left} of {n} images stand although every pixel may take any value"
-    if left < first_failure(n, SLACK):
+    if left < statistics.first_failure(n, SLACK):
         return f"{seen}: PGD from one start may miss {SLACK:.0%}, and finds no end of the curve"
     return f"{seen}: {ATTACK_FAILS}"

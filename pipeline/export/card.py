@@ -15,16 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from ltd_pipe.evaluation.results import Audit, audit_beside, eps_text, read_audit, read_result
 from ltd_pipe.evaluation.statistics import BINS
-from ltd_pipe.report.runs import (
-    NOT_RECORDED,
-    Evaluation,
-    Run,
-    interval_text,
-    number_text,
-    percent_text,
-    read_checkpoint,
-    read_evaluation,
-)
+from ltd_pipe.report import runs
+from ltd_pipe.report.runs import Evaluation, Run, read_checkpoint, read_evaluation
 from ltd_pipe.report.verdict import unbelievable
 from ltd_pipe.text import licence_metadata, one_line, render_markdown
 
@@ -100,15 +92,6 @@ def gather_card(
 
 def format_card(facts: CardFacts) -> str:
     """The text of a model's card."""
-    shape = ", ".join(map(str, facts.run.facts.shape))
-    loading = [
-        "from pathlib import Path",
-        "",
-        "from ltd_pipe.models.checkpoint import load_classifier",
-        "",
-        f"model = load_classifier(Path({facts.file_name!r}))",
-        f"logits = model(images)  # float32 of shape (batch, {shape}), in [0, 1]",
-    ]
     proof = f"{facts.run.sha256}  {facts.file_name}"
     return render_markdown(
         Path(__file__).with_name("card.md.j2"),
@@ -116,14 +99,10 @@ def format_card(facts: CardFacts) -> str:
         front_matter=_front_matter(facts),
         unbelievable=facts.evaluation and unbelievable(facts.evaluation, facts.audit),
         proof=f"echo {shlex.quote(proof)} | sha256sum -c",
-        loading="\n".join(loading),
         bins=BINS,
-        not_recorded=NOT_RECORDED,
+        words=runs,
         eps_text=eps_text,
-        percent_text=percent_text,
-        interval_text=interval_text,
-        number_text=number_text,
-        numbers=lambda values: ", ".join(map(number_text, values)),
+        numbers=lambda values: ", ".join(map(runs.number_text, values)),
         plain=_plain,
         versions=lambda software: ", ".join(f"{k} {v}" for k, v in sorted(software.items())),
         pairs=lambda found: ", ".join(f"{k}: {_plain(v)}" for k, v in sorted(found.items())),

@@ -28,15 +28,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from ltd_pipe import provenance, rng
-from ltd_pipe.errors import (
-    CheckpointError,
-    LtdPipeError,
-    MachineError,
-    ModelError,
-    WriteError,
-    install_extra,
-)
+from ltd_pipe import errors, provenance, rng
+from ltd_pipe.errors import CheckpointError, LtdPipeError, MachineError, ModelError, WriteError
 from ltd_pipe.models.checkpoint import fit, load_classifier
 from ltd_pipe.models.registry import build, own_network, timm_options, torchvision_options
 from ltd_pipe.publish import staged, write_json, write_text
@@ -97,9 +90,9 @@ def write_export(model: Classifier, facts: dict[str, Any], to: str, out: Path) -
     with staged(out, folder=target.folder) as beside, _foreign_code(out, to):
         if target.folder:
             write_json(beside / FACTS_FILE, facts)
-        agreements = [
-            require_agreement(model, network, out) for network in target.write(model, facts, beside)
-        ]
+        text = json.dumps(facts, sort_keys=True, allow_nan=False)
+        networks = target.write(model, text, beside)
+        agreements = [require_agreement(model, network, out) for network in networks]
     return agreements[0]
 
 
@@ -256,11 +249,6 @@ def export_facts(checkpoint: Path) -> dict[str, Any]:
     }
 
 
-def _facts_text(facts: dict[str, Any]) -> str:
-    """The facts as one JSON text, for files that carry texts beside the weights."""
-    return json.dumps(facts, sort_keys=True, allow_nan=False)
-
-
 class Deployed(nn.Module):
     """A classifier's arithmetic without its checks, which no graph can hold; shares its network."""
 
@@ -295,7 +283,7 @@ def _state_dict(network: nn.Module) -> dict[str, torch.Tensor]:
 # ---------------------------------------------------------------- ONNX
 
 
-def _write_onnx(model: Classifier, facts: dict[str, Any], path: Path) -> Sequence[Network]:
+def _write_onnx(model: Classifier, facts: str, path: Path) -> Sequence[Network]:
     """One file for onnxruntime and others, with a batch of any size."""
     runtime, checker = _require_package("onnxruntime"), _require_package("onnx").checker
     _require_package("onnxscript")
@@ -315,7 +303,7 @@ def _write_onnx(model: Classifier, facts: dict[str, Any], path: Path) -> Sequenc
     for part in (program.model, graph, *values, *nodes):
         part.metadata_props.clear()
         part.doc_string = None
-    program.model.metadata_props[_FACTS_PROPERTY] = _facts_text(facts)
+    program.model.metadata_props[_FACTS_PROPERTY] = facts
     program.save(str(path))
     checker.check_model(str(path), full_check=True)
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -334,19 +322,19 @@ def _require_package(name: str) -> Any:
         raise MachineError(
             name,
             "is not installed, and '--to onnx' needs it",
-            remedy=install_extra("onnx"),
+            remedy=errors.install_extra("onnx"),
         ) from error
 
 
 # ---------------------------------------------------------------- TorchScript
 
 
-def _write_torchscript(model: Classifier, facts: dict[str, Any], path: Path) -> Sequence[Network]:
+def _write_torchscript(model: Classifier, facts: str, path: Path) -> Sequence[Network]:
     """One file that torch loads in Python and C++ without the network's code."""
     archive = io.BytesIO()
     # Two images: a trace of one can take the batch for a constant.
     traced = torch.jit.trace(Deployed(model), probes(model.shape)[:2])  # type: ignore[no-untyped-call]
-    torch.jit.save(traced, archive, _extra_files={FACTS_FILE: _facts_text(facts)})
+    torch.jit.save(traced, archive, _extra_files={FACTS_FILE: facts})
     # Without dates, stored as torch itself stores tensors, and without torch's notes of source
     # lines, which hold the paths of this machine.
     with zipfile.ZipFile(archive) as source, zipfile.ZipFile(path, "w") as target:
@@ -364,9 +352,8 @@ def _write_torchscript(model: Classifier, facts: dict[str, Any], path: Path) -> 
 # and a link to checkpoint and code: this folder.
 
 
-def _write_robustbench(model: Classifier, facts: dict[str, Any], folder: Path) -> Sequence[Network]:
+def _write_robustbench(model: Classifier, _: str, folder: Path) -> Sequence[Network]:
     """A folder with a state dict and a module that RobustBench's model zoo can take in."""
-    del facts  # beside, as in every folder
     text, content = module_text(model), io.BytesIO()
     write_text(folder / "model.py", text)
     # Given a path, torch writes the file's name into the archive.
@@ -400,13 +387,15 @@ def module_text(model: Classifier) -> str:
         )
     network = f"import {package}\nimport torch\nfrom torch import nn"
     if not colon:
-        network, call = _own_network(model)
+        made, options = own_network(package, model.num_classes, model.shape)
+        network, function, given = _source_of(made), made.__name__, []
     elif package == "timm":
+        function, given = "timm.create_model", [repr(name), "pretrained=False"]
         options = timm_options(name, model.num_classes, model.shape)
-        call = f"timm.create_model({name!r}, {_keywords({'pretrained': False, **options})})"
     else:
+        function, given = "torchvision.models.get_model", [repr(name), "weights=None"]
         options = torchvision_options(name, model.num_classes, model.shape)
-        call = f"torchvision.models.get_model({name!r}, {_keywords({'weights': None, **options})})"
+    call = f"{function}({', '.join([*given, *(f'{key}={v!r}' for key, v in options.items())])})"
     template = jinja2.Template(
         Path(__file__).with_name("robustbench.py.j2").read_text(encoding="utf-8"),
         undefined=jinja2.StrictUndefined,
@@ -415,15 +404,6 @@ def module_text(model: Classifier) -> str:
     needs = f" and {package}" if colon else ""
     text: str = template.render(needs=needs, network=network, call=call, model=model)
     return text
-
-
-def _keywords(options: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={value!r}" for key, value in options.items())
-
-
-def _own_network(model: Classifier) -> tuple[str, str]:
-    network, arguments = own_network(model.architecture, model.num_classes, model.shape)
-    return _source_of(network), f"{network.__name__}({_keywords(arguments)})"
 
 
 def _source_of(network: type[nn.Module]) -> str:
@@ -457,12 +437,11 @@ def _defined(statement: ast.stmt) -> set[str]:
 _OTHER_FORMATS = "Use --to robustbench, onnx or torchscript, which take every architecture."
 
 
-def _write_timm(model: Classifier, facts: dict[str, Any], folder: Path) -> Sequence[Network]:
+def _write_timm(model: Classifier, _: str, folder: Path) -> Sequence[Network]:
     """A folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads."""
     import timm
     from timm.data.config import resolve_model_data_config
 
-    del facts  # beside, as in every folder
     name = timm_name(model.architecture)
     network, weights = _timm_network(model, name), folder / "model.safetensors"
     options = timm_options(name, model.num_classes, model.shape)
@@ -577,9 +556,12 @@ def _timm_config(
 
 @dataclass(frozen=True)
 class Format:
-    """A format: its writer, whether it writes a folder, and Python that loads {out}."""
+    """A format: its writer, whether it writes a folder, and Python that loads {out}.
 
-    write: Callable[[Classifier, dict[str, Any], Path], Sequence[Network]]
+    The facts as one JSON text are for files; in a folder they lie beside.
+    """
+
+    write: Callable[[Classifier, str, Path], Sequence[Network]]
     folder: bool
     loading: str
 
