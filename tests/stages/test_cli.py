@@ -138,8 +138,14 @@ OPTIONS = [
     (["train", "-S", "train.eps=0"], "train.eps: input should be greater than 0"),
     (["train", "-S", "nonsense"], "expected SECTION.KEY=VALUE"),
     (["train", "--epochs", "many"], "train.epochs: input should be a valid integer"),
-    (["label", "--teacher", "x.pt", "--temperature", "-1"], "temperature must be above 0"),
-    (["evaluate", "--eps", "8"], "evaluate: radii of linf are at most 1, in pixel units, found 8"),
+    (
+        ["label", "--teacher", "x.pt", "--temperature", "-1"],
+        "label.temperature: expected a number above 0",
+    ),
+    (
+        ["evaluate", "--eps", "8"],
+        "evaluate.eps: radii of linf are at most 1, in pixel units, found 8",
+    ),
 ]
 
 
