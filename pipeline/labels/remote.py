@@ -25,7 +25,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import obstore
@@ -151,42 +151,37 @@ def parse_location(text: str, identity: str = "") -> Location:
     """
     plain, _, fragment = text.partition("#")
     shown = re.split(r"[?]", plain)[0].rpartition("@")[2][:200]
+
+    def refusal(what: str, **fields: str) -> LocationError:
+        return LocationError(shown, what, **fields)
+
     match = _URL.match(plain)
     scheme = match[1].lower() if match else ""
     if scheme not in _SCHEMES:
         known = ", ".join(f"{name}://" for name in _SCHEMES)
-        raise LocationError(shown, "is no URL that stores are fetched from", expected=known)
+        raise refusal("is no URL that stores are fetched from", expected=known)
     if not plain.isprintable() or " " in plain or "\\" in plain:
         raise LocationError(repr(shown), "has characters that no URL has")
     try:
         parts = urlsplit(plain)
         _ = parts.port
     except ValueError as error:
-        raise LocationError(shown, "is no valid URL") from error
+        raise refusal("is no valid URL") from error
     if scheme not in ("http", "https") and (parts.query or "@" in parts.netloc):
-        raise LocationError(
-            shown, f"{scheme}:// has no user and no query", remedy="See docs/sharing.md."
-        )
+        raise refusal(f"{scheme}:// has no user and no query", remedy="See docs/sharing.md.")
     url = urlunsplit((scheme, parts.netloc, parts.path.rstrip("/"), parts.query, ""))
     if scheme == "hf" and not _HUB.fullmatch(url):
-        raise LocationError(
-            shown, "names no repository", expected="hf://datasets/user/name[@revision][/path]"
-        )
+        expected = "hf://datasets/user/name[@revision][/path]"
+        raise refusal("names no repository", expected=expected)
     if fragment and not fragment.startswith("sha256="):
-        raise LocationError(
-            shown, "after '#'", expected="sha256= and the identity", found=fragment[:20]
-        )
+        raise refusal("after '#'", expected="sha256= and the identity", found=fragment[:20])
     given = {text.lower() for text in (fragment.removeprefix("sha256="), identity) if text}
     if len(given) > 1:
-        raise LocationError(shown, "two different identities are given for it")
+        raise refusal("two different identities are given for it")
     wanted = given.pop() if given else ""
     if wanted and not _IDENTITY.fullmatch(wanted):
-        raise LocationError(
-            shown,
-            "the identity to expect",
-            expected="the 64 hexadecimal digits that 'store info' prints, or 32 of them at least",
-            found=repr(wanted)[:80],
-        )
+        expected = "the 64 hexadecimal digits that 'store info' prints, or 32 of them at least"
+        raise refusal("the identity to expect", expected=expected, found=repr(wanted)[:80])
     return Location(scheme, url, wanted)
 
 
@@ -225,8 +220,7 @@ def _object_stores(location: Location, options: TransferOptions) -> Iterator[Obj
             yield obstore.store.S3Store(parts.netloc, client_options=client, **place, **access)
     else:
         url, headers = _web_url(location)
-        client = _client(url, options)
-        client["default_headers"] = headers
+        client = _client(url, options) | {"default_headers": headers}
         yield obstore.store.HTTPStore(url, client_options=client, retry_config=retry)
 
 
@@ -342,7 +336,7 @@ class _File:
     exact: bool = True
 
 
-class RemoteStore:
+class RemoteStore(AbstractContextManager["RemoteStore"]):
     """A store of which only the manifest was fetched; after `survey` all but the chunks."""
 
     layouts: dict[str, ArrayLayout]
@@ -352,28 +346,12 @@ class RemoteStore:
         self.location, self._options = location, options or TransferOptions()
         self._runner = asyncio.Runner()
         try:
-            self._manifest = self._open()
+            self._open()
         except BaseException:
-            self.close()
+            self.__exit__()
             raise
-        self.identity = hashlib.sha256(self._manifest).hexdigest()
-        if not self.identity.startswith(location.identity):
-            self.close()
-            raise LocationError(
-                location,
-                "holds another store than the one that was asked for",
-                expected=f"identity {location.identity}",
-                found=self.identity,
-                remedy="It was replaced or tampered with: ask its publisher.",
-            )
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
         """End what is still under way."""
         self._runner.close()
         # obstore's threads need the interpreter once more after each call that ended or was
@@ -440,15 +418,28 @@ class RemoteStore:
                     raise StoreError(self.location, f"{name} is not listed in {MANIFEST}")
                 yield _File(name, layout.file_bytes, self._hashes[name])
 
-    def fetch(self, files: Iterable[_File], folder: Path, progress: Progress | None = None) -> None:
-        """Fetch files into a folder, several at a time; what is whole there is kept."""
+    def fetch(self, files: Iterable[_File], target: Path, progress: Progress | None = None) -> Path:
+        """Fetch all but the chunks, and these files, several at a time.
+
+        They come into a folder beside the target, in which it is put together; what an interrupted
+        run has left there is kept where it is whole.
+        """
+        state = target.with_name(f".{target.name}.{self.identity[:16]}.pull")
+        for other in target.parent.glob(f".{target.name}.*.pull"):
+            if other != state:
+                shutil.rmtree(other, ignore_errors=True)
         wanted = list(files)
+        missing = (file.size for file in wanted if not (state / file.name).exists())
+        require_free(target.parent, sum(missing))
+        for name, content in self.small.items():
+            with staged(state / name) as beside:
+                beside.write_bytes(content)
         total, done, waiting = sum(file.size for file in wanted), 0, iter(wanted)
 
         async def worker() -> None:
             nonlocal done
             for file in waiting:
-                await self._fetch_file(file, folder / file.name)
+                await self._fetch_file(file, state / file.name)
                 done += file.size
                 if progress is not None:
                     progress(done, total)
@@ -462,18 +453,29 @@ class RemoteStore:
             self._runner.run(work())
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
+        return state
 
-    def _open(self) -> bytes:
+    def _open(self) -> None:
         """Choose what reads from the location, and fetch the manifest with it."""
         stores = _object_stores(self.location, self._options)
         self._store = next(stores)
         while True:
             try:
-                return self._read(MANIFEST, MAX_MANIFEST_BYTES)
+                self._manifest = self._read(MANIFEST, MAX_MANIFEST_BYTES)
+                break
             except _AccessError:
                 if (store := next(stores, None)) is None:
                     raise
                 self._store = store
+        self.identity = hashlib.sha256(self._manifest).hexdigest()
+        if not self.identity.startswith(self.location.identity):
+            raise LocationError(
+                self.location,
+                "holds another store than the one that was asked for",
+                expected=f"identity {self.location.identity}",
+                found=self.identity,
+                remedy="It was replaced or tampered with: ask its publisher.",
+            )
 
     def _read(self, name: str, limit: int, sha256: str | None = None) -> bytes:
         sink = io.BytesIO()
@@ -679,24 +681,22 @@ def cached_store(
     again; `progress` is called with the bytes of the chunks that are there, and of all. Errors are
     those of `pull_store`.
     """
-    if not force and (found := find_cached(location.identity)) is not None:
-        return found
-    with RemoteStore(location, options) as remote:
+    with _open_nearest(location, options, force=force) as remote:
         target = cache_folder() / remote.identity
-        while True:
-            if not force and (found := find_cached(remote.identity)) is not None:
-                return found
+        while force or find_cached(remote.identity) is None:
             try:
                 with exclusive(target):
+                    # Another process may have had it in the meantime.
                     if force or find_cached(remote.identity) is None:
                         remote.survey()
                         _pull(remote, target, progress)
-                    return target
+                    break
             except BusyError as error:
                 if waiting is not None:
                     waiting(f"{error.what}; waiting for it")
                     waiting = None
                 time.sleep(_LOOK_AGAIN_S)
+        return target
 
 
 def resolve_store(
@@ -725,7 +725,7 @@ def _open_nearest(
         remote = RemoteStore(location, options)
         if (found := find_cached(remote.identity)) is None:
             return remote
-        remote.close()
+        remote.__exit__()
     return RemoteStore(Location("file", f"file://{found}", found.name), options)
 
 
@@ -774,8 +774,7 @@ def pull_store(
 
 
 def _pull(remote: RemoteStore, target: Path, progress: Progress | None) -> None:
-    state = _new_state(target, remote, remote.chunks(remote.layouts))
-    remote.fetch(remote.chunks(remote.layouts), state, progress)
+    state = remote.fetch(remote.chunks(remote.layouts), target, progress)
     # As its reader will; the hash of each file says that it is the publisher's, not that it is
     # a store.
     SoftLabels.open(state)
@@ -828,30 +827,14 @@ def pull_excerpt(
     with _open_nearest(location, options, force=force) as remote:
         remote.survey()
         with exclusive(target):
-            state = _new_state(target, remote, remote.chunks(_ALWAYS))
-            remote.fetch(remote.chunks(_ALWAYS), state)
+            state = remote.fetch(remote.chunks(_ALWAYS), target)
             source = SoftLabels(StoreFolder(state), partial=True)
             chosen = rows_of_range(source, *rows)
             names = kept_arrays(source, arrays)
             require_same_places(source, chosen)
             length = source.arrays["labels"].layout.rows
             needed = range(chosen[0] // length, chosen[-1] // length + 1)
-            _new_state(target, remote, remote.chunks(names, needed))
-            remote.fetch(remote.chunks(names, needed), state, progress)
+            remote.fetch(remote.chunks(names, needed), target, progress)
     identity = subset(source, chosen, arrays=names).write(target, replace=force)
     shutil.rmtree(state, ignore_errors=True)
     return identity
-
-
-def _new_state(target: Path, remote: RemoteStore, files: Iterable[_File]) -> Path:
-    """The folder beside the target in which it is put together; an interrupted one is kept."""
-    state = target.with_name(f".{target.name}.{remote.identity[:16]}.pull")
-    for other in target.parent.glob(f".{target.name}.*.pull"):
-        if other != state:
-            shutil.rmtree(other, ignore_errors=True)
-    missing = (file.size for file in files if not (state / file.name).exists())
-    require_free(target.parent, sum(missing))
-    for name, content in remote.small.items():
-        with staged(state / name) as beside:
-            beside.write_bytes(content)
-    return state
