@@ -12,7 +12,7 @@ from timing import Comparison, Rounds, interleave
 
 from ltd_pipe.images.manifest import to_unit
 from ltd_pipe.images.stream import Batch
-from ltd_pipe.labels.labelling import aligned_rows, label_images
+from ltd_pipe.labels.labelling import Labeller, aligned_rows
 from ltd_pipe.labels.writer import StoreWriter
 from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.models.registry import build
@@ -81,7 +81,7 @@ def compare_labelling(
             top_k=size.top_k,
             temperature=1.0 if size.top_k else None,
         )
-        label_images([teacher], images, writer, batch_size=batch_size, precision="float32")
+        Labeller([teacher], images, batch_size, "float32").label(writer)
         writer.publish(path, 1.0)
 
     @torch.no_grad()

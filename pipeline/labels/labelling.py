@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from ltd_pipe import provenance
 from ltd_pipe.device import OnHost, autocast, choose_precision
 from ltd_pipe.errors import CheckpointError
+from ltd_pipe.images.augmentation import Augmentation
 from ltd_pipe.images.decode import CHANNELS, RESIZE
 from ltd_pipe.images.manifest import sampled_pixels_sha256, to_unit
 from ltd_pipe.labels.format import (
@@ -40,8 +42,84 @@ if TYPE_CHECKING:
 
 # The mean top probability of so many images is that of all within a percent or so.
 _SAMPLE = 4096
+# Without augmentation.
+_AS_THEY_ARE = Replay(Augmentation(), 0, 1)
 # Batches whose answers are still to be written.
 _AHEAD = 4
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """Teachers, and how they are asked about images.
+
+    The answers are the networks' own logits, before any temperature of the model itself: the
+    label's temperature is applied once, when the store is published.
+
+    Attributes
+    ----------
+    teachers : sequence of Classifier
+        In evaluation mode, on the stream's device; in the order of the store's facts.
+    stream : ImageStream or FolderStream
+    batch_size : int
+    precision : str
+    replay : Replay
+        The views that are asked about.
+    """
+
+    teachers: Sequence[Classifier]
+    stream: Stream
+    batch_size: int
+    precision: Precision
+    replay: Replay = _AS_THEY_ARE
+
+    @torch.no_grad()
+    def view(self, batch: Batch, view: int) -> torch.Tensor:
+        """The teachers' logits for one view of some images, float32, of shape (M, n, K)."""
+        images = to_unit(self.replay.images(batch.images, batch.index, view))
+        with autocast(images.device, self.precision):
+            logits = [teacher.raw_logits(images) for teacher in self.teachers]
+        return torch.stack(logits).float()
+
+    def answers(self, batch: Batch) -> torch.Tensor:
+        """The teachers' logits of each view, of shape (M, n, K) or (M, n, V, K)."""
+        views = [self.view(batch, view) for view in range(self.replay.count)]
+        return views[0] if len(views) == 1 else torch.stack(views, dim=2)
+
+    def label(self, writer: StoreWriter, progress: Callable[[int], None] | None = None) -> None:
+        """Append the logits of all images, in all views, that the writer does not have yet.
+
+        Answers are fetched from the device, rounded and written while the teacher is at the next
+        batch; an error there ends the loop at one of the next batches. The writer's chunks are of
+        `aligned_rows`; `progress` is called with the number of images just labelled.
+        """
+
+        def append(found: OnHost, sample_hash: NDArray[np.uint64]) -> None:
+            logits, labels = found.numpy()
+            writer.append(logits, labels, sample_hash)
+
+        try:
+            with Background(threads=1, waiting=_AHEAD) as behind:
+                for batch in self.stream.batches(writer.rows_left, self.batch_size):
+                    logits = self.answers(batch)
+                    behind.do(append, OnHost(logits, batch.labels), batch.sample_hash)
+                    if progress:
+                        progress(len(batch.labels))
+        finally:
+            # Also after an interruption: what is whole is not labelled again.
+            writer.flush()
+
+    def temperature(self, num_samples: int, target_top_probability: float) -> float:
+        """Solve for the temperature on evenly spaced images, before the labels are made.
+
+        Of a top-k store the logits are never kept, so the temperature has to be known first. The
+        teachers are asked about at most 4,096 images; see `softmax.solve_temperature`.
+        """
+        places = np.linspace(0, num_samples - 1, min(num_samples, _SAMPLE))
+        logits = [
+            [*self.answers(batch).to(torch.float16).cpu().numpy()]
+            for batch in self.stream.batches(np.unique(places.astype(np.int64)), self.batch_size)
+        ]
+        return solve_temperature(lambda: logits, target_top_probability)
 
 
 class LabellingRun:
@@ -81,9 +159,10 @@ class LabellingRun:
         world: World,
         part: Part | None = None,
     ) -> None:
-        self._out, self._params, self._world = out, params, world
-        self._teachers, self._stream, self._part = teachers, stream, part or WHOLE
-        device = teachers[0].mean.device
+        self._out, self._params, self._world, self._part = out, params, world, part or WHOLE
+        device, replay = teachers[0].mean.device, Replay.of(facts.views, "label.augmentation")
+        # The precision is to be chosen.
+        labeller = Labeller(teachers, stream, params.batch_size, "float32", replay)
         decides: dict[str, Any] = {
             "facts": facts.decides,
             # The temperature is applied at the end: an interrupted run may change its mind.
@@ -96,12 +175,11 @@ class LabellingRun:
             "code": provenance.code_digest("label"),
         }
         # The first process measures both, and all take them.
-        self._precision, self._temperature = world.broadcast_config(
-            decides, lambda: self._choose(facts)
+        precision, self._temperature = world.broadcast_config(
+            decides, lambda: self._choose(labeller, facts.num_samples)
         )
-        asked = (facts.labelling or LabellingFacts()).model_copy(
-            update={"precision": self._precision}
-        )
+        self._labeller = replace(labeller, precision=precision)
+        asked = (facts.labelling or LabellingFacts()).model_copy(update={"precision": precision})
         self._facts = facts.model_copy(update={"labelling": asked})
         # A network's rounding depends on the batch that an image is in.
         self._context = {name: decides[name] for name in ("device", "code")}
@@ -115,7 +193,7 @@ class LabellingRun:
         self._state, self.note = states / f"parts-{out.name}", None
         record = None
         if part is None and not self._state.exists():
-            decides["precision"] = self._precision
+            decides["precision"] = precision
             decides["temperature"] = self._temperature if params.top_k else None
             decides["processor"] = provenance.processor(device)
             record = provenance.StateRecord(states, "label", out.name, decides, {})
@@ -124,23 +202,14 @@ class LabellingRun:
         if record and world.is_main:
             record.write()
 
-    def _choose(self, facts: StoreFacts) -> tuple[Precision, str | float]:
+    def _choose(self, labeller: Labeller, num_samples: int) -> tuple[Precision, str | float]:
         params, target = self._params, self._params.target_top_probability()
-        model = self._teachers[0]
+        model = labeller.teachers[0]
         chosen = choose_precision(model, params.batch_size, precision=params.precision)
-        precision = chosen.precision
         if params.top_k is None or target is None:
-            return precision, params.temperature
-        temperature = temperature_of_sample(
-            self._teachers,
-            self._stream,
-            facts.num_samples,
-            target,
-            replay=Replay.of(facts.views, "label.augmentation"),
-            batch_size=params.batch_size,
-            precision=precision,
-        )
-        return precision, temperature
+            return chosen.precision, params.temperature
+        asked = replace(labeller, precision=chosen.precision)
+        return chosen.precision, asked.temperature(num_samples, target)
 
     def _open_writer(self, share: Part) -> StoreWriter:
         params = self._params
@@ -148,7 +217,7 @@ class LabellingRun:
         return StoreWriter(
             self._state,
             self._facts,
-            keep_logits=params.logits and dense and len(self._teachers) == 1,
+            keep_logits=params.logits and dense and len(self._labeller.teachers) == 1,
             rows=aligned_rows(self._facts, params.top_k, params.batch_size, params.chunk_rows),
             top_k=params.top_k,
             temperature=None if dense else float(self._temperature),
@@ -161,22 +230,12 @@ class LabellingRun:
 
         In the first process all chunks that were asked for are on disk then.
         """
-        self._label(progress)
+        self._labeller.label(self.writer, progress)
         if self._world.is_main and self._world.size > 1:
             wait_for_chunks(lambda: self.writer.absent_chunks(self._part))
             # Read again, and what another process left damaged is made again.
             self.writer = self._open_writer(self._part)
-            self._label(None)
-
-    def _label(self, progress: Callable[[int], None] | None) -> None:
-        label_images(
-            self._teachers,
-            self._stream,
-            self.writer,
-            batch_size=self._params.batch_size,
-            precision=self._precision,
-            progress=progress,
-        )
+            self._labeller.label(self.writer)
 
     def publish(self, *, replace: bool) -> str:
         """Make the store in the first process; its identity."""
@@ -259,95 +318,3 @@ def aligned_rows(
     """
     rows = wanted or rows_per_chunk(row_bytes(facts, top_k))
     return max(rows // batch_size, 1) * batch_size
-
-
-@torch.no_grad()
-def label_images(
-    teachers: Sequence[Classifier],
-    stream: Stream,
-    writer: StoreWriter,
-    *,
-    batch_size: int,
-    precision: Precision,
-    progress: Callable[[int], None] | None = None,
-) -> None:
-    """Append the logits of all images, in all views, that the writer does not have yet.
-
-    Answers are fetched from the device, rounded and written while the teacher is at the next
-    batch; an error there ends the loop at one of the next batches.
-
-    The logits are the networks' own, before any temperature of the model itself: the label's
-    temperature is applied once, when the store is published.
-
-    Parameters
-    ----------
-    teachers : sequence of Classifier
-        In evaluation mode, on the stream's device; in the order of the store's facts.
-    stream : ImageStream or FolderStream
-    writer : StoreWriter
-        Its chunks are of `aligned_rows`.
-    batch_size : int
-    precision : str
-    progress : callable, optional
-        Called with the number of images just labelled.
-    """
-    replay = Replay.of(writer.facts.views, "views")
-
-    def append(found: OnHost, sample_hash: NDArray[np.uint64]) -> None:
-        logits, labels = found.numpy()
-        writer.append(logits, labels, sample_hash)
-
-    try:
-        with Background(threads=1, waiting=_AHEAD) as behind:
-            for batch in stream.batches(writer.rows_left, batch_size):
-                logits = answers(teachers, batch, replay, precision)
-                behind.do(append, OnHost(logits, batch.labels), batch.sample_hash)
-                if progress:
-                    progress(len(batch.labels))
-    finally:
-        # Also after an interruption: what is whole is not labelled again.
-        writer.flush()
-
-
-@torch.no_grad()
-def answers(
-    teachers: Sequence[Classifier], batch: Batch, replay: Replay, precision: Precision
-) -> torch.Tensor:
-    """The teachers' logits of each view, float32, of shape (M, n, K) or (M, n, V, K)."""
-    views = [view_answers(teachers, batch, replay, view, precision) for view in range(replay.count)]
-    return views[0] if len(views) == 1 else torch.stack(views, dim=2)
-
-
-@torch.no_grad()
-def view_answers(
-    teachers: Sequence[Classifier], batch: Batch, replay: Replay, view: int, precision: Precision
-) -> torch.Tensor:
-    """The teachers' logits for one view of some images, of shape (M, n, K); see `answers`."""
-    images = to_unit(replay.images(batch.images, batch.index, view))
-    with autocast(images.device, precision):
-        logits = [teacher.raw_logits(images) for teacher in teachers]
-    return torch.stack(logits).float()
-
-
-@torch.no_grad()
-def temperature_of_sample(
-    teachers: Sequence[Classifier],
-    stream: Stream,
-    num_samples: int,
-    target_top_probability: float,
-    *,
-    replay: Replay,
-    batch_size: int,
-    precision: Precision,
-) -> float:
-    """Solve for the temperature on evenly spaced images, before the labels are made.
-
-    Of a top-k store the logits are never kept, so the temperature has to be known first. The
-    teachers are asked about at most 4,096 images; see `ltd_pipe.labels.softmax.solve_temperature`.
-    """
-    order = np.unique(np.linspace(0, num_samples - 1, min(num_samples, _SAMPLE)).astype(np.int64))
-    logits = [
-        [*answers(teachers, batch, replay, precision).to(torch.float16).cpu().numpy()]
-        for batch in stream.batches(order, batch_size)
-    ]
-    return solve_temperature(lambda: logits, target_top_probability)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ltd_pipe.errors import StoreError
 from ltd_pipe.images.manifest import sampled_pixels_sha256
 from ltd_pipe.labels.format import to_float32
-from ltd_pipe.labels.labelling import view_answers
+from ltd_pipe.labels.labelling import Labeller
 from ltd_pipe.labels.on_device import Replay
 from ltd_pipe.labels.softmax import mean_softened
 
@@ -110,6 +110,7 @@ def recompute(
         Called with the number of answers just compared.
     """
     replay = Replay.of(store.attributes.views, store.path)
+    labeller = Labeller(teachers, stream, batch_size, precision, replay)
     total = store.num_samples * store.num_views
     pairs = np.arange(total)
     if sample < total:
@@ -120,7 +121,7 @@ def recompute(
         rows = pairs[pairs % store.num_views == view] // store.num_views
         for batch in stream.batches(rows, batch_size):
             store.join(batch.rows, batch.sample_hash, data)
-            logits = view_answers(teachers, batch, replay, view, precision).cpu().numpy()
+            logits = labeller.view(batch, view).cpu().numpy()
             for what, *compared in _stored_and_right(store, batch.rows, view, logits, tolerance):
                 subject = f"view {view}: {what}"
                 distance = _require_close(store, batch.rows, subject, hint, *compared)

@@ -10,7 +10,7 @@ import torch
 from ltd_pipe.images.manifest import fingerprint
 from ltd_pipe.images.stream import Batch
 from ltd_pipe.labels.format import DatasetFacts, StoreFacts, TeacherFacts
-from ltd_pipe.labels.labelling import label_images
+from ltd_pipe.labels.labelling import Labeller
 from ltd_pipe.labels.writer import StoreWriter
 from ltd_pipe.publish import exclusive
 
@@ -77,5 +77,5 @@ def label(target: Path, seed: int = 0, top_k: int | None = None, teacher=None) -
     with exclusive(target):
         writer = open_writer(target.parent / "state" / f"label-{seed}", images, seed, top_k)
         teachers = [teacher or Teacher(seed)]
-        label_images(teachers, images, writer, batch_size=BATCH, precision="float32")
+        Labeller(teachers, images, BATCH, "float32").label(writer)
         return writer.publish(target, 2.0, replace=True)

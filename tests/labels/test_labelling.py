@@ -12,7 +12,7 @@ from ltd_pipe.images.augment import augment
 from ltd_pipe.images.augmentation import Augmentation
 from ltd_pipe.labels import SoftLabels
 from ltd_pipe.labels.format import DatasetFacts, StoreFacts, TeacherFacts, ViewFacts
-from ltd_pipe.labels.labelling import aligned_rows, label_images, temperature_of_sample
+from ltd_pipe.labels.labelling import Labeller, aligned_rows
 from ltd_pipe.labels.on_device import Replay
 from ltd_pipe.labels.writer import StoreWriter
 from ltd_pipe.models.classifier import Classifier
@@ -56,11 +56,11 @@ def writer(beton, state, rows=2 * BATCH, views=PLAIN, teachers=1):
 @pytest.fixture
 def run(train_beton, train_stream, teacher):
     """A function that asks a teacher about all images, or those that a draft still lacks."""
-    usual = {"batch_size": BATCH, "precision": "float32"}
 
     def labelled(state, progress=None, views=PLAIN, teacher=teacher):
         draft = writer(train_beton, state, views=views)
-        label_images([teacher], train_stream, draft, progress=progress, **usual)
+        replay = Replay.of(views, "views")
+        Labeller([teacher], train_stream, BATCH, "float32", replay).label(draft, progress)
         return draft
 
     return labelled
@@ -114,7 +114,8 @@ def test_each_view_is_answered_as_training_will_see_it(run, train_stream, teache
 def test_several_teachers_answer_the_same_views(run, train_beton, train_stream, teacher, tmp_path):
     """Teachers stand before the views: twice the same one gives its own labels."""
     draft = writer(train_beton, tmp_path / "two", views=THREE, teachers=2)
-    label_images([teacher, teacher], train_stream, draft, batch_size=BATCH, precision="float32")
+    replay = Replay.of(THREE, "views")
+    Labeller([teacher, teacher], train_stream, BATCH, "float32", replay).label(draft)
     draft.publish(tmp_path / "two.zarr", 2.0)
     run(tmp_path / "one", views=THREE).publish(tmp_path / "one.zarr", 2.0)
     one, two = (
@@ -127,8 +128,8 @@ def test_several_teachers_answer_the_same_views(run, train_beton, train_stream, 
 def test_a_temperature_of_a_sample_is_that_of_all(run, train_stream, teacher, tmp_path, views):
     """All 240 images fit the sample, so the two solutions are one; views count as rows."""
     replay = Replay.of(views, "views")
-    asked = {"replay": replay, "batch_size": BATCH, "precision": "float32"}
-    before = temperature_of_sample([teacher], train_stream, 240, 0.5, **asked)
+    labeller = Labeller([teacher], train_stream, BATCH, "float32", replay)
+    before = labeller.temperature(240, 0.5)
     after = run(tmp_path / "state", views=views).solve_temperature(0.5)
     assert before == pytest.approx(after, rel=1e-4)
 
@@ -205,4 +206,4 @@ def test_a_disk_that_refuses_ends_the_loop(train_beton, train_stream, teacher, t
     draft = writer(train_beton, tmp_path / "state")
     (tmp_path / "state/logits-0").write_text("in the way")
     with refused(WriteError, where=tmp_path / "state/logits-0/logits", what="written"):
-        label_images([teacher], train_stream, draft, batch_size=BATCH, precision="float32")
+        Labeller([teacher], train_stream, BATCH, "float32").label(draft)

@@ -11,7 +11,8 @@ from ltd_pipe.errors import JoinError, StoreError
 from ltd_pipe.images.manifest import fingerprint
 from ltd_pipe.labels import SoftLabels
 from ltd_pipe.labels.format import DatasetFacts, StoreFacts, TeacherFacts, ViewFacts
-from ltd_pipe.labels.labelling import label_images
+from ltd_pipe.labels.labelling import Labeller
+from ltd_pipe.labels.on_device import Replay
 from ltd_pipe.labels.recompute import TOLERANCE, order_of_teachers, recompute
 from ltd_pipe.labels.verify import verify_store
 from ltd_pipe.labels.writer import StoreWriter, write_store
@@ -61,7 +62,8 @@ def make_store(train_beton, train_stream, teachers, tmp_path_factory):
         )
         options = {"rows": 64, "keep_logits": count == 1} | options
         writer = StoreWriter(folder / "draft", facts, **options)
-        label_images(teachers[:count], train_stream, writer, batch_size=16, precision=precision)
+        replay = Replay.of(views, "views")
+        Labeller(teachers[:count], train_stream, 16, precision, replay).label(writer)
         writer.publish(folder / "s.zarr", 2.0)
         verify_store(folder / "s.zarr", train_beton)
         return SoftLabels.open(folder / "s.zarr")

@@ -15,8 +15,8 @@ import torch
 
 from ltd_pipe.images.beton import write_beton
 from ltd_pipe.images.sources import open_source
-from ltd_pipe.labels import SoftLabels, labelling
-from ltd_pipe.labels.labelling import answers
+from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.labelling import Labeller
 from ltd_pipe.models.registry import build
 from ltd_pipe.params import PrepareParams
 from ltd_pipe.publish import exclusive, shared
@@ -178,7 +178,7 @@ def test_two_labellings_at_once_in_one_folder_have_their_own_drafts(ltd_pipe, pr
 @contextlib.contextmanager
 def interrupted():
     """Ctrl-C after the third batch, in this process."""
-    seen = []
+    seen, answers = [], Labeller.answers
 
     def counting(*given):
         seen.append(given)
@@ -187,7 +187,7 @@ def interrupted():
         return answers(*given)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(labelling, "answers", counting)
+        patch.setattr(Labeller, "answers", counting)
         yield
 
 
@@ -336,7 +336,7 @@ def test_labels_that_begin_anew_say_what_differs(ltd_pipe, project, monkeypatch)
 
     words = (*WORDS, "--out", "data/again.zarr")
     with monkeypatch.context() as during:
-        during.setattr("ltd_pipe.labels.labelling.label_images", stop)
+        during.setattr(Labeller, "label", stop)
         assert ltd_pipe(*words).code == 130
     (state,) = Path("data/state").iterdir()
     assert "begins anew" not in ltd_pipe(*WORDS, "--out", "data/other.zarr").err

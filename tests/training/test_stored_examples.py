@@ -12,7 +12,8 @@ from short_runs import SHORT
 from ltd_pipe.errors import JoinError
 from ltd_pipe.labels import SoftLabels
 from ltd_pipe.labels.format import DatasetFacts, StoreFacts, TeacherFacts, ViewFacts
-from ltd_pipe.labels.labelling import label_images
+from ltd_pipe.labels.labelling import Labeller
+from ltd_pipe.labels.on_device import Replay
 from ltd_pipe.labels.writer import StoreWriter
 from ltd_pipe.params import TeacherParams
 from ltd_pipe.training.failures import Interrupted
@@ -59,7 +60,8 @@ def make_store(train_beton, train_stream, teacher, tmp_path_factory):
         )
         options = {"keep_logits": True, "rows": 64} | options
         writer = StoreWriter(folder / "draft", facts, **options)
-        label_images([teacher], train_stream, writer, batch_size=64, precision="float32")
+        replay = Replay.of(views, "views")
+        Labeller([teacher], train_stream, 64, "float32", replay).label(writer)
         writer.publish(folder / "views.zarr", 2.0)
         return SoftLabels.open(folder / "views.zarr")
 

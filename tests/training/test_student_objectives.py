@@ -12,7 +12,7 @@ from refusals import refused
 from ltd_pipe.errors import ModelError, ParamsError
 from ltd_pipe.labels import SoftLabels
 from ltd_pipe.labels.format import DatasetFacts, StoreFacts, TeacherFacts
-from ltd_pipe.labels.labelling import label_images
+from ltd_pipe.labels.labelling import Labeller
 from ltd_pipe.labels.writer import StoreWriter
 from ltd_pipe.models.checkpoint import save_classifier
 from ltd_pipe.objectives import ObjectiveWrapper
@@ -64,7 +64,7 @@ def store(model, train_beton, train_stream, tmp_path_factory):
         teachers=(TeacherFacts(sha256="0" * 64, architecture="small-cnn-w4"),),
     )
     writer = StoreWriter(folder / "draft", facts, keep_logits=True, rows=240)
-    label_images([model], train_stream, writer, batch_size=240, precision="float32")
+    Labeller([model], train_stream, 240, "float32").label(writer)
     writer.publish(folder / "labels.zarr", 0.25)
     return SoftLabels.open(folder / "labels.zarr")
 
