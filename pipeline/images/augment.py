@@ -14,7 +14,8 @@ from ltd_pipe import rng
 from ltd_pipe.images.policies import GREY, apply_policy
 
 if TYPE_CHECKING:
-    from ltd_pipe.images.augmentation import Augmentation, Mixing
+    from ltd_pipe.images.augmentation import Augmentation
+    from ltd_pipe.params.fit import FitParams
 
 
 def augment(
@@ -207,7 +208,7 @@ class Mixture:
 
 
 def mix(
-    images: torch.Tensor, index: torch.Tensor, mixing: Mixing, *, seed: int, epoch: int
+    images: torch.Tensor, index: torch.Tensor, params: FitParams, *, seed: int, epoch: int
 ) -> tuple[torch.Tensor, Mixture]:
     """Mix each image with its partner.
 
@@ -217,7 +218,10 @@ def mix(
         Augmented; whole pairs of the epoch's order, or an odd one at its end.
     index : Tensor of shape (B,), dtype int64
         Sample indices, on the same device.
-    mixing : Mixing
+    params : FitParams
+        `cutmix_…` and `mixup_…`: the shares of the images that get a rectangle of the partner, or a
+        weighted mean with it, and alpha of the symmetric Beta distribution that the image's own
+        share is drawn from.
     seed, epoch : int
 
     Returns
@@ -231,13 +235,13 @@ def mix(
     partner = torch.where(partner < len(index), partner, place)
     key = rng.stream_key(seed, "mix", epoch)
     chance = rng.uniform(key, index, (1,))[:, 0].to(torch.float64)
-    cuts = chance < mixing.cutmix_probability
-    means = ~cuts & (chance < mixing.cutmix_probability + mixing.mixup_probability)
+    cuts = chance < params.cutmix_probability
+    means = ~cuts & (chance < params.cutmix_probability + params.mixup_probability)
     one = 1 << _WEIGHT_BITS
-    own = torch.where(means, _shares(key, index, mixing.mixup_alpha), one)
+    own = torch.where(means, _shares(key, index, params.mixup_alpha), one)
     # Yun et al. 2019, "CutMix", equation 2.
     height, width = images.shape[2:]
-    share = 1.0 - _shares(key, index, mixing.cutmix_alpha).to(torch.float64) / one
+    share = 1.0 - _shares(key, index, params.cutmix_alpha).to(torch.float64) / one
     tall, wide = ((size * share.sqrt()).floor().to(torch.int64) for size in (height, width))
     inside = _windows(key, index, (height, tall), (width, wide), counter=2) & cuts[:, None, None]
     # Of each pixel the share that stays: none in the rectangle, the same all over in a mean.

@@ -214,20 +214,18 @@ def _solarize(images: torch.Tensor, amount: torch.Tensor) -> torch.Tensor:
     return torch.where(images.to(torch.int32) >= least, _WHITE - images, images)
 
 
-def _autocontrast(images: torch.Tensor, amount: torch.Tensor) -> torch.Tensor:
+def _autocontrast(images: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
     """Stretch each channel to 0 … 255; one of a single level stays."""
-    del amount
     flat = images.flatten(2).to(torch.int32)
     least, most = (x[..., None, None] for x in (flat.amin(dim=2), flat.amax(dim=2)))
     stretched = (images.to(torch.int32) - least) * _WHITE // (most - least).clamp(min=1)
     return torch.where(most > least, stretched.to(torch.uint8), images)
 
 
-def _equalize(images: torch.Tensor, amount: torch.Tensor) -> torch.Tensor:
+def _equalize(images: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
     """Pillow's: each channel's levels, spread so that they are equally frequent."""
     from torchvision.transforms.v2.functional import equalize
 
-    del amount
     result: torch.Tensor = equalize(images)
     return result
 

@@ -65,10 +65,9 @@ class Classifier(nn.Module):
         columns: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        channels, _, _ = shape
-        mean = [0.0] * channels if mean is None else list(mean)
-        std = [1.0] * channels if std is None else list(std)
-        _require_constants(architecture, channels, mean, std, temperature)
+        if not 0 < temperature < math.inf:
+            expected = "a number above 0"
+            raise ModelError(architecture, "temperature", expected=expected, found=temperature)
         if len(class_names) < 2 or len(set(class_names)) != len(class_names):
             raise ModelError(
                 architecture,
@@ -86,8 +85,11 @@ class Classifier(nn.Module):
         self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
         self._temperature = float(temperature)
         self._taken = {self.shape}
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+        self.register_buffer("mean", torch.zeros(shape[0], dtype=torch.float32))
+        self.register_buffer("std", torch.ones(shape[0], dtype=torch.float32))
+        self.normalise(
+            self.mean.tolist() if mean is None else mean, self.std.tolist() if std is None else std
+        )
         moved = None if columns is None or list(columns) == in_order else torch.tensor(columns)
         self.register_buffer("columns", moved, persistent=False)
 
@@ -148,7 +150,12 @@ class Classifier(nn.Module):
 
     def normalise(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Take another input normalisation: of weights that do not say theirs."""
-        _require_constants(self.architecture, self.shape[0], [*mean], [*std], self._temperature)
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != self.shape[0] or not all(map(math.isfinite, values)):
+                expected = f"{self.shape[0]} numbers"
+                raise ModelError(self.architecture, name, expected=expected, found=[*values])
+        if min(std) <= 0:
+            raise ModelError(self.architecture, "std", expected="numbers above 0", found=[*std])
         self.mean, self.std = (torch.tensor([*v]).to(self.mean) for v in (mean, std))
 
     def require_exits(self) -> int:
@@ -237,15 +244,3 @@ class Classifier(nn.Module):
                 found=tuple(images.shape),
             )
         return (images - self.mean[:, None, None]) / self.std[:, None, None]
-
-
-def _require_constants(
-    where: str, channels: int, mean: list[float], std: list[float], temperature: float
-) -> None:
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ModelError(where, "temperature", expected="a number above 0", found=temperature)
-    for name, values in (("mean", mean), ("std", std)):
-        if len(values) != channels or not all(map(math.isfinite, values)):
-            raise ModelError(where, name, expected=f"{channels} numbers", found=values)
-    if min(std) <= 0:
-        raise ModelError(where, "std", expected="numbers above 0", found=std)

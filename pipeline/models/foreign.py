@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from ltd_pipe.errors import CheckpointError, ModelError, reason_of, refuse_pointer, require_file
@@ -83,15 +84,19 @@ def load_foreign(
     # RobustBench's networks are built with the normalisation that few of its files hold.
     optional = _ALL_CONSTANTS if architecture.startswith("robustbench:") else frozenset()
     state = _renamed(_unwrapped(content, path), network.state_dict(), path, optional)
-    held_mean, held_std = _take_constants(state, network.state_dict())
+    constants: dict[str, Any] = {"mean": mean, "std": std}
+    for pair in _CONSTANTS:
+        if all(name in state and name not in network.state_dict() for name in pair):
+            for ours, theirs in zip(constants, pair, strict=True):
+                held = state.pop(theirs).flatten().tolist()
+                constants[ours] = _agreed(constants[ours], held, f"{path}: {ours}")
     model = Classifier(
         network,
         architecture=architecture,
         class_names=class_names,
         shape=shape,
-        mean=_agreed(mean, held_mean, f"{path}: mean"),
-        std=_agreed(std, held_std, f"{path}: std"),
         columns=columns,
+        **constants,
     )
     fit(network, state, path)
     return model.eval()
@@ -164,26 +169,11 @@ def _without_prefixes(name: str, expected: Mapping[str, torch.Tensor]) -> str:
     return f"model.{name}" if name not in expected and _is_known(name, expected) else name
 
 
-def _take_constants(
-    state: dict[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
-) -> tuple[list[float] | None, list[float] | None]:
-    """Remove the input normalisation from the weights, and return it."""
-    for mean, std in _CONSTANTS:
-        if mean in state and std in state and mean not in expected:
-            return state.pop(mean).flatten().tolist(), state.pop(std).flatten().tolist()
-    return None, None
-
-
-def _agreed(
-    given: Sequence[float] | None, held: list[float] | None, where: str
-) -> Sequence[float] | None:
+def _agreed(given: Sequence[float] | None, held: list[float], where: str) -> Sequence[float]:
     """What was given, or what the file holds; refuse when they differ."""
-    if given is None or held is None:
-        return held if given is None else given
-    same = len(given) == len(held) and all(
-        abs(ours - theirs) < _SAME_CONSTANT for ours, theirs in zip(given, held, strict=True)
-    )
-    if not same:
+    if given is None:
+        return held
+    if len(given) != len(held) or not np.allclose(given, held, rtol=0, atol=_SAME_CONSTANT):
         raise CheckpointError(
             where,
             "other input normalisation",
@@ -295,7 +285,15 @@ def _read_pickle(path: Path) -> Any:
             warnings.simplefilter("ignore")
             return torch.load(handle, map_location="cpu", weights_only=True)
     except _DAMAGE as error:
-        raise _unreadable(path, error) from error
+        remedy = "Load it where you trust it and save torch.save(model.state_dict(), ...) instead."
+        if code := _CODE.search(str(error)):
+            what = f"holds code ({code[1].rstrip('.')}), which is never loaded; only tensors are"
+        elif isinstance(error, pickle.UnpicklingError):
+            what = "holds more than tensors, or code, and is never loaded"
+        else:
+            what = f"is no readable file of torch.save ({reason_of(error)})"
+            remedy = "Copy it again from where it came from."
+        raise CheckpointError(path, what, remedy=remedy) from error
 
 
 def _require_honest_archive(path: Path) -> None:
@@ -317,16 +315,3 @@ def _require_honest_archive(path: Path) -> None:
             found=f"{unpacked:,}",
             remedy="Save the weights again with torch.save(model.state_dict(), ...).",
         )
-
-
-def _unreadable(path: Path, error: BaseException) -> CheckpointError:
-    remedy = "Load it where you trust it and save torch.save(model.state_dict(), ...) instead."
-    if code := _CODE.search(str(error)):
-        name = code[1].rstrip(".")
-        what = f"holds code ({name}), which is never loaded; only tensors are"
-        return CheckpointError(path, what, remedy=remedy)
-    if isinstance(error, pickle.UnpicklingError):
-        what = "holds more than tensors, or code, and is never loaded"
-        return CheckpointError(path, what, remedy=remedy)
-    what = f"is no readable file of torch.save ({reason_of(error)})"
-    return CheckpointError(path, what, remedy="Copy it again from where it came from.")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
-from ltd_pipe.images.augmentation import PAIR, Augmentation, Mixing, Sizes
+from ltd_pipe.images.augmentation import PAIR, Augmentation, Sizes
 from ltd_pipe.params.sections import Number, PixelLength, Positive, Probability, Section
 
 
@@ -116,11 +116,11 @@ class FitParams(Section):
     """side of a grey square, in pixels, anywhere; 0: none"""
     cutmix_probability: Probability = 0.0
     """share of the images that get a rectangle of another one, and its label"""
-    cutmix_alpha: Number = 1.0
+    cutmix_alpha: Number = Field(1.0, ge=0.01, le=100)
     """of the Beta distribution of the rectangle's share; 1: any as likely"""
     mixup_probability: Probability = 0.0
     """share of the images that are averaged with another one, with its label"""
-    mixup_alpha: Number = 0.2
+    mixup_alpha: Number = Field(0.2, ge=0.01, le=100)
     """of the Beta distribution of the weight; small: near 0 and 1"""
     progressive_resize: tuple[int, int] | None = None
     """sides of the training images in the first and in the last epochs, such as [128, 224]:
@@ -162,7 +162,13 @@ class FitParams(Section):
         # Making them is the check.
         assert self.augmentation  # noqa: S101
         assert self.sizes or self.progressive_resize is None  # noqa: S101
-        if not self.mixing.is_none and self.batch_size % PAIR:
+        shares = self.cutmix_probability, self.mixup_probability
+        if sum(shares) > 1:
+            yield (
+                "cutmix_probability and mixup_probability: expected shares of the images that are "
+                f"together at most 1, found {shares[0]:g} and {shares[1]:g}"
+            )
+        if self.mixes and self.batch_size % PAIR:
             yield f"batch_size: cutmix and mixup take pairs of images, found {self.batch_size}"
 
     @property
@@ -179,11 +185,9 @@ class FitParams(Section):
         return Augmentation(self.crop_padding, self.flip, self.crop_scale, self.policy, self.cutout)
 
     @property
-    def mixing(self) -> Mixing:
-        """How training images are mixed with each other."""
-        return Mixing(
-            self.cutmix_probability, self.mixup_probability, self.cutmix_alpha, self.mixup_alpha
-        )
+    def mixes(self) -> bool:
+        """Whether training images are mixed with each other."""
+        return self.cutmix_probability + self.mixup_probability > 0
 
     @property
     def sizes(self) -> Sizes | None:
@@ -384,7 +388,7 @@ class TrainParams(FitParams):
         if self.attack != "pgd":
             yield from self._conflicts_of_one_step()
         yield from self._conflicts_of_attack()
-        if not self.mixing.is_none:
+        if self.mixes:
             yield from self._conflicts_of_mixtures()
 
     def _conflicts_of_labels(self) -> Iterator[str]:

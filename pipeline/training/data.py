@@ -164,7 +164,7 @@ class BatchTransform:
     Parameters
     ----------
     params : FitParams
-        `augmentation`, `mixing`, `sizes`.
+        `augmentation`, `cutmix_…`, `mixup_…`, `sizes`.
     seed : int
         The run's.
     targets : Targets
@@ -204,10 +204,10 @@ class BatchTransform:
                 images = resized(images, size)
         target = self._targets(batch, view)
         truth = onehot(batch.labels, target.shape[1])
-        if params.mixing.is_none:
+        if not params.mixes:
             return Examples(images, target, truth)
         # By the run's seed, also where the images are views that a store's seed has drawn.
-        images, mixture = mix(images, batch.index, params.mixing, seed=self._seed, epoch=epoch)
+        images, mixture = mix(images, batch.index, params, seed=self._seed, epoch=epoch)
         return Examples(images, mixture.rows(target), mixture.rows(truth))
 
     def _view(self, epoch: int) -> int:

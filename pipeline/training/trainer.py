@@ -128,7 +128,7 @@ class Trainer:
         self.model, self.context, self.epochs = model, context, params.epochs
         self._stream, self._params, self._task = stream, params, task
         self._samples, self._validation = split
-        self._unit = 1 if params.mixing.is_none else PAIR
+        self._unit = PAIR if params.mixes else 1
         self._images = images_per_epoch(len(self._samples), params.batch_size)
         require_shards(self._images, params.batch_size, context.world.size, self._unit)
         self._sizes = [] if params.sizes is None else params.sizes.all()

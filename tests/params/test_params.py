@@ -126,7 +126,7 @@ REFUSED = [
     ("train.policy", "randaugment", {"where": "option: train", "what": "policy"}),
     ("train.cutout", "2000", {"where": "option: train", "what": "cutout"}),
     ("train.cutmix_probability", "2", {"where": "option: train.cutmix_probability", "found": "2"}),
-    ("train.mixup_alpha", "0", {"where": "option: train", "what": "mixup_alpha"}),
+    ("train.mixup_alpha", "0", {"where": "option: train.mixup_alpha", "what": "greater"}),
     (
         "train.progressive_resize",
         "[100, 224]",

@@ -66,7 +66,7 @@ def test_target_and_truth_are_mixed_as_the_pixels_are(stores, train_stream, name
         batch.images, batch.index, params(crop_padding=1, flip=True).augmentation,
         seed=seed, epoch=view,
     )  # fmt: skip
-    images, mixture = mix(cropped, batch.index, params().mixing, seed=3, epoch=5)
+    images, mixture = mix(cropped, batch.index, params(), seed=3, epoch=5)
     assert torch.equal(found.images, images)
     assert not torch.equal(images, cropped)
     rows = soft[batch.rows] if name == "plain" else soft[batch.rows, 1]
