@@ -109,8 +109,9 @@ def measuring_options(*transfer_names: str) -> Callable[[Command], Command]:
         ) -> Any:
             theirs = {name: given.pop(f"transfer_{name}") for name in WEIGHTS}
             options.require_files("data")
-            named = NamedModel.parse(model, weights, foreign)
-            subject = NamedSubject(named, data, _parse_sources(transfer_from, theirs))
+            # First what was typed: the model is there by default.
+            sources = _parse_sources(transfer_from, theirs)
+            subject = NamedSubject(NamedModel.parse(model, weights, foreign), data, sources)
             return command(named=subject, **given)
 
         transfer_from = click.option(

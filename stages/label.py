@@ -85,7 +85,7 @@ def label(
     """
     from ltd_pipe.device import choose_device, deterministic
     from ltd_pipe.distributed import World
-    from ltd_pipe.evaluation.checks import require_order
+    from ltd_pipe.evaluation.statistics import require_order
     from ltd_pipe.images.manifest import Manifest
     from ltd_pipe.labels.labelling import LabellingRun, store_facts
     from ltd_pipe.labels.on_device import Replay

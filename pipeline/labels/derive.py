@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltd_pipe.errors import JoinError, ParamsError, StoreError
+from ltd_pipe.evaluation.statistics import require_order
 from ltd_pipe.images.manifest import fingerprint
 from ltd_pipe.labels.format import (
     DatasetFacts,
@@ -44,6 +45,7 @@ from ltd_pipe.labels.softmax import (
     total_variation,
 )
 from ltd_pipe.labels.softness import evenly_spaced, uniform_below
+from ltd_pipe.labels.verify import verify_store
 from ltd_pipe.labels.writer import build_store, require_replaceable
 from ltd_pipe.publish import exclusive, replace_tree, require_free
 from ltd_pipe.text import nfc
@@ -188,10 +190,6 @@ class DerivedStore:
 
 
 def _verify(beside: Path, target: Path) -> None:
-    # They import torch, which the rows of another store do not need.
-    from ltd_pipe.evaluation.checks import require_order
-    from ltd_pipe.labels.verify import verify_store
-
     try:
         verify_store(beside)
         store = SoftLabels.open(beside)

@@ -9,12 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+from ltd_pipe.errors import ModelError
 from ltd_pipe.evaluation.statistics import (
     expected_calibration_error,
     mcnemar_p,
     mean_gap,
     pair,
+    permutation,
     reliability,
+    require_order,
     wilson_interval,
 )
 
@@ -139,3 +142,51 @@ def test_equal_models_are_not_told_apart():
     found = pair(answers, answers)
     assert (found.gained, found.lost, found.p) == (0, 0, 1.0)
     assert found.low < 0 < found.high
+
+
+# --- Whether answers are right but for the order of the classes.
+
+
+def test_the_natural_order_is_recognised():
+    """The usual cause is told with its cure."""
+    names = tuple(sorted(map(str, range(12))))
+    truth = np.repeat(np.arange(12), 10)
+    said = np.array([int(names[true]) for true in truth])
+    with pytest.raises(ModelError) as caught:
+        require_order(truth, said, names, "net.pt")
+    assert caught.value.remedy.endswith("pass --class-order natural.")
+
+
+def _noisy(k, per, share, shift):
+    generator = np.random.default_rng(0)
+    truth = np.repeat(np.arange(k), per)
+    right = generator.random(len(truth)) < share
+    return truth, np.where(right, (truth + shift) % k, generator.integers(0, k, len(truth)))
+
+
+@pytest.mark.parametrize(
+    ("answers", "moved"),
+    [
+        (_noisy(2, 20, 1, 1), 2),
+        (_noisy(10, 26, 0.8, 3), 10),
+        (_noisy(1000, 4, 0.9, 1), 900),
+        (_noisy(1000, 20, 0.4, 1), 990),
+        (_noisy(10, 26, 0.8, 0), 0),
+        (_noisy(10, 26, 0, 0), 0),
+        (_noisy(1000, 4, 0, 0), 0),
+        ((np.repeat([0, 1], 20), np.ones(40, int)), 0),
+        ((np.repeat([0, 1, 2], 20), np.repeat([1, 1, 2], 20)), 0),
+        ((np.repeat([0, 1, 2], 20), np.repeat([1, 0, 2], 20)), 2),
+        ((np.repeat([0, 1], 20), np.tile([0, 0, 1, 1, 1], 8)), 0),
+        ((np.array([0, 1]), np.array([1, 0])), 0),
+        ((np.full(40, -1), np.repeat([0, 1], 20)), 0),
+    ],
+    ids=[
+        "inverted", "ten", "few each", "weak", "right", "chance", "chance, many", "constant",
+        "two alike", "a swap", "confused", "too few", "unknown",
+    ],
+)  # fmt: skip
+def test_only_an_order_is_an_order(answers, moved):
+    """Ignorance and confusion are none, however few images tell."""
+    found = permutation(*answers)
+    assert len(found) >= moved if moved else not found

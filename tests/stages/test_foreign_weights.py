@@ -94,7 +94,7 @@ def test_another_order_of_classes_is_refused_or_said(ltd_pipe, prepared):
 
 def test_an_order_that_may_be_another_is_warned_of(ltd_pipe, prepared, monkeypatch):
     """Where too few images tell, and nobody said it."""
-    monkeypatch.setattr("ltd_pipe.evaluation.checks.permutation", lambda *_: {})
+    monkeypatch.setattr("ltd_pipe.evaluation.statistics.permutation", lambda *_: {})
     label = ("label", "--teacher", "net.pt", *ARCH, "--data", "o/train.beton", "--out", "a.zarr")
     outcome = ltd_pipe(*label)
     assert "warning: net.pt: class 0 is taken to be '10'; in natural order" in outcome.err
