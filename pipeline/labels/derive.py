@@ -39,12 +39,13 @@ from ltd_pipe.labels.softmax import (
     largest,
     mean_softened,
     require_temperature,
+    require_top_k,
     round_soft_labels,
     solve_temperature,
     top_probability,
     total_variation,
 )
-from ltd_pipe.labels.softness import evenly_spaced, uniform_below
+from ltd_pipe.labels.softness import evenly_spaced, refuse_uniform
 from ltd_pipe.labels.verify import verify_store
 from ltd_pipe.labels.writer import build_store, require_replaceable
 from ltd_pipe.publish import exclusive, replace_tree, require_free
@@ -453,13 +454,7 @@ def retemper(
             remedy="Label again, or take the dense store that it was made of.",
         )
     if top_k is not None:
-        if not 1 <= top_k <= store.num_classes:
-            raise ParamsError(
-                "top_k",
-                "is out of range",
-                expected=f"1 to {store.num_classes}, the number of classes",
-                found=top_k,
-            )
+        require_top_k("top_k", top_k, store.num_classes)
         changes["top_k"] = TopKFacts(k=top_k)
         operations.append("top-k")
     if not operations:
@@ -494,17 +489,13 @@ def require_informative(store: SoftLabels, temperature: float) -> None:
     width = store.num_views * store.num_classes
     rows = evenly_spaced(store.num_samples, _SAMPLE_ELEMENTS // width)
     total = top_probability([store.gather_logits(rows)], temperature)
-    top = total / (len(rows) * store.num_views)
-    limit = uniform_below(store.num_classes)
-    if top < limit:
-        raise StoreError(
-            store.path,
-            f"its labels at temperature {temperature:g} are as good as uniform: mean top "
-            "probability",
-            expected=f"{limit:.3g} or more",
-            found=f"{top:.3g}",
-            remedy="Lower the temperature, or pass --allow-poor-labels.",
-        )
+    refuse_uniform(
+        store.path,
+        f"its labels at temperature {temperature:g} are",
+        total / (len(rows) * store.num_views),
+        store.num_classes,
+        remedy="Lower the temperature, or pass --allow-poor-labels.",
+    )
 
 
 def temperature_for(store: SoftLabels, target_top_probability: float) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import bisect
 import contextlib
 import hashlib
 import io
@@ -397,13 +396,11 @@ class RemoteStore(AbstractContextManager["RemoteStore"]):
         # The names that the format does not imply; all that it implies must be there.
         implied = metadata | {file.name for file in self.chunks(self.layouts)}
         extra = sorted(self._hashes.keys() - implied)
-        ordered = list(self._hashes)
         for name in extra:
             if len(name) > _MAX_NAME:
                 raise StoreError(self.location, f"{name[:_MAX_NAME]}… is too long a name")
             above = {name[: match.start()] for match in re.finditer("/", name)}
-            place = bisect.bisect_left(ordered, f"{name}/")
-            below = place < len(ordered) and ordered[place].startswith(f"{name}/")
+            below = any(other.startswith(f"{name}/") for other in self._hashes)
             if below or above & self._hashes.keys():
                 raise StoreError(self.location, f"{name} is listed as a file and as a folder")
         return extra

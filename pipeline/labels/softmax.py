@@ -122,6 +122,13 @@ def require_temperature(temperature: float) -> float:
     return float(temperature)
 
 
+def require_top_k(where: object, top_k: int, num_classes: int) -> None:
+    """Refuse to keep no probability of a row, or more than it has."""
+    if not 1 <= top_k <= num_classes:
+        expected = f"1 to {num_classes}, the number of classes"
+        raise ParamsError(where, "is out of range", expected=expected, found=top_k)
+
+
 def soften(logits: NDArray[np.floating[Any]], temperature: float) -> NDArray[np.float32]:
     """softmax(logits / temperature), in float32.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ltd_pipe.errors import StoreError
 from ltd_pipe.labels.format import to_float32
 from ltd_pipe.labels.layout import SPARSE
 
@@ -190,6 +191,16 @@ def uniform_below(num_classes: int) -> float:
     """The mean top probability below which labels are as good as uniform ones."""
     # Of few classes a half more than chance is a lot.
     return min(1.5, 1.0 + 0.1 * (num_classes - 1)) / num_classes
+
+
+def refuse_uniform(
+    where: object, labels_are: str, mean_top: float, num_classes: int, remedy: str
+) -> None:
+    """Refuse labels that are as good as uniform, by their mean top probability."""
+    if mean_top < (limit := uniform_below(num_classes)):
+        what = f"{labels_are} as good as uniform: mean top probability"
+        expected, found = f"{limit:.3g} or more", f"{mean_top:.3g}"
+        raise StoreError(where, what, expected=expected, found=found, remedy=remedy)
 
 
 def _warnings(mean_top: float, num_classes: int) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ from ltd_pipe.labels.softmax import (
     largest,
     mean_softened,
     require_temperature,
+    require_top_k,
     round_logits,
     round_soft_labels,
     round_topk,
@@ -122,13 +123,8 @@ class StoreWriter:
                 "only the dense labels of one teacher have logits",
                 remedy="Set it false.",
             )
-        if top_k is not None and not 1 <= top_k <= facts.num_classes:
-            raise ParamsError(
-                "label.top_k",
-                "is out of range",
-                expected=f"1 to {facts.num_classes}, the number of classes",
-                found=top_k,
-            )
+        if top_k is not None:
+            require_top_k("label.top_k", top_k, facts.num_classes)
         if top_k and source == "logits" and temperature is None:
             raise ValueError("a top-k store from logits needs its temperature")
         self.state, self.facts = state, facts

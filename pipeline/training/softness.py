@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ltd_pipe.errors import StoreError
 from ltd_pipe.labels.on_device import LabelsOnDevice
-from ltd_pipe.labels.softness import Softness, evenly_spaced, uniform_below
+from ltd_pipe.labels.softness import Softness, evenly_spaced, refuse_uniform
 from ltd_pipe.training.targets import mixed
 
 if TYPE_CHECKING:
@@ -139,16 +139,13 @@ def require_teaching(
     if params.allow_poor_labels:
         return
     allow = "--allow-poor-labels trains on them all the same."
-    limit = uniform_below(num_classes)
-    if found.mean_top_probability < limit and params.objective not in SOFTEN_THEMSELVES:
-        raise StoreError(
-            where,
-            "the targets are as good as uniform: mean top probability",
-            expected=f"{limit:.3g} or more",
-            found=f"{found.mean_top_probability:.3g}",
-            remedy="Take the logits at a lower train.label_temperature, or label at "
-            f"--temperature auto:0.95. {allow}",
+    if params.objective not in SOFTEN_THEMSELVES:
+        remedy = (
+            "Take the logits at a lower train.label_temperature, or label at --temperature "
+            f"auto:0.95. {allow}"
         )
+        top = found.mean_top_probability
+        refuse_uniform(where, "the targets are", top, num_classes, remedy)
     if found.contradictions > _MOSTLY:
         raise StoreError(
             where,
