@@ -179,16 +179,13 @@ class Origin:
         teachers = []
         if self.teacher_sha256 and self.architecture:
             teachers = [TeacherFacts(sha256=self.teacher_sha256, architecture=self.architecture)]
+        found = {"fingerprint": fingerprint(images.class_names, labels, hashes)}
         return StoreAttributes(
             temperature=self.temperature,
             num_samples=len(labels),
             num_classes=len(images.class_names),
             class_names=images.class_names,
-            dataset=DatasetFacts(
-                name=images.dataset,
-                split=images.split,
-                fingerprint=fingerprint(images.class_names, labels, hashes),
-            ),
+            dataset=DatasetFacts.of(images).model_copy(update=found),
             teachers=tuple(teachers),
             software=provenance.software(),
             licence=self.licence,

@@ -52,7 +52,7 @@ from ltd_pipe.publish import exclusive, replace_tree, require_free
 from ltd_pipe.text import nfc
 
 if TYPE_CHECKING:
-    from ltd_pipe.labels.join import ImagesLike, ManifestLike
+    from ltd_pipe.labels.join import ImagesLike
     from ltd_pipe.labels.layout import ArrayLayout
 
     # What a few rows of a new store hold, by array.
@@ -244,13 +244,6 @@ def attributes_of_rows(
     return StoreAttributes(**values)
 
 
-def dataset_of(manifest: ManifestLike) -> DatasetFacts:
-    """The images, as a store names them."""
-    return DatasetFacts(
-        name=manifest.dataset, split=manifest.split, fingerprint=manifest.fingerprint
-    )
-
-
 def chunk_rows(sources: Sequence[SoftLabels], attributes: StoreAttributes) -> int:
     """Rows per chunk of a new store: as its sources have them, so that equal rows are equal files.
 
@@ -340,7 +333,7 @@ def subset(
     require_same_places(store, rows)
     changes: dict[str, Any] = {}
     if images is not None:
-        changes["dataset"] = dataset_of(images.manifest)
+        changes["dataset"] = DatasetFacts.of(images.manifest)
     if view is not None:
         store.require_view(view)
         if view and store.attributes.views.augmentation is not None:
@@ -627,7 +620,7 @@ def merge(
         _require_different(stores, owner, row, hashes)
     else:
         stores[0].require_classes(images.manifest.class_names, data)
-        changes["dataset"] = dataset_of(images.manifest)
+        changes["dataset"] = DatasetFacts.of(images.manifest)
         order = partners(
             ImageRows(images.sample_hash, images.labels, data, "sample"),
             ImageRows(

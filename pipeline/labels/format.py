@@ -30,6 +30,8 @@ from ltd_pipe.labels.layout import SPARSE, ArrayLayout, parse_layout
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+    from ltd_pipe.labels.join import ManifestLike
+
 
 # --- JSON from people we do not know: no duplicate keys, no NaN, no surprises.
 
@@ -178,6 +180,11 @@ class DatasetFacts(_Facts):
     name: Line = Field(description="as the images' manifest has it")
     split: Line = Field(description="train or test")
     fingerprint: Sha256 = Field(description="see ltd_pipe.images.manifest")
+
+    @classmethod
+    def of(cls, images: ManifestLike) -> DatasetFacts:
+        """The images that a manifest tells of."""
+        return cls(name=images.dataset, split=images.split, fingerprint=images.fingerprint)
 
 
 class TeacherFacts(_Facts):

@@ -276,9 +276,7 @@ def store_facts(
         num_samples=images.num_samples,
         num_classes=images.num_classes,
         class_names=images.class_names,
-        dataset=DatasetFacts(
-            name=images.dataset, split=images.split, fingerprint=images.fingerprint
-        ),
+        dataset=DatasetFacts.of(images),
         teachers=tuple(map(_teacher_facts, checkpoints, teachers)),
         views=views,
         labelling=labelling,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,7 +91,7 @@ class Softness:
         # Of each class: rows, sums of the top and of its own probability, rows that agree.
         self._classes = np.zeros((few, 4), np.float64)
 
-    def add(self, labels: NDArray[np.integer[Any]], *stored: NDArray[Any]) -> None:
+    def add(self, labels: NDArray[np.integer[Any]], *stored: NDArray[Any]) -> Self:
         """Take some samples.
 
         Parameters
@@ -108,6 +108,7 @@ class Softness:
         step = max(_BLOCK_ELEMENTS // width, 1)
         for at in range(0, len(truth), step):
             self._add_rows(truth[at : at + step], [column[at : at + step] for column in columns])
+        return self
 
     def _add_rows(self, truth: NDArray[np.integer[Any]], rows: list[NDArray[Any]]) -> None:
         probs = to_float32(rows[-1])
@@ -178,13 +179,6 @@ def _p_log_p(probs: NDArray[np.float32], classes: int = 1) -> NDArray[np.float32
     np.log(found, out=found)
     found *= probs
     return found
-
-
-def summarise(soft: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]) -> LabelSummary:
-    """Summarise soft labels of shape (N, K), and classes of shape (N,), -1 where unknown."""
-    counts = Softness(soft.shape[1])
-    counts.add(labels, soft)
-    return counts.summary()
 
 
 def uniform_below(num_classes: int) -> float:

@@ -23,7 +23,7 @@ from ltd_pipe.labels.format import (
     TopKFacts,
     ViewFacts,
 )
-from ltd_pipe.labels.softness import measure, summarise
+from ltd_pipe.labels.softness import Softness, measure
 
 
 def card(store) -> str:
@@ -158,7 +158,8 @@ def statistics_of(soft, labels):
     """Statistics of a few rows that are in memory."""
     from ltd_pipe.labels.softness import LabelStatistics
 
-    summary = summarise(np.array(soft, np.float32), np.array(labels))
+    rows = np.array(soft, np.float32)
+    summary = Softness(rows.shape[1]).add(np.array(labels), rows).summary()
     return LabelStatistics(len(soft), len(soft), summary, (0,) * 19 + (len(soft),), ())
 
 

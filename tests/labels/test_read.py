@@ -12,7 +12,7 @@ from refusals import refused
 from ltd_pipe.errors import MissingError, StoreError
 from ltd_pipe.labels import SoftLabels
 from ltd_pipe.labels.softmax import soften
-from ltd_pipe.labels.softness import summarise
+from ltd_pipe.labels.softness import Softness
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -154,7 +154,8 @@ def test_logits_that_are_not_there_are_said_so(answers, tmp_path):
 def test_the_summary_is_that_of_all_rows(answers, store):
     """Chunk by chunk gives what the whole array gives."""
     labels = SoftLabels.open(store)
-    whole = summarise(labels.gather(np.arange(11)), answers.labels)
+    counted = Softness(labels.num_classes).add(answers.labels, labels.gather(np.arange(11)))
+    whole = counted.summary()
     found = labels.summary()
     assert found.mean_entropy == pytest.approx(whole.mean_entropy)
     assert found.mean_top_probability == pytest.approx(whole.mean_top_probability)

@@ -11,7 +11,7 @@ from refusals import refused
 
 from ltd_pipe.errors import ParamsError
 from ltd_pipe.labels.softmax import mean_softened, soften, softened_half, solve_temperature
-from ltd_pipe.labels.softness import summarise
+from ltd_pipe.labels.softness import Softness
 
 LOGITS = np.array([[2.0, 0.0, -2.0], [0.0, 0.0, 0.0]], np.float32)
 
@@ -97,7 +97,7 @@ def test_the_result_does_not_depend_on_how_rows_are_blocked():
 def test_a_summary_by_hand():
     """Entropy, top probability and disagreement of two rows; unknown classes do not count."""
     soft = np.array([[0.5, 0.5], [0.25, 0.75], [1.0, 0.0]])
-    found = summarise(soft, np.array([-1, 0, 0]))
+    found = Softness(soft.shape[1]).add(np.array([-1, 0, 0]), soft).summary()
     entropy = (math.log(2) - 0.25 * math.log(0.25) - 0.75 * math.log(0.75)) / 3
     assert found.mean_entropy == pytest.approx(entropy, rel=1e-6)
     assert found.mean_top_probability == pytest.approx(0.75)
@@ -107,7 +107,7 @@ def test_a_summary_by_hand():
 
 def test_no_known_class_is_no_disagreement_of_zero():
     """Without ground truth the share is None, not a number that looks good."""
-    assert summarise(np.array([[0.5, 0.5]]), np.array([-1])).disagreement is None
+    assert Softness(2).add(np.array([-1]), np.array([[0.5, 0.5]])).summary().disagreement is None
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,8 @@ def test_labels_that_teach_nothing_are_warned_of(top, warning):
     """One-hot and uniform labels each have their warning, with the remedy."""
     soft = np.full((3, 4), (1 - top) / 3)
     soft[:, 0] = top
-    (found,) = summarise(soft, np.zeros(3, np.int32)).warnings
+    counted = Softness(soft.shape[1]).add(np.zeros(3, np.int32), soft)
+    (found,) = counted.summary().warnings
     assert warning in found
     assert "auto:0.95" in found
 

@@ -13,7 +13,7 @@ from refusals import refused
 from ltd_pipe.errors import ParamsError, StoreError
 from ltd_pipe.labels import SoftLabels
 from ltd_pipe.labels.softmax import expand, largest, soften, spread, total_variation
-from ltd_pipe.labels.softness import summarise
+from ltd_pipe.labels.softness import Softness
 from ltd_pipe.labels.verify import verify_store
 from ltd_pipe.labels.writer import StoreWriter
 
@@ -121,7 +121,8 @@ def test_the_summary_of_sparse_labels_is_that_of_their_rows(making, tmp_path):
     answers = making(num_samples=50, num_classes=9)
     store = SoftLabels.open(answers.write(tmp_path / "a.zarr", top_k=3))
     rows = expand(*store.gather_topk(np.arange(50)), 9)
-    dense, sparse = summarise(rows, answers.labels), store.summary()
+    dense = Softness(rows.shape[1]).add(answers.labels, rows).summary()
+    sparse = store.summary()
     assert sparse.mean_entropy == pytest.approx(dense.mean_entropy, rel=1e-5)
     assert sparse.mean_top_probability == pytest.approx(dense.mean_top_probability, rel=1e-5)
     assert sparse.disagreement == dense.disagreement
