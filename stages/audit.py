@@ -35,18 +35,12 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     help="Audit at most so many of the test images, in random order.  [default: all]",
 )
-@click.option(
-    "--out",
-    type=options.FOLDER,
-    default="data/audit",
-    help="Folder of audit.json and loss_surface.svg.",
-)
-@click.option(
+@options.folder("--out", default="data/audit", help="Folder of audit.json and loss_surface.svg.")
+@options.flag(
     "--report-only",
-    is_flag=True,
     help="Exit code 0, not 1, when a check fails or none can be made: audit.json says so.",
 )
-@click.option("--force", is_flag=True, help="Replace an existing audit.")
+@options.flag("--force", help="Replace an existing audit.")
 @json_option("Print audit.json to stdout.")
 def audit(
     params: Params,

@@ -156,7 +156,7 @@ class Ticker:
         if progress.disable and done and late:
             task.told = time.monotonic()
             seconds = (task.told - task.began) / task.done * left
-            click.echo(f"{name}: {task.done:,} done, {seconds / 60:.0f} min left", err=True)
+            tell(f"{name}: {task.done:,} done, {seconds / 60:.0f} min left")
 
     def finished(self, name: str, accuracy: float) -> None:
         """Take the accuracy that an attack leaves."""
@@ -166,15 +166,16 @@ class Ticker:
             task.bar, description=name, completed=task.done, total=task.done, note=note
         )
         if self._progress.disable:
-            click.echo(f"{name}: {note}", err=True)
+            tell(f"{name}: {note}")
 
     def _task(self, name: str, *, quiet: bool = False) -> _Task:
         key = re.sub(r" start \d+", "", name.partition(",")[0])
         if key not in self._tasks:
             if self._progress.disable and not quiet:
-                click.echo(f"{name} …", err=True)
+                tell(f"{name} …")
             number = self._progress.add_task(name, total=None, note="")
-            self._tasks[key] = _Task(number, time.monotonic())
+            now = time.monotonic()
+            self._tasks[key] = _Task(number, began=now, told=now)
             self._make_room()
         return self._tasks[key]
 
@@ -194,8 +195,5 @@ _SECONDS_BETWEEN_LINES = 60.0
 class _Task:
     bar: TaskID
     began: float
-    told: float = 0.0
+    told: float
     done: int = 0
-
-    def __post_init__(self) -> None:
-        self.told = self.began

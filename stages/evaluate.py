@@ -23,24 +23,20 @@ if TYPE_CHECKING:
 
 @click.command(cls=options.ParamsCommand)
 @measuring_options()
-@click.option(
+@options.folder(
     "--corruptions",
-    type=options.FOLDER,
     help="Folder of corrupted images: NAME.npy with labels.npy, as CIFAR-10-C, or "
     "NAME/SEVERITY/CLASS/.",
 )
-@click.option("--quick", is_flag=True, help="A first look: 200 images, PGD-10. Marked as such.")
-@click.option(
-    "--metrics", type=options.FILE, default="data/metrics.json", help="Where the numbers go."
-)
-@click.option(
+@options.flag("--quick", help="A first look: 200 images, PGD-10. Marked as such.")
+@options.file("--metrics", default="data/metrics.json", help="Where the numbers go.")
+@options.folder(
     "--out",
-    type=options.FOLDER,
     default="data/evaluation",
     help="Folder of scores.json, by_eps.json, per_class.json, reliability.json, per_sample.npz, "
     "examples.npz and settings.json.",
 )
-@click.option("--force", is_flag=True, help="Replace existing results.")
+@options.flag("--force", help="Replace existing results.")
 @json_option("Print metrics.json to stdout.")
 def evaluate(
     params: Params,

@@ -124,15 +124,13 @@ def measuring_options(*transfer_names: str) -> Callable[[Command], Command]:
             "checkpoint, or NAME=FILE. May be given several times; each --transfer-… then counts "
             "for all of them that are not ours, or is given once for each, in their order.",
         )
-        data = click.option(
+        data = options.path(
             "--data",
-            type=options.PATH,
             default="data/test.beton",
             help="Test images: a beton, or a folder with one folder per class.",
         )
-        weights = click.option(
+        weights = options.file(
             "--weights",
-            type=options.FILE,
             help="Weights of a MODEL that is timm:NAME, torchvision:NAME or robustbench:NAME.",
         )
         model = click.argument("model", default="data/student/model.safetensors", metavar="MODEL")

@@ -6,19 +6,11 @@ from pathlib import Path
 
 import click
 
+from ltd_pipe.stages import options
 from ltd_pipe.stages.console import json_option, say, tell
-from ltd_pipe.stages.options import (
-    CARD,
-    FILE,
-    FOLDER,
-    PATH,
-    refuse_existing,
-    refuse_options,
-    refuse_overlap,
-)
 
 _checkpoint_argument = click.argument(
-    "checkpoint", type=FILE, default="data/student/model.safetensors"
+    "checkpoint", type=options.FILE, default="data/student/model.safetensors"
 )
 # Named here, since --help loads no torch.
 _FORMATS = ("robustbench", "timm", "onnx", "torchscript")
@@ -27,14 +19,13 @@ _FORMATS = ("robustbench", "timm", "onnx", "torchscript")
 @click.command()
 @_checkpoint_argument
 @click.option("--to", type=click.Choice(_FORMATS), required=True, help="The form.")
-@click.option(
+@options.path(
     "--out",
-    type=PATH,
     required=True,
     help="A folder for robustbench and timm, a file for onnx and torchscript.",
 )
 @click.option("--arch", help="FILE.py:FUNCTION, of a checkpoint whose network is a file's.")
-@click.option("--force", is_flag=True, help="Replace an older export.")
+@options.flag("--force", help="Replace an older export.")
 @json_option("Print as JSON.")
 def export(checkpoint: Path, to: str, out: Path, arch: str | None, force: bool) -> None:
     """Write a checkpoint for RobustBench, timm, ONNX or TorchScript.
@@ -51,7 +42,7 @@ def export(checkpoint: Path, to: str, out: Path, arch: str | None, force: bool) 
     from ltd_pipe.export import formats
     from ltd_pipe.models.registry import allow_file
 
-    refuse_overlap(out, checkpoint)
+    options.refuse_overlap(out, checkpoint)
     if arch is not None:
         allow_file(arch)
     agreement = formats.export(checkpoint, to, out, replace=force)
@@ -74,9 +65,8 @@ _RESULT = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.command()
 @_checkpoint_argument
 @click.option("--metrics", type=_RESULT, help="What 'ltd-pipe evaluate' measured of it.")
-@click.option(
+@options.folder(
     "--evaluation",
-    type=FOLDER,
     show_default="evaluation beside --metrics",
     help="Folder that its evaluation left.",
 )
@@ -88,8 +78,8 @@ _RESULT = click.Path(path_type=Path, exists=True, dir_okay=False)
 )
 @click.option("--name", show_default="architecture and data set", help="What the model is called.")
 @click.option("--licence", help="Of the weights, as SPDX names it where it does.")
-@click.option("--out", type=FILE, default="README.md", help="The card.")
-@click.option("--force", is_flag=True, help="Replace an existing card.")
+@options.file("--out", default="README.md", help="The card.")
+@options.flag("--force", help="Replace an existing card.")
 def card(
     checkpoint: Path,
     metrics: Path | None,
@@ -114,10 +104,10 @@ def card(
     from ltd_pipe.publish import write_text
 
     if metrics is None:
-        refuse_options({"evaluation"}, "is of --metrics, and none are given")
+        options.refuse_options({"evaluation"}, "is of --metrics, and none are given")
     inputs = [path for path in (checkpoint, metrics, audit) if path is not None]
-    refuse_overlap(out, *inputs)
-    refuse_existing(out, force=force, kind=CARD)
+    options.refuse_overlap(out, *inputs)
+    options.refuse_existing(out, force=force, kind=options.CARD)
     facts = gather_card(
         checkpoint,
         metrics=metrics,

@@ -105,10 +105,10 @@ def _train_on_screen(trainer: Trainer, description: str, out: Path) -> dict[str,
 
 def _tell_precision(settings: PrecisionSettings) -> None:
     if settings.resumed and settings.measured:
-        click.echo(f"passes in {settings}, as when this run began (not measured again)", err=True)
+        tell(f"passes in {settings}, as when this run began (not measured again)")
     elif settings.measured:
         rates = "; ".join(f"{name}: {rate:,.0f}" for name, rate in settings.measured.items())
-        click.echo(f"passes in {settings} (images/s of an attack's pass: {rates})", err=True)
+        tell(f"passes in {settings} (images/s of an attack's pass: {rates})")
 
 
 class _Screen(Watcher):
@@ -190,8 +190,7 @@ def warn_of_chance(accuracy: float, images: int, split: str, num_classes: int) -
 
     hits = round(accuracy * images)
     if images and not beats_chance(hits, images, num_classes):
-        click.echo(
+        tell(
             f"warning: no better than chance on clean images: {hits:,} of {images:,} {split} "
-            f"images right, {num_classes} classes. Train longer, or with a smaller learning_rate.",
-            err=True,
+            f"images right, {num_classes} classes. Train longer, or with a smaller learning_rate."
         )

@@ -16,7 +16,9 @@ import click
 from ltd_pipe.errors import DataError, ParamsError, reason_of, require_file
 from ltd_pipe.provenance import digest, sha256_file
 from ltd_pipe.publish import exclusive, read_json, write_json
-from ltd_pipe.stages.options import FIELD, FOLDER, PARAMS_FILE, PIPELINE_FILE, pipeline_outputs
+from ltd_pipe.stages import options
+from ltd_pipe.stages.console import tell
+from ltd_pipe.stages.options import PARAMS_FILE, PIPELINE_FILE
 
 if TYPE_CHECKING:
     from ltd_pipe.params import Params, TrainParams
@@ -25,14 +27,11 @@ _TOLD = "{path}: {files:,} files, {bytes:,} bytes, SHA-256 {sha256:.12}"
 
 
 @click.command()
-@click.option(
-    "--asked",
-    is_flag=True,
-    help="Look at train.teacher instead, which an earlier stage may have made.",
+@options.flag(
+    "--asked", help="Look at train.teacher instead, which an earlier stage may have made."
 )
-@click.option(
+@options.folder(
     "--out",
-    type=FOLDER,
     default="data/inputs",
     help="Folder of images.json, teacher.json and version.json, or asked.json.",
 )
@@ -75,7 +74,7 @@ def inputs(asked: bool, out: Path) -> None:
 def _require_teacher(train: TrainParams) -> None:
     """Refuse a teacher that is asked in the run, and is neither here nor made by a stage."""
     if train.asks_teacher and train.teacher is not None:
-        path, made = Path(train.teacher), {Path(out) for _, out in pipeline_outputs()}
+        path, made = Path(train.teacher), {Path(out) for _, out in options.pipeline_outputs()}
         if not made & {path, *path.parents}:
             _require(path, "train.teacher")
 
@@ -97,15 +96,15 @@ def _warn_of_refusals() -> None:
         except (click.UsageError, ValueError):
             continue  # a shell's own words
         overrides = {
-            f"train.{key.removeprefix(FIELD)}": str(value)
+            f"train.{key.removeprefix(options.FIELD)}": str(value)
             for key, value in given.items()
-            if key.startswith(FIELD) and value is not None
+            if key.startswith(options.FIELD) and value is not None
         }
         try:
             load_params(PARAMS_FILE, overrides)
         except ParamsError as error:
             where = f"stage '{name}' of {PIPELINE_FILE}"
-            click.echo(f"WARNING: {where} will end with: {error}", err=True)
+            tell(f"WARNING: {where} will end with: {error}")
 
 
 def _require(path: Path, key: str) -> None:
@@ -128,7 +127,7 @@ def _look(path: str, key: str, before: dict[str, Any], looked: dict[str, Any]) -
     """What a file or folder holds now: how many files, their size, and a hash of all."""
     if not Path(path).exists():
         if before.get("path") == path:
-            click.echo(f"WARNING: {key}: {path} is not here: taken as it was", err=True)
+            tell(f"WARNING: {key}: {path} is not here: taken as it was")
             return before
         _require(Path(path), key)
     try:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ltd_pipe.stages import options
 from ltd_pipe.stages.console import counter, doing, json_option, say, tell
 from ltd_pipe.stages.model_options import (
     ModelOptions,
@@ -17,17 +18,6 @@ from ltd_pipe.stages.model_options import (
     model_options,
     open_images,
     stream_of,
-)
-from ltd_pipe.stages.options import (
-    FILE,
-    PATH,
-    ParamsCommand,
-    note_pipeline,
-    params_options,
-    refuse_options,
-    refuse_overlap,
-    require_files,
-    usage_errors,
 )
 
 if TYPE_CHECKING:
@@ -37,26 +27,24 @@ if TYPE_CHECKING:
     from ltd_pipe.params import Params
 
 
-@click.command(cls=ParamsCommand)
-@click.option(
+@click.command(cls=options.ParamsCommand)
+@options.file(
     "--teacher",
     "teachers",
-    type=FILE,
     multiple=True,
     default=(Path("data/teacher/model.safetensors"),),
     help="Checkpoint; several are averaged in probability.",
 )
-@click.option(
+@options.path(
     "--data",
-    type=PATH,
     default="data/train.beton",
     help="A beton, or a folder with one folder of images per class.",
 )
-@click.option("--out", type=PATH, default="data/labels.zarr", help="The store.")
+@options.path("--out", default="data/labels.zarr", help="The store.")
 @model_options
 @click.option("--part", "part_text", metavar="I/N", help="Make only this part of the labels.")
-@params_options("label", standalone=True)
-@click.option("--force", is_flag=True, help="Replace an existing store.")
+@options.params_options("label", standalone=True)
+@options.flag("--force", help="Replace an existing store.")
 @json_option("Print the summary as JSON.")
 def label(
     params: Params,
@@ -93,14 +81,14 @@ def label(
     from ltd_pipe.labels.staging import Part
     from ltd_pipe.labels.writer import require_replaceable
 
-    with usage_errors():
+    with options.usage_errors():
         part = None if part_text is None else Part.parse(part_text)
-    require_files("teachers", "data")
+    options.require_files("teachers", "data")
     require_replaceable(out, replace=force)
     if params.label.top_k is not None or len(teachers) > 1:
-        refuse_options({"logits"}, "is of one teacher's labels, and not of --top-k")
-    refuse_overlap(out, data, *teachers)
-    note_pipeline(out)
+        options.refuse_options({"logits"}, "is of one teacher's labels, and not of --top-k")
+    options.refuse_overlap(out, data, *teachers)
+    options.note_pipeline(out)
     foreign.refuse_unused(*teachers)
     world = World.from_environment()
     device = world.device(choose_device(params.device))
@@ -111,7 +99,7 @@ def label(
         facts, stream = images.manifest, stream_of(images, device)
         if world.is_main and isinstance(facts, Manifest):  # a folder's were told when it was read
             for line in facts.warnings():
-                click.echo(f"warning: {data}: {line}", err=True)
+                tell(f"warning: {data}: {line}")
         models = [
             load_teacher(path, facts, foreign, stream, quiet=not world.is_main) for path in teachers
         ]
@@ -149,11 +137,11 @@ def _stoppable() -> Iterator[None]:
     # As in training; what nohup has made ignored stays so.
     also = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
     numbers = [number for number in also if signal.getsignal(number) is not signal.SIG_IGN]
-    before = [signal.signal(number, stop) for number in numbers]
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 

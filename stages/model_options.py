@@ -83,7 +83,7 @@ def model_options(command: Command) -> Command:
         named = {name: given.pop(name) for name in (*WEIGHTS, "image_size", "skip_bad")}
         return command(*args, foreign=ModelOptions(**named).validated(), **given)
 
-    skip = click.option("--skip-bad", is_flag=True, help="Folder: leave out unreadable images.")
+    skip = options.flag("--skip-bad", help="Folder: leave out unreadable images.")
     size = click.option(
         "--image-size", type=click.IntRange(4), help="Folder: resize and crop to this."
     )

@@ -20,6 +20,7 @@ from click.core import ParameterSource
 from ltd_pipe.errors import ParamsError, WriteError, require_file
 from ltd_pipe.models import NETWORKS
 from ltd_pipe.params import Params, load_params, parse_standalone
+from ltd_pipe.stages.console import tell
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -31,6 +32,11 @@ PARAMS_FILE, PIPELINE_FILE = Path("params.yaml"), Path("dvc.yaml")
 PATH = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
+# Options of these types.
+path = functools.partial(click.option, type=PATH)
+file = functools.partial(click.option, type=FILE)
+folder = functools.partial(click.option, type=FOLDER)
+flag = functools.partial(click.option, is_flag=True)
 
 
 # Before the name of an option that sets a parameter: commands have arguments of the same names.
@@ -354,11 +360,10 @@ def note_pipeline(*targets: Path) -> None:
     for stage, out in pipeline_outputs():
         path = Path(out).resolve()
         if any(path == target or path in target.parents for target in wanted):
-            click.echo(
+            tell(
                 f"note: {out} is an output of stage {stage} in {PIPELINE_FILE}: the next "
                 "'dvc repro' discards what this command makes there and makes it again, unless "
-                f"'dvc commit -f {stage}' tells it not to. Another --out keeps the two apart.",
-                err=True,
+                f"'dvc commit -f {stage}' tells it not to. Another --out keeps the two apart."
             )
             return
 

@@ -7,28 +7,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ltd_pipe.stages.console import counter
-from ltd_pipe.stages.options import (
-    BETON,
-    FOLDER,
-    PARAMS_FILE,
-    PIPELINE_FILE,
-    ParamsCommand,
-    note_pipeline,
-    params_options,
-    refuse_existing,
-    refuse_options,
-)
+from ltd_pipe.stages import options
+from ltd_pipe.stages.console import counter, tell
+from ltd_pipe.stages.options import PARAMS_FILE, PIPELINE_FILE
 
 if TYPE_CHECKING:
     from ltd_pipe.images.sources import Split
     from ltd_pipe.params import Params
 
 
-@click.command(cls=ParamsCommand)
-@params_options("prepare")
-@click.option("--out", type=FOLDER, default="data", help="Folder of train.beton and test.beton.")
-@click.option("--force", is_flag=True, help="Replace existing files.")
+@click.command(cls=options.ParamsCommand)
+@options.params_options("prepare")
+@options.folder("--out", default="data", help="Folder of train.beton and test.beton.")
+@options.flag("--force", help="Replace existing files.")
 def prepare(params: Params, out: Path, force: bool) -> None:
     """Turn images into train.beton and test.beton: both are replaced, or none.
 
@@ -51,14 +42,14 @@ def prepare(params: Params, out: Path, force: bool) -> None:
         require_named(PARAMS_FILE, PIPELINE_FILE)
     section = params.prepare
     if section.dataset == "digits":
-        refuse_options({"path"}, "has no meaning for digits, which come with scikit-learn")
+        options.refuse_options({"path"}, "has no meaning for digits, which come with scikit-learn")
     if section.dataset in ("digits", "folder"):
-        refuse_options({"download"}, "is of CIFAR")
+        options.refuse_options({"download"}, "is of CIFAR")
     if section.encoding == "raw":
-        refuse_options({"jpeg_quality"}, "is of --encoding jpeg")
+        options.refuse_options({"jpeg_quality"}, "is of --encoding jpeg")
     targets: dict[Split, Path] = {"train": out / "train.beton", "test": out / "test.beton"}
-    refuse_existing(*targets.values(), force=force, kind=BETON)
-    note_pipeline(*targets.values())
+    options.refuse_existing(*targets.values(), force=force, kind=options.BETON)
+    options.note_pipeline(*targets.values())
     with exclusive(out / "betons"):
         # Both before the first is written: one that is missing leaves nothing behind.
         sources = {split: open_source(params.prepare, split) for split in targets}
@@ -73,4 +64,4 @@ def prepare(params: Params, out: Path, force: bool) -> None:
         warnings = [f"warning: {targets[split]}: {line}" for line in manifest.warnings()]
         skips = [f"skipped: {line}" for line in skipped]
         for line in (*skips, *sources[split].notes, *warnings):
-            click.echo(line, err=True)
+            tell(line)

@@ -12,28 +12,23 @@ import click
 
 from ltd_pipe.errors import WriteError
 from ltd_pipe.models import NETWORKS
+from ltd_pipe.stages import options
 from ltd_pipe.stages.console import json_option, say, wants_json
-from ltd_pipe.stages.options import (
-    FOLDER,
-    PARAMS_FILE,
-    PIPELINE_FILE,
-    refuse_existing,
-    refuse_options,
-)
+from ltd_pipe.stages.options import PARAMS_FILE, PIPELINE_FILE
 
 if TYPE_CHECKING:
     from ltd_pipe.doctor import Finding
 
 
 @click.command()
-@click.argument("folder", type=FOLDER, default=Path())
+@click.argument("folder", type=options.FOLDER, default=Path())
 @click.option(
     "--recipe",
     "name",
     default="digits",
     help="What params.yaml begins as; 'ltd-pipe recipe list' shows them.",
 )
-@click.option("--force", is_flag=True, help="Replace dvc.yaml and params.yaml.")
+@options.flag("--force", help="Replace dvc.yaml and params.yaml.")
 def init(folder: Path, name: str, force: bool) -> None:
     """Begin a project in FOLDER: dvc.yaml, params.yaml and a line of .gitignore.
 
@@ -48,8 +43,11 @@ def init(folder: Path, name: str, force: bool) -> None:
 
     # Where dvc.yaml's commands name the program, nothing is left to launch.
     params = re.sub(r"^launch:.*\n", "", recipe_text(name), flags=re.MULTILINE)
-    targets = {folder / PIPELINE_FILE: pipeline_text(), folder / PARAMS_FILE: params}
-    refuse_existing(*targets, force=force, option="FOLDER")
+    targets = {
+        folder / PIPELINE_FILE: pipeline_text(),
+        folder / PARAMS_FILE: params,
+    }
+    options.refuse_existing(*targets, force=force, option="FOLDER")
     for path, text in targets.items():
         write_text(path, text)
     ignored = folder / ".gitignore"
@@ -125,7 +123,7 @@ def show_recipe(name: str) -> None:
 
 @recipe.command("use")
 @click.argument("name", shell_complete=_names)
-@click.option("--force", is_flag=True, help="Replace a params.yaml that was edited.")
+@options.flag("--force", help="Replace a params.yaml that was edited.")
 def use_recipe(name: str, force: bool) -> None:
     """Make a recipe the params.yaml of this folder.
 
@@ -168,8 +166,8 @@ _STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 @click.command()
-@click.option("--data", type=FOLDER, default="data", help="Folder that results are written to.")
-@click.option("--models", is_flag=True, help="List the names of architectures instead.")
+@options.folder("--data", default="data", help="Folder that results are written to.")
+@options.flag("--models", help="List the names of architectures instead.")
 @json_option("Print JSON.")
 def doctor(data: Path, models: bool) -> None:
     """Check this machine for what users trip over. Exit code 1 when something will not work.
@@ -180,7 +178,7 @@ def doctor(data: Path, models: bool) -> None:
       ltd-pipe doctor --models
     """
     if models:
-        refuse_options({"data"}, "is of the check, not of --models")
+        options.refuse_options({"data"}, "is of the check, not of --models")
         say(NETWORKS, NETWORKS, _OTHER_NETWORKS, indent=None)
         return
     from ltd_pipe.doctor import examine

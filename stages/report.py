@@ -9,24 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ltd_pipe.stages import options
 from ltd_pipe.stages.compare import find_metrics, training_files
 from ltd_pipe.stages.console import json_option, say
-from ltd_pipe.stages.options import (
-    FILE,
-    PAGE,
-    PATH,
-    ParamsCommand,
-    params_options,
-    refuse_existing,
-    refuse_options,
-)
 
 if TYPE_CHECKING:
     from ltd_pipe.params import Params
     from ltd_pipe.report.facts import PairFacts, ReportPaths
 
 _PAGE, _PAIR_PAGE = Path("data/report.html"), Path("data/comparison.html")
-_PATH = PATH
 _DEFAULTS = {
     "teacher": Path("data/teacher"),
     "labels": Path("data/labels.zarr"),
@@ -56,14 +47,11 @@ def _optional_paths(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.command(cls=ParamsCommand)
-@params_options("report", standalone=True)
-@click.option("--student", type=_PATH, default="data/student", help="Folder of the student.")
-@click.option(
-    "--metrics",
-    type=_PATH,
-    default="data/metrics.json",
-    help="What 'ltd-pipe evaluate' measured of it.",
+@click.command(cls=options.ParamsCommand)
+@options.params_options("report", standalone=True)
+@options.path("--student", default="data/student", help="Folder of the student.")
+@options.path(
+    "--metrics", default="data/metrics.json", help="What 'ltd-pipe evaluate' measured of it."
 )
 @_optional_paths
 @click.option(
@@ -73,10 +61,8 @@ def _optional_paths(command: Callable[..., None]) -> Callable[..., None]:
     metavar="A B",
     help="Write a page about two runs, named as for 'ltd-pipe compare', and not of the student.",
 )
-@click.option(
-    "--out", type=FILE, show_default=f"{_PAGE}; with --compare {_PAIR_PAGE}", help="The page."
-)
-@click.option("--force", is_flag=True, help="Replace an existing page.")
+@options.file("--out", show_default=f"{_PAGE}; with --compare {_PAIR_PAGE}", help="The page.")
+@options.flag("--force", help="Replace an existing page.")
 @json_option("Print the verdict as JSON.")
 def report(
     params: Params,
@@ -102,9 +88,9 @@ def report(
 
     out = out or (_PAIR_PAGE if pair else _PAGE)
     if pair:
-        options = {name.replace("-", "_") for name in ("student", "metrics", *_OPTIONAL)}
-        refuse_options(options, "is of the page of one student, not of --compare")
-    refuse_existing(out, force=force, kind=PAGE)
+        unused = {name.replace("-", "_") for name in ("student", "metrics", *_OPTIONAL)}
+        options.refuse_options(unused, "is of the page of one student, not of --compare")
+    options.refuse_existing(out, force=force, kind=options.PAGE)
     if pair:
         from ltd_pipe.report.facts import judge_pair
         from ltd_pipe.report.page import render_pair

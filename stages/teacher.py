@@ -20,14 +20,10 @@ if TYPE_CHECKING:
 
 @click.command(cls=options.ParamsCommand)
 @options.params_options("teacher")
-@click.option(
-    "--data", type=options.PATH, default="data", help="Folder of train.beton and test.beton."
-)
-@click.option(
-    "--out", type=options.FOLDER, default="data/teacher", help="Folder of model.safetensors."
-)
-@click.option("--fresh", is_flag=True, help="Forget an interrupted run and start over.")
-@click.option("--force", is_flag=True, help="Replace an existing teacher.")
+@options.path("--data", default="data", help="Folder of train.beton and test.beton.")
+@options.folder("--out", default="data/teacher", help="Folder of model.safetensors.")
+@options.flag("--fresh", help="Forget an interrupted run and start over.")
+@options.flag("--force", help="Replace an existing teacher.")
 def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> None:
     """Train the teacher on clean images, or take a checkpoint.
 

@@ -28,21 +28,18 @@ _STOPPED = (
 
 @click.command(cls=options.ParamsCommand)
 @options.params_options("train")
-@click.option("--data", type=options.PATH, default="data/train.beton", help="Training images.")
+@options.path("--data", default="data/train.beton", help="Training images.")
 @click.option(
     "--labels",
     default="data/labels.zarr",
     help="Soft-label store, a folder or a URL; opened for label kind ltd only.",
 )
-@click.option(
-    "--out",
-    type=options.FOLDER,
-    default="data/student",
-    help="Folder of model.safetensors (best) and last.safetensors.",
+@options.folder(
+    "--out", default="data/student", help="Folder of model.safetensors (best) and last.safetensors."
 )
 @click.option("--teacher-arch", help="FILE.py:FUNCTION, of a --teacher whose network is a file's.")
-@click.option("--fresh", is_flag=True, help="Forget an interrupted or finished run; start over.")
-@click.option("--force", is_flag=True, help="Replace an existing student.")
+@options.flag("--fresh", help="Forget an interrupted or finished run; start over.")
+@options.flag("--force", help="Replace an existing student.")
 def train(
     params: Params,
     data: Path,

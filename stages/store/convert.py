@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from ltd_pipe.stages import options
 from ltd_pipe.stages.console import counter, say, wants_json
-from ltd_pipe.stages.options import PATH, TABLE, refuse_existing, refuse_options, refuse_overlap
 from ltd_pipe.stages.store.derive import make_store, output_options, read_images
 
 if TYPE_CHECKING:
@@ -24,12 +24,11 @@ _ORIGIN = ("teacher_sha256", "architecture", "temperature", "licence", "citation
 
 
 @click.command()
-@click.argument("path", metavar="IN", type=PATH)
+@click.argument("path", metavar="IN", type=options.PATH)
 @click.option("--from", "origin_kind", type=click.Choice((*_TABLES, *_FOLDERS)), help="What IN is.")
 @click.option("--to", "target_kind", type=click.Choice(tuple(_TABLES)), help="What --out becomes.")
-@click.option(
+@options.path(
     "--data",
-    type=PATH,
     help="The labelled images: a folder with one folder per class; for tables also a beton.",
 )
 @click.option(
@@ -39,15 +38,13 @@ _ORIGIN = ("teacher_sha256", "architecture", "temperature", "licence", "citation
 @click.option("--architecture", help="The teacher's.")
 @click.option("--licence", help="Of the labels, as SPDX names it where it does.")
 @click.option("--citation", help="How to cite the labels.")
-@click.option(
+@options.flag(
     "--average-crops",
-    is_flag=True,
     help="fkd, tinyvit: average the labels of each image's crops into one of the image.",
 )
 @click.option("--top-k", type=click.IntRange(1), help="Keep so many probabilities per row.")
-@click.option(
+@options.flag(
     "--trust-order",
-    is_flag=True,
     help="tinyvit: its keys are the images' places in sorted order, which nothing proves.",
 )
 @output_options
@@ -57,7 +54,7 @@ def convert(
     target_kind: str | None,
     out: Path,
     force: bool,
-    **options: Any,
+    **given: Any,
 ) -> None:
     """Make a store of labels in another format, or a table of a store.
 
@@ -76,19 +73,20 @@ def convert(
     if (origin_kind is None) == (target_kind is None):
         raise click.UsageError("one of --from and --to is needed")
     if target_kind is not None:
-        refuse_options(options, "has no meaning for --to: a table carries what the store says")
-        refuse_overlap(out, path)
+        carries = "has no meaning for --to: a table carries what the store says"
+        options.refuse_options(given, carries)
+        options.refuse_overlap(out, path)
         _write_table(path, target_kind, out, force=force)
         return
-    kind, inputs = str(origin_kind), [one for one in (path, options["data"]) if one is not None]
+    kind, inputs = str(origin_kind), [one for one in (path, given["data"]) if one is not None]
 
     def derive() -> DerivedStore:
         from ltd_pipe.labels.convert import Origin
 
-        known = {name: options[name] for name in _ORIGIN if options[name] is not None}
+        known = {name: given[name] for name in _ORIGIN if given[name] is not None}
         origin = Origin(**known)
         from_file = _from_table if kind in _TABLES else _from_folder
-        return from_file(path, kind, origin, options)
+        return from_file(path, kind, origin, given)
 
     make_store(derive, *inputs, out=out, force=force, judged=True)
 
@@ -98,7 +96,7 @@ def _write_table(path: Path, kind: str, out: Path, *, force: bool) -> None:
     from ltd_pipe.labels.tables import write_npz, write_parquet
     from ltd_pipe.provenance import sha256_file
 
-    refuse_existing(out, force=force, kind=TABLE)
+    options.refuse_existing(out, force=force, kind=options.TABLE)
     store = SoftLabels.open(path)
     write = {"npz": write_npz, "parquet": write_parquet}[kind]
     with counter("convert", store.num_samples) as progress:
@@ -115,23 +113,23 @@ def _write_table(path: Path, kind: str, out: Path, *, force: bool) -> None:
     say(facts, [rows, f"  of {path}, identity {store.identity[:12]}"])
 
 
-def _from_table(path: Path, kind: str, origin: Origin, options: dict[str, Any]) -> DerivedStore:
+def _from_table(path: Path, kind: str, origin: Origin, given: dict[str, Any]) -> DerivedStore:
     from ltd_pipe.labels.tables import NpzTable, ParquetTable
 
-    refuse_options(_OF_CROPS, f"has no meaning for a {kind} file")
+    options.refuse_options(_OF_CROPS, f"has no meaning for a {kind} file")
     table = NpzTable(path) if kind == "npz" else ParquetTable(path)
     # It is read while the store is written.
     click.get_current_context().call_on_close(table.close)
     if table.carried is not None:
         carried = "has no meaning for a file that was made of a store and says it itself"
-        refuse_options((*_ORIGIN, "data"), carried)
-    return table.to_store(origin, read_images(options["data"]))
+        options.refuse_options((*_ORIGIN, "data"), carried)
+    return table.to_store(origin, read_images(given["data"]))
 
 
-def _from_folder(path: Path, kind: str, origin: Origin, options: dict[str, Any]) -> DerivedStore:
+def _from_folder(path: Path, kind: str, origin: Origin, given: dict[str, Any]) -> DerivedStore:
     from ltd_pipe.labels.foreign import FkdLabels, RelabelLabels, TinyVitLabels, store_of_images
 
-    data = options["data"]
+    data = given["data"]
     if data is None or not data.is_dir():
         raise click.UsageError(
             f"--from {kind} needs the images as a folder (--data): its labels are found by their "
@@ -143,7 +141,7 @@ def _from_folder(path: Path, kind: str, origin: Origin, options: dict[str, Any])
         "tinyvit": (TinyVitLabels, {"average_crops", "trust_order"}),
     }
     read, takes = formats[kind]
-    refuse_options({*_OF_CROPS} - takes - {"top_k"}, f"has no meaning for --from {kind}")
+    options.refuse_options({*_OF_CROPS} - takes - {"top_k"}, f"has no meaning for --from {kind}")
     images = cast("HashedImages", read_images(data))
-    labels = read(path, images, **{name: options[name] for name in takes})
-    return store_of_images(labels, images, origin, top_k=options["top_k"])
+    labels = read(path, images, **{name: given[name] for name in takes})
+    return store_of_images(labels, images, origin, top_k=given["top_k"])

@@ -28,8 +28,8 @@ def output_options(command: FC) -> FC:
     """Add --out, --force and --json; the command gets `out` and `force`."""
     for option in (
         json_option("Print the summary as JSON."),
-        click.option("--force", is_flag=True, help="Replace an existing store."),
-        click.option("--out", type=options.PATH, required=True, help="The new store."),
+        options.flag("--force", help="Replace an existing store."),
+        options.path("--out", required=True, help="The new store."),
     ):
         command = option(command)
     return command
@@ -140,11 +140,7 @@ def row_range(text: str) -> tuple[int | None, int | None]:
 @click.option(
     "--rows", type=row_range, metavar="A:B", help="Rows A to B - 1, such as 0:1000 or 500:."
 )
-@click.option(
-    "--data",
-    type=options.PATH,
-    help="Beton, or folder of images: its rows, in its order, found by hash.",
-)
+@options.path("--data", help="Beton, or folder of images: its rows, in its order, found by hash.")
 @click.option("--class", "classes", multiple=True, help="Rows of this class; may be repeated.")
 @click.option(
     "--arrays",
@@ -193,21 +189,18 @@ def subset(
 
 @click.command()
 @click.argument("paths", metavar="STORE STORE …", nargs=-1, required=True, type=options.PATH)
-@click.option(
+@options.path(
     "--data",
-    type=options.PATH,
     help="Beton, or folder of images, of all samples: put the rows into its order, by hash.",
 )
-@click.option("--average", is_flag=True, help="Average stores of the same images.")
+@options.flag("--average", help="Average stores of the same images.")
 @click.option(
     "--weights",
     type=options.numbers("0.7,0.3"),
     metavar="NUMBERS",
     help="Of the average, as 0.7,0.3; by default equal.",
 )
-@click.option(
-    "--by-hash", is_flag=True, help="Average: find the same images by hash, in whatever order."
-)
+@options.flag("--by-hash", help="Average: find the same images by hash, in whatever order.")
 @_makes_store
 def merge(
     paths: tuple[Path, ...],
@@ -278,9 +271,7 @@ def _temperature(text: str) -> tuple[float, bool]:
 @click.option(
     "--top-k", type=click.IntRange(1), help="Keep so many probabilities per row, and no logits."
 )
-@click.option(
-    "--allow-poor-labels", is_flag=True, help="Make labels that are as good as uniform, too."
-)
+@options.flag("--allow-poor-labels", help="Make labels that are as good as uniform, too.")
 @_makes_store
 def retemper(
     path: Path,

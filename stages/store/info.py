@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ltd_pipe.stages import options
 from ltd_pipe.stages.console import counter, json_option, say, tell, transfer
-from ltd_pipe.stages.options import PATH
 
 if TYPE_CHECKING:
     from ltd_pipe.labels.diff import Comparison
@@ -188,17 +188,16 @@ def _bytes(count: int) -> str:
 
 
 @click.command()
-@click.argument("first", metavar="STORE", type=PATH)
-@click.argument("second", metavar="OTHER", type=PATH)
+@click.argument("first", metavar="STORE", type=options.PATH)
+@click.argument("second", metavar="OTHER", type=options.PATH)
 @click.option(
     "--rows",
     type=click.IntRange(0),
     default=20,
     help="How many of the samples that differ to list, the worst first.",
 )
-@click.option(
+@options.flag(
     "--labels-only",
-    is_flag=True,
     help="Exit with 0 when samples and labels are equal, whatever their order and the attributes.",
 )
 @json_option("Print as JSON.")

@@ -6,17 +6,15 @@ from pathlib import Path
 
 import click
 
+from ltd_pipe.stages import options
 from ltd_pipe.stages.console import counter, json_option, say, tell, transfer
-from ltd_pipe.stages.options import FILE, PATH, refuse_overlap
 from ltd_pipe.stages.store.derive import row_range
 
 
 @click.command()
 @click.argument("url")
-@click.option(
-    "--out",
-    type=PATH,
-    help="The store's folder. [default: the cache, ~/.cache/ltd-pipe/stores/IDENTITY]",
+@options.path(
+    "--out", help="The store's folder. [default: the cache, ~/.cache/ltd-pipe/stores/IDENTITY]"
 )
 @click.option(
     "--rows", type=row_range, metavar="A:B", help="Only rows A to B - 1, such as 0:50000."
@@ -36,7 +34,7 @@ from ltd_pipe.stages.store.derive import row_range
     default=30.0,
     help="Seconds without a byte before asking again.",
 )
-@click.option("--force", is_flag=True, help="Replace what is there, or fetch it again.")
+@options.flag("--force", help="Replace what is there, or fetch it again.")
 @json_option("Print as JSON.")
 def pull(
     url: str,
@@ -74,39 +72,38 @@ def pull(
     part = rows is not None or arrays is not None
     if part and out is None:
         raise click.UsageError("--rows and --arrays make a new store: give it a folder with --out")
-    location, options = parse_location(url, identity), TransferOptions(jobs, stall_s)
+    location, how = parse_location(url, identity), TransferOptions(jobs, stall_s)
     if out is not None and location.folder is not None:
-        refuse_overlap(out, location.folder)
+        options.refuse_overlap(out, location.folder)
     with transfer(f"fetch {location}") as progress:
         if out is None:
-            out = cached_store(location, options, force=force, progress=progress, waiting=tell)
+            out = cached_store(location, how, force=force, progress=progress, waiting=tell)
         elif part:
             pull_excerpt(
                 location,
                 out,
                 rows or (None, None),
                 arrays.split(",") if arrays else None,
-                options,
+                how,
                 force=force,
                 progress=progress,
             )
         else:
-            pull_store(location, out, options, force=force, progress=progress)
+            pull_store(location, out, how, force=force, progress=progress)
     store = SoftLabels.open(out)
     facts = {"path": str(out), "identity": store.identity, "num_samples": store.num_samples}
     say(facts, [f"{out}: {store.num_samples:,} × {store.num_classes:,}, {store.identity}"])
 
 
 @click.command()
-@click.argument("path", metavar="STORE", type=PATH)
-@click.option(
+@click.argument("path", metavar="STORE", type=options.PATH)
+@options.file(
     "--key",
-    type=FILE,
     required=True,
     help="SSH key: a private one, or the public half of one in an agent. ssh-keygen asks for its "
     "passphrase, or takes that of LTD_PIPE_KEY_PASSPHRASE.",
 )
-@click.option("--force", is_flag=True, help="Replace a signature that is there.")
+@options.flag("--force", help="Replace a signature that is there.")
 @json_option("Print as JSON.")
 def sign(path: Path, key: Path, force: bool) -> None:
     """Verify a store, then sign its manifest: writes MANIFEST.sha256.sig into it.

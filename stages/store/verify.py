@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from ltd_pipe.stages import options
 from ltd_pipe.stages.console import counter, json_option, say, tell, transfer
 from ltd_pipe.stages.model_options import (
     WEIGHTS,
@@ -18,7 +19,6 @@ from ltd_pipe.stages.model_options import (
     open_images,
     stream_of,
 )
-from ltd_pipe.stages.options import FILE, PATH, refuse_options
 
 if TYPE_CHECKING:
     import torch
@@ -32,15 +32,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("store", metavar="STORE")
-@click.option(
-    "--data",
-    type=PATH,
-    help="Images that the labels should belong to: a beton, or a folder of images.",
+@options.path(
+    "--data", help="Images that the labels should belong to: a beton, or a folder of images."
 )
-@click.option(
+@options.file(
     "--teacher",
     "teachers",
-    type=FILE,
     multiple=True,
     help="Checkpoint that should have given these labels: it is asked again about random views "
     "of random images. Of several teachers all are needed. Needs --data.",
@@ -64,9 +61,8 @@ if TYPE_CHECKING:
     help="Where the teacher runs.",
 )
 @model_options
-@click.option(
+@options.file(
     "--public-key",
-    type=FILE,
     help="Who must have signed it: a .pub file, or ssh-keygen's list of allowed signers.",
 )
 @json_option("Print as JSON.")
@@ -104,10 +100,12 @@ def verify(
     if teachers and data is None:
         raise click.UsageError("--teacher needs --data: the images that it is asked about")
     if data is None:
-        refuse_options({"image_size", "skip_bad"}, "is of the images: name them with --data")
+        options.refuse_options(
+            {"image_size", "skip_bad"}, "is of the images: name them with --data"
+        )
     if not teachers:
         asked = {"sample", "seed", "tolerance", *WEIGHTS}
-        refuse_options(asked, "is of the teacher: name it with --teacher")
+        options.refuse_options(asked, "is of the teacher: name it with --teacher")
     foreign.refuse_unused(*teachers)
     path = resolve_store(store, transfer, tell)
     # The signature first: it takes a moment, and without it the rest may not matter.
