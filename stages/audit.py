@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ltd_pipe.errors import ModelError
 from ltd_pipe.evaluation.results import FEW_IMAGES, Audit, threat_text
+from ltd_pipe.provenance import software
+from ltd_pipe.publish import exclusive, write_json, write_text
 from ltd_pipe.stages import options
 from ltd_pipe.stages.console import Ticker, bar, doing, json_option, say
 from ltd_pipe.stages.evaluation_options import measuring_options
@@ -63,7 +66,6 @@ def audit(
     """
     from ltd_pipe.device import choose_device, deterministic, full_float32
     from ltd_pipe.evaluation.audit import AuditSettings
-    from ltd_pipe.publish import exclusive, write_json, write_text
 
     section = params.evaluate
     unused = set(type(section).model_fields) - {"norm", "eps", "images", "batch_size"}
@@ -101,9 +103,7 @@ def audit(
 
 def _run(subject: Subject, test: TestImages, settings: AuditSettings) -> Audit:
     """What audit.json holds: what was audited, how hard, and the verdict."""
-    from ltd_pipe.errors import ModelError
     from ltd_pipe.evaluation.audit import audit as run_audit
-    from ltd_pipe.provenance import software
 
     head = {
         **subject.facts(),

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ltd_pipe import provenance
 from ltd_pipe.evaluation.results import Score, evaluation_beside, threat_text
+from ltd_pipe.publish import exclusive, remove_state, write_json
 from ltd_pipe.stages import options
 from ltd_pipe.stages.console import Ticker, bar, doing, json_option, say, tell
 from ltd_pipe.stages.evaluation_options import measuring_options
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from ltd_pipe.evaluation.bench import TestImages
     from ltd_pipe.evaluation.results import AttackRow, Metrics
     from ltd_pipe.params import Params
-    from ltd_pipe.provenance import StateRecord
     from ltd_pipe.stages.evaluation_options import NamedSubject, Subject
 
 
@@ -61,7 +62,6 @@ def evaluate(
       ltd-pipe evaluate robustbench:Rice2020Overfitting --corruptions CIFAR-10-C --eps 8/255
     """
     from ltd_pipe.device import choose_device, deterministic, full_float32
-    from ltd_pipe.publish import exclusive
 
     if quick:
         fixed = {"pgd_steps", "pgd_restarts", "attacks", "autoattack", "eps_grid"}
@@ -97,7 +97,6 @@ def _measure(
     """Measure, and write all files; what metrics.json holds."""
     from ltd_pipe.evaluation import robustness
     from ltd_pipe.evaluation.corruptions import find_corruptions
-    from ltd_pipe.publish import remove_state, write_json
 
     section, model = params.evaluate, subject.model
     test = subject.select(section.images, params.seed)
@@ -139,8 +138,6 @@ def _settings(params: Params, subject: Subject, test: TestImages) -> dict[str, A
     """What settings.json holds, but for AutoAttack's flags."""
     import torch
 
-    from ltd_pipe import provenance
-
     section = params.evaluate
     pgd = {
         "name": "PGD",
@@ -175,9 +172,8 @@ def _state(
     settings: dict[str, Any],
     subject: Subject,
     corruptions: Path | None,
-) -> StateRecord:
+) -> provenance.StateRecord:
     """Of this evaluation's finished batches: all that decides them, and what rounds."""
-    from ltd_pipe import provenance
     from ltd_pipe.evaluation.corruptions import state_of_corruptions
 
     rounds = {name: settings[name] for name in ("software", "hardware")}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ltd_pipe.errors import require_file
+from ltd_pipe.provenance import sha256_file
 from ltd_pipe.stages import options
 from ltd_pipe.stages.model_options import (
     WEIGHTS,
@@ -177,7 +178,6 @@ class NamedSubject:
     def load(self, device: torch.device, *, strict: bool) -> Subject:
         """Open the images, and load the models; `strict` refuses a scale that is not the best."""
         from ltd_pipe.evaluation.robustness import Source
-        from ltd_pipe.provenance import sha256_file
 
         named = self.model
         if named.path is not None:
@@ -226,8 +226,6 @@ class Subject:
 
     def facts(self) -> dict[str, Any]:
         """What decides its answers, as plain values."""
-        from ltd_pipe.provenance import sha256_file
-
         return {
             "checkpoint_sha256": sha256_file(self.path),
             "architecture": self.model.architecture,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ltd_pipe.errors import DataError, ParamsError, reason_of, require_file
+from ltd_pipe.params import load_params, read_yaml, require_named
 from ltd_pipe.provenance import digest, sha256_file
 from ltd_pipe.publish import exclusive, read_json, write_json
 from ltd_pipe.stages import options
@@ -45,8 +46,6 @@ def inputs(asked: bool, out: Path) -> None:
     Example:
       ltd-pipe inputs
     """
-    from ltd_pipe.params import load_params, require_named
-
     params = load_params(PARAMS_FILE)
     if PIPELINE_FILE.exists():
         require_named(PARAMS_FILE, PIPELINE_FILE)
@@ -84,7 +83,6 @@ def _warn_of_refusals() -> None:
 
     It is no refusal: who runs the other stages alone gets what they give.
     """
-    from ltd_pipe.params import load_params, read_yaml
     from ltd_pipe.stages.train import train
 
     for name, stage in read_yaml(PIPELINE_FILE)["stages"].items():

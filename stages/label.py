@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ltd_pipe.publish import exclusive, shared
 from ltd_pipe.stages import options
 from ltd_pipe.stages.console import counter, doing, json_option, say, tell
 from ltd_pipe.stages.model_options import (
@@ -148,8 +149,6 @@ def _stoppable() -> Iterator[None]:
 @contextlib.contextmanager
 def _exclusive(out: Path, part: Part | None) -> Iterator[None]:
     """Keep other runs out: of the whole store, or of this part of it."""
-    from ltd_pipe.publish import exclusive, shared
-
     if part is None:
         with exclusive(out):
             yield

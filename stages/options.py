@@ -76,13 +76,9 @@ def params_options(section: str, *, standalone: bool = False) -> Callable[[Comma
                 params = load_params(params_file, overrides)
             return command(*args, params=params, **given)
 
-        group, groups = "Options", {}
-        for name in fields:
-            group = _GROUPS.get(name, group) if len(fields) > _LONG else group
-            groups[name] = group
         with_options: Command = wrapper
         for name, info in reversed(fields.items()):
-            with_options = _option(name, info, groups[name])(with_options)
+            with_options = _option(name, info)(with_options)
         return _PARAMS_OPTION(_SET_OPTION(with_options))
 
     return decorate
@@ -142,9 +138,14 @@ class ParamsCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the command's own options first."""
         groups: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(ctx):
+        params, title = self.get_params(ctx), "Options"
+        fields = [str(param.name) for param in params if isinstance(param, _FieldOption)]
+        for param in params:
+            if len(fields) > _LONG and isinstance(param, _FieldOption):
+                title = _GROUPS.get(str(param.name).removeprefix(FIELD), title)
             if (record := param.get_help_record(ctx)) is not None:
-                groups.setdefault(getattr(param, "group", "Options"), []).append(record)
+                own = title if isinstance(param, _FieldOption) else "Options"
+                groups.setdefault(own, []).append(record)
         for title, records in groups.items():
             with formatter.section(title):
                 # A wide first column leaves too little for the text.
@@ -154,9 +155,9 @@ class ParamsCommand(click.Command):
 class _FieldOption(click.Option):
     """An option whose default is the file's, or else the parameter's."""
 
-    def __init__(self, *args: Any, group: str, default_text: str | None, **more: Any) -> None:
+    def __init__(self, *args: Any, default_text: str | None, **more: Any) -> None:
         super().__init__(*args, **more)
-        self.group, self._default_text = group, default_text
+        self._default_text = default_text
 
     def get_help_extra(self, ctx: click.Context) -> Any:
         """Say the parameter's default, which params.yaml overrides."""
@@ -194,7 +195,7 @@ def _default(info: FieldInfo) -> str | None:
 _TYPED = re.compile(r"[\w.-]+(, [\w.-]+)*:")
 
 
-def _option(name: str, info: FieldInfo, group: str) -> Callable[[Command], Command]:
+def _option(name: str, info: FieldInfo) -> Callable[[Command], Command]:
     flag, text = name.replace("_", "-"), " ".join((info.description or "").split())
     taken = _alternatives(info.annotation)
     choices = [one for one in taken if isinstance(one, str)]
@@ -203,7 +204,7 @@ def _option(name: str, info: FieldInfo, group: str) -> Callable[[Command], Comma
     if not (_TYPED.match(text) or "." in word or word in choices):
         text = f"{text[:1].upper()}{text[1:]}"
     text = f"{text}."
-    more: dict[str, Any] = {"cls": _FieldOption, "group": group, "help": text}
+    more: dict[str, Any] = {"cls": _FieldOption, "help": text}
     if info.annotation is bool:
         default = f"{'' if info.default else 'no-'}{flag}"
         flags = f"--{flag}/--no-{flag}"

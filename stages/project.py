@@ -6,18 +6,16 @@ import dataclasses
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from ltd_pipe.errors import WriteError
 from ltd_pipe.models import NETWORKS
+from ltd_pipe.params.file import pipeline_text, recipe_names, recipe_summary, recipe_text
+from ltd_pipe.publish import write_text
 from ltd_pipe.stages import options
 from ltd_pipe.stages.console import json_option, say, wants_json
 from ltd_pipe.stages.options import PARAMS_FILE, PIPELINE_FILE
-
-if TYPE_CHECKING:
-    from ltd_pipe.doctor import Finding
 
 
 @click.command()
@@ -38,9 +36,6 @@ def init(folder: Path, name: str, force: bool) -> None:
     Example:
       ltd-pipe init my-project --recipe cifar10-resnet18
     """
-    from ltd_pipe.params.file import pipeline_text, recipe_text
-    from ltd_pipe.publish import write_text
-
     # Where dvc.yaml's commands name the program, nothing is left to launch.
     params = re.sub(r"^launch:.*\n", "", recipe_text(name), flags=re.MULTILINE)
     targets = {
@@ -74,8 +69,6 @@ def _following(folder: Path) -> list[str]:
 
 
 def _names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    from ltd_pipe.params.file import recipe_names
-
     del ctx, param
     return [name for name in recipe_names() if name.startswith(incomplete)]
 
@@ -99,8 +92,6 @@ def list_recipes() -> None:
     Example:
       ltd-pipe recipe list
     """
-    from ltd_pipe.params.file import recipe_names, recipe_summary
-
     summaries = {name: recipe_summary(name) for name in recipe_names()}
     width = max(map(len, summaries))
     lines = (f"{name:<{width}}  {summary}" for name, summary in summaries.items())
@@ -116,8 +107,6 @@ def show_recipe(name: str) -> None:
     Example:
       ltd-pipe recipe show digits > my-params.yaml
     """
-    from ltd_pipe.params.file import recipe_text
-
     click.echo(recipe_text(name), nl=False)
 
 
@@ -133,26 +122,13 @@ def use_recipe(name: str, force: bool) -> None:
     Example:
       ltd-pipe recipe use digits
     """
-    from ltd_pipe.params.file import recipe_text
-    from ltd_pipe.publish import write_text
-
-    text = recipe_text(name)
-    _refuse_to_lose_edits(PARAMS_FILE, force=force)
+    text, known = recipe_text(name), [recipe_text(each).encode() for each in recipe_names()]
+    if not force and PARAMS_FILE.exists() and PARAMS_FILE.read_bytes() not in known:
+        remedy = "Pass --force to replace it, or move it away first."
+        raise WriteError(PARAMS_FILE, "was edited", remedy=remedy)
     write_text(PARAMS_FILE, text)
-    following = "dvc repro" if Path("dvc.yaml").exists() else "ltd-pipe prepare"
+    following = "dvc repro" if PIPELINE_FILE.exists() else "ltd-pipe prepare"
     click.echo(f"{PARAMS_FILE} is now the recipe {name}. Next: {following}")
-
-
-def _refuse_to_lose_edits(path: Path, *, force: bool) -> None:
-    from ltd_pipe.params.file import recipe_names, recipe_text
-
-    if force or not path.exists():
-        return
-    present = path.read_bytes()
-    if not any(present == recipe_text(name).encode() for name in recipe_names()):
-        raise WriteError(
-            path, "was edited", remedy="Pass --force to replace it, or move it away first."
-        )
 
 
 # --- The machine.
@@ -186,15 +162,12 @@ def doctor(data: Path, models: bool) -> None:
     findings = {}
     for topic, finding in examine(data):
         findings[topic] = finding
-        if not wants_json():
-            _show(topic, finding)
+        if wants_json():
+            continue
+        status = click.style(f"{finding.status:<4}", fg=_STYLES[finding.status])
+        click.echo(f"{status}  {topic:<9}  {finding.found}")
+        if finding.remedy:
+            click.echo(f"{'':<17}{finding.remedy}")
     say({topic: dataclasses.asdict(finding) for topic, finding in findings.items()}, ())
     if any(finding.status == "fail" for finding in findings.values()):
         sys.exit(1)
-
-
-def _show(topic: str, finding: Finding) -> None:
-    status = click.style(f"{finding.status:<4}", fg=_STYLES[finding.status])
-    click.echo(f"{status}  {topic:<9}  {finding.found}")
-    if finding.remedy:
-        click.echo(f"{'':<17}{finding.remedy}")

@@ -66,6 +66,8 @@ def train(
         from ltd_pipe.distributed import World
         from ltd_pipe.images.beton import open_beton
         from ltd_pipe.images.stream import ImageStream
+        from ltd_pipe.labels.reader import SoftLabels
+        from ltd_pipe.labels.remote import resolve_store
         from ltd_pipe.models.registry import allow_file
         from ltd_pipe.stages.fitting import fit, lock
         from ltd_pipe.training import run
@@ -90,8 +92,12 @@ def train(
         with doing("checking images and labels"):
             beton = open_beton(data)
             split = run.split_samples(beton, section.images, params.seed)
-            store = _open_store(section, labels, beton) if section.reads_store else None
-            teacher = softness = None
+            store = teacher = softness = None
+            if section.reads_store:
+                store = SoftLabels.open(resolve_store(labels, transfer, tell))
+                store.require_data(beton.manifest, str(beton.path), beton)
+                shape = beton.manifest.shape
+                store.require_shape(shape, str(beton.path), any_size=section.any_size)
             if teacher_path:
                 temperature = section.teacher_temperature
                 teacher = LiveTeacher.open(teacher_path, beton.manifest, temperature)
@@ -189,13 +195,3 @@ def _refuse_unused_weights(section: TrainParams) -> None:
     for key, given in (("soft_weight", section.soft_weight < 1), ("rectify", section.rectify)):
         if given:
             tell(f"note: train.{key} does nothing: it {why}")
-
-
-def _open_store(section: TrainParams, labels: str, beton: Beton) -> SoftLabels:
-    from ltd_pipe.labels.reader import SoftLabels
-    from ltd_pipe.labels.remote import resolve_store
-
-    store = SoftLabels.open(resolve_store(labels, transfer, tell))
-    store.require_data(beton.manifest, str(beton.path), beton)
-    store.require_shape(beton.manifest.shape, str(beton.path), any_size=section.any_size)
-    return store
