@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,18 +37,15 @@ def compare(runs: tuple[str, ...]) -> None:
     from ltd_pipe.report.runs import read_evaluation
     from ltd_pipe.report.verdict import Model, judge
 
-    with tempfile.TemporaryDirectory() as folder:
-        models = [
-            Model(name, read_evaluation(find_metrics(name, Path(folder) / str(number))))
-            for number, name in enumerate(runs)
-        ]
+    with metrics_of(runs) as found:
+        models = [Model(name, read_evaluation(path)) for name, path in found]
     first, *others = models
     verdicts = [(model.name, judge(model, first)) for model in others]
-    found = {
+    facts = {
         "runs": [_run(model) for model in models],
         "comparisons": [_comparison(*each, first.name) for each in verdicts],
     }
-    say(found, _lines(models, verdicts))
+    say(facts, _lines(models, verdicts))
 
 
 def _lines(models: list[Model], verdicts: list[tuple[str, Verdict]]) -> Iterator[str]:
@@ -125,44 +123,48 @@ def _comparison(name: str, verdict: Verdict, against: str) -> dict[str, Any]:
 # --- Runs as a user names them: folders, files and revisions.
 
 # What DVC keeps of an evaluation.
-_METRICS = "data/metrics.json"
-_REQUIRED = (_METRICS, "data/evaluation/settings.json")
+_METRICS = Path("data/metrics.json")
+_REQUIRED = (str(_METRICS), "data/evaluation/settings.json")
 # Older ones lack it.
 _OPTIONAL = ("data/evaluation/per_sample.npz",)
 
 
-def training_files() -> tuple[str, ...]:
-    """What else there is to say about a run."""
-    from ltd_pipe.report.runs import CURVES
-
-    return (
-        "data/evaluation/by_eps.json",
-        "data/student/model.safetensors",
-        *(f"data/student/live/plots/metrics/{name}.tsv" for name in CURVES),
-    )
-
-
-def find_metrics(name: str, folder: Path, more: tuple[str, ...] = ()) -> Path:
-    """The metrics.json of a run, with its evaluation beside it.
+@contextlib.contextmanager
+def metrics_of(names: Sequence[str], *, training: bool = False) -> Iterator[list[tuple[str, Path]]]:
+    """The metrics.json of runs, each with its evaluation beside it, while the block runs.
 
     Parameters
     ----------
-    name : str
-        A folder that evaluate wrote to, its metrics.json, or a revision or experiment.
-    folder : Path
-        Where the files of a revision are copied to.
-    more : tuple of str
-        Files of a revision that are copied, too, where it has them.
+    names : sequence of str
+        Folders that evaluate wrote to, their metrics.json, or revisions or experiments.
+    training : bool
+        Of a revision, also what else there is to say about the run.
 
     Raises
     ------
     MissingError
-        When it is nothing of that.
+        When one is nothing of that.
     """
-    if Path(name).exists():
-        from ltd_pipe.report import runs
+    from ltd_pipe.report.runs import CURVES, find_metrics
 
-        return runs.find_metrics(Path(name))
+    more = [
+        "data/evaluation/by_eps.json",
+        "data/student/model.safetensors",
+        *(f"data/student/live/plots/metrics/{name}.tsv" for name in CURVES),
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        found = []
+        for number, name in enumerate(names):
+            if Path(name).exists():
+                found.append((name, find_metrics(Path(name))))
+                continue
+            place = Path(folder) / str(number)
+            _fetch(name, place, [*_OPTIONAL, *more] if training else _OPTIONAL)
+            found.append((name, place / _METRICS))
+        yield found
+
+
+def _fetch(name: str, folder: Path, optional: Sequence[str]) -> None:
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
     from dvc.scm import SCMError
@@ -170,7 +172,7 @@ def find_metrics(name: str, folder: Path, more: tuple[str, ...] = ()) -> Path:
 
     try:
         files = DVCFileSystem(rev=name)
-        for file in (*_REQUIRED, *_OPTIONAL, *more):
+        for file in (*_REQUIRED, *optional):
             if file in _REQUIRED or files.exists(file):
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 files.get_file(file, str(folder / file))
@@ -181,4 +183,3 @@ def find_metrics(name: str, folder: Path, more: tuple[str, ...] = ()) -> Path:
             f"is no file or folder, and no revision with an evaluation ({reason})",
             remedy="'dvc exp show' lists the experiments; 'dvc pull' fetches results.",
         ) from error
-    return folder / _METRICS

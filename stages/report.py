@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from ltd_pipe.publish import write_text
 from ltd_pipe.stages import options
-from ltd_pipe.stages.compare import find_metrics, training_files
+from ltd_pipe.stages.compare import metrics_of
 from ltd_pipe.stages.console import json_option, say
 
 if TYPE_CHECKING:
     from ltd_pipe.params import Params
-    from ltd_pipe.report.facts import PairFacts, ReportPaths
+    from ltd_pipe.report.facts import ReportPaths
 
 _PAGE, _PAIR_PAGE = Path("data/report.html"), Path("data/comparison.html")
 _DEFAULTS = {
@@ -84,18 +84,17 @@ def report(
       ltd-pipe report --compare data/baseline-metrics.json data
       ltd-pipe report --compare main exp-soft --out soft.html
     """
-    from ltd_pipe.publish import write_text
-
     out = out or (_PAIR_PAGE if pair else _PAGE)
     if pair:
         unused = {name.replace("-", "_") for name in ("student", "metrics", *_OPTIONAL)}
         options.refuse_options(unused, "is of the page of one student, not of --compare")
     options.refuse_existing(out, force=force, kind=options.PAGE)
     if pair:
-        from ltd_pipe.report.facts import judge_pair
+        from ltd_pipe.report.facts import gather_pair, judge_pair
         from ltd_pipe.report.page import render_pair
 
-        two = _gather_pair(params.report.title, pair)
+        with metrics_of(pair, training=True) as found:
+            two = gather_pair(params.report.title, *found)
         page, verdict, missing = render_pair(two), judge_pair(two), two.missing
         more = {"scope": verdict.scope}
     else:
@@ -119,17 +118,6 @@ def report(
     }
     lines = [f"{out}: {size / 2**10:,.0f} KiB. {verdict.headline}."]
     say(content, lines, (f"not in it: {text}" for text in missing), ensure_ascii=False)
-
-
-def _gather_pair(title: str, names: tuple[str, str]) -> PairFacts:
-    from ltd_pipe.report.facts import gather_pair
-
-    with tempfile.TemporaryDirectory() as folder:
-        a, b = (
-            (name, find_metrics(name, Path(folder) / str(number), training_files()))
-            for number, name in enumerate(names)
-        )
-        return gather_pair(title, a, b)
 
 
 def _paths(student: Path, metrics: Path, named: dict[str, Path]) -> ReportPaths:

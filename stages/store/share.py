@@ -60,36 +60,23 @@ def pull(
     With --rows or --arrays only the chunks that are needed are fetched, and the result is the
     store that 'store subset' would make of the whole one.
     """
+    from ltd_pipe.labels import remote
     from ltd_pipe.labels.reader import SoftLabels
-    from ltd_pipe.labels.remote import (
-        TransferOptions,
-        cached_store,
-        parse_location,
-        pull_excerpt,
-        pull_store,
-    )
 
     part = rows is not None or arrays is not None
     if part and out is None:
         raise click.UsageError("--rows and --arrays make a new store: give it a folder with --out")
-    location, how = parse_location(url, identity), TransferOptions(jobs, stall_s)
+    location, how = remote.parse_location(url, identity), remote.TransferOptions(jobs, stall_s)
     if out is not None and location.folder is not None:
         options.refuse_overlap(out, location.folder)
     with transfer(f"fetch {location}") as progress:
         if out is None:
-            out = cached_store(location, how, force=force, progress=progress, waiting=tell)
+            out = remote.cached_store(location, how, force=force, progress=progress, waiting=tell)
         elif part:
-            pull_excerpt(
-                location,
-                out,
-                rows or (None, None),
-                arrays.split(",") if arrays else None,
-                how,
-                force=force,
-                progress=progress,
-            )
+            kept, ends = arrays.split(",") if arrays else None, rows or (None, None)
+            remote.pull_excerpt(location, out, ends, kept, how, force=force, progress=progress)
         else:
-            pull_store(location, out, how, force=force, progress=progress)
+            remote.pull_store(location, out, how, force=force, progress=progress)
     store = SoftLabels.open(out)
     facts = {"path": str(out), "identity": store.identity, "num_samples": store.num_samples}
     say(facts, [f"{out}: {store.num_samples:,} × {store.num_classes:,}, {store.identity}"])
