@@ -108,12 +108,7 @@ def _run(subject: Subject, test: TestImages, settings: AuditSettings) -> Audit:
     head = {
         **subject.facts(),
         "n": len(test),
-        "norm": settings.norm,
-        "eps": settings.eps,
-        "seed": settings.seed,
-        "steps": settings.steps,
-        "restarts": settings.restarts,
-        "square_queries": settings.square_queries,
+        **vars(settings),
         "sources": [source.name for source in subject.sources],
         "software": software(),
     }

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ltd_pipe import provenance
+from ltd_pipe import provenance, publish
 from ltd_pipe.evaluation.results import Score, evaluation_beside, threat_text
-from ltd_pipe.publish import exclusive, remove_state, write_json
 from ltd_pipe.stages import options
 from ltd_pipe.stages.console import Ticker, bar, doing, json_option, say, tell
 from ltd_pipe.stages.evaluation_options import measuring_options
@@ -75,7 +74,7 @@ def evaluate(
         # Beside them the folder is of these metrics, which appear last: without them half done.
         options.refuse_existing(out / "settings.json", force=force, kind=options.SETTINGS)
     options.note_pipeline(metrics, out)
-    with exclusive(metrics), deterministic(), full_float32():
+    with publish.exclusive(metrics), deterministic(), full_float32():
         with doing("loading images and models"):
             subject = named.load(choose_device(params.device), strict=False)
         if quick:
@@ -127,10 +126,10 @@ def _measure(
     robustness.write_folder(out, result, settings, model.class_names, pictures)
     sha256 = settings["checkpoint_sha256"]
     numbers = robustness.metrics_of(result, section, quick=quick, checkpoint_sha256=sha256)
-    write_json(out / "scores.json", numbers.compared())
+    publish.write_json(out / "scores.json", numbers.compared())
     # The last to appear: its presence tells that all is there.
-    write_json(metrics, numbers.dump())
-    remove_state(state.folder)
+    publish.write_json(metrics, numbers.dump())
+    publish.remove_state(state.folder)
     return numbers
 
 

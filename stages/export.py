@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -81,14 +82,7 @@ _RESULT = click.Path(path_type=Path, exists=True, dir_okay=False)
 @options.file("--out", default="README.md", help="The card.")
 @options.flag("--force", help="Replace an existing card.")
 def card(
-    checkpoint: Path,
-    metrics: Path | None,
-    evaluation: Path | None,
-    audit: Path | None,
-    name: str | None,
-    licence: str | None,
-    out: Path,
-    force: bool,
+    checkpoint: Path, metrics: Path | None, audit: Path | None, out: Path, force: bool, **more: Any
 ) -> None:
     """Write a model card: threat model, numbers with intervals, labels, limits.
 
@@ -108,14 +102,7 @@ def card(
     inputs = [path for path in (checkpoint, metrics, audit) if path is not None]
     options.refuse_overlap(out, *inputs)
     options.refuse_existing(out, force=force, kind=options.CARD)
-    facts = gather_card(
-        checkpoint,
-        metrics=metrics,
-        evaluation=evaluation,
-        audit=audit,
-        name=name,
-        licence=licence,
-    )
+    facts = gather_card(checkpoint, metrics=metrics, audit=audit, **more)
     text = format_card(facts)
     write_text(out, text)
     click.echo(f"{out}: {len(text.splitlines())} lines.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -70,12 +70,10 @@ def verify(
     store: str,
     data: Path | None,
     teachers: tuple[Path, ...],
-    sample: int,
-    seed: int | None,
-    tolerance: float | None,
     device: str,
     foreign: ModelOptions,
     public_key: Path | None,
+    **asked: Any,
 ) -> None:
     """Check a store's manifest, checksums, schema, rows, images, teacher and signature.
 
@@ -104,8 +102,7 @@ def verify(
             {"image_size", "skip_bad"}, "is of the images: name them with --data"
         )
     if not teachers:
-        asked = {"sample", "seed", "tolerance", *WEIGHTS}
-        options.refuse_options(asked, "is of the teacher: name it with --teacher")
+        options.refuse_options({*asked, *WEIGHTS}, "is of the teacher: name it with --teacher")
     foreign.refuse_unused(*teachers)
     path = resolve_store(store, transfer, tell)
     # The signature first: it takes a moment, and without it the rest may not matter.
@@ -126,7 +123,7 @@ def verify(
     with counter("verify", None) as progress:
         checks = verify_store(path, images, progress)
     if images is not None and teachers:
-        found = _ask(opened, teachers, foreign, where, images, sample, seed, tolerance)
+        found = _ask(opened, teachers, foreign, where, images, **asked)
         checks = [*(check for check in checks if check.name != "teacher"), found]
     checks = sorted([*checks, signature_check(path, signer)], key=lambda check: not check.done)
     marks = {True: "ok     ", False: "not    "}
@@ -172,6 +169,7 @@ def _ask(
     foreign: ModelOptions,
     device: torch.device,
     images: Beton | FolderStream,
+    *,
     sample: int,
     seed: int | None,
     tolerance: float | None,
