@@ -108,10 +108,10 @@ def uniform(key: int, index: torch.Tensor, shape: tuple[int, ...] = ()) -> torch
     return (_shift_right(raw, 40).float() * 2.0**-24).reshape(len(index), *shape)
 
 
-def integers(key: int, index: torch.Tensor, high: int, counter: int = 0) -> torch.Tensor:
+def integers(key: int, index: Words, high: int, counter: int = 0) -> Words:
     """Integers in [0, high), one per sample, int64; the bias of the modulo is below high / 2^63."""
-    raw = bits_torch(key, index, counter + 1)[:, counter]
-    return _shift_right(raw, 1) % high
+    sample = _mix(index * _GOLDEN + _signed(key))
+    return _shift_right(_mix(sample + _signed((counter + 1) * _GOLDEN)), 1) % high
 
 
 def normal(key: int, index: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

@@ -81,32 +81,27 @@ def draw_steps(
     common = len(OPERATIONS) - 1
     if name == "trivialaugment":
         # Müller and Hutter 2021, its wide ranges: one operation, of any magnitude.
-        drawn = _integers(key, index, common, 0)
-        magnitude = _integers(key, index, table.shape[1], 1)
+        drawn = rng.integers(key, index, common, 0)
+        magnitude = rng.integers(key, index, table.shape[1], 1)
         return [_signed(drawn, table[drawn, magnitude], key, index, 2)]
     if name == "randaugment":
         # Cubuk et al. 2020: any operations, always of the same magnitude.
         count, strength = map(int, numbers.split("-"))
-        operations = [_integers(key, index, common, 2 * step) for step in range(count)]
+        operations = [rng.integers(key, index, common, 2 * step) for step in range(count)]
         return [
             _signed(drawn, table[drawn, strength], key, index, 2 * step + 1)
             for step, drawn in enumerate(operations)
         ]
     # Cubuk et al. 2019, "AutoAugment": one of 25 pairs, each operation with its probability.
     pairs = _learned_pairs(numbers)
-    chosen, steps = pairs[_integers(key, index, len(pairs), 0)], []
+    chosen, steps = pairs[rng.integers(key, index, len(pairs), 0)], []
     for place in (0, 1):
         operation, tenths, magnitude = chosen[:, place].T
         # Tenths are whole numbers: no rounding decides.
-        left_out = _integers(key, index, 10, 1 + 2 * place) >= tenths
+        left_out = rng.integers(key, index, 10, 1 + 2 * place) >= tenths
         operation = np.where(left_out, 0, operation)
         steps.append(_signed(operation, table[operation, magnitude], key, index, 2 + 2 * place))
     return steps
-
-
-def _integers(key: int, index: NDArray[np.int64], high: int, counter: int) -> NDArray[np.int64]:
-    # `ltd_pipe.rng.integers` on the host.
-    return ((rng.bits(key, index, counter) >> np.uint64(1)) % np.uint64(high)).astype(np.int64)
 
 
 def _signed(
@@ -117,7 +112,7 @@ def _signed(
     counter: int,
 ) -> Step:
     """Let the amounts of the operations from shear-x to sharpness go either way."""
-    sign = 1 - 2 * _integers(key, index, 2, counter)
+    sign = 1 - 2 * rng.integers(key, index, 2, counter)
     return operation, np.where((operation >= 1) & (operation <= 9), sign * amount, amount)
 
 

@@ -18,7 +18,6 @@ import torch
 from ltd_pipe.errors import CheckpointError, ModelError
 from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.models.facts import KEY, CheckpointFacts, open_safetensors
-from ltd_pipe.models.registry import build
 from ltd_pipe.publish import staged, unwritable
 
 if TYPE_CHECKING:
@@ -84,15 +83,12 @@ def load_classifier(path: Path) -> Classifier:
     """
     facts = CheckpointFacts.read(path)
     try:
-        # The new weights are overwritten: the caller's random numbers must not be used up.
-        with torch.random.fork_rng(devices=[]):
-            network = build(facts.architecture, facts.num_classes, facts.shape)
         made_of = ("architecture", "class_names", "shape", "mean", "std", "temperature", "columns")
-        model = Classifier(network, **facts.model_dump(include=set(made_of)))
+        model = Classifier.unfitted(**facts.model_dump(include=set(made_of)))
     except ModelError as error:
         raise CheckpointError(path, f"describes no model of ours ({error})") from error
     state = read_tensors(path)
-    fit(network, state, path)
+    fit(model.network, state, path)
     found = _digest(state)
     if found != facts.weights_sha256:
         raise CheckpointError(

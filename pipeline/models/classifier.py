@@ -85,13 +85,22 @@ class Classifier(nn.Module):
         self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
         self._temperature = float(temperature)
         self._taken = {self.shape}
-        self.register_buffer("mean", torch.zeros(shape[0], dtype=torch.float32))
-        self.register_buffer("std", torch.ones(shape[0], dtype=torch.float32))
-        self.normalise(
-            self.mean.tolist() if mean is None else mean, self.std.tolist() if std is None else std
-        )
+        channels = shape[0]
+        self.register_buffer("mean", torch.zeros(channels, dtype=torch.float32))
+        self.register_buffer("std", torch.ones(channels, dtype=torch.float32))
+        zeros, ones = [0.0] * channels, [1.0] * channels
+        self.normalise(zeros if mean is None else mean, ones if std is None else std)
         moved = None if columns is None or list(columns) == in_order else torch.tensor(columns)
         self.register_buffer("columns", moved, persistent=False)
+
+    @classmethod
+    def unfitted(
+        cls, architecture: str, class_names: Sequence[str], shape: tuple[int, int, int], **more: Any
+    ) -> Classifier:
+        """One whose weights are to be overwritten: the caller's random numbers are not used up."""
+        with torch.random.fork_rng(devices=[]):
+            network = build(architecture, len(class_names), shape)
+        return cls(network, architecture=architecture, class_names=class_names, shape=shape, **more)
 
     @property
     def temperature(self) -> float:
@@ -192,10 +201,8 @@ class Classifier(nn.Module):
         """
         self.require_exits()
         architecture = f"{self.architecture.partition('@')[0]}@{number}"
-        with torch.random.fork_rng(devices=[]):  # the new weights are thrown away
-            network = build(architecture, self.num_classes, self.shape)
-        network.load_state_dict(self.network.state_dict())
-        single = Classifier(network, **self.description | {"architecture": architecture})
+        single = Classifier.unfitted(**self.description | {"architecture": architecture})
+        single.network.load_state_dict(self.network.state_dict())
         return single.to(self.mean).train(self.training)
 
     def twin(self) -> Classifier:

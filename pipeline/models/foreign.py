@@ -20,7 +20,6 @@ from ltd_pipe.errors import CheckpointError, ModelError, reason_of, refuse_point
 from ltd_pipe.models.checkpoint import fit, read_tensors
 from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.models.facts import is_pickle
-from ltd_pipe.models.registry import build
 from ltd_pipe.text import nfc
 
 ClassOrder = Literal["natural", "lexical"]
@@ -78,27 +77,20 @@ def load_foreign(
         When there is no such architecture, or the constants make no sense.
     """
     content = _read_pickle(path) if is_pickle(path) else read_tensors(path)
-    # The new weights are overwritten: the caller's random numbers must not be used up.
-    with torch.random.fork_rng(devices=[]):
-        network = build(architecture, len(class_names), shape)
+    model = Classifier.unfitted(
+        architecture, class_names, shape, mean=mean, std=std, columns=columns
+    )
+    expected = model.network.state_dict()
     # RobustBench's networks are built with the normalisation that few of its files hold.
     optional = _ALL_CONSTANTS if architecture.startswith("robustbench:") else frozenset()
-    state = _renamed(_unwrapped(content, path), network.state_dict(), path, optional)
-    constants: dict[str, Any] = {"mean": mean, "std": std}
+    state = _renamed(_unwrapped(content, path), expected, path, optional)
     for pair in _CONSTANTS:
-        if all(name in state and name not in network.state_dict() for name in pair):
-            for ours, theirs in zip(constants, pair, strict=True):
-                held = state.pop(theirs).flatten().tolist()
-                constants[ours] = _agreed(constants[ours], held, f"{path}: {ours}")
-    model = Classifier(
-        network,
-        architecture=architecture,
-        class_names=class_names,
-        shape=shape,
-        columns=columns,
-        **constants,
-    )
-    fit(network, state, path)
+        if all(name in state and name not in expected for name in pair):
+            held = [state.pop(name).flatten().tolist() for name in pair]
+            model.normalise(
+                _agreed(mean, held[0], f"{path}: mean"), _agreed(std, held[1], f"{path}: std")
+            )
+    fit(model.network, state, path)
     return model.eval()
 
 
