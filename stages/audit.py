@@ -118,16 +118,8 @@ def _run(subject: Subject, test: TestImages, settings: AuditSettings) -> Audit:
             found = run_audit(subject.model, test, settings, sources=models, tick=Ticker(progress))
     except ModelError as error:
         return Audit(**head, passed=False, refused=str(error), findings=())
-    return Audit(
-        **head,
-        passed=all(finding.passed for finding in found.findings),
-        findings=found.findings,
-        source_clean_accuracy=found.source_accuracy,
-        not_made=found.not_made,
-        by_eps=found.curve.points,
-        zero_accuracy_at_eps=found.curve.zero_at,
-        loss_surface=found.surface,
-    )
+    passed = all(finding.passed for finding in found.findings)
+    return Audit(**head, passed=passed, **vars(found))
 
 
 def audit_lines(audit: Audit, model: str) -> Iterator[str]:

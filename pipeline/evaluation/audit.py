@@ -23,14 +23,13 @@ from ltd_pipe.attacks import Ball, input_gradient
 from ltd_pipe.errors import ModelError
 from ltd_pipe.evaluation import attacks, checks
 from ltd_pipe.evaluation.bench import Bench, silent
-from ltd_pipe.evaluation.results import SLACK, Finding, LossSurface, weak_source
+from ltd_pipe.evaluation.results import SLACK, EpsPoint, Finding, LossSurface, weak_source
 from ltd_pipe.evaluation.robustness import automatic_curve, largest_radius
 from ltd_pipe.evaluation.statistics import beats_chance
 
 if TYPE_CHECKING:
     from ltd_pipe.attacks import Norm
     from ltd_pipe.evaluation.bench import TestImages, Tick
-    from ltd_pipe.evaluation.robustness import Curve
     from ltd_pipe.models.classifier import Classifier
 
 
@@ -122,7 +121,7 @@ _LIMITS = {
 
 @dataclass(frozen=True)
 class AuditSettings:
-    """How hard the checks try."""
+    """How hard the checks try, named as in audit.json."""
 
     eps: float
     seed: int = 0
@@ -135,13 +134,14 @@ class AuditSettings:
 
 @dataclass(frozen=True)
 class AuditResult:
-    """What an audit found; the model is believed when every check has passed."""
+    """What audit.json says that was found; the model is believed when every check has passed."""
 
     findings: list[Finding]
-    curve: Curve  # to where nothing is left
-    surface: LossSurface
-    source_accuracy: dict[str, float]  # of each source on the clean images
+    source_clean_accuracy: dict[str, float]
     not_made: list[str]  # checks that could not be made, and why
+    by_eps: tuple[EpsPoint, ...]  # to where nothing is left
+    zero_accuracy_at_eps: float | None
+    loss_surface: LossSurface
 
 
 def audit(
@@ -186,12 +186,14 @@ def audit(
         *made.black_box({name: one for name, one in sources.items() if not weak[name]}),
         made.radii(),
     ]
+    curve = automatic_curve(bench, settings.norm, made.clean, settings.eps)
     return AuditResult(
         findings,
-        automatic_curve(bench, settings.norm, made.clean, settings.eps),
-        loss_surface(bench, made.ball, made.clean),
         {name: right / n for name, right in known.items()},
         [line for line in weak.values() if line],
+        curve.points,
+        curve.zero_at,
+        loss_surface(bench, made.ball, made.clean),
     )
 
 

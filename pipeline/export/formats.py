@@ -13,7 +13,6 @@ import importlib
 import inspect
 import io
 import json
-import mmap
 import sys
 import types
 import warnings
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
 # In each export: beside the weights, or inside the file.
 FACTS_FILE = "ltd_pipe.json"
 _FACTS_PROPERTY = "ltd_pipe"
+_FORMAT = b'"format": "ltd-export"'
 _SOFTWARE = ("ltd-pipe", "torch", "torchvision", "timm")
 _CHOOSE_ANOTHER = "Choose another --out."
 
@@ -106,18 +106,12 @@ def _require_replaceable(out: Path, *, folder: bool, replace: bool) -> None:
     if not replace:
         remedy = "Pass --force to replace it, or another --out."
         raise WriteError(out, "exists already", remedy=remedy)
-    if out.is_symlink() or not ((out / FACTS_FILE).is_file() if folder else _is_export(out)):
+    # The facts are uncompressed in each of our files.
+    if out.is_symlink() or not (
+        (out / FACTS_FILE).is_file() if folder else _FORMAT in out.read_bytes()
+    ):
         what = "is no exported model, and --force replaces those only"
         raise WriteError(out, what, remedy=_CHOOSE_ANOTHER)
-
-
-def _is_export(path: Path) -> bool:
-    # The facts are uncompressed in each of our files; the weights around them may be large.
-    with path.open("rb") as file:
-        if file.seek(0, io.SEEK_END) == 0:
-            return False
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return content.find(b'"format": "ltd-export"') >= 0
 
 
 @contextlib.contextmanager
@@ -221,8 +215,7 @@ def export_facts(checkpoint: Path) -> dict[str, Any]:
     versions, kind = provenance.software(), run.params.get("label_kind")
     labels = None if kind is None else {"kind": kind}
     if run.labels is not None:
-        store = {"identity": run.labels.identity, "temperature": run.labels.temperature}
-        labels = {"kind": kind, **store}
+        labels = {"kind": kind, **run.labels.model_dump(include={"identity", "temperature"})}
     elif run.teacher is not None:
         labels = {"kind": kind, "teacher_sha256": run.teacher.sha256}
     return {

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from markupsafe import Markup
 
+from ltd_pipe.evaluation import results
 from ltd_pipe.evaluation.results import Metrics, Score, eps_text
 from ltd_pipe.evaluation.statistics import BINS
 from ltd_pipe.report import figures, runs, verdict
@@ -96,18 +97,12 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    # Each function NAME_text is the filter NAME.
+    words = vars(results) | vars(runs) | vars(verdict)
     environment.filters |= {
-        "percent": percent_text,
-        "interval": runs.interval_text,
-        "share": verdict.share_text,
-        "bounds": verdict.bounds_text,
-        "points": verdict.points_text,
-        "signed": verdict.signed_text,
-        "p": verdict.p_text,
-        "eps": eps_text,
-        "norm": norm_text,
-        "number": number_text,
-        "duration": runs.duration_text,
+        name.removesuffix("_text"): each for name, each in words.items() if name.endswith("_text")
+    }
+    environment.filters |= {
         "log": math.log,
         "thousands": "{:,}".format,
         "squeeze": lambda text: Markup(re.sub(r"[ \n]+", " ", text.strip())),  # noqa: S704  it was

@@ -166,30 +166,23 @@ def _headline(this: Model, other: Model | None, attack: str, paired: Mapping[str
     if r and c:
         ahead = f"{names[r]} is more robust, {names[c]} more accurate on clean images"
         return f"A trade-off: {ahead}"
-    claims = [
-        _claim(
-            robust,
-            names,
-            better="more robust",
-            equal="no difference in robustness is shown",
-            absent="robustness is not compared",
-        ),
-        _claim(
-            clean,
-            names,
-            better="more accurate on clean images",
-            equal="no difference is shown on clean images",
-            absent="",
-        ),
-    ]
+    both = zip((robust, clean), _CLAIMS, strict=True)
+    claims = [_claim(one, names, *words) for one, words in both]
     if [rank for rank, _ in claims] == [2, 2]:
         return f"no difference is shown between {other.name} and {this.name}"
     # What is shown stands first.
     return "; ".join(text for _, text in sorted(claims, key=lambda claim: claim[0]) if text)
 
 
+# Of robustness and clean accuracy: who is better, that nobody is, and that they are not compared.
+_CLAIMS = (
+    ("more robust", "no difference in robustness is shown", "robustness is not compared"),
+    ("more accurate on clean images", "no difference is shown on clean images", ""),
+)
+
+
 def _claim(
-    paired: Paired | None, names: Mapping[int, str], *, better: str, equal: str, absent: str
+    paired: Paired | None, names: Mapping[int, str], better: str, equal: str, absent: str
 ) -> tuple[int, str]:
     """How firm a claim is, 0 the firmest, and its words."""
     if paired is None:

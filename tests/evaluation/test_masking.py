@@ -247,8 +247,8 @@ def found(images, new_model, told):
 def test_a_linear_model_is_not_masked_in_l2(found):
     """Every check passes, the largest ball breaks all, and the curve ends at zero."""
     assert [finding.name for finding in found.findings if not finding.passed] == []
-    assert found.curve.zero_at is not None
-    assert found.surface.rises == 1.0
+    assert found.zero_accuracy_at_eps is not None
+    assert found.loss_surface.rises == 1.0
 
 
 def test_no_start_is_tried_twice(found, told):
