@@ -187,10 +187,7 @@ def _title_of_start(title: str, restart: int, restarts: int) -> str:
 Version = Literal["standard", "rand"]
 
 # Of each version for L-infinity and L2, in its order; rand averages gradients over 20 answers.
-_ATTACKS = {
-    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
-    "rand": ("apgd-ce", "apgd-dlr"),
-}
+_ATTACKS = {"standard": ("apgd-ce", "apgd-t", "fab-t", "square"), "rand": ("apgd-ce", "apgd-dlr")}
 # The DLR loss divides by a difference of the first and the third logit, the targeted one by one
 # of the first and the fourth.
 _FEWEST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}

@@ -161,11 +161,7 @@ def _measure(bench: Bench, one: CorruptedSet, number: int, count: int | None) ->
     size = height if height == width else None
     title = one.corruption if one.severity is None else f"{one.corruption} {one.severity}"
     stream = open_folder(
-        one.source,
-        image_size=size,
-        channels=channels,
-        device=device,
-        split="test",
+        one.source, image_size=size, channels=channels, device=device, split="test"
     )
     model.require_data(stream.manifest.class_names, stream.manifest.shape, title)
     total = len(one.source)

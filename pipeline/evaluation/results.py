@@ -595,9 +595,7 @@ _ALLOWED_GAP = 0.05
 
 
 def image_warnings(
-    sample_hash: NDArray[np.uint64],
-    labels: NDArray[np.int64],
-    training: NDArray[np.uint64] | None,
+    sample_hash: NDArray[np.uint64], labels: NDArray[np.int64], training: NDArray[np.uint64] | None
 ) -> list[str]:
     """Warn of test images that the model may know, or cannot be right on.
 

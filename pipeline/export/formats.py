@@ -313,9 +313,7 @@ def _require_package(name: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise MachineError(
-            name,
-            "is not installed, and '--to onnx' needs it",
-            remedy=errors.install_extra("onnx"),
+            name, "is not installed, and '--to onnx' needs it", remedy=errors.install_extra("onnx")
         ) from error
 
 
@@ -566,9 +564,7 @@ FORMATS = {
         loading="sys.path.insert(0, {out!r}); from model import load_model; model = load_model()",
     ),
     "timm": Format(
-        _write_timm,
-        folder=True,
-        loading="timm.create_model({name!r}, pretrained=True).eval()",
+        _write_timm, folder=True, loading="timm.create_model({name!r}, pretrained=True).eval()"
     ),
     "onnx": Format(_write_onnx, folder=False, loading="onnxruntime.InferenceSession({out!r})"),
     "torchscript": Format(_write_torchscript, folder=False, loading="torch.jit.load({out!r})"),

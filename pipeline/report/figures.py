@@ -6,7 +6,7 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
@@ -20,7 +20,7 @@ from ltd_pipe.report.surface import paint_surface
 if TYPE_CHECKING:
     from ltd_pipe.evaluation.results import LossSurface
     from ltd_pipe.evaluation.statistics import ConfidenceBin
-    from ltd_pipe.report.runs import Curve, Evaluation
+    from ltd_pipe.report.runs import Evaluation, Run
 
 # Behind by_eps.json and examples.npz, whatever evaluate.pgd_steps is.
 CURVE_ATTACK = "PGD-20"
@@ -100,29 +100,20 @@ def _inline(svg: str, name: str) -> str:
     return svg.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1).strip()
 
 
-class Series(NamedTuple):
-    """A model's line; the model's name decides its colour, `chosen` is the epoch with a ring."""
-
-    model: str
-    curve: Curve
-    chosen: int | None = None
-
-
-def draw_curves(name: str, series: Sequence[Series], *, label: str, percent: bool) -> Markup:
-    """A measure by epoch; with `percent` the values are fractions."""
+def draw_curves(name: str, runs: Sequence[Run], measure: str, label: str) -> Markup:
+    """A measure of training by epoch; of an accuracy, in percent, the kept epoch has a ring."""
+    percent = measure.endswith("accuracy")
 
     def paint(axes: Any) -> None:
-        scale = 100 if percent else 1
-        for one in series:
-            colour = COLOURS[one.model]
-            x, y = one.curve.epochs, scale * one.curve.values
+        for run in runs:
+            colour, curve = COLOURS[run.name], run.curves[measure]
+            x, y = curve.epochs, (100 if percent else 1) * curve.values
             # A marker at each of many epochs hides the line.
             every = max(1, len(x) // 8)
-            style = _STYLES[one.model]
-            axes.plot(x, y, color=colour, label=one.model, markevery=every, **style)
-            if one.chosen is not None and one.chosen in x:
-                at = y[x == one.chosen]
-                axes.plot([one.chosen], at, "o", ms=10, mfc="none", mec=colour, mew=1.6)
+            axes.plot(x, y, color=colour, label=run.name, markevery=every, **_STYLES[run.name])
+            chosen = None if run.facts.epoch is None else run.facts.epoch + 1
+            if percent and chosen in x:
+                axes.plot([chosen], y[x == chosen], "o", ms=10, mfc="none", mec=colour, mew=1.6)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.xaxis.get_major_locator().set_params(integer=True)

@@ -142,20 +142,10 @@ def curve_figures(runs: Sequence[Run]) -> list[Figure]:
     """The measures of training by epoch, with the last value of each run that has any."""
     found = []
     for measure, label in _MEASURES.items():
-        percent, name = measure.endswith("accuracy"), measure.replace("/", "-").replace("_", "-")
-        there = [run for run in runs if measure in run.curves]
-        series = [
-            figures.Series(
-                run.name,
-                run.curves[measure],
-                run.facts.epoch + 1 if percent and run.facts.epoch is not None else None,
-            )
-            for run in there
-        ]
-        if series:
-            svg = figures.draw_curves(name, series, label=label, percent=percent)
-            ends = {one.model: one.curve.values[-1:].tolist() for one in series}
-            found.append(Figure(svg, measure, ends))
+        if there := [run for run in runs if measure in run.curves]:
+            name = measure.replace("/", "-").replace("_", "-")
+            ends = {run.name: run.curves[measure].values[-1:].tolist() for run in there}
+            found.append(Figure(figures.draw_curves(name, there, measure, label), measure, ends))
     return found
 
 

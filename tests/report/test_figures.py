@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -18,7 +19,6 @@ from ltd_pipe.errors import ResultError
 from ltd_pipe.evaluation.results import EpsPoint, LossSurface, Metrics, read_reliability
 from ltd_pipe.evaluation.statistics import ConfidenceBin
 from ltd_pipe.report.figures import (
-    Series,
     draw_curves,
     draw_eps,
     draw_histogram,
@@ -28,6 +28,7 @@ from ltd_pipe.report.figures import (
 from ltd_pipe.report.page import bin_table, render_page
 from ltd_pipe.report.runs import Curve, Evaluation, read_evaluation
 
+MEASURE = "validation/robust_accuracy"
 CURVE = Curve(np.arange(1, 6), np.linspace(0.1, 0.8, 5))
 POINTS = [
     EpsPoint(eps=k / 255, robust_accuracy=1 - k / 16, low=0.9 - k / 20, high=1 - k / 20)
@@ -41,10 +42,15 @@ def measured(points, **accuracies):
     return Evaluation(metrics, by_eps=tuple(points))
 
 
+def trained(name, curve, epoch=None):
+    """A run with a curve, and the epoch of its checkpoint."""
+    return SimpleNamespace(name=name, curves={MEASURE: curve}, facts=SimpleNamespace(epoch=epoch))
+
+
 def curves():
     """Two lines, one with a ring."""
-    series = [Series("student", CURVE, 4), Series("baseline", CURVE)]
-    return draw_curves("some-curve", series, label="robust accuracy, %", percent=True)
+    runs = [trained("student", CURVE, 3), trained("baseline", CURVE)]
+    return draw_curves("some-curve", runs, MEASURE, "robust accuracy, %")
 
 
 def by_eps():
@@ -137,7 +143,7 @@ def test_models_differ_in_more_than_colour():
 def test_a_curve_of_one_epoch_is_drawn():
     """The shortest run there is."""
     one = Curve(np.array([1]), np.array([0.5]))
-    assert "<svg" in draw_curves("one", [Series("student", one, 1)], label="x", percent=True)
+    assert "<svg" in draw_curves("one", [trained("student", one, 0)], MEASURE, "x")
 
 
 def test_a_grid_of_one_eps_is_drawn():
