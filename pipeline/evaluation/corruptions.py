@@ -94,27 +94,29 @@ def _array_sets(folder: Path, names: tuple[str, ...]) -> list[CorruptedSet]:
     files = sorted(path for path in folder.glob("*.npy") if path.name != _LABELS)
     if not files:
         raise DataError(folder, "holds no corrupted images", expected=f"NAME.npy beside {_LABELS}")
-    return [one for file in files for one in _array_set(file, labels.astype(np.int32), names)]
+    size, rest = divmod(len(labels), _SEVERITIES)
+    severities: dict[int | None, slice] = {None: slice(None)}
+    if rest == 0 and (labels.reshape(_SEVERITIES, size) == labels[:size]).all():
+        severities = {i + 1: slice(size * i, size * (i + 1)) for i in range(_SEVERITIES)}
+    truth, found = labels.astype(np.int32), []
+    for file in files:
+        images = _images(file, len(labels))
+        for severity, block in severities.items():
+            source = ArraySource(file.name, names, images[block], truth[block])
+            found.append(CorruptedSet(file.stem, severity, source))
+    return found
 
 
-def _array_set(file: Path, labels: NDArray[np.int32], names: tuple[str, ...]) -> list[CorruptedSet]:
+def _images(file: Path, count: int) -> NDArray[np.uint8]:
     images = _read(file)
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) != len(labels):
-        expected = f"uint8 of shape ({len(labels)}, height, width, 3)"
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) != count:
+        expected = f"uint8 of shape ({count}, height, width, 3)"
         raise DataError(file, "holds other images", expected=expected, found=_form(images))
     if images.ndim == 4 and images.shape[3] == 1:
         images = images[..., 0]
     if images.ndim == 4 and images.shape[3] != 3:
         raise DataError(file, "holds other images", expected="1 or 3 channels", found=_form(images))
-    size, rest = divmod(len(labels), _SEVERITIES)
-    repeats = rest == 0 and bool((labels.reshape(_SEVERITIES, size) == labels[:size]).all())
-    if not repeats:
-        return [CorruptedSet(file.stem, None, ArraySource(file.name, names, images, labels))]
-    blocks = [slice(size * i, size * (i + 1)) for i in range(_SEVERITIES)]
-    return [
-        CorruptedSet(file.stem, number, ArraySource(file.name, names, images[block], labels[block]))
-        for number, block in enumerate(blocks, 1)
-    ]
+    return images
 
 
 def _read(file: Path) -> NDArray[Any]:
@@ -152,24 +154,21 @@ def corruption_accuracies(
     DataError
         When images cannot be read or have another shape than the model's.
     """
-    return [_measure(bench, one, number, count) for number, one in enumerate(sets)]
-
-
-def _measure(bench: Bench, one: CorruptedSet, number: int, count: int | None) -> CorruptionRow:
-    model, device = bench.model, bench.test.device
-    channels, height, width = model.shape
-    size = height if height == width else None
-    title = one.corruption if one.severity is None else f"{one.corruption} {one.severity}"
-    stream = open_folder(
-        one.source, image_size=size, channels=channels, device=device, split="test"
-    )
-    model.require_data(stream.manifest.class_names, stream.manifest.shape, title)
-    total = len(one.source)
-    test = select_images(stream, total, None if count is None else min(count, total), bench.seed)
-    part = replace(bench, test=test)
-    answers = part.answers(f"corruption-{number}", torch.arange(len(test)), title=title)
-    correct = measured(answers.correct(test.labels))
-    return CorruptionRow(corruption=one.corruption, severity=one.severity, **correct)
+    rows, (channels, height, width) = [], bench.model.shape
+    size, device = height if height == width else None, bench.test.device
+    for number, one in enumerate(sets):
+        title = one.corruption if one.severity is None else f"{one.corruption} {one.severity}"
+        stream = open_folder(
+            one.source, image_size=size, channels=channels, device=device, split="test"
+        )
+        bench.model.require_data(stream.manifest.class_names, stream.manifest.shape, title)
+        total = len(one.source)
+        wanted = None if count is None else min(count, total)
+        part = replace(bench, test=select_images(stream, total, wanted, bench.seed))
+        answers = part.answers(f"corruption-{number}", torch.arange(len(part.test)), title=title)
+        correct = measured(answers.correct(part.test.labels))
+        rows.append(CorruptionRow(corruption=one.corruption, severity=one.severity, **correct))
+    return rows
 
 
 def corruption_summary(rows: Sequence[CorruptionRow]) -> Score:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ltd_pipe.errors import ResultError
 from ltd_pipe.evaluation.results import read_arrays
+from ltd_pipe.labels.derive import row_blocks
 from ltd_pipe.labels.reader import SoftLabels
 from ltd_pipe.labels.softness import entropy
 
@@ -29,8 +30,6 @@ _LARGEST_SIDE = 128
 # Classes of a soft label that are shown, and the least share of one: 0.0 % when printed.
 _BARS, _LEAST_SHARE = 4, 0.0005
 _HISTOGRAM_BINS = 20
-# Rows at a time: about 16 MiB of float32 whatever the number of classes.
-_BLOCK_ELEMENTS = 2**22
 
 
 def picture_side(pictures: int) -> int:
@@ -178,9 +177,7 @@ def read_labels(
     labels = SoftLabels.open(store)
     n, histogram = labels.num_samples, np.zeros(_HISTOGRAM_BINS, np.int64)
     unsure, excess = np.empty(n, np.float32), np.empty(n, np.float32)
-    step = max(_BLOCK_ELEMENTS // labels.num_classes, 1)
-    for begin in range(0, n, step):
-        rows = np.arange(begin, min(begin + step, n))
+    for rows in row_blocks(0, n, labels.num_views * labels.num_classes):
         soft, truth = _normalised(labels, rows), np.asarray(labels.labels[rows])
         top = soft.max(axis=1)
         histogram += np.histogram(top, bins=_HISTOGRAM_BINS, range=(0, 1))[0]
