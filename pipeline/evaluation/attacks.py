@@ -22,7 +22,7 @@ from pyautoattack.checks import check_square_sr
 from torch.nn import functional
 
 from ltd_pipe import attacks, rng
-from ltd_pipe.attacks import LossOfLogits, pgd
+from ltd_pipe.attacks import LossOfLogits
 from ltd_pipe.errors import ModelError
 from ltd_pipe.params.sections import split_attack
 
@@ -38,6 +38,17 @@ LossOfLabels = Callable[[torch.Tensor], LossOfLogits]
 # --- Attacks along the model's own gradient: FGSM, and PGD with random restarts.
 
 
+def cross_entropy(factor: float = 1.0) -> LossOfLabels:
+    """The cross entropy of logits times a factor.
+
+    A model whose softmax is saturated in float32 has no gradient; that of its logits divided by
+    ten or a hundred has one (Carlini and Wagner 2016 broke defensive distillation so).
+    """
+    return lambda labels: (
+        lambda logits: functional.cross_entropy(factor * logits, labels, reduction="none")
+    )
+
+
 @dataclass(frozen=True)
 class GradientAttack:
     """One attack on the model's own gradient.
@@ -51,7 +62,10 @@ class GradientAttack:
     steps, restarts : int
     single_step : bool
         FGSM: one step of the ball's radius from the image itself (Goodfellow et al. 2015). The
-        others begin at random points and step by 2.5 · eps / steps.
+        others begin at random points and step by 2.5 · eps / steps. With that they can reach the
+        ball's surface from any start and turn back (Madry et al. 2018).
+    factor : float
+        Of the logits in the cross entropy.
     """
 
     key: str
@@ -59,6 +73,7 @@ class GradientAttack:
     steps: int = 1
     restarts: int = 1
     single_step: bool = False
+    factor: float = 1.0
 
     @property
     def title(self) -> str:
@@ -74,6 +89,25 @@ class GradientAttack:
         counts = {"steps": self.steps, "restarts": self.restarts}
         return {"loss": self.loss, **counts, "step_size": step_size}
 
+    def on(self, model: Classifier, ball: Ball, key: int) -> Attack:
+        """One start on a model, at the random points that a key decides."""
+
+        def attack(images: torch.Tensor, labels: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+            of_logits = cross_entropy(self.factor)(labels)
+            if self.loss == "margin":
+                of_logits = partial(attacks.margin, labels=labels)
+            return attacks.pgd(
+                model,
+                images,
+                of_logits,
+                start=images if self.single_step else ball.uniform(images, index, key),
+                ball=ball,
+                step_size=self.facts(ball.eps)["step_size"],
+                steps=self.steps,
+            )
+
+        return attack
+
 
 def parse_attack(name: str) -> GradientAttack:
     """The attack that a name of `evaluate.attacks` means, such as `pgd-100x5`."""
@@ -83,102 +117,42 @@ def parse_attack(name: str) -> GradientAttack:
     return GradientAttack(name, "margin" if kind == "cw" else "cross entropy", steps, restarts)
 
 
-def cross_entropy(factor: float = 1.0) -> LossOfLabels:
-    """The cross entropy of logits times a factor.
-
-    A model whose softmax is saturated in float32 has no gradient; that of its logits divided by
-    ten or a hundred has one (Carlini and Wagner 2016 broke defensive distillation so).
-    """
-    return lambda labels: (
-        lambda logits: functional.cross_entropy(factor * logits, labels, reduction="none")
-    )
-
-
-def margin(labels: torch.Tensor) -> LossOfLogits:
-    """The margin by which a wrong class wins; see `ltd_pipe.attacks.losses`."""
-    return partial(attacks.margin, labels=labels)
-
-
-_LOSSES: dict[str, LossOfLabels] = {"cross entropy": cross_entropy(), "margin": margin}
-
-
 def start_key(seed: int, restart: int = 0) -> int:
     """What the random points of a restart of PGD are drawn with."""
     return rng.stream_key(seed, "evaluation-start", restart)
 
 
-def attack_by(
-    model: Classifier,
-    ball: Ball,
-    steps: int,
-    key: int | None,
-    loss: LossOfLabels = _LOSSES["cross entropy"],
-) -> Attack:
-    """PGD on a loss of the labels from a key's random points (Madry et al. 2018).
-
-    The step size is 2.5 · eps / steps. With that the attack can reach the ball's surface from
-    any start and turn back. Without a key it begins at the image itself, and steps by the ball's
-    radius: FGSM, for one step (Goodfellow et al. 2015).
-    """
-    step_size = ball.eps if key is None else 2.5 * ball.eps / steps
-
-    def attack(images: torch.Tensor, labels: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        start = images if key is None else ball.uniform(images, index, key)
-        of_logits = loss(labels)
-        return pgd(
-            model, images, of_logits, start=start, ball=ball, step_size=step_size, steps=steps
-        )
-
-    return attack
-
-
-def run_gradient_attack(
-    bench: Bench, attack: GradientAttack, ball: Ball, clean: torch.Tensor, *, all_images: bool
-) -> tuple[torch.Tensor, Answers]:
-    """The images, of those right when clean, that stay right; and the first restart's answers.
-
-    With `all_images` the first restart attacks the others, too: calibration under attack is that
-    of all images, not of those that the model knows.
-    """
-    rows = torch.arange(len(clean)) if all_images else clean.nonzero().flatten()
-    loss, key = _LOSSES[attack.loss], None if attack.single_step else start_key(bench.seed)
-    first = attack_by(bench.model, ball, attack.steps, key, loss)
-    later = (attack.restarts - 1) * int(clean.sum())
-    title = _title_of_start(attack.title, 0, attack.restarts)
-    answers = bench.answers(f"{attack.key}.0", rows, first, title=title, later=later)
-    left, restarts = clean & answers.correct(bench.test.labels), range(1, attack.restarts)
-    correct = run_pgd(bench, attack.key, left, ball, attack.steps, restarts, loss, attack.title)
-    return correct, answers
-
-
-def run_pgd(
+def run(
     bench: Bench,
-    name: str,
-    before: torch.Tensor,
+    attack: GradientAttack,
     ball: Ball,
-    steps: int,
-    restarts: range = range(1),
-    loss: LossOfLabels = _LOSSES["cross entropy"],
+    before: torch.Tensor,
     title: str = "",
-) -> torch.Tensor:
-    """Images that stay right under some restarts of PGD, each from random points of its own.
+    *,
+    first: int = 0,
+    all_images: bool = False,
+) -> tuple[torch.Tensor, list[Answers]]:
+    """Images that stay right under an attack's restarts, from the `first` on; and all answers.
 
-    Only those of `before`, bool of shape (n,), are attacked, and none with a radius of 0. `name` is
-    that of the records; `loss`, of the labels, is what the attack maximises.
+    Only those of `before`, bool of shape (n,), are attacked, and none with a radius of 0. With
+    `all_images` the first restart attacks the others, too: calibration under attack is that of all
+    images, not of those that the model knows.
     """
-    correct = before.clone()
-    for restart in restarts if ball.eps else ():
-        attack = attack_by(bench.model, ball, steps, start_key(bench.seed, restart), loss)
-        later = (restarts[-1] - restart) * int(correct.sum())
-        started = _title_of_start(title or name, restart, restarts.stop)
-        correct = bench.correct(f"{name}.{restart}", correct, attack, title=started, later=later)
-    return correct
-
-
-def _title_of_start(title: str, restart: int, restarts: int) -> str:
-    if restarts == 1:
-        return title
-    return f"{title.partition(' x ')[0]} start {restart + 1} of {restarts}"
+    correct, title = before.clone(), title or attack.title
+    found: list[Answers] = []
+    for restart in range(first, attack.restarts) if ball.eps else ():
+        rows = torch.ones_like(correct) if all_images and not restart else correct
+        started = f"{title.partition(' x ')[0]} start {restart + 1} of {attack.restarts}"
+        answers = bench.answers(
+            f"{attack.key}.{restart}",
+            rows.nonzero().flatten(),
+            attack.on(bench.model, ball, start_key(bench.seed, restart)),
+            title=started if attack.restarts > 1 else title,
+            later=(attack.restarts - 1 - restart) * int(correct.sum()),
+        )
+        correct = correct & answers.correct(bench.test.labels)
+        found.append(answers)
+    return correct, found
 
 
 # --- AutoAttack by its authors' package, resumable after each batch.

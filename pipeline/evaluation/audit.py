@@ -22,6 +22,7 @@ from ltd_pipe import rng
 from ltd_pipe.attacks import Ball, input_gradient
 from ltd_pipe.errors import ModelError
 from ltd_pipe.evaluation import attacks, checks
+from ltd_pipe.evaluation.attacks import GradientAttack
 from ltd_pipe.evaluation.bench import Bench, silent
 from ltd_pipe.evaluation.results import SLACK, EpsPoint, Finding, LossSurface, weak_source
 from ltd_pipe.evaluation.robustness import automatic_curve, largest_radius
@@ -204,6 +205,8 @@ class _Checks:
         self.bench, self.settings = bench, settings
         self.model, self.test = bench.model, bench.test
         self.ball = Ball(settings.norm, settings.eps)
+        # Of the points where PGD begins.
+        self.key = attacks.start_key(settings.seed)
         self.everything = largest_radius(settings.norm, self.model.shape)
         attacks.require_possible(self.model.shape, self.ball, "standard")
         self.rows = torch.arange(len(self.test))
@@ -222,16 +225,12 @@ class _Checks:
         )
 
     def pgd(
-        self,
-        name: str,
-        before: torch.Tensor,
-        ball: Ball | None = None,
-        steps: int | None = None,
-        **options: Any,
+        self, name: str, before: torch.Tensor, ball: Ball | None = None, **settings: Any
     ) -> torch.Tensor:
         """The images, of some that stood before, that stay right under PGD."""
-        ball, steps = ball or self.ball, steps or self.settings.steps
-        return attacks.run_pgd(self.bench, name, before, ball, steps, **options)
+        first, given = settings.pop("first", 0), {"steps": self.settings.steps} | settings
+        attack = GradientAttack(name, **given)
+        return attacks.run(self.bench, attack, ball or self.ball, before, name, first=first)[0]
 
     def package(self, attack: str) -> torch.Tensor:
         """An attack of AutoAttack on all images that are right when clean."""
@@ -243,7 +242,6 @@ class _Checks:
     def soundness(self) -> Iterator[Finding]:
         """Answers that can be relied on, and gradients that can be followed."""
         different, dead = (torch.zeros(len(self.test), dtype=torch.bool) for _ in range(2))
-        key = attacks.start_key(self.settings.seed)
         for rows in torch.split(self.rows, self.settings.batch_size):
             images, labels, index = self.test.take(rows)
             with torch.no_grad():
@@ -257,7 +255,7 @@ class _Checks:
             for again in others:
                 different[rows] |= checks.differ(once, again).cpu()
             # At the image itself, and where PGD begins.
-            for start in (images, self.ball.uniform(images, index, key)):
+            for start in (images, self.ball.uniform(images, index, self.key)):
                 loss = attacks.cross_entropy()(labels)
                 flat = input_gradient(self.model, start, loss).flatten(1)
                 alive = torch.isfinite(flat).all(dim=1) & (flat != 0).any(dim=1)
@@ -269,9 +267,9 @@ class _Checks:
         """More effort breaks more, but not much more."""
         steps, restarts = self.settings.steps, self.settings.restarts
         # The first start is the plain attack's: what is left has withstood it.
-        by_restarts = self.pgd(f"PGD-{steps} x {restarts}", plain, restarts=range(1, restarts))
+        by_restarts = self.pgd(f"PGD-{steps} x {restarts}", plain, restarts=restarts, first=1)
         harder = self.pgd(f"PGD-{5 * steps}", by_restarts, steps=5 * steps)
-        fgsm = attacks.attack_by(self.model, self.ball, 1, None)
+        fgsm = GradientAttack("FGSM", single_step=True).on(self.model, self.ball, self.key)
         single = self.bench.correct("FGSM", plain, fgsm, title="FGSM")
         everywhere = Ball(self.settings.norm, self.everything)
         yield self.finding("iterative beats single-step", plain & ~single)
@@ -281,10 +279,9 @@ class _Checks:
 
     def losses(self, plain: torch.Tensor) -> Iterator[Finding]:
         """Other losses break little more than the cross entropy."""
-        by_margin = self.pgd("margin loss", plain, loss=attacks.margin)
+        by_margin = self.pgd("margin loss", plain, loss="margin")
         for factor in (0.01, 0.1, 10.0, 100.0):
-            loss = attacks.cross_entropy(factor)
-            scaled = self.pgd(f"logits x {factor:g}", plain, loss=loss)
+            scaled = self.pgd(f"logits x {factor:g}", plain, factor=factor)
             yield self.finding("logits times", plain & ~scaled, f"{factor:g}")
         yield self.finding("margin loss", plain & ~by_margin)
         # Square maximises a margin, as this and APGD-T do.
@@ -298,9 +295,9 @@ class _Checks:
     def black_box(self, sources: Mapping[str, Classifier]) -> Iterator[Finding]:
         """Attacks without the model's gradient break nothing that those with it do not."""
         yield self.finding("white box beats Square", self.strongest & ~self.package("square"))
-        key = attacks.start_key(self.settings.seed)
+        transfer = GradientAttack("transfer", steps=self.settings.steps)
         for name, source in sources.items():
-            attack = attacks.attack_by(source, self.ball, self.settings.steps, key)
+            attack = transfer.on(source, self.ball, self.key)
             left = self.bench.correct("transfer", self.strongest, attack, title="transfer")
             yield self.finding("white box beats transfer from", self.strongest & ~left, name)
 

@@ -89,7 +89,8 @@ def _attack(bench: Bench, norm: Norm, left: dict[float, torch.Tensor], eps: floa
     if eps not in left:
         before = left[max(radius for radius in left if radius < eps)]
         ball, title = Ball(norm, eps), f"PGD-{CURVE_STEPS} at eps {eps:.3g}"
-        left[eps] = attacks.run_pgd(bench, f"curve-{eps!r}", before, ball, CURVE_STEPS, title=title)
+        attack = attacks.GradientAttack(f"curve-{eps!r}", steps=CURVE_STEPS)
+        left[eps], _ = attacks.run(bench, attack, ball, before, title)
     return int(left[eps].sum())
 
 
@@ -275,17 +276,16 @@ def _run_attacks(
     main = _main_attack(params)
     listed = (one for one in map(attacks.parse_attack, params.attacks) if one.title != main.title)
     for attack in (*listed, main):
-        correct, result.under_attack = attacks.run_gradient_attack(
-            bench, attack, ball, clean, all_images=attack is main
-        )
+        correct, found = attacks.run(bench, attack, ball, clean, all_images=attack is main)
+        result.under_attack = found[0]
         add(attack.key, attack.title, correct, **attack.facts(ball.eps))
         bench.finished(attack.title, int(correct.sum()) / n)
     for number, (source, known) in enumerate(sources, 1):
         key, title = f"transfer-{number}", f"transfer from {source.name}"
-        start = attacks.start_key(bench.seed)
-        transfer = attacks.attack_by(source.model, ball, params.pgd_steps, start)
-        correct = bench.correct(key, clean, transfer, title=title)
-        facts = attacks.GradientAttack(key, steps=params.pgd_steps).facts(ball.eps) | {
+        attack = attacks.GradientAttack(key, steps=params.pgd_steps)
+        start = attack.on(source.model, ball, attacks.start_key(bench.seed))
+        correct = bench.correct(key, clean, start, title=title)
+        facts = attack.facts(ball.eps) | {
             "source": source.name,
             "source_sha256": source.sha256,
             "source_clean_accuracy": float(known.float().mean()),
@@ -487,7 +487,8 @@ def examples(
     rows = rows[:count]
     images, labels, index = test.take(rows)
     key, ball = rng.stream_key(seed, "example-start"), Ball(params.norm, params.eps)
-    attacked = attacks.attack_by(model, ball, CURVE_STEPS, key)(images, labels, index)
+    attack = attacks.GradientAttack("examples", steps=CURVE_STEPS).on(model, ball, key)
+    attacked = attack(images, labels, index)
     with torch.no_grad():
         logits = model(images), model(attacked)
     for each in logits:

@@ -22,7 +22,7 @@ def test_a_curve_says_what_stands_at_each_radius(bench, right, exactly_robust):
 
 
 def test_what_was_broken_is_not_attacked_again(bench, right):
-    """At the second radius only the run_pgd of the first are."""
+    """At the second radius only the survivors of the first are."""
     told = []
     tick = lambda name, done, left: told.append((name, done))  # noqa: ARG005, E731
     curve = curve_at(bench(tick=tick), "linf", right, [0.03, 0.06])

@@ -11,7 +11,7 @@ from torch import nn
 from ltd_pipe.attacks import Ball
 from ltd_pipe.errors import ModelError
 from ltd_pipe.evaluation import attacks
-from ltd_pipe.evaluation.attacks import parse_attack, run_gradient_attack, run_pgd
+from ltd_pipe.evaluation.attacks import GradientAttack, parse_attack
 from ltd_pipe.evaluation.audit import AuditSettings, audit
 from ltd_pipe.evaluation.bench import Journal, TestImages, answer
 from ltd_pipe.evaluation.robustness import evaluate
@@ -49,7 +49,7 @@ def test_what_is_no_attack_is_refused(name):
 def test_the_margin_finds_exactly_what_can_be_broken(bench, right, exactly_robust, norm):
     """For a linear model the verdict of CW-PGD is the exact one."""
     ball = Ball(norm, RADII[norm])
-    found, _ = run_gradient_attack(bench(), parse_attack("cw-20x2"), ball, right, all_images=False)
+    found, _ = attacks.run(bench(), parse_attack("cw-20x2"), ball, right)
     assert torch.equal(found, exactly_robust(norm, RADII[norm]) & right)
     assert 0 < found.sum() < right.sum()
 
@@ -58,7 +58,7 @@ def test_the_margin_finds_exactly_what_can_be_broken(bench, right, exactly_robus
 def test_no_attack_breaks_what_cannot_be_broken(bench, right, exactly_robust, name):
     """In the L2 ball too, where a step that left it would break more."""
     ball = Ball("l2", RADII["l2"])
-    found, _ = run_gradient_attack(bench(), parse_attack(name), ball, right, all_images=False)
+    found, _ = attacks.run(bench(), parse_attack(name), ball, right)
     assert not (exactly_robust("l2", RADII["l2"]) & right & ~found).any()
     assert found.sum() < right.sum()
 
@@ -67,8 +67,8 @@ def test_for_calibration_all_images_are_attacked(bench, right, images):
     """Also those that are wrong when clean, which change no verdict."""
     assert not right.all()
     ball, plan = Ball("linf", 0.05), parse_attack("pgd-5x2")
-    every, answers = run_gradient_attack(bench(), plan, ball, right, all_images=True)
-    some, _ = run_gradient_attack(bench(), plan, ball, right, all_images=False)
+    every, (answers, _) = attacks.run(bench(), plan, ball, right, all_images=True)
+    some, _ = attacks.run(bench(), plan, ball, right)
     assert torch.equal(every, some)
     assert (answers.prediction >= 0).all()
     assert answers.correct(images.labels).sum() >= every.sum()
@@ -79,8 +79,7 @@ def test_a_later_restart_begins_elsewhere(bench, right, tmp_path):
     """Restarts are told apart by their numbers: what survives the first meets other points."""
     ball, test = Ball("l2", 0.001), bench(tmp_path)
     for restart in (0, 1):
-        numbers = range(restart, restart + 1)
-        run_pgd(test, "x", right, ball=ball, steps=1, restarts=numbers)
+        attacks.run(test, GradientAttack("x", restarts=restart + 1), ball, right, first=restart)
     first, second = (test.journal.read(f"x.{restart}")[0] for restart in (0, 1))
     assert first["prediction"] == second["prediction"]
     assert first["confidence"] != second["confidence"]
@@ -88,7 +87,8 @@ def test_a_later_restart_begins_elsewhere(bench, right, tmp_path):
 
 def test_no_radius_is_no_attack(bench, right):
     """At eps 0 what is right when clean stands."""
-    assert torch.equal(run_pgd(bench(), "x", right, ball=Ball("linf", 0.0), steps=5), right)
+    attack = GradientAttack("x", steps=5)
+    assert torch.equal(attacks.run(bench(), attack, Ball("linf", 0.0), right)[0], right)
 
 
 def test_progress_counts_down_to_nothing(bench, right):
@@ -96,7 +96,7 @@ def test_progress_counts_down_to_nothing(bench, right):
     told = []
     ball, plan = Ball("linf", 0.05), parse_attack("pgd-2x3")
     tick = lambda name, done, left: told.append((name, done, left))  # noqa: E731
-    run_gradient_attack(bench(tick=tick), plan, ball, right, all_images=False)
+    attacks.run(bench(tick=tick), plan, ball, right)
     assert {name for name, _, _ in told} == {f"PGD-2 start {start} of 3" for start in (1, 2, 3)}
     assert sum(done == 0 for _, done, _ in told) == 3
     assert [left for _, _, left in told] == sorted((left for _, _, left in told), reverse=True)
