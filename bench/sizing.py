@@ -8,11 +8,12 @@ import torch
 from answers import SIZES, Size, make_facts
 from rivals import files_of, remove
 
-from ltd_pipe.labels.format import StoreFacts, row_bytes, rows_per_chunk
 from ltd_pipe.labels.writer import StoreWriter
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from ltd_pipe.labels.format import StoreFacts
 
 __all__ = ["expected_bytes", "measure_sizes", "size_table"]
 
@@ -45,7 +46,7 @@ def _shape(name: str) -> tuple[int, int]:
 
 def expected_bytes(facts: StoreFacts, top_k: int | None) -> int:
     """Bytes of all chunk files: whole chunks with a checksum of 4 bytes each."""
-    rows = min(rows_per_chunk(row_bytes(facts, top_k)), facts.num_samples)
+    rows = min(facts.rows_per_chunk(top_k), facts.num_samples)
     names = ["labels", "sample_hash"]
     names += ["topk_indices", "topk_probs"] if top_k else ["soft_labels"]
     layouts = [facts.layout(name, rows, top_k) for name in names]

@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 from rivals import WRITTEN, remove
 from timing import Clock, Comparison, Rounds
 
+from ltd_pipe.labels.derive import DerivedStore
+from ltd_pipe.labels.format import StoreAttributes, TopKFacts
+from ltd_pipe.labels.softmax import round_soft_labels, round_topk
 from ltd_pipe.labels.writer import StoreWriter
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
     from answers import Answers
+    from numpy.typing import NDArray
 
 __all__ = ["compare_writing", "compare_writing_logits", "write_store"]
 
@@ -26,24 +31,32 @@ OURS, PLAIN = "our store", "plain write + fsync"
 Write = Callable[[], None]
 
 
-def write_store(
-    path: Path, answers: Answers, source: Literal["logits", "soft_labels"] = "soft_labels"
-) -> None:
-    """Append all rows in batches, and publish."""
-    size, sparse = answers.size, answers.size.top_k is not None
-    writer = StoreWriter(
-        path.with_name(f"{path.name}.draft"),
-        answers.facts,
-        keep_logits=source == "logits",
-        source=source,
-        top_k=size.top_k,
-        temperature=1.0 if sparse else None,
+def write_store(path: Path, answers: Answers) -> None:
+    """Write the rows that a store publishes, as labels from elsewhere are written."""
+    facts, k = answers.facts, answers.size.top_k
+    attributes = StoreAttributes(
+        **dict(facts), temperature=1.0, top_k=TopKFacts(k=k) if k else None
     )
+    columns = [answers.column(name) for name in answers.rows]
+
+    def block(index: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        rows = [column[index] for column in columns]
+        if k is None:
+            return {"soft_labels": round_soft_labels(rows[0], int(index[0]), path)}
+        ranked = round_topk(rows[0], rows[1], facts.num_classes, int(index[0]), path)
+        return dict(zip(answers.rows, ranked, strict=True))
+
     labels, hashes = answers.column("labels"), answers.column("sample_hash")
-    rows = [answers.column(name) for name in (answers.rows if sparse else [source])]
-    append = writer.append_topk if sparse else writer.append
+    rows = min(facts.rows_per_chunk(k), facts.num_samples)
+    DerivedStore(attributes, labels, hashes, tuple(answers.rows), block, rows).write(path)
+
+
+def _write_logits(path: Path, answers: Answers) -> None:
+    writer = StoreWriter(path.with_name(f"{path.name}.draft"), answers.facts, keep_logits=True)
+    labels, hashes = answers.column("labels"), answers.column("sample_hash")
+    logits = answers.column("logits")
     for block in answers.blocks(_BATCH):
-        append(*(part[block] for part in rows), labels[block], hashes[block])
+        writer.append(logits[block], labels[block], hashes[block])
     writer.publish(path, 1.0)
 
 
@@ -73,7 +86,7 @@ def compare_writing_logits(answers: Answers, folder: Path, rounds: Rounds) -> Co
     path, names = folder / "written", ["logits", *answers.names]
     ways: dict[str, Write] = {
         PLAIN: lambda: _write_plain(path, answers, names),
-        OURS: lambda: write_store(path, answers, "logits"),
+        OURS: lambda: _write_logits(path, answers),
     }
     amount = (answers.size.sample_bytes + answers.size.row_bytes) * answers.size.num_samples
     return _compare("write, with logits", ways, path, amount, rounds)

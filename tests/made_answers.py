@@ -1,5 +1,6 @@
 """A teacher's answers for a few samples, the same each time, and stores of them."""
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,39 @@ from typing import Any
 import numpy as np
 
 from ltd_pipe.images.manifest import fingerprint
+from ltd_pipe.labels.derive import DerivedStore
 from ltd_pipe.labels.format import DatasetFacts, StoreAttributes, TeacherFacts, ViewFacts
-from ltd_pipe.labels.writer import write_store
+from ltd_pipe.labels.writer import StoreWriter
+
+
+def write_store(
+    target, attributes, logits, labels, sample_hash, *, replace=False, **options
+) -> str:
+    """A store of a teacher's logits, which are all in memory; gives its identity."""
+    state = target.with_name(f".{target.name}.draft")
+    shutil.rmtree(state, ignore_errors=True)
+    if options.get("top_k"):
+        options["temperature"] = attributes.temperature
+    writer = StoreWriter(state, attributes, **{"keep_logits": False} | options)
+    writer.append(logits, labels, sample_hash)
+    # Where it is not published, nobody still writes to the draft.
+    writer.flush()
+    return writer.publish(target, attributes.temperature, replace=replace)
+
+
+def give_store(target, attributes, labels, sample_hash, **rows) -> None:
+    """A store of rows that nobody computes or looks at, such as `soft_labels`."""
+    rows = {
+        name: row.astype(np.float16) if row.dtype.kind == "f" else row for name, row in rows.items()
+    }
+    DerivedStore(
+        attributes,
+        labels,
+        sample_hash,
+        tuple(rows),
+        lambda at: {name: row[at] for name, row in rows.items()},
+        len(labels),
+    ).write(target)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ of one chunk.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,8 +26,6 @@ from ltd_pipe.labels.format import (
     LabellingFacts,
     StoreAttributes,
     TopKFacts,
-    row_bytes,
-    rows_per_chunk,
     to_float16,
     to_float32,
 )
@@ -47,8 +44,8 @@ from ltd_pipe.labels.softmax import (
 )
 from ltd_pipe.labels.softness import evenly_spaced, refuse_uniform
 from ltd_pipe.labels.verify import verify_store
-from ltd_pipe.labels.writer import build_store, require_replaceable
-from ltd_pipe.publish import exclusive, replace_tree, require_free
+from ltd_pipe.labels.writer import require_replaceable, write_store
+from ltd_pipe.publish import exclusive, require_free
 from ltd_pipe.text import nfc
 
 if TYPE_CHECKING:
@@ -154,25 +151,16 @@ class DerivedStore:
                 changes["derived_from"] = DerivationFacts(operation="convert", sources=sources)
             return self.attributes.model_copy(update=changes)
 
-        beside = target.with_name(f".{target.name}.part")
         with exclusive(target):
-            shutil.rmtree(beside, ignore_errors=True)
-            try:
-                identity = build_store(
-                    beside,
-                    attributes,
-                    {layout: partial(rows_of, layout) for layout in layouts},
-                    progress,
-                    # In order, as files of other formats are read; the disk takes the time.
-                    threads=1,
-                )
-                if self.verify:
-                    _verify(beside, target)
-                replace_tree(beside, target)
-            finally:
-                # Gone already when all went well; made again in minutes when not.
-                shutil.rmtree(beside, ignore_errors=True)
-        return identity
+            # In order, as files of other formats are read; the disk takes the time.
+            return write_store(
+                target,
+                attributes,
+                {layout: partial(rows_of, layout) for layout in layouts},
+                replace=replace,
+                progress=progress,
+                check=partial(_verify, target) if self.verify else None,
+            )
 
     def _rows(
         self, first: int, last: int, top_k: int | None, distances: list[NDArray[np.float32]]
@@ -190,7 +178,7 @@ class DerivedStore:
         return rows | {name: getattr(self, name)[first:last] for name in _ALWAYS}
 
 
-def _verify(beside: Path, target: Path) -> None:
+def _verify(target: Path, beside: Path) -> None:
     try:
         verify_store(beside)
         store = SoftLabels.open(beside)
@@ -251,7 +239,7 @@ def chunk_rows(sources: Sequence[SoftLabels], attributes: StoreAttributes) -> in
     """
     lengths = [(each.arrays["labels"].layout.rows, each.num_samples) for each in sources]
     top_k = attributes.top_k.k if attributes.top_k else None
-    default = rows_per_chunk(row_bytes(attributes, top_k))
+    default = attributes.rows_per_chunk(top_k)
     rows = max((rows for rows, samples in lengths if rows < samples), default=default)
     return min(rows, attributes.num_samples)
 

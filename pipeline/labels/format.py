@@ -249,9 +249,7 @@ class TopKFacts(_Facts):
 
     @classmethod
     def measured(cls, k: int, distances: NDArray[np.float32]) -> TopKFacts:
-        """By the distances of all samples, of shape (N,) or (N, V); NaN where they are unknown."""
-        if np.isnan(distances).any():
-            return cls(k=k)
+        """By the distances of all samples, of shape (N,) or (N, V)."""
         mean, worst = float(distances.mean(dtype=np.float64)), float(distances.max())
         return cls(k=k, total_variation=DistanceFacts.measured(mean, worst, len(distances)))
 
@@ -346,6 +344,15 @@ class StoreFacts(_Facts):
         views = self.views.count
         return ArrayLayout(name, self.num_samples, self.num_classes, rows, views, top_k or 0)
 
+    def rows_per_chunk(self, top_k: int | None = None) -> int:
+        """Whole rows in a chunk: about 8 MiB of the widest array, at most 8192 rows.
+
+        All arrays of a store have the same, so that one part of the samples is one file of each.
+        """
+        names = SPARSE if top_k else ("soft_labels",)
+        widest = max(self.layout(name, 1, top_k).payload_bytes for name in names)
+        return min(max(_CHUNK_BYTES // widest, 1), _CHUNK_ROWS)
+
 
 class StoreAttributes(StoreFacts):
     """All of the attribute `ltd_pipe`, less `format` and `version`."""
@@ -439,20 +446,6 @@ def _refused(first: ErrorDetails, where: object) -> StoreError:
     # Keys, too, may hold what moves a terminal's cursor.
     key = ".".join(ascii(part).strip("'")[:80] for part in (ATTRIBUTE, *first["loc"]))
     return StoreError(where, f"{key}: {first['msg']}", found=ascii(first["input"])[:80])
-
-
-def rows_per_chunk(row_bytes: int) -> int:
-    """Whole rows in a chunk: about 8 MiB of the widest array, at most 8192 rows.
-
-    All arrays of a store have the same, so that one part of the samples is one file of each.
-    """
-    return min(max(_CHUNK_BYTES // row_bytes, 1), _CHUNK_ROWS)
-
-
-def row_bytes(facts: StoreFacts, top_k: int | None = None) -> int:
-    """Size of one sample's part of the widest array of a store, for `rows_per_chunk`."""
-    names = SPARSE if top_k else ("soft_labels",)
-    return max(facts.layout(name, 1, top_k).payload_bytes for name in names)
 
 
 # --- What a store says of itself: the group's zarr.json, and each array's.

@@ -23,8 +23,6 @@ from ltd_pipe.labels.format import (
     StoreFacts,
     TeacherFacts,
     ViewFacts,
-    row_bytes,
-    rows_per_chunk,
 )
 from ltd_pipe.labels.on_device import Replay
 from ltd_pipe.labels.softmax import solve_temperature
@@ -217,7 +215,7 @@ class LabellingRun:
         return StoreWriter(
             self._state,
             self._facts,
-            keep_logits=params.logits and dense and len(self._labeller.teachers) == 1,
+            keep_logits=params.logits,
             rows=aligned_rows(self._facts, params.top_k, params.batch_size, params.chunk_rows),
             top_k=params.top_k,
             temperature=None if dense else float(self._temperature),
@@ -314,5 +312,5 @@ def aligned_rows(
     A run that is interrupted goes on at a chunk's end. The batches after it must then be those
     of an uninterrupted run, since a network's rounding depends on the batch that an image is in.
     """
-    rows = wanted or rows_per_chunk(row_bytes(facts, top_k))
+    rows = wanted or facts.rows_per_chunk(top_k)
     return max(rows // batch_size, 1) * batch_size

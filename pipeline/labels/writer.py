@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.core.group import ConsolidatedMetadata, GroupMetadata
 
-from ltd_pipe.errors import JoinError, ParamsError, StoreError, WriteError
+from ltd_pipe.errors import JoinError, StoreError, WriteError
 from ltd_pipe.images.manifest import fingerprint
 from ltd_pipe.labels.card import CARD, write_card
 from ltd_pipe.labels.format import (
@@ -23,9 +23,6 @@ from ltd_pipe.labels.format import (
     StoreAttributes,
     StoreFacts,
     TopKFacts,
-    row_bytes,
-    rows_per_chunk,
-    to_float32,
 )
 from ltd_pipe.labels.layout import SPARSE
 from ltd_pipe.labels.manifest import MANIFEST, format_manifest
@@ -35,8 +32,6 @@ from ltd_pipe.labels.softmax import (
     require_temperature,
     require_top_k,
     round_logits,
-    round_soft_labels,
-    round_topk,
     softened_half,
     solve_temperature,
     total_variation,
@@ -81,15 +76,14 @@ class StoreWriter:
         All attributes but the temperature. Of several teachers, each one's logits are
         appended, and the soft label is the average of their probabilities.
     keep_logits : bool
-        Publish the logits too; several teachers have none in common.
-    source : {"logits", "soft_labels"}
-        What `append` is given.
+        Publish the logits too, where there is one row of them that gives the soft label: of dense
+        labels of one teacher.
     rows : int, optional
-        Rows per chunk; see `rows_per_chunk`. Never more than there are samples.
+        Rows per chunk; see `StoreFacts.rows_per_chunk`. Never more than there are samples.
     top_k : int, optional
         Store so many probabilities per row.
     temperature : float, optional
-        Of a top-k store from logits.
+        Of a top-k store.
     part : Part
         The chunks to fill. Several writers may fill different parts of one state folder at a
         time, and one of the whole publishes them.
@@ -110,44 +104,31 @@ class StoreWriter:
         facts: StoreFacts,
         *,
         keep_logits: bool,
-        source: Literal["logits", "soft_labels"] = "logits",
         rows: int | None = None,
         top_k: int | None = None,
         temperature: float | None = None,
         part: Part = WHOLE,
         context: Mapping[str, Any] | None = None,
     ) -> None:
-        if keep_logits and (source != "logits" or len(facts.teachers) > 1 or top_k):
-            raise ParamsError(
-                "label.logits",
-                "only the dense labels of one teacher have logits",
-                remedy="Set it false.",
-            )
+        # Without the temperature: labels at another one are derived from the same logits.
+        key: dict[str, Any] = {"facts": facts.decides, "context": context}
         if top_k is not None:
             require_top_k("label.top_k", top_k, facts.num_classes)
-        if top_k and source == "logits" and temperature is None:
-            raise ValueError("a top-k store from logits needs its temperature")
-        self.state, self.facts = state, facts
-        self._keep_logits, self._source, self._part = keep_logits, source, part
-        self._top_k, self._temperature = top_k, temperature
-        self._teachers = [f"logits-{number}" for number in range(max(len(facts.teachers), 1))]
-        # One chunk of few samples needs no padding.
-        self._rows = min(rows or rows_per_chunk(row_bytes(facts, top_k)), facts.num_samples)
-        # Without the temperature: labels at another one are derived from the same logits.
-        key: dict[str, Any] = {"facts": facts.decides, "source": source, "rows": self._rows}
-        if top_k:
             key |= {"top_k": top_k, "temperature": temperature}
-        if context:
-            key |= {"context": dict(context)}
-        names = {"labels": "labels", "sample_hash": "sample_hash"}
-        if top_k:
+        self.state, self.facts = state, facts
+        self._part, self._top_k, self._temperature = part, top_k, temperature
+        self._teachers = [f"logits-{number}" for number in range(max(len(facts.teachers), 1))]
+        self._keep_logits = keep_logits and top_k is None and len(self._teachers) == 1
+        # One chunk of few samples needs no padding.
+        self._rows = min(rows or facts.rows_per_chunk(top_k), facts.num_samples)
+        names = {name: name for name in ("labels", "sample_hash")}
+        if top_k is not None:
             names |= {name: name for name in (*SPARSE, "topk_distance")}
-        elif source == "soft_labels":
-            names |= {"soft_labels": "soft_labels"}
         else:
             names |= dict.fromkeys(self._teachers, "logits")
         columns = {column: self._layout(name) for column, name in names.items()}
         self._num_chunks = columns["labels"].num_chunks
+        key["rows"] = self._rows
         self._staged = StagedColumns(state, key, columns, part.chunks(self._num_chunks))
 
     def _layout(self, name: str) -> ArrayLayout:
@@ -168,7 +149,7 @@ class StoreWriter:
 
     def append(
         self,
-        answers: NDArray[np.floating[Any]],
+        logits: NDArray[np.floating[Any]],
         labels: NDArray[np.integer[Any]],
         sample_hash: NDArray[np.uint64],
     ) -> None:
@@ -176,70 +157,33 @@ class StoreWriter:
 
         Parameters
         ----------
-        answers : ndarray of shape (n, K), or (n, V, K) of several views
-            Logits or soft labels, as `source` says; float16 or float32. Of M teachers, M of
-            them: an axis before the others. One that cannot be stored is a StoreError that names
-            the sample.
+        logits : ndarray of shape (n, K), or (n, V, K) of several views
+            In float16 or float32. Of M teachers, M of them: an axis before the others. One that
+            cannot be stored is a StoreError that names the sample.
         labels : ndarray of shape (n,)
             Classes, -1 where unknown.
         sample_hash : ndarray of shape (n,), dtype uint64
             Of the images.
         """
-        first = self._first_of(labels, sample_hash)
-        shape = (len(labels), *self.facts.layout("logits").row_shape)
-        stacked = answers[None] if answers.shape == shape else answers
-        if stacked.shape != (len(self._teachers), *shape):
-            raise ValueError(f"expected answers of shape {shape}, found {answers.shape}")
-        rows: dict[str, NDArray[Any]]
-        if self._source == "soft_labels":
-            rows = {"soft_labels": round_soft_labels(stacked[0], first, self.state)}
-        else:
-            rows = {
-                name: round_logits(logits, first, self.state)
-                for name, logits in zip(self._teachers, stacked, strict=True)
-            }
-        if self._top_k:
-            soft = to_float32(stacked[0])
-            if self._source == "logits":
-                assert self._temperature is not None  # noqa: S101
-                soft = mean_softened([*stacked], self._temperature)
+        count, samples = len(labels), self.rows_left[: len(labels)]
+        shape = (count, *self.facts.layout("logits").row_shape)
+        stacked = logits[None] if logits.shape == shape else logits
+        if stacked.shape != (len(self._teachers), *shape) or sample_hash.shape != (count,):
+            raise ValueError(f"expected logits of shape {shape} and as many labels and hashes")
+        if len(samples) < count or (np.diff(samples) != 1).any():
+            raise ValueError(f"{count} samples, and not so many are missing one after the other")
+        first = int(samples[0]) if count else 0
+        rows: dict[str, NDArray[Any]] = {
+            name: round_logits(each, first, self.state)
+            for name, each in zip(self._teachers, stacked, strict=True)
+        }
+        if self._top_k is not None:
+            assert self._temperature is not None  # noqa: S101
+            soft = mean_softened([*stacked], self._temperature)
             indices, probs = largest(soft, self._top_k)
             distance = total_variation(soft, indices, probs)
             rows = {"topk_indices": indices, "topk_probs": probs, "topk_distance": distance}
         self._staged.append({"labels": labels, "sample_hash": sample_hash, **rows})
-
-    def append_topk(
-        self,
-        indices: NDArray[np.integer[Any]],
-        probs: NDArray[np.floating[Any]],
-        labels: NDArray[np.integer[Any]],
-        sample_hash: NDArray[np.uint64],
-    ) -> None:
-        """Take the next n samples of a top-k store, of which no more is known.
-
-        `indices`, in any order, and `probs` are of shape (n, k), or (n, V, k) of several views.
-        """
-        shape = (len(labels), *self._layout("topk_probs").row_shape)
-        if not self._top_k or indices.shape != shape or probs.shape != shape:
-            raise ValueError(f"expected {shape}, found {indices.shape} and {probs.shape}")
-        first = self._first_of(labels, sample_hash)
-        classes, rounded = round_topk(indices, probs, self.facts.num_classes, first, self.state)
-        rows = {"topk_indices": classes, "topk_probs": rounded}
-        rows["topk_distance"] = np.full(shape[:-1], np.nan, np.float32)
-        self._staged.append({"labels": labels, "sample_hash": sample_hash, **rows})
-
-    def _first_of(self, labels: NDArray[np.integer[Any]], sample_hash: NDArray[np.uint64]) -> int:
-        """The first of the samples that are appended next, which must follow each other."""
-        count = len(labels)
-        if sample_hash.shape != labels.shape:
-            raise ValueError(f"{count} labels and {len(sample_hash)} sample hashes")
-        samples = self.rows_left[:count]
-        if len(samples) < count:
-            raise ValueError(f"{count} samples, and only {len(samples)} are missing")
-        first, last = (int(samples[0]), int(samples[-1])) if count else (0, -1)
-        if last - first != count - 1:
-            raise ValueError(f"between samples {first} and {last} are some that are not missing")
-        return first
 
     def solve_temperature(self, target_top_probability: float) -> float:
         """The temperature for `publish`, from all samples; see `softmax.solve_temperature`."""
@@ -264,14 +208,7 @@ class StoreWriter:
                 parts.append(rows[:, 0] if self._top_k else rows.argmax(axis=1))
             yield labels, np.concatenate(parts).astype(np.int64)
 
-    def publish(
-        self,
-        target: Path,
-        temperature: float,
-        *,
-        replace: bool = False,
-        progress: Callable[[int], None] | None = None,
-    ) -> str:
+    def publish(self, target: Path, temperature: float, *, replace: bool = False) -> str:
         """Write soft labels, metadata and manifest, and give the store its name by one rename.
 
         Parameters
@@ -279,11 +216,9 @@ class StoreWriter:
         target : Path
             The store.
         temperature : float
-            Logits are divided by it. Of given soft labels it only says how they were made.
+            Logits are divided by it.
         replace : bool
             Replace a store that is there.
-        progress : callable, optional
-            Called with the number of samples just softened, N in all.
 
         Returns
         -------
@@ -305,35 +240,30 @@ class StoreWriter:
             raise ValueError(f"written at temperature {self._temperature}, not {temperature}")
         self._require_complete()
         self._require_fingerprint()
-        beside = target.with_name(f".{target.name}.part")
-        shutil.rmtree(beside, ignore_errors=True)
-        known = {name: getattr(self.facts, name) for name in StoreFacts.model_fields}
-        if self._top_k:
-            distances = self._staged.column("topk_distance").read()
-            known["top_k"] = TopKFacts.measured(self._top_k, distances)
-        attributes = StoreAttributes(**known, temperature=temperature)
-        sources = self._sources(temperature)
-        identity = build_store(beside, lambda: attributes, sources, progress, _THREADS)
-        replace_tree(beside, target)
-        remove_state(self.state)
-        return identity
-
-    def _sources(self, temperature: float) -> dict[ArrayLayout, ChunkSource]:
-        columns = {name: name for name in ("labels", "sample_hash")}
-        columns |= {name: name for name in (SPARSE if self._top_k else ("soft_labels",))}
+        published, top_k = {"labels": "labels", "sample_hash": "sample_hash"}, None
         if self._keep_logits:
-            columns["logits"] = self._teachers[0]
+            published["logits"] = self._teachers[0]
+        if self._top_k is not None:
+            published |= {name: name for name in SPARSE}
+            distances = self._staged.column("topk_distance").read()
+            top_k = TopKFacts.measured(self._top_k, distances)
         sources: dict[ArrayLayout, ChunkSource] = {
             self._layout(name): partial(self._staged.chunk_path, column)
-            for name, column in columns.items()
+            for name, column in published.items()
         }
-        if self._source == "logits" and not self._top_k:
+        if self._top_k is None:
             teachers = [self._staged.column(name) for name in self._teachers]
             # From the logits as they are stored, so that one can be checked against the other.
             sources[self._layout("soft_labels")] = lambda chunk: softened_half(
                 [teacher.chunk(chunk) for teacher in teachers], temperature
             )
-        return sources
+        facts = {name: getattr(self.facts, name) for name in StoreFacts.model_fields}
+        attributes = StoreAttributes(**facts, temperature=temperature, top_k=top_k)
+        identity = write_store(
+            target, lambda: attributes, sources, replace=replace, threads=_THREADS
+        )
+        remove_state(self.state)
+        return identity
 
     def _require_complete(self) -> None:
         self.flush()
@@ -381,86 +311,90 @@ def require_replaceable(target: Path, *, replace: bool) -> None:
 
 def write_store(
     target: Path,
-    attributes: StoreAttributes,
-    answers: NDArray[np.floating[Any]],
-    labels: NDArray[np.integer[Any]],
-    sample_hash: NDArray[np.uint64],
-    *,
-    source: Literal["logits", "soft_labels"] = "logits",
-    keep_logits: bool = False,
-    rows: int | None = None,
-    top_k: int | None = None,
-    replace: bool = False,
-) -> str:
-    """Write a store whose rows are all in memory, as `StoreWriter`; gives its identity."""
-    state = target.with_name(f".{target.name}.draft")
-    shutil.rmtree(state, ignore_errors=True)
-    writer = StoreWriter(
-        state,
-        attributes,
-        keep_logits=keep_logits,
-        source=source,
-        rows=rows,
-        top_k=top_k,
-        temperature=attributes.temperature if top_k else None,
-    )
-    writer.append(answers, labels, sample_hash)
-    return writer.publish(target, attributes.temperature, replace=replace)
-
-
-def build_store(
-    folder: Path,
     attributes: Callable[[], StoreAttributes],
     sources: Mapping[ArrayLayout, ChunkSource],
-    progress: Callable[[int], None] | None = None,
+    *,
+    replace: bool = False,
     threads: int = 1,
+    progress: Callable[[int], None] | None = None,
+    check: Callable[[Path], None] | None = None,
 ) -> str:
-    """Lay out all files of a store in a folder that nobody reads yet; gives its identity.
+    """Lay out all files of a store in a folder beside it, and give that its name by one rename.
 
     Parameters
     ----------
-    folder : Path
-        An absent or empty folder.
+    target : Path
+        The store.
     attributes : callable
         Gives the StoreAttributes; called when all chunks are there.
     sources : dict of ArrayLayout to callable
         Gives the content of chunk number i: its rows, or a finished chunk file. Asked in order,
         unless there are several threads.
-    progress : callable, optional
-        Called with the number of samples just laid out.
+    replace : bool
+        Replace a store that is there.
     threads : int
         Chunks in the making at a time, each on a thread of its own. More than there are cores
         pay, since much of the time goes to waiting for the disk.
-    """
-    store, layout = DurableStore(folder), next(iter(sources))
+    progress : callable, optional
+        Called with the number of samples just laid out.
+    check : callable, optional
+        Called with the folder before it gets its name; raises where it should not.
 
-    def build(chunk: int) -> int:
+    Returns
+    -------
+    str
+        The store's identity.
+    """
+    require_replaceable(target, replace=replace)
+    beside = target.with_name(f".{target.name}.part")
+    # What a killed process has left.
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        store = DurableStore(beside)
+        _write_chunks(store, sources, threads, progress)
+        known = attributes()
+        arrays = {array.name: array.metadata() for array in sources}
+        consolidated = ConsolidatedMetadata(metadata={**arrays})
+        group = GroupMetadata({ATTRIBUTE: known.to_json()}, consolidated_metadata=consolidated)
+        with writing(beside):
+            deque(zarr.create_hierarchy(store=store, nodes={"": group, **arrays}), maxlen=0)
+        write_card(beside, known, [*sources])
+        hashes = store.hashes | {CARD: sha256_file(beside / CARD)}
+        write_text(beside / MANIFEST, format_manifest(hashes))
+        flush_tree(beside)
+        identity = sha256_file(beside / MANIFEST)
+        if check is not None:
+            check(beside)
+        replace_tree(beside, target)
+    finally:
+        # Gone already when all went well; made again in minutes when not.
+        shutil.rmtree(beside, ignore_errors=True)
+    return identity
+
+
+def _write_chunks(
+    store: DurableStore,
+    sources: Mapping[ArrayLayout, ChunkSource],
+    threads: int,
+    progress: Callable[[int], None] | None,
+) -> None:
+    layout = next(iter(sources))
+
+    def write(chunk: int) -> int:
         for array, source in sources.items():
             content = source(chunk)
             if isinstance(content, Path):
-                with writing(folder / array.chunk_name(chunk)):
+                with writing(store.root / array.chunk_name(chunk)):
                     store.link(content, array.chunk_name(chunk))
             else:
                 store.write_chunk(array.name, array, chunk, content)
         return layout.rows_in(chunk)
 
-    chunks = range(layout.num_chunks)
     with ThreadPoolExecutor(threads, thread_name_prefix="build") as pool:
         try:
-            for rows in (map if threads == 1 else pool.map)(build, chunks):
+            for rows in (map if threads == 1 else pool.map)(write, range(layout.num_chunks)):
                 if progress is not None:
                     progress(rows)
         finally:
             # After an error no further chunk begins.
             pool.shutdown(cancel_futures=True)
-    known = attributes()
-    arrays = {array.name: array.metadata() for array in sources}
-    consolidated = ConsolidatedMetadata(metadata={**arrays})
-    group = GroupMetadata({ATTRIBUTE: known.to_json()}, consolidated_metadata=consolidated)
-    with writing(folder):
-        deque(zarr.create_hierarchy(store=store, nodes={"": group, **arrays}), maxlen=0)
-    write_card(folder, known, [*sources])
-    hashes = store.hashes | {CARD: sha256_file(folder / CARD)}
-    write_text(folder / MANIFEST, format_manifest(hashes))
-    flush_tree(folder)
-    return sha256_file(folder / MANIFEST)

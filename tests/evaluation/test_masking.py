@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from made_answers import write_store
 from refusals import refused
 from torch import nn
 from torch.nn import functional
@@ -21,7 +22,6 @@ from ltd_pipe.images.sources import open_source
 from ltd_pipe.images.stream import ImageStream
 from ltd_pipe.labels import SoftLabels
 from ltd_pipe.labels.format import DatasetFacts, StoreAttributes, TeacherFacts
-from ltd_pipe.labels.writer import write_store
 from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.params import PrepareParams, TrainParams
 from ltd_pipe.report.surface import draw_surface

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_answers import write_store
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import to_tensor
@@ -17,7 +18,6 @@ from torchvision.transforms.functional import to_tensor
 from ltd_pipe.images.manifest import fingerprint, sample_hash
 from ltd_pipe.images.sources import FolderSource
 from ltd_pipe.labels.format import DatasetFacts, StoreAttributes, TeacherFacts
-from ltd_pipe.labels.writer import write_store
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,6 +1,6 @@
 """What the stores tests/labels/golden*.zarr hold, and how they were written.
 
-After a change of the format: python tests/labels/golden_store.py
+After a change of the format: PYTHONPATH=tests python tests/labels/golden_store.py
 """
 
 import shutil
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from made_answers import write_store
 
 from ltd_pipe.images.manifest import fingerprint
 from ltd_pipe.labels.format import (
@@ -17,7 +18,6 @@ from ltd_pipe.labels.format import (
     TeacherFacts,
     ViewFacts,
 )
-from ltd_pipe.labels.writer import write_store
 
 LABELS = np.array([0, 1, 2, 0, -1], np.int32)
 HASHES = np.array([1, 2**63, 2**64 - 1, 0x0123456789ABCDEF, 5], np.uint64)

@@ -4,7 +4,7 @@ import pytest
 from refusals import refused
 
 from ltd_pipe.errors import StoreError
-from ltd_pipe.labels.format import parse_attributes, rows_per_chunk
+from ltd_pipe.labels.format import parse_attributes
 from ltd_pipe.labels.softmax import row_sum_tolerance
 
 
@@ -130,11 +130,12 @@ def test_impossible_attributes_are_refused(answers, change, fields):
 
 
 @pytest.mark.parametrize(
-    ("row_bytes", "rows"), [(2, 8192), (20, 8192), (2000, 4194), (2**23, 1), (2**30, 1)]
+    ("classes", "rows"), [(1, 8192), (10, 8192), (1000, 4194), (2**22, 1), (2**29, 1)]
 )
-def test_chunks_are_whole_rows_of_about_8_mib(row_bytes, rows):
+def test_chunks_are_whole_rows_of_about_8_mib(answers, classes, rows):
     """Never more than 8192 rows, never none."""
-    assert rows_per_chunk(row_bytes) == rows
+    facts = answers.attributes.model_copy(update={"num_classes": classes})
+    assert facts.rows_per_chunk() == rows
 
 
 @pytest.mark.parametrize("num_classes", [1, 10, 1000, 21841])

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from made_answers import give_store, write_store
 from refusals import refused
 
 from ltd_pipe.errors import JoinError, StoreError
@@ -15,7 +16,7 @@ from ltd_pipe.labels.labelling import Labeller
 from ltd_pipe.labels.on_device import Replay
 from ltd_pipe.labels.recompute import TOLERANCE, order_of_teachers, recompute
 from ltd_pipe.labels.verify import verify_store
-from ltd_pipe.labels.writer import StoreWriter, write_store
+from ltd_pipe.labels.writer import StoreWriter
 from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.models.registry import build
 
@@ -162,9 +163,7 @@ def without_logits(store, folder):
     """The same, published as soft labels alone."""
     target = folder / "s.zarr"
     rows = store.gather(np.arange(240))
-    write_store(
-        target, store.attributes, rows, store.labels, store.sample_hash, source="soft_labels"
-    )
+    give_store(target, store.attributes, store.labels, store.sample_hash, soft_labels=rows)
     return SoftLabels.open(target)
 
 
@@ -193,7 +192,7 @@ def test_a_misnamed_temperature_is_found(store, teachers, train_stream, tmp_path
     attributes = store.attributes.model_copy(update={"temperature": 2.1})
     rows = store.gather(np.arange(240))
     target = tmp_path / "s.zarr"
-    write_store(target, attributes, rows, store.labels, store.sample_hash, source="soft_labels")
+    give_store(target, attributes, store.labels, store.sample_hash, soft_labels=rows)
     with refused(StoreError, where=target, what="view 0: probability"):
         ask(SoftLabels.open(target), teachers[:1], train_stream)
 
@@ -208,16 +207,8 @@ def test_sparse_rows_that_leave_out_a_large_class_are_found(
     attributes = store.attributes.model_copy(
         update={"top_k": store.attributes.top_k.model_copy(update={"k": 3})}
     )
-    facts = {name: getattr(attributes, name) for name in StoreFacts.model_fields}
-    writer = StoreWriter(
-        tmp_path / "draft",
-        StoreFacts(**facts),
-        keep_logits=False,
-        source="soft_labels",
-        top_k=3,
-    )
-    writer.append_topk(indices, probs, store.labels, store.sample_hash)
-    writer.publish(tmp_path / "s.zarr", 2.0)
+    rows = {"topk_indices": indices, "topk_probs": probs}
+    give_store(tmp_path / "s.zarr", attributes, store.labels, store.sample_hash, **rows)
     with refused(StoreError, where=tmp_path / "s.zarr", what="sample 0, view 0: probability"):
         ask(SoftLabels.open(tmp_path / "s.zarr"), teachers[:1], train_stream)
 

@@ -12,7 +12,14 @@ from refusals import refused
 
 from ltd_pipe.errors import ParamsError, StoreError
 from ltd_pipe.labels import SoftLabels
-from ltd_pipe.labels.softmax import expand, largest, soften, spread, total_variation
+from ltd_pipe.labels.softmax import (
+    expand,
+    largest,
+    round_topk,
+    soften,
+    spread,
+    total_variation,
+)
 from ltd_pipe.labels.softness import Softness
 from ltd_pipe.labels.verify import verify_store
 from ltd_pipe.labels.writer import StoreWriter
@@ -149,7 +156,7 @@ def test_a_store_is_asked_for_what_it_has(answers, making, tmp_path):
 
 
 def open_sparse(path, answers, **options):
-    settings = {"keep_logits": False, "source": "soft_labels", "top_k": 2, "rows": 4} | options
+    settings = {"keep_logits": False, "temperature": 2.0, "top_k": 2, "rows": 4} | options
     return StoreWriter(path, answers.attributes, **settings)
 
 
@@ -166,22 +173,18 @@ def test_impossible_numbers_of_ranks_are_refused(answers, tmp_path, top_k):
         open_sparse(tmp_path / "state", answers, top_k=top_k)
 
 
-def test_logits_beside_ranks_are_refused(answers, tmp_path):
+def test_no_logits_stand_beside_ranks(answers, tmp_path):
     """They would be K numbers per row after all."""
-    with refused(ParamsError, where="label.logits", what="dense"):
-        open_sparse(tmp_path / "state", answers, source="logits", keep_logits=True)
+    answers.write(tmp_path / "a.zarr", top_k=2, keep_logits=True)
+    assert not SoftLabels.open(tmp_path / "a.zarr").has_logits
 
 
-def test_ranks_that_somebody_else_chose_are_stored(answers, tmp_path):
-    """In any order; how far they are from the dense labels is then not known."""
-    soft = soften(answers.logits, 2.0)
-    indices, probs = largest(soft, 2)
-    writer = open_sparse(tmp_path / "state", answers)
-    writer.append_topk(indices[:, ::-1], probs[:, ::-1], answers.labels, answers.sample_hash)
-    writer.publish(tmp_path / "a.zarr", 2.0)
-    store = SoftLabels.open(tmp_path / "a.zarr")
-    np.testing.assert_array_equal(store.gather_topk(np.arange(11))[0], indices)
-    assert store.attributes.top_k.total_variation is None
+def test_ranks_that_somebody_else_chose_are_put_in_order(answers):
+    """By falling probability, whatever order they came in."""
+    indices, probs = largest(soften(answers.logits, 2.0), 2)
+    found = round_topk(indices[:, ::-1], probs[:, ::-1], 3, 0, "x")
+    np.testing.assert_array_equal(found[0], indices)
+    np.testing.assert_array_equal(found[1], probs)
 
 
 WRONG_RANKS = {
@@ -211,11 +214,10 @@ WRONG_RANKS = {
 
 
 @pytest.mark.parametrize(("indices", "probs", "fault"), WRONG_RANKS.values(), ids=WRONG_RANKS)
-def test_ranks_that_are_no_distribution_are_refused(answers, tmp_path, indices, probs, fault):
+def test_ranks_that_are_no_distribution_are_refused(answers, indices, probs, fault):
     """Each is one StoreError that names the sample."""
-    writer = open_sparse(tmp_path / "state", answers)
     good = largest(soften(answers.logits[:3], 2.0), 2)
     classes = np.concatenate([good[0], indices])
     numbers = np.concatenate([good[1], np.float16(probs)])
-    with refused(StoreError, where=tmp_path / "state", **fault):
-        writer.append_topk(classes, numbers, answers.labels[:4], answers.sample_hash[:4])
+    with refused(StoreError, where="x", **fault):
+        round_topk(classes, numbers, 3, 0, "x")

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import sklearn.datasets
+from made_answers import write_store
 
 from ltd_pipe.evaluation.results import Metrics, Samples, Score, Settings
 from ltd_pipe.evaluation.statistics import mean_gap, reliability
@@ -14,7 +15,6 @@ from ltd_pipe.images.beton import open_beton, write_beton
 from ltd_pipe.images.sources import ArraySource
 from ltd_pipe.labels.format import DatasetFacts, StoreAttributes, TeacherFacts
 from ltd_pipe.labels.reader import SoftLabels
-from ltd_pipe.labels.writer import write_store
 from ltd_pipe.models.checkpoint import save_classifier
 from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.models.registry import build

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from made_answers import write_store
 from PIL import Image
 from refusals import refused
 
 from ltd_pipe.labels import SoftLabels
-from ltd_pipe.labels.writer import write_store
 from ltd_pipe.models.checkpoint import load_classifier
 from ltd_pipe.models.facts import read_facts
 
@@ -250,7 +250,7 @@ def test_by_default_nothing_is_overwritten(ltd_pipe, project):
 
 
 def permute_two_rows(path):
-    from ltd_pipe.labels.writer import write_store
+    from made_answers import write_store
 
     store = SoftLabels.open(path)
     order = np.arange(store.num_samples)

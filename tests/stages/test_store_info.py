@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_answers import give_store, write_store
 
 from ltd_pipe.images.manifest import fingerprint
 from ltd_pipe.labels import SoftLabels
@@ -20,7 +21,6 @@ from ltd_pipe.labels.format import (
     ViewFacts,
 )
 from ltd_pipe.labels.signature import sign_store
-from ltd_pipe.labels.writer import write_store
 
 
 @pytest.fixture
@@ -183,14 +183,8 @@ def test_warnings_go_to_stderr(ltd_pipe, make_store, tmp_path):
     """As good as uniform: what `label` warns of."""
     store = SoftLabels.open(make_store())
     flat = np.full((6, 3), 1 / 3, np.float32)
-    write_store(
-        tmp_path / "flat.zarr",
-        store.attributes,
-        flat,
-        store.labels,
-        store.sample_hash,
-        source="soft_labels",
-    )
+    given = store.attributes, store.labels, store.sample_hash
+    give_store(tmp_path / "flat.zarr", *given, soft_labels=flat)
     outcome = ltd_pipe("store", "info", tmp_path / "flat.zarr")
     assert "warning: The soft labels are as good as uniform" in outcome.err
     assert "warning:" not in outcome.out

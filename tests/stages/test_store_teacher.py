@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_answers import write_store
 
 from ltd_pipe.images.beton import write_beton
 from ltd_pipe.images.decode import RESIZE
 from ltd_pipe.images.sources import open_source
 from ltd_pipe.labels import SoftLabels
-from ltd_pipe.labels.writer import write_store
 from ltd_pipe.models.registry import build
 from ltd_pipe.params import PrepareParams
 from ltd_pipe.provenance import code_commit

@@ -6,11 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from made_answers import attributes, make_answers
+from made_answers import attributes, make_answers, write_store
 
 from ltd_pipe.errors import StoreError
 from ltd_pipe.labels.reader import SoftLabels
-from ltd_pipe.labels.writer import write_store
 from ltd_pipe.params import TrainParams
 from ltd_pipe.training import softness
 from ltd_pipe.training.softness import (

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+from made_answers import write_store
 
 from ltd_pipe.images.manifest import fingerprint
 from ltd_pipe.labels.format import DatasetFacts, StoreAttributes, TeacherFacts
-from ltd_pipe.labels.writer import write_store
 
 
 def make_store(target: Path, num_samples=600, num_classes=20, rows=100, **options) -> Path:
