@@ -121,8 +121,7 @@ class FileHashes(dict[str, str]):
 
     def verify(self, name: str) -> None:
         """Refuse a file whose bytes are not those that were hashed."""
-        self._folder.require_at_most(name, _MAX_FILE_BYTES)
-        with self._folder.open(name) as handle:
+        with self._folder.open(name, _MAX_FILE_BYTES, exact=False) as handle:
             self._require_hash(name, hashlib.file_digest(handle, "sha256").hexdigest())
 
     def verify_content(self, name: str, content: NDArray[Any]) -> None:
@@ -232,63 +231,52 @@ class StoreFolder:
             remedy="Fetch or make the store again.",
         )
 
-    def open(self, name: str) -> BufferedReader:
-        """Open a regular file for reading, without ever waiting for one."""
-        self.size(name)
+    def locate(self, name: str) -> Path:
+        """The file of that name, wherever the process stands by now."""
+        return Path(self._root, name)
+
+    def require_size(self, name: str, size: int, *, exact: bool = True) -> None:
+        """Refuse a file that is missing, or has not `size` bytes; or more than these."""
+        found = self.size(name)
+        if found > size or (exact and found < size):
+            refuse_pointer(self.locate(name), self.path, StoreError, name)
+            raise StoreError(
+                self.path,
+                f"{name} is {'damaged' if exact else 'too large'}",
+                expected=f"{'' if exact else 'at most '}{size} bytes",
+                found=found,
+                remedy="Fetch or make the store again.",
+            )
+
+    def open(self, name: str, size: int, *, exact: bool = True) -> BufferedReader:
+        """Open a file that `require_size` takes for reading, without ever waiting for one."""
+        self.require_size(name, size, exact=exact)
         # It may be another file by now: a link would lead elsewhere, a pipe wait for a writer.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
             handle = os.fdopen(os.open(self.locate(name), flags), "rb")
         except OSError as error:
             raise self._unreadable(name, error) from error
-        if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+        status = os.fstat(handle.fileno())
+        too_short = exact and status.st_size < size
+        if not stat.S_ISREG(status.st_mode) or status.st_size > size or too_short:
             handle.close()
-            raise StoreError(self.path, f"{name} is not a regular file")
+            raise StoreError(self.path, f"{name} changed while it was opened")
         return handle
-
-    def locate(self, name: str) -> Path:
-        """The file of that name, wherever the process stands by now."""
-        return Path(self._root, name)
-
-    def require_size(self, name: str, expected: int) -> None:
-        """Refuse a file that is missing or longer or shorter than `expected` bytes."""
-        size = self.size(name)
-        if size != expected:
-            refuse_pointer(self.locate(name), self.path, StoreError, name)
-            raise StoreError(
-                self.path,
-                f"{name} is damaged",
-                expected=f"{expected} bytes",
-                found=size,
-                remedy="Fetch or make the store again.",
-            )
 
     def read(self, name: str, limit: int) -> bytes:
         """All bytes of a small file; one of more than `limit` bytes is refused unread."""
-        self.require_at_most(name, limit)
-        with self.open(name) as handle:
+        with self.open(name, limit, exact=False) as handle:
             size = os.fstat(handle.fileno()).st_size
-            content = handle.read(min(size, limit) + 1)
+            content = handle.read(size + 1)
         if len(content) != size:
             raise StoreError(self.path, f"{name} changed while it was read")
         refuse_pointer(content, self.path, StoreError, name)
         return content
 
-    def require_at_most(self, name: str, limit: int) -> None:
-        """Refuse a file that is missing or longer than `limit` bytes."""
-        size = self.size(name)
-        if size > limit:
-            raise StoreError(
-                self.path, f"{name} is too large", expected=f"at most {limit} bytes", found=size
-            )
-
     def map(self, name: str, size: int) -> NDArray[np.uint8]:
         """The bytes of a file of exactly `size` bytes, mapped read-only, not read."""
-        self.require_size(name, size)
-        with self.open(name) as handle:
-            # To touch memory behind the end of a file ends the process.
-            if os.fstat(handle.fileno()).st_size != size:
-                raise StoreError(self.path, f"{name} changed while it was opened")
+        with self.open(name, size) as handle:
             mapped = np.memmap(handle, dtype=np.uint8, mode="r", shape=(size,))
         # A plain view: each slice of a memmap costs microseconds of bookkeeping.
         return mapped.view(np.ndarray)

@@ -7,10 +7,10 @@ import errno
 import mmap
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import google_crc32c
 import numpy as np
@@ -43,13 +43,22 @@ _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 
 class MappedArray:
-    """Addresses for `count` files of equal size; nothing is readable until it is mapped."""
+    """Files of equal size as one array; nothing is readable until it is mapped.
 
-    def __init__(self, count: int, file_bytes: int, where: Path) -> None:
+    Attributes
+    ----------
+    rows : ndarray of shape (count, *shape)
+        Of each file the first numbers, as many as `shape` has, read-only. Rows of files that were
+        not mapped must not be touched: that ends the process.
+    """
+
+    def __init__(
+        self, count: int, file_bytes: int, shape: tuple[int, ...], dtype: np.dtype[Any], where: Path
+    ) -> None:
         self._where, self._bytes = where, file_bytes
         # Mappings begin at whole pages.
-        self.stride = -(-file_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        size = count * self.stride
+        self._stride = -(-file_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        size = count * self._stride
         self._start = self._call(
             None, size, _PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE, -1
         )
@@ -57,45 +66,18 @@ class MappedArray:
         # Arrays keep these alive, not the Mapping: the addresses go with the last array.
         weakref.finalize(addresses, _libc.munmap, self._start, size)
         self._memory = np.frombuffer(memoryview(addresses), np.uint8)
-
-    def map(self, number: int, path: Path) -> None:
-        """Map one file read-only into its place."""
-        # A pipe in its place would otherwise wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        try:
-            # To touch memory behind the end of a file ends the process.
-            if os.fstat(descriptor).st_size != self._bytes:
-                raise StoreError(
-                    self._where,
-                    f"{path.name} changed while it was opened",
-                    expected=f"{self._bytes} bytes",
-                    found=os.fstat(descriptor).st_size,
-                )
-            place = self._start + number * self.stride
-            flags = mmap.MAP_SHARED | _MAP_FIXED
-            self._call(place, self._bytes, mmap.PROT_READ, flags, descriptor)
-        finally:
-            os.close(descriptor)
-
-    def rows(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """All files as one array of shape (count, *shape), each beginning with `shape` numbers.
-
-        Rows of files that were not mapped must not be touched: that ends the process.
-        """
+        self._memory.flags.writeable = False
         steps = np.cumprod((dtype.itemsize, *shape[:0:-1]))[::-1].tolist()
-        count = len(self._memory) // self.stride
-        array: NDArray[Any] = np.ndarray(
-            (count, *shape), dtype, self._memory, strides=(self.stride, *steps)
+        self.rows: NDArray[Any] = np.ndarray(
+            (count, *shape), dtype, self._memory, strides=(self._stride, *steps)
         )
-        array.flags.writeable = False
-        return array
 
-    def content(self, number: int) -> NDArray[np.uint8]:
-        """The bytes of one mapped file."""
-        start = number * self.stride
-        content: NDArray[np.uint8] = np.ndarray((self._bytes,), np.uint8, self._memory, start)
-        content.flags.writeable = False
-        return content
+    def map(self, number: int, file: IO[bytes]) -> NDArray[np.uint8]:
+        """Map one file, of the right size, read-only into its place; its bytes."""
+        first = number * self._stride
+        flags = mmap.MAP_SHARED | _MAP_FIXED
+        self._call(self._start + first, self._bytes, mmap.PROT_READ, flags, file.fileno())
+        return self._memory[first : first + self._bytes]
 
     def _call(self, place: int | None, size: int, protection: int, flags: int, file: int) -> int:
         address = _libc.mmap(place, size, protection, flags, file, 0)
@@ -116,30 +98,6 @@ class MappedArray:
 
 
 _MAX_THREADS = 8
-
-
-def check_chunk(
-    folder: StoreFolder, layout: ArrayLayout, chunk: int, content: NDArray[np.uint8]
-) -> NDArray[Any]:
-    """Refuse the bytes of a chunk file whose checksum is wrong, or with a number that no store has.
-
-    Gives its rows, of shape (rows, *row_shape), in the same memory and with the padding, which is
-    not looked at.
-    """
-    payload, stored = content[: layout.payload_bytes], content[layout.payload_bytes :]
-    if google_crc32c.value(payload) != int.from_bytes(stored.tobytes(), "little"):
-        raise StoreError(
-            folder.path,
-            f"{layout.chunk_name(chunk)} is damaged: its CRC-32C is wrong",
-            remedy="Fetch or make the store again.",
-        )
-    whole: NDArray[Any] = payload.view(layout.dtype).reshape(layout.chunk_shape)
-    rows, first = whole[: layout.rows_in(chunk)], chunk * layout.rows
-    if layout.dtype == np.float16:
-        require_numbers(folder.path, layout.name, rows, first)
-    elif layout.name == "topk_indices":
-        require_class_numbers(folder.path, rows, layout.num_classes, first)
-    return whole
 
 
 class StoredArray:
@@ -168,24 +126,51 @@ class StoredArray:
         for chunk in range(0 if partial else layout.num_chunks):
             folder.require_size(layout.chunk_name(chunk), layout.file_bytes)
         self.folder, self.layout, self._hashes = folder, layout, hashes
-        self._mapping = MappedArray(layout.num_chunks, layout.file_bytes, folder.path)
+        self._mapping = MappedArray(
+            layout.num_chunks, layout.file_bytes, layout.chunk_shape, layout.dtype, folder.path
+        )
         # Shape (chunks, rows, *row_shape). A row may be touched once its chunk is checked.
-        self._rows = self._mapping.rows(layout.chunk_shape, layout.dtype)
+        self._rows = self._mapping.rows
         self._checked = np.zeros(layout.num_chunks, bool)
 
     def chunk(self, chunk: int) -> NDArray[Any]:
         """Rows of one chunk, read-only and without padding; they are checked the first time."""
-        rows: NDArray[Any] = self._rows[chunk, : self.layout.rows_in(chunk)]
         if not self._checked[chunk]:
             name = self.layout.chunk_name(chunk)
-            self.folder.require_size(name, self.layout.file_bytes)
-            self._mapping.map(chunk, self.folder.locate(name))
-            content = self._mapping.content(chunk)
-            check_chunk(self.folder, self.layout, chunk, content)
-            if self._hashes is not None:
-                self._hashes.verify_content(name, content)
+            with self.folder.open(name, self.layout.file_bytes) as file:
+                content = self._mapping.map(chunk, file)
+            self._sound(chunk, content)
             self._checked[chunk] = True
+        rows: NDArray[Any] = self._rows[chunk, : self.layout.rows_in(chunk)]
         return rows
+
+    def padded_chunk(self, chunk: int) -> NDArray[Any]:
+        """Rows of one chunk and its padding, of shape (rows, *row_shape), mapped and checked anew.
+
+        The memory goes with them.
+        """
+        content = self.folder.map(self.layout.chunk_name(chunk), self.layout.file_bytes)
+        return self._sound(chunk, content)
+
+    def _sound(self, chunk: int, content: NDArray[np.uint8]) -> NDArray[Any]:
+        """Refuse a chunk file of other bytes, or with a number that no store has; its rows."""
+        layout, where, name = self.layout, self.folder.path, self.layout.chunk_name(chunk)
+        payload, stored = content[: layout.payload_bytes], content[layout.payload_bytes :]
+        if google_crc32c.value(payload) != int.from_bytes(stored.tobytes(), "little"):
+            raise StoreError(
+                where,
+                f"{name} is damaged: its CRC-32C is wrong",
+                remedy="Fetch or make the store again.",
+            )
+        if self._hashes is not None:
+            self._hashes.verify_content(name, content)
+        whole: NDArray[Any] = payload.view(layout.dtype).reshape(layout.chunk_shape)
+        rows, first = whole[: layout.rows_in(chunk)], chunk * layout.rows
+        if layout.dtype == np.float16:
+            require_numbers(where, layout.name, rows, first)
+        elif layout.name == "topk_indices":
+            require_class_numbers(where, rows, layout.num_classes, first)
+        return whole
 
     def read(self) -> NDArray[Any]:
         """The whole array, in memory."""
@@ -265,13 +250,14 @@ class SoftLabels(Joinable):
     arrays : dict of str to StoredArray
         By name: `soft_labels`, and `logits` when the store has them, or `topk_indices` and
         `topk_probs`; `labels` and `sample_hash`.
+    folder : StoreFolder
     hashes : FileHashes
         The manifest.
     """
 
     def __init__(self, folder: StoreFolder, *, partial: bool = False) -> None:
         # Partial: some chunks are not there; touching one of those is an error.
-        self.path = folder.path
+        self.folder, self.path = folder, folder.path
         self.hashes = FileHashes(folder)
         self.identity = self.hashes.identity
         self.attributes, layouts = parse_metadata(folder.path, self.hashes.read)
@@ -279,8 +265,7 @@ class SoftLabels(Joinable):
             name: StoredArray(folder, layout, self.hashes, partial=partial)
             for name, layout in layouts.items()
         }
-        for layout in layouts.values():
-            self.hashes.require_listed(map(layout.chunk_name, range(layout.num_chunks)))
+        self.hashes.require_listed(self.chunk_names())
         self._require_memory(layouts["labels"], layouts["sample_hash"])
         self.labels: NDArray[np.int32] = self.arrays["labels"].read()
         self.sample_hash: NDArray[np.uint64] = self.arrays["sample_hash"].read()
@@ -307,6 +292,11 @@ class SoftLabels(Joinable):
         everything.
         """
         return cls(StoreFolder(path))
+
+    def chunk_names(self) -> Iterator[str]:
+        """All chunk files."""
+        for array in self.arrays.values():
+            yield from map(array.layout.chunk_name, range(array.layout.num_chunks))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Memory maps do not travel: another process opens the store itself.

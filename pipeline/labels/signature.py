@@ -62,19 +62,6 @@ class Signer:
         return f"{self.fingerprint} ({self.name})" if self.name else self.fingerprint
 
 
-def require_unsigned(path: Path, *, replace: bool) -> None:
-    """Refuse to sign a store that is signed, unless the signature may be replaced.
-
-    Raises
-    ------
-    WriteError
-        When there is one.
-    """
-    target = path / SIGNATURE
-    if (target.exists() or target.is_symlink()) and not replace:
-        raise WriteError(target, "exists already", remedy="Pass --force to replace it.")
-
-
 def sign_store(
     path: Path,
     key: Path,
@@ -112,29 +99,24 @@ def sign_store(
     MachineError
         When there is no OpenSSH.
     """
-    require_unsigned(path, replace=replace)
-    folder = StoreFolder(path)
+    target, folder = path / SIGNATURE, StoreFolder(path)
+    if (target.exists() or target.is_symlink()) and not replace:
+        raise WriteError(target, "exists already", remedy="Pass --force to replace it.")
     manifest = read_manifest(folder)
     # First, so that a passphrase is asked for at once.
     signature = _sign(key, manifest)
     verify_store(path, progress=progress)
     if read_manifest(folder) != manifest:
         raise StoreError(path, f"{MANIFEST} changed while it was verified", remedy="Run it again.")
-    write_text(path / SIGNATURE, signature)
-    signer = claimed_signer(path)
-    if signer is None:
-        raise SignatureError(path / SIGNATURE, "was removed as it was written")
+    write_text(target, signature.decode("ascii"))
+    signer = _signer(path, "check-novalidate", manifest=manifest, signature=signature)
     return hashlib.sha256(manifest).hexdigest(), signer
 
 
 def claimed_signer(path: Path) -> Signer | None:
     """Who signed a store, by a key that anyone can have made; None when it is not signed."""
-    signature = _signature(path)
-    if signature is None:
-        return None
-    with tempfile.TemporaryDirectory(prefix="ltd-pipe-") as scratch:
-        (Path(scratch) / SIGNATURE).write_bytes(signature)
-        return _check(path, "check-novalidate", "-s", f"{scratch}/{SIGNATURE}")
+    files = _signed_files(path)
+    return _signer(path, "check-novalidate", **files) if files else None
 
 
 def verify_signature(path: Path, trusted: Path) -> Signer:
@@ -165,24 +147,21 @@ def verify_signature(path: Path, trusted: Path) -> Signer:
         When there is no OpenSSH.
     """
     allowed, names = _allowed_signers(trusted)
-    signature = _signature(path)
-    if signature is None:
+    files = _signed_files(path)
+    if files is None:
         raise SignatureError(
             path,
             f"is not signed: there is no {SIGNATURE}",
             remedy="Ask whoever made it for 'ltd-pipe store sign', or for the identity.",
         )
-    claimed = claimed_signer(path)
-    with tempfile.TemporaryDirectory(prefix="ltd-pipe-") as scratch:
-        (Path(scratch) / SIGNATURE).write_bytes(signature)
-        (Path(scratch) / "allowed").write_text(allowed, encoding="utf-8")
-        files = ["-s", f"{scratch}/{SIGNATURE}", "-f", f"{scratch}/allowed"]
-        found = _keygen("-Y", "find-principals", *files)
-        principals = found.stdout.decode(errors="replace").splitlines()
-        if principals:
-            name = principals[0]
-            signer = _check(path, "verify", *files, "-I", name)
-            return Signer(signer.fingerprint, signer.kind, names.get(name, one_line(name)))
+    claimed = _signer(path, "check-novalidate", **files)
+    files["allowed"] = allowed.encode()
+    found = _keygen("find-principals", "-s", "signature", "-f", "allowed", **files)
+    principals = found.stdout.decode(errors="replace").splitlines()
+    if principals:
+        signer = _signer(path, "verify", "-f", "allowed", "-I", principals[0], **files)
+        name = names.get(principals[0], one_line(principals[0]))
+        return Signer(signer.fingerprint, signer.kind, name)
     raise SignatureError(
         path,
         f"{SIGNATURE} is by a key that is not trusted",
@@ -208,19 +187,10 @@ def signature_check(path: Path, signer: Signer | None) -> Check:
     return Check("signature", f"{claimed}; no --public-key was given", done=False)
 
 
-def _sign(key: Path, manifest: bytes) -> str:
+def _sign(key: Path, manifest: bytes) -> bytes:
     if not key.is_file():
         raise MissingError(key, "no such key", remedy="Make one with 'ssh-keygen -t ed25519'.")
-    with tempfile.TemporaryDirectory(prefix="ltd-pipe-") as scratch:
-        environment = {}
-        if PASSPHRASE_VARIABLE in os.environ:
-            answer = Path(scratch) / "answer"
-            answer.write_text(f"#!/bin/sh\nprintf '%s\\n' \"${PASSPHRASE_VARIABLE}\"\n")
-            answer.chmod(0o700)
-            environment = {"SSH_ASKPASS": str(answer), "SSH_ASKPASS_REQUIRE": "force"}
-        done = _keygen(
-            *("-Y", "sign", "-n", NAMESPACE, "-f", str(key)), given=manifest, env=environment
-        )
+    done = _keygen("sign", "-f", str(key.absolute()), manifest=manifest)
     if done.returncode:
         raise KeyFileError(
             key,
@@ -228,25 +198,26 @@ def _sign(key: Path, manifest: bytes) -> str:
             remedy=f"Without a terminal, set {PASSPHRASE_VARIABLE} to the key's passphrase. A "
             "public key signs where an agent holds the private one.",
         )
-    return done.stdout.decode("ascii")
+    return done.stdout
 
 
-def _signature(path: Path) -> bytes | None:
+def _signed_files(path: Path) -> dict[str, bytes] | None:
+    """The manifest and its signature; None when it is not signed."""
     # A small regular file in the store, or nothing: no link, pipe or terabyte.
     folder = StoreFolder(path)
     if not (path / SIGNATURE).exists() and not (path / SIGNATURE).is_symlink():
         return None
     try:
-        return read_signature(folder)
+        signature = read_signature(folder)
     except StoreError as error:
         raise SignatureError(
             path, error.what, expected=error.expected, found=error.found, remedy=error.remedy
         ) from error
+    return {"manifest": read_manifest(folder), "signature": signature}
 
 
-def _check(path: Path, how: str, *words: str) -> Signer:
-    manifest = read_manifest(StoreFolder(path))
-    done = _keygen("-Y", how, "-n", NAMESPACE, *words, given=manifest)
+def _signer(path: Path, how: str, *words: str, **files: bytes) -> Signer:
+    done = _keygen(how, "-s", "signature", *words, **files)
     good = _GOOD.match(done.stdout.decode(errors="replace"))
     if done.returncode or good is None:
         raise SignatureError(
@@ -284,26 +255,30 @@ def _allowed_signers(path: Path) -> tuple[str, dict[str, str]]:
     return "\n".join(lines) + "\n", names
 
 
-def _keygen(
-    *words: str, given: bytes = b"", env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[bytes]:
-    with tempfile.TemporaryFile() as standard_input:
-        standard_input.write(given)
-        standard_input.seek(0)
-        command = ["ssh-keygen", *words]
-        pipe, environment = subprocess.PIPE, {**os.environ, "LC_ALL": "C", **(env or {})}
-        try:
-            running = subprocess.Popen(  # noqa: S603
-                command, stdin=standard_input, stdout=pipe, stderr=pipe, env=environment
-            )
-        except FileNotFoundError as error:
-            raise MachineError(
-                "ssh-keygen",
-                "is not installed, and it makes and verifies signatures",
-                remedy="Install OpenSSH's client: openssh-client on Debian and Ubuntu, "
-                "openssh-clients on Fedora.",
-            ) from error
-        said = []
+def _keygen(how: str, *words: str, **files: bytes) -> subprocess.CompletedProcess[bytes]:
+    """Run ssh-keygen in a folder that holds these files; it is given the manifest."""
+    command = ["ssh-keygen", "-Y", how, "-n", NAMESPACE, *words]
+    environment, pipe, said = {**os.environ, "LC_ALL": "C"}, subprocess.PIPE, []
+    with tempfile.TemporaryDirectory(prefix="ltd-pipe-") as scratch:
+        folder = Path(scratch)
+        if PASSPHRASE_VARIABLE in os.environ:
+            environment |= {"SSH_ASKPASS": "./answer", "SSH_ASKPASS_REQUIRE": "force"}
+            files["answer"] = f"#!/bin/sh\nprintf '%s\\n' \"${PASSPHRASE_VARIABLE}\"\n".encode()
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+            (folder / name).chmod(0o700)
+        with (folder / "manifest").open("rb") as manifest:
+            try:
+                running = subprocess.Popen(  # noqa: S603
+                    command, stdin=manifest, stdout=pipe, stderr=pipe, env=environment, cwd=folder
+                )
+            except FileNotFoundError as error:
+                raise MachineError(
+                    "ssh-keygen",
+                    "is not installed, and it makes and verifies signatures",
+                    remedy="Install OpenSSH's client: openssh-client on Debian and Ubuntu, "
+                    "openssh-clients on Fedora.",
+                ) from error
         with running:
             for line in running.stderr or ():
                 # A token's owner has to know that it waits.

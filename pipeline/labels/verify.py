@@ -1,9 +1,9 @@
-"""Checking everything about a store that can be checked without its teacher."""
+"""Checking everything about a store: without its teacher, and by asking it again."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -11,15 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ltd_pipe.errors import JoinError, StoreError
-from ltd_pipe.images.manifest import fingerprint
-from ltd_pipe.labels.manifest import StoreFolder, verify_listing
-from ltd_pipe.labels.reader import SoftLabels, check_chunk
-from ltd_pipe.labels.softmax import require_distributions, row_sum_tolerance
+from ltd_pipe.images.manifest import fingerprint, sampled_pixels_sha256
+from ltd_pipe.labels.format import to_float32
+from ltd_pipe.labels.manifest import verify_listing
+from ltd_pipe.labels.reader import SoftLabels
+from ltd_pipe.labels.softmax import mean_softened, require_distributions, row_sum_tolerance
 
 if TYPE_CHECKING:
+    from ltd_pipe.device import Precision
+    from ltd_pipe.images.stream import Stream
     from ltd_pipe.labels.join import ImagesLike
+    from ltd_pipe.models.classifier import Classifier
 
 # Each holds one chunk of each array.
 _MAX_THREADS = 8
@@ -59,18 +64,13 @@ def verify_store(
         At the first thing that is wrong.
     """
     store = SoftLabels.open(path)
-    folder = StoreFolder(path)
-    chunks = {
-        array.layout.chunk_name(chunk)
-        for array in store.arrays.values()
-        for chunk in range(array.layout.num_chunks)
-    }
-    verify_listing(folder, store.hashes, chunks)
+    chunks = {*store.chunk_names()}
+    verify_listing(store.folder, store.hashes, chunks)
     with ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_THREADS)) as threads:
         # In their order, so that the first wrong one is always the same; hashing, checksums and
         # arithmetic let other threads run.
         counts = range(store.arrays["labels"].layout.num_chunks)
-        for rows in threads.map(partial(_verify_chunk, store, folder), counts):
+        for rows in threads.map(partial(_verify_chunk, store), counts):
             if progress is not None:
                 progress(rows)
     _verify_labels(store)
@@ -79,22 +79,18 @@ def verify_store(
     return _list_checks(store, len(chunks), joined=images is not None)
 
 
-def _verify_chunk(store: SoftLabels, folder: StoreFolder, chunk: int) -> int:
-    # Mapped anew: each is forgotten after its turn, and the bytes that are hashed are those that
-    # are looked at.
+def _verify_chunk(store: SoftLabels, chunk: int) -> int:
     rows = {}
     for name, array in store.arrays.items():
-        file = array.layout.chunk_name(chunk)
-        content = folder.map(file, array.layout.file_bytes)
-        store.hashes.verify_content(file, content)
         count, fill = array.layout.rows_in(chunk), array.layout.fill_value
-        whole = check_chunk(folder, array.layout, chunk, content)
+        # Each is forgotten after its turn.
+        whole = array.padded_chunk(chunk)
         rows[name], padding = whole[:count], whole[count:]
         if not (np.isnan(padding) if fill.dtype.kind == "f" else padding == fill).all():
             # Something is hidden behind the last row.
-            raise StoreError(
-                store.path, f"{file}: padding", expected=f"the fill value {fill[0]}", found="others"
-            )
+            what = f"{array.layout.chunk_name(chunk)}: padding"
+            expected = f"the fill value {fill[0]}"
+            raise StoreError(store.path, what, expected=expected, found="others")
     first = chunk * store.arrays["labels"].layout.rows
     require_distributions(store.path, store.attributes, rows, first)
     return len(rows["labels"])
@@ -166,3 +162,188 @@ def _list_checks(store: SoftLabels, chunk_files: int, *, joined: bool) -> list[C
         detail = "how far the rows are from all K probabilities: these are not stored"
         checks.append(Check("total variation", detail, done=False))
     return sorted(checks, key=lambda check: not check.done)
+
+
+# --- Asking the teacher again: whether it gave the answers that a store says it gave.
+
+
+# Of a row's largest logit: four steps of float16, which leaves room for the rounding of another
+# machine, of another batch, and of TF32; and what bfloat16 needs.
+TOLERANCE, TOLERANCE_OF_BFLOAT16 = 2.0**-9, 0.05
+# float16's own rounding of a probability.
+_RELATIVE, _ABSOLUTE = 2.0**-10, 2.0**-24
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """What came of asking again: how many pairs of sample and view, and the largest differences.
+
+    Without stored logits there is no `worst_logit`.
+    """
+
+    answers: int
+    worst_probability: float
+    worst_logit: float | None
+
+
+def order_of_teachers(store: SoftLabels, sha256: Sequence[str]) -> list[int]:
+    """For each teacher of the store, in its order, its place among the given checkpoints.
+
+    A StoreError when one of them is not the store's, or one of the store's was not given.
+    """
+    named = [teacher.sha256 for teacher in store.attributes.teachers]
+    known = ", ".join(f"{one[:12]}… " for one in named).rstrip() or "none"
+    for one in sha256:
+        if one not in named:
+            raise StoreError(
+                store.path,
+                "the teacher that was given is not the store's",
+                expected=known,
+                found=f"{one[:12]}…",
+                remedy="Pass the checkpoint that 'ltd-pipe store info' names.",
+            )
+    missing = [one for one in named if one not in sha256]
+    if missing or not named:
+        raise StoreError(
+            store.path,
+            "all of its teachers are needed",
+            expected=known,
+            found=f"no {missing[0][:12]}…" if missing else None,
+            remedy="Pass --teacher for each.",
+        )
+    return [list(sha256).index(one) for one in named]
+
+
+def recompute(
+    store: SoftLabels,
+    teachers: Sequence[Classifier],
+    stream: Stream,
+    *,
+    sample: int,
+    seed: int,
+    data: str,
+    tolerance: float | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Recomputed:
+    """Compare the teachers' answers to random views of random samples with the stored ones.
+
+    A stored probability p is right when it lies within p · (exp(2δ / temperature) - 1) of the
+    recomputed one, and float16's rounding: that far it moves when no logit moves by more than δ,
+    the tolerance times the largest logit of the row. So small probabilities are held as closely
+    as large ones, and labels of another crop are found out by them. Logits, where there are
+    any, must be within δ themselves.
+
+    Parameters
+    ----------
+    store : SoftLabels
+        Verified: what is compared here is only whether its numbers are the teachers'.
+    teachers : sequence of Classifier
+        In the store's order, in evaluation mode, on the stream's device.
+    stream : ImageStream or FolderStream
+        Of the labelled images; each one's hash is compared.
+    sample : int
+        Number of pairs of sample and view, drawn without replacement; all where there are fewer.
+    seed : int
+        Of the draw. Whoever made the labels must not have known it.
+    data : str
+        How the user knows the images, for the error.
+    tolerance : float, optional
+        Of the row's largest logit; by default by the precision that the store says.
+    progress : callable, optional
+        Called with the number of answers just compared.
+    """
+    from ltd_pipe.labels.labelling import Labeller
+    from ltd_pipe.labels.on_device import Replay
+
+    replay, asked = Replay.of(store.attributes.views, store.path), store.attributes.labelling
+    precision: Precision = "bfloat16" if asked and asked.precision == "bfloat16" else "float32"
+    if tolerance is None:
+        tolerance = TOLERANCE_OF_BFLOAT16 if precision == "bfloat16" else TOLERANCE
+    labeller = Labeller(teachers, stream, _BATCH, precision, replay)
+    total = store.num_samples * store.num_views
+    pairs = np.arange(total)
+    if sample < total:
+        # Ascending, so that files are read in their order.
+        pairs = np.sort(np.random.default_rng(seed).choice(total, sample, replace=False))
+    hint, worst = _hint(store, stream), {"probability": 0.0}
+    for view in range(store.num_views):
+        rows = pairs[pairs % store.num_views == view] // store.num_views
+        for batch in stream.batches(rows, _BATCH):
+            store.join(batch.rows, batch.sample_hash, data)
+            logits = labeller.view(batch, view).cpu().numpy()
+            for what, *compared in _stored_and_right(store, batch.rows, view, logits, tolerance):
+                subject = f"view {view}: {what}"
+                distance = _require_close(store, batch.rows, subject, hint, *compared)
+                worst[what] = max(worst.get(what, 0.0), distance)
+            if progress is not None:
+                progress(len(batch.rows))
+    return Recomputed(len(pairs), worst["probability"], worst.get("logit"))
+
+
+def _hint(store: SoftLabels, stream: Stream) -> str:
+    asked = store.attributes.labelling
+    if asked is None or asked.pixels_sha256 is None:
+        return "These labels are not that teacher's answers to those views."
+    if asked.pixels_sha256 == sampled_pixels_sha256(stream, store.num_samples):
+        return "These labels are not that teacher's answers to those views of the same pixels."
+    return (
+        "These images have other pixels than those that were labelled (another encoding, or "
+        "another decoder): pass them as they were."
+    )
+
+
+def _stored_and_right(
+    store: SoftLabels,
+    rows: NDArray[np.int64],
+    view: int,
+    logits: NDArray[np.float32],
+    tolerance: float,
+) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.float32], NDArray[np.floating]]]:
+    """What is compared, what is stored, what the teachers answer, and how far it may be off.
+
+    The logits are of shape (M, n, K).
+    """
+    temperature = store.attributes.temperature
+    delta = tolerance * np.abs(logits).max(axis=(0, 2))[:, None]
+    if store.has_logits:
+        stored = to_float32(store.gather_logits(rows, view=view))
+        yield "logit", stored, logits[0], np.broadcast_to(delta, stored.shape)
+    right = mean_softened([*logits], temperature)
+    if store.top_k is None:
+        stored = to_float32(store.gather(rows, view=view))
+    else:
+        indices, probs = store.gather_topk(rows, view=view)
+        # Of a class that is not listed only this is said: it has no more than the last that is.
+        stored = np.minimum(right, to_float32(probs[:, -1:]))
+        np.put_along_axis(stored, indices.astype(np.int64), to_float32(probs), axis=1)
+    # Beyond e^50 nothing is refused, and nothing must overflow.
+    share = np.expm1(np.minimum(2.0 * delta / temperature, 50.0)) + _RELATIVE
+    yield "probability", stored, right, right * share + _ABSOLUTE
+
+
+def _require_close(
+    store: SoftLabels,
+    rows: NDArray[np.int64],
+    subject: str,
+    hint: str,
+    stored: NDArray[np.floating],
+    right: NDArray[np.floating],
+    bound: NDArray[np.floating],
+) -> float:
+    """The largest distance, none of which may be beyond its bound."""
+    distance = np.abs(stored - right)
+    # Written so that NaN fails.
+    within = distance <= bound
+    if within.all():
+        return float(distance.max())
+    row = int(np.argmin(within.all(axis=1)))
+    column = int(np.argmax(np.where(within[row], -1.0, distance[row] / bound[row])))
+    raise StoreError(
+        store.path,
+        f"sample {rows[row]}, {subject} of class '{store.attributes.class_names[column]}'",
+        expected=f"{right[row, column]:.6g}, which the teacher answers",
+        found=f"{stored[row, column]:.6g}, {distance[row, column] / bound[row, column]:.3g} "
+        "times as far as rounding explains",
+        remedy=hint,
+    )

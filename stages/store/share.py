@@ -104,9 +104,8 @@ def sign(path: Path, key: Path, force: bool) -> None:
       ltd-pipe store sign labels.zarr --key ~/.ssh/id_ed25519
       ltd-pipe store sign labels.zarr --key id_ed25519_sk --force
     """
-    from ltd_pipe.labels.signature import require_unsigned, sign_store
+    from ltd_pipe.labels.signature import sign_store
 
-    require_unsigned(path, replace=force)
     with counter("verify", None) as progress:
         identity, signer = sign_store(path, key.expanduser(), replace=force, progress=progress)
     lines = (

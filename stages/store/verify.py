@@ -23,7 +23,6 @@ from ltd_pipe.stages.model_options import (
 if TYPE_CHECKING:
     import torch
 
-    from ltd_pipe.device import Precision
     from ltd_pipe.images.beton import Beton
     from ltd_pipe.images.stream import FolderStream
     from ltd_pipe.labels import SoftLabels
@@ -113,7 +112,7 @@ def verify(
         opened = SoftLabels.open(path)
         if teachers:
             from ltd_pipe.device import choose_device
-            from ltd_pipe.labels.recompute import order_of_teachers
+            from ltd_pipe.labels.verify import order_of_teachers
             from ltd_pipe.provenance import sha256_file
 
             where = choose_device(device)
@@ -159,10 +158,6 @@ def _open_images(
     return images
 
 
-# See `ltd_pipe.labels.recompute`.
-_TOLERANCE_OF_BFLOAT16 = 0.05
-
-
 def _ask(
     store: SoftLabels,
     teachers: tuple[Path, ...],
@@ -176,14 +171,9 @@ def _ask(
 ) -> Check:
     """Ask the store's teachers again."""
     from ltd_pipe.device import deterministic
-    from ltd_pipe.labels.recompute import TOLERANCE, recompute
-    from ltd_pipe.labels.verify import Check
+    from ltd_pipe.labels.verify import Check, recompute
 
     facts, stream = images.manifest, stream_of(images, device, resident=False)
-    asked = store.attributes.labelling
-    precision: Precision = "bfloat16" if asked and asked.precision == "bfloat16" else "float32"
-    if tolerance is None:
-        tolerance = _TOLERANCE_OF_BFLOAT16 if precision == "bfloat16" else TOLERANCE
     models = [
         load_teacher(path, facts, foreign.completed_by(known), stream, strict=False)
         for path, known in zip(teachers, store.attributes.teachers, strict=True)
@@ -199,7 +189,6 @@ def _ask(
             seed=seed,
             data=f"{facts.dataset} ({facts.split})",
             tolerance=tolerance,
-            precision=precision,
             progress=progress,
         )
     logit = "" if found.worst_logit is None else f", of a logit {found.worst_logit:.2g}"

@@ -11,8 +11,10 @@ from refusals import refused
 
 from ltd_pipe.errors import StoreError
 from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.manifest import StoreFolder
 from ltd_pipe.labels.reader import MappedArray
 
+INT32 = np.dtype("<i4")
 ROWS = np.arange(24, dtype=np.int32).reshape(4, 3, 2)
 
 
@@ -26,23 +28,22 @@ def write_files(folder: Path):
 
 def test_mapped_files_are_one_array(tmp_path):
     """Row r of file f is [f, r]; rows of all files are gathered in one call."""
-    mapping = MappedArray(4, 28, tmp_path)
+    mapping = MappedArray(4, 28, (3, 2), INT32, tmp_path)
     for number, path in enumerate(write_files(tmp_path)):
-        mapping.map(number, path)
-    rows = mapping.rows((3, 2), np.dtype("<i4"))
-    np.testing.assert_array_equal(rows, ROWS)
-    np.testing.assert_array_equal(rows[[3, 0], [1, 2]], ROWS[[3, 0], [1, 2]])
-    assert mapping.content(2)[-4:].tobytes() == b"abcd"
+        with path.open("rb") as file:
+            content = mapping.map(number, file)
+        assert content.tobytes() == path.read_bytes()
+    np.testing.assert_array_equal(mapping.rows, ROWS)
+    np.testing.assert_array_equal(mapping.rows[[3, 0], [1, 2]], ROWS[[3, 0], [1, 2]])
 
 
 def test_mapped_rows_are_read_only(tmp_path):
     """A store is never changed by its reader."""
-    mapping = MappedArray(4, 28, tmp_path)
-    rows = mapping.rows((3, 2), np.dtype("<i4"))
+    mapping = MappedArray(4, 28, (3, 2), INT32, tmp_path)
     with pytest.raises(ValueError, match="read-only"):
-        rows[0, 0, 0] = 1
-    with pytest.raises(ValueError, match="read-only"):
-        mapping.content(0)[0] = 1
+        mapping.rows[0, 0, 0] = 1
+    with write_files(tmp_path)[0].open("rb") as file, pytest.raises(ValueError, match="read-only"):
+        mapping.map(0, file)[0] = 1
 
 
 def addresses():
@@ -53,9 +54,10 @@ def test_memory_goes_with_the_last_array(tmp_path):
     """An array outlives its mapping; after it nothing is left mapped."""
     path = tmp_path / "a.zarr-part"
     path.write_bytes(bytes(8))
-    mapping = MappedArray(1, 8, tmp_path)
-    mapping.map(0, path)
-    rows = mapping.rows((2,), np.dtype("<i4"))[0][1:]
+    mapping = MappedArray(1, 8, (2,), INT32, tmp_path)
+    with path.open("rb") as file:
+        mapping.map(0, file)
+    rows = mapping.rows[0][1:]
     del mapping
     gc.collect()
     assert rows.tolist() == [0]
@@ -68,15 +70,15 @@ def test_memory_goes_with_the_last_array(tmp_path):
 def test_impossible_sizes_are_refused(tmp_path):
     """A store that claims more than there are addresses is one clear error."""
     with refused(StoreError, where=tmp_path, what="mapped"):
-        MappedArray(2**30, 2**28, tmp_path)
+        MappedArray(2**30, 2**28, (2,), INT32, tmp_path)
 
 
 def test_symbolic_links_are_not_followed(tmp_path):
     """Nobody swaps a chunk for a file outside the store between check and mapping."""
     (tmp_path / "real").write_bytes(bytes(8))
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    with pytest.raises(OSError, match="symbolic link"):
-        MappedArray(1, 8, tmp_path).map(0, tmp_path / "link")
+    with refused(StoreError, where=tmp_path, what="link is a symbolic link"):
+        StoreFolder(tmp_path).open("link", 8)
 
 
 def test_an_opened_store_travels_to_another_process(store):

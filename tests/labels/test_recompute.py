@@ -14,8 +14,7 @@ from ltd_pipe.labels import SoftLabels
 from ltd_pipe.labels.format import DatasetFacts, StoreFacts, TeacherFacts, ViewFacts
 from ltd_pipe.labels.labelling import Labeller
 from ltd_pipe.labels.on_device import Replay
-from ltd_pipe.labels.recompute import TOLERANCE, order_of_teachers, recompute
-from ltd_pipe.labels.verify import verify_store
+from ltd_pipe.labels.verify import TOLERANCE, order_of_teachers, recompute, verify_store
 from ltd_pipe.labels.writer import StoreWriter
 from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.models.registry import build
