@@ -23,8 +23,7 @@ from ltd_pipe.stages.model_options import (
 
 if TYPE_CHECKING:
     from ltd_pipe.labels.reader import SoftLabels
-    from ltd_pipe.labels.staging import Part
-    from ltd_pipe.labels.writer import StoreWriter
+    from ltd_pipe.labels.writer import Part, StoreWriter
     from ltd_pipe.params import Params
 
 
@@ -76,11 +75,11 @@ def label(
     from ltd_pipe.distributed import World
     from ltd_pipe.evaluation.statistics import require_order
     from ltd_pipe.images.manifest import Manifest
+    from ltd_pipe.labels.files import require_replaceable
     from ltd_pipe.labels.labelling import LabellingRun, store_facts
     from ltd_pipe.labels.on_device import Replay
     from ltd_pipe.labels.reader import SoftLabels
-    from ltd_pipe.labels.staging import Part
-    from ltd_pipe.labels.writer import require_replaceable
+    from ltd_pipe.labels.writer import Part
 
     with options.usage_errors():
         part = None if part_text is None else Part.parse(part_text)

@@ -98,7 +98,7 @@ def test_work_that_is_not_there_is_no_work(tmp_path):
 UNDECIDING = (
     *("stages", "stages.*", "params", "params.*", "evaluation", "evaluation.*", "training"),
     "distributed",
-    *("labels.card", "labels.derive", "labels.remote", "labels.staging", "labels.verify"),
+    *("labels.card", "labels.derive", "labels.remote", "labels.files", "labels.verify"),
     *("labels.writer",),
     *("models.foreign", "images.sources"),
 )

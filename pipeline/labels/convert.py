@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 class FolderFacts(NamedTuple):
-    """What the images of a folder are; see `ltd_pipe.labels.join.ManifestLike`."""
+    """What the images of a folder are."""
 
     dataset: str
     split: str

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ltd_pipe.errors import JoinError, ParamsError, StoreError
 from ltd_pipe.evaluation.statistics import require_order
 from ltd_pipe.images.manifest import fingerprint
+from ltd_pipe.labels.files import require_replaceable, write_store
 from ltd_pipe.labels.format import (
     DatasetFacts,
     DerivationFacts,
@@ -44,7 +45,6 @@ from ltd_pipe.labels.softmax import (
 )
 from ltd_pipe.labels.softness import evenly_spaced, refuse_uniform
 from ltd_pipe.labels.verify import verify_store
-from ltd_pipe.labels.writer import require_replaceable, write_store
 from ltd_pipe.publish import exclusive, require_free
 from ltd_pipe.text import nfc
 

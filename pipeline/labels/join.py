@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,47 +14,15 @@ from ltd_pipe.errors import JoinError, StoreError
 from ltd_pipe.text import nfc, quoted
 
 if TYPE_CHECKING:
+    from ltd_pipe.images.beton import Beton
+    from ltd_pipe.images.manifest import ImageFacts
+    from ltd_pipe.images.stream import FolderStream
+    from ltd_pipe.labels.convert import FolderFacts, HashedImages
     from ltd_pipe.labels.format import StoreAttributes
 
-
-class ManifestLike(Protocol):
-    """What a manifest of images tells; `ltd_pipe.images.manifest.Manifest` does."""
-
-    @property
-    def dataset(self) -> str:
-        """Name of the data set."""
-
-    @property
-    def split(self) -> str:
-        """Which part of it."""
-
-    @property
-    def num_samples(self) -> int:
-        """N."""
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the K classes."""
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over classes, labels and sample hashes in their order."""
-
-
-class ImagesLike(Protocol):
-    """A set of images; `ltd_pipe.images.beton.Beton` is one."""
-
-    @property
-    def manifest(self) -> ManifestLike:
-        """What the set is."""
-
-    @property
-    def labels(self) -> NDArray[np.int32]:
-        """Class of each image, shape (N,)."""
-
-    @property
-    def sample_hash(self) -> NDArray[np.uint64]:
-        """Hash of each image's source, shape (N,)."""
+    # Sets of images that labels are joined to, and what is known of such a set.
+    ImagesLike: TypeAlias = Beton | FolderStream | HashedImages
+    ManifestLike: TypeAlias = ImageFacts | FolderFacts
 
 
 def remedy(store: object) -> str:

@@ -26,8 +26,7 @@ from ltd_pipe.labels.format import (
 )
 from ltd_pipe.labels.on_device import Replay
 from ltd_pipe.labels.softmax import solve_temperature
-from ltd_pipe.labels.staging import WHOLE, Background, Part, wait_for_chunks
-from ltd_pipe.labels.writer import StoreWriter
+from ltd_pipe.labels.writer import WHOLE, Background, Part, StoreWriter, wait_for_chunks
 from ltd_pipe.models.facts import read_facts
 
 if TYPE_CHECKING:

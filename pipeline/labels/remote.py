@@ -33,6 +33,7 @@ import obstore.store
 
 from ltd_pipe.errors import BusyError, LocationError, MissingError, StoreError, TransferError
 from ltd_pipe.labels.derive import kept_arrays, require_same_places, rows_of_range, subset
+from ltd_pipe.labels.files import require_replaceable
 from ltd_pipe.labels.format import parse_metadata
 from ltd_pipe.labels.manifest import (
     MANIFEST,
@@ -43,7 +44,6 @@ from ltd_pipe.labels.manifest import (
     parse_manifest,
 )
 from ltd_pipe.labels.reader import SoftLabels
-from ltd_pipe.labels.writer import require_replaceable
 from ltd_pipe.provenance import sha256_file
 from ltd_pipe.publish import exclusive, replace_tree, require_free, staged, writing
 

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
+import json
+import os
+import re
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.core.group import ConsolidatedMetadata, GroupMetadata
 
-from ltd_pipe.errors import JoinError, StoreError, WriteError
+from ltd_pipe.errors import JoinError, MissingError, ParamsError, StateError, StoreError
 from ltd_pipe.images.manifest import fingerprint
-from ltd_pipe.labels.card import CARD, write_card
-from ltd_pipe.labels.format import (
-    ATTRIBUTE,
-    StoreAttributes,
-    StoreFacts,
-    TopKFacts,
-)
+from ltd_pipe.labels.files import DurableStore, require_replaceable, write_store
+from ltd_pipe.labels.format import StoreAttributes, StoreFacts, TopKFacts
 from ltd_pipe.labels.layout import SPARSE
-from ltd_pipe.labels.manifest import MANIFEST, format_manifest
+from ltd_pipe.labels.manifest import StoreFolder
+from ltd_pipe.labels.reader import StoredArray
 from ltd_pipe.labels.softmax import (
     largest,
     mean_softened,
@@ -36,22 +35,137 @@ from ltd_pipe.labels.softmax import (
     solve_temperature,
     total_variation,
 )
-from ltd_pipe.labels.staging import WHOLE, DurableStore, Part, StagedColumns
-from ltd_pipe.provenance import sha256_file
-from ltd_pipe.publish import (
-    flush_tree,
-    remove_state,
-    replace_tree,
-    write_text,
-    writing,
-)
+from ltd_pipe.publish import remove_state, require_free, write_json, writing
+from ltd_pipe.text import differences
 
 if TYPE_CHECKING:
+    from ltd_pipe.labels.files import ChunkSource
     from ltd_pipe.labels.layout import ArrayLayout
 
-    # From the number of a chunk to its rows, or to a finished chunk file.
-    ChunkSource: TypeAlias = Callable[[int], Path | NDArray[Any]]
 
+# --- Part 3 of 8: which chunks of a store a process fills.
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of `count` shares of the chunks, equal but for one chunk; `number` is 1 to `count`."""
+
+    number: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """Read `3/8`; anything else is a ParamsError."""
+        match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise ParamsError("--part", "expected one such as 3/8, the third of eight", found=text)
+        return cls(int(match[1]), int(match[2]))
+
+    def split(self, rank: int, ranks: int) -> Part:
+        """The share of one of several processes that fill this part together."""
+        return Part((self.number - 1) * ranks + rank + 1, self.count * ranks)
+
+    def chunks(self, num_chunks: int) -> range:
+        """The chunks of this part; none where there are more parts than chunks."""
+        first, last = (num_chunks * at // self.count for at in (self.number - 1, self.number))
+        return range(first, last)
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+
+WHOLE = Part(1, 1)
+# A chunk has at most 8,192 images.
+_STALL_S = 3600.0
+_LOOK_S = 0.25
+
+
+def wait_for_chunks(absent: Callable[[], list[int]], stall_s: float = _STALL_S) -> None:
+    """Wait until other processes have written all chunks that `absent` gives.
+
+    After `stall_s` seconds without a new one the others are taken for dead: a StateError.
+    """
+    missing, since = absent(), time.monotonic()
+    while missing:
+        time.sleep(_LOOK_S)
+        found = absent()
+        if len(found) < len(missing):
+            since = time.monotonic()
+        elif time.monotonic() - since > stall_s:
+            raise StateError(
+                "label",
+                f"no other process has written a chunk for {stall_s:.0f} s",
+                found=f"{len(found)} missing, the first is {found[0]}",
+                remedy="Run it again: what is done is kept.",
+            )
+        missing = found
+
+
+# --- Work that goes on behind its caller: in order, and never much of it waiting.
+
+
+class Background:
+    """Calls functions on threads of its own; as a context, it waits for all of them.
+
+    What waits or runs is bounded, and so is the memory that it holds. After a call that fails
+    no later one begins, and its error is raised where the caller next looks in.
+
+    Parameters
+    ----------
+    threads : int
+        With one of them, calls run in the order in which they were given.
+    waiting : int
+        Calls that may be unfinished; the next one waits for the oldest.
+    """
+
+    def __init__(self, *, threads: int, waiting: int) -> None:
+        self._threads, self._waiting = threads, waiting
+        self._pool: ThreadPoolExecutor | None = None
+        self._unfinished: deque[Future[None]] = deque()
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        # The block's own error is the one to tell.
+        with contextlib.suppress(Exception) if kind else contextlib.nullcontext():
+            self.finish()
+
+    def do(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Take one call, unless an earlier one has failed, whose error is raised."""
+        while len(self._unfinished) >= self._waiting:
+            self._unfinished.popleft().result()
+        if self._error is not None:
+            raise self._error
+        if self._pool is None:
+            # Not before there is work: a process that only looks has no threads.
+            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="background")
+        self._unfinished.append(self._pool.submit(self._run, function, arguments))
+
+    def _run(self, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+        if self._error is None:
+            try:
+                function(*arguments)
+            except BaseException as error:
+                self._error = error
+
+    def finish(self) -> None:
+        """Wait for all calls, end the threads, and raise the error of a call that failed."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+        self._unfinished.clear()
+        if self._error is not None:
+            raise self._error
+
+
+# --- A teacher's answers, durable chunk by chunk, until they are a store.
+
+
+_KEY = "draft.json"
+# Chunks that are being written while the next one fills up.
+_BEHIND = 2
 # Chunks that are softened, hashed and written at the same time.
 _THREADS = 4
 
@@ -110,42 +224,74 @@ class StoreWriter:
         part: Part = WHOLE,
         context: Mapping[str, Any] | None = None,
     ) -> None:
-        # Without the temperature: labels at another one are derived from the same logits.
-        key: dict[str, Any] = {"facts": facts.decides, "context": context}
-        if top_k is not None:
-            require_top_k("label.top_k", top_k, facts.num_classes)
-            key |= {"top_k": top_k, "temperature": temperature}
         self.state, self.facts = state, facts
         self._part, self._top_k, self._temperature = part, top_k, temperature
         self._teachers = [f"logits-{number}" for number in range(max(len(facts.teachers), 1))]
         self._keep_logits = keep_logits and top_k is None and len(self._teachers) == 1
         # One chunk of few samples needs no padding.
         self._rows = min(rows or facts.rows_per_chunk(top_k), facts.num_samples)
+        # Without the temperature: labels at another one are derived from the same logits.
+        key = {"facts": facts.decides, "rows": self._rows, "context": context}
         names = {name: name for name in ("labels", "sample_hash")}
         if top_k is not None:
+            require_top_k("label.top_k", top_k, facts.num_classes)
+            key |= {"top_k": top_k, "temperature": temperature}
             names |= {name: name for name in (*SPARSE, "topk_distance")}
         else:
             names |= dict.fromkeys(self._teachers, "logits")
-        columns = {column: self._layout(name) for column, name in names.items()}
-        self._num_chunks = columns["labels"].num_chunks
-        key["rows"] = self._rows
-        self._staged = StagedColumns(state, key, columns, part.chunks(self._num_chunks))
+        _claim(state, json.loads(json.dumps(key)))
+        self._columns = {column: self._layout(name) for column, name in names.items()}
+        self._files = DurableStore(state, hashed=False)
+        layout = self._columns["labels"]
+        self._num_chunks = layout.num_chunks
+        missing = [chunk for chunk in part.chunks(layout.num_chunks) if not self._is_whole(chunk)]
+        size = sum(column.file_bytes for column in self._columns.values())
+        require_free(state, len(missing) * size)
+        samples = [chunk * layout.rows + np.arange(layout.rows_in(chunk)) for chunk in missing]
+        self._order = np.concatenate([np.arange(0), *samples])
+        self._taken = self._filled = 0
+        self._buffers = self._new_buffers()
+        self._behind = Background(threads=_BEHIND, waiting=_BEHIND)
 
     def _layout(self, name: str) -> ArrayLayout:
         return self.facts.layout(name, self._rows, self._top_k)
 
+    def _new_buffers(self) -> dict[str, NDArray[Any]]:
+        return {name: np.empty(it.chunk_shape, it.dtype) for name, it in self._columns.items()}
+
+    def _is_whole(self, chunk: int) -> bool:
+        # Told by the files alone: any number of processes may fill different chunks of one folder.
+        # By their checksums, since a power cut can leave blocks of zeros.
+        try:
+            for name in self._columns:
+                self._column(name, partial=True).chunk(chunk)
+        except (StoreError, MissingError):
+            return False
+        return True
+
+    def _column(self, name: str, *, partial: bool = False) -> StoredArray:
+        """A column to read, whole or as far as it is there."""
+        return StoredArray(StoreFolder(self.state / name), self._columns[name], partial=partial)
+
+    def _chunk_path(self, name: str, chunk: int) -> Path:
+        return self.state / name / self._columns[name].chunk_name(chunk)
+
     @property
     def rows_left(self) -> NDArray[np.int64]:
         """The samples to append, in this order; what is whole on disk is not asked for again."""
-        return self._staged.rows_left
+        return self._order[self._taken :]
 
     def absent_chunks(self, part: Part = WHOLE) -> list[int]:
         """Chunks of any part that have no file yet; the bytes of the others are not read."""
-        return self._staged.absent(part.chunks(self._num_chunks))
+        return [
+            chunk
+            for chunk in part.chunks(self._num_chunks)
+            if not all(self._chunk_path(name, chunk).exists() for name in self._columns)
+        ]
 
     def flush(self) -> None:
-        """Wait until all whole chunks are on disk; they are written behind the caller."""
-        self._staged.flush()
+        """Wait until all whole chunks are on disk, or raise the WriteError of one that is not."""
+        self._behind.finish()
 
     def append(
         self,
@@ -183,12 +329,31 @@ class StoreWriter:
             indices, probs = largest(soft, self._top_k)
             distance = total_variation(soft, indices, probs)
             rows = {"topk_indices": indices, "topk_probs": probs, "topk_distance": distance}
-        self._staged.append({"labels": labels, "sample_hash": sample_hash, **rows})
+        self._take({"labels": labels, "sample_hash": sample_hash, **rows})
+
+    def _take(self, rows: Mapping[str, NDArray[Any]]) -> None:
+        # Whole chunks go to disk, behind the caller.
+        done, count, layout = 0, len(rows["labels"]), self._columns["labels"]
+        while done < count:
+            chunk = int(self._order[self._taken]) // layout.rows
+            room = layout.rows_in(chunk) - self._filled
+            step = min(room, count - done)
+            for name, buffer in self._buffers.items():
+                buffer[self._filled : self._filled + step] = rows[name][done : done + step]
+            done, self._filled, self._taken = done + step, self._filled + step, self._taken + step
+            if step == room:
+                self._behind.do(self._write, chunk, self._buffers, self._filled)
+                self._buffers, self._filled = self._new_buffers(), 0
+
+    def _write(self, chunk: int, buffers: Mapping[str, NDArray[Any]], count: int) -> None:
+        for name, layout in self._columns.items():
+            folder = f"{name}/{layout.name}"
+            self._files.write_chunk(folder, layout, chunk, buffers[name][:count])
 
     def solve_temperature(self, target_top_probability: float) -> float:
         """The temperature for `publish`, from all samples; see `softmax.solve_temperature`."""
         self._require_complete()
-        columns = [self._staged.column(name) for name in self._teachers]
+        columns = [self._column(name) for name in self._teachers]
         chunks = range(self._num_chunks)
         return solve_temperature(
             lambda: ([column.chunk(chunk) for column in columns] for chunk in chunks),
@@ -198,9 +363,9 @@ class StoreWriter:
     def answered(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
         """For each teacher the ground truth and its answer for each sample's first view."""
         self._require_complete()
-        labels = self._staged.column("labels").read()
+        labels = self._column("labels").read()
         for name in ["topk_indices"] if self._top_k else self._teachers:
-            column = self._staged.column(name)
+            column = self._column(name)
             parts = []
             for chunk in range(self._num_chunks):
                 rows = column.chunk(chunk)
@@ -245,14 +410,14 @@ class StoreWriter:
             published["logits"] = self._teachers[0]
         if self._top_k is not None:
             published |= {name: name for name in SPARSE}
-            distances = self._staged.column("topk_distance").read()
+            distances = self._column("topk_distance").read()
             top_k = TopKFacts.measured(self._top_k, distances)
         sources: dict[ArrayLayout, ChunkSource] = {
-            self._layout(name): partial(self._staged.chunk_path, column)
+            self._layout(name): partial(self._chunk_path, column)
             for name, column in published.items()
         }
         if self._top_k is None:
-            teachers = [self._staged.column(name) for name in self._teachers]
+            teachers = [self._column(name) for name in self._teachers]
             # From the logits as they are stored, so that one can be checked against the other.
             sources[self._layout("soft_labels")] = lambda chunk: softened_half(
                 [teacher.chunk(chunk) for teacher in teachers], temperature
@@ -278,7 +443,7 @@ class StoreWriter:
             )
 
     def _require_fingerprint(self) -> None:
-        labels, hashes = (self._staged.column(name).read() for name in ("labels", "sample_hash"))
+        labels, hashes = (self._column(name).read() for name in ("labels", "sample_hash"))
         found = fingerprint(self.facts.class_names, labels, hashes)
         if found != self.facts.dataset.fingerprint:
             raise JoinError(
@@ -290,111 +455,32 @@ class StoreWriter:
             )
 
 
-def require_replaceable(target: Path, *, replace: bool) -> None:
-    """Refuse to publish over what is there, unless it is a store and may be replaced.
-
-    A folder of something else must never be lost to a slip of the keyboard.
-    """
-    if not target.exists() and not target.is_symlink():
-        return
-    if not replace:
-        raise WriteError(
-            target, "exists already", remedy="Pass --force to replace it, or another --out."
-        )
-    if target.is_symlink() or not all((target / it).is_file() for it in ("zarr.json", MANIFEST)):
-        raise WriteError(
-            target,
-            "is no soft-label store, and --force replaces stores only",
-            remedy="Choose another --out.",
-        )
-
-
-def write_store(
-    target: Path,
-    attributes: Callable[[], StoreAttributes],
-    sources: Mapping[ArrayLayout, ChunkSource],
-    *,
-    replace: bool = False,
-    threads: int = 1,
-    progress: Callable[[int], None] | None = None,
-    check: Callable[[Path], None] | None = None,
-) -> str:
-    """Lay out all files of a store in a folder beside it, and give that its name by one rename.
-
-    Parameters
-    ----------
-    target : Path
-        The store.
-    attributes : callable
-        Gives the StoreAttributes; called when all chunks are there.
-    sources : dict of ArrayLayout to callable
-        Gives the content of chunk number i: its rows, or a finished chunk file. Asked in order,
-        unless there are several threads.
-    replace : bool
-        Replace a store that is there.
-    threads : int
-        Chunks in the making at a time, each on a thread of its own. More than there are cores
-        pay, since much of the time goes to waiting for the disk.
-    progress : callable, optional
-        Called with the number of samples just laid out.
-    check : callable, optional
-        Called with the folder before it gets its name; raises where it should not.
-
-    Returns
-    -------
-    str
-        The store's identity.
-    """
-    require_replaceable(target, replace=replace)
-    beside = target.with_name(f".{target.name}.part")
-    # What a killed process has left.
-    shutil.rmtree(beside, ignore_errors=True)
+def _claim(folder: Path, key: Mapping[str, Any]) -> None:
+    """Refuse to go on with what an interrupted run has left of other labels."""
+    path = folder / _KEY
+    if not path.exists():
+        # Linked, not renamed: of several processes that begin at once, one decides.
+        beside = folder / f".{_KEY}.{os.getpid()}-{os.urandom(4).hex()}"
+        write_json(beside, key)
+        with writing(path):
+            try:
+                os.link(beside, path)
+            except FileExistsError:
+                pass
+            except OSError:
+                # A file system without hard links.
+                beside.replace(path)
+            beside.unlink(missing_ok=True)
+    remedy = f"Remove the folder {folder} to start again."
     try:
-        store = DurableStore(beside)
-        _write_chunks(store, sources, threads, progress)
-        known = attributes()
-        arrays = {array.name: array.metadata() for array in sources}
-        consolidated = ConsolidatedMetadata(metadata={**arrays})
-        group = GroupMetadata({ATTRIBUTE: known.to_json()}, consolidated_metadata=consolidated)
-        with writing(beside):
-            deque(zarr.create_hierarchy(store=store, nodes={"": group, **arrays}), maxlen=0)
-        write_card(beside, known, [*sources])
-        hashes = store.hashes | {CARD: sha256_file(beside / CARD)}
-        write_text(beside / MANIFEST, format_manifest(hashes))
-        flush_tree(beside)
-        identity = sha256_file(beside / MANIFEST)
-        if check is not None:
-            check(beside)
-        replace_tree(beside, target)
-    finally:
-        # Gone already when all went well; made again in minutes when not.
-        shutil.rmtree(beside, ignore_errors=True)
-    return identity
-
-
-def _write_chunks(
-    store: DurableStore,
-    sources: Mapping[ArrayLayout, ChunkSource],
-    threads: int,
-    progress: Callable[[int], None] | None,
-) -> None:
-    layout = next(iter(sources))
-
-    def write(chunk: int) -> int:
-        for array, source in sources.items():
-            content = source(chunk)
-            if isinstance(content, Path):
-                with writing(store.root / array.chunk_name(chunk)):
-                    store.link(content, array.chunk_name(chunk))
-            else:
-                store.write_chunk(array.name, array, chunk, content)
-        return layout.rows_in(chunk)
-
-    with ThreadPoolExecutor(threads, thread_name_prefix="build") as pool:
-        try:
-            for rows in (map if threads == 1 else pool.map)(write, range(layout.num_chunks)):
-                if progress is not None:
-                    progress(rows)
-        finally:
-            # After an error no further chunk begins.
-            pool.shutdown(cancel_futures=True)
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StateError(folder, f"{_KEY} is damaged", remedy=remedy) from error
+    for name, expected, other in differences(key, found):
+        raise StateError(
+            folder,
+            f"holds the draft of other labels: {name}",
+            expected=repr(expected)[:40],
+            found=repr(other)[:40],
+            remedy=remedy,
+        )

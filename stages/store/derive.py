@@ -63,8 +63,8 @@ def make_store(
     The inputs are not written over. Of labels that are `judged`, since they came from elsewhere,
     it is said what is odd about them.
     """
+    from ltd_pipe.labels.files import require_replaceable
     from ltd_pipe.labels.reader import SoftLabels
-    from ltd_pipe.labels.writer import require_replaceable
 
     require_replaceable(out, replace=force)
     options.refuse_overlap(out, *inputs)

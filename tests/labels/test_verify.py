@@ -10,8 +10,8 @@ from refusals import refused
 
 from ltd_pipe.errors import JoinError, StoreError
 from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.files import DurableStore
 from ltd_pipe.labels.softmax import soften
-from ltd_pipe.labels.staging import DurableStore
 from ltd_pipe.labels.verify import verify_store
 
 

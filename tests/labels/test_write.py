@@ -15,8 +15,9 @@ from refusals import refused
 
 from ltd_pipe.errors import JoinError, StateError, StoreError, WriteError
 from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.files import write_store
 from ltd_pipe.labels.softmax import round_soft_labels, soften
-from ltd_pipe.labels.writer import StoreWriter, write_store
+from ltd_pipe.labels.writer import StoreWriter
 
 
 def tree(folder: Path) -> dict[str, bytes]:

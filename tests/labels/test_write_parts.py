@@ -7,7 +7,7 @@ import pytest
 from refusals import refused
 
 from ltd_pipe.errors import ParamsError, StateError
-from ltd_pipe.labels.staging import WHOLE, Background, Part, wait_for_chunks
+from ltd_pipe.labels.writer import WHOLE, Background, Part, wait_for_chunks
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 100])
