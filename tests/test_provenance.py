@@ -99,7 +99,7 @@ UNDECIDING = (
     *("stages", "stages.*", "params", "params.*", "evaluation", "evaluation.*", "training"),
     "distributed",
     *("labels.card", "labels.derive", "labels.remote", "labels.files", "labels.verify"),
-    *("labels.writer",),
+    *("labels.labelling", "labels.writer"),
     *("models.foreign", "images.sources"),
 )
 

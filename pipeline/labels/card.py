@@ -11,26 +11,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ltd_pipe.labels.softness import MAX_TABLE_CLASSES, NUM_BINS, measure
-from ltd_pipe.publish import write_text
+from ltd_pipe.labels.softness import MAX_TABLE_CLASSES, NUM_BINS
 from ltd_pipe.text import licence_metadata, one_line, render_markdown
 
 if TYPE_CHECKING:
     from huggingface_hub import DatasetCardData
 
     from ltd_pipe.labels.format import StoreAttributes
-    from ltd_pipe.labels.layout import ArrayLayout
     from ltd_pipe.labels.softness import LabelStatistics
 
 CARD = "README.md"
 _TAGS = ["soft-labels", "knowledge-distillation", "adversarial-robustness", "zarr"]
 _BAR = 40
-
-
-def write_card(folder: Path, attributes: StoreAttributes, layouts: Sequence[ArrayLayout]) -> None:
-    """Measure an unpublished store whose chunks are all there, and write its README.md."""
-    names = [layout.name for layout in layouts]
-    write_text(folder / CARD, format_card(attributes, names, measure(folder, layouts)))
 
 
 def format_card(

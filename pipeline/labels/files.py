@@ -19,9 +19,10 @@ from zarr.core.group import ConsolidatedMetadata, GroupMetadata
 from zarr.storage import LocalStore, StorePath
 
 from ltd_pipe.errors import WriteError
-from ltd_pipe.labels.card import CARD, write_card
+from ltd_pipe.labels.card import CARD, format_card
 from ltd_pipe.labels.format import ATTRIBUTE, StoreAttributes
 from ltd_pipe.labels.manifest import MANIFEST, format_manifest
+from ltd_pipe.labels.softness import measure
 from ltd_pipe.provenance import sha256_file
 from ltd_pipe.publish import flush_tree, replace_tree, write_text, writing
 
@@ -147,7 +148,8 @@ def write_store(
         group = GroupMetadata({ATTRIBUTE: known.to_json()}, consolidated_metadata=consolidated)
         with writing(beside):
             deque(zarr.create_hierarchy(store=store, nodes={"": group, **arrays}), maxlen=0)
-        write_card(beside, known, [*sources])
+        card = format_card(known, [*arrays], measure(beside, [*sources]))
+        write_text(beside / CARD, card)
         hashes = store.hashes | {CARD: sha256_file(beside / CARD)}
         write_text(beside / MANIFEST, format_manifest(hashes))
         flush_tree(beside)

@@ -91,6 +91,19 @@ def parse_manifest(text: bytes, where: object) -> dict[str, str]:
     return hashes
 
 
+def damaged(
+    where: object,
+    name: str,
+    how: str = "is damaged",
+    *,
+    expected: object = None,
+    found: object = None,
+) -> StoreError:
+    """A file that is not as it was written: whoever wrote it has to give it again."""
+    remedy = "Fetch or make the store again."
+    return StoreError(where, f"{name} {how}", expected=expected, found=found, remedy=remedy)
+
+
 class FileHashes(dict[str, str]):
     """Name to SHA-256 of every file of a store but the manifest itself and its signature.
 
@@ -130,13 +143,8 @@ class FileHashes(dict[str, str]):
 
     def _require_hash(self, name: str, found: str) -> None:
         if found != self[name]:
-            raise StoreError(
-                self._folder.path,
-                f"{name} is damaged",
-                expected=f"SHA-256 {self[name][:12]}…",
-                found=f"{found[:12]}…",
-                remedy="Fetch or make the store again.",
-            )
+            expected = f"SHA-256 {self[name][:12]}…"
+            raise damaged(self._folder.path, name, expected=expected, found=f"{found[:12]}…")
 
 
 # --- That a store's files are those of its manifest: none missing, none changed, none besides.
@@ -212,7 +220,8 @@ class StoreFolder:
         try:
             status = os.lstat(full)
         except OSError as error:
-            raise self._unreadable(name, error) from error
+            how = f"is missing or unreadable ({error.strerror})"
+            raise damaged(self.path, name, how) from error
         if os.path.realpath(full) != full:
             raise StoreError(
                 self.path,
@@ -224,13 +233,6 @@ class StoreFolder:
             raise StoreError(self.path, f"{name} is not a regular file")
         return status.st_size
 
-    def _unreadable(self, name: str, error: OSError) -> StoreError:
-        return StoreError(
-            self.path,
-            f"{name} is missing or unreadable ({error.strerror})",
-            remedy="Fetch or make the store again.",
-        )
-
     def locate(self, name: str) -> Path:
         """The file of that name, wherever the process stands by now."""
         return Path(self._root, name)
@@ -240,13 +242,10 @@ class StoreFolder:
         found = self.size(name)
         if found > size or (exact and found < size):
             refuse_pointer(self.locate(name), self.path, StoreError, name)
-            raise StoreError(
-                self.path,
-                f"{name} is {'damaged' if exact else 'too large'}",
-                expected=f"{'' if exact else 'at most '}{size} bytes",
-                found=found,
-                remedy="Fetch or make the store again.",
-            )
+            if exact:
+                raise damaged(self.path, name, expected=f"{size} bytes", found=found)
+            expected = f"at most {size} bytes"
+            raise StoreError(self.path, f"{name} is too large", expected=expected, found=found)
 
     def open(self, name: str, size: int, *, exact: bool = True) -> BufferedReader:
         """Open a file that `require_size` takes for reading, without ever waiting for one."""
@@ -256,7 +255,8 @@ class StoreFolder:
         try:
             handle = os.fdopen(os.open(self.locate(name), flags), "rb")
         except OSError as error:
-            raise self._unreadable(name, error) from error
+            how = f"is missing or unreadable ({error.strerror})"
+            raise damaged(self.path, name, how) from error
         status = os.fstat(handle.fileno())
         too_short = exact and status.st_size < size
         if not stat.S_ISREG(status.st_mode) or status.st_size > size or too_short:

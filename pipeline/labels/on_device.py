@@ -13,6 +13,7 @@ from ltd_pipe.device import free_memory, on_device
 from ltd_pipe.errors import StoreError
 from ltd_pipe.images.augment import augment
 from ltd_pipe.images.augmentation import Augmentation
+from ltd_pipe.labels.join import require_rows
 from ltd_pipe.labels.softmax import spread
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class LabelsOnDevice:
 
     def fetch(self, index: NDArray[np.int64], *, view: int = 0) -> tuple[torch.Tensor, ...]:
         """Start bringing rows, as they are stored, to the device; for `distributions`."""
-        index = self._store.arrays["labels"].require_rows(index)
+        index = require_rows(self._store.path, index, self._store.num_samples)
         # A damaged view number would count from the end.
         self._store.require_view(view)
         if self._whole is None:

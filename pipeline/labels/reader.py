@@ -20,7 +20,7 @@ from ltd_pipe.errors import StoreError
 from ltd_pipe.labels.format import parse_metadata, to_float16
 from ltd_pipe.labels.join import Joinable, require_rows
 from ltd_pipe.labels.layout import SPARSE
-from ltd_pipe.labels.manifest import FileHashes, StoreFolder
+from ltd_pipe.labels.manifest import FileHashes, StoreFolder, damaged
 from ltd_pipe.labels.softmax import expand, require_class_numbers, require_numbers
 from ltd_pipe.labels.softness import LabelSummary, Softness
 
@@ -157,11 +157,7 @@ class StoredArray:
         layout, where, name = self.layout, self.folder.path, self.layout.chunk_name(chunk)
         payload, stored = content[: layout.payload_bytes], content[layout.payload_bytes :]
         if google_crc32c.value(payload) != int.from_bytes(stored.tobytes(), "little"):
-            raise StoreError(
-                where,
-                f"{name} is damaged: its CRC-32C is wrong",
-                remedy="Fetch or make the store again.",
-            )
+            raise damaged(where, name, "is damaged: its CRC-32C is wrong")
         if self._hashes is not None:
             self._hashes.verify_content(name, content)
         whole: NDArray[Any] = payload.view(layout.dtype).reshape(layout.chunk_shape)
@@ -195,7 +191,7 @@ class StoredArray:
         view: int | None = None,
     ) -> NDArray[Any]:
         """Rows in any order; see `SoftLabels.gather`."""
-        index = self.require_rows(index)
+        index = require_rows(self.folder.path, index, self.layout.num_samples)
         chunks, rows = np.divmod(index, self.layout.rows)
         new = chunks[~self._checked[chunks]]
         if len(new):
@@ -211,10 +207,6 @@ class StoredArray:
         if not 0 <= view < self.layout.num_views:
             expected = f"0 to {self.layout.num_views - 1}"
             raise StoreError(self.folder.path, "no such view", expected=expected, found=view)
-
-    def require_rows(self, index: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-        """Refuse indices that are no rows."""
-        return require_rows(self.folder.path, index, self.layout.num_samples)
 
 
 def _deliver(found: NDArray[Any], out: NDArray[Any] | None) -> NDArray[Any]:
