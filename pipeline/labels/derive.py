@@ -551,20 +551,13 @@ def _joint_terms(stores: Sequence[SoftLabels]) -> dict[str, Any]:
         software[name] = ", ".join(dict.fromkeys(versions))
     licences = dict.fromkeys(each.licence or "unknown" for each in known)
     citations = dict.fromkeys(each.citation for each in known if each.citation)
-    facts = [each.labelling for each in known]
-    labelling = None
-    if facts[0] is not None and None not in facts:
-        alike = {
-            name: value
-            for name, value in facts[0]
-            if all(value == getattr(other, name) for other in facts)
-        }
-        labelling = LabellingFacts(**alike)
+    facts = [each.labelling for each in known if each.labelling]
+    alike = dict(set.intersection(*map(set, facts))) if len(facts) == len(known) else None
     return {
         "licence": " AND ".join(licences) if any(each.licence for each in known) else None,
         "citation": "\n\n".join(citations) or None,
         "software": software,
-        "labelling": labelling,
+        "labelling": None if alike is None else LabellingFacts(**alike),
     }
 
 
