@@ -91,6 +91,11 @@ class RivalLoop:
         )
         self._batches = self._endless()
 
+    def set_rate(self, rate: float) -> None:
+        """The learning rate from the next step on."""
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+
     def step(self) -> float:
         """One step; its loss."""
         images, labels = next(self._batches)

@@ -72,6 +72,7 @@ class Adversary:
         index: torch.Tensor,
         key: int,
         epochs: float = math.inf,
+        points: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Adversarial images of a batch, the model in evaluation mode meanwhile.
 
@@ -87,6 +88,8 @@ class Adversary:
             Of the random starts, from `ltd_pipe.rng.stream_key`.
         epochs : float
             Done so far, with fractions; by default the warm-up is over.
+        points : Tensor like images, optional
+            Where PGD begins, in place of a start of its own; may lie outside the ball.
         """
         now = self.at(epochs)
 
@@ -99,11 +102,15 @@ class Adversary:
                 points = wide.uniform(images, index, key)
                 now.ball.step_(points, input_gradient(model, points, scaled), now.step_size)
                 return points.clamp_(0.0, 1.0)
+            if points is None:
+                points = initial_point(now.start or start, now.ball, images, index, key)
+            else:
+                points = now.ball.project_(points, images)
             return pgd(
                 model,
                 images,
                 scaled,
-                start=initial_point(now.start or start, now.ball, images, index, key),
+                start=points,
                 ball=now.ball,
                 step_size=now.step_size,
                 steps=now.steps,

@@ -48,9 +48,9 @@ def augment(
     -------
     Tensor of shape (B, C, *size), dtype uint8
     """
-    if augmentation.crop_padding:
-        key = rng.stream_key(seed, "crop", epoch)
-        images = _crop(images, index, key, augmentation.crop_padding)
+    padding = augmentation.crop_padding
+    if padding:
+        images = _crop(images, *_corners(index, seed, epoch, padding), padding)
     if augmentation.crop_scale is not None:
         # Here, since it imports numba.
         from ltd_pipe.images.resize import resized_crop
@@ -62,8 +62,7 @@ def augment(
         at_once = augmentation.policy is None and not augmentation.cutout
         images = resized_crop(images, box, size if at_once else None)
     if augmentation.flip:
-        turn = rng.integers(rng.stream_key(seed, "flip", epoch), index, 2) == 1
-        images = _flipped(images, turn)
+        images = _flipped(images, _turns(index, seed, epoch))
     if augmentation.policy is not None:
         images = apply_policy(images, index, augmentation.policy, seed=seed, epoch=epoch)
     if augmentation.cutout:
@@ -74,6 +73,52 @@ def augment(
     from ltd_pipe.images.resize import resized
 
     return resized(images, size)
+
+
+def restored(
+    views: torch.Tensor,
+    index: torch.Tensor,
+    augmentation: Augmentation,
+    before: torch.Tensor,
+    *,
+    seed: int,
+    epoch: int,
+) -> torch.Tensor:
+    """Move the pixels of views back to where they are in their images.
+
+    Parameters
+    ----------
+    views : Tensor of shape (B, C, H, W), dtype int8, above -128
+        Of the form of what `augment` gives for the same arguments.
+    index : Tensor of shape (B,), dtype int64
+    augmentation : Augmentation
+        Flips and crops after padding alone.
+    before : Tensor like views
+        The images' own values, which stay where a view does not show them.
+    seed, epoch : int
+    """
+    padding = augmentation.crop_padding
+    if augmentation.flip:
+        views = _flipped(views, _turns(index, seed, epoch))
+    if not padding:
+        return views
+    top, left = _corners(index, seed, epoch, padding)
+    views = _crop(views, 2 * padding - top, 2 * padding - left, padding, fill=_UNSEEN)
+    return torch.where(views == _UNSEEN, before, views)
+
+
+_UNSEEN = -128
+
+
+def _corners(
+    index: torch.Tensor, seed: int, epoch: int, padding: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    key, places = rng.stream_key(seed, "crop", epoch), 2 * padding + 1
+    return tuple(rng.integers(key, index, places, counter=axis) for axis in (0, 1))  # type: ignore[return-value]
+
+
+def _turns(index: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
+    return rng.integers(rng.stream_key(seed, "flip", epoch), index, 2) == 1
 
 
 def _flipped(images: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
@@ -114,12 +159,11 @@ def _windows(
     return rows[:, :, None] & columns[:, None, :]
 
 
-def _crop(images: torch.Tensor, index: torch.Tensor, key: int, padding: int) -> torch.Tensor:
+def _crop(
+    images: torch.Tensor, top: torch.Tensor, left: torch.Tensor, padding: int, fill: int = 0
+) -> torch.Tensor:
     _, _, height, width = images.shape
-    positions = 2 * padding + 1
-    top = rng.integers(key, index, positions, counter=0)
-    left = rng.integers(key, index, positions, counter=1)
-    padded = functional.pad(images, (padding, padding, padding, padding))
+    padded = functional.pad(images, (padding, padding, padding, padding), value=fill)
     rows = top[:, None] + torch.arange(height, device=images.device)
     columns = left[:, None] + torch.arange(width, device=images.device)
     sample = torch.arange(len(images), device=images.device)[:, None, None]

@@ -184,6 +184,11 @@ class Augmentation:
         )
         return ",".join(filter(None, parts)) or "none"
 
+    @property
+    def moves(self) -> Augmentation:
+        """The part of it that moves pixels, each to a place of its own: crop and flip."""
+        return Augmentation(crop_padding=self.crop_padding, flip=self.flip)
+
     def require_fitting(self, shape: tuple[int, ...], section: str) -> None:
         """Refuse, by a ParamsError, what would leave nothing of images of this shape (C, H, W)."""
         side = min(shape[1:])

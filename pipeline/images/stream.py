@@ -89,7 +89,7 @@ class ImageStream:
     def __init__(
         self, beton: Beton, device: torch.device, *, resident: bool | None = None, workers: int = 1
     ) -> None:
-        self.device = device
+        self.device, self.count = device, beton.manifest.num_samples
         self._beton, self._workers = beton, workers
         self._reader: BetonReader | None = None
         if resident is None:

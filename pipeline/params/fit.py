@@ -287,9 +287,10 @@ class TrainParams(FitParams):
     n-fgsm, 1.25 eps for fgsm-rs"""
     attack_steps: int | None = Field(None, ge=1)
     """gradient steps in training; null: 10 for pgd, 1 for the others"""
-    attack_start: Literal["uniform", "normal", "none"] | None = None
-    """pgd: begins at a random point of the ball, 0.001 N(0, 1) away, or at the image; null: where
-    the objective's authors do"""
+    attack_start: Literal["uniform", "normal", "none", "previous"] | None = None
+    """pgd: begins at a random point of the ball, 0.001 N(0, 1) away, at the image, or where the
+    attack of the epoch before ended (ATTA, Zheng et al. 2020), so that one step is enough; null:
+    where the objective's authors do"""
     attack_loss: Literal["ce", "kl", "margin"] | None = None
     """what the attack maximises: ce, the truth's cross entropy; kl, the divergence from the clean
     answer; margin, the largest wrong logit less the true one; null: the objective's own"""
@@ -353,12 +354,14 @@ class TrainParams(FitParams):
     @property
     def steps(self) -> int:
         """Gradient steps in training."""
-        return self.attack_steps or (10 if self.attack == "pgd" else 1)
+        many = self.attack == "pgd" and self.attack_start != "previous"
+        return self.attack_steps or (10 if many else 1)
 
     @property
     def step(self) -> float:
         """Length of a training attack's step in the norm, pixel units."""
-        factor = {"pgd": 2.5 / self.steps, "n-fgsm": 1.0, "fgsm-rs": 1.25}[self.attack]
+        pgd = (1.0 if self.attack_start == "previous" else 2.5) / self.steps
+        factor = {"pgd": pgd, "n-fgsm": 1.0, "fgsm-rs": 1.25}[self.attack]
         return factor * self.eps if self.step_size is None else self.step_size
 
     def _conflicts(self) -> Iterator[str]:
@@ -431,11 +434,28 @@ class TrainParams(FitParams):
                 f"attack_label: target has no part in attack_loss {self.attack_loss}: set "
                 "attack_loss: null, or attack_label: truth"
             )
+        if self.attack_start == "previous":
+            yield from self._conflicts_of_carried()
         if self.eps_warmup_epochs >= self.epochs:
             yield (
                 f"eps_warmup_epochs: expected less than epochs, {self.epochs}, found "
                 f"{self.eps_warmup_epochs:g}: eps would never be reached; lower it"
             )
+
+    def _conflicts_of_carried(self) -> Iterator[str]:
+        moved_otherwise = {
+            "norm l2": self.norm == "l2",
+            "crop_scale": self.crop_scale is not None,
+            "policy": self.policy is not None,
+            "cutmix or mixup": not self.mixing.is_none,
+            "progressive_resize": self.progressive_resize is not None,
+        }
+        for what, asked in moved_otherwise.items():
+            if asked:
+                yield (
+                    "attack_start: previous carries linf's perturbations through crop_padding and "
+                    f"flip, not with {what}: set attack_start: null"
+                )
 
     def _conflicts_of_one_step(self) -> Iterator[str]:
         if self.steps != 1:

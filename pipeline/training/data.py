@@ -18,6 +18,7 @@ from ltd_pipe.labels.on_device import LabelsOnDevice, Replay
 from ltd_pipe.training.targets import mixed, onehot, smoothed
 
 if TYPE_CHECKING:
+    from ltd_pipe.images.augmentation import Augmentation
     from ltd_pipe.images.stream import Batch
     from ltd_pipe.labels.reader import SoftLabels
     from ltd_pipe.params import FitParams, TrainParams
@@ -209,6 +210,12 @@ class BatchTransform:
         # By the run's seed, also where the images are views that a store's seed has drawn.
         images, mixture = mix(images, batch.index, params, seed=self._seed, epoch=epoch)
         return Examples(images, mixture.rows(target), mixture.rows(truth))
+
+    def draws(self, epoch: int) -> tuple[Augmentation, int, int]:
+        """Augmentation, seed and epoch that make an epoch's views."""
+        if self._replay is None:
+            return self._params.augmentation, self._seed, epoch
+        return self._replay.augmentation, self._replay.seed, self._view(epoch)
 
     def _view(self, epoch: int) -> int:
         return 0 if self._replay is None else epoch % self._replay.count

@@ -20,6 +20,7 @@ from ltd_pipe.models.registry import build
 from ltd_pipe.params import TrainParams
 from ltd_pipe.publish import write_json
 from ltd_pipe.training.data import BatchTransform, LabelTargets, student_transform
+from ltd_pipe.training.perturbations import Perturbations
 from ltd_pipe.training.snapshots import Snapshots
 from ltd_pipe.training.targets import LiveTargets, SelfDistillation
 from ltd_pipe.training.trainer import RunContext, Task, Trainer
@@ -92,6 +93,9 @@ def student_trainer(
         teacher_targets = SelfDistillation(params.adr_temperatures, params.adr_weights)
     elif params.label_kind == "live" and params.learns_from_labels and teacher is not None:
         teacher_targets = LiveTargets(teacher, params.soft_weight, params.rectify)
+    perturbations = None
+    if params.attack_start == "previous":
+        perturbations = Perturbations(stream.count, model.shape, stream.device)
     task = Task(
         objective=objectives.make_objective(params, model, teacher),
         transform=student_transform(
@@ -99,19 +103,21 @@ def student_trainer(
         ),
         adversary=training_adversary(params),
         teacher_targets=teacher_targets,
+        perturbations=perturbations,
     )
     return Trainer(model, stream, split, params, task, context)
 
 
 def training_adversary(params: TrainParams) -> Adversary:
     """The attack that the student is trained against."""
+    start = None if params.attack_start == "previous" else params.attack_start
     return Adversary(
         Ball(params.norm, params.eps),
         params.step,
         params.steps,
         # FGSM-RS is PGD of one step, from a uniform start whatever the objective.
         method="n-fgsm" if params.attack == "n-fgsm" else "pgd",
-        start="uniform" if params.attack == "fgsm-rs" else params.attack_start,
+        start="uniform" if params.attack == "fgsm-rs" else start,
         noise=params.attack_noise,
         warmup_epochs=params.eps_warmup_epochs,
     )

@@ -22,6 +22,7 @@ from ltd_pipe.training.optim import WeightAverage, make_optimiser
 from ltd_pipe.training.softness import TARGET_SUMS, target_sums
 
 if TYPE_CHECKING:
+    from ltd_pipe.attacks import Adversary
     from ltd_pipe.images.stream import Batch
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.objectives import Loss, StepInfo
@@ -134,16 +135,9 @@ class Step:
             if relabel is not None:
                 batch = relabel(batch, self.average.model)
             adversarial = batch.images
-            if self._adversary is not None and self._frozen is not None:
+            if self._adversary is not None:
                 with self._input_gradients_only():
-                    adversarial = self._objective.attack(
-                        self._adversary,
-                        self._frozen.current(),
-                        batch,
-                        index=index,
-                        key=rng.stream_key(self._context.seed, "attack-start", info.epoch),
-                        epochs=info.position,
-                    )
+                    adversarial = self._attack(self._adversary, batch, index)
         if relabel is not None:
             sums = target_sums(batch.target, batch.truth)
 
@@ -152,6 +146,30 @@ class Step:
                 return self._objective.loss(self.model, batch, adversarial)
 
         return AttackedPart(loss, batch.truth, len(index) / step_images, sums)
+
+    def _attack(self, adversary: Adversary, batch: TrainBatch, index: torch.Tensor) -> torch.Tensor:
+        info, carried, points = batch.info, self._task.perturbations, None
+        draws, eps = self._transform.draws(info.epoch), adversary.at(info.position).ball.eps
+        if carried is not None and info.epoch:
+            points = carried.points(batch.images, index, eps, draws)
+        assert self._frozen is not None  # noqa: S101  where there is an adversary
+        adversarial = self._objective.attack(
+            adversary,
+            self._frozen.current(),
+            batch,
+            index=index,
+            key=rng.stream_key(self._context.seed, "attack-start", info.epoch),
+            epochs=info.position,
+            points=points,
+        )
+        if carried is not None:
+            carried.keep(adversarial - batch.images, index, eps, draws)
+        return adversarial
+
+    def share_perturbations(self) -> None:
+        """Let all processes have what each has found; they do it together."""
+        if self._task.perturbations is not None:
+            self._task.perturbations.share(self._context.world)
 
     def differentiate(self, parts: list[AttackedPart]) -> torch.Tensor:
         """Set the gradients of this process's share of the mean loss; the tally as of `take`."""
@@ -171,13 +189,14 @@ class Step:
 
     def state_dict(self) -> dict[str, Any]:
         """What continues the run; the model's weights included."""
+        carried = self._task.perturbations
         return {
             "model": self.model.state_dict(),
             "average": self.average.model.state_dict(),
             "optimiser": self._optimiser.state_dict(),
             "scaler": self._scaler.state_dict(),
             "objective": self._objective.state_dict(),
-        }
+        } | ({"perturbations": carried.state_dict()} if carried else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
@@ -186,6 +205,8 @@ class Step:
         self._optimiser.load_state_dict(state["optimiser"])
         self._scaler.load_state_dict(state["scaler"])
         self._objective.load_state_dict(state["objective"])
+        if self._task.perturbations is not None:
+            self._task.perturbations.load_state_dict(state["perturbations"])
 
     @contextlib.contextmanager
     def _input_gradients_only(self) -> Iterator[None]:

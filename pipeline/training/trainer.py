@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ltd_pipe.params import FitParams
     from ltd_pipe.training.collapse import Collapse
     from ltd_pipe.training.data import BatchTransform
+    from ltd_pipe.training.perturbations import Perturbations
     from ltd_pipe.training.snapshots import Row, Snapshots
     from ltd_pipe.training.targets import TeacherTargets
 
@@ -49,13 +50,15 @@ if TYPE_CHECKING:
 class Task:
     """What a run trains: on which images and targets, and against which attack.
 
-    Without an adversary training is clean; teacher_targets replace the transform's.
+    Without an adversary training is clean; teacher_targets replace the transform's; attacks begin
+    from the perturbations, where there are some, after the first epoch.
     """
 
     objective: Objective
     transform: BatchTransform
     adversary: Adversary | None = None
     teacher_targets: TeacherTargets | None = None
+    perturbations: Perturbations | None = None
 
 
 @dataclass(frozen=True)
@@ -214,6 +217,7 @@ class Trainer:
                     self._save()
                 if stopped:
                     raise Interrupted
+        self._step.share_perturbations()
         self._finish_epoch(epoch, watcher, stop)
         watcher.epoch(self.progress.history)
         if (collapse := self.collapse) and collapse.epoch == epoch:
@@ -276,6 +280,7 @@ class Trainer:
     def _save(self) -> None:
         # Read first: weights that a broken loss has spoilt must not replace sound ones.
         self.progress.sums = self._meters.read()
+        self._step.share_perturbations()
         if self.context.world.is_main:
             tensors = {"best": self.best.state_dict(), **self._step.state_dict()}
             self.context.snapshots.save(self.progress, tensors, self.context.precision)

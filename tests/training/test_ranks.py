@@ -51,14 +51,16 @@ def assert_equal_to_rounding(one, two, relative=1e-4):
 def pair(train_beton, tmp_path_factory):
     """The folder in which two processes ran all cases that end well."""
     folder = tmp_path_factory.mktemp("pair")
-    cases = ("at", "mart-awp", "adr", "parts", "own-statistics")
+    cases = ("at", "mart-awp", "adr", "parts", "own-statistics", "carried")
     done = together(2, train_beton, folder, *cases)
     assert done.returncode == 0, done.stderr
     return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("case", "relative"), [("at", 1e-4), ("mart-awp", 2e-3), ("adr", 1e-4)])
+@pytest.mark.parametrize(
+    ("case", "relative"), [("at", 1e-4), ("mart-awp", 2e-3), ("adr", 1e-4), ("carried", 1e-4)]
+)
 def test_two_processes_train_the_same_student(pair, train_beton, tmp_path, case, relative):
     """Loss curve, accuracies and weights, to rounding; of AWP both passes are shared.
 
