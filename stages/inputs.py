@@ -29,12 +29,13 @@ _TOLD = "{path}: {files:,} files, {bytes:,} bytes, SHA-256 {sha256:.12}"
 
 @click.command()
 @options.flag(
-    "--asked", help="Look at train.teacher instead, which an earlier stage may have made."
+    "--asked",
+    help="Look at train.teacher and train.init instead, which an earlier stage may have made.",
 )
 @options.folder(
     "--out",
     default="data/inputs",
-    help="Folder of images.json, teacher.json and version.json, or asked.json.",
+    help="Folder of images.json, teacher.json and version.json, or asked.json and init.json.",
 )
 def inputs(asked: bool, out: Path) -> None:
     """Note what params.yaml names: the folder of images, and trained weights.
@@ -50,7 +51,7 @@ def inputs(asked: bool, out: Path) -> None:
     if PIPELINE_FILE.exists():
         require_named(PARAMS_FILE, PIPELINE_FILE)
         if not asked:
-            _require_teacher(params.train)
+            _require_weights(params.train)
             _warn_of_refusals()
     state = out.parent / "state" / f"{out.name}.json"
     with exclusive(out):
@@ -70,12 +71,12 @@ def inputs(asked: bool, out: Path) -> None:
                 write_json(out / "version.json", version)
 
 
-def _require_teacher(train: TrainParams) -> None:
-    """Refuse a teacher that is asked in the run, and is neither here nor made by a stage."""
-    if train.asks_teacher and train.teacher is not None:
-        path, made = Path(train.teacher), {Path(out) for _, out in options.pipeline_outputs()}
-        if not made & {path, *path.parents}:
-            _require(path, "train.teacher")
+def _require_weights(train: TrainParams) -> None:
+    """Refuse weights that training names, and that are neither here nor made by a stage."""
+    made = {Path(out) for _, out in options.pipeline_outputs()}
+    for _, key, path in _asked(train):
+        if path is not None and not made & {Path(path), *Path(path).parents}:
+            _require(Path(path), key)
 
 
 def _warn_of_refusals() -> None:
@@ -112,13 +113,18 @@ def _require(path: Path, key: str) -> None:
 def _named(params: Params, *, asked: bool) -> Iterator[tuple[str, str, str | None]]:
     """Name, key and value of each parameter that is a path from outside."""
     if asked:
-        # Also the baseline asks it, which depends on nothing else of a teacher.
-        yield "asked", "train.teacher", params.train.teacher if params.train.asks_teacher else None
+        yield from _asked(params.train)
         return
     # torchvision compares CIFAR's files with hashes of its own.
     folder = params.prepare.path if params.prepare.dataset == "folder" else None
     yield "images", "prepare.path", folder
     yield "teacher", "teacher.checkpoint", params.teacher.checkpoint
+
+
+def _asked(train: TrainParams) -> Iterator[tuple[str, str, str | None]]:
+    # Also the baseline has them, which depends on nothing else of a teacher.
+    yield "asked", "train.teacher", train.teacher if train.asks_teacher else None
+    yield "init", "train.init", train.init
 
 
 def _look(path: str, key: str, before: dict[str, Any], looked: dict[str, Any]) -> dict[str, Any]:

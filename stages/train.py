@@ -69,6 +69,7 @@ def train(
         from ltd_pipe.labels.reader import SoftLabels
         from ltd_pipe.labels.remote import resolve_store
         from ltd_pipe.models.registry import allow_file
+        from ltd_pipe.provenance import sha256_file
         from ltd_pipe.stages.fitting import fit, lock
         from ltd_pipe.training import run
         from ltd_pipe.training.softness import measure_targets, require_teaching
@@ -78,9 +79,11 @@ def train(
     options.require_files("data", *["labels"] * section.reads_store)
     _refuse_unused_weights(section)
     teacher_path = Path(section.teacher) if section.teacher and section.asks_teacher else None
-    if teacher_path:
-        remedy = "Give the checkpoint that is asked in the run, or choose what asks no teacher."
-        require_file(teacher_path, f"train.teacher: {teacher_path}", remedy)
+    init_path = Path(section.init) if section.init else None
+    for key, path in (("teacher", teacher_path), ("init", init_path)):
+        if path:
+            remedy = "Give a checkpoint that is there, or choose what needs none."
+            require_file(path, f"train.{key}: {path}", remedy)
     options.refuse_existing(
         out / "model.safetensors", force=force or fresh, kind=options.CHECKPOINT
     )
@@ -93,6 +96,7 @@ def train(
             beton = open_beton(data)
             split = run.split_samples(beton, section.images, params.seed)
             store = teacher = softness = None
+            init = init_path and sha256_file(init_path)
             if section.reads_store:
                 store = SoftLabels.open(resolve_store(labels, transfer, tell))
                 store.require_data(beton.manifest, str(beton.path), beton)
@@ -121,7 +125,11 @@ def train(
                 teacher=teacher,
                 data=str(beton.path),
             ),
-            facts_of=lambda trainer: _facts(trainer, section, store, teacher, softness),
+            facts_of=lambda trainer: (
+                _facts(trainer, section, store, teacher, softness)
+                | ({"init_sha256": init} if init else {})
+            ),
+            init=init,
             labels=store.identity if store else None,
             teacher=teacher.sha256 if teacher else None,
         )

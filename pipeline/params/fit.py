@@ -283,10 +283,11 @@ class TrainParams(FitParams):
     """pgd: Madry et al. 2018; of one step, several times faster: n-fgsm (de Jorge et al. 2022), or
     fgsm-rs (Wong et al. 2020), which collapses more easily"""
     step_size: PixelLength | None = None
-    """length of a step in the norm, in pixel units; null: 2.5 eps / attack_steps for pgd, eps for
-    n-fgsm, 1.25 eps for fgsm-rs"""
+    """length of a step in the norm, in pixel units; null: 2.5 eps / attack_steps for pgd, from
+    attack_start previous eps / attack_steps, eps for n-fgsm, 1.25 eps for fgsm-rs"""
     attack_steps: int | None = Field(None, ge=1)
-    """gradient steps in training; null: 10 for pgd, 1 for the others"""
+    """gradient steps in training; null: 10 for pgd, 1 for the others and for attack_start previous
+    """
     attack_start: Literal["uniform", "normal", "none", "previous"] | None = None
     """pgd: begins at a random point of the ball, 0.001 N(0, 1) away, at the image, or where the
     attack of the epoch before ended (ATTA, Zheng et al. 2020), so that one step is enough; null:
@@ -307,6 +308,10 @@ class TrainParams(FitParams):
 
     temperature: Number = Field(1.0, gt=0)
     """the student's own, part of the model, in training and inference"""
+    init: str | None = None
+    """checkpoint whose weights training begins with, of the same network on the same classes, such
+    as the clean teacher's data/teacher/model.safetensors (AET, arXiv 2506.15685); null: drawn from
+    the seed"""
     allow_poor_labels: bool = False
     """train on a store's labels that are as good as uniform, or mostly contradict the ground truth
     """

@@ -12,9 +12,9 @@ import torch
 from ltd_pipe import objectives, provenance, rng
 from ltd_pipe.attacks import Adversary, Ball, Frozen
 from ltd_pipe.device import choose_device, choose_precision
-from ltd_pipe.errors import DataError, ParamsError
+from ltd_pipe.errors import DataError, ModelError, ParamsError
 from ltd_pipe.images.sources import validation_mask
-from ltd_pipe.models.checkpoint import save_classifier
+from ltd_pipe.models.checkpoint import load_classifier, save_classifier
 from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.models.registry import build
 from ltd_pipe.params import TrainParams
@@ -195,12 +195,14 @@ def new_classifier(
     role: str,
     device: torch.device,
 ) -> Classifier:
-    """Build a freshly initialised model that depends on the seed and its role alone.
+    """Build the model with which a run begins, of the seed and its role alone, or of `init`.
 
     Raises
     ------
     ParamsError
         When a crop may miss the images, or a cutout is larger than they are.
+    CheckpointError, ModelError
+        When the checkpoint of `init` cannot be read, or is of another model.
     """
     section = "teacher" if role == "teacher" else "train"
     params.augmentation.require_fitting(manifest.shape, section)
@@ -216,7 +218,32 @@ def new_classifier(
         std=params.std,
         temperature=params.temperature if isinstance(params, TrainParams) else 1.0,
     )
+    if isinstance(params, TrainParams) and params.init is not None:
+        _begin_with(model, Path(params.init))
     return model.to(device)
+
+
+def _begin_with(model: Classifier, path: Path) -> None:
+    """Take a checkpoint's weights; its temperature is its own, and the model keeps its own."""
+    found = load_classifier(path)
+    found.require_data(model.class_names, model.shape, f"the images for train.init {path}")
+    differences = {
+        "architecture": (model.architecture, found.architecture),
+        "mean": (model.mean.tolist(), found.mean.tolist()),
+        "std": (model.std.tolist(), found.std.tolist()),
+        # Of another project's weights, whose last layer has the classes in another order.
+        "order of its outputs": (None, None if found.columns is None else found.columns.tolist()),
+    }
+    for what, (expected, got) in differences.items():
+        if expected != got:
+            raise ModelError(
+                path,
+                f"train.init: {what}",
+                expected=expected if expected is not None else "that of the classes",
+                found=got,
+                remedy="Begin with a checkpoint of the same model, or set init: null.",
+            )
+    model.network.load_state_dict(found.network.state_dict())
 
 
 def open_run(

@@ -87,24 +87,30 @@ def test_nothing_from_outside_is_noted_as_such(project):
     """Digits come with scikit-learn, and the teacher is trained."""
     assert look()[0] is None
     assert look("--asked")[0] is None
-    for name in ("images", "teacher", "asked"):
+    for name in ("images", "teacher", "asked", "init"):
         assert Path(f"data/inputs/{name}.json").read_text() == "null\n"
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("teacher.checkpoint", "a.pt"), ("train.teacher", "b.safetensors")]
+    ("key", "value"),
+    [
+        ("teacher.checkpoint", "a.pt"),
+        ("train.teacher", "b.safetensors"),
+        ("train.init", "c.safetensors"),
+    ],
 )
 def test_weights_that_are_not_there_are_refused_at_once(project, key, value):
     """Not when the stage that reads them begins; what a stage will make is waited for."""
     section, name = key.split(".")
     params = Path("params.yaml")
     text = params.read_text().replace("ema_decay: 0.9", "ema_decay: 0.9, objective: adaad")
-    text = text.replace("ema_decay: 0.9", "ema_decay: 0.9, teacher: data/teacher/new.safetensors")
+    made = "data/teacher/new.safetensors"
+    text = text.replace("ema_decay: 0.9", f"ema_decay: 0.9, teacher: {made}, init: {made}")
     params.write_text(text)
     Path("dvc.yaml").write_text("stages: {teacher: {outs: [data/teacher]}}")
     look()
     if section == "train":
-        params.write_text(text.replace("data/teacher/new.safetensors", value))
+        params.write_text(text.replace(f"{name}: {made}", f"{name}: {value}"))
     else:
         params.write_text(text.replace("teacher: {", f"teacher: {{{name}: {value}, ", 1))
     with pytest.raises(MissingError) as refusal:
