@@ -14,6 +14,7 @@ from typing import Literal
 
 from ltd_pipe.errors import LtdPipeError
 from ltd_pipe.publish import SHARED_MEMORY, nearest
+from ltd_pipe.threads import usable_cores
 
 __all__ = ["CHECKS", "Finding", "examine"]
 
@@ -24,8 +25,7 @@ _GIB = 2**30
 _LITTLE_DISK, _AMPLE_DISK = 1 * _GIB, 10 * _GIB
 # Docker gives 64 MiB.
 _LITTLE_SHARED = 2**27
-# Where Linux tells of a container's share of the processor, and of NVIDIA's driver.
-_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+# Where Linux tells of NVIDIA's driver.
 _DRIVER = Path("/proc/driver/nvidia/version")
 _SET_UP = "Run 'make set-up' again."
 
@@ -116,7 +116,7 @@ def _cuda_device() -> Finding:
 
 
 def _precision(_data: Path) -> Finding:
-    from ltd_pipe.device import choose_device, seconds_per_pass
+    from ltd_pipe.device import choose_device, choose_precision
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.models.registry import build
 
@@ -124,32 +124,24 @@ def _precision(_data: Path) -> Finding:
     network = build("resnet18-w16", len(names), shape)
     model = Classifier(network, architecture="resnet18-w16", class_names=names, shape=shape)
     model = model.to(choose_device("auto"))
-    ratio = seconds_per_pass(model, 64, "float32") / seconds_per_pass(model, 64, "bfloat16")
-    found = f"bfloat16 runs {ratio:.1f} times as fast as float32 here, now (narrow ResNet-18)"
+    full, half = choose_precision(model, 64).measured.values()
+    found = f"bfloat16 runs {half / full:.1f} times as fast as float32 here, now (narrow ResNet-18)"
     return Finding("ok", found)
 
 
 def _threads(_data: Path) -> Finding:
     import torch
 
-    cores, threads = _cores(), torch.get_num_threads()
+    cores, threads = usable_cores(), torch.get_num_threads()
+    spin, policy = (os.environ.get(name) for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"))
+    waits = f"OMP_WAIT_POLICY={policy}" if policy else f"GOMP_SPINCOUNT={spin}"
     slow = f"More threads than cores slow each other down: set OMP_NUM_THREADS={cores}."
     idle = f"Unset OMP_NUM_THREADS, or set it to {cores}, to use all cores."
     return _judge(
-        f"{threads} for {cores} cores",
+        f"{threads} for {cores} cores, {waits}",
         (threads > cores, "warn", slow),
         (threads == 1 < cores, "warn", idle),
     )
-
-
-def _cores() -> int:
-    """Cores that this process may use; a container's limit hides behind the machine's count."""
-    cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = _CPU_LIMIT.read_text(encoding="utf-8").split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, round(int(quota) / int(period))))
 
 
 def _zarr(_data: Path) -> Finding:

@@ -11,6 +11,7 @@ from typing import Any, TextIO, cast
 
 import click
 
+from ltd_pipe import threads
 from ltd_pipe.errors import LtdPipeError, ParamsError
 from ltd_pipe.publish import refused_by_system
 
@@ -100,6 +101,7 @@ def main() -> None:
     """Run the command line: exit code 0 done, 1 refused, 2 usage, 130 interrupted."""
     if os.environ.get("RANK", "0") != "0" and not _SHARED.intersection(sys.argv[1:2]):
         return
+    threads.set_defaults()
     with contextlib.redirect_stderr(cast("TextIO", _Optional(sys.stderr))):
         _run()
 

@@ -87,21 +87,17 @@ def test_threads_are_compared_with_cores(monkeypatch, threads, cores, status, re
     """Too many slow each other down, one alone leaves the others idle."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(cores)))
     torch.set_num_threads(threads)
-    require(check("threads"), status, f"{threads} for {cores} cores", remedy)
+    found = check("threads")
+    require(found, status, f"{threads} for {cores} cores", remedy)
 
 
-LIMITS = [("max 100000", 64), ("200000 100000", 2), ("50000 100000", 1), ("nonsense", 64)]
-
-
-@pytest.mark.parametrize(("text", "cores"), LIMITS)
-def test_a_containers_limit_counts(monkeypatch, tmp_path, text, cores):
-    """A container of two shares of a machine of 64 cores has two."""
-    limit = tmp_path / "cpu.max"
-    limit.write_text(text)
-    monkeypatch.setattr(doctor, "_CPU_LIMIT", limit)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(64)))
-    torch.set_num_threads(2)
-    assert check("threads").found == f"2 for {cores} cores"
+def test_how_threads_wait_is_said(monkeypatch):
+    """A policy of the user's own, or ours."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
+    assert check("threads").found.endswith(", GOMP_SPINCOUNT=1000")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    assert check("threads").found.endswith(", OMP_WAIT_POLICY=PASSIVE")
 
 
 def test_bfloat16_is_measured():

@@ -1,0 +1,53 @@
+"""How many processors this process may use, and how long its threads wait awake for each other."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import MutableMapping
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def usable_cores(cgroup: Path = _CGROUP) -> int:
+    """Processors of this process's affinity, or fewer where a container's quota gives less."""
+    cores = len(os.sched_getaffinity(0))
+    quota = cpu_quota(cgroup)
+    return cores if quota is None else max(1, min(cores, math.floor(quota)))
+
+
+def cpu_quota(cgroup: Path = _CGROUP) -> float | None:
+    """The processors' worth of time that a container may use; None: as much as there is."""
+    try:
+        if (cgroup / "cpu.max").exists():
+            given, period = (cgroup / "cpu.max").read_text(encoding="ascii").split()
+        else:  # version 1
+            given = (cgroup / "cpu" / "cpu.cfs_quota_us").read_text(encoding="ascii").strip()
+            period = (cgroup / "cpu" / "cpu.cfs_period_us").read_text(encoding="ascii")
+        return None if given in ("max", "-1") else int(given) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+# libgomp's threads spin for 300 ms before they sleep, while a thread that they wait for may have no
+# core: beside other processes small networks then run at a tenth of their speed. After so many
+# turns, some microseconds, they sleep.
+_SPIN = "1000"
+# Whoever sets one of these has decided.
+_POLICIES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+
+
+def set_defaults(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set what OpenMP and numba read when they are loaded, where the user has not.
+
+    Of no effect once torch has been imported.
+    """
+    if "torch" in sys.modules:
+        return
+    if not any(name in environment for name in _POLICIES):
+        environment["GOMP_SPINCOUNT"] = _SPIN
+    if usable_cores() < len(os.sched_getaffinity(0)):
+        for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+            environment.setdefault(name, str(usable_cores()))
