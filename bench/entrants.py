@@ -66,6 +66,7 @@ class Entrants:
         compiled: str,
         device_name: str,
         seed: int,
+        channels_last: bool | str = "auto",
     ) -> Entrants:
         """Make them."""
         device = choose_device(device_name)
@@ -81,7 +82,7 @@ class Entrants:
             crop_padding=4,
             flip=True,
             precision=precision,
-            channels_last="auto",
+            channels_last=channels_last,
             compile=compiled,
         )
         model = new_classifier(params, beton.manifest, seed=seed, role="student", device=device)

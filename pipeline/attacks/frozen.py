@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+from ltd_pipe.device import compile_network
 
 if TYPE_CHECKING:
     from ltd_pipe.models.classifier import Classifier
@@ -53,15 +56,22 @@ class Frozen:
         On its device, in its memory format. Its mode is left as it is.
     folds : list, optional
         What is folded; by default what can be.
+    dtype : torch.dtype, optional
+        Of the folded weights: autocast's, which would round them anew in each pass; by default
+        the model's.
     """
 
-    def __init__(self, model: Classifier, folds: list[_Fold] | None = None) -> None:
+    def __init__(
+        self,
+        model: Classifier,
+        folds: list[_Fold] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         self._model = self._twin = model
         self._folds = _sound_folds(model) if folds is None else folds
         if self._folds:
             self._twin = model.twin().eval()
-        for fold in self._folds:
-            fold.replace(self._twin.network)
+        self._targets = [fold.replace(self._twin.network, dtype) for fold in self._folds]
 
     @property
     def is_twin(self) -> bool:
@@ -71,12 +81,37 @@ class Frozen:
     def compile(self, mode: str) -> None:
         """Let the twin's network be compiled at its first pass; see `torch.compile`."""
         if self.is_twin:
-            self._twin.network.compile(mode=mode)
+            compile_network(self._twin.network, mode)
 
+    @torch.no_grad()
     def current(self) -> Classifier:
         """The twin with the weights and statistics as they are now; the same object each time."""
-        for fold in self._folds:
-            fold.refresh(self._model.network, self._twin.network)
+        if not self._folds:
+            return self._twin
+        network = self._model.network
+        norms: list[Any] = [network.get_submodule(fold.norm) for fold in self._folds]
+        # All at once: on a GPU a kernel or two for all norms.
+        scales = torch._foreach_add([n.running_var for n in norms], [n.eps for n in norms])
+        torch._foreach_rsqrt_(scales)
+        scaled = [(s, n.weight) for s, n in zip(scales, norms, strict=True) if n.weight is not None]
+        if scaled:
+            torch._foreach_mul_(*map(list, zip(*scaled, strict=True)))
+        shifts = torch._foreach_neg(torch._foreach_mul([n.running_mean for n in norms], scales))
+        shifted = [(s, n.bias) for s, n in zip(shifts, norms, strict=True) if n.bias is not None]
+        if shifted:
+            torch._foreach_add_(*map(list, zip(*shifted, strict=True)))
+        constants = []
+        for number, (fold, target) in enumerate(zip(self._folds, self._targets, strict=True)):
+            scale, shift = scales[number], shifts[number]
+            if fold.convolution is None:
+                constants += [(target.scale, scale), (target.shift, shift)]
+                continue
+            own: Any = network.get_submodule(fold.convolution)
+            torch.mul(own.weight, scale[:, None, None, None], out=target.weight)
+            bias = shift if own.bias is None else torch.addcmul(shift, own.bias, scale)
+            constants.append((target.bias, bias))
+        targets, values = map(list, zip(*constants, strict=True))
+        torch._foreach_copy_(targets, values)
         return self._twin
 
 
@@ -87,41 +122,26 @@ class _Fold:
     norm: str
     convolution: str | None
 
-    def replace(self, network: nn.Module) -> None:
-        """Put in what `refresh` fills."""
+    def replace(self, network: nn.Module, dtype: torch.dtype | None) -> Any:
+        """Put in and return the module whose constants stand for the norm."""
         norm: Any = network.get_submodule(self.norm)
         # timm's norms hold what follows them: dropout and the activation.
         rest: list[nn.Module] = list(norm.children())
+        target: nn.Module
         if self.convolution is None:
-            rest = [_ScaleShift(norm), *rest]
+            target = _ScaleShift(norm)
+            rest = [target, *rest]
         else:
             old: Any = network.get_submodule(self.convolution)
-            new = copy.copy(old)
-            new._parameters, new._buffers = {}, {}
-            new.register_buffer("weight", old.weight.detach().clone())
-            new.register_buffer("bias", torch.zeros_like(old.weight[:, 0, 0, 0]))
-            _put(network, self.convolution, new)
+            target = copy.copy(old)
+            target._parameters, target._buffers = {}, {}
+            weight = old.weight.detach().to(dtype or old.weight.dtype, copy=True)
+            target.register_buffer("weight", weight)
+            target.register_buffer("bias", torch.zeros_like(weight[:, 0, 0, 0]))
+            _put(network, self.convolution, target)
         # Not in a Sequential of one: its call would cost as much as a small network's layer.
         _put(network, self.norm, rest[0] if len(rest) == 1 else nn.Sequential(*rest))
-
-    @torch.no_grad()
-    def refresh(self, source: nn.Module, twin: nn.Module) -> None:
-        """Compute the twin's constants from the source's weights and statistics."""
-        norm: Any = source.get_submodule(self.norm)
-        scale = torch.rsqrt(norm.running_var + norm.eps)
-        scale = scale if norm.weight is None else scale * norm.weight
-        shift = -norm.running_mean * scale
-        shift = shift if norm.bias is None else shift + norm.bias
-        if self.convolution is None:
-            target: Any = twin.get_submodule(self.norm)
-            target = target if isinstance(target, _ScaleShift) else target[0]
-            target.scale.copy_(scale[:, None, None])
-            target.shift.copy_(shift[:, None, None])
-            return
-        own: Any = source.get_submodule(self.convolution)
-        folded: Any = twin.get_submodule(self.convolution)
-        torch.mul(own.weight, scale[:, None, None, None], out=folded.weight)
-        folded.bias.copy_(shift if own.bias is None else torch.addcmul(shift, own.bias, scale))
+        return target
 
 
 class _ScaleShift(nn.Module):
@@ -132,12 +152,14 @@ class _ScaleShift(nn.Module):
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
-        empty = torch.zeros_like(norm.running_mean)[:, None, None]
+        empty = torch.zeros_like(norm.running_mean)
         self.register_buffer("scale", empty)
         self.register_buffer("shift", empty.clone())
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.addcmul(self.shift, images, self.scale)
+        scale, shift = self.scale[:, None, None], self.shift[:, None, None]
+        # Rounded once, as a batch norm does where the images are of half precision.
+        return torch.addcmul(shift, images, scale).to(images.dtype)
 
 
 def _put(network: nn.Module, name: str, module: nn.Module) -> None:
@@ -195,11 +217,16 @@ def _sound_folds(model: Classifier) -> list[_Fold]:
     A convolution whose output also goes elsewhere, or a norm that does more than normalise, shows
     when no scale is 1 and no shift 0.
     """
-    found = _find_folds(model)
+    # On the host, whose float32 is one: a GPU's convolutions may round to ten bits.
+    tried = copy.deepcopy(model).cpu().eval()
+    found = _find_folds(tried)
     if not found:
         return []
-    tried = copy.deepcopy(model).eval()
     draw = torch.Generator().manual_seed(0)
+    # Also the weights: where a last layer is zero, as some begin, all logits agree.
+    for weight in tried.network.parameters():
+        if weight.dim() > 1:
+            weight.normal_(std=(2.0 / weight[0].numel()) ** 0.5, generator=draw)
     for fold in found:
         norm: Any = tried.network.get_submodule(fold.norm)
         for tensor, low, high in (
@@ -226,9 +253,8 @@ def _sound_folds(model: Classifier) -> list[_Fold]:
 
 @torch.no_grad()
 def _logits(model: Classifier) -> torch.Tensor:
-    """Of two images, in evaluation mode; the modes are left as they were."""
-    ramp = torch.linspace(0.0, 1.0, 2 * model.mean.numel() * model.shape[1] * model.shape[2])
-    images = ramp.view(2, *model.shape).to(model.mean)
+    """What the network says of two inputs in evaluation mode; the modes are left as they were."""
+    inputs = torch.linspace(-2.0, 2.0, 2 * math.prod(model.shape)).view(2, *model.shape)
     with evaluation_mode(model):
-        logits: torch.Tensor = model(images)
+        logits: torch.Tensor = model.network(inputs.to(model.mean))
     return logits

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltd_pipe import rng
 from ltd_pipe.attacks import Frozen
-from ltd_pipe.device import autocast
+from ltd_pipe.device import autocast, dtype_of
 from ltd_pipe.images.manifest import to_unit
 from ltd_pipe.objectives import TrainBatch
 from ltd_pipe.params import TrainParams
@@ -72,7 +72,8 @@ class Step:
         self._adversary = task.adversary
         if task.adversary and scaled:
             self._adversary = replace(task.adversary, loss_scale=_ATTACK_SCALE)
-        self._frozen = Frozen(model) if task.adversary else None
+        dtype = dtype_of(context.precision.precision)
+        self._frozen = Frozen(model, dtype=dtype) if task.adversary else None
         if self._frozen and context.precision.compiled != "none":
             self._frozen.compile(context.precision.compiled)
         self._optimiser = make_optimiser(model, params)

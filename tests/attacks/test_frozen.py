@@ -185,3 +185,42 @@ def test_what_cannot_be_folded_is_attacked_as_it_is(network):
     model = classifier(network, (1, 8, 8))
     assert not Frozen(model).is_twin
     assert Frozen(model).current() is model
+
+
+@pytest.mark.parametrize("architecture", ["small-cnn-w8", "resnet18-w8", "wrn-10-1"])
+def test_weights_rounded_beforehand_are_those_that_autocast_rounds(architecture):
+    """To the bit: a pass does not have to round them anew."""
+    shape = (3, 32, 32)
+    model, images = trained(build(architecture, 10, shape), shape).float(), images_of(shape).float()
+    expected, found = (
+        Frozen(model, dtype=dtype).current() for dtype in (torch.float32, torch.bfloat16)
+    )
+    kinds = {b.dtype for n, b in found.network.named_buffers() if n.endswith("weight")}
+    assert kinds == {torch.bfloat16}
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(found(images), expected(images))
+        assert torch.equal(gradient(found, images), gradient(expected, images))
+
+
+class _Kept(nn.Module):
+    """Adds a convolution's own output to the normed one: no place for a fold."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.last = nn.Linear(4, 10)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, images):
+        raw = self.conv(images)
+        return self.last((raw + self.norm(raw)).mean(dim=(2, 3)))
+
+
+def test_a_last_layer_of_zeros_hides_no_wrong_fold():
+    """As many networks begin: all logits are 0, whatever was folded."""
+    model = classifier(_Kept(), (3, 8, 8))
+    frozen = Frozen(model)
+    nn.init.ones_(model.network.last.weight)
+    images = images_of((3, 8, 8)).to(model.mean)
+    torch.testing.assert_close(frozen.current()(images), model.eval()(images))
