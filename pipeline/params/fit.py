@@ -452,7 +452,7 @@ class TrainParams(FitParams):
             "norm l2": self.norm == "l2",
             "crop_scale": self.crop_scale is not None,
             "policy": self.policy is not None,
-            "cutmix or mixup": not self.mixing.is_none,
+            "cutmix or mixup": self.mixes,
             "progressive_resize": self.progressive_resize is not None,
         }
         for what, asked in moved_otherwise.items():
