@@ -1,1 +1,1 @@
-"""One file per DVC stage; each reads parameters, calls `pipeline`, and writes outputs."""
+"""The commands; each reads its options and parameters, calls `pipeline`, and writes outputs."""

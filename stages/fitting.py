@@ -12,20 +12,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ltd_pipe.device import deterministic
+from ltd_pipe.images.stream import ImageStream
 from ltd_pipe.publish import exclusive
 from ltd_pipe.stages.console import bar, doing, tell
 from ltd_pipe.training import run
 from ltd_pipe.training.failures import Interrupted
-from ltd_pipe.training.trainer import RunContext, Trainer, Watcher
+from ltd_pipe.training.trainer import Trainer, Watcher
 
 if TYPE_CHECKING:
     from ltd_pipe.device import PrecisionSettings
     from ltd_pipe.distributed import World
-    from ltd_pipe.images.manifest import Manifest
-    from ltd_pipe.models.classifier import Classifier
+    from ltd_pipe.images.beton import Beton
     from ltd_pipe.params import Params
     from ltd_pipe.training.collapse import Collapse
     from ltd_pipe.training.snapshots import Row
+    from ltd_pipe.training.trainer import Split
 
 _INTERRUPTED = 130
 
@@ -40,19 +41,21 @@ def lock(out: Path, world: World) -> Iterator[None]:
 def fit(
     kind: run.Kind,
     params: Params,
-    manifest: Manifest,
+    beton: Beton,
+    split: Split,
     out: Path,
     world: World,
     *,
     fresh: bool,
-    trainer_of: Callable[[Classifier, RunContext], Trainer],
+    trainer_of: Callable[..., Trainer],
     facts_of: Callable[[Trainer], dict[str, Any]],
     **decides: Any,
 ) -> tuple[Trainer, dict[str, Any]] | None:
     """Train a teacher or student with progress shown, and write it with what it says of itself.
 
-    The first process gets both. `trainer_of` takes the initial model; `facts_of` gives what such a
-    checkpoint alone says of itself; for the rest see `run.open_run`.
+    The first process gets both. `trainer_of` is `run.teacher_trainer` or `run.student_trainer`,
+    with what these take by name; `facts_of` gives what such a checkpoint alone says of itself; for
+    the rest see `run.open_run`.
 
     Raises
     ------
@@ -60,13 +63,15 @@ def fit(
         With a line that says how to go on.
     """
     section = params.teacher if kind == "teacher" else params.train
+    manifest = beton.manifest
     with deterministic():
         with doing("measuring precision"):
             model, context = run.open_run(
                 kind, params, manifest, out, world, fresh=fresh, tell=tell, **decides
             )
         with doing("loading images"):
-            trainer = trainer_of(model, context)
+            stream = ImageStream(beton, model.mean.device)
+            trainer = trainer_of(model, stream, split, section, context)
         timing = _train_on_screen(trainer, "teacher" if kind == "teacher" else out.name, out)
         if not world.is_main:
             return None

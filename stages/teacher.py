@@ -37,7 +37,6 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
         from ltd_pipe.distributed import World
         from ltd_pipe.images.beton import open_beton, require_one_preparation
         from ltd_pipe.images.manifest import Duplicates
-        from ltd_pipe.images.stream import ImageStream
         from ltd_pipe.stages.fitting import fit, lock, warn_of_chance
         from ltd_pipe.training import run
 
@@ -68,13 +67,12 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
             done = fit(
                 "teacher",
                 params,
-                train.manifest,
+                train,
+                split,
                 out,
                 world,
                 fresh=fresh,
-                trainer_of=lambda model, context: run.teacher_trainer(
-                    model, ImageStream(train, model.mean.device), split, section, context
-                ),
+                trainer_of=run.teacher_trainer,
                 facts_of=lambda trainer: _measure(trainer.best, test),
             )
             facts = done[1] if done else {}

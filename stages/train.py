@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,6 @@ def train(
     with doing("loading torch"):
         from ltd_pipe.distributed import World
         from ltd_pipe.images.beton import open_beton
-        from ltd_pipe.images.stream import ImageStream
         from ltd_pipe.labels.reader import SoftLabels
         from ltd_pipe.labels.remote import resolve_store
         from ltd_pipe.models.registry import allow_file
@@ -111,19 +111,13 @@ def train(
         done = fit(
             "student",
             params,
-            beton.manifest,
+            beton,
+            split,
             out,
             world,
             fresh=fresh,
-            trainer_of=lambda model, context: run.student_trainer(
-                model,
-                ImageStream(beton, model.mean.device),
-                split,
-                section,
-                context,
-                store=store,
-                teacher=teacher,
-                data=str(beton.path),
+            trainer_of=functools.partial(
+                run.student_trainer, store=store, teacher=teacher, data=str(beton.path)
             ),
             facts_of=lambda trainer: (
                 _facts(trainer, section, store, teacher, softness)
