@@ -279,8 +279,6 @@ def require_ffcv() -> None:
 
 # FFCV's largest page is below 4 GiB; it holds whole images.
 _MAX_PAGE = 2**31
-# Of each image, in the table of samples that FFCV's processes share.
-_SHARED_BYTES = 40
 
 
 def write_beton(
@@ -339,7 +337,8 @@ def write_betons(
     counts = {split: len(each.source) for split, each in found.items()}
     estimates = [_estimate(counts[split], *size, params) for split, size in sizes.items()]
     require_free(first.parent, sum(estimates))
-    require_shared_memory(first, max(counts.values()) * _SHARED_BYTES)
+    # FFCV keeps its table of samples there, for processes of its own.
+    require_shared_memory(first, max(counts.values()) * SAMPLE.itemsize)
     with contextlib.ExitStack() as renamed:
         # The last to be entered are the first to be renamed: the betons.
         texts = {s: renamed.enter_context(staged(manifest_path(paths[s]))) for s in sources}

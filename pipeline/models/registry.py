@@ -80,19 +80,22 @@ def build(architecture: str, num_classes: int, shape: tuple[int, int, int]) -> n
         expected = "(1 or 3, height, width)"
         raise ModelError(architecture, "shape", expected=expected, found=tuple(shape))
     package, _, name = architecture.partition(":")
+    network: Any
     if package == "robustbench":
         # Each network of the zoo is for the images of its data set.
-        network: nn.Module = _zoo_entry(name, num_classes)[0]["model"]()
-        return network
-    if package in _OPTIONS:
-        network = _create(package, name, num_classes, shape)
-    elif names_file(architecture):
-        network = _run_file(architecture, num_classes, shape)
+        network = _zoo_entry(name, num_classes)[0]["model"]()
+    elif package in _OPTIONS or names_file(architecture):
+        create = _create if package in _OPTIONS else _run_file
+        network = create(architecture, num_classes, shape)
+        # Tried now, rather than fail after the data was read.
+        _require_logits(network, architecture.partition("#")[0], num_classes, shape)
     else:
-        return _create_own(architecture, num_classes, shape)
-    # Tried now, rather than fail after the data was read.
-    _require_logits(network, architecture.partition("#")[0], num_classes, shape)
-    return network.train()
+        network_class, arguments = own_network(architecture, num_classes, shape)
+        network = network_class(**arguments)
+        if (number := arguments.get("exit_number")) is not None:
+            _require_within(architecture, "exit", number, network.num_exits)
+    built: nn.Module = network.train()
+    return built
 
 
 # --- Networks of this package.
@@ -144,15 +147,6 @@ def own_network(
     return _FAMILIES[match["family"]], arguments
 
 
-def _create_own(architecture: str, num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
-    network_class, arguments = own_network(architecture, num_classes, shape)
-    network: Any = network_class(**arguments)
-    if (number := arguments.get("exit_number")) is not None:
-        _require_within(architecture, "exit", number, network.num_exits)
-    built: nn.Module = network
-    return built
-
-
 def _require_within(architecture: str, what: str, found: int, largest: int) -> None:
     if not 1 <= found <= largest:
         raise ModelError(architecture, what, expected=f"1 to {largest}", found=found)
@@ -175,8 +169,8 @@ def _did_you_mean(name: str, names: Iterable[str]) -> str:
 # --- Networks of timm and torchvision.
 
 
-def _create(package: str, name: str, num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
-    where = f"{package}:{name}"
+def _create(where: str, num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    package, _, name = where.partition(":")
     create: Callable[..., nn.Module]
     if package == "timm":
         import timm
