@@ -142,6 +142,13 @@ def _widest_gap(curve: Curve) -> float | None:
 # --- An evaluation.
 
 
+_RANDOM = "the model answers at random: each accuracy is of one draw"
+_NOT_RANDOM = (
+    "AutoAttack rand is for models that answer at random, which this one does not: "
+    "standard is stronger"
+)
+
+
 @dataclass(frozen=True)
 class AttackResult:
     """The images that stay right under one attack (n booleans), with all that decides it."""
@@ -249,13 +256,6 @@ def evaluate(
         _add_curve(bench, params, clean, result)
     result.corruptions = corruption_accuracies(bench, corruptions, params.images)
     return result
-
-
-_RANDOM = "the model answers at random: each accuracy is of one draw"
-_NOT_RANDOM = (
-    "AutoAttack rand is for models that answer at random, which this one does not: "
-    "standard is stronger"
-)
 
 
 def _run_attacks(

@@ -101,11 +101,14 @@ def _inline(svg: str, name: str) -> str:
 
 
 def draw_curves(name: str, runs: Sequence[Run], measure: str, label: str) -> Markup:
-    """A measure of training by epoch; of an accuracy, in percent, the kept epoch has a ring."""
-    percent = measure.endswith("accuracy")
+    """A measure of training by epoch; of an accuracy, in percent, the kept epoch has a ring.
+
+    Empty where no run has it.
+    """
+    percent, there = measure.endswith("accuracy"), [run for run in runs if measure in run.curves]
 
     def paint(axes: Any) -> None:
-        for run in runs:
+        for run in there:
             colour, curve = COLOURS[run.name], run.curves[measure]
             x, y = curve.epochs, (100 if percent else 1) * curve.values
             # A marker at each of many epochs hides the line.
@@ -119,7 +122,7 @@ def draw_curves(name: str, runs: Sequence[Run], measure: str, label: str) -> Mar
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(loc="best")
 
-    return draw(name, paint)
+    return draw(name, paint) if there else Markup()
 
 
 def draw_eps(name: str, models: Mapping[str, Evaluation]) -> Markup:

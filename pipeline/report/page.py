@@ -23,20 +23,13 @@ from ltd_pipe.report.runs import Evaluation, norm_text, number_text, percent_tex
 
 if TYPE_CHECKING:
     from ltd_pipe.evaluation.results import ClassScore
-    from ltd_pipe.evaluation.statistics import Paired
+    from ltd_pipe.evaluation.statistics import ConfidenceBin, Paired
     from ltd_pipe.report.facts import Facts, PairFacts
     from ltd_pipe.report.runs import Run
 
 # Classes in the table of these: those of the lowest robust accuracy.
 _MOST_CLASSES = 20
 _STEPS = {"apgd-ce": "APGD-CE", "apgd-t": "APGD-T", "fab-t": "FAB-T", "square": "Square"}
-# By the names of reliability.json.
-_CONDITIONS = ("clean", "under_attack")
-_MEASURES = {
-    "validation/robust_accuracy": "robust accuracy, %",
-    "validation/clean_accuracy": "clean accuracy, %",
-    "train/loss": "loss",
-}
 
 
 # ---------------------------------------------------------------- the pages
@@ -55,9 +48,9 @@ def render_page(facts: Facts) -> str:
         masking=masking_text(facts.audit),
         results=results_table(facts),
         classes=class_table(facts),
-        by_eps=eps_figure(evaluations),
-        curves=curve_figures([run for run in (facts.student, facts.baseline) if run]),
-        calibration=calibration_figures(evaluations),
+        by_eps={name: one for name, one in evaluations.items() if one.by_eps},
+        curves=[run for run in (facts.student, facts.baseline) if run and run.curves],
+        calibration=_reliability(evaluations),
         bin_table=bin_table(evaluations),
         parameters=parameter_table(facts),
         versions=version_table(facts),
@@ -73,8 +66,8 @@ def render_pair(facts: PairFacts) -> str:
         sides=sides,
         verdict=judged,
         rows=paired_rows(facts, judged),
-        by_eps=eps_figure({side.letter: side.evaluation for side in sides}),
-        curves=curve_figures([side.run for side in sides if side.run]),
+        by_eps={side.letter: side.evaluation for side in sides if side.evaluation.by_eps},
+        curves=[side.run for side in sides if side.run and side.run.curves],
         settings=unequal_settings(facts),
     )
 
@@ -110,60 +103,14 @@ def _environment() -> jinja2.Environment:
     environment.globals |= {
         "bins": BINS,
         "curve_attack": figures.CURVE_ATTACK,
-        "draw_histogram": figures.draw_histogram,
-        "draw_loss_surface": figures.draw_loss_surface,
+        **{name: each for name, each in vars(figures).items() if name.startswith("draw_")},
         "not_recorded": runs.NOT_RECORDED,
         "picture_side": picture_side,
     }
     return environment
 
 
-# ---------------------------------------------------------------- figures
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A drawing of some models, by name; the template has its title and caption."""
-
-    svg: Markup
-    name: str
-    models: Mapping[str, Any]
-
-
-def eps_figure(models: Mapping[str, Evaluation]) -> Figure | None:
-    """Robust accuracy by eps of the models of which it was measured."""
-    measured = {name: one for name, one in models.items() if one.by_eps}
-    if not measured:
-        return None
-    return Figure(figures.draw_eps("by-eps", measured), "by_eps", measured)
-
-
-def curve_figures(runs: Sequence[Run]) -> list[Figure]:
-    """The measures of training by epoch, with the last value of each run that has any."""
-    found = []
-    for measure, label in _MEASURES.items():
-        if there := [run for run in runs if measure in run.curves]:
-            name = measure.replace("/", "-").replace("_", "-")
-            ends = {run.name: run.curves[measure].values[-1:].tolist() for run in there}
-            found.append(Figure(figures.draw_curves(name, there, measure, label), measure, ends))
-    return found
-
-
-def calibration_figures(models: Mapping[str, Evaluation]) -> list[Figure]:
-    """Reliability diagrams, clean and under attack, of the models that have them."""
-    measured = {name: one for name, one in models.items() if one.reliability}
-    return [
-        Figure(
-            figures.draw_reliability(
-                condition.replace("_", "-"),
-                {name: getattr(one.reliability, condition) for name, one in measured.items()},
-            ),
-            condition,
-            measured,
-        )
-        for condition in _CONDITIONS
-        if measured
-    ]
+# ---------------------------------------------------------------- tables of results
 
 
 @dataclass(frozen=True)
@@ -200,9 +147,6 @@ def contests(facts: Facts, judged: verdict.Verdict) -> dict[str, Contest]:
         if mine is not None:
             found[name] = Contest(student.conditions(attack), mine, theirs, paired)
     return found
-
-
-# ---------------------------------------------------------------- tables of results
 
 
 @dataclass(frozen=True)
@@ -357,19 +301,32 @@ def _table(
     ]
 
 
+def _reliability(
+    models: Mapping[str, Evaluation],
+) -> dict[str, dict[str, tuple[ConfidenceBin, ...]]]:
+    """Bins by the names of reliability.json and the models that have them."""
+    return {
+        condition: {
+            name: getattr(one.reliability, condition)
+            for name, one in models.items()
+            if one.reliability
+        }
+        for condition in ("clean", "under_attack")
+    }
+
+
 def bin_table(models: Mapping[str, Evaluation]) -> tuple[list[str], list[Parameter]]:
     """The numbers behind the reliability diagrams: columns, and a row for each bin."""
-    bins = [f"{100 * k / BINS:.0f} to {100 * (k + 1) / BINS:.0f}\u00a0%" for k in range(BINS)]
+    names = [f"{100 * k / BINS:.0f} to {100 * (k + 1) / BINS:.0f}\u00a0%" for k in range(BINS)]
     columns = {
         f"{model}, {condition.replace('_', ' ')}": {
-            bins[one.number]: f"{one.count:,} images, {percent_text(one.accuracy, 1)} right"
-            for one in getattr(evaluation.reliability, condition)
+            names[one.number]: f"{one.count:,} images, {percent_text(one.accuracy, 1)} right"
+            for one in bins
         }
-        for condition in _CONDITIONS
-        for model, evaluation in models.items()
-        if evaluation.reliability
+        for condition, found in _reliability(models).items()
+        for model, bins in found.items()
     }
-    return _table(columns, [name for name in bins if any(name in one for one in columns.values())])
+    return _table(columns, [name for name in names if any(name in one for one in columns.values())])
 
 
 def parameter_table(facts: Facts) -> tuple[list[str], list[Parameter]]:
