@@ -31,7 +31,7 @@ from ltd_pipe.errors import (
 )
 from ltd_pipe.images.manifest import fingerprint
 from ltd_pipe.labels.convert import LabelFiles, Origin, convert
-from ltd_pipe.labels.derive import answer_arrays
+from ltd_pipe.labels.derive import answer_arrays, row_blocks
 from ltd_pipe.labels.format import (
     ATTRIBUTE,
     StoreAttributes,
@@ -257,7 +257,6 @@ class Table(LabelFiles):
 
 
 _FIRST_DAY = (1980, 1, 1, 0, 0, 0)
-_STEP_BYTES = 2**23
 # As much as a store's metadata may have.
 _MAX_TEXT_BYTES = 2**26
 _MAX_HEADER_BYTES = 10_000
@@ -289,21 +288,15 @@ def write_npz(
             layout = array.layout
             descr = np.lib.format.dtype_to_descr(layout.dtype)
             header = {"descr": descr, "fortran_order": False, "shape": layout.shape}
-            step = max(_STEP_BYTES // (layout.payload_bytes // layout.rows), 1)
             with new_member(name) as member:
                 np.lib.format.write_array_header_1_0(member, header)
-                for index in _steps(store, step):
+                for index in row_blocks(0, layout.num_samples, math.prod(layout.row_shape)):
                     member.write(np.ascontiguousarray(array.gather(index)).data)
                     if progress is not None and name == wide[0]:
                         progress(len(index))
         with new_member(ATTRIBUTE) as member:
             text = np.array(_carried_text(store))
             np.lib.format.write_array(member, text, allow_pickle=False)
-
-
-def _steps(store: SoftLabels, step: int) -> Iterator[NDArray[np.int64]]:
-    for first in range(0, store.num_samples, step):
-        yield np.arange(first, min(first + step, store.num_samples))
 
 
 class NpzTable(Table):
@@ -403,7 +396,7 @@ class _Member:
 # reader knows. `ltd_pipe` is in the file's metadata.
 
 
-# Row groups of 4 MiB per column: memory for few, and worth a request to whoever reads one.
+# Read at a time.
 _GROUP_ELEMENTS = 2**20
 
 
@@ -426,12 +419,13 @@ def write_parquet(
         return arrow.table(columns)
 
     schema = rows(np.arange(1)).schema.with_metadata({ATTRIBUTE: _carried_text(store)})
-    step = max(_GROUP_ELEMENTS // (store.num_views * (store.top_k or store.num_classes)), 1)
+    # Row groups of 4 MiB per column: memory for few, and worth a request to whoever reads one.
+    width = store.num_views * (store.top_k or store.num_classes)
     with (
         staged(target) as beside,
         parquet.ParquetWriter(beside, schema, compression="zstd", use_dictionary=False) as writer,
     ):
-        for index in _steps(store, step):
+        for index in row_blocks(0, store.num_samples, width):
             writer.write_table(rows(index))
             if progress is not None:
                 progress(len(index))
