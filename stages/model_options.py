@@ -201,7 +201,7 @@ def open_images(
         return open_beton(data)
     # A folder's stream loads torch, and a beton's hashes need none.
     from ltd_pipe.images.sources import FolderSource
-    from ltd_pipe.images.stream import open_folder
+    from ltd_pipe.images.stream import FolderStream
 
     channels, size = 3, foreign.image_size
     if facts := foreign.own_facts(teacher):
@@ -209,7 +209,7 @@ def open_images(
         class_names = class_names or facts.class_names
     source = FolderSource(data, class_names)
     with counter("look at the images", len(source)) as progress:
-        stream = open_folder(
+        stream = FolderStream(
             source,
             image_size=size if decoded else size or 1,
             channels=channels,

@@ -20,7 +20,7 @@ from ltd_pipe.errors import DataError, MissingError, reason_of, refuse_pointer
 from ltd_pipe.evaluation.bench import select_images
 from ltd_pipe.evaluation.results import CorruptionRow, Score, measured
 from ltd_pipe.images.sources import OF_OTHERS, ArraySource, FolderSource
-from ltd_pipe.images.stream import open_folder
+from ltd_pipe.images.stream import FolderStream
 from ltd_pipe.provenance import digest
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def corruption_accuracies(
     size, device = height if height == width else None, bench.test.device
     for number, one in enumerate(sets):
         title = one.corruption if one.severity is None else f"{one.corruption} {one.severity}"
-        stream = open_folder(
+        stream = FolderStream(
             one.source, image_size=size, channels=channels, device=device, split="test"
         )
         bench.model.require_data(stream.manifest.class_names, stream.manifest.shape, title)

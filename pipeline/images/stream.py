@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import queue
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from ltd_pipe.errors import DataError
 from ltd_pipe.images.beton import FIELDS, ffcv_threads, read_samples, require_ffcv
 from ltd_pipe.images.decode import to_channels
 from ltd_pipe.images.manifest import Duplicates, ImageFacts
-from ltd_pipe.images.sources import Source, Split, Survey, survey
+from ltd_pipe.images.sources import Source, Split, survey
 
 if TYPE_CHECKING:
     from ltd_pipe.images.beton import Beton
@@ -184,13 +184,49 @@ class FolderStream:
     """Reads a source as `ImageStream` reads a beton; its images are decoded as they come.
 
     `manifest`, `labels` and `sample_hash` are as a beton's; `notes` are lines for the user.
+
+    Parameters
+    ----------
+    source : Source
+        Is surveyed first.
+    image_size : int or None
+        See `ltd_pipe.images.decode.resize`; None: all images must have one size.
+    channels : int
+        1 or 3.
+    device, split
+        Where batches go, and which part of the data set they are.
+    skip_bad : bool
+        Leave unreadable images out, and name them in the notes.
+    progress : callable, optional
+        Called with the number of images just surveyed.
+
+    Raises
+    ------
+    DataError
     """
 
     def __init__(
-        self, found: Survey, manifest: ImageFacts, device: torch.device, notes: Sequence[str]
+        self,
+        source: Source,
+        *,
+        image_size: int | None,
+        channels: int,
+        device: torch.device,
+        split: Split = "train",
+        skip_bad: bool = False,
+        progress: Callable[[int], None] | None = None,
     ) -> None:
-        self._found, self.manifest, self.device, self.notes = found, manifest, device, notes
+        self._found = found = survey(source, skip_bad=skip_bad, progress=progress)
+        shape = channels, *found.common_size(image_size)
+        self.manifest, self.device = ImageFacts(**found.facts(split, shape)), device
         self.labels, self.sample_hash = found.source.labels, found.sample_hash
+        duplicates = Duplicates.count((self.labels, self.sample_hash))
+        warnings = self.manifest.warnings_of(found.one_colour, found.turned, duplicates)
+        self.notes = [
+            *(f"skipped: {line}" for line in found.skipped),
+            *source.notes,
+            *(f"warning: {source.name}: {line}" for line in warnings),
+        ]
 
     def where(self, i: int) -> str:
         """Image i as the user knows it."""
@@ -215,49 +251,6 @@ class FolderStream:
         # Images that are not square are all of one size, and stay as they are.
         image = self._found.pixels(int(row), height if height == width else None)
         return np.ascontiguousarray(to_channels(image, channels).transpose(2, 0, 1))
-
-
-def open_folder(
-    source: Source,
-    *,
-    image_size: int | None,
-    channels: Any,
-    device: torch.device,
-    split: Split = "train",
-    skip_bad: bool = False,
-    progress: Callable[[int], None] | None = None,
-) -> FolderStream:
-    """Survey a source and open it for reading.
-
-    Parameters
-    ----------
-    source : Source
-    image_size : int or None
-        See `ltd_pipe.images.decode.resize`; None: all images must have one size.
-    channels : int
-        1 or 3.
-    device, split
-        Where batches go, and which part of the data set they are.
-    skip_bad : bool
-        Leave unreadable images out; the stream's notes name them.
-    progress : callable, optional
-        Called with the number of images just surveyed.
-
-    Raises
-    ------
-    DataError
-    """
-    found = survey(source, skip_bad=skip_bad, progress=progress)
-    source = found.source
-    facts = ImageFacts(**found.facts(split, (channels, *found.common_size(image_size))))
-    duplicates = Duplicates.count((source.labels, found.sample_hash))
-    warnings = facts.warnings_of(found.one_colour, found.turned, duplicates)
-    notes = [
-        *(f"skipped: {line}" for line in found.skipped),
-        *source.notes,
-        *(f"warning: {source.name}: {line}" for line in warnings),
-    ]
-    return FolderStream(found, facts, device, notes)
 
 
 # --- How betons are read.

@@ -26,7 +26,7 @@ from ltd_pipe.images.beton import (
 from ltd_pipe.images.decode import resize
 from ltd_pipe.images.manifest import Duplicates, Manifest
 from ltd_pipe.images.sources import ArraySource, open_source
-from ltd_pipe.images.stream import ImageStream, open_folder
+from ltd_pipe.images.stream import FolderStream, ImageStream
 from ltd_pipe.params import PrepareParams
 
 from .conftest import picture, saved
@@ -93,7 +93,7 @@ def test_grey_of_a_colour_image_is_its_luminance(params, tmp_path, resident):
     """As Pillow's mode L, from a beton and from the folder: the red of a blue image is black."""
     write(params, tmp_path / "grey.beton", channels=1)
     source, order = open_source(params, "train"), np.arange(12)
-    folder = open_folder(source, image_size=None, channels=1, device=CPU)
+    folder = FolderStream(source, image_size=None, channels=1, device=CPU)
     expected = [np.asarray(Image.fromarray(source.decode(i)).convert("L")) for i in order]
     for stream in (
         ImageStream(open_beton(tmp_path / "grey.beton"), CPU, resident=resident),

@@ -9,7 +9,7 @@ import torch
 
 from ltd_pipe.images.beton import open_beton, write_beton
 from ltd_pipe.images.sources import open_source
-from ltd_pipe.images.stream import ImageStream, open_folder
+from ltd_pipe.images.stream import FolderStream, ImageStream
 from ltd_pipe.params import PrepareParams
 
 FOLDER = os.environ.get("LTD_PIPE_CIFAR10_JPEG")
@@ -28,7 +28,7 @@ def test_real_photographs_come_through_exactly(tmp_path):
     manifest, skipped = write_beton(source, path, params, "test")
     assert (manifest.num_classes, manifest.shape, skipped) == (10, (3, 32, 32), [])
     beton = open_beton(path)
-    folder = open_folder(source, image_size=None, channels=3, device=CPU)
+    folder = FolderStream(source, image_size=None, channels=3, device=CPU)
     assert folder.manifest.fingerprint == manifest.fingerprint
     order = np.random.default_rng(0).permutation(len(source))
     streams = [folder, *(ImageStream(beton, CPU, resident=kept) for kept in (True, False))]

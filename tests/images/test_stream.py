@@ -10,7 +10,7 @@ from refusals import refused
 from ltd_pipe.errors import DataError
 from ltd_pipe.images.beton import open_beton, write_beton
 from ltd_pipe.images.sources import open_source
-from ltd_pipe.images.stream import ImageStream, open_folder, read_raw
+from ltd_pipe.images.stream import FolderStream, ImageStream, read_raw
 from ltd_pipe.params import PrepareParams
 
 CPU = torch.device("cpu")
@@ -113,7 +113,7 @@ def test_a_folder_streams_like_its_beton(photos, params, tmp_path):
     source = open_source(params, "train")
     write_beton(source, tmp_path / "train.beton", params, "train")
     beton = open_beton(tmp_path / "train.beton")
-    stream = open_folder(source, image_size=None, channels=3, device=CPU)
+    stream = FolderStream(source, image_size=None, channels=3, device=CPU)
     assert stream.notes == []
     assert stream.manifest.fingerprint == beton.manifest.fingerprint
     order = np.array([3, 11, 0, 7])
@@ -129,4 +129,4 @@ def test_a_folder_with_a_bad_image_is_refused(photos, params):
     """Before anything is labelled."""
     (photos / "train/dog/1.png").write_bytes(b"")
     with refused(DataError, where=photos / "train/dog/1.png", what="empty"):
-        open_folder(open_source(params, "train"), image_size=None, channels=3, device=CPU)
+        FolderStream(open_source(params, "train"), image_size=None, channels=3, device=CPU)
