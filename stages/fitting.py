@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ltd_pipe.device import deterministic
+from ltd_pipe.distributed import World
 from ltd_pipe.images.stream import ImageStream
 from ltd_pipe.publish import exclusive
+from ltd_pipe.stages import options
 from ltd_pipe.stages.console import bar, doing, tell
 from ltd_pipe.training import run
 from ltd_pipe.training.failures import Interrupted
@@ -21,7 +23,6 @@ from ltd_pipe.training.trainer import Trainer, Watcher
 
 if TYPE_CHECKING:
     from ltd_pipe.device import PrecisionSettings
-    from ltd_pipe.distributed import World
     from ltd_pipe.images.beton import Beton
     from ltd_pipe.params import Params
     from ltd_pipe.training.collapse import Collapse
@@ -32,10 +33,16 @@ _INTERRUPTED = 130
 
 
 @contextlib.contextmanager
-def lock(out: Path, world: World) -> Iterator[None]:
-    """Keep other runs out of a folder while the block runs, and connect the processes."""
+def begun(out: Path, *, replace: bool) -> Iterator[World]:
+    """Connect the processes, and keep other runs out of a folder, while the block runs.
+
+    A model that is there already is refused first, unless it may be replaced.
+    """
+    options.refuse_existing(out / "model.safetensors", force=replace, kind=options.CHECKPOINT)
+    options.note_pipeline(out)
+    world = World.from_environment()
     with world.connected(), exclusive(out) if world.is_main else contextlib.nullcontext():
-        yield
+        yield world
 
 
 def fit(

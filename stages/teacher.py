@@ -34,17 +34,12 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
       ltd-pipe teacher --checkpoint resnet.pt --architecture torchvision:resnet18
     """
     with doing("loading torch"):
-        from ltd_pipe.distributed import World
         from ltd_pipe.images.beton import open_beton, require_one_preparation
         from ltd_pipe.images.manifest import Duplicates
-        from ltd_pipe.stages.fitting import fit, lock, warn_of_chance
+        from ltd_pipe.stages.fitting import begun, fit, warn_of_chance
         from ltd_pipe.training import run
 
     options.require_files("data")
-    options.refuse_existing(
-        out / "model.safetensors", force=force or fresh, kind=options.CHECKPOINT
-    )
-    options.note_pipeline(out)
     section = params.teacher
     if section.checkpoint is not None:
         of_weights = {"checkpoint", "architecture", "mean", "std", "classes", "class_order"}
@@ -57,8 +52,7 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
         options.refuse_overlap(out / "model.safetensors", checkpoint)
         remedy = "Give trained weights, or null to train a teacher."
         require_file(checkpoint, f"teacher.checkpoint: {checkpoint}", remedy)
-    world = World.from_environment()
-    with lock(out, world):
+    with begun(out, replace=force or fresh) as world:
         with doing("checking images"):
             train, test = open_beton(data / "train.beton"), open_beton(data / "test.beton")
             require_one_preparation(train, test)

@@ -64,13 +64,12 @@ def train(
       ltd-pipe train --label-kind onehot --objective trades --out baseline
     """
     with doing("loading torch"):
-        from ltd_pipe.distributed import World
         from ltd_pipe.images.beton import open_beton
         from ltd_pipe.labels.reader import SoftLabels
         from ltd_pipe.labels.remote import resolve_store
         from ltd_pipe.models.registry import allow_file
         from ltd_pipe.provenance import sha256_file
-        from ltd_pipe.stages.fitting import fit, lock
+        from ltd_pipe.stages.fitting import begun, fit
         from ltd_pipe.training import run
         from ltd_pipe.training.softness import measure_targets, require_teaching
         from ltd_pipe.training.targets import LiveTeacher
@@ -84,14 +83,9 @@ def train(
         if path:
             remedy = "Give a checkpoint that is there, or choose what needs none."
             require_file(path, f"train.{key}: {path}", remedy)
-    options.refuse_existing(
-        out / "model.safetensors", force=force or fresh, kind=options.CHECKPOINT
-    )
-    options.note_pipeline(out)
     if teacher_arch is not None:
         allow_file(teacher_arch)
-    world = World.from_environment()
-    with lock(out, world):
+    with begun(out, replace=force or fresh) as world:
         with doing("checking images and labels"):
             beton = open_beton(data)
             split = run.split_samples(beton, section.images, params.seed)
