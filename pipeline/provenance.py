@@ -140,6 +140,8 @@ def _git(words: str, folder: Path | None = None) -> str | None:
 class StateRecord:
     """Whose state a folder holds: an equal run, and only that, goes on from it.
 
+    Its `folder` is STATES/<kind>-<key>.
+
     Parameters
     ----------
     states : Path
@@ -148,15 +150,9 @@ class StateRecord:
         Such as `student`.
     out : str
         Name of the output: of two runs at the same time, each has its own state.
-    decides : dict
-        Plain values that decide the result.
-    rounds : dict
-        Those that change its rounding alone: an interrupted run goes on when they differ.
-
-    Attributes
-    ----------
-    folder : Path
-        `STATES/<kind>-<key>`.
+    decides, rounds : dict
+        Plain values that decide the result, and those that change its rounding alone: an
+        interrupted run goes on when they differ.
     """
 
     def __init__(

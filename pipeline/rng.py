@@ -30,34 +30,16 @@ Words = TypeVar("Words", NDArray[np.int64], "torch.Tensor")
 def stream_key(seed: int, stream: str, epoch: int = 0) -> int:
     """Derive the 64-bit key of one stream of random numbers, independent of all others.
 
-    Parameters
-    ----------
-    seed : int
-        The run's.
-    stream : str
-        What the numbers are for, such as "crop" or "attack-start".
-    epoch : int
-        Epoch, view or restart within the stream.
+    `stream` says what they are for, such as "attack-start"; `epoch` is a view's or restart's, too.
     """
     text = f"{seed}/{stream}/{epoch}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
 def bits(key: int, index: NDArray[np.int64], counter: int = 0) -> NDArray[np.uint64]:
-    """Random 64-bit integers, one per sample.
+    """Random 64-bit integers, one per sample of `index`, which has any shape; uint64 of the same.
 
-    Parameters
-    ----------
-    key : int
-        From `stream_key`.
-    index : ndarray of any shape, dtype int64
-        Sample indices.
-    counter : int
-        Which draw of the sample this is.
-
-    Returns
-    -------
-    ndarray of the same shape, dtype uint64
+    The key is from `stream_key`; `counter` says which draw of the sample this is.
     """
     sample = _mix(index * _GOLDEN + _signed(key))
     return _mix(sample + _signed((counter + 1) * _GOLDEN)).view(np.uint64)
@@ -89,20 +71,9 @@ def _signed(value: int) -> int:
 
 
 def uniform(key: int, index: torch.Tensor, shape: tuple[int, ...] = ()) -> torch.Tensor:
-    """Uniform numbers in [0, 1), multiples of 2^-24, so exact in float32.
+    """Uniform numbers in [0, 1), multiples of 2^-24, so exact in float32: of shape (B, *shape).
 
-    Parameters
-    ----------
-    key : int
-        From `stream_key`.
-    index : Tensor of shape (B,), dtype int64
-        Sample indices.
-    shape : tuple of int
-        Of one sample's numbers.
-
-    Returns
-    -------
-    Tensor of shape (B, *shape), dtype float32
+    For sample indices of shape (B,), dtype int64; `shape` is of one sample's numbers.
     """
     raw = bits_torch(key, index, math.prod(shape))
     return (_shift_right(raw, 40).float() * 2.0**-24).reshape(len(index), *shape)
