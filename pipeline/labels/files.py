@@ -68,16 +68,12 @@ class DurableStore(LocalStore):
             os.fsync(handle.fileno())
         self.hashes[key] = sha256_file(target)
 
-    def array(self, folder: str, layout: ArrayLayout) -> zarr.Array[Any]:
-        """The array whose chunk files lie in `folder`; each of them is written."""
-        config = ArrayConfig.from_dict({"write_empty_chunks": True})
-        return zarr.Array(zarr.AsyncArray(layout.metadata(), StorePath(self, folder), config))
-
     def write_chunk(self, folder: str, layout: ArrayLayout, chunk: int, rows: NDArray[Any]) -> None:
-        """Write one chunk file so that it is either whole or absent."""
-        first = chunk * layout.rows
+        """Write one chunk file of the array in `folder` so that it is either whole or absent."""
+        first, config = chunk * layout.rows, ArrayConfig.from_dict({"write_empty_chunks": True})
+        array = zarr.AsyncArray(layout.metadata(), StorePath(self, folder), config)
         with writing(self.root / folder):
-            self.array(folder, layout)[first : first + len(rows)] = rows
+            zarr.Array(array)[first : first + len(rows)] = rows
 
 
 def require_replaceable(target: Path, *, replace: bool) -> None:
