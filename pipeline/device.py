@@ -215,7 +215,9 @@ def compile_network(network: torch.nn.Module, mode: str) -> None:
     uncompiled, it raises.
     """
     from torch._dynamo import config
+    from torch._inductor import config as inductor
 
+    inductor.deterministic = True  # no choice of kernels by their time
     config.fail_on_recompile_limit_hit = True
     config.recompile_limit = max(config.recompile_limit, _GRAPHS)
     network.compile(mode=mode, dynamic=False)

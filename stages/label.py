@@ -71,7 +71,7 @@ def label(
       torchrun --nproc-per-node gpu -m ltd_pipe label --teacher teacher.safetensors
       ltd-pipe label --part 3/8 --teacher teacher.safetensors --out /shared/labels.zarr
     """
-    from ltd_pipe.device import choose_device, deterministic
+    from ltd_pipe.device import choose_device, deterministic, full_float32
     from ltd_pipe.distributed import World
     from ltd_pipe.evaluation.statistics import require_order
     from ltd_pipe.images.manifest import Manifest
@@ -93,7 +93,7 @@ def label(
     world = World.from_environment()
     device = world.device(choose_device(params.device))
     lock = _exclusive(out, part) if world.is_main else contextlib.nullcontext()
-    with _stoppable(), lock, deterministic():
+    with _stoppable(), lock, deterministic(), full_float32():
         with doing("checking images"):
             images = open_images(data, foreign, device, teacher=teachers[0])
         facts, stream = images.manifest, stream_of(images, device)

@@ -174,7 +174,7 @@ def _find_folds(model: Classifier) -> list[_Fold]:
     norms: dict[nn.Module, str] = {
         module: name
         for name, module in network.named_modules()
-        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
+        if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and module.running_mean is not None
     }
     convolutions: dict[nn.Module, str] = {
         module: name

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -77,7 +78,9 @@ def prefetch(
         if not count:
             yield from prepared
             return
-        pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        # A thread begins with the first GPU, and would open a context there.
+        bind = partial(torch.cuda.set_device, device) if stream else None
+        pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch", initializer=bind)
         waiting: deque[Future[tuple[Batch | None, torch.cuda.Event | None]]] = deque()
         try:
             while True:

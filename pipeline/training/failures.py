@@ -71,6 +71,8 @@ class StopRequest:
             self._at_once = False
 
 
+# Such as the adaptive pooling of VGG and AlexNet, to more than one pixel, on a GPU.
+_NOT_DETERMINISTIC = "does not have a deterministic implementation"
 # Of torch.nn.functional.batch_norm, where the features of the one image are one pixel.
 _NO_STATISTICS = "Expected more than 1 value per channel when training"
 
@@ -93,6 +95,14 @@ def failures_explained(step: Step, batch: Batch, info: StepInfo, *, alone: bool)
                 "not",
                 expected="two images or more in each pass of each process",
                 remedy="Raise batch_size (or images), or lower accumulation_steps.",
+            ) from error
+        if _NOT_DETERMINISTIC in str(error):
+            operator = str(error).partition(" ")[0]
+            raise MachineError(
+                f"{batch.images.device}: {step.model.architecture}",
+                f"torch has no deterministic kernel of {operator} for this device",
+                remedy="Two runs would differ. Take a network without it, such as a ResNet, or "
+                "set device: cpu.",
             ) from error
         if not _is_about_memory(error):
             raise

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -149,22 +150,23 @@ class Step:
         return AttackedPart(loss, batch.truth, len(index) / step_images, sums)
 
     def _attack(self, adversary: Adversary, batch: TrainBatch, index: torch.Tensor) -> torch.Tensor:
-        info, carried, points = batch.info, self._task.perturbations, None
-        draws, eps = self._transform.draws(info.epoch), adversary.at(info.position).ball.eps
-        if carried is not None and info.epoch:
-            points = carried.points(batch.images, index, eps, draws)
         assert self._frozen is not None  # noqa: S101  where there is an adversary
-        adversarial = self._objective.attack(
+        info, carried = batch.info, self._task.perturbations
+        attack = partial(
+            self._objective.attack,
             adversary,
             self._frozen.current(),
             batch,
             index=index,
             key=rng.stream_key(self._context.seed, "attack-start", info.epoch),
             epochs=info.position,
-            points=points,
         )
-        if carried is not None:
-            carried.keep(adversarial - batch.images, index, eps, draws)
+        if carried is None:
+            return attack()
+        draws, eps = self._transform.draws(info.epoch), adversary.at(info.position).ball.eps
+        points = carried.points(batch.images, index, eps, draws) if info.epoch else None
+        adversarial = attack(points=points)
+        carried.keep(adversarial - batch.images, index, eps, draws)
         return adversarial
 
     def share_perturbations(self) -> None:
@@ -181,6 +183,10 @@ class Step:
             loss = part.loss()
             value = loss.value * part.share
             self._scaler.scale(value).backward()  # type: ignore[no-untyped-call]
+            if len(parts) > 1 and self._context.precision.compiled == "reduce-overhead":
+                # A CUDA graph's next replay overwrites the gradients that it gave.
+                for weight in self.model.parameters():
+                    weight.grad = None if weight.grad is None else weight.grad.clone()
             # Of a mixture, the share of the class that was found.
             hits = part.truth.gather(1, loss.logits.detach().argmax(dim=1)[:, None]).sum()
             tally[:2] += torch.stack([value.detach().float(), hits.float()])
@@ -306,29 +312,30 @@ def perturbed_weights(
     statistics are left as they were, since the pass over the proxy is not a training pass.
     """
     weights: list[torch.Tensor] = [weight for weight in model.parameters() if weight.dim() > 1]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    buffers = list(model.buffers())
+    before = [buffer.clone() for buffer in buffers]
     gradients = gradients_of(weights)
     with torch.no_grad():
-        for buffer, before in buffers:
-            buffer.copy_(before)
-        moves = [
-            gamma * weight.norm() / (gradient.norm() + _TINY) * gradient
-            for weight, gradient in zip(weights, gradients, strict=True)
-        ]
-        for weight, move in zip(weights, moves, strict=True):
-            weight.add_(move)
+        if buffers:
+            torch._foreach_copy_(buffers, before)
+        # All weights at once: on a GPU a few kernels for all.
+        lengths = torch._foreach_mul(torch._foreach_norm(weights), gamma)
+        scales = torch._foreach_div(
+            lengths, torch._foreach_add(torch._foreach_norm(gradients), _TINY)
+        )
+        moves = torch._foreach_mul(gradients, scales)
+        torch._foreach_add_(weights, moves)
     try:
         yield
     finally:
         with torch.no_grad():
-            for weight, move in zip(weights, moves, strict=True):
-                weight.sub_(move)
+            torch._foreach_sub_(weights, moves)
 
 
 # --- Batch normalisation over the images of all processes: the number of them changes nothing.
 #
-# torch's own works on GPUs alone, where no test of ours can run. The attack's passes, ten of the
-# twelve in a step, are in evaluation mode and need no message.
+# torch's own, which has a third of the kernels, works on GPUs alone. The attack's passes, ten of
+# the twelve in a step, are in evaluation mode and need no message.
 
 
 class _Sum(torch.autograd.Function):
@@ -384,15 +391,17 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
 
 
 def synchronise(network: nn.Module) -> None:
-    """Let all batch normalisations of a network share their statistics from now on.
+    """Let all batch normalisations of a network on its device share their statistics from now on.
 
     Weights and state keep their names, so that a checkpoint does not tell on how many processes
     it was trained.
     """
+    on_gpu = any(weight.is_cuda for weight in network.parameters())
+    kind = nn.SyncBatchNorm if on_gpu else SyncedBatchNorm2d
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.BatchNorm2d:
-                synced = SyncedBatchNorm2d(
+                synced = kind(
                     child.num_features,
                     child.eps,
                     child.momentum,

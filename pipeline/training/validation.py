@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from ltd_pipe import rng
 from ltd_pipe.attacks import Ball, Frozen, pgd
+from ltd_pipe.device import full_float32
 from ltd_pipe.images.manifest import to_unit
 from ltd_pipe.params import TrainParams
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ltd_pipe.training.trainer import RunContext
 
 
+@full_float32()
 def validate(
     model: Classifier,
     stream: ImageStream,

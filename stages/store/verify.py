@@ -170,7 +170,7 @@ def _ask(
     tolerance: float | None,
 ) -> Check:
     """Ask the store's teachers again."""
-    from ltd_pipe.device import deterministic
+    from ltd_pipe.device import deterministic, full_float32
     from ltd_pipe.labels.verify import Check, recompute
 
     facts, stream = images.manifest, stream_of(images, device, resident=False)
@@ -180,7 +180,11 @@ def _ask(
     ]
     seed = secrets.randbits(32) if seed is None else seed
     total = store.num_samples * store.num_views
-    with deterministic(), counter("ask the teacher", min(sample, total)) as progress:
+    with (
+        deterministic(),
+        full_float32(),
+        counter("ask the teacher", min(sample, total)) as progress,
+    ):
         found = recompute(
             store,
             models,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from refusals import refused
 
-from ltd_pipe.device import PrecisionSettings
-from ltd_pipe.errors import ModelError
+from ltd_pipe.device import PrecisionSettings, deterministic
+from ltd_pipe.errors import MachineError, ModelError
 from ltd_pipe.objectives import StepInfo
 from ltd_pipe.params import FitParams
 from ltd_pipe.training.optim import make_optimiser
@@ -146,3 +146,15 @@ def test_out_of_memory_says_what_fits(train_beton, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "cpu: 190 images per step: do not fit into memory" in done.stdout
     assert "95 at a time do: set accumulation_steps: 2, which makes the same steps" in done.stdout
+
+
+def test_an_operator_without_a_deterministic_kernel_is_named(make_student):
+    """With the network and the device, and what to do."""
+    fit = make_student()
+
+    def scatter(_, inputs):
+        return inputs[0].clone().put_(torch.zeros(1, dtype=torch.int64), torch.ones(1))
+
+    fit.model.network.register_forward_pre_hook(scatter)
+    with deterministic(), refused(MachineError, where="cpu: small-cnn-w8", what="put_"):
+        fit.run(Watcher())
