@@ -55,6 +55,14 @@ Positive = Annotated[float, BeforeValidator(as_number), Field(gt=0)]
 PixelLength = Annotated[Positive, AfterValidator(_is_in_pixel_units)]
 
 
+def _parts(annotation: Any) -> Iterator[Any]:
+    """A type and all that it is made of: `Annotated[float, …] | None` has a float in it."""
+    yield annotation
+    for part in get_args(annotation):
+        if part is not Ellipsis:
+            yield from _parts(part)
+
+
 class Section(BaseModel):
     """Base of all sections: frozen, unknown keys refused, NaN and infinity refused."""
 
@@ -66,9 +74,9 @@ class Section(BaseModel):
     @classmethod
     def _no_number_is_true(cls, value: Any, info: ValidationInfo) -> Any:
         # YAML's yes and on are True, which pydantic takes for 1 where a number is wanted.
-        annotation = cls.model_fields[str(info.field_name)].annotation
-        kinds = {annotation, *get_args(annotation)}
-        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+        parts = [*_parts(cls.model_fields[str(info.field_name)].annotation)]
+        is_number = any(part in (int, float) or type(part) is int for part in parts)
+        if isinstance(value, bool) and is_number and bool not in parts:
             raise PydanticCustomError("boolean", "should be a number, not yes, no, on or off")
         return value
 

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 from refusals import refused
 
 from ltd_pipe.errors import MissingError, ParamsError
-from ltd_pipe.params import load_params, parse_params, read_yaml
+from ltd_pipe.params import TeacherParams, TrainParams, load_params, parse_params, read_yaml
+from ltd_pipe.params.sections import EvaluateParams, LabelParams, PrepareParams
 
 MINIMAL = """
 prepare: {dataset: digits}
@@ -347,3 +349,23 @@ def test_no_teacher_is_asked_about_small_images():
     asked = {"train.label_kind": "live", "train.teacher": "a.safetensors"}
     with refused(ParamsError, where="option: train", what="progressive_resize"):
         minimal(**asked, **{"train.progressive_resize": "[32, 64]"})
+
+
+def numeric_fields():
+    """Every field of every section that takes a number alone, also where null is allowed."""
+    for section in (PrepareParams, TeacherParams, LabelParams, TrainParams, EvaluateParams):
+        schema = section.model_json_schema()["properties"]
+        for name, field in schema.items():
+            kinds = {part.get("type") for part in [field, *field.get("anyOf", [])]}
+            if kinds & {"number", "integer"} and not kinds & {"boolean"}:
+                yield section, name
+
+
+@pytest.mark.parametrize(
+    ("section", "name"), [*numeric_fields()], ids=lambda value: getattr(value, "__name__", value)
+)
+def test_yes_is_no_number(section, name):
+    """YAML's yes would be 1: in a field of its own, and in one that may be null."""
+    with pytest.raises(ValidationError) as refusal:
+        section.model_validate({name: True})
+    assert (name,) in {error["loc"][:1] for error in refusal.value.errors()}
