@@ -114,11 +114,11 @@ class BarePasses:
 
     def step(self) -> None:
         """As many passes as a step of the attack and one of training."""
-        self.model.eval()
+        self.model.eval().requires_grad_(requires_grad=False)
         for _ in range(self.attack_steps):
             images = self._images.detach().requires_grad_()
             torch.autograd.grad(self._logits(images).sum(), images)
-        self.model.train()
+        self.model.train().requires_grad_(requires_grad=True)
         gradients = torch.autograd.grad(self._logits(self._images).sum(), self._weights())
         if self._device.type == "cuda":
             torch.cuda.synchronize()

@@ -17,6 +17,7 @@ import json
 import logging
 import math
 import time
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,10 +32,12 @@ from scipy.stats import t
 from tables import table
 
 from ltd_pipe.attacks import Frozen
-from ltd_pipe.device import deterministic
+from ltd_pipe.device import PrecisionSettings, choose_precision, deterministic
 from ltd_pipe.images.beton import open_beton, write_betons
 from ltd_pipe.images.sources import open_source
 from ltd_pipe.images.stream import ImageStream
+from ltd_pipe.models.classifier import Classifier
+from ltd_pipe.models.registry import build
 from ltd_pipe.params import PrepareParams, TeacherParams, TrainParams
 from ltd_pipe.training.optim import learning_rate
 from ltd_pipe.training.run import (
@@ -49,7 +52,6 @@ from ltd_pipe.training.trainer import Watcher
 
 if TYPE_CHECKING:
     from ltd_pipe.images.beton import Beton
-    from ltd_pipe.models.classifier import Classifier
 
 CPU = torch.device("cpu")
 EPS = 8 / 255
@@ -78,24 +80,18 @@ class Way(NamedTuple):
     plain: bool = False
 
 
-def carried(steps: int, *, from_teacher: bool = False) -> Way:
-    """Attacks that go on where those of the epoch before have ended."""
-    params = {"attack_start": "previous", "attack_steps": steps, "step_size": 4 / 255}
-    return Way(params, steps, from_teacher)
-
-
+CARRIED = {"attack_start": "previous"}
 PGD = {"attack_steps": 10, "step_size": 2 / 255}
+NFGSM = {"attack": "n-fgsm"}
 WAYS = {
     "PGD-10, torchattacks in a plain loop": Way(PGD, 10, plain=True),
     "PGD-10": Way(PGD, 10),
-    "PGD-10 from the teacher": Way(PGD, 10, from_teacher=True),
-    "PGD-2": Way({"attack_steps": 2, "step_size": 5 / 255}, 2),
-    "N-FGSM": Way({"attack": "n-fgsm"}, 1),
-    "N-FGSM from the teacher": Way({"attack": "n-fgsm"}, 1, from_teacher=True),
-    "previous, 1 step": carried(1),
-    "previous, 2 steps": carried(2),
-    "previous, 1 step, from the teacher": carried(1, from_teacher=True),
-    "previous, 2 steps, from the teacher": carried(2, from_teacher=True),
+    "PGD-10, from the teacher": Way(PGD, 10, from_teacher=True),
+    "N-FGSM": Way(NFGSM, 1),
+    "N-FGSM, from the teacher": Way(NFGSM, 1, from_teacher=True),
+    "previous, 1 step": Way(CARRIED, 1),
+    "previous, 1 step, from the teacher": Way(CARRIED, 1, from_teacher=True),
+    "previous, 2 steps": Way(CARRIED | {"attack_steps": 2}, 2),
 }
 
 
@@ -141,13 +137,26 @@ def train(data: Data, architecture: str, way: Way, epochs: int, seed: int) -> Cl
     if way.plain:
         return train_plainly(data, model, params, split[0], seed)
     with TemporaryDirectory() as folder:
-        context = RunContext(seed, Snapshots(Path(folder)))
+        context = RunContext(seed, Snapshots(Path(folder)), precision_of(data, architecture))
         trainer = student_trainer(model, data.stream, split, params, context)
         trainer.run(Watcher())
     return trainer.average
 
 
 _teachers: dict[tuple[str, int], Classifier] = {}
+
+
+@cache
+def _measured(architecture: str, shape: tuple[int, int, int]) -> PrecisionSettings:
+    network = build(architecture, 10, shape)
+    names = tuple("0123456789")
+    model = Classifier(network, architecture=architecture, class_names=names, shape=shape)
+    return choose_precision(Frozen(model.eval()).current(), COMMON["batch_size"])
+
+
+def precision_of(data: Data, architecture: str) -> PrecisionSettings:
+    """What `precision: auto` takes on this machine; the plain loop is in float32."""
+    return _measured(architecture, data.train.manifest.shape)
 
 
 def teacher_of(data: Data, architecture: str, seed: int) -> Classifier:
@@ -164,7 +173,7 @@ def teacher_of(data: Data, architecture: str, seed: int) -> Classifier:
         model = new_classifier(params, manifest, seed=seed, role="teacher", device=CPU)
         split = split_samples(data.train, data.count, seed)
         with TemporaryDirectory() as folder:
-            context = RunContext(seed, Snapshots(Path(folder)))
+            context = RunContext(seed, Snapshots(Path(folder)), precision_of(data, architecture))
             trainer = teacher_trainer(model, data.stream, split, params, context)
             trainer.run(Watcher())
         _teachers[architecture, seed] = trainer.average
@@ -257,6 +266,9 @@ def run_all(
                     "teacher_passes": TEACHER_EPOCHS * data.count if way.from_teacher else 0,
                     "seconds": round(seconds, 1),
                     **robustness(model, data, seed),
+                    "precision": "float32"
+                    if way.plain
+                    else precision_of(data, architecture).precision,
                     "load": load(),
                     "machine": describe_machine(),
                     "software": describe_software(),
@@ -328,16 +340,14 @@ def reach(network: str, groups: dict[tuple[int, str, int], list[dict[str, Any]]]
 
 
 BUDGETS = {
-    "PGD-10, torchattacks in a plain loop": (20,),
-    "PGD-10": (5, 10, 20),
-    "PGD-2": (20,),
-    "N-FGSM": (20, 40),
-    "previous, 1 step": (20, 40),
-    "previous, 2 steps": (10, 20),
-    "previous, 1 step, from the teacher": (10, 20),
-    "previous, 2 steps, from the teacher": (10, 20),
-    "N-FGSM from the teacher": (10, 20),
-    "PGD-10 from the teacher": (5,),
+    "PGD-10": (5, 15),
+    "previous, 1 step": (15, 30),
+    "N-FGSM": (15, 30),
+    "previous, 1 step, from the teacher": (8, 15),
+    "N-FGSM, from the teacher": (15,),
+    "previous, 2 steps": (15,),
+    "PGD-10, from the teacher": (5,),
+    "PGD-10, torchattacks in a plain loop": (15,),
 }
 
 

@@ -38,6 +38,8 @@ from ltd_pipe.device import deterministic
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# Steps after which a compiled network's graphs are recorded.
+_RECORDED = 4
 # What the loss curves are of.
 _CURVE_OF = {
     "architecture": "small-cnn-w8",
@@ -89,6 +91,8 @@ def _measure(
     settings, precision = entrants.settings, entrants.precision
     clock, losses = Clock(), {OURS: [], RIVAL: []}
     steps = entrants.steps()
+    if precision.compiled != "none":
+        warm_up = max(warm_up, _RECORDED)
     for turn in range(warm_up + rounds):
         if turn == warm_up:
             clock = Clock()
