@@ -93,3 +93,12 @@ def test_files_and_folders_that_a_page_names_are_there(page):
     assert {name for name in names if not any((place / name).exists() for place in places)} <= {
         "data/state/"
     }
+
+
+def test_the_picture_of_the_folders_has_all_of_them():
+    """Packages and modules of pipeline/, as docs/architecture.md draws them."""
+    picture = (ROOT / "docs/architecture.md").read_text().split("```")[1]
+    packages = {path.parent.name + "/" for path in ROOT.glob("pipeline/*/__init__.py")}
+    modules = {path.stem for path in ROOT.glob("pipeline/*.py") if not path.stem.startswith("__")}
+    drawn = set(re.findall(r"[a-z]+/?", picture))
+    assert packages | modules <= drawn | {"recipes/"}

@@ -1,6 +1,9 @@
 """Each objective is its equation."""
 
 import math
+import re
+from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from torch.nn import functional
 
 from ltd_pipe import objectives
 from ltd_pipe.attacks import cross_entropy, kl_divergence
+from ltd_pipe.params import TrainParams
 
 # softmax(LOGITS) = (1/2, 1/4, 1/4), and TARGET is soft.
 LOGITS = torch.tensor([[math.log(2.0), 0.0, 0.0]])
@@ -30,6 +34,15 @@ def loss_of(objective, images, adversarial=UNIFORM, target=TARGET, truth=TRUTH):
     """The loss of a model that answers with its images."""
     batch = objectives.TrainBatch(images, target, truth)
     return objective.loss(Shift().eval(), batch, adversarial)
+
+
+def test_each_objective_can_be_chosen_and_is_explained():
+    """By its name in the parameters, in the package's equations and on the page."""
+    names = set(get_args(TrainParams.model_fields["objective"].annotation))
+    page = (Path(__file__).parents[2] / "docs/training.md").read_text()
+    assert names == set(objectives.OBJECTIVES)
+    assert names <= set(re.findall(r"^ {4}(\w+) ", objectives.__doc__, re.MULTILINE))
+    assert names <= set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
 
 
 def test_cross_entropy_by_hand():
