@@ -67,15 +67,15 @@ class World:
         return torch.device("cuda", self.local_rank)
 
     @contextlib.contextmanager
-    def connected(self) -> Iterator[None]:
-        """Let the processes talk while the block runs."""
+    def connected(self, timeout: timedelta = _TIMEOUT) -> Iterator[None]:
+        """Let the processes talk while the block runs, and wait so long for each other."""
         if self.size == 1 or torch.distributed.is_initialized():
             yield
             return
         # Small decisions stay on the host, where reading them makes no device wait.
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         with self._missing_explained():
-            torch.distributed.init_process_group(backend, timeout=_TIMEOUT)
+            torch.distributed.init_process_group(backend, timeout=timeout)
         try:
             yield
         finally:
@@ -89,7 +89,7 @@ class World:
             raise MachineError(
                 f"rank {self.rank} of {self.size}",
                 "another process is missing or has ended",
-                remedy="See its own message, and run it again: what is done is kept.",
+                remedy="See its own message, and run it again: it goes on with what is kept.",
             ) from error
 
     def broadcast_config(self, key: Mapping[str, Any], decide: Callable[[], Any]) -> Any:
@@ -110,9 +110,8 @@ class World:
         if self.size == 1:
             return decide()
         decided = decide() if self.is_main else None
-        everyone: list[Any] = [None] * self.size
-        with self.connected(), self._missing_explained():
-            torch.distributed.all_gather_object(everyone, (dict(key), decided))
+        with self.connected():
+            everyone = self.all_gather((dict(key), decided))
         first, decided = everyone[0]
         for rank, (other, _) in enumerate(everyone):
             for name, expected, found in differences(first, other):
@@ -124,6 +123,15 @@ class World:
                     remedy="Give all machines the same code, packages and data.",
                 )
         return decided
+
+    def all_gather(self, mine: Any) -> list[Any]:
+        """What each process has, in the order of their ranks, in all of them."""
+        if self.size == 1:
+            return [mine]
+        everyone: list[Any] = [None] * self.size
+        with self._missing_explained():
+            torch.distributed.all_gather_object(everyone, mine)
+        return everyone
 
     def broadcast(self, make: Callable[[], Any]) -> Any:
         """What the first process makes, in all of them."""
@@ -153,6 +161,9 @@ class World:
         with self._missing_explained():
             torch.distributed.all_reduce(sums)
         return tuple(sums.tolist())
+
+
+ALONE = World()
 
 
 # --- The images of a step that each process takes: together they are those of one alone.

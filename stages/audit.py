@@ -12,12 +12,13 @@ import click
 from ltd_pipe.errors import ModelError
 from ltd_pipe.evaluation.results import FEW_IMAGES, Audit, threat_text
 from ltd_pipe.provenance import software
-from ltd_pipe.publish import exclusive, write_json, write_text
+from ltd_pipe.publish import write_json, write_text
 from ltd_pipe.stages import options
 from ltd_pipe.stages.console import Ticker, bar, doing, json_option, say
-from ltd_pipe.stages.evaluation_options import measuring_options
+from ltd_pipe.stages.evaluation_options import measuring, measuring_options
 
 if TYPE_CHECKING:
+    from ltd_pipe.distributed import World
     from ltd_pipe.evaluation.audit import AuditSettings
     from ltd_pipe.evaluation.bench import TestImages
     from ltd_pipe.params import Params
@@ -58,13 +59,14 @@ def audit(
     """Look for gradient masking; exit code 1 when a check fails, or none can be made.
 
     A model can look robust because attacks cannot find their way. A robust accuracy is worth
-    believing only beside this verdict.
+    believing only beside this verdict. Under torchrun the processes share the batches.
 
     \b
-    Example:
+    Examples:
+      torchrun --standalone --nproc-per-node gpu -m ltd_pipe audit student/model.safetensors
       ltd-pipe audit student/model.safetensors --source teacher/model.safetensors --images 500
     """
-    from ltd_pipe.device import choose_device, deterministic, full_float32
+    from ltd_pipe.device import choose_device
     from ltd_pipe.evaluation.audit import AuditSettings
 
     section = params.evaluate
@@ -81,14 +83,15 @@ def audit(
         square_queries=square_queries,
         norm=section.norm,
     )
-    with exclusive(out / "audit.json"):
-        with deterministic(), full_float32():
-            with doing("loading images and models"):
-                subject = named.load(choose_device(params.device), strict=True)
-            count, total = section.images, subject.images.manifest.num_samples
-            if at_most is not None:
-                count = min(at_most, total if count is None else count)
-            found = _run(subject, subject.select(count, params.seed), settings)
+    with measuring(out / "audit.json") as world:
+        with doing("loading images and models"):
+            subject = named.load(world.device(choose_device(params.device)), strict=True)
+        count, total = section.images, subject.images.manifest.num_samples
+        if at_most is not None:
+            count = min(at_most, total if count is None else count)
+        found = _run(subject, subject.select(count, params.seed), settings, world)
+        if not world.is_main:
+            return
         (out / "loss_surface.svg").unlink(missing_ok=True)
         if found.loss_surface is not None:
             from ltd_pipe.attacks import Ball
@@ -101,7 +104,7 @@ def audit(
     sys.exit(0 if found.passed or report_only else 1)
 
 
-def _run(subject: Subject, test: TestImages, settings: AuditSettings) -> Audit:
+def _run(subject: Subject, test: TestImages, settings: AuditSettings, world: World) -> Audit:
     """What audit.json holds: what was audited, how hard, and the verdict."""
     from ltd_pipe.evaluation.audit import audit as run_audit
 
@@ -112,10 +115,13 @@ def _run(subject: Subject, test: TestImages, settings: AuditSettings) -> Audit:
         "sources": [source.name for source in subject.sources],
         "software": software(),
     }
+    world.broadcast_config(head | {"pixels_sha256": test.pixels_sha256}, lambda: None)
     models = {source.name: source.model for source in subject.sources}
     try:
         with bar() as progress:
-            found = run_audit(subject.model, test, settings, sources=models, tick=Ticker(progress))
+            found = run_audit(
+                subject.model, test, settings, sources=models, tick=Ticker(progress), world=world
+            )
     except ModelError as error:
         return Audit(**head, passed=False, refused=str(error), findings=())
     passed = all(finding.passed for finding in found.findings)

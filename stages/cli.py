@@ -74,7 +74,7 @@ _COMMANDS = {
     "project:doctor": "Check this machine for what users trip over.",
 }
 # Under torchrun these share their work; of all others the first process does it alone.
-_SHARED = {"teacher", "label", "train"}
+_SHARED = {"teacher", "label", "train", "evaluate", "audit"}
 
 
 @click.group(
@@ -144,9 +144,8 @@ def _run() -> None:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort) as error:
         # Click raises Abort from the KeyboardInterrupt, which may say how to go on.
-        goes_on = sys.argv[1:2] == ["evaluate"]
-        what = "Run it again: what is measured is kept." if goes_on else _NOTHING_HALF
-        _end(str(error.__cause__ or error) or f"Interrupted. {what}", _INTERRUPTED)
+        nothing = "Interrupted. Nothing half-written was published."
+        _end(str(error.__cause__ or error) or nothing, _INTERRUPTED)
 
 
 def program() -> None:
@@ -166,7 +165,6 @@ def program() -> None:
 
 
 _INTERRUPTED = 130
-_NOTHING_HALF = "Nothing half-written was published."
 
 
 def _end(message: str, code: int) -> None:

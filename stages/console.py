@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -37,9 +38,15 @@ def console() -> Console:
     return Console(stderr=True)
 
 
+def is_main() -> bool:
+    """Whether this process speaks for all that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def tell(line: str) -> None:
-    """One line for people, on stderr."""
-    click.echo(line, err=True)
+    """One line for people, on stderr, from the first process."""
+    if is_main():
+        click.echo(line, err=True)
 
 
 def json_option(text: str) -> Callable[[FC], FC]:
@@ -93,7 +100,7 @@ def bar() -> Progress:
         TextColumn("left", table_column=Column(no_wrap=True)),
         _Fitting("note"),
         console=screen,
-        disable=not screen.is_terminal,
+        disable=not (screen.is_terminal and is_main()),
         transient=True,
         # Results alone go there, afterwards. Colorama, which DVC brings, would keep Rich's stand-in
         # and reset its colours through it at exit: an empty line and a stray "[0m".
@@ -102,9 +109,33 @@ def bar() -> Progress:
 
 
 @contextlib.contextmanager
+def stoppable(what: str) -> Iterator[None]:
+    """End in order at Ctrl-C, or when a batch system or a closing terminal says so.
+
+    The message says that it goes on with what is done, such as `labelled`.
+    """
+
+    def stop(number: int, frame: Any) -> None:
+        del frame
+        name = signal.Signals(number).name
+        why = "Interrupted" if number == signal.SIGINT else f"Stopped by {name}"
+        raise KeyboardInterrupt(f"{why}. Run it again: what is {what} is kept.")
+
+    # As in training; what nohup has made ignored stays so.
+    also = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    numbers = [number for number in also if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
 def doing(what: str) -> Iterator[None]:
     """Say on a terminal what is under way where no bar can: nothing is counted yet."""
-    if os.environ.get("RANK", "0") != "0" or not console().is_terminal:
+    if not (is_main() and console().is_terminal):
         yield
         return
     with console().status(f"{what} …"):

@@ -11,10 +11,11 @@ import click
 from ltd_pipe import provenance, publish
 from ltd_pipe.evaluation.results import Score, evaluation_beside, threat_text
 from ltd_pipe.stages import options
-from ltd_pipe.stages.console import Ticker, bar, doing, json_option, say, tell
-from ltd_pipe.stages.evaluation_options import measuring_options
+from ltd_pipe.stages.console import Ticker, bar, doing, json_option, say, stoppable, tell
+from ltd_pipe.stages.evaluation_options import measuring, measuring_options
 
 if TYPE_CHECKING:
+    from ltd_pipe.distributed import World
     from ltd_pipe.evaluation.bench import TestImages
     from ltd_pipe.evaluation.results import AttackRow, Metrics
     from ltd_pipe.params import Params
@@ -50,17 +51,19 @@ def evaluate(
     """Measure clean and robust accuracy: FGSM, PGD, CW-PGD and AutoAttack, and by eps.
 
     MODEL is a checkpoint of ours, another project's weights with --arch, or timm:NAME,
-    torchvision:NAME or robustbench:NAME with --weights.
+    torchvision:NAME or robustbench:NAME with --weights. Under torchrun the processes share the
+    batches of each attack; the numbers are those of one process.
 
     \b
     Examples:
       ltd-pipe evaluate student/model.safetensors --quick
       ltd-pipe evaluate student/model.safetensors --images 1000 --eps 8/255
+      torchrun --standalone --nproc-per-node gpu -m ltd_pipe evaluate student/model.safetensors
       ltd-pipe evaluate student/model.safetensors --norm l2 --eps 0.5 --metrics l2.json --out l2
       ltd-pipe evaluate student/model.safetensors --transfer-from teacher/model.safetensors
       ltd-pipe evaluate robustbench:Rice2020Overfitting --corruptions CIFAR-10-C --eps 8/255
     """
-    from ltd_pipe.device import choose_device, deterministic, full_float32
+    from ltd_pipe.device import choose_device
 
     if quick:
         fixed = {"pgd_steps", "pgd_restarts", "attacks", "autoattack", "eps_grid"}
@@ -74,13 +77,15 @@ def evaluate(
         # Beside them the folder is of these metrics, which appear last: without them half done.
         options.refuse_existing(out / "settings.json", force=force, kind=options.SETTINGS)
     options.note_pipeline(metrics, out)
-    with publish.exclusive(metrics), deterministic(), full_float32():
+    with stoppable("measured"), measuring(metrics) as world:
         with doing("loading images and models"):
-            subject = named.load(choose_device(params.device), strict=False)
+            subject = named.load(world.device(choose_device(params.device)), strict=False)
         if quick:
             section = params.evaluate.quick(subject.images.manifest.num_samples)
             params = params.model_copy(update={"evaluate": section})
-        numbers = _measure(subject, params, corruptions, metrics, out, quick=quick)
+        numbers = _measure(subject, params, corruptions, metrics, out, world, quick=quick)
+    if numbers is None:
+        return
     say(numbers.dump(), [f"{named.model.text}:", *metrics_lines(numbers)])
 
 
@@ -90,10 +95,11 @@ def _measure(
     corruptions: Path | None,
     metrics: Path,
     out: Path,
+    world: World,
     *,
     quick: bool,
-) -> Metrics:
-    """Measure, and write all files; what metrics.json holds."""
+) -> Metrics | None:
+    """Measure, and in the first process write all files; what metrics.json holds."""
     from ltd_pipe.evaluation import robustness
     from ltd_pipe.evaluation.corruptions import find_corruptions
 
@@ -101,7 +107,7 @@ def _measure(
     test = subject.select(section.images, params.seed)
     settings = _settings(params, subject, test)
     corrupted = [] if corruptions is None else find_corruptions(corruptions, model.class_names)
-    state = _state(metrics, params, settings, subject, corruptions)
+    state = _state(metrics, params, settings, subject, corruptions, world)
     if note := state.note():
         tell(note)
     with bar() as progress:
@@ -119,7 +125,10 @@ def _measure(
             stated=subject.stated_accuracy,
             training=subject.training_hashes(),
             warn=lambda line: tell(f"WARNING: {line}"),
+            world=world,
         )
+    if not world.is_main:
+        return None
     pictures = robustness.examples(
         model, test, section, count=section.examples, seed=params.seed, scores=result.scores
     )
@@ -171,6 +180,7 @@ def _state(
     settings: dict[str, Any],
     subject: Subject,
     corruptions: Path | None,
+    world: World,
 ) -> provenance.StateRecord:
     """Of this evaluation's finished batches: all that decides them, and what rounds."""
     from ltd_pipe.evaluation.corruptions import state_of_corruptions
@@ -184,6 +194,7 @@ def _state(
         "corruptions": None if corruptions is None else state_of_corruptions(corruptions),
     }
     rounds["device"] = subject.model.mean.device.type
+    world.broadcast_config(decides | {"software": settings["software"]}, lambda: None)
     states = metrics.parent / "state"
     return provenance.StateRecord(states, "evaluate", metrics.name, decides, rounds)
 

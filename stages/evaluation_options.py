@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ import click
 
 from ltd_pipe.errors import require_file
 from ltd_pipe.provenance import sha256_file
+from ltd_pipe.publish import exclusive
 from ltd_pipe.stages import options
 from ltd_pipe.stages.model_options import (
     WEIGHTS,
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from ltd_pipe.distributed import World
     from ltd_pipe.evaluation.bench import TestImages
     from ltd_pipe.evaluation.robustness import Source
     from ltd_pipe.images.beton import Beton
@@ -197,6 +201,22 @@ class NamedSubject:
 
 
 # --- Ready to be measured.
+
+
+# A process may wait for another's whole batch of AutoAttack; one that dies is noticed at once.
+_PATIENCE = timedelta(days=1)
+
+
+@contextlib.contextmanager
+def measuring(target: Path) -> Iterator[World]:
+    """Connect the processes, keep other runs out of a result, and compute as measuring has to."""
+    from ltd_pipe.device import deterministic, full_float32
+    from ltd_pipe.distributed import World
+
+    world = World.from_environment()
+    lock = exclusive(target) if world.is_main else contextlib.nullcontext()
+    with world.connected(_PATIENCE), lock, deterministic(), full_float32():
+        yield world
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from ltd_pipe.publish import exclusive, shared
 from ltd_pipe.stages import options
-from ltd_pipe.stages.console import counter, doing, json_option, say, tell
+from ltd_pipe.stages.console import counter, doing, json_option, say, stoppable, tell
 from ltd_pipe.stages.model_options import (
     ModelOptions,
     load_teacher,
@@ -93,25 +92,22 @@ def label(
     world = World.from_environment()
     device = world.device(choose_device(params.device))
     lock = _exclusive(out, part) if world.is_main else contextlib.nullcontext()
-    with _stoppable(), lock, deterministic(), full_float32():
+    with stoppable("labelled"), lock, deterministic(), full_float32():
         with doing("checking images"):
             images = open_images(data, foreign, device, teacher=teachers[0])
         facts, stream = images.manifest, stream_of(images, device)
-        if world.is_main and isinstance(facts, Manifest):  # a folder's were told when it was read
+        if isinstance(facts, Manifest):  # a folder's were told when it was read
             for line in facts.warnings():
                 tell(f"warning: {data}: {line}")
-        models = [
-            load_teacher(path, facts, foreign, stream, quiet=not world.is_main) for path in teachers
-        ]
+        models = [load_teacher(path, facts, foreign, stream) for path in teachers]
         store = store_facts(facts, stream, teachers, models, params.label, params.seed)
         replay = Replay.of(store.views, "label.augmentation")
         replay.augmentation.require_fitting(facts.shape, "label")
         with doing("measuring precision and temperature"):
             run = LabellingRun(out, store, params.label, models, stream, world, part)
-        if run.note and world.is_main:
+        if run.note:
             tell(run.note)
-        left = len(run.writer.rows_left)
-        with counter("label", left) if world.is_main else contextlib.nullcontext() as progress:
+        with counter("label", len(run.writer.rows_left)) as progress:
             run.label(progress)
         if not world.is_main:
             return
@@ -122,27 +118,6 @@ def label(
             require_order(truth, answers, facts.class_names, f"teacher {number} of {out}")
         identity = run.publish(replace=force)
     _show(SoftLabels.open(out), identity)
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """End with chunks written at Ctrl-C, or when a batch system or a closing terminal says so."""
-
-    def stop(number: int, frame: Any) -> None:
-        del frame
-        name = signal.Signals(number).name
-        why = "Interrupted" if number == signal.SIGINT else f"Stopped by {name}"
-        raise KeyboardInterrupt(f"{why}. Run it again: what is labelled is kept.")
-
-    # As in training; what nohup has made ignored stays so.
-    also = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-    numbers = [number for number in also if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -240,7 +240,6 @@ def load_teacher(
     stream: ImageStream | FolderStream,
     *,
     strict: bool = True,
-    quiet: bool = False,
 ) -> Classifier:
     """A checkpoint's network, in evaluation mode, on the stream's device, for its images.
 
@@ -257,8 +256,6 @@ def load_teacher(
         Of the images.
     strict : bool
         Refuse weights that are right more often on another scale.
-    quiet : bool
-        Do not say, in a line, what the weights are taken for: another process does.
     """
     from ltd_pipe.models.checkpoint import load_classifier
     from ltd_pipe.models.foreign import columns_of, load_foreign, natural_order
@@ -281,8 +278,6 @@ def load_teacher(
         columns=columns or None,
     ).to(stream.device)
     said = _settle(model, path, facts, foreign, stream, strict=strict)
-    if quiet:
-        return model
     tell(f"{path}: {said}")
     lexical, natural = list(names), natural_order(names)
     asked = foreign.classes, foreign.class_order, foreign.columns

@@ -20,7 +20,7 @@ from click.core import ParameterSource
 from ltd_pipe.errors import ParamsError, WriteError, require_file
 from ltd_pipe.models import NETWORKS
 from ltd_pipe.params import Params, load_params, parse_standalone
-from ltd_pipe.stages.console import tell
+from ltd_pipe.stages.console import is_main, tell
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -354,8 +354,7 @@ def refuse_existing(
 
 def note_pipeline(*targets: Path) -> None:
     """Say, where a person runs what dvc.yaml makes, that `dvc repro` would discard it."""
-    from_dvc = "DVC_STAGE" in os.environ
-    if from_dvc or os.environ.get("RANK", "0") != "0" or not PIPELINE_FILE.exists():
+    if "DVC_STAGE" in os.environ or not is_main() or not PIPELINE_FILE.exists():
         return
     wanted = {target.resolve() for target in targets}
     for stage, out in pipeline_outputs():

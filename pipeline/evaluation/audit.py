@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from ltd_pipe import rng
 from ltd_pipe.attacks import Ball, input_gradient
+from ltd_pipe.distributed import ALONE, World
 from ltd_pipe.errors import ModelError
 from ltd_pipe.evaluation import attacks, checks
 from ltd_pipe.evaluation.attacks import GradientAttack
@@ -152,17 +153,19 @@ def audit(
     *,
     sources: Mapping[str, Classifier] = MappingProxyType({}),
     tick: Tick = silent,
+    world: World = ALONE,
 ) -> AuditResult:
     """Run all checks on a model in evaluation mode, on its device.
 
     Adversarial images of the `sources`, other models of the same images by their names, are tried
     on it. `tick` is told what is under way, the images just done, and at most how many are to come.
+    The processes of the `world` share the batches of each attack, and all have the result.
     A ModelError when the model knows nothing of the clean images, is in training mode, or gives
     logits that are not finite.
     """
     images, _, _ = test.take(torch.arange(min(len(test), checks.PROBED)))
     checks.require_evaluated(model, checks.probes(images))
-    bench = Bench(model, test, settings.seed, settings.batch_size, tick=tick)
+    bench = Bench(model, test, settings.seed, settings.batch_size, tick=tick, world=world)
     made = _Checks(bench, settings)
     n, hits = len(test), int(made.clean.sum())
     if not beats_chance(hits, n, model.num_classes):

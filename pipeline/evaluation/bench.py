@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from ltd_pipe import rng
-from ltd_pipe.errors import DataError, ParamsError
+from ltd_pipe.distributed import ALONE, World
+from ltd_pipe.errors import DataError, ModelError, ParamsError
 from ltd_pipe.evaluation.checks import require_finite
 from ltd_pipe.evaluation.statistics import ConfidenceBin, mean_gap, reliability
 from ltd_pipe.images.manifest import pixels_sha256, to_unit
@@ -179,45 +180,40 @@ def answer(model: Classifier, images: torch.Tensor) -> dict[str, Any]:
 
 
 class Journal:
-    """Records of batches, in the order in which they were computed.
+    """Records of numbered batches, in whatever order they were computed, and by which process.
 
-    A process may die at any byte. A line counts when it is whole, which its checksum tells; what
-    comes after one that is not is computed again. So nothing has to wait for the disk. The folder
-    is named by all that decides the records, so that an equal one continues; without one, nothing
-    is kept.
+    A process may die at any byte. A line counts when it is whole, which its checksum tells; a batch
+    without one is computed again. So nothing has to wait for the disk. The folder is named by all
+    that decides the records, so that an equal one continues; without one, nothing is kept.
     """
 
     def __init__(self, folder: Path | None, state: StateRecord | None = None) -> None:
         self.folder, self._state = folder, state
 
-    def read(self, name: str) -> list[dict[str, Any]]:
-        """The whole records of one attack; a torn end is cut off, so that more can follow."""
+    def read(self, name: str) -> dict[int, dict[str, Any]]:
+        """The whole records of one attack, by the numbers of their batches."""
         if self.folder is None or not (file := self.folder / f"{name}.jsonl").exists():
-            return []
-        content = file.read_bytes()
-        records, sound = [], 0
-        for line in content.splitlines(keepends=True):
-            checksum, _, text = line.rstrip(b"\n").partition(b" ")
-            if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
-                break
-            records.append(json.loads(text))
-            sound += len(line)
-        if sound < len(content):
-            with file.open("r+b") as handle:
-                handle.truncate(sound)
-        return records
+            return {}
+        lines = (line.partition(b" ") for line in file.read_bytes().split(b"\n"))
+        return dict(json.loads(text) for sum_, _, text in lines if sum_ == _checksum(text))
 
-    def append(self, name: str, record: dict[str, Any]) -> None:
+    def append(self, name: str, number: int, record: dict[str, Any]) -> None:
         """Keep one more record."""
         if self.folder is None:
             return
-        text, file = json.dumps(record, allow_nan=False).encode(), self.folder / f"{name}.jsonl"
+        file = self.folder / f"{name}.jsonl"
+        text = json.dumps([number, record], allow_nan=False).encode()
         with writing(file):
             self.folder.mkdir(parents=True, exist_ok=True)
             if self._state is not None:
                 self._state.write()
+            # In one piece, as other processes append, too; and never to a torn line.
             with file.open("ab") as handle:
-                handle.write(b"%08x %s\n" % (zlib.crc32(text), text))
+                handle.write(b"\n%b %b" % (_checksum(text), text))
+
+
+def _checksum(text: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(text)
 
 
 # --- A model and the images that every attack of an evaluation works on.
@@ -235,6 +231,8 @@ class Bench:
     journal: Journal = field(default_factory=lambda: Journal(None))
     tick: Tick = silent
     finished: Finished = silent
+    # Who shares the batches.
+    world: World = ALONE
 
     def records(
         self,
@@ -244,26 +242,43 @@ class Bench:
         *,
         title: str,
         later: int = 0,
-    ) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
+    ) -> list[tuple[torch.Tensor, dict[str, Any]]]:
         """Work on some rows batch by batch; what an earlier run has done is read, not done again.
 
         `name` is that of the records, unlike any other of this evaluation. `rows`, int64 of shape
-        (m,), are the same in every run, so that batch i is. `work` maps rows to plain values
-        (JSON). `later` are images that the same attack will come to afterwards.
+        (m,), are the same in every run and process, so that batch i is. `work` maps rows to plain
+        values (JSON). `later` are images that the same attack will come to afterwards.
+
+        Each process takes its share of the batches that are left, and gets the records of all.
         """
-        kept, left = self.journal.read(name), len(rows) + later
-        for number, part in enumerate(torch.split(rows, self.batch_size) if len(rows) else ()):
-            if number == len(kept):
-                self.tick(title, 0, left)
-            left -= len(part)
-            if number < len(kept):
-                yield part, kept[number]
-                continue
-            with _own_randomness(rng.stream_key(self.seed, name, number), self.test.device):
-                record = work(part)
-            self.journal.append(name, record)
-            self.tick(title, len(part), left)
-            yield part, record
+        parts = torch.split(rows, self.batch_size) if len(rows) else ()
+        kept: dict[int, dict[str, Any]] = {}
+        for found in self.world.all_gather(self.journal.read(name)):
+            kept |= found
+        missing = [number for number in range(len(parts)) if number not in kept]
+        left = sum(len(parts[number]) for number in missing) + later
+        own: dict[int, dict[str, Any]] = {}
+        refused: dict[int, ModelError] = {}
+        if missing:
+            self.tick(title, 0, left)
+        try:
+            for first in range(self.world.rank, len(missing), self.world.size):
+                number = missing[first]
+                with _own_randomness(rng.stream_key(self.seed, name, number), self.test.device):
+                    own[number] = work(parts[number])
+                self.journal.append(name, number, own[number])
+                # The others have come as far, more or less.
+                done = sum(len(parts[one]) for one in missing[first : first + self.world.size])
+                left -= done
+                self.tick(title, done, left)
+        except ModelError as error:
+            refused[number] = error
+        for found, errors in self.world.all_gather((own, refused)):
+            kept |= found
+            refused |= errors
+        if refused:
+            raise refused[min(refused)]  # as one process alone would, and all do
+        return [(part, kept[number]) for number, part in enumerate(parts)]
 
     def answers(
         self,

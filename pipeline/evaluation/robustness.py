@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ltd_pipe import rng
 from ltd_pipe.attacks import Ball, Frozen
+from ltd_pipe.distributed import ALONE, World
 from ltd_pipe.evaluation import attacks, checks, results
 from ltd_pipe.evaluation.bench import Bench, Journal, silent
 from ltd_pipe.evaluation.corruptions import corruption_accuracies, corruption_summary
@@ -204,6 +205,7 @@ def evaluate(
     stated: tuple[float, str] | None = None,
     training: NDArray[np.uint64] | None = None,
     warn: Callable[[str], None] = silent,
+    world: World = ALONE,
 ) -> Evaluation:
     """Measure a model in evaluation mode; a ModelError when it is not fit to be measured.
 
@@ -215,7 +217,8 @@ def evaluate(
 
     `tick` is told what is under way, the images just done, and at most how many are to come;
     `finished` each attack that is over and the accuracy it leaves; `warn` each warning of the clean
-    images, before the first attack.
+    images, before the first attack. The processes of the `world` share the batches of each attack,
+    and all have the result.
     """
     ball = Ball(params.norm, params.eps)
     if params.autoattack != "none":
@@ -229,6 +232,7 @@ def evaluate(
         Journal(None if state is None else state.folder, state),
         lambda name, done, left: tick(numbered(name), done, left),
         lambda name, accuracy: finished(numbered(name), accuracy),
+        world,
     )
     random = _require_sound(bench, params, sources)
     # Sound as it is; and faster frozen.

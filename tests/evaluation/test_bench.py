@@ -1,13 +1,17 @@
 """Which test images are attacked: all, or a number of them that the seed alone chooses."""
 
-from dataclasses import replace
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from refusals import refused
 
-from ltd_pipe.errors import DataError, ParamsError, WriteError
+from ltd_pipe.distributed import World
+from ltd_pipe.errors import DataError, ModelError, ParamsError, WriteError
 from ltd_pipe.evaluation.bench import Journal, predict, select_images
 from ltd_pipe.images.stream import ImageStream
 from ltd_pipe.models.classifier import Classifier
@@ -114,45 +118,119 @@ RECORDS = [{"left": [0, 1]}, {"confidence": [0.1 + 0.2, 1e-30]}, {"flags": ["Squ
 def journal(tmp_path):
     """Three records under one name."""
     written = Journal(tmp_path / "state")
-    for record in RECORDS:
-        written.append("pgd.0", record)
+    for number in (2, 0, 1):
+        written.append("pgd.0", number, RECORDS[number])
     return written
 
 
-def test_records_come_back_in_order(journal):
-    """To the bit, floats included, each under its own name."""
-    assert journal.read("pgd.0") == RECORDS
-    assert journal.read("pgd.1") == []
+def test_records_come_back_by_number(journal):
+    """To the bit, floats included, each under its own name; several processes keep them."""
+    assert journal.read("pgd.0") == dict(enumerate(RECORDS))
+    assert journal.read("pgd.1") == {}
 
 
-@pytest.mark.parametrize("cut", [1, 5, 20])
-def test_a_torn_end_is_cut_off(journal, cut):
-    """What a killed process left of its last line is no record, and more can follow it."""
+@pytest.mark.parametrize("cut", [1, 5, 20, 48])
+def test_a_torn_end_is_no_record(journal, cut):
+    """A killed process may leave it, and more can follow it."""
     file = journal.folder / "pgd.0.jsonl"
     file.write_bytes(file.read_bytes()[:-cut])
-    assert journal.read("pgd.0") == RECORDS[:2]
-    journal.append("pgd.0", RECORDS[2])
-    assert journal.read("pgd.0") == RECORDS
+    assert journal.read("pgd.0") == {0: RECORDS[0], 2: RECORDS[2]}
+    journal.append("pgd.0", 1, RECORDS[1])
+    assert journal.read("pgd.0") == dict(enumerate(RECORDS))
 
 
-def test_nothing_after_a_damaged_line_is_believed(journal):
-    """A flipped bit in the first line costs all three."""
+def test_a_damaged_line_is_not_believed(journal):
+    """A flipped bit costs the batch that it is in."""
     file = journal.folder / "pgd.0.jsonl"
     content = bytearray(file.read_bytes())
     content[20] ^= 1
     file.write_bytes(content)
-    assert journal.read("pgd.0") == []
+    assert journal.read("pgd.0") == {0: RECORDS[0], 1: RECORDS[1]}
 
 
 def test_without_a_folder_nothing_is_kept():
     """The audit's bench."""
     journal = Journal(None)
-    journal.append("clean", RECORDS[0])
-    assert journal.read("clean") == []
+    journal.append("clean", 0, RECORDS[0])
+    assert journal.read("clean") == {}
 
 
 def test_a_disk_that_refuses_is_named(tmp_path):
     """With the file and the reason."""
     (tmp_path / "state").write_text("a file, no folder")
     with refused(WriteError, where=tmp_path / "state/clean.jsonl", what="written"):
-        Journal(tmp_path / "state").append("clean", RECORDS[0])
+        Journal(tmp_path / "state").append("clean", 0, RECORDS[0])
+
+
+# --- Processes that share the batches; here threads of this one.
+
+
+@dataclass(frozen=True)
+class Thread(World):
+    """One of several processes, which meet in a list."""
+
+    meeting: Any = None
+    said: list[Any] = field(default_factory=list)
+
+    def all_gather(self, mine):
+        self.said[self.rank] = mine
+        self.meeting.wait()
+        everyone = [*self.said]
+        self.meeting.wait()
+        return everyone
+
+
+def shared(bench, processes, work):
+    """The records that each process gets of 24 rows in tens, or its error; ticks of the first."""
+    meeting, said, ticks = threading.Barrier(processes, timeout=60), [None] * processes, []
+
+    def run(rank):
+        tick = (lambda *told: ticks.append(told)) if rank == 0 else bench.tick
+        world = Thread(rank, processes, rank, meeting, said)
+        mine, rows = replace(bench, world=world, tick=tick), torch.arange(24)
+        try:
+            found = mine.records("pgd", rows, lambda part: work(rank, part), title="PGD")
+        except ModelError as error:
+            return error
+        assert torch.equal(torch.cat([part for part, _ in found]), rows)
+        return [record for _, record in found]
+
+    with ThreadPoolExecutor(processes) as pool:
+        return [*pool.map(run, range(processes))], ticks
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_processes_share_the_batches(bench, tmp_path, processes):
+    """Each batch is one process's, in turn; all have all, and the bar of the first ends."""
+
+    def work(rank, rows):
+        return {"rank": rank, "rows": rows.tolist()}
+
+    found, ticks = shared(bench(tmp_path), processes, work)
+    for records in found:
+        assert [record["rank"] for record in records] == [i % processes for i in range(3)]
+        assert [row for record in records for row in record["rows"]] == [*range(24)]
+    assert (sum(done for _, done, _ in ticks), ticks[0][2], ticks[-1][2]) == (24, 24, 0)
+
+
+def test_another_number_of_processes_goes_on(bench, tmp_path):
+    """Of what two have done in whatever order, three do nothing again."""
+    Journal(tmp_path).append("pgd", 2, {"rank": 7})
+    found, ticks = shared(bench(tmp_path), 2, lambda rank, _: {"rank": rank})
+    assert [[record["rank"] for record in records] for records in found] == [[0, 1, 7]] * 2
+    assert [told[1:] for told in ticks] == [(0, 20), (20, 0)]
+    again, ticks = shared(bench(tmp_path), 3, lambda *_: pytest.fail("was done"))
+    assert again == [*found, found[0]]
+    assert not ticks
+
+
+def test_a_batch_that_refuses_the_model_is_told_by_all(bench):
+    """By the first such batch, whoever had it, as one process alone would."""
+
+    def work(rank, rows):
+        if rows[0] >= 10:
+            raise ModelError("model", f"is refused at {int(rows[0])}")
+        return {"rank": rank}
+
+    found, _ = shared(bench(), 3, work)
+    assert [one.what for one in found] == ["is refused at 10"] * 3

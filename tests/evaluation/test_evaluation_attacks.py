@@ -199,8 +199,9 @@ def test_square_finding_more_is_flagged(bench, right, tmp_path):
     """When only the black-box attack succeeds, AutoAttack's warning reaches the result."""
     journal, everyone = Journal(tmp_path), int(right.sum())
     for attack, stands in (("apgd-ce", 1), ("apgd-t", 1), ("fab-t", 1), ("square", 0)):
-        for size in (10, 10, everyone - 20):
-            journal.append(f"autoattack-{attack}", {"left": [stands] * size, "flags": []})
+        for number, size in enumerate((10, 10, everyone - 20)):
+            record = {"left": [stands] * size, "flags": []}
+            journal.append(f"autoattack-{attack}", number, record)
     found = run(bench(tmp_path), right)
     assert any("Square Attack has decreased" in flag for flag in found.flags)
     assert list(found.accuracy) == ["apgd-ce", "apgd-t", "fab-t", "square"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ltd_pipe.evaluation.bench import Journal
 from ltd_pipe.models.facts import read_facts
 from ltd_pipe.stages.cli import main
 
@@ -51,11 +52,122 @@ def test_two_machines_train_one_student(project):
 
 
 def test_only_the_first_process_does_what_is_not_shared(project, monkeypatch, capsys):
-    """Under torchrun a second `evaluate` would only be in the first one's way."""
+    """Under torchrun a second `export` would only be in the first one's way."""
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(sys, "argv", ["ltd-pipe", "evaluate", "no-such-file"])
+    monkeypatch.setattr(sys, "argv", ["ltd-pipe", "export", "no-such-file"])
     main()
     assert capsys.readouterr() == ("", "")
+
+
+# --- Evaluations and audits, whose batches the processes share.
+
+
+STUDENT = "data/student/model.safetensors"
+TEACHER = "data/teacher/model.safetensors"
+# Six batches, the last one smaller.
+MEASURED = ("--images", "17", "--batch-size", "3", "--transfer-from", TEACHER)
+# Its thousands of steps take seconds on a batch.
+AUTOATTACK = ("--autoattack", "standard", "--images", "8")
+EVALUATE = ("evaluate", STUDENT, *MEASURED, "--attacks", "fgsm", "--pgd-restarts", "2")
+AUDIT = ("audit", STUDENT, *MEASURED, "--steps", "3", "--square-queries", "20", "--report-only")
+
+
+def together(processes, *words, program=("-m", "ltd_pipe")):
+    """Run a stage under torchrun."""
+    runner = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return subprocess.run(
+        [*runner, f"--nproc-per-node={processes}", *program, *words],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def files(folder):
+    """All files of a folder by name."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def results(name):
+    """Where an evaluation goes."""
+    return "--metrics", f"{name}/metrics.json", "--out", f"{name}/evaluation"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "more"),
+    [(2, AUTOATTACK), (4, ("--eps-grid", "auto"))],
+    ids=["2, AutoAttack", "4"],
+)
+def test_any_number_of_processes_evaluates_alike(ltd_pipe, project, processes, more):
+    """The same bytes in all files, of each attack; the first process alone prints."""
+    alone = ltd_pipe(*EVALUATE, *more, *results("alone"))
+    assert alone.code == 0, alone.err
+    done = together(processes, *EVALUATE, *more, *results("together"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == alone.out
+    assert done.stderr.count("FGSM: accuracy") == 1
+    assert files(Path("together")) == files(Path("alone"))
+
+
+@pytest.mark.slow
+def test_two_processes_audit_alike(ltd_pipe, project):
+    """The same findings, curve and loss surface."""
+    alone = ltd_pipe(*AUDIT, "--out", "alone")
+    assert alone.code == 0, alone.err
+    done = together(2, *AUDIT, "--out", "pair")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == alone.out
+    assert files(Path("pair")) == files(Path("alone"))
+
+
+# The second process dies after its second batch of the attack.
+KILLED = """
+import os, signal, time
+from ltd_pipe.evaluation.bench import Journal
+from ltd_pipe.stages.cli import main
+
+append = Journal.append
+
+def dying(journal, name, number, record):
+    append(journal, name, number, record)
+    if os.environ["RANK"] == "1" and (name, number) == ("pgd.1", 3):
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Journal.append = dying
+main()
+"""
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_where_another_died(ltd_pipe, project, monkeypatch):
+    """What each of two had measured is kept, and the result is that of an undisturbed run."""
+    words = (*EVALUATE, "--eps-grid", "none")
+    assert ltd_pipe(*words, *results("alone")).code == 0
+    Path("killed.py").write_text(KILLED)
+    done = together(2, *words, *results("again"), program=("killed.py",))
+    assert done.returncode != 0
+    # It waits for the other, or is at work when torchrun ends it.
+    ended = "another process is missing or has ended", "Stopped by SIGTERM. Run it again"
+    assert any(line in done.stderr for line in ended)
+    assert not Path("again/metrics.json").exists()
+    (state,) = Path("again/state").iterdir()
+    kept = {file.stem: {*Journal(state).read(file.stem)} for file in state.glob("*.jsonl")}
+    assert {1, 3} <= kept["pgd.1"]
+
+    computed, append = [], Journal.append
+
+    def noting(journal, name, number, record):
+        computed.append((name, number))
+        append(journal, name, number, record)
+
+    monkeypatch.setattr(Journal, "append", noting)
+    outcome = ltd_pipe(*words, *results("again"))
+    assert outcome.code == 0, outcome.err
+    assert not any(number in kept.get(name, ()) for name, number in computed)
+    assert files(Path("again")) == files(Path("alone"))
 
 
 @pytest.mark.parametrize("name", ["slurm.sbatch", "two_machines.sh"])
