@@ -23,6 +23,7 @@ from ltd_pipe.errors import DataError, MissingError, reason_of
 from ltd_pipe.images.decode import decode_image, is_one_colour, is_turned, resize
 from ltd_pipe.images.manifest import fingerprint, sample_hash
 from ltd_pipe.text import nfc, printable, quoted
+from ltd_pipe.threads import usable_cores
 
 if TYPE_CHECKING:
     from ltd_pipe.params import PrepareParams
@@ -547,7 +548,7 @@ def survey(
             bad[i] = f"cannot be read: {reason_of(error)}"
 
     # Reading, hashing and decoding release the interpreter's lock.
-    with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max(2, usable_cores())) as pool:
         for done, _ in enumerate(pool.map(look, range(len(source)), chunksize=64), 1):
             if progress and (done % 256 == 0 or done == len(source)):
                 progress(256 if done % 256 == 0 else done % 256)

@@ -22,6 +22,7 @@ from ltd_pipe.images.beton import FIELDS, ffcv_threads, read_samples, require_ff
 from ltd_pipe.images.decode import to_channels
 from ltd_pipe.images.manifest import Duplicates, ImageFacts
 from ltd_pipe.images.sources import Source, Split, survey
+from ltd_pipe.threads import usable_cores
 
 if TYPE_CHECKING:
     from ltd_pipe.images.beton import Beton
@@ -82,15 +83,23 @@ class ImageStream:
     resident : bool, optional
         Decode all images once and keep them on the device; by default when they fit in a
         quarter of its free memory.
-    workers : int
-        FFCV's threads.
+    workers : int, optional
+        FFCV's threads; by default this process's share of the processors.
     """
 
     def __init__(
-        self, beton: Beton, device: torch.device, *, resident: bool | None = None, workers: int = 1
+        self,
+        beton: Beton,
+        device: torch.device,
+        *,
+        resident: bool | None = None,
+        workers: int | None = None,
     ) -> None:
         self.device, self.count = device, beton.manifest.num_samples
-        self._beton, self._workers = beton, workers
+        # torchrun's processes on one machine share it.
+        together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self._workers = workers or max(1, usable_cores() // together)
+        self._beton = beton
         self._reader: BetonReader | None = None
         if resident is None:
             decoded = beton.manifest.num_samples * math.prod(beton.manifest.shape)
@@ -234,7 +243,7 @@ class FolderStream:
 
     def batches(self, order: NDArray[np.int64], batch_size: int, start: int = 0) -> Iterator[Batch]:
         """Yield the samples of `order`; see `ImageStream.batches`."""
-        with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(max(2, usable_cores())) as pool:
             for begin in range(start * batch_size, len(order), batch_size):
                 rows = np.ascontiguousarray(order[begin : begin + batch_size])
                 pixels = np.stack(list(pool.map(self._pixels, rows)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from ltd_pipe.labels.softmax import (
     round_topk,
     soften,
 )
+from ltd_pipe.threads import usable_cores
 
 if TYPE_CHECKING:
     from ltd_pipe.labels.derive import Block
@@ -82,7 +82,7 @@ class HashedImages:
         source = FolderSource(folder, class_names)
         names, labels, count = source.class_names, source.labels, len(source)
         hashes = np.empty(count, np.uint64)
-        with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(max(2, usable_cores())) as pool:
             found = pool.map(lambda i: sample_hash(source.raw(i)), range(count))
             for i, each in enumerate(found):
                 hashes[i] = each

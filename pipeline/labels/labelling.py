@@ -158,6 +158,10 @@ class LabellingRun:
     ) -> None:
         self._out, self._params, self._world, self._part = out, params, world, part or WHOLE
         device, replay = teachers[0].mean.device, Replay.of(facts.views, "label.augmentation")
+        if device.type == "cuda":
+            # Its convolutions are fastest in it; on a CPU it would only round otherwise.
+            for teacher in teachers:
+                teacher.to(memory_format=torch.channels_last)
         # The precision is to be chosen.
         labeller = Labeller(teachers, stream, params.batch_size, "float32", replay)
         decides: dict[str, Any] = {

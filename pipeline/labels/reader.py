@@ -23,6 +23,7 @@ from ltd_pipe.labels.layout import SPARSE
 from ltd_pipe.labels.manifest import FileHashes, StoreFolder, damaged
 from ltd_pipe.labels.softmax import expand, require_class_numbers, require_numbers
 from ltd_pipe.labels.softness import LabelSummary, Softness
+from ltd_pipe.threads import usable_cores
 
 if TYPE_CHECKING:
     from ltd_pipe.labels.layout import ArrayLayout
@@ -179,7 +180,7 @@ class StoredArray:
             for chunk in chunks:
                 self.chunk(chunk)
             return
-        count = min(os.cpu_count() or 1, _MAX_THREADS, len(chunks))
+        count = min(usable_cores(), _MAX_THREADS, len(chunks))
         with ThreadPoolExecutor(count) as threads:
             for _ in threads.map(self.chunk, chunks):
                 pass

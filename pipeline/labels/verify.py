@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from ltd_pipe.labels.format import to_float32
 from ltd_pipe.labels.manifest import verify_listing
 from ltd_pipe.labels.reader import SoftLabels
 from ltd_pipe.labels.softmax import mean_softened, require_distributions, row_sum_tolerance
+from ltd_pipe.threads import usable_cores
 
 if TYPE_CHECKING:
     from ltd_pipe.device import Precision
@@ -66,7 +66,7 @@ def verify_store(
     store = SoftLabels.open(path)
     chunks = {*store.chunk_names()}
     verify_listing(store.folder, store.hashes, chunks)
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_THREADS)) as threads:
+    with ThreadPoolExecutor(min(usable_cores(), _MAX_THREADS)) as threads:
         # In their order, so that the first wrong one is always the same; hashing, checksums and
         # arithmetic let other threads run.
         counts = range(store.arrays["labels"].layout.num_chunks)
