@@ -117,6 +117,11 @@ def on_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
     return pinned.to(device, non_blocking=True)
 
 
+def constants(values: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+    """A vector of numbers, written on the device: to copy them there would make the host wait."""
+    return torch.stack([like.new_full((), value) for value in values])
+
+
 class OnHost:
     """Copies of tensors on the host, which arrive while the device goes on.
 

@@ -11,9 +11,13 @@ import torch
 from torch.nn import functional
 
 from ltd_pipe import rng
+from ltd_pipe.device import constants
 from ltd_pipe.images.policies import GREY, apply_policy
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ltd_pipe.images.augmentation import Augmentation
     from ltd_pipe.params.fit import FitParams
 
@@ -26,6 +30,7 @@ def augment(
     seed: int,
     epoch: int,
     size: tuple[int, int] | None = None,
+    rows: NDArray[np.int64] | None = None,
 ) -> torch.Tensor:
     """Change images at random: the same bits in any batch and on any device.
 
@@ -43,6 +48,8 @@ def augment(
     size : tuple of int, optional
         Height and width of the result; by default those of the images. All but a resized crop
         is measured in pixels, and drawn before the image gets its size.
+    rows : ndarray of shape (B,), dtype int64, optional
+        The indices on the host, if they are there: a policy waits for a GPU to have them.
 
     Returns
     -------
@@ -64,7 +71,13 @@ def augment(
     if augmentation.flip:
         images = _flipped(images, _turns(index, seed, epoch))
     if augmentation.policy is not None:
-        images = apply_policy(images, index, augmentation.policy, seed=seed, epoch=epoch)
+        images = apply_policy(
+            images,
+            index.cpu().numpy() if rows is None else rows,
+            augmentation.policy,
+            seed=seed,
+            epoch=epoch,
+        )
     if augmentation.cutout:
         key = rng.stream_key(seed, "cutout", epoch)
         images = _cut_out(images, index, key, augmentation.cutout)
@@ -197,9 +210,9 @@ def boxes(
     aspect = torch.exp(low + (high - low) * draws[:, :_TRIES, 1])
     # A guess is (height, width); the fallback stands behind the ten, so one is always found.
     guesses = torch.stack(((area / aspect).sqrt(), (area * aspect).sqrt()), dim=2).round()
-    fallback = guesses.new_tensor(_largest(height, width)).expand(len(index), 1, 2)
+    fallback = constants(_largest(height, width), guesses).expand(len(index), 1, 2)
     guesses = torch.cat((guesses, fallback), dim=1)
-    limit = guesses.new_tensor((height, width))
+    limit = constants((height, width), guesses)
     fits = ((guesses >= 1) & (guesses <= limit)).all(dim=2)
     first = fits.to(torch.int8).argmax(dim=1)
     size = guesses[torch.arange(len(index), device=index.device), first]
@@ -298,12 +311,12 @@ def mix(
 
 def _shares(key: int, index: torch.Tensor, alpha: float) -> torch.Tensor:
     """The image's own share, of shape (B,), int64, in 2^-15."""
-    table = torch.tensor(_beta_quantiles(alpha), device=index.device)
+    table = _beta_quantiles(alpha, index.device)
     return table[rng.integers(key, index, _QUANTILES, counter=1)]
 
 
 @cache
-def _beta_quantiles(alpha: float) -> tuple[int, ...]:
+def _beta_quantiles(alpha: float, device: torch.device) -> torch.Tensor:
     """Equally probable values of Beta(alpha, alpha), in 2^-15.
 
     A table, since drawing from the distribution itself takes an unknown number of draws, and
@@ -313,4 +326,5 @@ def _beta_quantiles(alpha: float) -> tuple[int, ...]:
     from scipy.special import betaincinv
 
     levels = [(2 * number + 1) / (2 * _QUANTILES) for number in range(_QUANTILES)]
-    return tuple(round(float(x) * (1 << _WEIGHT_BITS)) for x in betaincinv(alpha, alpha, levels))
+    values = [round(float(x) * (1 << _WEIGHT_BITS)) for x in betaincinv(alpha, alpha, levels)]
+    return torch.tensor(values, device=device)

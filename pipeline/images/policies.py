@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from ltd_pipe import rng
+from ltd_pipe.device import on_device
 from ltd_pipe.images.decode import luminance
 
 if TYPE_CHECKING:
@@ -33,15 +34,15 @@ _GROUP = 4
 
 
 def apply_policy(
-    images: torch.Tensor, index: torch.Tensor, policy: str, *, seed: int, epoch: int
+    images: torch.Tensor, index: NDArray[np.int64], policy: str, *, seed: int, epoch: int
 ) -> torch.Tensor:
     """Do to each image what the policy draws for it, one operation after the other.
 
     Parameters
     ----------
     images : Tensor of shape (B, C, H, W), dtype uint8
-    index : Tensor of shape (B,), dtype int64
-        Sample indices.
+    index : ndarray of shape (B,), dtype int64
+        Sample indices, on the host, which says which image goes through what.
     policy : str
         `trivialaugment`, `randaugment:N-M` or `autoaugment:NAME`; see `Augmentation`.
     seed, epoch : int
@@ -52,8 +53,7 @@ def apply_policy(
         Equal to the bit for any batch and device.
     """
     height, width = images.shape[2:]
-    samples = index.cpu().numpy()
-    for drawn, amounts in draw_steps(policy, samples, seed=seed, epoch=epoch, size=(height, width)):
+    for drawn, amounts in draw_steps(policy, index, seed=seed, epoch=epoch, size=(height, width)):
         result = images.clone()
         # An operation at a time: the images that drew it go through it together.
         for number, operation in enumerate(OPERATIONS.values()):
@@ -61,7 +61,7 @@ def apply_policy(
             group = _GROUP if images.device.type == "cpu" else max(len(rows), 1)
             for begin in range(0, len(rows), group):
                 part = rows[begin : begin + group]
-                place = torch.from_numpy(part).to(images.device)
+                place = on_device(part, images.device)
                 result[place] = operation(images[place], torch.from_numpy(amounts[part]))
         images = result
     return images
@@ -159,7 +159,7 @@ def _amounts(family: str, size: tuple[int, int]) -> NDArray[np.float64]:
 
 
 def _rounded(amount: torch.Tensor, device: torch.device) -> torch.Tensor:
-    return amount.round().to(torch.int32).to(device)[:, None, None, None]
+    return on_device(amount.round().to(torch.int32).numpy(), device)[:, None, None, None]
 
 
 def _blended(images: torch.Tensor, other: torch.Tensor | int, amount: torch.Tensor) -> torch.Tensor:
@@ -240,7 +240,7 @@ def _moved(
     whole = {"ax": 1.0, "ay": 0.0, "ac": 0.0, "bx": 0.0, "by": 1.0, "bc": 0.0} | entries
     columns = [torch.as_tensor(value).expand(len(amount)) for value in whole.values()]
     matrix = (torch.stack(columns, dim=1).view(-1, 2, 3) * (1 << _PLACE_BITS)).round()
-    matrix = matrix.to(torch.int64).to(images.device)
+    matrix = on_device(matrix.to(torch.int64).numpy(), images.device)
     count, channels, height, width = images.shape
     across, down = (2 * torch.arange(n, device=images.device) + 1 for n in (width, height))
     origin = (width, height) if centred else (0, 0)

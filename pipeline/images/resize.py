@@ -17,6 +17,8 @@ import torch
 from numba import njit
 from numpy.typing import NDArray
 
+from ltd_pipe.device import constants
+
 if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
     Integers = NDArray[np.int32]
@@ -44,7 +46,7 @@ def resized(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     height, width = images.shape[2:]
     if (height, width) == size:
         return images
-    whole = torch.tensor([0, 0, height, width], device=images.device)
+    whole = constants((0, 0, height, width), images.new_empty(0, dtype=torch.int64))
     return resized_crop(images, whole.expand(len(images), 4), size)
 
 

@@ -72,7 +72,7 @@ class Labeller:
     @torch.no_grad()
     def view(self, batch: Batch, view: int) -> torch.Tensor:
         """The teachers' logits for one view of some images, float32, of shape (M, n, K)."""
-        images = to_unit(self.replay.images(batch.images, batch.index, view))
+        images = to_unit(self.replay.images(batch.images, batch.index, view, batch.rows))
         with autocast(images.device, self.precision):
             logits = [teacher.raw_logits(images) for teacher in self.teachers]
         return torch.stack(logits).float()

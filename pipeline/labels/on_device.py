@@ -52,7 +52,13 @@ class Replay:
             raise StoreError(where, what, remedy=remedy)
         return cls(augmentation, views.seed, views.count)
 
-    def images(self, images: torch.Tensor, index: torch.Tensor, view: int) -> torch.Tensor:
+    def images(
+        self,
+        images: torch.Tensor,
+        index: torch.Tensor,
+        view: int,
+        rows: NDArray[np.int64] | None = None,
+    ) -> torch.Tensor:
         """One view of some samples.
 
         Parameters
@@ -62,10 +68,12 @@ class Replay:
             Their numbers in the labelled data set, which are the store's rows.
         view : int
             0 to V - 1.
+        rows : ndarray of shape (B,), dtype int64, optional
+            The same numbers on the host, where they are known.
         """
         if not 0 <= view < self.count:
             raise IndexError(f"view {view} of {self.count}")
-        return augment(images, index, self.augmentation, seed=self.seed, epoch=view)
+        return augment(images, index, self.augmentation, seed=self.seed, epoch=view, rows=rows)
 
 
 class LabelsOnDevice:

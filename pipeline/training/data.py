@@ -199,9 +199,10 @@ class BatchTransform:
                 seed=self._seed,
                 epoch=epoch,
                 size=size,
+                rows=batch.rows,
             )
         else:
-            images = self._replay.images(batch.images, batch.index, view)
+            images = self._replay.images(batch.images, batch.index, view, batch.rows)
             if size is not None:
                 from ltd_pipe.images.resize import resized
 
