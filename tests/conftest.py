@@ -31,8 +31,9 @@ def pytest_configure():
     """
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    # A shell's background jobs, and all that they start, ignore Ctrl-C, which some tests send.
+    # Jobs in the background ignore Ctrl-C, those of nohup the end of a terminal: tests send both.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(config, items):

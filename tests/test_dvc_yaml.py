@@ -16,7 +16,7 @@ STAGES = PIPELINE["stages"]
 # What a result cannot depend on: the screen, the command line, and the plumbing below all.
 PLUMBING = {
     *(f"pipeline/{name}.py" for name in ("__init__", "device", "distributed")),
-    *(f"pipeline/{name}.py" for name in ("errors", "provenance", "publish", "text")),
+    *(f"pipeline/{name}.py" for name in ("errors", "provenance", "publish", "text", "threads")),
     "pipeline/params",
     *(f"stages/{name}.py" for name in ("__init__", "console", "fitting", "options")),
 }
