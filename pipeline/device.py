@@ -213,18 +213,16 @@ class PrecisionSettings:
 
 
 def compile_network(network: torch.nn.Module, mode: str) -> None:
-    """Let a network be compiled at its first pass, for each shape of its input anew.
-
-    A graph for batches of any size would replace the first one in the middle of a run, and a
-    resumed run would compute with other kernels. Where torch's compiler would give up and go on
-    uncompiled, it raises.
-    """
+    """Let a network be compiled at its first pass, for each shape of its input anew."""
     from torch._dynamo import config
     from torch._inductor import config as inductor
 
     inductor.deterministic = True  # no choice of kernels by their time
+    # Where torch's compiler would give up and go on uncompiled, it raises.
     config.fail_on_recompile_limit_hit = True
     config.recompile_limit = max(config.recompile_limit, _GRAPHS)
+    # A graph for batches of any size would replace the first one in the middle of a run, and a
+    # resumed run would compute with other kernels.
     network.compile(mode=mode, dynamic=False)
 
 

@@ -317,12 +317,9 @@ def _shares(key: int, index: torch.Tensor, alpha: float) -> torch.Tensor:
 
 @cache
 def _beta_quantiles(alpha: float, device: torch.device) -> torch.Tensor:
-    """Equally probable values of Beta(alpha, alpha), in 2^-15.
-
-    A table, since drawing from the distribution itself takes an unknown number of draws, and
-    logarithms that devices round differently.
-    """
-    # Here: it takes a tenth of a second, and few runs need it.
+    """Equally probable values of Beta(alpha, alpha), in 2^-15."""
+    # A table, since drawing from the distribution itself takes an unknown number of draws, and
+    # logarithms that devices round differently. Imported here, since few runs need it.
     from scipy.special import betaincinv
 
     levels = [(2 * number + 1) / (2 * _QUANTILES) for number in range(_QUANTILES)]

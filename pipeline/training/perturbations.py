@@ -1,8 +1,7 @@
 """Perturbations carried from epoch to epoch: where the next attack on an image begins.
 
-ATTA (Zheng et al. 2020, "Efficient adversarial training with transferable adversarial examples"):
-the network changes little between two epochs, so what an attack found in the last one is most of
-what ten steps from a random start would find in this one. One or two steps go on from there.
+ATTA (Zheng et al. 2020): the network changes little between two epochs, so what an attack found in
+the last one is most of what ten steps from a random start would find in this one.
 """
 
 from __future__ import annotations
@@ -114,7 +113,7 @@ class Perturbations:
         self._shared = True
 
     def state_dict(self) -> torch.Tensor:
-        """All of them; of several processes after `share`."""
+        """What a snapshot holds; of several processes after `share`."""
         return self._values
 
     def load_state_dict(self, values: torch.Tensor) -> None:
