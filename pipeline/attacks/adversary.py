@@ -89,7 +89,7 @@ class Adversary:
         epochs : float
             Done so far, with fractions; by default the warm-up is over.
         points : Tensor like images, optional
-            Where PGD begins, in place of a start of its own; may lie outside the ball.
+            Where PGD begins, in place of a start of its own.
         """
         now = self.at(epochs)
 
@@ -104,8 +104,6 @@ class Adversary:
                 return points.clamp_(0.0, 1.0)
             if points is None:
                 points = initial_point(now.start or start, now.ball, images, index, key)
-            else:
-                points = now.ball.project_(points, images)
             return pgd(
                 model,
                 images,

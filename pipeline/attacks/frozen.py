@@ -67,27 +67,27 @@ class Frozen:
         folds: list[_Fold] | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self._model = self._twin = model
+        self._model = self.twin = model
         self._folds = _sound_folds(model) if folds is None else folds
         if self._folds:
-            self._twin = model.twin().eval()
-        self._targets = [fold.replace(self._twin.network, dtype) for fold in self._folds]
+            self.twin = model.twin().eval()
+        self._targets = [fold.replace(self.twin.network, dtype) for fold in self._folds]
 
     @property
     def is_twin(self) -> bool:
         """Whether there was anything to fold; else `current` is the model itself."""
-        return self._twin is not self._model
+        return self.twin is not self._model
 
     def compile(self, mode: str) -> None:
         """Let the twin's network be compiled at its first pass; see `torch.compile`."""
         if self.is_twin:
-            compile_network(self._twin.network, mode)
+            compile_network(self.twin.network, mode)
 
     @torch.no_grad()
     def current(self) -> Classifier:
         """The twin with the weights and statistics as they are now; the same object each time."""
         if not self._folds:
-            return self._twin
+            return self.twin
         network = self._model.network
         norms: list[Any] = [network.get_submodule(fold.norm) for fold in self._folds]
         # All at once: on a GPU a kernel or two for all norms.
@@ -112,7 +112,7 @@ class Frozen:
             constants.append((target.bias, bias))
         targets, values = map(list, zip(*constants, strict=True))
         torch._foreach_copy_(targets, values)
-        return self._twin
+        return self.twin
 
 
 @dataclass(frozen=True)

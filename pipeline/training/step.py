@@ -14,12 +14,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltd_pipe import rng
-from ltd_pipe.attacks import Frozen
+from ltd_pipe.attacks import Frozen, initial_point
 from ltd_pipe.device import autocast, dtype_of
 from ltd_pipe.images.manifest import to_unit
 from ltd_pipe.objectives import TrainBatch
 from ltd_pipe.params import TrainParams
 from ltd_pipe.training.optim import WeightAverage, make_optimiser
+from ltd_pipe.training.recorded import RecordedAttack
 from ltd_pipe.training.softness import TARGET_SUMS, target_sums
 
 if TYPE_CHECKING:
@@ -75,8 +76,14 @@ class Step:
             self._adversary = replace(task.adversary, loss_scale=_ATTACK_SCALE)
         dtype = dtype_of(context.precision.precision)
         self._frozen = Frozen(model, dtype=dtype) if task.adversary else None
+        self._recorded: RecordedAttack | None = None
         if self._frozen and context.precision.compiled != "none":
-            self._frozen.compile(context.precision.compiled)
+            record = context.precision.compiled == "reduce-overhead" and self._device.type == "cuda"
+            if record and task.adversary and task.adversary.method == "pgd":
+                self._recorded = RecordedAttack(self._attack_from)
+            # Graphs of single passes do not go into the graph of all.
+            mode = "default" if self._recorded else context.precision.compiled
+            self._frozen.compile(mode)
         self._optimiser = make_optimiser(model, params)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=scaled)
         self.average = WeightAverage(model, params)
@@ -151,23 +158,45 @@ class Step:
 
     def _attack(self, adversary: Adversary, batch: TrainBatch, index: torch.Tensor) -> torch.Tensor:
         assert self._frozen is not None  # noqa: S101  where there is an adversary
-        info, carried = batch.info, self._task.perturbations
+        info, carried, points = batch.info, self._task.perturbations, None
+        key = rng.stream_key(self._context.seed, "attack-start", info.epoch)
         attack = partial(
             self._objective.attack,
             adversary,
             self._frozen.current(),
             batch,
             index=index,
-            key=rng.stream_key(self._context.seed, "attack-start", info.epoch),
+            key=key,
             epochs=info.position,
         )
-        if carried is None:
+        if carried is None and self._recorded is None:
             return attack()
-        draws, eps = self._transform.draws(info.epoch), adversary.at(info.position).ball.eps
-        points = carried.points(batch.images, index, eps, draws) if info.epoch else None
-        adversarial = attack(points=points)
-        carried.keep(adversarial - batch.images, index, eps, draws)
+        now = adversary.at(info.position)
+        draws = self._transform.draws(info.epoch)
+        if carried is not None and info.epoch:
+            points = carried.points(batch.images, index, now.ball.eps, draws)
+            points = now.ball.project_(points, batch.images)
+        # While eps grows, each step has numbers of its own.
+        if self._recorded is not None and now is adversary:
+            start = now.start or self._objective.start
+            if points is None:
+                points = initial_point(start, now.ball, batch.images, index, key)
+            adversarial = self._recorded(batch, points)
+        else:
+            adversarial = attack(points=points)
+        if carried is not None:
+            carried.keep(adversarial - batch.images, index, now.ball.eps, draws)
         return adversarial
+
+    def _attack_from(self, batch: TrainBatch, points: torch.Tensor) -> torch.Tensor:
+        """The attack after its warm-up, from points that were drawn before."""
+        assert self._frozen is not None  # noqa: S101
+        assert self._adversary is not None  # noqa: S101
+        nobody = torch.empty(0, dtype=torch.int64, device=self._device)
+        twin = self._frozen.twin
+        return self._objective.attack(
+            self._adversary, twin, batch, index=nobody, key=0, points=points
+        )
 
     def share_perturbations(self) -> None:
         """Let all processes have what each has found; they do it together."""

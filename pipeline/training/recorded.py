@@ -1,0 +1,98 @@
+"""An attack's kernels as one CUDA graph: start, passes, losses, steps and projections."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from ltd_pipe.errors import MachineError
+
+if TYPE_CHECKING:
+    from ltd_pipe.objectives import TrainBatch
+
+    # From a batch and the points where the attack begins to the points where it ends.
+    Attack = Callable[[TrainBatch, torch.Tensor], torch.Tensor]
+
+# Batches of each shape for which a recording is held against the attack itself.
+_PROVED = 2
+# As torch.cuda.graphs asks: what is set up at first calls is not recorded.
+_WARM_UP = 3
+
+
+class RecordedAttack:
+    """Gives what an attack gives, by one launch where that takes a thousand.
+
+    A recording computes with the very weights and statistics that were there, whatever they hold
+    by then. It is made for each shape of a batch; the first two that it gives are compared with
+    the attack's own, to the bit, since one that reads what has moved would be wrong silently.
+
+    Parameters
+    ----------
+    attack : callable
+        On a GPU. It must neither wait for it nor depend on numbers of the host that change.
+    """
+
+    def __init__(self, attack: Attack) -> None:
+        self._attack, self._recordings = attack, dict[tuple[torch.Size, ...], _Recording]()
+
+    def __call__(self, batch: TrainBatch, points: torch.Tensor) -> torch.Tensor:
+        """Points where the attack ends; MachineError when a recording is wrong."""
+        shapes = (points.shape, batch.target.shape)
+        if shapes not in self._recordings:
+            self._recordings[shapes] = _Recording(self._attack, batch, points)
+        return self._recordings[shapes](batch, points)
+
+
+class _Recording:
+    def __init__(self, attack: Attack, batch: TrainBatch, points: torch.Tensor) -> None:
+        self._attack, self._unproved = attack, _PROVED
+        # Where each batch is copied to before it is attacked.
+        self._points = points.clone()
+        self._batch = replace(
+            batch,
+            images=batch.images.clone(),
+            target=batch.target.clone(),
+            truth=batch.truth.clone(),
+        )
+        self._graph = torch.cuda.CUDAGraph()
+        with _no_cached_casts():
+            beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            beside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(beside):
+                for _ in range(_WARM_UP):
+                    attack(self._batch, self._points)
+            torch.cuda.current_stream().wait_stream(beside)
+            # Other threads, which prefetch, go on allocating meanwhile.
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                self._found = attack(self._batch, self._points)
+
+    def __call__(self, batch: TrainBatch, points: torch.Tensor) -> torch.Tensor:
+        held = [self._points, self._batch.images, self._batch.target, self._batch.truth]
+        torch._foreach_copy_(held, [points, batch.images, batch.target, batch.truth])
+        self._graph.replay()
+        found = self._found.clone()
+        if self._unproved:
+            self._unproved -= 1
+            if not torch.equal(found, self._attack(batch, points)):
+                raise MachineError(
+                    "train.compile: reduce-overhead",
+                    "a recorded attack gives other images than the attack itself",
+                    remedy="Set compile: default.",
+                )
+        return found
+
+
+@contextlib.contextmanager
+def _no_cached_casts() -> Iterator[None]:
+    """Let autocast round weights in the block anew: what it keeps is gone at the step's end."""
+    before = torch.is_autocast_cache_enabled()
+    torch.clear_autocast_cache()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
