@@ -24,10 +24,10 @@ _SHARE = 0.5
 
 
 class Perturbations:
-    """One perturbation for each image of a data set, as it was before its augmentation.
+    """One perturbation for each image of a data set, as it was before its crop and flip.
 
-    A view is a crop and a flip of the image: its perturbation is moved back the way it came, and
-    the next epoch's view takes what it shows of it. Pixels beyond the image's edge begin at zero.
+    It is moved back the way it came, and the next epoch's view takes what it shows of it. Pixels
+    beyond the image's edge begin at zero.
 
     Parameters
     ----------
@@ -65,18 +65,9 @@ class Perturbations:
         eps: float,
         draws: tuple[Augmentation, int, int],
     ) -> torch.Tensor:
-        """Where attacks on some views begin.
+        """Where attacks on views in [0, 1] begin; `draws` has augmentation, seed and epoch of them.
 
-        Parameters
-        ----------
-        images : Tensor of shape (B, C, H, W), dtype float32, in [0, 1]
-            The views.
-        index : Tensor of shape (B,), dtype int64
-            The images' numbers in the data set.
-        eps : float
-            The ball's radius in this step, pixel units.
-        draws : tuple
-            Augmentation, seed and epoch that made the views.
+        `eps` is the ball's radius in this step, pixel units.
         """
         augmentation, seed, epoch = draws
         kept = self._values.index_select(0, index)

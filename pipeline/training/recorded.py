@@ -24,23 +24,18 @@ _WARM_UP = 3
 
 
 class RecordedAttack:
-    """Gives what an attack gives, by one launch where that takes a thousand.
+    """Gives what an attack on a GPU gives, by one launch where that takes a thousand.
 
-    A recording computes with the very weights and statistics that were there, whatever they hold
-    by then. It is made for each shape of a batch; the first two that it gives are compared with
-    the attack's own, to the bit, since one that reads what has moved would be wrong silently.
-
-    Parameters
-    ----------
-    attack : callable
-        On a GPU. It must neither wait for it nor depend on numbers of the host that change.
+    The attack may neither wait for the GPU nor depend on numbers of the host that change. The first
+    two results of each shape are compared with its own, to the bit: a recording that reads what has
+    moved would be wrong silently.
     """
 
     def __init__(self, attack: Attack) -> None:
         self._attack, self._recordings = attack, dict[tuple[torch.Size, ...], _Recording]()
 
     def __call__(self, batch: TrainBatch, points: torch.Tensor) -> torch.Tensor:
-        """Points where the attack ends; MachineError when a recording is wrong."""
+        """Where the attack ends; MachineError when a recording is wrong."""
         shapes = (points.shape, batch.target.shape)
         if shapes not in self._recordings:
             self._recordings[shapes] = _Recording(self._attack, batch, points)
