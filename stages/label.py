@@ -145,7 +145,6 @@ def _show_part(writer: StoreWriter, part: Part) -> None:
 
 
 def _show(store: SoftLabels, identity: str) -> None:
-    """Print what the store holds."""
     summary, temperature = store.summary(), float(store.attributes.temperature)
     sparse = store.attributes.top_k
     distance = sparse.total_variation if sparse else None

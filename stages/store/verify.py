@@ -169,7 +169,6 @@ def _ask(
     seed: int | None,
     tolerance: float | None,
 ) -> Check:
-    """Ask the store's teachers again."""
     from ltd_pipe.device import deterministic, full_float32
     from ltd_pipe.labels.verify import Check, recompute
 
