@@ -287,7 +287,7 @@ def open_run(
     decides = {"seed": params.seed, "device": device.type, "processes": world.size, **decides}
     facts = run_facts(kind, section, manifest, **decides)
     record = run_record(facts, out)
-    snapshots = Snapshots(record.folder, record)
+    snapshots = Snapshots(record.folder, record, behind=device.type == "cuda")
 
     def precision_for_all() -> PrecisionSettings:
         if not fresh and (note := record.note()):

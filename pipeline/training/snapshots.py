@@ -7,11 +7,13 @@ was chosen by a measurement, which could end otherwise, is kept with it.
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from ltd_pipe.device import PrecisionSettings
 from ltd_pipe.errors import StateError
@@ -46,22 +48,42 @@ class Snapshots:
 
     The last two are kept: when a power cut or a bad disk has spoilt the last one, the run goes
     on from the one before, to the same end. The record, if any, is kept beside the first one.
+    `behind` copies the state to the host and writes it on a thread, while a GPU goes on.
     """
 
-    def __init__(self, folder: Path, record: StateRecord | None = None) -> None:
+    def __init__(
+        self, folder: Path, record: StateRecord | None = None, *, behind: bool = False
+    ) -> None:
         self.folder, self._record = folder, record
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="snapshot") if behind else None
+        self._pending: Future[None] | None = None
 
     def save(
         self, progress: Progress, tensors: dict[str, Any], precision: PrecisionSettings
     ) -> None:
         """Write the state beside the last ones, rename it, and forget all but two."""
+        self.wait()
         # An epoch's last step has two: before its validation, and after.
         name = f"step-{progress.step:09d}-epoch-{len(progress.history):06d}.pt"
-        target = self.folder / name
-        if self._record is not None:
-            self._record.write()
         chosen = precision.decides | {"measured": precision.measured}
         content = {"progress": asdict(progress), "tensors": tensors, "precision": chosen}
+        if self._pool is None:
+            self._write(self.folder / name, content)
+            return
+        content["tensors"] = tree_map_only(
+            torch.Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), tensors
+        )
+        self._pending = self._pool.submit(self._write, self.folder / name, content)
+
+    def wait(self) -> None:
+        """Let the last snapshot be on disk; raises what kept it from getting there."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _write(self, target: Path, content: dict[str, Any]) -> None:
+        if self._record is not None:
+            self._record.write()
         with staged(target) as beside:
             try:
                 torch.save(content, beside)
@@ -83,6 +105,7 @@ class Snapshots:
 
     def clear(self) -> None:
         """Forget the run."""
+        self.wait()
         remove_state(self.folder)
 
     def _newest(self, *, mmap: bool = False) -> Any:

@@ -160,8 +160,11 @@ class Trainer:
         device = self._stream.device
         # Dropout draws from torch's generators, which go back to where the caller had them.
         with torch.random.fork_rng([device] if device.type == "cuda" else []), stop:
-            while len(self.progress.history) < self.epochs and not self.stopped:
-                self._epoch(watcher, stop)
+            try:
+                while len(self.progress.history) < self.epochs and not self.stopped:
+                    self._epoch(watcher, stop)
+            finally:
+                self.context.snapshots.wait()
         return self.progress.history
 
     @property

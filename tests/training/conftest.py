@@ -25,14 +25,22 @@ def make_student(train_beton, train_stream, tmp_path):
     """A function that puts a student's run together; changes go to its parameters."""
 
     def make(
-        *, store=None, seed=0, state=None, stream=None, teacher=None, precision=None, **changes
+        *,
+        store=None,
+        seed=0,
+        state=None,
+        stream=None,
+        teacher=None,
+        precision=None,
+        behind=False,
+        **changes,
     ):
         content = {**SHORT, **ATTACK, "label_kind": "onehot", "ema_decay": 0.9} | changes
         if teacher is not None:
             content["teacher"] = "teacher.safetensors"
         params = TrainParams(**content)
         model = new_classifier(params, train_beton.manifest, seed=seed, role="student", device=CPU)
-        snapshots = Snapshots(state or tmp_path / "state")
+        snapshots = Snapshots(state or tmp_path / "state", behind=behind)
         return student_trainer(
             model,
             stream or train_stream,

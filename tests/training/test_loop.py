@@ -11,7 +11,7 @@ import pytest
 import torch
 from refusals import refused
 
-from ltd_pipe.errors import ModelError, ParamsError, StateError
+from ltd_pipe.errors import ModelError, ParamsError, StateError, WriteError
 from ltd_pipe.images.stream import ImageStream
 from ltd_pipe.training.failures import Interrupted
 from ltd_pipe.training.snapshots import Snapshots
@@ -117,6 +117,21 @@ def test_an_interrupted_run_ends_with_the_same_bits(make_student, tmp_path, step
     fit = make_student()
     continued = result(fit)
     assert_same(whole, continued)
+
+
+def test_snapshots_may_be_written_while_the_run_goes_on(make_student, tmp_path):
+    """They hold the state as it was when they were taken, and the last one is waited for."""
+    whole = result(make_student(state=tmp_path / "whole"))
+    with pytest.raises(Interrupted):
+        make_student(behind=True, snapshot_steps=1).run(StopAt(7))
+    assert_same(whole, result(make_student(behind=True, snapshot_steps=2)))
+
+
+def test_what_keeps_a_snapshot_from_the_disk_is_told(make_student, tmp_path):
+    """Though it happens on another thread: at the next one, or at the end."""
+    (tmp_path / "state").write_text("a file where the folder should be")
+    with refused(WriteError):
+        make_student(behind=True).run(Watcher())
 
 
 def test_a_validation_is_not_waited_for(make_student, tmp_path, monkeypatch):
