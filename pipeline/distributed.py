@@ -143,7 +143,7 @@ class World:
         return made[0]
 
     def all_reduce_(self, tensors: list[torch.Tensor]) -> None:
-        """Add up float32 tensors of all processes in place, in one message."""
+        """Add up tensors of one dtype over all processes in place, in one message."""
         if self.size == 1:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
