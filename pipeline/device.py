@@ -288,18 +288,7 @@ def _fastest(
             seconds_per_pass(models[settings], few, settings.precision)
             if seconds_per_pass(models[settings], few, settings.precision) > _LONG_S:
                 images = few
-    for settings, tried in models.items():
-        seconds_per_pass(tried, images, settings.precision)  # sets kernels up
-    series = []
-    for _ in range(_SERIES):
-        seconds = dict.fromkeys(candidates, math.inf)
-        for number in range(_ROUNDS):
-            if number >= 1 and max(seconds.values()) > _LONG_S:
-                break
-            for settings, tried in models.items():
-                taken = seconds_per_pass(tried, images, settings.precision)
-                seconds[settings] = min(seconds[settings], taken)
-        series.append(seconds)
+    series = [_best_of_rounds(models, images) for _ in range(_SERIES)]
 
     def gain(settings: PrecisionSettings) -> float:
         needed = _WORTHWHILE_GAIN.get(settings.precision, 1.0)
@@ -309,6 +298,22 @@ def _fastest(
     best = min(winners, key=gain)
     least = {settings: min(seconds[settings] for seconds in series) for settings in candidates}
     return best, {str(settings): round(images / least[settings], 1) for settings in candidates}
+
+
+def _best_of_rounds(
+    models: dict[PrecisionSettings, Classifier], images: int
+) -> dict[PrecisionSettings, float]:
+    """Seconds of each candidate's fastest pass, the candidates in turns."""
+    for settings, tried in models.items():
+        seconds_per_pass(tried, images, settings.precision)  # sets kernels up
+    seconds = dict.fromkeys(models, math.inf)
+    for number in range(_ROUNDS):
+        if number >= 1 and max(seconds.values()) > _LONG_S:
+            break
+        for settings, tried in models.items():
+            taken = seconds_per_pass(tried, images, settings.precision)
+            seconds[settings] = min(seconds[settings], taken)
+    return seconds
 
 
 def seconds_per_pass(model: Classifier, batch_size: int, precision: Precision) -> float:
