@@ -130,6 +130,7 @@ class RunFacts(CheckpointFacts):
     seed: int | None = None
     params: dict[str, Any] = Field({})
     data: DataFacts | None = None
+    validation_fraction: Share | None = None
     labels: UsedLabels | None = None
     teacher: AskedTeacher | None = None
     epoch: int | None = None

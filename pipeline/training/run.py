@@ -361,13 +361,15 @@ def common_facts(
     precision: PrecisionSettings | None = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """What a checkpoint says of how it was made; without `precision` it was not trained."""
+    """What a checkpoint says of how it was made; without `precision` it was not trained here."""
     return {
         "kind": kind,
         "seed": seed,
         "passes": precision and precision.decides,
         "params": params.model_dump(mode="json"),
         "data": {"dataset": manifest.dataset, "fingerprint": manifest.fingerprint},
+        # Which of them it never saw; of weights from elsewhere nobody knows.
+        "validation_fraction": precision and manifest.validation_fraction,
         "software": provenance.software(),
         "hardware": provenance.hardware(),
         **more,

@@ -48,6 +48,7 @@ def test_teacher_facts_tell_how_it_was_made(project):
     assert 0 <= facts["expected_calibration_error"] <= 1
     assert facts["params"]["epochs"] == 2
     assert facts["data"]["dataset"] == "digits"
+    assert facts["validation_fraction"] == 0.2
 
 
 def test_student_facts_name_the_threat_model(project):
