@@ -75,10 +75,11 @@ def label(
     from ltd_pipe.evaluation.statistics import require_order
     from ltd_pipe.images.manifest import Manifest
     from ltd_pipe.labels.files import require_replaceable
-    from ltd_pipe.labels.labelling import LabellingRun, store_facts
+    from ltd_pipe.labels.labelling import LabellingRun, held_out_rows, store_facts
     from ltd_pipe.labels.on_device import Replay
     from ltd_pipe.labels.reader import SoftLabels
     from ltd_pipe.labels.writer import Part
+    from ltd_pipe.params.sections import CALIBRATED
 
     with options.usage_errors():
         part = None if part_text is None else Part.parse(part_text)
@@ -99,12 +100,15 @@ def label(
         if isinstance(facts, Manifest):  # a folder's were told when it was read
             for line in facts.warnings():
                 tell(f"warning: {data}: {line}")
+        held_out = None
+        if params.label.temperature == CALIBRATED:
+            held_out = held_out_rows(images, data, teachers)
         models = [load_teacher(path, facts, foreign, stream) for path in teachers]
         store = store_facts(facts, stream, teachers, models, params.label, params.seed)
         replay = Replay.of(store.views, "label.augmentation")
         replay.augmentation.require_fitting(facts.shape, "label")
         with doing("measuring precision and temperature"):
-            run = LabellingRun(out, store, params.label, models, stream, world, part)
+            run = LabellingRun(out, store, params.label, models, stream, world, part, held_out)
         if run.note:
             tell(run.note)
         with counter("label", len(run.writer.rows_left)) as progress:
@@ -146,7 +150,7 @@ def _show_part(writer: StoreWriter, part: Part) -> None:
 
 def _show(store: SoftLabels, identity: str) -> None:
     summary, temperature = store.summary(), float(store.attributes.temperature)
-    sparse = store.attributes.top_k
+    sparse, calibration = store.attributes.top_k, store.attributes.calibration
     distance = sparse.total_variation if sparse else None
     content = {
         "store": str(store.path),
@@ -155,6 +159,7 @@ def _show(store: SoftLabels, identity: str) -> None:
         "num_views": store.num_views,
         "num_classes": store.num_classes,
         "temperature": temperature,
+        "calibration": calibration.model_dump() if calibration else None,
         "top_k": store.top_k,
         "total_variation": distance.model_dump() if distance else None,
         **vars(summary),
@@ -166,6 +171,7 @@ def _show(store: SoftLabels, identity: str) -> None:
             f"classes, identity {identity[:12]}"
         ),
         f"  temperature           {temperature:.6g}",
+        *([f"  calibrated            {calibration}"] if calibration else []),
         f"  mean top probability  {summary.mean_top_probability:.4f}",
         f"  mean entropy          {summary.mean_entropy:.4f} nats",
     ]

@@ -118,7 +118,7 @@ _LONG = 20
 # What completion offers where more than these can be named.
 _OFFERED = {
     "architecture": (*NETWORKS, "timm:", "torchvision:"),
-    "temperature": ("auto:0.9", "auto:0.95"),
+    "temperature": ("auto:0.9", "auto:0.95", "auto:calibrated"),
     "policy": (
         "trivialaugment",
         "randaugment:2-9",

@@ -25,7 +25,8 @@ def write_store(
     writer.append(logits, labels, sample_hash)
     # Where it is not published, nobody still writes to the draft.
     writer.flush()
-    return writer.publish(target, attributes.temperature, replace=replace)
+    known = {"calibration": attributes.calibration, "replace": replace}
+    return writer.publish(target, attributes.temperature, **known)
 
 
 def give_store(target, attributes, labels, sample_hash, **rows) -> None:

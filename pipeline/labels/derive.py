@@ -425,7 +425,7 @@ def retemper(
     wanted = known if temperature is None else require_temperature(temperature)
     if wanted != known:
         store.require_logits()
-        changes["temperature"] = wanted
+        changes |= {"temperature": wanted, "calibration": None}
         operations.append("retemper")
     if store.top_k is not None:
         raise StoreError(
@@ -542,7 +542,7 @@ def _joint_terms(stores: Sequence[SoftLabels]) -> dict[str, Any]:
     """Licence, citation, software and labelling of rows that come from several stores.
 
     Of each text all different ones, so that nobody's terms are lost; where only some stores name
-    a licence, that the others' is unknown. Of the labelling what all say alike.
+    a licence, that the others' is unknown. Of labelling and calibration what all say alike.
     """
     known = [store.attributes for store in stores]
     software: dict[str, str] = {}
@@ -551,6 +551,7 @@ def _joint_terms(stores: Sequence[SoftLabels]) -> dict[str, Any]:
         software[name] = ", ".join(dict.fromkeys(versions))
     licences = dict.fromkeys(each.licence or "unknown" for each in known)
     citations = dict.fromkeys(each.citation for each in known if each.citation)
+    calibrations = {each.calibration for each in known}
     facts = [each.labelling for each in known if each.labelling]
     alike = dict(set.intersection(*map(set, facts))) if len(facts) == len(known) else None
     return {
@@ -558,6 +559,7 @@ def _joint_terms(stores: Sequence[SoftLabels]) -> dict[str, Any]:
         "citation": "\n\n".join(citations) or None,
         "software": software,
         "labelling": None if alike is None else LabellingFacts(**alike),
+        "calibration": calibrations.pop() if len(calibrations) == 1 else None,
     }
 
 

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,8 +133,8 @@ def _convert(numbers: NDArray[np.floating[Any]], out: NDArray[np.floating[Any]])
 
 
 FORMAT = "ltd-soft-labels"
-# Written where a key is used that 1.0 does not know; its readers ignore such keys.
-VERSION, NEWEST = "1.0", "1.1"
+# A later one is written where a key is used that those before do not know; their readers ignore it.
+VERSIONS = "1.0", "1.1", "1.2"
 ATTRIBUTE = "ltd_pipe"
 # Beyond these, differences of float16 logits over the temperature are all zero or infinite.
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
@@ -144,7 +144,7 @@ _CHUNK_BYTES = 8 * 2**20
 _CHUNK_ROWS = 8192
 
 # Left out where there is nothing to say.
-_OPTIONAL = ("licence", "citation", "derived_from", "top_k", "labelling")
+_OPTIONAL = ("licence", "citation", "derived_from", "top_k", "labelling", "calibration")
 
 # Likewise, of a teacher.
 _NEWER = ("mean", "std", "columns")
@@ -254,6 +254,26 @@ class TopKFacts(_Facts):
         return cls(k=k, total_variation=DistanceFacts.measured(mean, worst, len(distances)))
 
 
+_Temperature = Annotated[float, Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)]
+
+
+class CalibrationFacts(_Facts):
+    """Of a temperature at which the truth's negative log likelihood was least."""
+
+    interval: Annotated[tuple[_Temperature, ...], Field(strict=False)] = Field(
+        min_length=2, max_length=2, description="the bootstrap's 95 % interval of that temperature"
+    )
+    nll: float = Field(ge=0, description="the least, mean over images, in nats")
+    samples: int = Field(ge=1, le=2**40, description="images that the teachers had not trained on")
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return (
+            f"95 % interval {low:.3g} to {high:.3g}; negative log likelihood {self.nll:.4f} on "
+            f"{self.samples:,} held-out images"
+        )
+
+
 class LabellingFacts(_Facts):
     """How the teachers were asked, as far as it is known."""
 
@@ -336,7 +356,8 @@ class StoreFacts(_Facts):
     @property
     def decides(self) -> dict[str, Any]:
         """What decides the labels, as plain values: not the commit, which comments change, too."""
-        apart: Any = {"labelling": {"commit", "modified"}, "temperature": True, "top_k": True}
+        apart: Any = dict.fromkeys(("temperature", "top_k", "calibration"), True)
+        apart["labelling"] = {"commit", "modified"}
         return self.model_dump(mode="json", exclude=apart)
 
     def layout(self, name: str, rows: int = 1, top_k: int | None = None) -> ArrayLayout:
@@ -363,6 +384,9 @@ class StoreAttributes(StoreFacts):
         description="the teachers' logits were divided by it",
     )
     top_k: TopKFacts | None = Field(None, description="null: each row has all K probabilities")
+    calibration: CalibrationFacts | None = Field(
+        None, description="how the temperature was found; null: otherwise, or it was given"
+    )
 
     @model_validator(mode="after")
     def _ranks_are_classes(self) -> StoreAttributes:
@@ -374,7 +398,7 @@ class StoreAttributes(StoreFacts):
     def version(self) -> str:
         """The oldest version of the format that knows all keys."""
         newer = [each.mean or each.std or each.columns for each in self.teachers]
-        return NEWEST if self.labelling or any(newer) else VERSION
+        return VERSIONS[2 if self.calibration else 1 if self.labelling or any(newer) else 0]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values in a fixed order, what names the format first."""
@@ -395,7 +419,7 @@ def _said(content: dict[str, Any], optional: Collection[str]) -> dict[str, Any]:
 def parse_attributes(raw: Any, where: object) -> StoreAttributes:
     """Validate the attribute `ltd_pipe` of a store, parsed from JSON.
 
-    Keys that version 1.1 does not know are refused in a store of version 1.0 or 1.1 and ignored
+    Keys that version 1.2 does not know are refused in a store of versions 1.0 to 1.2 and ignored
     in a newer one of 1.y.
     """
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
@@ -407,8 +431,9 @@ def parse_attributes(raw: Any, where: object) -> StoreAttributes:
     minor = minor_version(raw, where)
     _require_few_keys(raw, where)
     content = {key: value for key, value in raw.items() if key not in ("format", "version")}
+    extra: Literal["ignore", "forbid"] = "ignore" if minor >= len(VERSIONS) else "forbid"
     try:
-        return StoreAttributes.model_validate(content, extra="ignore" if minor > 1 else "forbid")
+        return StoreAttributes.model_validate(content, extra=extra)
     except ValidationError as error:
         raise _refused(error.errors()[0], where) from error
 
@@ -419,7 +444,7 @@ def minor_version(raw: dict[str, Any], where: object) -> int:
     match = (
         re.fullmatch(r"([0-9]{1,9})\.([0-9]{1,9})", version) if isinstance(version, str) else None
     )
-    if match is None or match[1] != VERSION.partition(".")[0]:
+    if match is None or match[1] != "1":
         raise StoreError(
             where,
             "is of a version that this ltd-pipe does not read",

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from ltd_pipe import provenance
 from ltd_pipe.device import OnHost, autocast, choose_precision
-from ltd_pipe.errors import CheckpointError
+from ltd_pipe.errors import CheckpointError, DataError, ModelError
 from ltd_pipe.images.augmentation import Augmentation
 from ltd_pipe.images.decode import CHANNELS, RESIZE
-from ltd_pipe.images.manifest import sampled_pixels_sha256, to_unit
+from ltd_pipe.images.manifest import Manifest, sampled_pixels_sha256, to_unit
+from ltd_pipe.images.sources import validation_mask
 from ltd_pipe.labels.format import (
     DatasetFacts,
     LabellingFacts,
@@ -25,15 +26,18 @@ from ltd_pipe.labels.format import (
     ViewFacts,
 )
 from ltd_pipe.labels.on_device import Replay
-from ltd_pipe.labels.softmax import solve_temperature
+from ltd_pipe.labels.softmax import calibrated_temperature, solve_temperature
 from ltd_pipe.labels.writer import WHOLE, Background, Part, StoreWriter, wait_for_chunks
-from ltd_pipe.models.facts import read_facts
+from ltd_pipe.models.facts import RunFacts, is_own, read_facts
+from ltd_pipe.params.sections import CALIBRATED
 
 if TYPE_CHECKING:
     from ltd_pipe.device import Precision
     from ltd_pipe.distributed import World
+    from ltd_pipe.images.beton import Beton
     from ltd_pipe.images.manifest import ImageFacts
-    from ltd_pipe.images.stream import Batch, Stream
+    from ltd_pipe.images.stream import Batch, FolderStream, Stream
+    from ltd_pipe.labels.format import CalibrationFacts
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.params import LabelParams
 
@@ -105,6 +109,20 @@ class Labeller:
             # Also after an interruption: what is whole is not labelled again.
             writer.flush()
 
+    def calibrate(self, rows: NDArray[np.int64]) -> tuple[float, CalibrationFacts]:
+        """Solve for the temperature on images that no teacher trained on.
+
+        See `softmax.calibrated_temperature`.
+        """
+        logits, labels = [], []
+        for batch in self.stream.batches(rows, self.batch_size):
+            logits.append(self.answers(batch).to(torch.float16).cpu().numpy())
+            labels.append(batch.labels.cpu().numpy())
+            if not np.isfinite(logits[-1]).all():
+                what = "answers to the validation images are not all finite in float16"
+                raise ModelError("teacher", what)
+        return calibrated_temperature(np.concatenate(logits, axis=1), np.concatenate(labels))
+
     def temperature(self, num_samples: int, target_top_probability: float) -> float:
         """Solve for the temperature on evenly spaced images, before the labels are made.
 
@@ -138,6 +156,8 @@ class LabellingRun:
     world : World
     part : Part, optional
         The part to make; None: all that is missing.
+    held_out : ndarray of int64, optional
+        From `held_out_rows`, for the temperature `auto:calibrated`.
 
     Attributes
     ----------
@@ -155,6 +175,7 @@ class LabellingRun:
         stream: Stream,
         world: World,
         part: Part | None = None,
+        held_out: NDArray[np.int64] | None = None,
     ) -> None:
         self._out, self._params, self._world, self._part = out, params, world, part or WHOLE
         device, replay = teachers[0].mean.device, Replay.of(facts.views, "label.augmentation")
@@ -176,8 +197,8 @@ class LabellingRun:
             "code": provenance.code_digest("label"),
         }
         # The first process measures both, and all take them.
-        precision, self._temperature = world.broadcast_config(
-            decides, lambda: self._choose(labeller, facts.num_samples)
+        precision, self._temperature, self._calibration = world.broadcast_config(
+            decides, lambda: self._choose(labeller, facts.num_samples, held_out)
         )
         self._labeller = replace(labeller, precision=precision)
         asked = (facts.labelling or LabellingFacts()).model_copy(update={"precision": precision})
@@ -203,14 +224,19 @@ class LabellingRun:
         if record and world.is_main:
             record.write()
 
-    def _choose(self, labeller: Labeller, num_samples: int) -> tuple[Precision, str | float]:
+    def _choose(
+        self, labeller: Labeller, num_samples: int, held_out: NDArray[np.int64] | None
+    ) -> tuple[Precision, str | float, CalibrationFacts | None]:
         params, target = self._params, self._params.target_top_probability()
         model = labeller.teachers[0]
         chosen = choose_precision(model, params.batch_size, precision=params.precision)
-        if params.top_k is None or target is None:
-            return chosen.precision, params.temperature
         asked = replace(labeller, precision=chosen.precision)
-        return chosen.precision, asked.temperature(num_samples, target)
+        # One of several parts of a dense store has no use for the temperature.
+        if held_out is not None and (params.top_k or self._part == WHOLE):
+            return chosen.precision, *asked.calibrate(held_out)
+        if params.top_k is None or target is None:
+            return chosen.precision, params.temperature, None
+        return chosen.precision, asked.temperature(num_samples, target), None
 
     def _open_writer(self, share: Part) -> StoreWriter:
         params = self._params
@@ -245,7 +271,60 @@ class LabellingRun:
             temperature = float(self._temperature)
         else:
             temperature = self.writer.solve_temperature(target)
-        return self.writer.publish(self._out, temperature, replace=replace)
+        return self.writer.publish(
+            self._out, temperature, calibration=self._calibration, replace=replace
+        )
+
+
+def held_out_rows(
+    images: Beton | FolderStream, data: Path, checkpoints: Sequence[Path]
+) -> NDArray[np.int64]:
+    """The rows of the validation split, on which `auto:calibrated` measures.
+
+    Raises
+    ------
+    DataError
+        When there is no such split, or an image of it has no class.
+    CheckpointError
+        When a checkpoint does not show that its training left this split out.
+    """
+    what, instead = f"label.temperature {CALIBRATED}", "or ask for auto:P, such as auto:0.95."
+    manifest = images.manifest
+    fraction = manifest.validation_fraction if isinstance(manifest, Manifest) else 0.0
+    rows = np.flatnonzero(validation_mask(images.sample_hash, fraction))
+    if not len(rows):
+        raise DataError(
+            data,
+            f"{what} needs a validation split, and there is none",
+            remedy="Name a beton of 'ltd-pipe prepare' with prepare.validation_fraction above 0, "
+            f"and a teacher trained on it, {instead}",
+        )
+    if unknown := int((images.labels[rows] < 0).sum()):
+        raise DataError(
+            data,
+            f"{what} needs the classes of the validation images",
+            expected="a class for each",
+            found=f"{unknown:,} of {len(rows):,} without",
+            remedy=f"Prepare images with a folder per class, {instead}",
+        )
+    for path in checkpoints:
+        known = RunFacts.read(path) if is_own(path) else None
+        found = "weights that do not say what they were trained on"
+        if known and known.data and known.validation_fraction is not None:
+            share = known.validation_fraction
+            found = f"{share:g} of {known.data.dataset} {known.data.fingerprint[:12]}…"
+            others = known.data.fingerprint != manifest.fingerprint or share != fraction
+            if not others and not known.params.get("init"):
+                continue
+            found = found if others else f"weights that began with {known.params['init']}"
+        raise CheckpointError(
+            path,
+            f"{what}: it may have trained on the validation images",
+            expected=f"held out: {fraction:g} of {manifest.dataset} {manifest.fingerprint[:12]}…",
+            found=found,
+            remedy=f"Take a teacher that 'ltd-pipe teacher' trained on {data}, {instead}",
+        )
+    return rows
 
 
 def store_facts(

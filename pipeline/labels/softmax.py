@@ -13,7 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltd_pipe.errors import ParamsError, StoreError
-from ltd_pipe.labels.format import MAX_TEMPERATURE, MIN_TEMPERATURE, to_float16, to_float32
+from ltd_pipe.labels.format import (
+    MAX_TEMPERATURE,
+    MIN_TEMPERATURE,
+    CalibrationFacts,
+    to_float16,
+    to_float32,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -229,6 +235,96 @@ def solve_temperature(
         else:
             high = middle
     return float(f"{math.exp(low):.6g}")
+
+
+# Far beyond what has been found of trained networks.
+_COLDEST, _HOTTEST = 0.05, 20.0
+_RESAMPLES = 1000
+
+
+def calibrated_temperature(
+    logits: NDArray[np.float16], labels: NDArray[np.integer[Any]]
+) -> tuple[float, CalibrationFacts]:
+    """The temperature at which the truth's negative log likelihood is least, and how sure it is.
+
+    As Guo et al. 2017 (arXiv 1706.04599, section 4.2) scale temperatures. Of several teachers it
+    is the likelihood of their averaged probabilities, of several views the mean over them. The
+    interval is the percentiles of a bootstrap over images, whose curves are read off a grid; an
+    end of 0.05 or 20 means that it may lie beyond. All is rounded to six digits.
+
+    Parameters
+    ----------
+    logits : ndarray of shape (M, n, ..., K), dtype float16
+        Of M teachers, for images that they did not train on.
+    labels : ndarray of shape (n,)
+        The classes of the images.
+
+    Raises
+    ------
+    ParamsError
+        When there is no least: the answers are all right, or say nothing.
+    """
+    from scipy.optimize import minimize_scalar
+
+    count, place = len(labels), np.linspace(math.log(_COLDEST), math.log(_HOTTEST), 129)
+    curves = np.stack([_truth_nll(logits, labels, math.exp(x)) for x in place], axis=1)
+
+    def lowest(curve: NDArray[np.float64]) -> tuple[int, float]:
+        # The parabola through the lowest point and its neighbours.
+        at = int(curve.argmin())
+        if at in (0, len(place) - 1):
+            return at, float(place[at])
+        before, here, after = curve[at - 1 : at + 2]
+        shift = (before - after) / (2 * (before - 2 * here + after))
+        return at, float(place[at] + shift * (place[1] - place[0]))
+
+    at, _ = lowest(curves.mean(axis=0))
+    if at in (0, len(place) - 1):
+        answers = mean_softened([*logits], _COLDEST).argmax(axis=-1).reshape(count, -1)
+        right = f"{(answers == labels[:, None]).sum():,} of {answers.size:,} answers right"
+        raise ParamsError(
+            "label.temperature",
+            f"auto:calibrated: the negative log likelihood of {count:,} validation images has no "
+            f"least between {_COLDEST:g} and {_HOTTEST:g}",
+            expected="answers that are better than chance, and not all right",
+            found=f"the least at {math.exp(place[at]):g}, with {right}",
+            remedy="Ask for a mean top probability, such as auto:0.95, or set a number.",
+        )
+    least = minimize_scalar(
+        lambda x: _truth_nll(logits, labels, math.exp(x)).mean(),
+        bounds=(place[at - 1], place[at + 1]),
+        method="bounded",
+        options={"xatol": 1e-9},
+    )
+    draws = np.random.default_rng(0)
+    found = []
+    for _ in range(_RESAMPLES):
+        weights = np.bincount(draws.integers(count, size=count), minlength=count)
+        found.append(lowest(weights.astype(np.float64) @ curves)[1])
+    low, high = np.exp(np.percentile(found, (2.5, 97.5)))
+    temperature, low, high, nll = (
+        float(f"{number:.6g}") for number in (math.exp(least.x), low, high, least.fun)
+    )
+    return temperature, CalibrationFacts(interval=(low, high), nll=nll, samples=count)
+
+
+def _truth_nll(
+    logits: NDArray[np.float16], labels: NDArray[np.integer[Any]], temperature: float
+) -> NDArray[np.float64]:
+    """Each image's -log of the truth's averaged probability; the mean over its views."""
+    import torch
+
+    teachers, count, num_classes = len(logits), len(labels), logits.shape[-1]
+    found = np.empty(count)
+    step = max(_BLOCK_ELEMENTS * count // logits.size, 1)
+    for start in range(0, count, step):
+        part = torch.from_numpy(logits[:, start : start + step]).double() / temperature
+        part = part.reshape(teachers, part.shape[1], -1, num_classes).log_softmax(dim=-1)
+        truth = torch.from_numpy(labels[start : start + step].astype(np.int64))
+        truth = truth.view(1, -1, 1, 1).expand(*part.shape[:-1], 1)
+        averaged = part.gather(-1, truth)[..., 0].logsumexp(dim=0) - math.log(teachers)
+        found[start : start + step] = -averaged.mean(dim=1).numpy()
+    return found
 
 
 # --- That rows are distributions.

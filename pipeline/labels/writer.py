@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ltd_pipe.errors import JoinError, MissingError, ParamsError, StateError, StoreError
 from ltd_pipe.images.manifest import fingerprint
 from ltd_pipe.labels.files import DurableStore, require_replaceable, write_store
-from ltd_pipe.labels.format import StoreAttributes, StoreFacts, TopKFacts
+from ltd_pipe.labels.format import CalibrationFacts, StoreAttributes, StoreFacts, TopKFacts
 from ltd_pipe.labels.layout import SPARSE
 from ltd_pipe.labels.manifest import StoreFolder
 from ltd_pipe.labels.reader import StoredArray
@@ -373,7 +373,14 @@ class StoreWriter:
                 parts.append(rows[:, 0] if self._top_k else rows.argmax(axis=1))
             yield labels, np.concatenate(parts).astype(np.int64)
 
-    def publish(self, target: Path, temperature: float, *, replace: bool = False) -> str:
+    def publish(
+        self,
+        target: Path,
+        temperature: float,
+        *,
+        calibration: CalibrationFacts | None = None,
+        replace: bool = False,
+    ) -> str:
         """Write soft labels, metadata and manifest, and give the store its name by one rename.
 
         Parameters
@@ -382,6 +389,8 @@ class StoreWriter:
             The store.
         temperature : float
             Logits are divided by it.
+        calibration : CalibrationFacts, optional
+            How it was found, from `softmax.calibrated_temperature`.
         replace : bool
             Replace a store that is there.
 
@@ -423,7 +432,9 @@ class StoreWriter:
                 [teacher.chunk(chunk) for teacher in teachers], temperature
             )
         facts = {name: getattr(self.facts, name) for name in StoreFacts.model_fields}
-        attributes = StoreAttributes(**facts, temperature=temperature, top_k=top_k)
+        attributes = StoreAttributes(
+            **facts, temperature=temperature, top_k=top_k, calibration=calibration
+        )
         identity = write_store(
             target, lambda: attributes, sources, replace=replace, threads=_THREADS
         )

@@ -122,15 +122,23 @@ class PrepareParams(Section):
             yield "dataset 'folder' needs prepare.path"
 
 
+# Of label.temperature.
+CALIBRATED = "auto:calibrated"
+
+
 def _temperature(value: Any) -> Any:
-    """A number above 0, or auto:P with P in (0, 1)."""
+    """A number above 0, auto:P with P in (0, 1), or auto:calibrated."""
+    if value == CALIBRATED:
+        return value
     automatic = isinstance(value, str) and value.startswith("auto:")
     try:
         number = float(value[len("auto:") :] if automatic else as_number(value))
     except (TypeError, ValueError):
         number = -1.0
     if number <= 0 or (automatic and number >= 1):
-        raise ValueError(f"expected a number above 0, or auto:P with P in (0, 1), found {value!r}")
+        raise ValueError(
+            f"expected a number above 0, auto:P with P in (0, 1), or {CALIBRATED}, found {value!r}"
+        )
     return value if automatic else number
 
 
@@ -138,8 +146,8 @@ class LabelParams(Section):
     """How the teacher is read."""
 
     temperature: Annotated[float | str, BeforeValidator(_temperature)] = 2.0
-    """the logits are divided by it; auto:0.9 solves for a mean top probability of 0.9 on the data
-    """
+    """the logits are divided by it; auto:0.9 solves for a mean top probability of 0.9 on the data,
+    auto:calibrated for the least negative log likelihood on the teacher's validation split"""
     logits: bool = True
     """store the logits too, for other temperatures later; not with top_k"""
     top_k: int | None = Field(None, ge=1)
@@ -175,9 +183,10 @@ class LabelParams(Section):
             )
 
     def target_top_probability(self) -> float | None:
-        """The P of `auto:P`, or None when the temperature is a number."""
+        """The P of `auto:P`, or None when the temperature is a number or `auto:calibrated`."""
         text = str(self.temperature)
-        return float(text.removeprefix("auto:")) if text.startswith("auto:") else None
+        has_target = text.startswith("auto:") and text != CALIBRATED
+        return float(text.removeprefix("auto:")) if has_target else None
 
 
 _ATTACK = re.compile(r"(pgd|cw)-([1-9]\d{0,4})(?:x([1-9]\d{0,3}))?")

@@ -139,6 +139,8 @@ def _rows(
         yield "teacher", f"{teacher.architecture}, {said}\n{teacher.sha256}{scale}"
     yield from known.labelling.lines() if known.labelling else ()
     yield "temperature", f"{known.temperature:g}"
+    if known.calibration:
+        yield "calibrated", str(known.calibration)
     yield "stored", "\n".join(_stored(opened))
     chunks = f"{size['chunks']:,} chunks of {size['samples_per_chunk']:,} samples"
     yield "on disk", f"{_bytes(size['bytes'])} in {size['files']:,} files; {chunks}"

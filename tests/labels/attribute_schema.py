@@ -9,7 +9,7 @@ from typing import Any
 
 from golden_store import WRITERS
 
-from ltd_pipe.labels.format import FORMAT, NEWEST, VERSION, StoreAttributes
+from ltd_pipe.labels.format import FORMAT, VERSIONS, StoreAttributes
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "soft-label-store.schema.json"
 COMMENT = (
@@ -59,12 +59,12 @@ def make_schema() -> dict[str, Any]:
     properties["class_names"] |= {"minItems": 1, "uniqueItems": True}
     properties["software"] |= {"additionalProperties": False, "maxProperties": 1000}
     made["$defs"]["ViewFacts"]["oneOf"] = VIEWS
-    versions = [{"const": VERSION}, {"const": NEWEST}]
-    head = {"format": {"const": FORMAT}, "version": {"anyOf": versions}}
+    versions = {"anyOf": [{"const": version} for version in VERSIONS]}
+    head = {"format": {"const": FORMAT}, "version": versions}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "ltd_pipe",
-        "description": "The group attribute ltd_pipe of a soft-label store, version 1.0 or 1.1.",
+        "description": "The group attribute ltd_pipe of a soft-label store, versions 1.0 to 1.2.",
         "$comment": COMMENT,
         "type": "object",
         "additionalProperties": False,

@@ -21,7 +21,7 @@ def test_software_is_sorted(answers):
 def test_a_newer_minor_version_may_have_more_keys(answers):
     """A 1.x reader ignores what 1.y added, at every level; of the versions it knows, nothing."""
     with refused(StoreError, where="x", what="colour", found="'red'"):
-        parse_attributes(answers.attributes.to_json() | {"version": "1.1", "colour": "red"}, "x")
+        parse_attributes(answers.attributes.to_json() | {"version": "1.2", "colour": "red"}, "x")
     raw = answers.attributes.to_json() | {"version": "1.7", "colour": "red"}
     raw["dataset"]["url"] = "x"
     assert parse_attributes(raw, "x") == answers.attributes
@@ -166,20 +166,21 @@ OPTIONAL = {
         "commit": "0123456789abcdef0123456789abcdef01234567",
         "modified": False,
     },
+    "calibration": {"interval": [1.5, 2.5], "nll": 0.125, "samples": 48},
     "teachers": [
         {"sha256": "ab" * 32, "architecture": "a", "clean_accuracy": None}
         | {"mean": [0.5, 0.25, 0], "std": [1, 0.5, 0.1], "columns": [2, 0, 1]}
     ],
 }
 # That 1.0 does not know.
-NEWER = ("labelling", "teachers")
+NEWER = {"labelling": "1.1", "teachers": "1.1", "calibration": "1.2"}
 
 
 @pytest.mark.parametrize("key", OPTIONAL)
 def test_optional_attributes_travel(answers, key):
     """What is said is written and read back; what is not said is not written."""
     plain = answers.attributes.to_json()
-    raw = plain | {key: OPTIONAL[key], "version": "1.1" if key in NEWER else "1.0"}
+    raw = plain | {key: OPTIONAL[key], "version": NEWER.get(key, "1.0")}
     assert parse_attributes(raw, "x").to_json() == raw
     assert key not in plain.keys() - {"views", "teachers"}
 

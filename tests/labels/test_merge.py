@@ -11,7 +11,7 @@ from ltd_pipe.errors import JoinError, StoreError
 from ltd_pipe.images.manifest import fingerprint
 from ltd_pipe.labels import SoftLabels
 from ltd_pipe.labels.derive import merge
-from ltd_pipe.labels.format import DerivationFacts, LabellingFacts, TeacherFacts
+from ltd_pipe.labels.format import CalibrationFacts, DerivationFacts, LabellingFacts, TeacherFacts
 from ltd_pipe.labels.verify import verify_store
 
 PIECES = (slice(0, 4), slice(4, 5), slice(5, 11))
@@ -200,6 +200,22 @@ def test_answers_to_other_questions_are_not_put_together(answers, tmp_path, name
     assert (found.labelling, found.teachers) == (ASKED, (teacher,))
     found = merged([first, part(rest, known=False)], tmp_path / "unknown.zarr").attributes
     assert (found.labelling, found.teachers) == (None, answers.attributes.teachers)
+
+
+@pytest.mark.parametrize("samples", [48, 49])
+def test_how_the_temperature_was_found_is_said_where_all_say_it(answers, tmp_path, samples):
+    """Of one temperature, by one measurement; by two, neither is the whole's."""
+    known = CalibrationFacts(interval=(1.5, 2.5), nll=0.125, samples=48)
+
+    def part(rows, samples):
+        piece = answers.permuted(rows)
+        update = {"calibration": known.model_copy(update={"samples": samples})}
+        piece = replace(piece, attributes=piece.attributes.model_copy(update=update))
+        return SoftLabels.open(piece.write(tmp_path / f"{rows[0]}.zarr"))
+
+    pieces = part(np.arange(4), 48), part(np.arange(4, 11), samples)
+    found = merged(pieces, tmp_path / "merged.zarr").attributes
+    assert found.calibration == (known if samples == 48 else None)
 
 
 @pytest.mark.parametrize(("values", "fields"), DIFFERENCES.values(), ids=DIFFERENCES.keys())

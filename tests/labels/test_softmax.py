@@ -10,7 +10,13 @@ from hypothesis.extra import numpy as hnp
 from refusals import refused
 
 from ltd_pipe.errors import ParamsError
-from ltd_pipe.labels.softmax import mean_softened, soften, softened_half, solve_temperature
+from ltd_pipe.labels.softmax import (
+    calibrated_temperature,
+    mean_softened,
+    soften,
+    softened_half,
+    solve_temperature,
+)
 from ltd_pipe.labels.softness import Softness
 
 LOGITS = np.array([[2.0, 0.0, -2.0], [0.0, 0.0, 0.0]], np.float32)
@@ -92,6 +98,84 @@ def test_the_result_does_not_depend_on_how_rows_are_blocked():
     assert (
         solve_temperature(lambda: ([logits[at : at + 3]] for at in range(0, 50, 3)), 0.5) == whole
     )
+
+
+def answers_at(temperature, seed, count=2000, teachers=1, views=()):
+    """Logits, and classes that are drawn from their softmax at a temperature."""
+    rng = np.random.default_rng(seed)
+    logits = (rng.standard_normal((teachers, count, 10)) * 4).astype(np.float16)
+    soft = np.mean([soften(each, temperature) for each in logits], axis=0)
+    drawn = rng.random((count, 1))
+    labels = np.minimum((soft.cumsum(axis=1) < drawn).sum(axis=1), 9)
+    logits = np.stack([logits] * views, axis=2) if views else logits
+    return logits, labels
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("true", [0.3, 1.0, 2.5, 8.0])
+def test_the_temperature_that_the_truth_was_drawn_at_is_found(true, seed):
+    """Within the interval, which holds the estimate and is not wide."""
+    temperature, found = calibrated_temperature(*answers_at(true, seed))
+    low, high = found.interval
+    assert low < temperature < high
+    # Two in a hundred of 95 % intervals miss on each side; these seeds are none of them.
+    assert low < true < high
+    assert high / low < 1.6
+    assert found.samples == 2000
+
+
+def test_95_of_100_intervals_hold_the_truth():
+    """Not all, not few: of 60 samples, 50 to 60 (the binomial's 99.9 % at 95 %)."""
+    hits = 0
+    for seed in range(60):
+        low, high = calibrated_temperature(*answers_at(1.7, seed, count=300))[1].interval
+        hits += low <= 1.7 <= high
+    assert 50 <= hits < 60
+
+
+def test_the_likelihood_is_least_there():
+    """By hand, in float64: mean -log softmax of the truth, higher a little to either side."""
+    logits, labels = answers_at(2.0, 0)
+    temperature, found = calibrated_temperature(logits, labels)
+
+    def nll(at):
+        scaled = logits[0].astype(np.float64) / at
+        logs = np.log(np.exp(scaled).sum(axis=1)) - scaled[np.arange(len(labels)), labels]
+        return logs.mean()
+
+    assert found.nll == pytest.approx(nll(temperature), rel=1e-5)
+    assert nll(temperature) < min(nll(temperature * 0.999), nll(temperature * 1.001))
+
+
+def test_calibration_of_several_teachers_and_views():
+    """Of the averaged probabilities; equal views are one; the same call gives the same digits."""
+    logits, labels = answers_at(1.5, 0, teachers=2)
+    found = calibrated_temperature(logits, labels)
+    assert found[1].interval[0] < 1.5 < found[1].interval[1]
+    assert calibrated_temperature(logits, labels) == found
+    assert calibrated_temperature(np.stack([logits] * 3, axis=2), labels) == found
+    assert found != calibrated_temperature(logits[:1], labels)
+
+
+NO_LEAST = {
+    "always right": (
+        np.eye(10)[np.arange(50) % 10] * 5,
+        "the least at 0.05, with 50 of 50 answers right",
+    ),
+    "always wrong": (
+        np.eye(10)[(np.arange(50) + 1) % 10] * 5,
+        "the least at 20, with 0 of 50 answers right",
+    ),
+}
+
+
+@pytest.mark.parametrize(("logits", "found"), NO_LEAST.values(), ids=NO_LEAST.keys())
+def test_a_likelihood_without_a_least_is_refused(logits, found):
+    """At 100 % accuracy a lower temperature is always better; worse than chance, a higher one."""
+    with refused(
+        ParamsError, where="label.temperature", what="no least", found=found, remedy="auto:0.95"
+    ):
+        calibrated_temperature(logits[None].astype(np.float16), np.arange(50) % 10)
 
 
 def test_a_summary_by_hand():

@@ -34,7 +34,8 @@ def test_fractions_are_numbers():
 def test_auto_temperature_gives_its_target():
     """`auto:0.9` asks for a mean top probability of 0.9; a number asks for none."""
     assert minimal(**{"label.temperature": "auto:0.9"}).label.target_top_probability() == 0.9
-    assert minimal().label.target_top_probability() is None
+    for other in ("2.0", "auto:calibrated"):
+        assert minimal(**{"label.temperature": other}).label.target_top_probability() is None
 
 
 ACCEPTED = [
