@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
 from ltd_pipe.images.augmentation import PAIR, Augmentation, Sizes
-from ltd_pipe.params.sections import Number, PixelLength, Positive, Probability, Section
+from ltd_pipe.params.sections import FileName, Number, PixelLength, Positive, Probability, Section
 
 
 def _as_word(value: Any) -> Any:
@@ -202,9 +202,9 @@ class TeacherParams(FitParams):
 
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """mass moved from the true class to all classes evenly"""
-    checkpoint: str | None = None
+    checkpoint: FileName | None = None
     """use these weights instead of training; null: train"""
-    classes: str | None = None
+    classes: FileName | None = None
     """checkpoint of another project: file of its class names in the order of its outputs, one per
     line or JSON; null: class_order says"""
     class_order: Literal["lexical", "natural"] | None = None
@@ -263,7 +263,7 @@ class TrainParams(FitParams):
     ground truth (ADR)"""
     label_temperature: Number | None = Field(None, gt=0)
     """ltd: read the store's logits at this temperature; null: the soft labels as they are stored"""
-    teacher: str | None = None
+    teacher: FileName | None = None
     """checkpoint of a teacher that is asked in the run, for adaad, mtard, igdm_weight and
     label_kind live; null: none"""
     teacher_temperature: Number = Field(1.0, gt=0)
@@ -308,7 +308,7 @@ class TrainParams(FitParams):
 
     temperature: Number = Field(1.0, gt=0)
     """the student's own, part of the model, in training and inference"""
-    init: str | None = None
+    init: FileName | None = None
     """checkpoint whose weights training begins with, of the same network on the same classes, such
     as the clean teacher's data/teacher/model.safetensors (AET, arXiv 2506.15685); null: drawn from
     the seed"""

@@ -33,6 +33,8 @@ def as_number(value: Any) -> Any:
 
 
 Number = Annotated[float, BeforeValidator(as_number)]
+# An empty one would be the working directory.
+FileName = Annotated[str, Field(min_length=1)]
 Probability = Annotated[float, BeforeValidator(as_number), Field(ge=0, le=1)]
 
 # By what a wrong unit is noticed, since images are in [0, 1]. The field's largest L2 radius is
@@ -96,7 +98,7 @@ class PrepareParams(Section):
 
     dataset: Literal["digits", "cifar10", "cifar100", "folder"]
     """digits comes with scikit-learn; folder is torchvision's ImageFolder layout"""
-    path: str | None = None
+    path: FileName | None = None
     """folder: holds train/ and test/ (or val/); CIFAR: where torchvision keeps it"""
     download: bool = True
     """let torchvision download CIFAR when it is absent"""

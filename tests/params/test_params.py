@@ -205,6 +205,8 @@ REFUSED = [
     ("seed", "010", {"where": "seed", "what": "YAML", "found": "'010'"}),
     ("train.epochs", "-0_7", {"where": "train.epochs", "what": "YAML", "found": "'-0_7'"}),
     ("train.epochs", "1:30", {"where": "train.epochs", "what": "YAML", "found": "'1:30'"}),
+    ("train.init", "''", {"where": "option: train.init", "what": "at least 1"}),
+    ("train.teacher", "''", {"where": "option: train.teacher", "what": "at least 1"}),
 ]
 
 
