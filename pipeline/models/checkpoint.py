@@ -81,7 +81,10 @@ def load_classifier(path: Path) -> Classifier:
     CheckpointError
         When it is of another kind or version, damaged, or does not fit its own description.
     """
-    facts = CheckpointFacts.read(path)
+    facts = CheckpointFacts.read(
+        path,
+        f"'ltd-pipe teacher --checkpoint {path} --arch NAME' makes one of ours of it.",
+    )
     try:
         made_of = ("architecture", "class_names", "shape", "mean", "std", "temperature", "columns")
         model = Classifier.unfitted(**facts.model_dump(include=set(made_of)))

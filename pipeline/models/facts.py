@@ -53,8 +53,10 @@ class CheckpointFacts(BaseModel):
         return self
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: Path, remedy: str = "Pass --arch NAME, its network.") -> Self:
         """Read them from a checkpoint, whose weights are not looked at.
+
+        `remedy` is for weights of another project.
 
         Raises
         ------
@@ -67,14 +69,14 @@ class CheckpointFacts(BaseModel):
             raise CheckpointError(
                 path,
                 "is a pickle, which can hold code and is never loaded as it is",
-                remedy="Pass --arch NAME, its network: only the tensors are taken out of it.",
+                remedy=remedy,
             )
         metadata = _read_metadata(path)
         if KEY not in metadata:
             raise CheckpointError(
                 path,
                 "holds weights without a description of their network",
-                remedy="Pass --arch NAME to say which network they belong to.",
+                remedy=remedy,
             )
         return parse_document(metadata[KEY], cls, path, CheckpointError, name=f"metadata '{KEY}'")
 

@@ -78,3 +78,11 @@ def test_a_checkpoint_that_is_not_there_is_named_with_its_option(ltd_pipe, proje
     outcome = ltd_pipe(*WORDS, "--init", "no.safetensors")
     assert outcome.code == 1
     assert "train.init: no.safetensors: no such file or folder." in outcome.err
+
+
+def test_weights_of_another_project_are_told_how_to_become_ours(ltd_pipe, project):
+    """`train --arch` is the student's, and could not say it."""
+    Path("w.pt").write_bytes(b"\x80\x02.")
+    outcome = ltd_pipe(*WORDS, "--init", "w.pt")
+    assert outcome.code == 1
+    assert "'ltd-pipe teacher --checkpoint w.pt --arch NAME'" in outcome.err
