@@ -78,12 +78,14 @@ _NO_STATISTICS = "Expected more than 1 value per channel when training"
 
 
 @contextlib.contextmanager
-def failures_explained(step: Step, batch: Batch, info: StepInfo, *, alone: bool) -> Iterator[None]:
+def failures_explained(
+    step: Step, batch: Batch, info: StepInfo, accumulated: int, *, alone: bool
+) -> Iterator[None]:
     """Turn the failures that a batch size causes into errors that say what to set.
 
     ParamsError on a single image, of which batch normalisation has no statistics; MachineError
     on too little memory, with how many images fit where the process is alone: passes are tried
-    with fewer, since the run is over by then.
+    with fewer, since the run is over by then. `accumulated` is `accumulation_steps`.
     """
     try:
         yield
@@ -115,16 +117,39 @@ def failures_explained(step: Step, batch: Batch, info: StepInfo, *, alone: bool)
     if fits == 0:
         remedy = "Not even one image fits: take a smaller network or smaller images."
     else:
-        parts = -(-size // fits) if fits else 2
-        tried = f"{fits} at a time do" if fits else "Take fewer images at a time"
-        remedy = (
-            f"{tried}: set accumulation_steps: {parts}, which makes the same steps, "
-            f"or batch_size: {fits or size // parts}."
-        )
+        remedy = _with_fewer(size, fits, accumulated)
     raise MachineError(
         f"{batch.images.device}: {size} images per step",
         f"do not fit into memory ({reason[:120]})",
         remedy=remedy,
+    )
+
+
+@contextlib.contextmanager
+def measuring_explained(device: torch.device, size: int, accumulated: int) -> Iterator[None]:
+    """Turn too little memory for the passes that are timed into an error that says what to set.
+
+    A step of `size` images would not fit either: its passes keep more.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not _is_about_memory(error):
+            raise
+        raise MachineError(
+            f"{device}: {size} images per step",
+            f"do not fit into memory ({str(error).splitlines()[0][:120]})",
+            remedy=_with_fewer(size, None, accumulated),
+        ) from error
+
+
+def _with_fewer(size: int, fits: int | None, accumulated: int) -> str:
+    """What to set, where steps of `fits` images in as many parts were tried and do."""
+    parts = accumulated * (-(-size // fits) if fits else 2)
+    tried = f"{-(-fits // accumulated)} at a time do" if fits else "Take fewer images at a time"
+    return (
+        f"{tried}: set accumulation_steps: {parts}, which makes the same steps, "
+        f"or batch_size: {fits or size // 2}."
     )
 
 
@@ -135,6 +160,7 @@ def _is_about_memory(error: Any) -> bool:
         isinstance(error, torch.OutOfMemoryError | MemoryError)
         or "can't allocate memory" in text
         or "not enough memory" in text
+        or "could not create a primitive" in text  # oneDNN's, whatever it has not got
     )
 
 

@@ -20,6 +20,7 @@ from ltd_pipe.models.registry import build
 from ltd_pipe.params import TrainParams
 from ltd_pipe.publish import write_json
 from ltd_pipe.training.data import BatchTransform, LabelTargets, student_transform
+from ltd_pipe.training.failures import measuring_explained
 from ltd_pipe.training.perturbations import Perturbations
 from ltd_pipe.training.snapshots import Snapshots
 from ltd_pipe.training.targets import LiveTargets, SelfDistillation
@@ -295,13 +296,17 @@ def open_run(
         # What was chosen for a GPU says nothing of a CPU.
         moved = any(name == "device" for name, _, _ in record.changed())
         kept = None if fresh or moved else snapshots.precision()
-        return kept or choose_precision(
-            Frozen(model).current(),
-            section.batch_size,
-            precision=section.precision,
-            channels_last=section.channels_last,
-            compile=section.compile,
-        )
+        if kept:
+            return kept
+        mine, parts = -(-section.batch_size // world.size), section.accumulation_steps
+        with measuring_explained(device, mine, parts):
+            return choose_precision(
+                Frozen(model).current(),
+                -(-mine // parts),
+                precision=section.precision,
+                channels_last=section.channels_last,
+                compile=section.compile,
+            )
 
     precision = world.broadcast_config({"run": facts}, precision_for_all)
     if fresh and world.is_main:

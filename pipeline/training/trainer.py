@@ -233,7 +233,8 @@ class Trainer:
         rate = learning_rate(self._params, step, self.total_steps)
         info = StepInfo(step, self.total_steps, epoch, self.epochs, rate)
         alone = self.context.world.size == 1
-        with failures_explained(self._step, batch, info, alone=alone):
+        parts = self._params.accumulation_steps
+        with failures_explained(self._step, batch, info, parts, alone=alone):
             tally = self._step.take(batch, info, images)
         self._meters.add(tally, images, step)
         self.progress.step += 1

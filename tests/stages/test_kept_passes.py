@@ -145,6 +145,20 @@ def test_a_named_precision_is_another_run(interrupted, ltd_pipe, monkeypatch):
     assert sorted(Path("data/state").iterdir()) == state
 
 
+def test_passes_of_a_runs_own_size_are_measured(folder, ltd_pipe, monkeypatch):
+    """A part of a batch where the batch does not fit; where the part does not, what to set."""
+
+    def starve(_, images, **__):
+        raise RuntimeError(f"can't allocate memory for {images}")
+
+    monkeypatch.setattr("ltd_pipe.training.run.choose_precision", starve)
+    outcome = ltd_pipe("train", "--accumulation-steps", "3")
+    assert outcome.code == 1
+    assert "cpu: 32 images per step: do not fit into memory" in outcome.err
+    assert "can't allocate memory for 11" in outcome.err
+    assert "accumulation_steps: 6, which makes the same steps, or batch_size: 16." in outcome.err
+
+
 @pytest.mark.slow
 def test_all_ranks_go_on_in_it(interrupted):
     """Two processes go on from where one alone was; they really measure, had they to."""

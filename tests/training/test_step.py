@@ -114,12 +114,13 @@ from ltd_pipe.distributed import World
 from ltd_pipe.training.trainer import Watcher
 
 torch.set_num_threads(1)
-ranks.BASE |= {"batch_size": 190}
+accumulated = int(sys.argv[5])
+ranks.BASE |= {"batch_size": 190, "accumulation_steps": accumulated}
 fit = ranks.make_fit(open_beton(Path(sys.argv[1])), sys.argv[2], "at", World())
-# Two MiB per image, as a large network would need: 380 for all, 190 for a half; beside it the
-# heap of the thread that reads ahead reserves 128.
+# MiB, as a large network would need: 380 for a part of the step, 190 for its half; beside it
+# the heap of the thread that reads ahead reserves 128.
 def need(network, images):
-    torch.empty(len(images[0]) * 2**21, dtype=torch.uint8)
+    torch.empty(len(images[0]) * accumulated * 2**21, dtype=torch.uint8)
 
 fit.model.network.register_forward_pre_hook(need)
 _, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -133,11 +134,12 @@ except MachineError as error:
 
 
 @pytest.mark.slow
-def test_out_of_memory_says_what_fits(train_beton, tmp_path):
+@pytest.mark.parametrize(("accumulated", "images", "parts"), [("1", 95, 2), ("2", 48, 4)])
+def test_out_of_memory_says_what_fits(train_beton, tmp_path, accumulated, images, parts):
     """A kernel limit makes the step fail; the number that is named was tried."""
     here = str(Path(__file__).parent)
     done = subprocess.run(
-        [sys.executable, "-c", STARVED, train_beton.path, tmp_path, here, "350"],
+        [sys.executable, "-c", STARVED, train_beton.path, tmp_path, here, "350", accumulated],
         env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -145,7 +147,8 @@ def test_out_of_memory_says_what_fits(train_beton, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "cpu: 190 images per step: do not fit into memory" in done.stdout
-    assert "95 at a time do: set accumulation_steps: 2, which makes the same steps" in done.stdout
+    remedy = f"{images} at a time do: set accumulation_steps: {parts}, which makes the same steps"
+    assert f"{remedy}, or batch_size: 95." in done.stdout
 
 
 def test_an_operator_without_a_deterministic_kernel_is_named(make_student):
