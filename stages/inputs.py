@@ -51,6 +51,7 @@ def inputs(asked: bool, out: Path) -> None:
     if PIPELINE_FILE.exists():
         require_named(PARAMS_FILE, PIPELINE_FILE)
         if not asked:
+            _refuse_own_outputs(params)
             _require_weights(params.train)
             _warn_of_refusals()
     state = out.parent / "state" / f"{out.name}.json"
@@ -77,6 +78,21 @@ def _require_weights(train: TrainParams) -> None:
     for _, key, path in _asked(train):
         if path is not None and not made & {Path(path), *Path(path).parents}:
             _require(Path(path), key)
+
+
+def _refuse_own_outputs(params: Params) -> None:
+    """Refuse what the stage that reads it makes: DVC removes its outputs before it begins."""
+    stages = read_yaml(PIPELINE_FILE)["stages"]
+    for stage, out in options.pipeline_outputs():
+        words, made = stages[stage].get("cmd", "").split(), Path(out).resolve()
+        for _, key, path in [*_named(params, asked=False), *_asked(params.train)]:
+            read = path is not None and key.partition(".")[0] in words
+            if read and Path(path or "").resolve().is_relative_to(made):
+                raise ParamsError(
+                    f"{PARAMS_FILE}: {key}: {path}",
+                    f"would be removed with the outputs of stage '{stage}', before it is read",
+                    remedy=f"Copy it out of {out}, and name the copy.",
+                )
 
 
 def _warn_of_refusals() -> None:

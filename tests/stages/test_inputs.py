@@ -8,8 +8,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
+from refusals import refused
 
-from ltd_pipe.errors import MissingError
+from ltd_pipe.errors import MissingError, ParamsError
 from ltd_pipe.stages.inputs import inputs
 
 ROOT = Path(__file__).parents[2]
@@ -116,6 +118,30 @@ def test_weights_that_are_not_there_are_refused_at_once(project, key, value):
     with pytest.raises(MissingError) as refusal:
         look()
     assert refusal.value.where == f"params.yaml: {key}: {value}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("teacher.checkpoint", "data/teacher/model.safetensors"),
+        ("train.init", "data/student/model.safetensors"),
+        ("train.init", "data/baseline/last.safetensors"),
+        ("train.teacher", "data/student/model.safetensors"),
+    ],
+)
+def test_what_the_reading_stage_makes_itself_is_refused(project, key, value):
+    """DVC would remove the student that training is to begin with; the teacher's is made before."""
+    shutil.copy(ROOT / "dvc.yaml", "dvc.yaml")
+    section, name = key.split(".")
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["train"] |= {"init": "data/teacher/model.safetensors", "objective": "adaad"}
+    params["train"]["teacher"] = params["train"]["init"]
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    look()
+    params[section][name] = value
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    with refused(ParamsError, where=f"{key}: {value}", what="removed", remedy="Copy it"):
+        look()
 
 
 @pytest.mark.parametrize(("objective", "warned"), [("at", 0), ("trades", 0), ("ard", 1)])
