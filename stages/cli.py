@@ -99,11 +99,16 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line: exit code 0 done, 1 refused, 2 usage, 130 interrupted."""
-    if os.environ.get("RANK", "0") != "0" and not _SHARED.intersection(sys.argv[1:2]):
+    if not _is_first() and not _SHARED.intersection(sys.argv[1:2]):
         return
     threads.set_defaults()
     with contextlib.redirect_stderr(cast("TextIO", _Optional(sys.stderr))):
         _run()
+
+
+def _is_first() -> bool:
+    # Not the console's, which loads rich.
+    return os.environ.get("RANK", "0") == "0"
 
 
 class _Optional:
@@ -143,6 +148,8 @@ def _run() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort) as error:
+        if not _is_first():  # which says it
+            sys.exit(_INTERRUPTED)
         # Click raises Abort from the KeyboardInterrupt, which may say how to go on.
         nothing = "Interrupted. Nothing half-written was published."
         _end(str(error.__cause__ or error) or nothing, _INTERRUPTED)

@@ -59,6 +59,22 @@ def test_only_the_first_process_does_what_is_not_shared(project, monkeypatch, ca
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(("rank", "said"), [("0", 1), ("1", 0)])
+def test_the_first_process_says_that_all_were_interrupted(monkeypatch, capsys, rank, said):
+    """Each gets the Ctrl-C, and ends with its code."""
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(sys, "argv", ["ltd-pipe", "evaluate", "m.safetensors"])
+    monkeypatch.setattr("ltd_pipe.stages.cli.cli.main", interrupted)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 130
+    assert capsys.readouterr().err.count("Interrupted") == said
+
+
 # --- Evaluations and audits, whose batches the processes share.
 
 
