@@ -74,8 +74,8 @@ def test_another_teacher_is_another_run(ltd_pipe, project, monkeypatch):
 def refuse(keys):
     """Instead of opening snapshots: note their folder's name, and end the command."""
 
-    def init(_, folder, *more):
-        del more
+    def init(_, folder, *more, **how):
+        del more, how
         keys.append(folder.name)
         raise KeyboardInterrupt
 
