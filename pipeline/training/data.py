@@ -189,25 +189,23 @@ class BatchTransform:
 
     def apply(self, batch: Batch, epoch: int) -> Examples:
         """Augment a batch and look its targets up; with mixing it has whole pairs."""
-        params, view = self._params, self._view(epoch)
+        params, (augmentation, seed, drawn) = self._params, self.draws(epoch)
         size = None if params.sizes is None else params.sizes.at(epoch)
-        if self._replay is None:
-            images = augment(
-                batch.images,
-                batch.index,
-                params.augmentation,
-                seed=self._seed,
-                epoch=epoch,
-                size=size,
-                rows=batch.rows,
-            )
-        else:
-            images = self._replay.images(batch.images, batch.index, view, batch.rows)
-            if size is not None:
-                from ltd_pipe.images.resize import resized
+        images = augment(
+            batch.images,
+            batch.index,
+            augmentation,
+            seed=seed,
+            epoch=drawn,
+            # Of a labelled view the pixels are resized that the teacher saw.
+            size=size if self._replay is None else None,
+            rows=batch.rows,
+        )
+        if size is not None:
+            from ltd_pipe.images.resize import resized
 
-                images = resized(images, size)
-        target = self._targets(batch, view)
+            images = resized(images, size)
+        target = self._targets(batch, self._view(epoch))
         truth = onehot(batch.labels, target.shape[1])
         if not params.mixes:
             return Examples(images, target, truth)

@@ -118,11 +118,7 @@ def failures_explained(
         remedy = "Not even one image fits: take a smaller network or smaller images."
     else:
         remedy = _with_fewer(size, fits, accumulated)
-    raise MachineError(
-        f"{batch.images.device}: {size} images per step",
-        f"do not fit into memory ({reason[:120]})",
-        remedy=remedy,
-    )
+    raise _too_large(batch.images.device, size, reason, remedy)
 
 
 @contextlib.contextmanager
@@ -136,11 +132,13 @@ def measuring_explained(device: torch.device, size: int, accumulated: int) -> It
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not _is_about_memory(error):
             raise
-        raise MachineError(
-            f"{device}: {size} images per step",
-            f"do not fit into memory ({str(error).splitlines()[0][:120]})",
-            remedy=_with_fewer(size, None, accumulated),
-        ) from error
+        reason, remedy = str(error).splitlines()[0], _with_fewer(size, None, accumulated)
+        raise _too_large(device, size, reason, remedy) from error
+
+
+def _too_large(device: torch.device, size: int, reason: str, remedy: str) -> MachineError:
+    where, what = f"{device}: {size} images per step", f"do not fit into memory ({reason[:120]})"
+    return MachineError(where, what, remedy=remedy)
 
 
 def _with_fewer(size: int, fits: int | None, accumulated: int) -> str:

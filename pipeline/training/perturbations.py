@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from ltd_pipe.device import free_memory
+from ltd_pipe.distributed import ALONE, World
 from ltd_pipe.errors import MachineError
 from ltd_pipe.images.augment import augment, restored
 
 if TYPE_CHECKING:
-    from ltd_pipe.distributed import World
     from ltd_pipe.images.augmentation import Augmentation
 
 _MOST = 127
@@ -36,6 +36,8 @@ class Perturbations:
     shape : tuple of int
         (C, H, W).
     device : torch.device
+    world : World
+        Each process finds those of its own images, until `share`.
 
     Raises
     ------
@@ -43,7 +45,9 @@ class Perturbations:
         When the device has not the memory: one byte per value.
     """
 
-    def __init__(self, count: int, shape: tuple[int, ...], device: torch.device) -> None:
+    def __init__(
+        self, count: int, shape: tuple[int, ...], device: torch.device, world: World = ALONE
+    ) -> None:
         size, free = count * torch.Size(shape).numel(), free_memory(device)
         if size > _SHARE * free:
             raise MachineError(
@@ -55,8 +59,8 @@ class Perturbations:
             )
         # In 127ths of eps, so that a growing eps finds them grown.
         self._values = torch.zeros((count, *shape), dtype=torch.int8, device=device)
-        self._written = torch.zeros(count, dtype=torch.bool, device=device)
-        self._shared = True
+        self._world, self._shared = world, True
+        self._written = torch.zeros(count, dtype=torch.int8, device=device)
 
     def points(
         self,
@@ -88,19 +92,19 @@ class Perturbations:
         before = self._values.index_select(0, index)
         moved = restored(found, index, augmentation.moves, before, seed=seed, epoch=epoch)
         self._values.index_copy_(0, index, moved)
-        self._written[index] = True
-        self._shared = False
+        if self._world.size > 1:
+            self._written.index_fill_(0, index, 1)
+            self._shared = False
 
-    def share(self, world: World) -> None:
+    def share(self) -> None:
         """Give each process what the others have found since they last did this."""
-        if world.size > 1 and not self._shared:
-            written = self._written.to(torch.int8)
-            values = self._values * written.view(-1, 1, 1, 1)
-            # An image belongs to one process of a step, and an epoch has it once.
-            world.all_reduce_([values, written])
-            found = (written > 0).view(-1, 1, 1, 1)
-            self._values = torch.where(found, values, self._values)
-            self._written.zero_()
+        if self._shared:
+            return
+        values = self._values * self._written.view(-1, 1, 1, 1)
+        # An image belongs to one process of a step, and an epoch has it once.
+        self._world.all_reduce_([values, self._written])
+        self._values = torch.where(self._written.view(-1, 1, 1, 1) > 0, values, self._values)
+        self._written.zero_()
         self._shared = True
 
     def state_dict(self) -> torch.Tensor:

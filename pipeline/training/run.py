@@ -96,7 +96,7 @@ def student_trainer(
         teacher_targets = LiveTargets(teacher, params.soft_weight, params.rectify)
     perturbations = None
     if params.attack_start == "previous":
-        perturbations = Perturbations(stream.count, model.shape, stream.device)
+        perturbations = Perturbations(stream.count, model.shape, stream.device, context.world)
     task = Task(
         objective=objectives.make_objective(params, model, teacher),
         transform=student_transform(
@@ -228,20 +228,21 @@ def _begin_with(model: Classifier, path: Path) -> None:
     """Take a checkpoint's weights; its temperature is its own, and the model keeps its own."""
     found = load_classifier(path)
     found.require_data(model.class_names, model.shape, f"the images for train.init {path}")
-    differences = {
-        "architecture": (model.architecture, found.architecture),
-        "mean": (model.mean.tolist(), found.mean.tolist()),
-        "std": (model.std.tolist(), found.std.tolist()),
+    wanted, given = model.description, found.description
+    what = {
+        "architecture": "architecture",
+        "mean": "mean",
+        "std": "std",
         # Of another project's weights, whose last layer has the classes in another order.
-        "order of its outputs": (None, None if found.columns is None else found.columns.tolist()),
+        "columns": "order of its outputs",
     }
-    for what, (expected, got) in differences.items():
-        if expected != got:
+    for name, told in what.items():
+        if wanted.get(name) != given.get(name):
             raise ModelError(
                 path,
-                f"train.init: {what}",
-                expected=expected if expected is not None else "that of the classes",
-                found=got,
+                f"train.init: {told}",
+                expected=wanted.get(name, "that of the classes"),
+                found=given[name],
                 remedy="Begin with a checkpoint of the same model, or set init: null.",
             )
     model.network.load_state_dict(found.network.state_dict())

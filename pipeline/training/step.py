@@ -6,7 +6,6 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -76,14 +75,13 @@ class Step:
             self._adversary = replace(task.adversary, loss_scale=_ATTACK_SCALE)
         dtype = dtype_of(context.precision.precision)
         self._frozen = Frozen(model, dtype=dtype) if task.adversary else None
-        self._recorded: RecordedAttack | None = None
-        if self._frozen and context.precision.compiled != "none":
-            record = context.precision.compiled == "reduce-overhead" and self._device.type == "cuda"
-            if record and task.adversary and task.adversary.method == "pgd":
-                self._recorded = RecordedAttack(self._attack_from)
+        compiled = context.precision.compiled
+        records = compiled == "reduce-overhead" and self._device.type == "cuda"
+        records = records and task.adversary is not None and task.adversary.method == "pgd"
+        self._recorded = RecordedAttack(self._attack_from) if records else None
+        if self._frozen and compiled != "none":
             # Graphs of single passes do not go into the graph of all.
-            mode = "default" if self._recorded else context.precision.compiled
-            self._frozen.compile(mode)
+            self._frozen.compile("default" if records else compiled)
         self._optimiser = make_optimiser(model, params)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=scaled)
         self.average = WeightAverage(model, params)
@@ -160,30 +158,22 @@ class Step:
         assert self._frozen is not None  # noqa: S101  where there is an adversary
         info, carried, points = batch.info, self._task.perturbations, None
         key = rng.stream_key(self._context.seed, "attack-start", info.epoch)
-        attack = partial(
-            self._objective.attack,
-            adversary,
-            self._frozen.current(),
-            batch,
-            index=index,
-            key=key,
-            epochs=info.position,
-        )
-        if carried is None and self._recorded is None:
-            return attack()
-        now = adversary.at(info.position)
-        draws = self._transform.draws(info.epoch)
-        if carried is not None and info.epoch:
-            points = carried.points(batch.images, index, now.ball.eps, draws)
-            points = now.ball.project_(points, batch.images)
+        model = self._frozen.current()
+        if carried is not None:
+            now, draws = adversary.at(info.position), self._transform.draws(info.epoch)
+            if info.epoch:
+                points = carried.points(batch.images, index, now.ball.eps, draws)
+                points = now.ball.project_(points, batch.images)
         # While eps grows, each step has numbers of its own.
-        if self._recorded is not None and now is adversary:
-            start = now.start or self._objective.start
+        if self._recorded is not None and info.position >= adversary.warmup_epochs:
             if points is None:
-                points = initial_point(start, now.ball, batch.images, index, key)
+                start = adversary.start or self._objective.start
+                points = initial_point(start, adversary.ball, batch.images, index, key)
             adversarial = self._recorded(batch, points)
         else:
-            adversarial = attack(points=points)
+            adversarial = self._objective.attack(
+                adversary, model, batch, index=index, key=key, epochs=info.position, points=points
+            )
         if carried is not None:
             carried.keep(adversarial - batch.images, index, now.ball.eps, draws)
         return adversarial
@@ -201,7 +191,7 @@ class Step:
     def share_perturbations(self) -> None:
         """Let all processes have what each has found; they do it together."""
         if self._task.perturbations is not None:
-            self._task.perturbations.share(self._context.world)
+            self._task.perturbations.share()
 
     def differentiate(self, parts: list[AttackedPart]) -> torch.Tensor:
         """Set the gradients of this process's share of the mean loss; the tally as of `take`."""

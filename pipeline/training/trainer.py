@@ -220,6 +220,7 @@ class Trainer:
                     self._save()
                 if stopped:
                     raise Interrupted
+        # Before the validation, in which one process alone may be stopped and save.
         self._step.share_perturbations()
         self._finish_epoch(epoch, watcher, stop)
         watcher.epoch(self.progress.history)
