@@ -165,7 +165,7 @@ _WORTHWHILE_GAIN = {"bfloat16": 1.2, "float16": 1.2, "default": 1.1, "reduce-ove
 # A busy machine is busy for one candidate and not for the next: each has its turn in every round,
 # the best of a series counts, and what has to gain has to gain in both series.
 _SERIES, _ROUNDS = 2, 3
-# Of a pass, which need not be longer for its time to be known: rounds beyond two are left out.
+# So long a pass is timed once in a series; and of so few images, if those take as long.
 _LONG_S, _FEW = 1.0, 16
 
 
@@ -278,16 +278,11 @@ def _fastest(
     """The best candidate, and the images per second of each; of one alone nothing is measured."""
     if len(candidates) == 1:
         return candidates[0], {}
-    models, images = {}, batch_size
+    models = {}
     for settings in candidates:
         models[settings] = copy.deepcopy(model).requires_grad_(requires_grad=False)
         settings.apply(models[settings])
-        if model.mean.device.type == "cpu":
-            # Where a pass of few images is long, it shows what one of many would in an hour.
-            few = min(batch_size, _FEW)
-            seconds_per_pass(models[settings], few, settings.precision)
-            if seconds_per_pass(models[settings], few, settings.precision) > _LONG_S:
-                images = few
+    images = _images_of_a_probe(models, batch_size)
     series = [_best_of_rounds(models, images) for _ in range(_SERIES)]
 
     def gain(settings: PrecisionSettings) -> float:
@@ -300,12 +295,24 @@ def _fastest(
     return best, {str(settings): round(images / least[settings], 1) for settings in candidates}
 
 
+def _images_of_a_probe(models: dict[PrecisionSettings, Classifier], batch_size: int) -> int:
+    """How many images the passes that are timed have; their kernels are set up here."""
+    images, few = batch_size, min(batch_size, _FEW)
+    for settings, tried in models.items():
+        if tried.mean.device.type == "cpu":
+            seconds_per_pass(tried, few, settings.precision)
+            # Where a pass of few images is long, it shows what one of many would in an hour.
+            if seconds_per_pass(tried, few, settings.precision) > _LONG_S:
+                images = few
+    for settings, tried in models.items():
+        seconds_per_pass(tried, images, settings.precision)
+    return images
+
+
 def _best_of_rounds(
     models: dict[PrecisionSettings, Classifier], images: int
 ) -> dict[PrecisionSettings, float]:
     """Seconds of each candidate's fastest pass, the candidates in turns."""
-    for settings, tried in models.items():
-        seconds_per_pass(tried, images, settings.precision)  # sets kernels up
     seconds = dict.fromkeys(models, math.inf)
     for number in range(_ROUNDS):
         if number >= 1 and max(seconds.values()) > _LONG_S:

@@ -48,6 +48,7 @@ def set_defaults(environment: MutableMapping[str, str] = os.environ) -> None:
         return
     if not any(name in environment for name in _POLICIES):
         environment["GOMP_SPINCOUNT"] = _SPIN
-    if usable_cores() < len(os.sched_getaffinity(0)):
+    cores = usable_cores()
+    if cores < len(os.sched_getaffinity(0)):
         for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
-            environment.setdefault(name, str(usable_cores()))
+            environment.setdefault(name, str(cores))
