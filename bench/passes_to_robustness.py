@@ -12,7 +12,6 @@ test images. A run is one line of the results; those that are there are not run 
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import math
@@ -38,8 +37,9 @@ from ltd_pipe.images.sources import open_source
 from ltd_pipe.images.stream import ImageStream
 from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.models.registry import build
+from ltd_pipe.objectives import StepInfo
 from ltd_pipe.params import PrepareParams, TeacherParams, TrainParams
-from ltd_pipe.training.optim import learning_rate
+from ltd_pipe.training.optim import WeightAverage, learning_rate
 from ltd_pipe.training.run import (
     RunContext,
     new_classifier,
@@ -197,21 +197,14 @@ def train_plainly(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         loop = RivalLoop(model, images, labels, settings, CPU, workers=0)
-        average = copy.deepcopy(model).eval()
+        average = WeightAverage(model, params)
         total = params.epochs * (len(labels) // params.batch_size)
         for step in range(total):
-            loop.set_rate(learning_rate(params, step, total))
+            rate = learning_rate(params, step, total)
+            loop.set_rate(rate)
             loop.step()
-            decay = min(params.ema_decay, (1 + step) / (10 + step))
-            with torch.no_grad():
-                for mean, value in zip(
-                    average.state_dict().values(), model.state_dict().values(), strict=True
-                ):
-                    if mean.is_floating_point():
-                        mean.lerp_(value, 1 - decay)
-                    else:
-                        mean.copy_(value)
-    return average
+            average.update(model, StepInfo(step, total, epochs=params.epochs, learning_rate=rate))
+    return average.model
 
 
 def robustness(model: Classifier, data: Data, seed: int) -> dict[str, float]:
