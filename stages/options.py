@@ -287,12 +287,7 @@ def require_files(*names: str) -> None:
 def refuse_options(names: Collection[str], why: str) -> None:
     """Refuse options of the running command that were typed, and would be ignored.
 
-    Parameters
-    ----------
-    names : collection of str
-        Of arguments or parameters; what stands in params.yaml is not asked.
-    why : str
-        Goes on after the option's name.
+    What stands in params.yaml is not asked; `why` goes on after the option's name.
     """
     context = click.get_current_context()
     for option in context.command.params:

@@ -47,29 +47,14 @@ def gather_card(
     name: str | None = None,
     licence: str | None = None,
 ) -> CardFacts:
-    """Read what there is to say about a checkpoint.
+    """Read what there is to say about a checkpoint of `save_classifier`.
 
     A number of another model on a card is worse than none: an evaluation that is of another
     checkpoint, or does not say which it is of, is refused.
 
-    Parameters
-    ----------
-    checkpoint : Path
-        Of `save_classifier`.
-    metrics, evaluation : Path, optional
-        metrics.json, and the folder of its settings.json, by default beside it.
-    audit : Path, optional
-        audit.json; by default the one beside `metrics`, where it is of this checkpoint.
-    name : str, optional
-        The model's; by default made of architecture and data set.
-    licence : str, optional
-
-    Raises
-    ------
-    MissingError
-        When a file that was named is not there.
-    CheckpointError, ResultError
-        When one is damaged, or of another checkpoint.
+    `evaluation` is the folder of the settings.json of `metrics`, by default beside it, and `audit`
+    the audit.json beside it, where it is of this checkpoint. A MissingError when a file that was
+    named is not there; CheckpointError or ResultError when one is damaged or of another checkpoint.
     """
     run, measured = read_checkpoint(checkpoint, "checkpoint"), None
     if metrics is not None:

@@ -97,18 +97,10 @@ def restored(
     seed: int,
     epoch: int,
 ) -> torch.Tensor:
-    """Move the pixels of views back to where they are in their images.
+    """Move the pixels of views, int8 above -128, back to where they are in their images.
 
-    Parameters
-    ----------
-    views : Tensor of shape (B, C, H, W), dtype int8, above -128
-        Of the form of what `augment` gives for the same arguments.
-    index : Tensor of shape (B,), dtype int64
-    augmentation : Augmentation
-        Flips and crops after padding alone.
-    before : Tensor like views
-        The images' own values, which stay where a view does not show them.
-    seed, epoch : int
+    The other arguments are those of `augment`, of an augmentation of flips and crops after padding
+    alone. Where a view does not show the image, its value `before` stays.
     """
     padding = augmentation.crop_padding
     if augmentation.flip:

@@ -38,19 +38,9 @@ def apply_policy(
 ) -> torch.Tensor:
     """Do to each image what the policy draws for it, one operation after the other.
 
-    Parameters
-    ----------
-    images : Tensor of shape (B, C, H, W), dtype uint8
-    index : ndarray of shape (B,), dtype int64
-        Sample indices, on the host, which says which image goes through what.
-    policy : str
-        `trivialaugment`, `randaugment:N-M` or `autoaugment:NAME`; see `Augmentation`.
-    seed, epoch : int
-
-    Returns
-    -------
-    Tensor like images
-        Equal to the bit for any batch and device.
+    Images are of shape (B, C, H, W), uint8; their sample indices, of shape (B,), are on the host,
+    which says which image goes through what. The result is equal to the bit for any batch and
+    device. For policies see `Augmentation`.
     """
     height, width = images.shape[2:]
     for drawn, amounts in draw_steps(policy, index, seed=seed, epoch=epoch, size=(height, width)):

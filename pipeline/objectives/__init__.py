@@ -96,18 +96,8 @@ OBJECTIVES: dict[str, Callable[[TrainParams, Any, Any], Objective]] = {
 def make_objective(params: TrainParams, model: Any, teacher: Any) -> Objective:
     """The student's objective, with another attack loss and IGDM's term where they are asked for.
 
-    Parameters
-    ----------
-    params : TrainParams
-    model : Classifier
-        The student.
-    teacher : callable or None
-        Maps images to its logits, divided by its temperature; needed where the parameters ask it.
-
-    Raises
-    ------
-    ModelError, ParamsError
-        When the network has not the exits that are to be trained.
+    The teacher maps images to its logits, divided by its temperature, where the parameters ask it.
+    A ModelError or ParamsError when the student has not the exits that are to be trained.
     """
     if params.asks_teacher and teacher is None:
         raise ValueError("the parameters ask a teacher: pass it")

@@ -262,20 +262,10 @@ class PairFacts:
 
 
 def gather_pair(title: str, first: tuple[str, Path], second: tuple[str, Path]) -> PairFacts:
-    """Read two runs.
+    """Read two runs: each as the user named it, and its metrics.json.
 
-    Parameters
-    ----------
-    title : str
-    first, second : tuple of str and Path
-        Each run as the user named it, and its metrics.json.
-
-    Raises
-    ------
-    MissingError
-        When an evaluation is not there.
-    LtdPipeError
-        When a file is damaged, or two of one run are of different checkpoints.
+    A MissingError when an evaluation is not there, another LtdPipeError when a file is damaged, or
+    two of one run are of different checkpoints.
     """
     a, b, missing = _side("A", *first), _side("B", *second), []
     for side in (a, b):
