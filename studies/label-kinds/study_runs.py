@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from match import smoothed_entropy
-from scipy import stats
 
 from ltd_pipe.models.facts import read_facts
 from ltd_pipe.params import read_yaml
@@ -17,7 +15,7 @@ from ltd_pipe.params import read_yaml
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Arm", "Difference", "difference", "read_arms", "read_teachers"]
+__all__ = ["Arm", "read_arms", "read_teachers"]
 
 MEASURES = {
     "clean": "clean_accuracy",
@@ -67,29 +65,6 @@ class Arm:
     def to_json(self) -> dict[str, Any]:
         """All of it as plain values."""
         return dict(vars(self))
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A mean over seeds of an arm less that of another, with its 95 % interval.
-
-    By Student's t on the differences within each seed: both arms began at the same weights, saw
-    the same order and were tested on the same images.
-    """
-
-    mean: float
-    low: float
-    high: float
-
-
-def difference(ours: list[float], theirs: list[float]) -> Difference:
-    """Compare two arms, seed by seed."""
-    apart = np.subtract(ours, theirs)
-    mean = float(apart.mean())
-    if len(apart) < 2:
-        return Difference(mean, -math.inf, math.inf)
-    half = float(stats.t.ppf(0.975, len(apart) - 1) * apart.std(ddof=1) / math.sqrt(len(apart)))
-    return Difference(mean, mean - half, mean + half)
 
 
 def read_teachers(folder: Path, content: dict[str, Any]) -> dict[str, list[float]]:

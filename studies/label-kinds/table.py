@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
+from common import difference, spread, table
 from study_figure import draw
-from study_runs import Arm, difference, read_arms, read_teachers
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from study_runs import Arm, read_arms, read_teachers
 
 HEAD = (
     "labels",
@@ -53,7 +49,7 @@ def main() -> None:
 
 
 def _page(teachers: dict[str, list[float]], arms: list[Arm], seeds: int) -> str:
-    accuracies = "; ".join(f"{name} {_spread(values)}" for name, values in teachers.items())
+    accuracies = "; ".join(f"{name} {spread(values)}" for name, values in teachers.items())
     parts = [
         _LEGEND.format(seeds=seeds, n=arms[0].n),
         f"Teachers, clean accuracy: {accuracies}.\n",
@@ -61,37 +57,24 @@ def _page(teachers: dict[str, list[float]], arms: list[Arm], seeds: int) -> str:
     for group in dict.fromkeys(arm.group for arm in arms):
         rows = [arm for arm in arms if arm.group == group]
         parts.append(f"**{group}**\n")
-        parts.append(_table([_row(arm, rows[0]) for arm in rows]))
+        parts.append(table(HEAD, [_row(arm, rows[0]) for arm in rows]))
     return "\n".join(parts)
 
 
 def _row(arm: Arm, first: Arm) -> list[str]:
     apart = difference(arm.best[first.strongest], first.best[first.strongest])
-    compared = f"{100 * apart.mean:+.1f} ({100 * apart.low:+.1f} to {100 * apart.high:+.1f})"
     return [
         arm.title,
         f"{arm.top:.3f}",
         f"{arm.entropy:.2f}",
         "–" if arm.tau is None else f"{arm.tau:.2f}",
-        *(_spread(arm.best.get(measure, [])) for measure in ("clean", "pgd", "autoattack")),
-        "" if arm is first else compared,
-        _spread(arm.best["cw"]),
-        _spread(arm.last.get("cw", [])),
-        _spread(arm.best["ece"]),
-        _spread(arm.best["ece_attacked"]),
+        *(spread(arm.best.get(measure, [])) for measure in ("clean", "pgd", "autoattack")),
+        "" if arm is first else str(apart),
+        spread(arm.best["cw"]),
+        spread(arm.last.get("cw", [])),
+        spread(arm.best["ece"]),
+        spread(arm.best["ece_attacked"]),
     ]
-
-
-def _spread(values: Sequence[float]) -> str:
-    if not values:
-        return "–"
-    spread = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{100 * np.mean(values):.1f}{spread}"
-
-
-def _table(rows: list[list[str]]) -> str:
-    lines = [HEAD, ["---"] * len(HEAD), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 if __name__ == "__main__":

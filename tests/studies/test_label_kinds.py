@@ -9,12 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from match import matching_smoothing, smoothed_entropy
-from scipy import stats
-from study_runs import difference
 
 from ltd_pipe.params import load_params
 
@@ -60,15 +57,6 @@ def test_smoothing_has_the_entropy_that_was_asked_for():
     assert smoothed_entropy(1, 10) == pytest.approx(math.log(10))
 
 
-def test_differences_are_paired_by_seed():
-    """The interval is that of scipy's paired t test."""
-    ours, theirs = [0.70, 0.72, 0.69], [0.69, 0.70, 0.69]
-    found = difference(ours, theirs)
-    wanted = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
-    assert found.mean == pytest.approx(np.mean(ours) - np.mean(theirs))
-    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high))
-
-
 SMALL = {
     "teacher": {"epochs": 1, "architecture": "small-cnn-w8"},
     "train": {"epochs": 1, "architecture": "small-cnn-w8", "attack_steps": 1},
@@ -81,6 +69,7 @@ ARMS = {"smooth-0.94", "equal-temperatures"}
 def digits(tmp_path):
     """The digits study with two arms, one seed and one epoch, in a repository of its own."""
     folder = tmp_path / "study"
+    shutil.copy(STUDY.parent / "common.py", tmp_path)
     shutil.copytree(STUDY, folder, symlinks=True, ignore=shutil.ignore_patterns(*GENERATED))
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     params = yaml.safe_load((folder / "digits/params.yaml").read_text())
