@@ -63,5 +63,7 @@ def prepare(params: Params, out: Path, force: bool) -> None:
         )
         warnings = [f"warning: {targets[split]}: {line}" for line in manifest.warnings()]
         skips = [f"skipped: {line}" for line in skipped]
+        if section.wrong_labels and split == "train":
+            warnings.insert(0, f"warning: {targets[split]}: {manifest.dataset}")
         for line in (*skips, *sources[split].notes, *warnings):
             tell(line)

@@ -330,6 +330,8 @@ def write_betons(
         split: survey(source, skip_bad=params.skip_bad, progress=progress)
         for split, source in sources.items()
     }
+    if params.wrong_labels and "train" in found:
+        found["train"] = found["train"].mislabelled(params)
     sizes: dict[Split, tuple[int, int]] = {}
     for split, each in found.items():
         sizes[split] = each.common_size(params.image_size, sizes.get("train"))

@@ -153,7 +153,7 @@ class ImageFacts(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    # digits, cifar10, cifar100, or the folder's name.
+    # digits, cifar10, cifar100, or the folder's name; and which labels are wrong, if any are.
     dataset: str
     split: Literal["train", "test"]
     num_samples: int = Field(ge=1)

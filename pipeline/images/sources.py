@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltd_pipe import rng
-from ltd_pipe.errors import DataError, MissingError, reason_of
+from ltd_pipe.errors import DataError, MissingError, ParamsError, reason_of
 from ltd_pipe.images.decode import decode_image, is_one_colour, is_turned, resize
 from ltd_pipe.images.manifest import fingerprint, sample_hash
 from ltd_pipe.text import nfc, printable, quoted
@@ -49,6 +49,57 @@ def validation_mask(sample_hash: NDArray[np.uint64], fraction: float) -> NDArray
     """
     draw = rng.bits(rng.stream_key(0, "validation"), sample_hash.view(np.int64))
     return draw < np.uint64(int(fraction * 2**64))
+
+
+# --- Wrong labels, for studies of what they cost.
+
+
+# For each class of digits and CIFAR-10 one that it is taken for. Of Patrini et al. 2017 are 2:7,
+# 3:8, 5:6, 6:5, 7:1, bird:airplane, cat:dog, deer:horse, dog:cat and truck:automobile; they leave
+# the other classes alone, which are paired here so that any share of all images can be wrong.
+# fmt: off
+_SIMILAR = {
+    "0": "6", "1": "7", "2": "7", "3": "8", "4": "9",
+    "5": "6", "6": "5", "7": "1", "8": "3", "9": "4",
+    "airplane": "bird", "automobile": "truck", "bird": "airplane", "cat": "dog", "deer": "horse",
+    "dog": "cat", "frog": "deer", "horse": "deer", "ship": "airplane", "truck": "automobile",
+}
+# fmt: on
+
+
+def wrong_labels(
+    labels: NDArray[np.int32],
+    sample_hash: NDArray[np.uint64],
+    class_names: Sequence[str],
+    params: PrepareParams,
+) -> NDArray[np.int32]:
+    """Labels of which `params.wrong_labels` are another class, all of shape (N,).
+
+    As with `validation_mask` each is a function of the image's hash, its class and the seed alone;
+    unknown ones (-1) stay.
+
+    Raises
+    ------
+    ParamsError
+        When there is no similar class for one of these.
+    """
+    index, count = sample_hash.view(np.int64), len(class_names)
+    if params.wrong_labels_to == "similar":
+        if unpaired := [name for name in class_names if _SIMILAR.get(name) not in class_names]:
+            raise ParamsError(
+                "prepare.wrong_labels_to",
+                "similar knows no class like this one",
+                expected="the classes of digits or of CIFAR-10",
+                found=quoted(unpaired[0]),
+                remedy="Choose uniform.",
+            )
+        others = np.array([class_names.index(_SIMILAR[name]) for name in class_names])[labels]
+    else:
+        key = rng.stream_key(params.wrong_labels_seed, "wrong-class")
+        others = (labels + 1 + rng.integers(key, index, count - 1)) % count
+    draw = rng.bits(rng.stream_key(params.wrong_labels_seed, "wrong-labels"), index)
+    chosen = (draw < np.uint64(int(params.wrong_labels * 2**64))) & (labels >= 0)
+    return np.where(chosen, others, labels).astype(np.int32)
 
 
 # --- Where images come from.
@@ -509,6 +560,16 @@ class Survey:
                 remedy="Run it again when nothing else writes there.",
             )
         return image
+
+    def mislabelled(self, params: PrepareParams) -> Survey:
+        """The same images with some labels wrong, and a name that says so wherever they go."""
+        source, names = self.source.take(np.arange(len(self.source))), self.source.class_names
+        source.labels = wrong_labels(source.labels, self.sample_hash, names, params)
+        source.name += (
+            f" with {100 * params.wrong_labels:g} % wrong labels ({params.wrong_labels_to}, seed "
+            f"{params.wrong_labels_seed})"
+        )
+        return replace(self, source=source)
 
     def facts(self, split: Split, shape: tuple[Any, int, int]) -> dict[str, Any]:
         """What `ImageFacts` has of images that are stored or shown in this shape (C, H, W)."""

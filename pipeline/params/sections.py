@@ -114,6 +114,14 @@ class PrepareParams(Section):
     validation_fraction: float = Field(0.1, ge=0, lt=1)
     """share of the training images held out for choosing checkpoints; which ones is fixed by the
     hash of each image"""
+    wrong_labels: Number = Field(0.0, ge=0, lt=1)
+    """for studies: share of the training images, validation's included, that get a wrong class, by
+    the hash of each image; test images keep theirs"""
+    wrong_labels_to: Literal["uniform", "similar"] = "uniform"
+    """uniform: any other class, as likely as each other; similar: one fixed class for each, such as
+    1 for 7 and dog for cat, of digits and CIFAR-10"""
+    wrong_labels_seed: int = Field(0, ge=0, lt=2**31)
+    """of the choice which ones are wrong"""
     skip_bad: bool = False
     """leave out unreadable images instead of stopping"""
     workers: int = Field(1, ge=1)
