@@ -16,7 +16,7 @@ from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.models.registry import build
 from ltd_pipe.rng import stream_key
 
-__all__ = ["fastest_step", "measure_step"]
+__all__ = ["fastest_step", "forward_flops", "measure_step"]
 
 # Peak of dense bfloat16 products, NVIDIA's data sheet of the H100 SXM: no step is faster.
 _H100_FLOPS = 989e12
@@ -33,18 +33,20 @@ def fastest_step(batch: int, attack_steps: int = 10) -> dict[str, float]:
     return {
         f"{name}, {pixels}×{pixels}": batch
         * passes
-        * _forward_flops(name, classes, pixels)
+        * forward_flops(name, classes, pixels)
         / _H100_FLOPS
         for name, classes, pixels in _NETWORKS
     }
 
 
-def _forward_flops(architecture: str, classes: int, pixels: int) -> int:
-    # Two operations for each multiply-add, of one image.
+def forward_flops(architecture: str, classes: int, pixels: int) -> int:
+    """Operations of a forward pass of one image, two for each multiply-add; nothing is computed."""
     shape = (3, pixels, pixels)
-    network = build(architecture, classes, shape).eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.zeros(1, *shape))
+    with torch.device("meta"), torch.no_grad():
+        # Before it counts: some networks are tried when they are built.
+        network = build(architecture, classes, shape).eval()
+        with FlopCounterMode(display=False) as counter:
+            network(torch.zeros(1, *shape))
     return int(counter.get_total_flops())
 
 

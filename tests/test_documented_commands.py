@@ -84,7 +84,7 @@ def test_the_pages_show_commands():
     assert len(SHOWN) > 100
 
 
-@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("page", ["docs/architecture.md", "docs/claims.md", "CONTRIBUTING.md"])
 def test_files_and_folders_that_a_page_names_are_there(page):
     """Named from the root, or from pipeline/ on."""
     names = set(re.findall(r"`((?:[a-z_.]+/)+(?:[a-z_]+\.\w+)?)[^`]*`", (ROOT / page).read_text()))
