@@ -61,9 +61,9 @@ def of_training(params: TeacherParams | TrainParams, images: int, held_out: int)
     """Of a run; `precision: auto` is taken to choose bfloat16, validation is always float32."""
     if isinstance(params, TeacherParams):
         return Passes(3 * params.epochs * images, params.epochs * held_out)
-    # TRADES differentiates the clean and the attacked answer, and attacks from a clean one.
-    trades = params.objective == "trades"
-    update, attack = (6, 2 * params.steps + 1) if trades else (3, 2 * params.steps)
+    # TRADES differentiates the clean and the attacked answer, and attacks away from a clean one.
+    update, compared = {"at": (3, 0), "trades": (6, 1)}[params.objective]
+    attack = 2 * params.steps + compared
     softened = params.label_kind == "adr"  # by the moving average's answer
     perturbed = (params.epochs - params.awp_from_epoch) * update if params.awp_gamma else 0
     validations = -(-params.epochs // params.validation_every)
