@@ -63,12 +63,12 @@ def of_training(params: TeacherParams | TrainParams, images: int, held_out: int)
         return Passes(3 * params.epochs * images, params.epochs * held_out)
     # TRADES differentiates the clean and the attacked answer, and attacks away from a clean one.
     update, compared = {"at": (3, 0), "trades": (6, 1)}[params.objective]
-    attack = 2 * params.steps + compared
+    attacks = 2 * sum(params.steps_by_epoch)
     softened = params.label_kind == "adr"  # by the moving average's answer
     perturbed = (params.epochs - params.awp_from_epoch) * update if params.awp_gamma else 0
     validations = -(-params.epochs // params.validation_every)
     return Passes(
-        images * (params.epochs * (attack + update + softened) + perturbed),
+        images * (attacks + params.epochs * (compared + update + softened) + perturbed),
         held_out * validations * (1 + attacked(params.validation_attack_steps)),
     )
 

@@ -72,10 +72,9 @@ TEACHER_EPOCHS = 12
 
 
 class Way(NamedTuple):
-    """A way of training: its parameters, attack steps, and whether it begins as the teacher."""
+    """A way of training: its parameters, and whether it begins as the teacher."""
 
     params: dict[str, Any]
-    steps: int
     from_teacher: bool = False
     plain: bool = False
 
@@ -84,14 +83,15 @@ CARRIED = {"attack_start": "previous"}
 PGD = {"attack_steps": 10, "step_size": 2 / 255}
 NFGSM = {"attack": "n-fgsm"}
 WAYS = {
-    "PGD-10, torchattacks in a plain loop": Way(PGD, 10, plain=True),
-    "PGD-10": Way(PGD, 10),
-    "PGD-10, from the teacher": Way(PGD, 10, from_teacher=True),
-    "N-FGSM": Way(NFGSM, 1),
-    "N-FGSM, from the teacher": Way(NFGSM, 1, from_teacher=True),
-    "previous, 1 step": Way(CARRIED, 1),
-    "previous, 1 step, from the teacher": Way(CARRIED, 1, from_teacher=True),
-    "previous, 2 steps": Way(CARRIED | {"attack_steps": 2}, 2),
+    "PGD-10, torchattacks in a plain loop": Way(PGD, plain=True),
+    "PGD-10": Way(PGD),
+    "PGD-10, from the teacher": Way(PGD, from_teacher=True),
+    "N-FGSM": Way(NFGSM),
+    "N-FGSM, from the teacher": Way(NFGSM, from_teacher=True),
+    "previous, 1 step": Way(CARRIED),
+    "previous, 1 step, from the teacher": Way(CARRIED, from_teacher=True),
+    "previous, 2 steps": Way(CARRIED | {"attack_steps": 2}),
+    "PGD, 2 to 10 steps": Way(PGD | {"attack_steps": "2..10"}),
 }
 
 
@@ -188,7 +188,7 @@ def train_plainly(
     images, labels = batch.images.permute(0, 2, 3, 1).numpy(), batch.labels.numpy()
     settings = {
         "batch": params.batch_size,
-        "attack_steps": params.steps,
+        "attack_steps": params.steps_by_epoch[0],
         "rate": params.learning_rate,
         "momentum": params.momentum,
         "weight_decay": params.weight_decay,
@@ -227,7 +227,8 @@ def robustness(model: Classifier, data: Data, seed: int) -> dict[str, float]:
 
 def passes(way: Way, epochs: int, images: int) -> int:
     """Forward and backward, of training images, without those of the teacher."""
-    return epochs * images * (way.steps + 1)
+    params = TrainParams(**ATTACK | way.params, architecture="", epochs=epochs)
+    return images * sum(steps + 1 for steps in params.steps_by_epoch)
 
 
 def run_all(
@@ -340,6 +341,7 @@ BUDGETS = {
     "previous, 1 step, from the teacher": (6, 12),
     "N-FGSM, from the teacher": (12,),
     "previous, 2 steps": (12,),
+    "PGD, 2 to 10 steps": (12,),
     "PGD-10, from the teacher": (4,),
     "PGD-10, torchattacks in a plain loop": (12,),
 }

@@ -6,7 +6,6 @@ from a uniform start. Training against one step can collapse: see `ltd_pipe.trai
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -41,6 +40,8 @@ class Adversary:
         n-fgsm: in units of eps.
     warmup_epochs : float
         Over which eps and the step grow from 0.
+    steps_by_epoch : tuple of int
+        What `at` takes in place of `steps`; empty: that of each epoch.
     loss_scale : float
         Float16 has no gradients below 6e-8: scaled ones keep their signs.
     """
@@ -52,15 +53,22 @@ class Adversary:
     start: Start | None = None
     noise: float = 2.0
     warmup_epochs: float = 0.0
+    steps_by_epoch: tuple[int, ...] = ()
     loss_scale: float = 1.0
 
     def at(self, epochs: float) -> Adversary:
-        """The adversary after so many epochs: in warm-up, eps and the step grow linearly."""
+        """The adversary after so many epochs, with fractions, before the run's end.
+
+        In warm-up, eps and the step grow linearly.
+        """
+        now = self
+        if self.steps_by_epoch:
+            now = replace(self, steps=self.steps_by_epoch[int(epochs)])
         if epochs >= self.warmup_epochs:
-            return self
+            return now
         share = epochs / self.warmup_epochs
         ball = replace(self.ball, eps=share * self.ball.eps)
-        return replace(self, ball=ball, step_size=share * self.step_size)
+        return replace(now, ball=ball, step_size=share * self.step_size)
 
     def attack(
         self,
@@ -71,7 +79,6 @@ class Adversary:
         start: Start,
         index: torch.Tensor,
         key: int,
-        epochs: float = math.inf,
         points: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Adversarial images of a batch, the model in evaluation mode meanwhile.
@@ -86,30 +93,27 @@ class Adversary:
             Sample indices.
         key : int
             Of the random starts, from `ltd_pipe.rng.stream_key`.
-        epochs : float
-            Done so far, with fractions; by default the warm-up is over.
         points : Tensor like images, optional
             Where PGD begins, in place of a start of its own.
         """
-        now = self.at(epochs)
 
         def scaled(logits: torch.Tensor) -> torch.Tensor:
-            return loss(logits) if now.loss_scale == 1.0 else now.loss_scale * loss(logits)
+            return loss(logits) if self.loss_scale == 1.0 else self.loss_scale * loss(logits)
 
         with evaluation_mode(model):
-            if now.method == "n-fgsm":
-                wide = replace(now.ball, eps=now.noise * now.ball.eps)
+            if self.method == "n-fgsm":
+                wide = replace(self.ball, eps=self.noise * self.ball.eps)
                 points = wide.uniform(images, index, key)
-                now.ball.step_(points, input_gradient(model, points, scaled), now.step_size)
+                self.ball.step_(points, input_gradient(model, points, scaled), self.step_size)
                 return points.clamp_(0.0, 1.0)
             if points is None:
-                points = initial_point(now.start or start, now.ball, images, index, key)
+                points = initial_point(self.start or start, self.ball, images, index, key)
             return pgd(
                 model,
                 images,
                 scaled,
                 start=points,
-                ball=now.ball,
-                step_size=now.step_size,
-                steps=now.steps,
+                ball=self.ball,
+                step_size=self.step_size,
+                steps=self.steps,
             )

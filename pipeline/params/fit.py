@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
@@ -220,6 +221,20 @@ class TeacherParams(FitParams):
             yield "class_order: classes says the order already: set it to null"
 
 
+def _attack_steps(value: Any) -> Any:
+    """A number from 1, or `2..10`, which a shell and DVC's -S take as it is."""
+    try:
+        numbers = [int(part) for part in re.split(r"\.\.|→|->", str(value))]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 2) or not _ascends([0, *numbers]):
+        raise ValueError(
+            "expected a whole number from 1, or 2..10 (also 2→10) where they grow over the epochs, "
+            f"found {value!r}"
+        )
+    return "..".join(map(str, numbers)) if numbers[1:] else numbers[0]
+
+
 class TrainParams(FitParams):
     """The student: adversarial training on one-hot, smoothed or the teacher's soft labels.
 
@@ -283,11 +298,12 @@ class TrainParams(FitParams):
     """pgd: Madry et al. 2018; of one step, several times faster: n-fgsm (de Jorge et al. 2022), or
     fgsm-rs (Wong et al. 2020), which collapses more easily"""
     step_size: PixelLength | None = None
-    """length of a step in the norm, in pixel units; null: 2.5 eps / attack_steps for pgd, from
-    attack_start previous eps / attack_steps, eps for n-fgsm, 1.25 eps for fgsm-rs"""
-    attack_steps: int | None = Field(None, ge=1)
-    """gradient steps in training; null: 10 for pgd, 1 for the others and for attack_start previous
-    """
+    """length of a step in the norm, in pixel units; null: 2.5 eps / attack_steps (the last
+    epoch's) for pgd, from attack_start previous eps / attack_steps, eps for n-fgsm, 1.25 eps for
+    fgsm-rs"""
+    attack_steps: Annotated[int | str, BeforeValidator(_attack_steps)] | None = None
+    """gradient steps in training; 2..10 grows linearly over the epochs, from 2 in the first to 10
+    in the last; null: 10 for pgd, 1 for the others and for attack_start previous"""
     attack_start: Literal["uniform", "normal", "none", "previous"] | None = None
     """pgd: begins at a random point of the ball, 0.001 N(0, 1) away, at the image, or where the
     attack of the epoch before ended (ATTA, Zheng et al. 2020), so that one step is enough; null:
@@ -357,15 +373,22 @@ class TrainParams(FitParams):
         return self.attack_start == "none" or (self.attack == "n-fgsm" and not self.attack_noise)
 
     @property
-    def steps(self) -> int:
-        """Gradient steps in training."""
+    def steps(self) -> int | str:
+        """Gradient steps in training, `2..10` where they grow."""
         many = self.attack == "pgd" and self.attack_start != "previous"
         return self.attack_steps or (10 if many else 1)
 
     @property
+    def steps_by_epoch(self) -> tuple[int, ...]:
+        """Gradient steps in training in each epoch."""
+        ends = [int(part) for part in str(self.steps).split("..")]
+        grown, spans = ends[-1] - ends[0], max(self.epochs - 1, 1)
+        return tuple(ends[0] + round(grown * epoch / spans) for epoch in range(self.epochs))
+
+    @property
     def step(self) -> float:
         """Length of a training attack's step in the norm, pixel units."""
-        pgd = (1.0 if self.attack_start == "previous" else 2.5) / self.steps
+        pgd = (1.0 if self.attack_start == "previous" else 2.5) / self.steps_by_epoch[-1]
         factor = {"pgd": pgd, "n-fgsm": 1.0, "fgsm-rs": 1.25}[self.attack]
         return factor * self.eps if self.step_size is None else self.step_size
 
@@ -441,6 +464,11 @@ class TrainParams(FitParams):
             )
         if self.attack_start == "previous":
             yield from self._conflicts_of_carried()
+        if self.epochs == 1 and isinstance(self.steps, str):
+            yield (
+                f"attack_steps: {self.steps} grow over the epochs, found 1 epoch: give one number, "
+                "or raise epochs"
+            )
         if self.eps_warmup_epochs >= self.epochs:
             yield (
                 f"eps_warmup_epochs: expected less than epochs, {self.epochs}, found "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from ltd_pipe.errors import MachineError
 
 if TYPE_CHECKING:
+    from ltd_pipe.attacks import Adversary
     from ltd_pipe.objectives import TrainBatch
 
     # From a batch and the points where the attack begins to the points where it ends.
@@ -26,19 +28,29 @@ _WARM_UP = 3
 class RecordedAttack:
     """Gives what an attack on a GPU gives, by one launch where that takes a thousand.
 
-    The attack may neither wait for the GPU nor depend on numbers of the host that change. The first
-    two results of each shape are compared with its own, to the bit: a recording that reads what has
-    moved would be wrong silently.
+    The attack may neither wait for the GPU nor depend on numbers of the host that change, those of
+    its adversary aside. The first two results of each shape are compared with its own, to the bit:
+    a recording that reads what has moved would be wrong silently.
     """
 
-    def __init__(self, attack: Attack) -> None:
+    def __init__(
+        self, attack: Callable[[Adversary, TrainBatch, torch.Tensor], torch.Tensor]
+    ) -> None:
         self._attack, self._recordings = attack, dict[tuple[torch.Size, ...], _Recording]()
+        self._adversary: Adversary | None = None
 
-    def __call__(self, batch: TrainBatch, points: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, adversary: Adversary, batch: TrainBatch, points: torch.Tensor
+    ) -> torch.Tensor:
         """Where the attack ends; MachineError when a recording is wrong."""
+        if adversary != self._adversary:
+            # A graph keeps its memory: those of fewer steps are not needed again.
+            self._adversary = adversary
+            self._recordings.clear()
         shapes = (points.shape, batch.target.shape)
         if shapes not in self._recordings:
-            self._recordings[shapes] = _Recording(self._attack, batch, points)
+            attack = partial(self._attack, adversary)
+            self._recordings[shapes] = _Recording(attack, batch, points)
         return self._recordings[shapes](batch, points)
 
 

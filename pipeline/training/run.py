@@ -115,12 +115,13 @@ def training_adversary(params: TrainParams) -> Adversary:
     return Adversary(
         Ball(params.norm, params.eps),
         params.step,
-        params.steps,
+        params.steps_by_epoch[-1],
         # FGSM-RS is PGD of one step, from a uniform start whatever the objective.
         method="n-fgsm" if params.attack == "n-fgsm" else "pgd",
         start="uniform" if params.attack == "fgsm-rs" else start,
         noise=params.attack_noise,
         warmup_epochs=params.eps_warmup_epochs,
+        steps_by_epoch=params.steps_by_epoch,
     )
 
 

@@ -157,36 +157,36 @@ class Step:
     def _attack(self, adversary: Adversary, batch: TrainBatch, index: torch.Tensor) -> torch.Tensor:
         assert self._frozen is not None  # noqa: S101  where there is an adversary
         info, carried, points = batch.info, self._task.perturbations, None
+        now = adversary.at(info.position)
         key = rng.stream_key(self._context.seed, "attack-start", info.epoch)
         model = self._frozen.current()
         if carried is not None:
-            now, draws = adversary.at(info.position), self._transform.draws(info.epoch)
+            draws = self._transform.draws(info.epoch)
             if info.epoch:
                 points = carried.points(batch.images, index, now.ball.eps, draws)
                 points = now.ball.project_(points, batch.images)
         # While eps grows, each step has numbers of its own.
         if self._recorded is not None and info.position >= adversary.warmup_epochs:
             if points is None:
-                start = adversary.start or self._objective.start
-                points = initial_point(start, adversary.ball, batch.images, index, key)
-            adversarial = self._recorded(batch, points)
+                start = now.start or self._objective.start
+                points = initial_point(start, now.ball, batch.images, index, key)
+            adversarial = self._recorded(now, batch, points)
         else:
             adversarial = self._objective.attack(
-                adversary, model, batch, index=index, key=key, epochs=info.position, points=points
+                now, model, batch, index=index, key=key, points=points
             )
         if carried is not None:
             carried.keep(adversarial - batch.images, index, now.ball.eps, draws)
         return adversarial
 
-    def _attack_from(self, batch: TrainBatch, points: torch.Tensor) -> torch.Tensor:
-        """The attack after its warm-up, from points that were drawn before."""
+    def _attack_from(
+        self, adversary: Adversary, batch: TrainBatch, points: torch.Tensor
+    ) -> torch.Tensor:
+        """The attack from points that were drawn before."""
         assert self._frozen is not None  # noqa: S101
-        assert self._adversary is not None  # noqa: S101
         nobody = torch.empty(0, dtype=torch.int64, device=self._device)
         twin = self._frozen.twin
-        return self._objective.attack(
-            self._adversary, twin, batch, index=nobody, key=0, points=points
-        )
+        return self._objective.attack(adversary, twin, batch, index=nobody, key=0, points=points)
 
     def share_perturbations(self) -> None:
         """Let all processes have what each has found; they do it together."""

@@ -113,11 +113,23 @@ def test_without_warm_up_the_first_step_is_whole():
     assert N_FGSM.at(0.0) is N_FGSM
 
 
+@pytest.mark.parametrize(
+    ("epochs", "steps"), [(0.01, 2), (0.99, 2), (1.01, 4), (1.99, 4), (2.01, 5)]
+)
+def test_an_epoch_has_its_number_of_steps(epochs, steps):
+    """From its first batch to its last, in warm-up, too."""
+    whole = Adversary(Ball("l2", 0.8), 0.2, 5, steps_by_epoch=(2, 4, 5))
+    assert whole.at(epochs) == replace(whole, steps=steps)
+    warming = replace(whole, warmup_epochs=2.0)
+    assert warming.at(epochs).steps == steps
+    assert warming.at(epochs).step_size == pytest.approx(0.2 * min(epochs / 2, 1))
+
+
 @pytest.mark.parametrize("start", ["uniform", "normal", "none"])
 def test_a_small_ball_holds_any_start(model, start):
     """Early in warm-up 0.001 · N(0, 1) is outside: the first step brings it back."""
     adversary = Adversary(Ball("linf", EPS), 0.03, 2, start=start, warmup_epochs=5.0)
-    attacked = attack(adversary, model, epochs=0.001)
+    attacked = attack(adversary.at(0.001), model)
     assert adversary.ball.distance(attacked, IMAGES).max() <= EPS * 0.001 / 5 + 1e-7
 
 
@@ -139,5 +151,5 @@ def test_no_value_is_read_back_from_the_device(adversary, loss):
     images, index = IMAGES.to("meta"), INDEX.to("meta")
     batch = TrainBatch(images, *[torch.zeros(32, 3, device="meta")] * 2)
     objective = AttackLossOverride(Madry(), loss)
-    how = {"index": index, "key": KEY, "epochs": 1.0}
-    assert objective.attack(adversary, model, batch, **how).shape == images.shape
+    attacked = objective.attack(adversary.at(1.0), model, batch, index=index, key=KEY)
+    assert attacked.shape == images.shape

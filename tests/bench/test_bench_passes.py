@@ -14,15 +14,17 @@ BENCH = Path(__file__).parents[2] / "bench"
 def test_passes_are_counted_once_for_each_run(tmp_path):
     """A line for each; those that are there are not run again."""
     results = tmp_path / "passes.jsonl"
-    ways = ("--way", "PGD-10", "--way", "previous, 1 step, from the teacher")
+    chosen = "PGD-10", "previous, 1 step, from the teacher", "PGD, 2 to 10 steps"
+    ways = [word for way in chosen for word in ("--way", way)]
     command = [sys.executable, BENCH / "passes_to_robustness.py", "--quick", "--results", results]
     first = subprocess.run([*command, *ways], capture_output=True, text=True, check=True)
     rows = [json.loads(line) for line in results.read_text().splitlines()]
     counted = {(row["way"], row["seed"], row["passes"]) for row in rows}
-    # Two epochs of 256 images: ten steps or one, and the training's own pass.
+    # Two epochs of 256 images: ten steps, one, or two and then ten, and the training's own pass.
     assert counted == {
         *(("PGD-10", seed, 2 * 256 * 11) for seed in (0, 1)),
         *(("previous, 1 step, from the teacher", seed, 2 * 256 * 2) for seed in (0, 1)),
+        *(("PGD, 2 to 10 steps", seed, 256 * (3 + 11)) for seed in (0, 1)),
     }
     assert all(row["apgd-t"] <= row["apgd-ce"] <= row["clean"] for row in rows)
     again = subprocess.run([*command, *ways], capture_output=True, text=True, check=True)

@@ -1,5 +1,7 @@
 """The attack's parameters: what is left open is decided, what contradicts itself is refused."""
 
+import re
+
 import pytest
 from pydantic import ValidationError
 
@@ -27,6 +29,30 @@ def test_steps_and_their_size_are_the_methods_own(changes, expected):
     """Null means what the method's authors do, in units of eps."""
     params = attack(**changes)
     assert (params.steps, params.step) == (expected[0], pytest.approx(expected[1]))
+
+
+GROWING = {
+    "from the first epoch to the last": ("2..10", 12, [2, 3, 3, 4, 5, 6, 6, 7, 8, 9, 9, 10]),
+    "an arrow": ("1→3", 5, [1, 1, 2, 3, 3]),
+    "another arrow": ("1 -> 3", 2, [1, 3]),
+    "one number": (3, 2, [3, 3]),
+    "one number as text": ("3", 1, [3]),
+}
+
+
+@pytest.mark.parametrize(("written", "epochs", "expected"), GROWING.values(), ids=GROWING)
+def test_steps_grow_linearly_over_the_epochs(written, epochs, expected):
+    """The first and the last have the numbers that are written."""
+    assert attack(attack_steps=written, epochs=epochs).steps_by_epoch == tuple(expected)
+
+
+def test_growing_steps_have_one_size():
+    """That of the last epoch; they are kept, and told, in one spelling."""
+    params = attack(attack_steps="2→10", epochs=3)
+    told = {"name": "pgd", "steps": "2..10", "step_size": pytest.approx(2 / 255)}
+    assert threat_model(params)["attack"] == told
+    assert params.model_dump(mode="json")["attack_steps"] == "2..10"
+    assert training_adversary(params).at(0.5).steps == 2
 
 
 ACCEPTED = {
@@ -100,7 +126,21 @@ REFUSED = {
         {"attack_label": "target", "attack_loss": "ce"},
         "attack_label: target has no part in attack_loss ce: set attack_loss: null, or",
     ),
-    "no step": ({"attack_steps": 0}, "attack_steps\n.*greater than or equal to 1"),
+    "growing steps of one": (
+        {"attack": "fgsm-rs", "attack_steps": "2..10"},
+        "attack_steps: fgsm-rs takes 1 step: found 2..10",
+    ),
+    "steps that grow within an epoch": (
+        {"attack_steps": "2..10"},
+        "attack_steps: 2..10 grow over the epochs, found 1 epoch: give one number, or raise",
+    ),
+    **{
+        f"steps {written}": (
+            {"attack_steps": written},
+            rf"attack_steps\n.*whole number from 1, or 2\.\.10 .* found {re.escape(repr(written))}",
+        )
+        for written in (0, -1, 2.5, "2-10", "2..", "0..4", "10..2", "2..2", "1..2..3", [2, 10], "x")
+    },
 }
 
 

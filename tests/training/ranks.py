@@ -27,7 +27,7 @@ CASES = {
     "adr": {"label_kind": "adr", "attack_label": "target"},
     "parts": {"accumulation_steps": 3, "clip_norm": 0.5},
     "own-statistics": {"sync_batch_norm": False},
-    "carried": {"attack_start": "previous", "attack_steps": 1, "epochs": 3, "flip": True},
+    "carried": {"attack_start": "previous", "attack_steps": "1..2", "epochs": 3, "flip": True},
     "killed": {"snapshot_steps": 3},
     "stopped": {},
 }

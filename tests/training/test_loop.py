@@ -100,6 +100,30 @@ def test_streaming_changes_nothing(make_student, train_beton, tmp_path):
     assert_same(one, two)
 
 
+def test_attacks_grow_from_epoch_to_epoch(make_student):
+    """Each pass of each attack is counted: one for each of its steps."""
+    fit, passes = make_student(epochs=4, attack_steps="1..6"), [0] * 4
+
+    def count(*_):
+        passes[len(fit.progress.history)] += 1
+
+    fit._step._frozen.twin.register_forward_hook(count)
+    fit.run(Watcher())
+    assert passes == [steps * fit.steps_per_epoch for steps in (1, 3, 4, 6)]
+
+
+@pytest.mark.parametrize("step", [3, 6, 8, 12])
+def test_growing_attacks_go_on_where_they_were(make_student, tmp_path, step):
+    """Interrupted in, or at the end of, an epoch with another number of steps than the next."""
+    changes = {"epochs": 3, "attack_steps": "1..3"}
+    whole = result(make_student(**changes, state=tmp_path / "whole"))
+    other = result(make_student(**changes | {"attack_steps": 3}, state=tmp_path / "other"))
+    assert not torch.equal(whole[1], other[1])
+    with pytest.raises(Interrupted):
+        make_student(**changes).run(StopAt(step))
+    assert_same(whole, result(make_student(**changes)))
+
+
 _STOPS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
 
 

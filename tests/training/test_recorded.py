@@ -38,29 +38,33 @@ def batch_of(number, count=8):
     return TrainBatch(images.cuda(), target.cuda(), truth.cuda())
 
 
+ADVERSARY = Adversary(Ball("linf", 0.1), 0.03, 3)
+
+
 def attack_of(objective, frozen):
-    adversary = Adversary(Ball("linf", 0.1), 0.03, 3)
     nobody = torch.empty(0, dtype=torch.int64, device="cuda")
 
-    def attack(batch, points):
+    def attack(adversary, batch, points):
         return objective.attack(adversary, frozen.twin, batch, index=nobody, key=0, points=points)
 
     return attack
 
 
 @pytest.mark.parametrize("objective", [Madry(), Madry("target"), Trades(6.0)], ids=str)
-def test_a_recording_follows_batches_and_weights(frozen, objective):
+def test_a_recording_follows_batches_weights_and_steps(frozen, objective):
     """Also long after it has been proved, and of a last batch that is smaller."""
     model, twin = frozen
     attack = attack_of(objective, twin)
     with deterministic():
         recorded = RecordedAttack(attack)
-        for number in range(6):
+        for number in range(10):
+            adversary = replace(ADVERSARY, steps=3 if number < 6 else 4)
             twin.current()
-            batch = batch_of(number, 5 if number == 4 else 8)
+            batch = batch_of(number, 5 if number in (4, 8) else 8)
             index = torch.arange(len(batch.images), device="cuda")
             points = initial_point("uniform", Ball("linf", 0.1), batch.images, index, number)
-            assert torch.equal(recorded(batch, points), attack(batch, points))
+            expected = attack(adversary, batch, points)
+            assert torch.equal(recorded(adversary, batch, points), expected)
             with torch.no_grad():
                 for weight in model.parameters():
                     weight.mul_(1.01)
@@ -71,11 +75,11 @@ def test_what_is_wrong_is_refused(frozen):
     _, twin = frozen
     inner, calls = attack_of(Madry(), twin), []
 
-    def attack(batch, points):
+    def attack(adversary, batch, points):
         calls.append(1)
-        return inner(batch, points) + 1e-3 * len(calls)
+        return inner(adversary, batch, points) + 1e-3 * len(calls)
 
     twin.current()
     batch = batch_of(0)
     with deterministic(), refused(MachineError, where="train.compile: reduce-overhead"):
-        RecordedAttack(attack)(replace(batch), batch.images)
+        RecordedAttack(attack)(ADVERSARY, batch, batch.images)
