@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from scipy import stats
+from scipy.optimize import brentq
 
 from ltd_pipe.provenance import hardware, software
 from ltd_pipe.stages.cli import cli
@@ -31,7 +32,9 @@ __all__ = [
     "difference",
     "draw",
     "ltd_pipe",
+    "matching_smoothing",
     "read_rows",
+    "smoothed_entropy",
     "spread",
     "table",
     "write_runs",
@@ -41,6 +44,21 @@ __all__ = [
 def ltd_pipe(*words: object) -> None:
     """Run a command of ltd-pipe in this process: `ltd_pipe("label", "--out", path)`."""
     cli.main([str(word) for word in words], prog_name="ltd-pipe", standalone_mode=False)
+
+
+# --- Smoothing that is as soft as a teacher's labels.
+
+
+def smoothed_entropy(alpha: float, num_classes: int) -> float:
+    """Entropy in nats of a label of which `alpha` is spread evenly over all classes."""
+    probs = np.full(num_classes, alpha / num_classes)
+    probs[0] += 1 - alpha
+    return float(-(probs[probs > 0] * np.log(probs[probs > 0])).sum())
+
+
+def matching_smoothing(entropy: float, num_classes: int) -> float:
+    """The alpha in [0, 1] at which smoothed labels have this entropy, in nats."""
+    return float(brentq(lambda alpha: smoothed_entropy(alpha, num_classes) - entropy, 0, 1))
 
 
 # --- Rows of results: a line of JSON for each run, which is there as a whole or not at all.

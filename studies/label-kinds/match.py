@@ -9,22 +9,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
-from scipy.optimize import brentq
+from common import matching_smoothing
 
 from ltd_pipe.labels.reader import SoftLabels
-
-
-def smoothed_entropy(alpha: float, num_classes: int) -> float:
-    """Entropy in nats of a label of which `alpha` is spread evenly over all classes."""
-    probs = np.full(num_classes, alpha / num_classes)
-    probs[0] += 1 - alpha
-    return float(-(probs[probs > 0] * np.log(probs[probs > 0])).sum())
-
-
-def matching_smoothing(entropy: float, num_classes: int) -> float:
-    """The alpha in [0, 1] at which smoothed labels have this entropy, in nats."""
-    return float(brentq(lambda alpha: smoothed_entropy(alpha, num_classes) - entropy, 0, 1))
 
 
 def main(what: str, store: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from match import smoothed_entropy
+from common import smoothed_entropy
 
 from ltd_pipe.models.facts import read_facts
 from ltd_pipe.params import read_yaml

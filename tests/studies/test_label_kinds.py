@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from match import matching_smoothing, smoothed_entropy
+from common import matching_smoothing, smoothed_entropy
 
 from ltd_pipe.params import load_params
 

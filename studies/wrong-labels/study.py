@@ -1,0 +1,242 @@
+"""Students on training labels of which some are wrong, on labels of several kinds.
+
+    python study.py digits --seeds 5             rows go to digits/rows.jsonl
+    python study.py digits --quick --rows FILE   seconds: does it run?
+
+A run is a student: prepared images, a teacher on the same wrong labels, its store, training and
+evaluation, by ltd-pipe's own commands. Runs that are there are not made again; one that was killed
+goes on. The most telling come first: seed by seed, then by CELLS, then by ARMS.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+import torch
+from common import append_row, ltd_pipe, matching_smoothing, read_rows
+
+from ltd_pipe.images.beton import open_beton
+from ltd_pipe.labels.reader import SoftLabels
+from ltd_pipe.models.facts import read_facts
+
+HERE = Path(__file__).resolve().parent
+CALIBRATED = "auto:calibrated"
+
+
+class Arm(NamedTuple):
+    """A way to train a student: its labels' temperature, None for no store, and its options."""
+
+    temperature: str | None
+    options: tuple[str, ...] = ()
+
+
+ARMS = {
+    "one-hot": Arm(None, ("--label-kind", "onehot")),
+    "soft, calibrated": Arm(CALIBRATED),
+    "soft, calibrated; attack on the target": Arm(CALIBRATED, ("--attack-label", "target")),
+    "soft, calibrated, rectified": Arm(CALIBRATED, ("--rectify",)),
+    "soft, 0.9": Arm("auto:0.9"),
+    "soft, 0.6 (high temperature)": Arm("auto:0.6"),
+    # At the entropy of this store's labels.
+    "smoothed, entropy of calibrated": Arm(CALIBRATED, ("--label-kind", "smooth")),
+}
+
+
+class Cell(NamedTuple):
+    """Which share of the training labels is wrong, and what they are instead."""
+
+    share: float
+    to: str = "uniform"
+
+    def __str__(self) -> str:
+        """As the table has it."""
+        return f"{100 * self.share:g} % {self.to}" if self.share else "none wrong"
+
+
+CELLS = (
+    *(Cell(0.2), Cell(0.4), Cell(0)),
+    *(Cell(0.4, "similar"), Cell(0.2, "similar"), Cell(0.1), Cell(0.1, "similar")),
+)
+# What --quick changes.
+QUICK = (
+    *("-S", "teacher.epochs=2", "-S", "teacher.architecture=small-cnn-w8"),
+    *(
+        "-S",
+        "train.epochs=1",
+        "-S",
+        "train.architecture=small-cnn-w8",
+        "-S",
+        "train.attack_steps=1",
+    ),
+    *("-S", "evaluate.images=8"),
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """The runs of one seed and one cell, which share images and teacher."""
+
+    data: str
+    cell: Cell
+    seed: int
+    arms: tuple[str, ...]
+    rows: Path
+    work: Path
+    options: tuple[str, ...]
+
+    def run(self) -> None:
+        """Make the runs that the rows have not yet, and add a row for each."""
+        done = {key_of(row) for row in read_rows(self.rows)}
+        left = [arm for arm in self.arms if (arm, *self.cell, self.seed) not in done]
+        if not left:
+            return
+        folder = self.work / f"{self.cell.to}-{self.cell.share:g}-{self.seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "log.txt").open("a") as log, contextlib.ExitStack() as quiet:
+            quiet.enter_context(contextlib.redirect_stdout(log))
+            quiet.enter_context(contextlib.redirect_stderr(log))
+            for arm in left:
+                begin = time.monotonic()
+                row = self._row(folder, arm)
+                append_row(self.rows, row | {"seconds": round(time.monotonic() - begin, 1)})
+        shutil.rmtree(folder)
+
+    def _row(self, folder: Path, name: str) -> dict[str, Any]:
+        arm, data, teacher = ARMS[name], folder / "data", folder / "teacher/model.safetensors"
+        share, to = self.cell
+        wrong = ("--wrong-labels", share, "--wrong-labels-to", to, "--wrong-labels-seed", self.seed)
+        self._once(data / "test.beton.json", "prepare", *wrong, "--out", data)
+        self._once(teacher, "teacher", "--data", data, "--out", teacher.parent)
+        row = {"data": self.data, "arm": name, **self.cell._asdict(), "seed": self.seed}
+        row |= self._teacher(teacher, folder)
+        options = list(arm.options)
+        if arm.temperature:
+            store = folder / f"{arm.temperature.partition(':')[2]}.zarr"
+            beton = ("--teacher", teacher, "--data", data / "train.beton")
+            self._once(store, "label", *beton, "--temperature", arm.temperature, "--out", store)
+            labels = SoftLabels.open(store)
+            summary = labels.summary()
+            row |= {"temperature": labels.attributes.temperature, **vars(summary)}
+            del row["warnings"]
+            options += ["--labels", store]
+            if "smooth" in arm.options:
+                alpha = matching_smoothing(summary.mean_entropy, labels.num_classes)
+                options += ["--smoothing", round(alpha, 6)]
+                row["smoothing"] = alpha
+        student = folder / "student"
+        beton = ("--data", data / "train.beton", "--out", student)
+        self._once(student / "model.safetensors", "train", *beton, *options)
+        for which in ("model", "last"):
+            metrics = student / f"{which}-metrics.json"
+            more = () if which == "model" else ("--autoattack", "none")
+            given = (student / f"{which}.safetensors", "--data", data / "test.beton", *more)
+            self._once(metrics, "evaluate", *given, "--metrics", metrics, "--out", student / which)
+            row[{"model": "best"}.get(which, which)] = measured(metrics)
+        row["epoch"] = read_facts(student / "model.safetensors")["epoch"] + 1
+        shutil.rmtree(student)
+        return row
+
+    def _teacher(self, teacher: Path, folder: Path) -> dict[str, float]:
+        """How good it is, and on training images how often right and how often as they say."""
+        right, store = folder / "right", folder / "calibrated.zarr"
+        data = folder / "data/train.beton"
+        self._once(right / "test.beton.json", "prepare", "--out", right)
+        given = ("--teacher", teacher, "--data", data, "--out", store)
+        self._once(store, "label", *given, "--temperature", CALIBRATED)
+        truth, said = open_beton(right / "train.beton").labels, open_beton(data).labels
+        answers = SoftLabels.open(store).gather(np.arange(len(truth))).argmax(axis=1)
+        return {
+            "wrong": float((truth != said).mean()),
+            "teacher_clean": read_facts(teacher)["clean_accuracy"],
+            "teacher_right": float((answers == truth).mean()),
+            "teacher_as_given": float((answers == said).mean()),
+        }
+
+    def _once(self, made: Path, command: str, *words: object) -> None:
+        """Run a command, unless what it makes is there."""
+        if not made.exists():
+            shared = ("--params", HERE / self.data / "params.yaml", "-S", f"seed={self.seed}")
+            ltd_pipe(command, *shared, *self.options, *words)
+
+
+def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells one run from another."""
+    return row["arm"], row["share"], row["to"], row["seed"]
+
+
+def measured(metrics: Path) -> dict[str, float]:
+    """The accuracies that the table is made of."""
+    content = json.loads(metrics.read_text(encoding="utf-8"))
+    names = {
+        "n": "n",
+        "clean": "clean_accuracy",
+        "pgd": "pgd_accuracy",
+        "cw": "cw_50_accuracy",
+        "autoattack": "autoattack_accuracy",
+        "ece": "expected_calibration_error",
+    }
+    return {name: content[key] for name, key in names.items() if content.get(key) is not None}
+
+
+def run(job: Job) -> str:
+    """Run a job in a process of its own thread; what it was."""
+    torch.set_num_threads(1)
+    job.run()
+    return f"{job.data}, seed {job.seed}, {job.cell}"
+
+
+@click.command()
+@click.argument("data", type=click.Choice(["digits", "cifar10"]))
+@click.option("--seeds", default=5, show_default=True)
+@click.option("--cells", default=len(CELLS), show_default=True, help="The first so many.")
+@click.option("--arm", "arms", multiple=True, type=click.Choice(list(ARMS)), help="Only these.")
+@click.option("--workers", default=1, show_default=True, help="Processes of one thread each.")
+@click.option("--rows", type=click.Path(path_type=Path), help="Default: DATA/rows.jsonl.")
+@click.option("--work", type=click.Path(path_type=Path), help="Default: DATA/work.")
+@click.option("--quick", is_flag=True, help="One seed, one cell, one epoch of tiny networks.")
+def main(
+    data: str,
+    seeds: int,
+    cells: int,
+    arms: tuple[str, ...],
+    workers: int,
+    rows: Path | None,
+    work: Path | None,
+    quick: bool,
+) -> None:
+    """Make the runs that are not there yet; see the file's first lines."""
+    if quick:
+        seeds = cells = 1
+    rows, work = (
+        (given or HERE / data / name).resolve()
+        for given, name in ((rows, "rows.jsonl"), (work, "work"))
+    )
+    rows.parent.mkdir(parents=True, exist_ok=True)
+    jobs = [
+        Job(data, cell, seed, arms or tuple(ARMS), rows, work, QUICK if quick else ())
+        for seed in range(seeds)
+        for cell in CELLS[:cells]
+    ]
+    # The folder of images that params.yaml names is beside it.
+    with contextlib.chdir(HERE / data), contextlib.ExitStack() as pool:
+        if workers == 1:
+            ended = map(run, jobs)
+        else:
+            spawn = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+            ended = pool.enter_context(spawn).map(run, jobs)
+        for what in ended:
+            click.echo(what, err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""table.md, figure.svg and runs.json of the runs that are there so far.
+
+python table.py digits
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import Line, difference, draw, read_rows, spread, table, write_runs
+from study import ARMS, CELLS, Cell, key_of
+
+HEAD = (
+    *("training labels", "seeds", "P", "clean", "less one-hot's", "AutoAttack", "less one-hot's"),
+    *("less smoothed's", "PGD-20", "last epoch", "ECE"),
+)
+_LEGEND = """\
+Percent, mean ± standard deviation over seeds; n = {n} test images, whose labels are right. P is the
+mean top probability of the labels. AutoAttack is `standard`, on the best epoch by PGD-10 on a
+validation split whose labels are as wrong as the training's; PGD-20 is on that and on the last
+one. Differences, to one-hot labels and in AutoAttack also to smoothed ones, are between runs of the
+same seed, with the 95 % interval of Student's t over those seeds that have both.
+"""
+_FIRST, *_, _SMOOTHED = ARMS
+_PANELS = {"clean": "clean accuracy", "autoattack": "AutoAttack accuracy"}
+
+
+class Runs:
+    """Rows by arm, cell and seed."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self._rows = {key_of(row): row for row in rows}
+
+    def of(self, arm: str, cell: Cell) -> dict[int, dict[str, Any]]:
+        """Of each seed its run."""
+        found = self._rows.items()
+        return {key[-1]: row for key, row in sorted(found) if key[:-1] == (arm, *cell)}
+
+    def pairs(
+        self, arm: str, cell: Cell, measure: str, other: str = _FIRST
+    ) -> tuple[list[float], list[float]]:
+        """A measure of an arm and of another one, of the seeds that have both."""
+        ours, theirs = self.of(arm, cell), self.of(other, cell)
+        both = [seed for seed in ours if seed in theirs]
+        first, second = ([runs[seed]["best"][measure] for seed in both] for runs in (ours, theirs))
+        return first, second
+
+    def apart(self, arm: str, cell: Cell, measure: str, other: str = _FIRST) -> str:
+        """Their difference, in percent; nothing where it is the same arm or no seed has both."""
+        ours, theirs = self.pairs(arm, cell, measure, other)
+        return str(difference(ours, theirs)) if ours and arm != other else ""
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """The table of each cell that has runs."""
+    runs, parts = Runs(rows), [_LEGEND.format(n=rows[0]["best"]["n"])]
+    for cell in sorted(CELLS, key=lambda cell: (not cell.share, cell.to != "uniform", cell)):
+        found = {arm: runs.of(arm, cell) for arm in ARMS}
+        every = [run for of_arm in found.values() for run in of_arm.values()]
+        if not every:
+            continue
+        teachers = {run["seed"]: run for run in every}.values()
+        wrong, *teacher = (
+            spread([run[name] for run in teachers])
+            for name in ("wrong", "teacher_clean", "teacher_right", "teacher_as_given")
+        )
+        parts.append(
+            f"**{cell}**: {wrong} % of the training labels are wrong. The teacher is right on "
+            f"{teacher[0]} of the test images and {teacher[1]} of the training images, and agrees "
+            f"with {teacher[2]} of the training labels.\n"
+        )
+        lines = [_line(runs, arm, cell) for arm, of_arm in found.items() if of_arm]
+        parts.append(table(HEAD, lines))
+    return "\n".join(parts)
+
+
+def _line(runs: Runs, arm: str, cell: Cell) -> list[str]:
+    found = [*runs.of(arm, cell).values()]
+    clean, pgd, robust, ece = (
+        spread([run["best"][measure] for run in found])
+        for measure in ("clean", "pgd", "autoattack", "ece")
+    )
+    return [
+        arm,
+        str(len(found)),
+        f"{np.mean([_top(run) for run in found]):.2f}",
+        *(clean, runs.apart(arm, cell, "clean")),
+        *(robust, runs.apart(arm, cell, "autoattack")),
+        "" if arm == _FIRST else runs.apart(arm, cell, "autoattack", _SMOOTHED),
+        *(pgd, spread([run["last"]["pgd"] for run in found]), ece),
+    ]
+
+
+def _top(run: dict[str, Any]) -> float:
+    """Mean top probability of the labels of a run; there are ten classes."""
+    if "smoothing" in run:
+        return 1 - 0.9 * float(run["smoothing"])
+    return float(run.get("mean_top_probability", 1.0))
+
+
+def figure(rows: list[dict[str, Any]]) -> str:
+    """Each arm less one-hot, for all cells that have both."""
+    runs = Runs(rows)
+    lines = [
+        Line(
+            f"{cell}: {arm}",
+            "smooth" not in arm,
+            {title: runs.pairs(arm, cell, measure) for measure, title in _PANELS.items()},
+        )
+        for cell in sorted(CELLS, key=lambda cell: (cell.to != "uniform", cell))
+        for arm in ARMS
+        if runs.apart(arm, cell, "clean")
+    ]
+    return draw(lines, "wrong-labels")
+
+
+def main(folder: Path) -> None:
+    """Read the rows and write the three files."""
+    rows = sorted(read_rows(folder / "rows.jsonl"), key=lambda row: (row["seed"], key_of(row)))
+    write_runs(folder / "runs.json", rows)
+    (folder / "table.md").write_text(page(rows))
+    (folder / "figure.svg").write_text(figure(rows))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

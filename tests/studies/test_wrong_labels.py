@@ -1,0 +1,91 @@
+"""The study of wrong labels: it runs, goes on where it was, and its table is that of its runs."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ltd_pipe.params import load_params
+
+STUDY = Path(__file__).parents[2] / "studies" / "wrong-labels"
+DATA = ("digits", "cifar10")
+MADE = ("table.md", "figure.svg", "runs.json")
+
+
+def run(program, *words):
+    command = [sys.executable, STUDY / program, *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True)
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_parameters_are_those_of_the_commands(data):
+    """The file loads, and dvc.yaml runs it."""
+    assert load_params(STUDY / data / "params.yaml").prepare.wrong_labels == 0
+    stages = yaml.safe_load((STUDY / "dvc.yaml").read_text())["stages"]
+    assert data in stages["runs"]["foreach"]
+    assert data in stages["table"]["foreach"]
+
+
+@pytest.mark.slow
+def test_each_run_is_made_once(tmp_path):
+    """From images to rows by the real commands; an arm that is there is not run again."""
+    words = ("digits", "--quick", "--rows", tmp_path / "rows.jsonl", "--work", tmp_path / "work")
+    target = "soft, calibrated; attack on the target"
+    run("study.py", *words, "--arm", target)
+    run("study.py", *words, "--arm", target, "--arm", "smoothed, entropy of calibrated")
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [row["arm"] for row in rows] == [target, "smoothed, entropy of calibrated"]
+    for row in rows:
+        assert abs(row["wrong"] - 0.2) < 0.04
+        # Two epochs make it no good teacher; what is wrong it knows no better than by chance.
+        assert row["teacher_as_given"] < row["teacher_right"]
+        assert row["best"]["autoattack"] <= row["best"]["pgd"] <= row["best"]["clean"]
+        assert row["hardware"]["threads"] == 1
+    assert rows[0]["mean_entropy"] == rows[1]["mean_entropy"]
+    assert not [*(tmp_path / "work").iterdir()]
+
+
+def row(arm, seed, clean, robust, **more):
+    best = {"n": 617, "clean": clean, "pgd": robust + 0.01, "autoattack": robust, "ece": 0.1}
+    teacher = {"wrong": 0.2, "teacher_clean": 0.99, "teacher_right": 0.98, "teacher_as_given": 0.8}
+    key = {"arm": arm, "share": 0.2, "to": "uniform", "seed": seed, "last": {"pgd": 0.5}}
+    machine = {"hardware": {"cpu": "x"}, "software": {"torch": "1"}}
+    return key | teacher | machine | {"best": best} | more
+
+
+def test_the_table_pairs_runs_of_a_seed(tmp_path):
+    """A run without its partner counts in the mean, and in no difference."""
+    rows = [
+        *(row("one-hot", seed, 0.9, 0.6) for seed in (0, 1)),
+        *(row("soft, 0.9", seed, 0.95, robust, mean_top_probability=0.9)
+          for seed, robust in ((2, 0.1), (0, 0.62), (1, 0.64))),
+        row("smoothed, entropy of calibrated", 0, 0.9, 0.61, smoothing=0.2),
+    ]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run("table.py", tmp_path)
+    table = (tmp_path / "table.md").read_text()
+    assert re.search(r"\*\*20 % uniform\*\*: 20\.0 ± 0\.0 % .* right on 99\.0 ± 0\.0 of", table)
+    lines = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][2:]
+    assert lines[0][:5] == ["| one-hot", "2", "1.00", "90.0 ± 0.0", ""]
+    # By hand: 2 and 4 points, Student's t of one degree of freedom is 12.706.
+    soft = ["| soft, 0.9", "3", "0.90", "95.0 ± 0.0", "+5.0 (+5.0 to +5.0)", "45.3 ± 30.6"]
+    assert lines[1][:8] == [*soft, "+3.0 (-9.7 to +15.7)", "+1.0"]
+    assert lines[2][:3] == ["| smoothed, entropy of calibrated", "1", "0.82"]
+    assert len(json.loads((tmp_path / "runs.json").read_text())["machines"]) == 1
+    assert "20 % uniform: soft, 0.9" in (tmp_path / "figure.svg").read_text()
+
+
+@pytest.mark.parametrize("data", [data for data in DATA if (STUDY / data / "runs.json").exists()])
+def test_table_and_figure_are_those_of_the_runs(tmp_path, data):
+    """Nothing was edited by hand, and no run is there twice."""
+    content = json.loads((STUDY / data / "runs.json").read_text())
+    rows = [row | content["machines"][row.pop("machine")] for row in content["runs"]]
+    assert len({(row["arm"], row["share"], row["to"], row["seed"]) for row in rows}) == len(rows)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run("table.py", tmp_path)
+    for name in MADE:
+        assert (tmp_path / name).read_text() == (STUDY / data / name).read_text()
