@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import ideal
 import label_errors
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from scipy.stats import entropy
 
 from ltd_pipe.images.beton import open_beton, write_beton
 from ltd_pipe.images.sources import open_source
+from ltd_pipe.labels.reader import SoftLabels
 from ltd_pipe.params import PrepareParams
 
 IMAGES, PEOPLE = (os.environ.get(f"LTD_PIPE_CIFAR10_{name}") for name in ("JPEG", "PEOPLE"))
@@ -128,3 +130,42 @@ def test_people_say_of_real_images_what_was_published(tmp_path):
     assert (int(found.reviewed.sum()), int(found.wrong.sum())) == (228, 47)
     assert (found.majority == found.labels).mean() == pytest.approx(0.992, abs=0.001)
     assert (found.network.argmax(axis=1) == found.labels).mean() == pytest.approx(0.929, abs=0.002)
+
+
+def test_smoothed_labels_have_the_entropy_that_was_asked_for():
+    """Of ten classes, a tenth of the mass spread evenly."""
+    wanted = entropy([0.91, *[0.01] * 9])
+    assert ideal.smoothing_of(float(wanted), 10) == pytest.approx(0.1)
+
+
+@pytest.mark.slow
+def test_students_learn_from_each_kind_of_label_once(tmp_path):
+    """Each arm's targets are those that it names; a run that is there is not made again."""
+    arms = ("one-hot", "people", "smoothed", "half people", "people's majority", "network, T = 3")
+    where = ["--folder", str(tmp_path / "work"), "--out", str(tmp_path), "--seed", "0"]
+    asked = ["--quick", *where, *(word for arm in arms for word in ("--arm", arm))]
+    first = CliRunner().invoke(ideal.main, asked, catch_exceptions=False)
+    assert first.exit_code == 0
+    rows = {row["arm"]: row for row in read_rows(tmp_path / "ideal.jsonl")}
+    assert set(rows) == set(arms)
+    entropies = {arm: row["mean_entropy"] for arm, row in rows.items()}
+    assert entropies["one-hot"] == entropies["people's majority"] == 0
+    # Of those that are trained on, not of all, that the smoothing was matched to.
+    assert entropies["smoothed"] == pytest.approx(entropies["people"], rel=0.1)
+    assert 0 < entropies["half people"] < entropies["people"] < entropies["network, T = 3"]
+    stores = {name: SoftLabels.open(tmp_path / "work" / f"{name}.zarr") for name in STORES}
+    train = open_beton(tmp_path / "work" / "swapped" / "train.beton")
+    answers = Answers.made_up(train)
+    every = np.arange(len(train.labels))
+    assert np.allclose(stores["people"].gather(every), answers.people, atol=1e-3)
+    assert (stores["majority"].gather(every).argmax(axis=1) == answers.majority).all()
+    at_one = softmax(stores["network"].gather_logits(every).astype(float), axis=1)
+    assert np.allclose(at_one, answers.network, atol=1e-2)
+    assert "| people |" in (tmp_path / "ideal.md").read_text()
+    assert (tmp_path / "ideal.svg").read_text().startswith("<?xml")
+    again = CliRunner().invoke(ideal.main, asked, catch_exceptions=False)
+    assert first.stdout.endswith(again.stdout)
+    assert not again.stderr
+
+
+STORES = ("people", "majority", "network")
