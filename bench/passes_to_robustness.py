@@ -103,9 +103,10 @@ class Data(NamedTuple):
     images: torch.Tensor
     labels: torch.Tensor
     count: int
+    precision: str
 
 
-def open_data(folder: Path, source: Path | None, count: int, tested: int) -> Data:
+def open_data(folder: Path, source: Path | None, count: int, tested: int, precision: str) -> Data:
     """Betons of the images, written at the first call; test images in an order of their own."""
     paths = {split: folder / f"{split}.beton" for split in ("train", "test")}
     if not paths["test"].exists():
@@ -115,7 +116,7 @@ def open_data(folder: Path, source: Path | None, count: int, tested: int) -> Dat
     train, test = (open_beton(path) for path in paths.values())
     rows = np.random.default_rng(0).permutation(test.manifest.num_samples)[:tested]
     batch = next(ImageStream(test, CPU).batches(rows, tested))
-    return Data(train, ImageStream(train, CPU), batch.images / 255, batch.labels, count)
+    return Data(train, ImageStream(train, CPU), batch.images / 255, batch.labels, count, precision)
 
 
 def train(data: Data, architecture: str, way: Way, epochs: int, seed: int) -> Classifier:
@@ -146,17 +147,18 @@ def train(data: Data, architecture: str, way: Way, epochs: int, seed: int) -> Cl
 _teachers: dict[tuple[str, int], Classifier] = {}
 
 
+def precision_of(data: Data, architecture: str) -> PrecisionSettings:
+    """Of our ways, as asked for, with channels last; the plain loop is in float32."""
+    return _chosen(architecture, data.train.manifest.shape, data.precision)
+
+
 @cache
-def _measured(architecture: str, shape: tuple[int, int, int]) -> PrecisionSettings:
+def _chosen(architecture: str, shape: tuple[int, int, int], asked: Any) -> PrecisionSettings:
     network = build(architecture, 10, shape)
     names = tuple("0123456789")
     model = Classifier(network, architecture=architecture, class_names=names, shape=shape)
-    return choose_precision(Frozen(model.eval()).current(), COMMON["batch_size"])
-
-
-def precision_of(data: Data, architecture: str) -> PrecisionSettings:
-    """What `precision: auto` takes on this machine; the plain loop is in float32."""
-    return _measured(architecture, data.train.manifest.shape)
+    frozen = Frozen(model.eval()).current()
+    return choose_precision(frozen, COMMON["batch_size"], precision=asked, channels_last=True)
 
 
 def teacher_of(data: Data, architecture: str, seed: int) -> Classifier:
@@ -235,12 +237,12 @@ def run_all(
     data: Data,
     architecture: str,
     budgets: dict[str, tuple[int, ...]],
-    seeds: int,
+    seeds: tuple[int, ...],
     results: Path,
 ) -> None:
     """Train and attack whatever the results have not yet."""
     done = {(row["network"], row["way"], row["epochs"], row["seed"]) for row in read(results)}
-    for seed in range(seeds):
+    for seed in seeds:
         for name, lengths in budgets.items():
             for epochs in lengths:
                 if (architecture, name, epochs, seed) in done:
@@ -263,6 +265,7 @@ def run_all(
                     "precision": "float32"
                     if way.plain
                     else precision_of(data, architecture).precision,
+                    "threads": torch.get_num_threads(),
                     "load": load(),
                     "machine": describe_machine(),
                     "software": describe_software(),
@@ -354,7 +357,8 @@ BUDGETS = {
 @click.option("--epochs", multiple=True, type=int, help="Only these numbers of epochs.")
 @click.option("--train-images", default=10_000, show_default=True)
 @click.option("--test-images", default=1000, show_default=True)
-@click.option("--seeds", default=3, show_default=True)
+@click.option("--seed", "seeds", multiple=True, type=int, default=(0, 1, 2), show_default=True)
+@click.option("--precision", default="auto", help="Of our ways: float32, bfloat16 or as measured.")
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 @click.option("--quick", is_flag=True, help="The digits, a tiny network, one epoch of each way.")
 @click.option("--table", "only_table", is_flag=True, help="Train nothing.")
@@ -366,7 +370,8 @@ def main(
     epochs: tuple[int, ...],
     train_images: int,
     test_images: int,
-    seeds: int,
+    seeds: tuple[int, ...],
+    precision: str,
     results: Path,
     quick: bool,
     only_table: bool,
@@ -375,7 +380,7 @@ def main(
     """Count the passes to the same robustness; see the file's first lines."""
     chosen = {name: epochs or BUDGETS[name] for name in ways or BUDGETS}
     if quick:
-        networks, seeds, images = ("small-cnn-w8",), 2, None
+        networks, seeds, images = ("small-cnn-w8",), (0, 1), None
         train_images, test_images = 256, 50
         chosen = dict.fromkeys(chosen, (2,))
     if torchattacks is None:
@@ -386,7 +391,7 @@ def main(
         with TemporaryDirectory() as made, deterministic():
             kept = folder or Path(made)
             kept.mkdir(parents=True, exist_ok=True)
-            data = open_data(kept, images, train_images, test_images)
+            data = open_data(kept, images, train_images, test_images, precision)
             for network in networks:
                 run_all(data, network, chosen, seeds, results)
     click.echo("\n".join(summary(read(results))))
