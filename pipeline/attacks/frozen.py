@@ -39,6 +39,22 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
             module.training = True
 
 
+@contextlib.contextmanager
+def input_gradients_only(model: torch.nn.Module) -> Iterator[None]:
+    """Let no weight of the model have a gradient while the block runs.
+
+    A compiled network, and an attack that calls `backward`, would compute those of all weights.
+    """
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in weights:
+        weight.requires_grad = False
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad = True
+
+
 # Folded wrongly, a network of random statistics is wrong by as much as its logits are large.
 _ROUNDING = 1e-2
 

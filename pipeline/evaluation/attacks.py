@@ -294,7 +294,8 @@ def run_one(
         images, labels, _ = bench.test.take(rows)
         adversary.attacks_to_run = [attack]
         found: list[str] = []
-        with _collected_flags(adversary, found):
+        # FAB calls backward.
+        with _collected_flags(adversary, found), attacks.input_gradients_only(bench.model):
             # The second result is what the model said when the package judged each image.
             _, said = adversary.run_standard_evaluation(images, labels, batch_size=len(rows))
         adversary.model.require_finite(attack)

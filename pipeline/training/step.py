@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltd_pipe import rng
-from ltd_pipe.attacks import Frozen, initial_point
+from ltd_pipe.attacks import Frozen, initial_point, input_gradients_only
 from ltd_pipe.device import autocast, dtype_of
 from ltd_pipe.images.manifest import to_unit
 from ltd_pipe.objectives import TrainBatch
@@ -143,7 +143,9 @@ class Step:
                 batch = relabel(batch, self.average.model)
             adversarial = batch.images
             if self._adversary is not None:
-                with self._input_gradients_only():
+                # Autocast keeps what it has cast of weights that have a gradient.
+                compiled = self._context.precision.compiled != "none"
+                with input_gradients_only(self.model) if compiled else contextlib.nullcontext():
                     adversarial = self._attack(self._adversary, batch, index)
         if relabel is not None:
             sums = target_sums(batch.target, batch.truth)
@@ -233,20 +235,6 @@ class Step:
         self._objective.load_state_dict(state["objective"])
         if self._task.perturbations is not None:
             self._task.perturbations.load_state_dict(state["perturbations"])
-
-    @contextlib.contextmanager
-    def _input_gradients_only(self) -> Iterator[None]:
-        # Asked for the gradient of its input alone, a compiled network still computes those of
-        # all weights that could have one.
-        compiled = self._context.precision.compiled != "none"
-        weights = [w for w in self.model.parameters() if compiled and w.requires_grad]
-        for weight in weights:
-            weight.requires_grad = False
-        try:
-            yield
-        finally:
-            for weight in weights:
-                weight.requires_grad = True
 
     def _perturbed(
         self, parts: list[AttackedPart], epoch: int

@@ -147,7 +147,9 @@ def packages_own(model, images, norm, version):
 )
 def test_it_is_the_packages_own(bench, model, images, right, norm, version):
     """Image by image, the verdict is that of `run_standard_evaluation`."""
-    found = run(bench(), right, norm, version)
+    ours = bench()
+    found = run(ours, right, norm, version)
+    assert all(weight.grad is None for weight in ours.model.parameters())
     assert torch.equal(found.correct, packages_own(model, images, norm, version))
     assert 0 < found.correct.sum() < right.sum()
 
