@@ -49,8 +49,8 @@ def deterministic() -> Iterator[None]:
     """Only kernels whose result does not depend on scheduling, while the block runs."""
     # cuBLAS is deterministic only with a fixed workspace, read when it is first used.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # use_deterministic_algorithms would import torch's compiler, too, which takes 2 s: it is told by
-    # compile_network.
+    # use_deterministic_algorithms would import torch's compiler, too, which takes 2 s: that is told
+    # by compile_network.
     before = torch.get_deterministic_debug_mode()
     fill: Any = torch.utils.deterministic
     filled = fill.fill_uninitialized_memory
