@@ -128,6 +128,7 @@ class _Screen(Watcher):
 
     def __init__(self, description: str, trainer: Trainer, live: Path) -> None:
         self._progress, self._live, self._validated = bar(), live, ""
+        self._plots: Any = None
         self._name, self._epochs, self._stopping = description, trainer.epochs, False
         what = self._what(len(trainer.progress.history))
         self._task = self._progress.add_task(what, total=trainer.total_steps, note="")
@@ -135,6 +136,8 @@ class _Screen(Watcher):
 
     def close(self) -> None:
         self._progress.stop()
+        if self._plots is not None:
+            self._plots.end()
 
     def _what(self, epoch: int) -> str:
         return f"{self._name}, epoch {min(epoch + 1, self._epochs)} of {self._epochs}"
@@ -144,7 +147,7 @@ class _Screen(Watcher):
         self._progress.update(self._task, completed=done, total=total, note=note)
 
     def epoch(self, history: list[Row]) -> None:
-        _write_plots(history, self._live)
+        self._plot(history)
         self._say(self._what(len(history)))
         row = history[-1]
         measures = "  ".join(
@@ -175,9 +178,19 @@ class _Screen(Watcher):
     def collapse(self, collapse: Collapse) -> None:
         self._progress.console.print(f"warning: {collapse}.", highlight=False)
 
+    def _plot(self, history: list[Row]) -> None:
+        # At first all epochs anew: a resumed run has the same files as an uninterrupted one.
+        rows = history[-1:] if self._plots else history
+        self._plots = self._plots or _empty_plots(self._live)
+        for row in rows:
+            self._plots.step = int(row["epoch"])
+            for name, value in row.items():
+                if name != "epoch":
+                    self._plots.log_metric(name, value)
+            self._plots.make_summary()
 
-def _write_plots(history: list[Row], live: Path) -> None:
-    """Write all epochs anew, so that a resumed run has the same files as an uninterrupted one."""
+
+def _empty_plots(live: Path) -> Any:
     from dvclive.live import Live
     from scmrepo.exceptions import SCMError
 
@@ -187,13 +200,7 @@ def _write_plots(history: list[Row], live: Path) -> None:
             with contextlib.suppress(SCMError):
                 super()._init_dvc()
 
-    with Plots(str(live), dvcyaml=None, save_dvc_exp=False, monitor_system=False) as logger:
-        for row in history:
-            logger.step = int(row["epoch"])
-            for name, value in row.items():
-                if name != "epoch":
-                    logger.log_metric(name, value)
-            logger.make_summary()
+    return Plots(str(live), dvcyaml=None, save_dvc_exp=False, monitor_system=False)
 
 
 def warn_of_chance(accuracy: float, images: int, split: str, num_classes: int) -> None:

@@ -4,6 +4,8 @@ import hashlib
 import json
 import re
 import shutil
+import signal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from refusals import refused
 from ltd_pipe.labels import SoftLabels
 from ltd_pipe.models.checkpoint import load_classifier
 from ltd_pipe.models.facts import read_facts
+from ltd_pipe.stages.fitting import _Screen
 
 TEACHER = "data/teacher/model.safetensors"
 
@@ -231,6 +234,21 @@ def test_training_is_plotted(project):
     """Dvclive's files hold one row per epoch."""
     rows = Path("data/student/live/plots/metrics/validation/robust_accuracy.tsv").read_text()
     assert len(rows.splitlines()) == 3
+
+
+def test_an_interrupted_run_is_plotted_as_a_whole_one(ltd_pipe, project, monkeypatch):
+    """To the byte, whatever was plotted before it was interrupted."""
+    short = ("--epochs", "3", "--images", "96", "--batch-size", "32", "--label-kind", "onehot")
+    words = ("train", *short, "--out")
+    assert ltd_pipe(*words, "whole/student").code == 0
+    with monkeypatch.context() as during:
+        stop = partial(signal.raise_signal, signal.SIGTERM)
+        during.setattr(_Screen, "step", lambda _, done, *__: stop() if done == 8 else None)
+        assert ltd_pipe(*words, "parts/student").code == 130
+    kept = Path("parts/student/live/plots/metrics/train/loss.tsv").read_text()
+    assert len(kept.splitlines()) == 3
+    assert ltd_pipe(*words, "parts/student").code == 0
+    assert digest("whole/student/live") == digest("parts/student/live")
 
 
 def test_by_default_nothing_is_overwritten(ltd_pipe, project):
