@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,9 +20,6 @@ from ltd_pipe.images.stream import ImageStream
 from ltd_pipe.params import PrepareParams
 
 __all__ = ["key_file", "make_key", "signable", "ssh_keygen"]
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def pytest_configure():
@@ -59,6 +58,18 @@ def digits(tmp_path_factory) -> Path:
         source = open_source(params, split).take(np.arange(count))
         write_beton(source, folder / f"{split}.beton", params, split)
     return folder
+
+
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory):
+    """What starts a stage without starting Python: nine times nine would take minutes."""
+    warm = Path(__file__).with_name("warm_stages.py")
+    address = tmp_path_factory.mktemp("warm") / "socket"
+    command = [sys.executable, warm, "serve", address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
+        assert server.stdout.readline() == b"ready\n"
+        yield f"{sys.executable} -I -S {warm} {address}"
+        server.kill()
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import dvc_projects
 import numpy as np
@@ -19,7 +17,6 @@ from ltd_pipe.params import load_params
 from ltd_pipe.params.file import pipeline_text, recipe_names
 from ltd_pipe.stages.project import init
 
-WARM = Path(__file__).with_name("warm_stages.py")
 ONE_EPOCH = {"architecture": "small-cnn-w8", "epochs": 1, "batch_size": 16}
 SHRUNK = {
     "prepare": {
@@ -45,17 +42,6 @@ SHRUNK = {
 }
 
 STEPS = yaml.safe_load(pipeline_text())["stages"].keys() - {"inputs", "asked"}
-
-
-@pytest.fixture(scope="module")
-def launch(tmp_path_factory):
-    """What starts a stage without starting Python: nine times nine would take minutes."""
-    address = tmp_path_factory.mktemp("warm") / "socket"
-    command = [sys.executable, WARM, "serve", address]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
-        assert server.stdout.readline() == b"ready\n"
-        yield f"{sys.executable} -I -S {WARM} {address}"
-        server.kill()
 
 
 @pytest.fixture(scope="module")

