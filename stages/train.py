@@ -67,6 +67,7 @@ def train(
         from ltd_pipe.images.beton import open_beton
         from ltd_pipe.labels.reader import SoftLabels
         from ltd_pipe.labels.remote import resolve_store
+        from ltd_pipe.models.facts import is_own
         from ltd_pipe.models.registry import allow_file
         from ltd_pipe.provenance import sha256_file
         from ltd_pipe.stages.fitting import begun, fit
@@ -83,6 +84,7 @@ def train(
         if path:
             remedy = "Give a checkpoint that is there, or choose what needs none."
             require_file(path, f"train.{key}: {path}", remedy)
+            is_own(path)  # refuses a folder
     if teacher_arch is not None:
         allow_file(teacher_arch)
     with begun(out, replace=force or fresh) as world:

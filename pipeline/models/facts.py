@@ -192,7 +192,9 @@ def is_own(path: Path) -> bool:
 def is_pickle(path: Path) -> bool:
     """Whether a file looks like one of torch.save's or Python's pickles; as `is_own`."""
     if path.is_dir():
-        raise CheckpointError(path, "is a folder", remedy="Name the checkpoint inside it.")
+        inside = path / "model.safetensors"
+        named = inside if inside.exists() else "the checkpoint inside it"
+        raise CheckpointError(path, "is a folder", remedy=f"Name {named}.")
     if not path.is_file():
         raise MissingError(path, "no such file")
     refuse_pointer(path, path, CheckpointError)

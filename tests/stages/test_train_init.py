@@ -80,6 +80,15 @@ def test_a_checkpoint_that_is_not_there_is_named_with_its_option(ltd_pipe, proje
     assert "train.init: no.safetensors: no such file or folder." in outcome.err
 
 
+@pytest.mark.parametrize("option", ["--init", "--teacher"])
+def test_of_a_folder_the_file_inside_is_named(ltd_pipe, project, option):
+    """As the command that made it wrote it there."""
+    live = ("--label-kind", "live") if option == "--teacher" else ()
+    outcome = ltd_pipe(*WORDS, *live, option, TEACHER.parent)
+    assert outcome.code == 1
+    assert outcome.err == f"ltd-pipe: {TEACHER.parent}: is a folder. Name {TEACHER}.\n"
+
+
 def test_weights_of_another_project_are_told_how_to_become_ours(ltd_pipe, project):
     """`train --arch` is the student's, and could not say it."""
     Path("w.pt").write_bytes(b"\x80\x02.")
