@@ -190,7 +190,7 @@ def _state(
         "params": params.evaluate.model_dump(exclude={"examples"}),
         "autoattack": settings["software"]["pyautoattack"],
         "code": provenance.code_digest("evaluate"),
-        "sources": [[source.name, source.sha256] for source in subject.sources],
+        "sources": [[source.sha256, source.model.description] for source in subject.sources],
         "corruptions": None if corruptions is None else state_of_corruptions(corruptions),
     }
     rounds["device"] = subject.model.mean.device.type

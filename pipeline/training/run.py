@@ -137,8 +137,10 @@ def threat_model(params: TrainParams) -> dict[str, Any]:
 # --- What teacher and student share: samples, initial weights, the run's key, its results.
 
 
-# How often snapshots are taken, and what is allowed, does not change what is computed.
+# How often snapshots are taken, and what is allowed, does not change what is computed, nor do
+# names of files, whose hashes are facts of the run.
 _CHANGE_NOTHING = {"snapshot_minutes", "snapshot_steps", "any_size", "allow_poor_labels"}
+_CHANGE_NOTHING |= {"init", "teacher"}
 # A run goes on when these change, to a result that differs by rounding.
 _ROUND = {"device", "hardware", "processes", "software"}
 

@@ -306,6 +306,19 @@ def digits_folder(count):
         Image.fromarray(image[0].numpy()).save(f"digits/{int(label)}/{i}.png")
 
 
+def test_a_source_is_known_by_its_weights_and_how_they_are_read(ltd_pipe, project, monkeypatch):
+    """An interrupted evaluation goes on, however the file is spelled."""
+    # What an interrupted evaluation leaves behind.
+    monkeypatch.setattr("ltd_pipe.publish.remove_state", lambda _: None)
+    words = ("evaluate", STUDENT, "--images", "10", "--force", "--transfer-arch", "small-cnn-w8")
+    states, scale = [], ("--transfer-mean", "0", "--transfer-std", "0.5")
+    for source in ([plain_weights("s.pt")], ["./s.pt"], ["s.pt", *scale]):
+        outcome = ltd_pipe(*words, "--transfer-from", *source)
+        assert outcome.code == 0, outcome.err
+        states.append(len(list(Path("data/state").iterdir())))
+    assert states == [1, 1, 2]
+
+
 def test_images_of_another_size_are_other_images(ltd_pipe, project, monkeypatch):
     """Neither is an evaluation continued with them, nor are its attacks paired."""
     digits_folder(60)

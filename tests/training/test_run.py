@@ -118,6 +118,8 @@ CHANGES = [
     {"eps": 0.2},
     {"precision": "float32"},
     {"facts": {"code": "abc"}},
+    {"facts": {"init": "abc"}},
+    {"facts": {"teacher": "abc"}},
     {"out": "runs/b"},
 ]
 
@@ -138,6 +140,8 @@ def test_what_decides_the_result_changes_the_key(train_beton, change):
 
 ROUNDING = [
     {"snapshot_minutes": 1.0},
+    {"init": "./data/teacher/model.safetensors"},
+    {"teacher": "./data/teacher/model.safetensors"},
     {"facts": {"hardware": {"cpu": "another", "threads": 96}}},
     {"facts": {"software": {"torch": "3.0"}}},
     {"facts": {"processes": 8}},
