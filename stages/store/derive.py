@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ltd_pipe.errors import StoreError
+from ltd_pipe.params.sections import CALIBRATED
 from ltd_pipe.stages import options
 from ltd_pipe.stages.console import counter, json_option, say, tell
 
@@ -249,13 +250,15 @@ def merge(
 # --- Another temperature.
 
 
-def _temperature(text: str) -> tuple[float, bool]:
-    """A number, and whether it is the P of auto:P."""
+def _temperature(text: str) -> tuple[float | None, bool]:
+    """A number, and whether it is the P of auto:P; auto:calibrated has none."""
+    if text == CALIBRATED:
+        return None, True
     number = text.removeprefix("auto:")
     try:
         return float(number), number != text
     except ValueError:
-        message = f"'{text}' is neither a number nor auto:P such as auto:0.9"
+        message = f"'{text}' is neither a number nor auto:P such as auto:0.9, nor {CALIBRATED}"
         raise click.BadParameter(message) from None
 
 
@@ -265,8 +268,8 @@ def _temperature(text: str) -> tuple[float, bool]:
     "--temperature",
     type=_temperature,
     metavar="NUMBER|AUTO:P",
-    help="Divide the stored logits by it; auto:0.9 solves for that mean top probability. By "
-    "default as the store has it.",
+    help="Divide the stored logits by it; auto:0.9 solves for that mean top probability; "
+    "auto:calibrated is for a store that was labelled so. By default as the store has it.",
 )
 @click.option(
     "--top-k", type=click.IntRange(1), help="Keep so many probabilities per row, and no logits."
@@ -275,7 +278,7 @@ def _temperature(text: str) -> tuple[float, bool]:
 @_makes_store
 def retemper(
     path: Path,
-    temperature: tuple[float, bool] | None,
+    temperature: tuple[float | None, bool] | None,
     top_k: int | None,
     allow_poor_labels: bool,
 ) -> DerivedStore:
@@ -302,6 +305,13 @@ def retemper(
     store = SoftLabels.open(path)
     if number is not None and solve:
         number = derive.temperature_for(store, number)
+    elif solve and store.attributes.calibration is None:
+        raise StoreError(
+            store.path,
+            f"does not say which images its teachers left out, on which {CALIBRATED} measures",
+            remedy=f"Label again with 'ltd-pipe label --temperature {CALIBRATED}', or ask for "
+            "auto:P, such as auto:0.95.",
+        )
     derived = derive.retemper(store, number, top_k=top_k)
     if number not in (None, store.attributes.temperature) and not allow_poor_labels:
         derive.require_informative(store, number)

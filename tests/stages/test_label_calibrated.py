@@ -75,6 +75,17 @@ def test_what_is_made_of_the_store_says_what_still_holds(ltd_pipe, project):
     assert SoftLabels.open(Path("sparse.zarr")).attributes.calibration == known
     ltd_pipe("store", "retemper", "new.zarr", "--temperature", "0.7", "--out", "warm.zarr")
     assert SoftLabels.open(Path("warm.zarr")).attributes.calibration is None
+    again = ("store", "retemper", "--temperature", "auto:calibrated", "--out", "again.zarr")
+    assert "nothing would change" in ltd_pipe(*again, "new.zarr").err
+    assert ltd_pipe(*again, "new.zarr", "--top-k", "3").code == 0
+    assert (
+        SoftLabels.open(Path("again.zarr")).identity
+        == SoftLabels.open(Path("sparse.zarr")).identity
+    )
+    refused = ltd_pipe(*again, "warm.zarr", "--force")
+    assert refused.code == 1
+    assert "does not say which images its teachers left out" in refused.err
+    assert "'ltd-pipe label --temperature auto:calibrated'" in refused.err
 
 
 @pytest.mark.parametrize("more", [["--top-k", "4"], ["--no-logits"]], ids=["top-k", "dense"])
