@@ -625,7 +625,7 @@ def contradicted_accuracy(hits: int, n: int, stated: float, of_what: str) -> str
         return None
     return (
         f"clean accuracy is {hits / n:.1%} of {n:,} images, but the checkpoint says {stated:.1%} "
-        f"({of_what}): other images, or pixels on another scale"
+        f"({of_what}): other images or labels, or pixels on another scale"
     )
 
 
