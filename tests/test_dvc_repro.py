@@ -29,7 +29,7 @@ SHRUNK = {
     "teacher": ONE_EPOCH,
     # One epoch on noise makes a teacher whose labels are refused elsewhere.
     "train": ONE_EPOCH
-    | {"attack_steps": 2, "validation_attack_steps": 2, "awp_from_epoch": 0}
+    | {"validation_attack_steps": 2, "awp_from_epoch": 0}
     | {"allow_poor_labels": True},
     "evaluate": {
         "images": 4,
