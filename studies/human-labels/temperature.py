@@ -316,7 +316,8 @@ def figure(rows: list[dict[str, Any]]) -> str:
 _LEGEND = """\
 KL(people ‖ teacher) in nats, of {images:,} test images; n is the number of seeds, ± their standard
 deviation. In parentheses the 95 % interval of a bootstrap over images, of several seeds the widest.
-People's top share is that of the class which most of them chose: of {groups}.
+People's top share is that of the class which most of them chose: it is
+{groups}.
 """
 _ERRORS_LEGEND = """\
 Of the labels that the teacher contradicts most: wrong by the reviews if whatever was not reviewed
@@ -327,7 +328,7 @@ counts as right (a lower bound) / wrong among those reviewed / wrong by people's
 
 def page(rows: list[dict[str, Any]]) -> str:
     """Both tables with what they mean."""
-    groups = ", ".join(f"{name}, {rows[0]['groups'][name]:,}" for name in _GROUPS)
+    groups = ", ".join(f"{name} for {rows[0]['groups'][name]:,}" for name in _GROUPS)
     return "\n".join(
         [
             _LEGEND.format(images=rows[0]["images"], groups=groups),
