@@ -26,7 +26,7 @@ from ltd_pipe.errors import (
 from ltd_pipe.labels.manifest import MANIFEST, SIGNATURE, StoreFolder, read_manifest, read_signature
 from ltd_pipe.labels.verify import Check, verify_store
 from ltd_pipe.publish import write_text
-from ltd_pipe.text import one_line
+from ltd_pipe.text import one_line, quoted
 
 NAMESPACE = "ltd-soft-labels"
 PASSPHRASE_VARIABLE = "LTD_PIPE_KEY_PASSPHRASE"  # noqa: S105  its name
@@ -119,7 +119,7 @@ def claimed_signer(path: Path) -> Signer | None:
     return _signer(path, "check-novalidate", **files) if files else None
 
 
-def verify_signature(path: Path, trusted: Path) -> Signer:
+def verify_signature(path: Path, trusted: Path, name: str | None = None) -> Signer:
     """Prove that a store's manifest is signed by one of some keys.
 
     That the files are those of the manifest is what `ltd_pipe.labels.verify` proves.
@@ -131,6 +131,8 @@ def verify_signature(path: Path, trusted: Path) -> Signer:
     trusted : Path
         A `.pub` file of one key or more, or ssh-keygen's list of allowed signers, with its options
         (`namespaces`, `valid-after`, `valid-before`). A line that is not understood allows nobody.
+    name : str, optional
+        Whose of these keys it must be: as in the list, or as a `.pub` file's comment has it.
 
     Returns
     -------
@@ -160,8 +162,16 @@ def verify_signature(path: Path, trusted: Path) -> Signer:
     principals = found.stdout.decode(errors="replace").splitlines()
     if principals:
         signer = _signer(path, "verify", "-f", "allowed", "-I", principals[0], **files)
-        name = names.get(principals[0], one_line(principals[0]))
-        return Signer(signer.fingerprint, signer.kind, name)
+        whose = names.get(principals[0], one_line(principals[0]))
+        if name is not None and name not in (whose, *whose.split(",")):
+            raise SignatureError(
+                path,
+                f"{SIGNATURE} is by somebody else on the list",
+                expected=f"{quoted(name)} of {trusted}",
+                found=whose,
+                remedy="Use it only if it is meant to be theirs.",
+            )
+        return Signer(signer.fingerprint, signer.kind, whose)
     raise SignatureError(
         path,
         f"{SIGNATURE} is by a key that is not trusted",

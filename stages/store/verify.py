@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     "--public-key",
     help="Who must have signed it: a .pub file, or ssh-keygen's list of allowed signers.",
 )
+@click.option("--signer", metavar="NAME", help="Which of these it must be, such as alice@lab.org.")
 @json_option("Print as JSON.")
 def verify(
     store: str,
@@ -72,6 +73,7 @@ def verify(
     device: str,
     foreign: ModelOptions,
     public_key: Path | None,
+    signer: str | None,
     **asked: Any,
 ) -> None:
     """Check a store's manifest, checksums, schema, rows, images, teacher and signature.
@@ -96,6 +98,8 @@ def verify(
 
     if teachers and data is None:
         raise click.UsageError("--teacher needs --data: the images that it is asked about")
+    if signer is not None and public_key is None:
+        raise click.UsageError("--signer needs --public-key: the keys that are trusted")
     if data is None:
         options.refuse_options(
             {"image_size", "skip_bad"}, "is of the images: name them with --data"
@@ -105,7 +109,7 @@ def verify(
     foreign.refuse_unused(*teachers)
     path = resolve_store(store, transfer, tell)
     # The signature first: it takes a moment, and without it the rest may not matter.
-    signer = verify_signature(path, public_key) if public_key is not None else None
+    signed = verify_signature(path, public_key, signer) if public_key is not None else None
     # Without a teacher hashes alone are looked at: torch, which takes a second, is not needed.
     where, images = cast("torch.device", "cpu"), None
     if data is not None:
@@ -124,7 +128,7 @@ def verify(
     if images is not None and teachers:
         found = _ask(opened, teachers, foreign, where, images, **asked)
         checks = [*(check for check in checks if check.name != "teacher"), found]
-    checks = sorted([*checks, signature_check(path, signer)], key=lambda check: not check.done)
+    checks = sorted([*checks, signature_check(path, signed)], key=lambda check: not check.done)
     marks = {True: "ok     ", False: "not    "}
     lines = (f"{marks[check.done]} {check.name}: {check.detail}" for check in checks)
     say([vars(check) for check in checks], lines)

@@ -82,6 +82,19 @@ def test_refusals_are_one_line_and_exit_code_1(ltd_pipe, signed, make_key, key_f
     assert (outcome.code, "is not signed" in outcome.err) == (1, True)
 
 
+def test_of_several_keys_one_can_be_asked_for(ltd_pipe, signed, make_key, key_file, tmp_path):
+    """Bob is trusted, too; but what goes by his name has to be his."""
+    keys = tmp_path / "keys.pub"
+    keys.write_text("".join(k.with_suffix(".pub").read_text() for k in (key_file, make_key("bob"))))
+    words = ["store", "verify", signed, "--public-key", keys, "--signer"]
+    assert ltd_pipe(*words, "alice@example.com").code == 0
+    outcome = ltd_pipe(*words, "bob@example.com")
+    assert outcome.code == 1
+    assert "somebody else on the list: expected 'bob@example.com'" in outcome.err
+    assert "found alice@example.com" in outcome.err
+    assert ltd_pipe(*words[:3], "--signer", "alice@example.com").code == 2
+
+
 def test_a_signed_store_with_a_damaged_chunk_is_refused(ltd_pipe, signed, key_file):
     """The signature is right, and says nothing of a file that differs from the manifest."""
     chunk = signed / "logits/c/0/0"
