@@ -135,7 +135,8 @@ class Job:
                 alpha = matching_smoothing(summary.mean_entropy, labels.num_classes)
                 options += ["--smoothing", round(alpha, 6)]
                 row["smoothing"] = alpha
-        student = folder / "student"
+        # By arm: of a run that was killed, no other arm goes on.
+        student = folder / name
         beton = ("--data", data / "train.beton", "--out", student)
         self._once(student / "model.safetensors", "train", *beton, *options)
         for which in ("model", "last"):

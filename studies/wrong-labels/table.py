@@ -69,8 +69,8 @@ def page(rows: list[dict[str, Any]]) -> str:
         )
         parts.append(
             f"**{cell}**: {wrong} % of the training labels are wrong. The teacher is right on "
-            f"{teacher[0]} of the test images and {teacher[1]} of the training images, and agrees "
-            f"with {teacher[2]} of the training labels.\n"
+            f"{teacher[0]} % of the test images and {teacher[1]} % of the training images, and "
+            f"agrees with {teacher[2]} % of the training labels.\n"
         )
         lines = [_line(runs, arm, cell) for arm, of_arm in found.items() if of_arm]
         parts.append(table(HEAD, lines))

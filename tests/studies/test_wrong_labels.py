@@ -68,7 +68,7 @@ def test_the_table_pairs_runs_of_a_seed(tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run("table.py", tmp_path)
     table = (tmp_path / "table.md").read_text()
-    assert re.search(r"\*\*20 % uniform\*\*: 20\.0 ± 0\.0 % .* right on 99\.0 ± 0\.0 of", table)
+    assert re.search(r"\*\*20 % uniform\*\*: 20\.0 ± 0\.0 % .* right on 99\.0 ± 0\.0 % of", table)
     lines = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][2:]
     assert lines[0][:5] == ["| one-hot", "2", "1.00", "90.0 ± 0.0", ""]
     # By hand: 2 and 4 points, Student's t of one degree of freedom is 12.706.
