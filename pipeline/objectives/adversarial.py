@@ -33,13 +33,22 @@ class Clean(Objective):
 
 @dataclass(frozen=True)
 class Madry(Objective):
-    """Standard adversarial training (Madry et al. 2018), against the loss of truth or target."""
+    """Standard adversarial training (Madry et al. 2018), against one of three losses.
 
-    attack_label: Literal["truth", "target"] = "truth"
+    `likeliest` is the target's likeliest class, alone: right where the given label is wrong and the
+    teacher is not, and no more than the truth where both are right.
+    """
+
+    attack_label: Literal["truth", "target", "likeliest"] = "truth"
 
     def attack_loss(self, model: torch.nn.Module, batch: TrainBatch) -> LossOfLogits:
-        """CE(y, S(·)) or CE(q, S(·))."""
+        """CE(y, S(·)), CE(q, S(·)), or CE of the likeliest class."""
         del model
+        if self.attack_label == "likeliest":
+            best = batch.target.argmax(dim=1, keepdim=True)
+            return partial(
+                cross_entropy, target=torch.zeros_like(batch.target).scatter_(1, best, 1.0)
+            )
         return partial(cross_entropy, target=getattr(batch, self.attack_label))
 
     def loss(self, model: torch.nn.Module, batch: TrainBatch, adversarial: torch.Tensor) -> Loss:

@@ -259,8 +259,9 @@ class TrainParams(FitParams):
     igdm_weight: Number = Field(0.0, ge=0)
     """weight, at the end, of matching the teacher's change from x - δ to x + δ (Lee et al. 2025,
     whose CIFAR-100 script has 20); needs teacher; 0: none"""
-    attack_label: Literal["truth", "target"] = "truth"
-    """at: the attack maximises the loss of the ground truth, or of the target"""
+    attack_label: Literal["truth", "target", "likeliest"] = "truth"
+    """at: the attack maximises the loss of the ground truth, of the target, or of the class that
+    the target finds likeliest, which is for labels that may be wrong"""
     exits: tuple[int, ...] | None = None
     """exits: which are trained, such as [1, 3], counted from 1; null: all"""
     attacked_exits: Literal["last", "average", "max-average"] = "max-average"
@@ -452,15 +453,15 @@ class TrainParams(FitParams):
                 "attack_start: the attack_loss of trades has no gradient at the image; leave it "
                 "null, or choose another attack_loss"
             )
-        if self.attack_label == "target" and self.objective != "at":
+        if self.attack_label != "truth" and self.objective != "at":
             yield (
-                f"attack_label: target is for objective at, found {self.objective}, whose "
-                "attack_loss is its own: set attack_label: truth"
+                f"attack_label: {self.attack_label} is for objective at, found {self.objective}, "
+                "whose attack_loss is its own: set attack_label: truth"
             )
-        if self.attack_label == "target" and self.attack_loss is not None:
+        if self.attack_label != "truth" and self.attack_loss is not None:
             yield (
-                f"attack_label: target has no part in attack_loss {self.attack_loss}: set "
-                "attack_loss: null, or attack_label: truth"
+                f"attack_label: {self.attack_label} has no part in attack_loss {self.attack_loss}: "
+                "set attack_loss: null, or attack_label: truth"
             )
         if self.attack_start == "previous":
             yield from self._conflicts_of_carried()

@@ -48,6 +48,7 @@ ARMS = {
     "soft, 0.9": Arm("auto:0.9"),
     "soft, 0.99 (the default)": Arm("auto:0.99"),
     "soft, 0.99; attack on the target": Arm("auto:0.99", ("--attack-label", "target")),
+    "soft, 0.99; attack on the likeliest": Arm("auto:0.99", ("--attack-label", "likeliest")),
     "soft, 0.6 (high temperature)": Arm("auto:0.6"),
     # At the entropy of this store's labels.
     "smoothed, entropy of calibrated": Arm(CALIBRATED, ("--label-kind", "smooth")),

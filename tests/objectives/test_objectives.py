@@ -74,14 +74,18 @@ def test_clean_is_the_mean_cross_entropy():
     assert torch.equal(loss.logits, images)
 
 
-ATTACK_LABELS = [("truth", 2 * math.log(2.0)), ("target", 1.4 * math.log(2.0))]
+ATTACK_LABELS = [
+    ("truth", 2 * math.log(2.0)),
+    ("target", 1.4 * math.log(2.0)),
+    ("likeliest", math.log(2.0)),
+]
 
 
 @pytest.mark.parametrize(
     ("attack_label", "expected"), ATTACK_LABELS, ids=[name for name, _ in ATTACK_LABELS]
 )
 def test_madry_trains_on_the_attacked_images_with_the_soft_target(attack_label, expected):
-    """AT = CE(q, S(x')); x' maximises CE(y, S(·)) = ln 4 here, or CE(q, S(·))."""
+    """AT = CE(q, S(x')); x' maximises CE(y, S(·)) = ln 4 here, CE(q, S(·)), or that of q's top."""
     objective = objectives.Madry(attack_label)
     assert loss_of(objective, UNIFORM, LOGITS).value.item() == pytest.approx(1.4 * math.log(2.0))
     attack_loss = objective.attack_loss(Shift(), objectives.TrainBatch(UNIFORM, TARGET, TRUTH))
