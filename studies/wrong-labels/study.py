@@ -152,11 +152,11 @@ class Job:
 
     def _teacher(self, teacher: Path, folder: Path) -> dict[str, float]:
         """How good it is, and on training images how often right and how often as they say."""
-        right, store = folder / "right", folder / "calibrated.zarr"
+        right, store = folder / "right", folder / "teacher.zarr"
         data = folder / "data/train.beton"
         self._once(right / "test.beton.json", "prepare", "--out", right)
         given = ("--teacher", teacher, "--data", data, "--out", store)
-        self._once(store, "label", *given, "--temperature", CALIBRATED)
+        self._once(store, "label", *given, "--temperature", 1)
         truth, said = open_beton(right / "train.beton").labels, open_beton(data).labels
         answers = SoftLabels.open(store).gather(np.arange(len(truth))).argmax(axis=1)
         return {
