@@ -67,7 +67,7 @@ class TargetSoftness:
                 "which may cost robustness"
             )
         if self.contradictions > _MOST_CONTRADICTIONS:
-            remedy = "; 'rectify: true' lowers the weight of these"
+            remedy = "; if the teacher is at fault, 'rectify: true' lowers the weight of these"
             without = params.rectify or params.objective == "mtard"
             found.append(
                 f"{self.contradictions:.1%} of the labels contradict the ground truth"
