@@ -47,8 +47,12 @@ def validation_mask(sample_hash: NDArray[np.uint64], fraction: float) -> NDArray
         A function of each image alone: it does not change when images are added, removed or
         reordered, nor with the run's seed, and copies of an image are on the same side.
     """
-    draw = rng.bits(rng.stream_key(0, "validation"), sample_hash.view(np.int64))
-    return draw < np.uint64(int(fraction * 2**64))
+    return _share(sample_hash, fraction, rng.stream_key(0, "validation"))
+
+
+def _share(sample_hash: NDArray[np.uint64], share: float, key: int) -> NDArray[np.bool_]:
+    """An expected share of the images, by their hashes."""
+    return rng.bits(key, sample_hash.view(np.int64)) < np.uint64(int(share * 2**64))
 
 
 # --- Wrong labels, for studies of what they cost.
@@ -83,7 +87,6 @@ def wrong_labels(
     ParamsError
         When there is no similar class for one of these.
     """
-    index, count = sample_hash.view(np.int64), len(class_names)
     if params.wrong_labels_to == "similar":
         if unpaired := [name for name in class_names if _SIMILAR.get(name) not in class_names]:
             raise ParamsError(
@@ -95,10 +98,10 @@ def wrong_labels(
             )
         others = np.array([class_names.index(_SIMILAR[name]) for name in class_names])[labels]
     else:
-        key = rng.stream_key(params.wrong_labels_seed, "wrong-class")
-        others = (labels + 1 + rng.integers(key, index, count - 1)) % count
-    draw = rng.bits(rng.stream_key(params.wrong_labels_seed, "wrong-labels"), index)
-    chosen = (draw < np.uint64(int(params.wrong_labels * 2**64))) & (labels >= 0)
+        key, count = rng.stream_key(params.wrong_labels_seed, "wrong-class"), len(class_names)
+        others = (labels + 1 + rng.integers(key, sample_hash.view(np.int64), count - 1)) % count
+    key = rng.stream_key(params.wrong_labels_seed, "wrong-labels")
+    chosen = _share(sample_hash, params.wrong_labels, key) & (labels >= 0)
     return np.where(chosen, others, labels).astype(np.int32)
 
 
