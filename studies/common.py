@@ -22,7 +22,7 @@ from ltd_pipe.provenance import hardware, software
 from ltd_pipe.stages.cli import cli
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
 __all__ = [
@@ -34,8 +34,10 @@ __all__ = [
     "ltd_pipe",
     "matching_smoothing",
     "read_rows",
+    "settings",
     "smoothed_entropy",
     "spread",
+    "svg",
     "table",
     "write_runs",
 ]
@@ -44,6 +46,11 @@ __all__ = [
 def ltd_pipe(*words: object) -> None:
     """Run a command of ltd-pipe in this process: `ltd_pipe("label", "--out", path)`."""
     cli.main([str(word) for word in words], prog_name="ltd-pipe", standalone_mode=False)
+
+
+def settings(changes: Mapping[str, object]) -> list[str]:
+    """Changes of params.yaml as options of such a command: `-S NAME=VALUE` for each."""
+    return [word for name, value in changes.items() for word in ("-S", f"{name}={value}")]
 
 
 # --- Smoothing that is as soft as a teacher's labels.
@@ -142,13 +149,39 @@ _SETTINGS: dict[str, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.spines.left": False,
     "axes.grid": True,
+    "grid.color": "#dedad2",
+}
+_OF_LINES: dict[str, Any] = {
+    "axes.spines.left": False,
     "axes.grid.axis": "x",
     "axes.axisbelow": True,
-    "grid.color": "#dedad2",
     "ytick.major.size": 0,
 }
+
+
+def svg(
+    paint: Callable[[Figure], None],
+    size: tuple[float, float],
+    salt: str,
+    settings: Mapping[str, Any] | None = None,
+) -> str:
+    """What is painted on a figure of this size in inches: an SVG file, the same each time.
+
+    `salt` is a word that tells the ids of this figure from those of others; `settings` are
+    matplotlib's, beside those that all figures have.
+    """
+    text = io.StringIO()
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_SETTINGS | {"svg.hashsalt": salt} | dict(settings or {}))
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasSVG(figure)
+        paint(figure)
+        figure.savefig(text, format="svg", facecolor="white", metadata={"Date": None})
+    return text.getvalue()
+
+
 _TITLE = "Less one-hot labels of the same seed: mean, 95 % interval, each seed"
 
 
@@ -171,16 +204,9 @@ class Line:
 
 
 def draw(lines: Sequence[Line], salt: str) -> str:
-    """Differences of each arm to what it is compared with; an SVG file, the same for the same arms.
+    """Differences of each arm to what it is compared with; an SVG file as of `svg`."""
 
-    `salt` is a word that tells the ids of this figure from those of others.
-    """
-    text = io.StringIO()
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(_SETTINGS | {"svg.hashsalt": salt})
-        figure = Figure(figsize=(10, 1.3 + 0.3 * len(lines)), layout="constrained")
-        FigureCanvasSVG(figure)
+    def paint(figure: Figure) -> None:
         panels = figure.subplots(1, len(lines[0].panels), sharey=True)
         for axes, title in zip(np.atleast_1d(panels), lines[0].panels, strict=True):
             for row, line in enumerate(lines):
@@ -191,8 +217,8 @@ def draw(lines: Sequence[Line], salt: str) -> str:
         first.set_yticks(range(len(lines)), [line.label for line in lines])
         figure.suptitle(_TITLE, fontsize=10)
         first.set_ylim(len(lines) - 0.5, -0.5)
-        figure.savefig(text, format="svg", facecolor="white", metadata={"Date": None})
-    return text.getvalue()
+
+    return svg(paint, (10, 1.3 + 0.3 * len(lines)), salt, _OF_LINES)
 
 
 def _paint(

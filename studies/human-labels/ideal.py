@@ -20,9 +20,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 import numpy as np
 import torch
-from common import Line, append_row, difference, draw, ltd_pipe, read_rows, spread, table
+from common import (
+    Line,
+    append_row,
+    difference,
+    draw,
+    ltd_pipe,
+    matching_smoothing,
+    read_rows,
+    settings,
+    spread,
+    table,
+)
 from people import Answers
-from scipy.optimize import brentq
 from scipy.stats import entropy
 
 from ltd_pipe.attacks import Ball, Frozen
@@ -59,7 +69,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "network, T = 2": {"store": "network", "label_temperature": 2.0},
     "network, T = 3": {"store": "network", "label_temperature": 3.0},
 }
-QUICK_DATA = {"dataset": "digits", "channels": 1}
+QUICK_DATA = {"prepare.dataset": "digits", "prepare.channels": 1}
 QUICK = {
     "architecture": "small-cnn-w8",
     "epochs": 2,
@@ -96,17 +106,11 @@ def open_data(work: Path, images: Path | None, people: Path | None, tested: int)
             for split, other in (("train", "test"), ("test", "train")):
                 if not (links / split).exists():
                     (links / split).symlink_to((images / other).resolve())
-            changes = {"path": links}
-        settings = [f"prepare.{name}={value}" for name, value in changes.items()]
-        settings = ["prepare.validation_fraction=0", *settings]
-        words = [word for one in settings for word in ("-S", one)]
+            changes = {"prepare.path": links}
         where = ("--params", HERE / "params.yaml", "--out", work / "swapped")
-        ltd_pipe("prepare", *words, *where)
+        ltd_pipe("prepare", *settings({"prepare.validation_fraction": 0, **changes}), *where)
     train, test = map(open_beton, paths)
-    if images is not None and people is not None:
-        answers = Answers.read(people, images / "test", train)
-    else:
-        answers = Answers.made_up(train)
+    answers = Answers.of(train, people, images and images / "test")
     tested = min(tested, test.manifest.num_samples)
     others = select_images(ImageStream(test, CPU), test.manifest.num_samples, tested, 0)
     return Data(train, ImageStream(train, CPU), answers, others)
@@ -129,17 +133,6 @@ def store_of(work: Path, name: str, data: Data) -> SoftLabels:
             where = ("--data", data.train.path, "--out", path)
             ltd_pipe("store", "convert", npz, "--from", "npz", *where)
     return SoftLabels.open(path)
-
-
-def smoothing_of(mean_entropy: float, count: int) -> float:
-    """Label smoothing whose labels have this entropy, in nats."""
-
-    def excess(mass: float) -> float:
-        label = np.full(count, mass / count)
-        label[0] += 1 - mass
-        return float(entropy(label)) - mean_entropy
-
-    return float(brentq(excess, 0, 1))
 
 
 # --- One student.
@@ -199,7 +192,7 @@ def run_arm(
     store = store_of(work, name, data) if name else None
     if changes.get("label_kind") == "smooth":
         mean = float(entropy(data.answers.people, axis=1).mean())
-        changes["smoothing"] = smoothing_of(mean, data.train.manifest.num_classes)
+        changes["smoothing"] = matching_smoothing(mean, data.train.manifest.num_classes)
     params = TrainParams(**given | changes)
     split = split_samples(data.train, params.images, seed)
     model, told = train(data, params, store, split, seed)
@@ -322,14 +315,14 @@ def main(
             images, test_images, apgd_images = None, 60, 20
         given = dict(change.split("=", 1) for change in changes)
         params = load_params(HERE / "params.yaml", {"prepare.path": "images", **given}).train
-        settings = params.model_dump() | (QUICK if quick else {})
+        wanted = params.model_dump() | (QUICK if quick else {})
         data = open_data(folder, images, people, test_images)
         done = {(row["arm"], row["seed"]) for row in read_rows(results)}
         for seed in seeds:
             for arm in arms or ARMS:
                 if (arm, seed) in done:
                     continue
-                row = run_arm(folder, data, arm, settings, apgd_images, seed)
+                row = run_arm(folder, data, arm, wanted, apgd_images, seed)
                 append_row(results, row)
                 click.echo(f"{arm}, seed {seed}: {row['clean']:.1%}, {row['robust']:.1%}", err=True)
     rows = read_rows(results)

@@ -67,6 +67,13 @@ class Answers:
         return self.reviewed & (self.review[:, 0] < 3)
 
     @classmethod
+    def of(cls, images: Beton, path: Path | None, folder: Path | None) -> Answers:
+        """Those that are read, or made up where there is no file of them, or no folder."""
+        if path is None or folder is None:
+            return cls.made_up(images)
+        return cls.read(path, folder, images)
+
+    @classmethod
     def read(cls, path: Path, folder: Path, images: Beton) -> Answers:
         """Join the file's rows with a beton by the hash of the images' files.
 

@@ -10,26 +10,25 @@ by the commands of ltd-pipe, whose files are kept in WORK; a row of results is o
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import label_errors
-import matplotlib as mpl
 import numpy as np
-from common import append_row, ltd_pipe, read_rows, table
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
+from common import append_row, ltd_pipe, read_rows, settings, svg, table
 from people import Answers
 from scipy.optimize import brentq
 from scipy.special import log_softmax, rel_entr, softmax
 from scipy.stats import entropy
 
-from ltd_pipe.images.beton import Beton, open_beton
+from ltd_pipe.images.beton import open_beton
 from ltd_pipe.labels.derive import temperature_for
 from ltd_pipe.labels.reader import SoftLabels
 from ltd_pipe.labels.softmax import calibrated_temperature, solve_temperature
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
 PLACES = np.geomspace(0.25, 20, 129)
@@ -51,21 +50,21 @@ QUICK = {
 # --- One teacher: its answers, and the temperatures that the product would choose.
 
 
-def ask_teacher(work: Path, epochs: int, seed: int, settings: list[str]) -> tuple[Path, Path]:
+def ask_teacher(work: Path, epochs: int, seed: int, given: list[str]) -> tuple[Path, Path]:
     """Its labels of the training and of the test images, made unless they are there."""
     name = f"{epochs}-{seed}"
     teacher = work / "teachers" / name
-    settings = [*settings, "-S", f"seed={seed}"]
+    given = [*given, *settings({"seed": seed})]
     if not (teacher / "model.safetensors").exists():
         trained = ["--epochs", epochs, "--data", work / "data", "--out", teacher]
-        ltd_pipe("teacher", *settings, *trained)
+        ltd_pipe("teacher", *given, *trained)
     stores = []
     for split, temperature in (("train", "auto:calibrated"), ("test", "1")):
         stores.append(work / "labels" / name / f"{split}.zarr")
         if not stores[-1].exists():
             asked = ["--teacher", teacher / "model.safetensors", "--temperature", temperature]
             data = work / "data" / f"{split}.beton"
-            ltd_pipe("label", *settings, "--data", data, *asked, "--out", stores[-1])
+            ltd_pipe("label", *given, "--data", data, *asked, "--out", stores[-1])
     return stores[0], stores[1]
 
 
@@ -265,27 +264,14 @@ def error_table(rows: list[dict[str, Any]]) -> str:
     return table(["teacher", "labels at", "ranked by", *head], lines)
 
 
-_SETTINGS: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "human-labels",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dedad2",
-}
 _MARKS = {"least KL": "o", "auto:calibrated": "s", "auto:0.95": "^", "auto:0.9": "v"}
 _COLOURS = ("#1f5fbf", "#b4520a", "#2f7d4f")
 
 
 def figure(rows: list[dict[str, Any]]) -> str:
     """Divergence and entropy gap by temperature, a line for each teacher's seed; an SVG file."""
-    text = io.StringIO()
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(_SETTINGS)
-        drawn = Figure(figsize=(10, 4), layout="constrained")
-        FigureCanvasSVG(drawn)
+
+    def paint(drawn: Figure) -> None:
         panels = drawn.subplots(1, 2)
         for colour, (teacher, of) in zip(_COLOURS, by_teacher(rows).items(), strict=False):
             for row in of:
@@ -309,8 +295,8 @@ def figure(rows: list[dict[str, Any]]) -> str:
             axes.set_xticks([0.25, 0.5, 1, 2, 5, 10, 20], ["¼", "½", "1", "2", "5", "10", "20"])
             axes.minorticks_off()
             axes.set_xlabel("temperature")
-        drawn.savefig(text, format="svg", facecolor="white", metadata={"Date": None})
-    return text.getvalue()
+
+    return svg(paint, (10, 4), "human-labels")
 
 
 _LEGEND = """\
@@ -342,13 +328,6 @@ def page(rows: list[dict[str, Any]]) -> str:
 # --- The program.
 
 
-def answers_for(images: Beton, people: Path | None, source: Path | None) -> Answers:
-    """People's answers in the beton's order, made up where there are none."""
-    if people is None or source is None:
-        return Answers.made_up(images)
-    return Answers.read(people, source / "test", images)
-
-
 @click.command()
 @click.option("--images", type=click.Path(path_type=Path, exists=True), help="CIFAR-10's folders.")
 @click.option("--people", type=click.Path(path_type=Path, exists=True), help="Their answers, .npz.")
@@ -373,12 +352,12 @@ def main(
     if not only_table:
         if folder is None or ((images is None or people is None) and not quick):
             raise click.UsageError("--folder, and --images and --people (or --quick), are needed")
-        settings = ["--params", str(HERE / "params.yaml")]
         changes = QUICK if quick else {"prepare.path": images}
-        settings += [word for name, value in changes.items() for word in ("-S", f"{name}={value}")]
+        given = ["--params", str(HERE / "params.yaml"), *settings(changes)]
         if not (folder / "data" / "test.beton").exists():
-            ltd_pipe("prepare", *settings, "--out", folder / "data")
-        answers = answers_for(open_beton(folder / "data" / "test.beton"), people, images)
+            ltd_pipe("prepare", *given, "--out", folder / "data")
+        tested = open_beton(folder / "data" / "test.beton")
+        answers = Answers.of(tested, people, images and images / "test")
         done = {(row["teacher"], row["seed"]) for row in read_rows(results)}
         if (NETWORK, None) not in done:
             append_row(results, {"teacher": NETWORK, "seed": None, **row_of_network(answers)})
@@ -387,7 +366,7 @@ def main(
                 name = f"{length} epochs"
                 if (name, seed) in done:
                     continue
-                stores = ask_teacher(folder, length, seed, settings)
+                stores = ask_teacher(folder, length, seed, given)
                 row = row_of_teacher(answers, *map(SoftLabels.open, stores))
                 append_row(results, {"teacher": name, "seed": seed, **row})
     rows = read_rows(results)

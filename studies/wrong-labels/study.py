@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 import torch
-from common import append_row, ltd_pipe, matching_smoothing, read_rows
+from common import append_row, ltd_pipe, matching_smoothing, read_rows, settings
 
 from ltd_pipe.images.beton import open_beton
 from ltd_pipe.labels.reader import SoftLabels
@@ -71,18 +71,14 @@ CELLS = (
     *(Cell(0.4, "similar"), Cell(0.2, "similar"), Cell(0.1), Cell(0.1, "similar")),
 )
 # What --quick changes.
-QUICK = (
-    *("-S", "teacher.epochs=2", "-S", "teacher.architecture=small-cnn-w8"),
-    *(
-        "-S",
-        "train.epochs=1",
-        "-S",
-        "train.architecture=small-cnn-w8",
-        "-S",
-        "train.attack_steps=1",
-    ),
-    *("-S", "evaluate.images=8"),
-)
+QUICK = {
+    "teacher.epochs": 2,
+    "teacher.architecture": "small-cnn-w8",
+    "train.epochs": 1,
+    "train.architecture": "small-cnn-w8",
+    "train.attack_steps": 1,
+    "evaluate.images": 8,
+}
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,7 @@ class Job:
     arms: tuple[str, ...]
     rows: Path
     work: Path
-    options: tuple[str, ...]
+    changes: dict[str, object]
 
     def run(self) -> None:
         """Make the runs that the rows have not yet, and add a row for each."""
@@ -169,8 +165,8 @@ class Job:
     def _once(self, made: Path, command: str, *words: object) -> None:
         """Run a command, unless what it makes is there."""
         if not made.exists():
-            shared = ("--params", HERE / self.data / "params.yaml", "-S", f"seed={self.seed}")
-            ltd_pipe(command, *shared, *self.options, *words)
+            given = settings({"seed": self.seed, **self.changes})
+            ltd_pipe(command, "--params", HERE / self.data / "params.yaml", *given, *words)
 
 
 def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -227,7 +223,7 @@ def main(
     )
     rows.parent.mkdir(parents=True, exist_ok=True)
     jobs = [
-        Job(data, cell, seed, arms or tuple(ARMS), rows, work, QUICK if quick else ())
+        Job(data, cell, seed, arms or tuple(ARMS), rows, work, QUICK if quick else {})
         for seed in range(seeds)
         for cell in CELLS[:cells]
     ]

@@ -135,7 +135,7 @@ def test_people_say_of_real_images_what_was_published(tmp_path):
 def test_smoothed_labels_have_the_entropy_that_was_asked_for():
     """Of ten classes, a tenth of the mass spread evenly."""
     wanted = entropy([0.91, *[0.01] * 9])
-    assert ideal.smoothing_of(float(wanted), 10) == pytest.approx(0.1)
+    assert ideal.matching_smoothing(float(wanted), 10) == pytest.approx(0.1)
 
 
 @pytest.mark.slow
