@@ -165,6 +165,7 @@ def _settings(params: Params, subject: Subject, test: TestImages) -> dict[str, A
         "tf32": torch.backends.cudnn.allow_tf32,
         "seed": params.seed,
         **subject.facts(),
+        "dataset": subject.images.manifest.dataset,
         # Of the source, however it was stored and resized.
         "data_fingerprint": subject.images.manifest.fingerprint,
         "image_shape": list(subject.model.shape),

@@ -290,6 +290,7 @@ class Settings(Document):
     architecture: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    dataset: str | None = None
     data_fingerprint: str | None = None
     image_shape: tuple[int, ...] | None = None
     pixels_sha256: str | None = None

@@ -110,7 +110,9 @@ def _front_matter(facts: CardFacts) -> str:
     metadata |= {"library_name": "ltd-pipe", "pipeline_tag": "image-classification", "tags": tags}
     # What programs read has no place for a warning: a quick look is not in it.
     if evaluation is not None and not evaluation.metrics.quick:
-        results = list(_eval_results(evaluation, run.data.dataset if run.data else "unknown"))
+        # Evaluations of before do not say: the training images have the same name, mostly.
+        dataset = evaluation.settings.dataset or (run.data.dataset if run.data else "unknown")
+        results = list(_eval_results(evaluation, dataset))
         metadata |= {"model_name": one_line(facts.name), "eval_results": results}
     return ModelCardData(**metadata).to_yaml()
 

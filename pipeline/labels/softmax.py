@@ -286,7 +286,9 @@ def calibrated_temperature(
             "label.temperature",
             f"auto:calibrated: the negative log likelihood of {count:,} validation images has no "
             f"least between {_COLDEST:g} and {_HOTTEST:g}",
-            expected="answers that are better than chance, and not all right",
+            expected="answers that are not all right, of a teacher sure enough to need no lower one"
+            if at == 0
+            else "answers better than chance, of a teacher not so sure as to need a higher one",
             found=f"the least at {math.exp(place[at]):g}, with {right}",
             remedy="Ask for a mean top probability, such as auto:0.95, or set a number.",
         )

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from common import append_row, ltd_pipe, matching_smoothing, read_rows, settings
 
+from ltd_pipe.errors import ParamsError
 from ltd_pipe.images.beton import open_beton
 from ltd_pipe.labels.reader import SoftLabels
 from ltd_pipe.models.facts import read_facts
@@ -50,6 +51,8 @@ ARMS = {
     "soft, 0.99; attack on the target": Arm("auto:0.99", ("--attack-label", "target")),
     "soft, 0.99; attack on the likeliest": Arm("auto:0.99", ("--attack-label", "likeliest")),
     "soft, 0.6 (high temperature)": Arm("auto:0.6"),
+    # So cold that nothing but its likeliest class is left: relabelling, no softness.
+    "the teacher's hard answers": Arm("0.001", ("--attack-label", "likeliest")),
     # At the entropy of this store's labels.
     "smoothed, entropy of calibrated": Arm(CALIBRATED, ("--label-kind", "smooth")),
 }
@@ -106,7 +109,14 @@ class Job:
             quiet.enter_context(contextlib.redirect_stderr(log))
             for arm in left:
                 begin = time.monotonic()
-                row = self._row(folder, arm)
+                try:
+                    row = self._row(folder, arm)
+                except ParamsError as error:
+                    # Where the teacher's answers on the validation split are all right.
+                    if not error.what.startswith(CALIBRATED):
+                        raise
+                    row = {"arm": arm, **self.cell._asdict(), "seed": self.seed}
+                    row["refused"] = error.found
                 append_row(self.rows, row | {"seconds": round(time.monotonic() - begin, 1)})
         shutil.rmtree(folder)
 
@@ -120,7 +130,7 @@ class Job:
         row |= self._teacher(teacher, folder)
         options = list(arm.options)
         if arm.temperature:
-            store = folder / f"{arm.temperature.partition(':')[2]}.zarr"
+            store = folder / f"{arm.temperature.removeprefix('auto:')}.zarr"
             beton = ("--teacher", teacher, "--data", data / "train.beton")
             self._once(store, "label", *beton, "--temperature", arm.temperature, "--out", store)
             labels = SoftLabels.open(store)

@@ -32,7 +32,8 @@ class Runs:
     """Rows by arm, cell and seed."""
 
     def __init__(self, rows: list[dict[str, Any]]) -> None:
-        self._rows = {key_of(row): row for row in rows}
+        # Of a run whose temperature was refused there is nothing to compare.
+        self._rows = {key_of(row): row for row in rows if "refused" not in row}
 
     def of(self, arm: str, cell: Cell) -> dict[int, dict[str, Any]]:
         """Of each seed its run."""
@@ -56,7 +57,7 @@ class Runs:
 
 def page(rows: list[dict[str, Any]]) -> str:
     """The table of each cell that has runs."""
-    runs, parts = Runs(rows), [_LEGEND.format(n=rows[0]["best"]["n"])]
+    runs, parts = Runs(rows), [_LEGEND.format(n=_tested(rows))]
     for cell in sorted(CELLS, key=lambda cell: (not cell.share, cell.to != "uniform", cell)):
         found = {arm: runs.of(arm, cell) for arm in ARMS}
         every = [run for of_arm in found.values() for run in of_arm.values()]
@@ -75,6 +76,12 @@ def page(rows: list[dict[str, Any]]) -> str:
         lines = [_line(runs, arm, cell) for arm, of_arm in found.items() if of_arm]
         parts.append(table(HEAD, lines))
     return "\n".join(parts)
+
+
+def _tested(rows: list[dict[str, Any]]) -> int:
+    """How many test images; the same of all runs."""
+    (count,) = {row["best"]["n"] for row in rows if "best" in row}
+    return int(count)
 
 
 def _line(runs: Runs, arm: str, cell: Cell) -> list[str]:

@@ -283,6 +283,10 @@ def test_hugging_face_reads_the_front_matter(folder):
         "robust accuracy, autoattack, linf, eps 0.1": 0.68,
     }
     assert {result.dataset_name for result in data.eval_results} == {"digits, 500 test images"}
+    # The name of training images with wrong labels is not that of the test images.
+    edit(folder / "evaluation/settings.json", dataset="right digits")
+    data = huggingface_hub.ModelCard(format_card(whole(folder))).data
+    assert {result.dataset_type for result in data.eval_results} == {"right digits"}
 
 
 # What a card is made of, beside names.
@@ -309,7 +313,12 @@ def test_names_from_strangers_are_only_shown(folder, hostile):
     measured = facts.evaluation
     metrics = measured.metrics.model_copy(update={"not_measured": (hostile,), "norm": hostile})
     settings = measured.settings.model_copy(
-        update={"flags": (hostile,), "autoattack_version": hostile, "software": {hostile: hostile}}
+        update={
+            "flags": (hostile,),
+            "autoattack_version": hostile,
+            "dataset": hostile,
+            "software": {hostile: hostile},
+        }
     )
     facts = dataclasses.replace(
         facts,

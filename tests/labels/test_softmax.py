@@ -166,6 +166,10 @@ NO_LEAST = {
         np.eye(10)[(np.arange(50) + 1) % 10] * 5,
         "the least at 20, with 0 of 50 answers right",
     ),
+    "hardly trained": (
+        np.eye(10)[(np.arange(50) + (np.arange(50) < 5)) % 10] * 0.05,
+        "the least at 0.05, with 45 of 50 answers right",
+    ),
 }
 
 
