@@ -33,6 +33,7 @@ WORK = {
     "teacher": _TRAINING,
     "student": (*_TRAINING, "labels.reader"),
     "evaluate": ("evaluation.robustness", "images.stream"),
+    "audit": ("evaluation.audit", "images.stream"),
     "label": ("labels.labelling", "labels.writer", "models.foreign", "images.stream"),
 }
 # What work imports, and what no number goes through: files, messages, a store's README.md.

@@ -5,16 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ltd_pipe import provenance
 from ltd_pipe.errors import ModelError
 from ltd_pipe.evaluation.results import FEW_IMAGES, Audit, threat_text
-from ltd_pipe.provenance import software
-from ltd_pipe.publish import write_json, write_text
+from ltd_pipe.publish import remove_state, write_json, write_text
 from ltd_pipe.stages import options
-from ltd_pipe.stages.console import Ticker, bar, doing, json_option, say
+from ltd_pipe.stages.console import Ticker, bar, doing, json_option, say, stoppable, tell
 from ltd_pipe.stages.evaluation_options import measuring, measuring_options
 
 if TYPE_CHECKING:
@@ -83,13 +83,15 @@ def audit(
         square_queries=square_queries,
         norm=section.norm,
     )
-    with measuring(out / "audit.json") as world:
+    with stoppable("checked"), measuring(out / "audit.json") as world:
         with doing("loading images and models"):
             subject = named.load(world.device(choose_device(params.device)), strict=True)
         count, total = section.images, subject.images.manifest.num_samples
         if at_most is not None:
             count = min(at_most, total if count is None else count)
-        found = _run(subject, subject.select(count, params.seed), settings, world)
+        test = subject.select(count, params.seed)
+        state = _state(out, subject, test, settings, world)
+        found = _run(subject, test, settings, state, world)
         if not world.is_main:
             return
         (out / "loss_surface.svg").unlink(missing_ok=True)
@@ -100,11 +102,43 @@ def audit(
             ball = Ball(settings.norm, settings.eps)
             write_text(out / "loss_surface.svg", draw_surface(found.loss_surface, ball))
         write_json(out / "audit.json", found.dump())
+        remove_state(state.folder)
     say(found.dump(), audit_lines(found, named.model.text))
     sys.exit(0 if found.passed or report_only else 1)
 
 
-def _run(subject: Subject, test: TestImages, settings: AuditSettings, world: World) -> Audit:
+def _state(
+    out: Path, subject: Subject, test: TestImages, settings: AuditSettings, world: World
+) -> provenance.StateRecord:
+    """Of this audit's finished batches: all that decides them, and what rounds."""
+    rounds: dict[str, Any] = {
+        "software": provenance.software(),
+        "hardware": provenance.hardware(),
+    }
+    decides = {
+        **subject.facts(),
+        **vars(settings),
+        "n": len(test),
+        "pixels_sha256": test.pixels_sha256,
+        "pyautoattack": rounds["software"]["pyautoattack"],
+        "code": provenance.code_digest("audit"),
+        "sources": [[source.sha256, source.model.description] for source in subject.sources],
+    }
+    rounds["device"] = subject.model.mean.device.type
+    world.broadcast_config(decides | {"software": rounds["software"]}, lambda: None)
+    state = provenance.StateRecord(out.parent / "state", "audit", out.name, decides, rounds)
+    if note := state.note():
+        tell(note)
+    return state
+
+
+def _run(
+    subject: Subject,
+    test: TestImages,
+    settings: AuditSettings,
+    state: provenance.StateRecord,
+    world: World,
+) -> Audit:
     """What audit.json holds: what was audited, how hard, and the verdict."""
     from ltd_pipe.evaluation.audit import audit as run_audit
 
@@ -113,14 +147,19 @@ def _run(subject: Subject, test: TestImages, settings: AuditSettings, world: Wor
         "n": len(test),
         **vars(settings),
         "sources": [source.name for source in subject.sources],
-        "software": software(),
+        "software": provenance.software(),
     }
-    world.broadcast_config(head | {"pixels_sha256": test.pixels_sha256}, lambda: None)
     models = {source.name: source.model for source in subject.sources}
     try:
         with bar() as progress:
             found = run_audit(
-                subject.model, test, settings, sources=models, tick=Ticker(progress), world=world
+                subject.model,
+                test,
+                settings,
+                sources=models,
+                state=state,
+                tick=Ticker(progress),
+                world=world,
             )
     except ModelError as error:
         return Audit(**head, passed=False, refused=str(error), findings=())

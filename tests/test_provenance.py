@@ -51,14 +51,16 @@ DECIDES_NOTHING = [
     "stages/train.py",
 ]
 TRAINING = {"teacher", "student"}
+MEASURING = {"evaluate", "audit"}
 DECIDES = {
     "training/step.py": TRAINING,
     "objectives/distillation.py": TRAINING,
-    "evaluation/robustness.py": {"evaluate"},
+    "evaluation/audit.py": {"audit"},
+    "evaluation/robustness.py": MEASURING,
     "labels/labelling.py": {"label"},
-    "models/networks.py": TRAINING | {"evaluate", "label"},
-    "images/stream.py": TRAINING | {"evaluate", "label"},
-    "rng.py": TRAINING | {"evaluate", "label"},
+    "models/networks.py": TRAINING | MEASURING | {"label"},
+    "images/stream.py": TRAINING | MEASURING | {"label"},
+    "rng.py": TRAINING | MEASURING | {"label"},
 }
 
 
@@ -94,10 +96,10 @@ def test_work_that_is_not_there_is_no_work(tmp_path):
         code_digest("label", root=tmp_path)
 
 
-# Options and wiring, warnings, files that are fetched or written, and what lies below all.
+# Options, wiring, warnings, pictures, files that are fetched or written, and what lies below all.
 UNDECIDING = (
     *("stages", "stages.*", "params", "params.*", "evaluation", "evaluation.*", "training"),
-    "distributed",
+    *("distributed", "report.surface"),
     *("labels.card", "labels.derive", "labels.remote", "labels.files", "labels.verify"),
     *("labels.labelling", "labels.writer"),
     *("models.foreign", "images.sources"),

@@ -10,7 +10,7 @@ to be masked exceed and normally adversarially trained ones do not, both of whic
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -19,12 +19,12 @@ import torch
 from torch.nn import functional
 
 from ltd_pipe import rng
-from ltd_pipe.attacks import Ball, input_gradient
+from ltd_pipe.attacks import Ball, Frozen, input_gradient
 from ltd_pipe.distributed import ALONE, World
 from ltd_pipe.errors import ModelError
 from ltd_pipe.evaluation import attacks, checks
 from ltd_pipe.evaluation.attacks import GradientAttack
-from ltd_pipe.evaluation.bench import Bench, silent
+from ltd_pipe.evaluation.bench import Bench, Journal, silent
 from ltd_pipe.evaluation.results import SLACK, EpsPoint, Finding, LossSurface, weak_source
 from ltd_pipe.evaluation.robustness import automatic_curve, largest_radius
 from ltd_pipe.evaluation.statistics import beats_chance
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ltd_pipe.attacks import Norm
     from ltd_pipe.evaluation.bench import TestImages, Tick
     from ltd_pipe.models.classifier import Classifier
+    from ltd_pipe.provenance import StateRecord
 
 
 # --- The loss around images: along the gradient, and along a random direction.
@@ -152,20 +153,28 @@ def audit(
     settings: AuditSettings,
     *,
     sources: Mapping[str, Classifier] = MappingProxyType({}),
+    state: StateRecord | None = None,
     tick: Tick = silent,
     world: World = ALONE,
 ) -> AuditResult:
     """Run all checks on a model in evaluation mode, on its device.
 
     Adversarial images of the `sources`, other models of the same images by their names, are tried
-    on it. `tick` is told what is under way, the images just done, and at most how many are to come.
+    on it. `state` keeps the finished batches and all that decides them, and existing ones are
+    continued; None: an interrupted audit starts over.
+
+    `tick` is told what is under way, the images just done, and at most how many are to come.
     The processes of the `world` share the batches of each attack, and all have the result.
     A ModelError when the model knows nothing of the clean images, is in training mode, or gives
     logits that are not finite.
     """
     images, _, _ = test.take(torch.arange(min(len(test), checks.PROBED)))
     checks.require_evaluated(model, checks.probes(images))
-    bench = Bench(model, test, settings.seed, settings.batch_size, tick=tick, world=world)
+    journal = Journal(None if state is None else state.folder, state)
+    bench = Bench(model, test, settings.seed, settings.batch_size, journal, tick, world=world)
+    # Attacked frozen, which is faster.
+    bench = replace(bench, model=Frozen(model).current())
+    sources = {name: Frozen(source).current() for name, source in sources.items()}
     made = _Checks(bench, settings)
     n, hits = len(test), int(made.clean.sum())
     if not beats_chance(hits, n, model.num_classes):
@@ -184,7 +193,7 @@ def audit(
     }
     weak = {name: weak_source(name, right, n, model.num_classes) for name, right in known.items()}
     findings = [
-        *made.soundness(),
+        *made.soundness(model),
         *made.strength(plain),
         *by_loss,
         *made.black_box({name: one for name, one in sources.items() if not weak[name]}),
@@ -231,8 +240,8 @@ class _Checks:
         self, name: str, before: torch.Tensor, ball: Ball | None = None, **settings: Any
     ) -> torch.Tensor:
         """The images, of some that stood before, that stay right under PGD."""
-        first, given = settings.pop("first", 0), {"steps": self.settings.steps} | settings
-        attack = GradientAttack(name, **given)
+        first, filed = settings.pop("first", 0), settings.pop("filed", name)
+        attack = GradientAttack(filed, **{"steps": self.settings.steps} | settings)
         return attacks.run(self.bench, attack, ball or self.ball, before, name, first=first)[0]
 
     def package(self, attack: str) -> torch.Tensor:
@@ -242,25 +251,25 @@ class _Checks:
         # What the package warns of is what the checks measure.
         return attacks.run_one(self.bench, adversary, attack, self.clean, [])
 
-    def soundness(self) -> Iterator[Finding]:
-        """Answers that can be relied on, and gradients that can be followed."""
+    def soundness(self, model: Classifier) -> Iterator[Finding]:
+        """Of the model as it is: answers to rely on, and gradients to follow."""
         different, dead = (torch.zeros(len(self.test), dtype=torch.bool) for _ in range(2))
         for rows in torch.split(self.rows, self.settings.batch_size):
             images, labels, index = self.test.take(rows)
             with torch.no_grad():
-                once = self.model(images)
+                once = model(images)
                 # The other order leaves the batch's statistics as they are; halves change them.
                 others = (
-                    self.model(images),
-                    self.model(images.flip(0)).flip(0),
-                    checks.in_halves(self.model, images),
+                    model(images),
+                    model(images.flip(0)).flip(0),
+                    checks.in_halves(model, images),
                 )
             for again in others:
                 different[rows] |= checks.differ(once, again).cpu()
             # At the image itself, and where PGD begins.
             for start in (images, self.ball.uniform(images, index, self.key)):
                 loss = attacks.cross_entropy()(labels)
-                flat = input_gradient(self.model, start, loss).flatten(1)
+                flat = input_gradient(model, start, loss).flatten(1)
                 alive = torch.isfinite(flat).all(dim=1) & (flat != 0).any(dim=1)
                 dead[rows] |= ~alive.cpu()
         yield self.finding("deterministic", different)
@@ -299,15 +308,19 @@ class _Checks:
         """Attacks without the model's gradient break nothing that those with it do not."""
         yield self.finding("white box beats Square", self.strongest & ~self.package("square"))
         transfer = GradientAttack("transfer", steps=self.settings.steps)
-        for name, source in sources.items():
+        for number, (name, source) in enumerate(sources.items()):
             attack = transfer.on(source, self.ball, self.key)
-            left = self.bench.correct("transfer", self.strongest, attack, title="transfer")
+            filed = f"transfer-{number}"
+            left = self.bench.correct(filed, self.strongest, attack, title="transfer")
             yield self.finding("white box beats transfer from", self.strongest & ~left, name)
 
     def radii(self) -> Finding:
         """What is broken within a ball is broken within a larger one."""
         radii = (self.settings.eps * factor for factor in (0.25, 0.5, 1.0, 2.0, 4.0))
         balls = [Ball(self.settings.norm, eps) for eps in radii if eps <= self.everything]
-        left = [self.pgd("curve over eps", self.clean, ball, steps=20) for ball in balls]
+        left = [
+            self.pgd("curve over eps", self.clean, ball, steps=20, filed=f"radius-{ball.eps!r}")
+            for ball in balls
+        ]
         risen = torch.stack([late & ~early for early, late in pairwise(left)])
         return self.finding("accuracy falls with eps", risen.any(dim=0))

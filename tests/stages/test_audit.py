@@ -1,9 +1,12 @@
 """`ltd-pipe audit`: a verdict, and an exit code that a script can use."""
 
 import json
+import signal
+from pathlib import Path
 
 import torch
 
+from ltd_pipe.evaluation.bench import Journal
 from ltd_pipe.evaluation.results import Audit, Finding, read_audit
 from ltd_pipe.models.checkpoint import load_classifier, save_classifier
 from ltd_pipe.provenance import sha256_file
@@ -39,6 +42,40 @@ def _require_self_explaining(folder):
     assert summary["zero_accuracy_at_eps"] == min(zero)
     assert "offsets[i] along the gradient" in summary["loss_surface"]["what"]
     assert "Loss around" in (folder / "loss_surface.svg").read_text()
+
+
+def test_interrupted_it_goes_on_and_ends_with_the_same_bytes(ltd_pipe, project, monkeypatch):
+    """No batch is attacked again, and no two attacks share a record."""
+    append, read, place = Journal.append, Journal.read, project / "data/audit/audit.json"
+    asked, kept = [], []
+
+    def noted(journal, name, *words):
+        kept.append(name)
+        append(journal, name, *words)
+        if name == "autoattack-apgd-t":
+            signal.raise_signal(signal.SIGTERM)
+
+    other = project / "other.safetensors"
+    other.write_bytes((project / TEACHER).read_bytes())
+    words = ("audit", STUDENT, "--source", TEACHER, "--source", other, *QUICK, "--force")
+    with monkeypatch.context() as during:
+        during.setattr(Journal, "append", noted)
+        stopped = ltd_pipe(*words)
+    assert stopped.code == 130
+    assert "Stopped by SIGTERM. Run it again: what is checked is kept." in stopped.err
+    assert not place.exists()
+    before = {*kept}
+    with monkeypatch.context() as during:
+        during.setattr(Journal, "read", lambda *given: asked.append(given[1]) or read(*given))
+        during.setattr(Journal, "append", lambda *given: kept.append(given[1]) or append(*given))
+        assert ltd_pipe(*words).code == 0
+    assert len(asked) == len({*asked})
+    assert {"clean", "transfer-0", "transfer-1"} <= {*asked}
+    assert len(kept) == len({*kept}) > len(before)
+    assert not Path("data/state").exists()
+    resumed = place.read_bytes()
+    assert ltd_pipe(*words).code == 0
+    assert place.read_bytes() == resumed
 
 
 def saturate(path):
