@@ -31,7 +31,7 @@ from scipy.stats import t
 from tables import table
 
 from ltd_pipe.attacks import Frozen
-from ltd_pipe.device import PrecisionSettings, choose_precision, deterministic
+from ltd_pipe.device import PrecisionSettings, choose_device, choose_precision, deterministic
 from ltd_pipe.images.beton import open_beton, write_betons
 from ltd_pipe.images.sources import open_source
 from ltd_pipe.images.stream import ImageStream
@@ -53,7 +53,7 @@ from ltd_pipe.training.trainer import Watcher
 if TYPE_CHECKING:
     from ltd_pipe.images.beton import Beton
 
-CPU = torch.device("cpu")
+CPU = choose_device("cpu")
 EPS = 8 / 255
 RESULTS = Path(__file__).parent / "results" / "passes_to_robustness.jsonl"
 # What all ways have in common.
@@ -82,9 +82,10 @@ class Way(NamedTuple):
 CARRIED = {"attack_start": "previous"}
 PGD = {"attack_steps": 10, "step_size": 2 / 255}
 NFGSM = {"attack": "n-fgsm"}
+BASE = "PGD-10"
 WAYS = {
     "PGD-10, torchattacks in a plain loop": Way(PGD, plain=True),
-    "PGD-10": Way(PGD),
+    BASE: Way(PGD),
     "PGD-10, from the teacher": Way(PGD, from_teacher=True),
     "N-FGSM": Way(NFGSM),
     "N-FGSM, from the teacher": Way(NFGSM, from_teacher=True),
@@ -285,23 +286,43 @@ def read(results: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
 
 
+def half_interval(values: list[float]) -> float:
+    """Half of the 95 % interval of a mean over seeds, by Student's t."""
+    scale = np.std(values, ddof=1) / math.sqrt(len(values))
+    return float(t.ppf(0.975, len(values) - 1) * scale)
+
+
 def interval(values: list[float]) -> str:
-    """Mean and 95 % interval over seeds, in percent, by Student's t."""
+    """Mean and 95 % interval over seeds, in percent."""
     mean = float(np.mean(values))
     if len(values) < 2:
         return f"{mean:.1%}"
-    half = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
-    return f"{100 * mean:.1f} ± {100 * half:.1f} %"
+    return f"{100 * mean:.1f} ± {100 * half_interval(values):.1f} %"
+
+
+def apart(found: list[dict[str, Any]], base: list[dict[str, Any]], measure: str) -> str:
+    """The mean difference within a seed, in points, with its 95 % interval."""
+    of = {row["seed"]: row[measure] for row in base}
+    values = [row[measure] - of[row["seed"]] for row in found if row["seed"] in of]
+    if found is base or len(values) < 2:
+        return ""
+    mean, half = 100 * float(np.mean(values)), 100 * half_interval(values)
+    return f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})".replace("-", "−")
 
 
 def summary(rows: list[dict[str, Any]]) -> list[str]:
-    """For each network a table of its ways and numbers of epochs, by passes."""
+    """For each network a table of its ways and numbers of epochs, by passes.
+
+    Differences are between runs of the same seed.
+    """
     lines = []
     for network in sorted({row["network"] for row in rows}):
         of = [row for row in rows if row["network"] == network]
         groups: dict[tuple[int, str, int], list[dict[str, Any]]] = {}
         for row in of:
             groups.setdefault((row["passes"], row["way"], row["epochs"]), []).append(row)
+        base = max((key for key in groups if key[1] == BASE), default=None)
+        against = [] if base is None else groups[base]
         cells = [
             [
                 way,
@@ -310,11 +331,13 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
                 f"{np.median([row['seconds'] for row in found]):,.0f}",
                 interval([row["clean"] for row in found]),
                 interval([row["apgd-t"] for row in found]),
+                *(apart(found, against, measure) for measure in ("clean", "apgd-t")),
                 f"{len(found)}",
             ]
             for (count, way, epochs), found in sorted(groups.items())
         ]
-        head = ["way", "epochs", "million passes", "seconds", "clean", "APGD-CE + APGD-T", "seeds"]
+        head = ["way", "epochs", "million passes", "seconds", "clean", "APGD-CE + APGD-T"]
+        head += ["clean less PGD-10's longest", "robust less that", "seeds"]
         lines += [f"{network}:", "", table(head, cells), ""]
         lines += reach(network, groups)
     return lines
@@ -323,7 +346,7 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
 def reach(network: str, groups: dict[tuple[int, str, int], list[dict[str, Any]]]) -> list[str]:
     """The fewest passes with which each way has PGD-10's best accuracy less one point."""
     means = {key: float(np.mean([row["apgd-t"] for row in found])) for key, found in groups.items()}
-    ours = {key: mean for key, mean in means.items() if key[1] == "PGD-10"}
+    ours = {key: mean for key, mean in means.items() if key[1] == BASE}
     if not ours:
         return []
     best = max(ours.values())

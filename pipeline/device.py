@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from ltd_pipe.errors import MachineError
+from ltd_pipe.threads import keep_memory
 
 if TYPE_CHECKING:
     from ltd_pipe.models.classifier import Classifier
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that `auto`, `cpu` or `cuda` means here.
+    """The device that `auto`, `cpu` or `cuda` means here, and on a CPU memory kept for passes.
 
     Raises
     ------
@@ -34,6 +35,7 @@ def choose_device(name: str) -> torch.device:
         When cuda is asked for and there is none.
     """
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        keep_memory()
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise MachineError(

@@ -86,3 +86,34 @@ def test_the_command_sets_it_before_torch_is_loaded():
         check=False,
     )
     assert "GOMP_SPINCOUNT = '1000'" in ran.stderr
+
+
+REPEATED = """
+import resource, torch
+from ltd_pipe.device import choose_device
+choose_device("cpu")
+def work():
+    for mib in (30, 40, 50):  # each freed before the next
+        torch.ones(mib, 2**20, dtype=torch.uint8)
+for _ in range(3):
+    work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.parametrize("given", [{}, {"MALLOC_TRIM_THRESHOLD_": "131072"}], ids=str)
+def test_memory_of_tensors_is_kept_unless_the_user_decides(given):
+    """Counted: pages of 4 KiB that are faulted in again, of 1,200 MiB that are written."""
+    clean = {name: text for name, text in os.environ.items() if name not in threads._MALLOC}
+    found = subprocess.run(
+        [sys.executable, "-c", REPEATED],
+        env=clean | given,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (int(found.stdout) > 100_000) == bool(given)
+    assert given or int(found.stdout) < 1000

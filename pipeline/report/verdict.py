@@ -122,8 +122,10 @@ def judge(this: Model, other: Model | None = None) -> Verdict:
         f"{one.name}'s robust accuracy cannot be believed: {why}" for one, why in failing if why
     ]
     headline = doubts[0] if doubts else _headline(this, other, attack, paired)
+    # Names that a user has given, such as a path, are not written with a capital.
+    given = tuple(one.name for one in sides if not one.name.startswith("the "))
     return Verdict(
-        headline=headline[0].upper() + headline[1:],
+        headline=headline if headline.startswith(given) else headline[0].upper() + headline[1:],
         sentence=_sentence(this, other, attack, comparison),
         scope=_SCOPE if paired else "",
         caveats=tuple(_caveats(sides, attack, comparison)),

@@ -36,7 +36,7 @@ from people import Answers
 from scipy.stats import entropy
 
 from ltd_pipe.attacks import Ball, Frozen
-from ltd_pipe.device import choose_precision, deterministic
+from ltd_pipe.device import choose_device, choose_precision, deterministic
 from ltd_pipe.evaluation import attacks
 from ltd_pipe.evaluation.bench import Bench, TestImages, select_images
 from ltd_pipe.images.beton import Beton, open_beton
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from ltd_pipe.training.trainer import Split
 
 HERE = Path(__file__).parent
-CPU = torch.device("cpu")
+CPU = choose_device("cpu")
 # Each arm's labels: a store, or none, and what else of the parameters differs.
 ARMS: dict[str, dict[str, Any]] = {
     "one-hot": {"label_kind": "onehot"},

@@ -1,6 +1,7 @@
 """The benchmark that counts passes to a robustness: it runs, and goes on where it was."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,3 +31,13 @@ def test_passes_are_counted_once_for_each_run(tmp_path):
     again = subprocess.run([*command, *ways], capture_output=True, text=True, check=True)
     assert again.stdout == first.stdout
     assert not again.stderr
+
+
+def test_the_page_has_the_table_of_the_results():
+    """Each line of three seeds or more, as printed."""
+    command = [sys.executable, BENCH / "passes_to_robustness.py", "--table"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    page = (BENCH.parent / "docs/performance.md").read_text().splitlines()
+    lines = [line for line in shown.splitlines() if re.search(r"\| [3-9] \|$", line)]
+    assert lines
+    assert [line for line in lines if line not in page] == []

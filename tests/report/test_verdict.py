@@ -81,6 +81,8 @@ def test_the_report_says_what_compare_and_the_page_of_two_say(facts):
     ]
     assert judge(*sides).headline == report.headline
     assert report.headline.startswith("The student is more robust; no difference is shown on")
+    named = [Model("data/metrics.json", found.evaluation), Model("main", found.baseline_evaluation)]
+    assert judge(*named).headline.startswith("data/metrics.json is more robust;")
 
 
 def test_the_sentence_has_accuracies_and_their_difference(facts):

@@ -34,7 +34,7 @@ def test_a_table_and_what_differs(ltd_pipe, two_runs):
     assert clean.startswith("  clean       +0.00 points")
     assert "+25.00 points (95 % interval +1" in attacked
     assert attacked.endswith("right alone on 10, wrong alone on 0 of 40  p = 0.002")
-    assert verdict == "  Data is more robust; no difference is shown on clean images"
+    assert verdict == "  data is more robust; no difference is shown on clean images"
     assert note.startswith("p: McNemar's exact test")
 
 
@@ -46,7 +46,7 @@ def test_json_has_the_same_numbers(ltd_pipe, two_runs):
     paired = comparison["paired"]["autoattack"]
     assert (paired["gained"], paired["lost"], paired["difference"]) == (10, 0, 0.25)
     assert paired["p"] == pytest.approx(2 / 2**10)
-    assert comparison["headline"].startswith("Data is more robust")
+    assert comparison["headline"].startswith("data is more robust")
 
 
 def test_one_run_is_shown_alone(ltd_pipe, two_runs):
