@@ -56,7 +56,7 @@ def set_defaults(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 # glibc gives the memory of a large tensor back when that is freed, and gets it anew for the next
-# one: its pages are faulted in and zeroed in every pass, which takes a fifth of the time.
+# one: its pages are faulted in and zeroed in every pass, a fifth of the time of large batches.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 _KEPT_BYTES = 2**31 - 1
 # Larger tensors than this come from the system each time; older versions allow the second.

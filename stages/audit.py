@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ltd_pipe import provenance
 from ltd_pipe.errors import ModelError
 from ltd_pipe.evaluation.results import FEW_IMAGES, Audit, threat_text
+from ltd_pipe.provenance import software
 from ltd_pipe.publish import remove_state, write_json, write_text
 from ltd_pipe.stages import options
-from ltd_pipe.stages.console import Ticker, bar, doing, json_option, say, stoppable, tell
+from ltd_pipe.stages.console import Ticker, bar, doing, json_option, say, stoppable
 from ltd_pipe.stages.evaluation_options import measuring, measuring_options
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ltd_pipe.evaluation.audit import AuditSettings
     from ltd_pipe.evaluation.bench import TestImages
     from ltd_pipe.params import Params
+    from ltd_pipe.provenance import StateRecord
     from ltd_pipe.stages.evaluation_options import NamedSubject, Subject
 
 
@@ -90,8 +91,10 @@ def audit(
         if at_most is not None:
             count = min(at_most, total if count is None else count)
         test = subject.select(count, params.seed)
-        state = _state(out, subject, test, settings, world)
-        found = _run(subject, test, settings, state, world)
+        decides = {**subject.facts(), "n": len(test), **vars(settings)}
+        pixels = {"pixels_sha256": test.pixels_sha256}
+        state = subject.state("audit", out, decides | pixels, world)
+        found = _run(subject, test, settings, decides, state, world)
         if not world.is_main:
             return
         (out / "loss_surface.svg").unlink(missing_ok=True)
@@ -107,48 +110,19 @@ def audit(
     sys.exit(0 if found.passed or report_only else 1)
 
 
-def _state(
-    out: Path, subject: Subject, test: TestImages, settings: AuditSettings, world: World
-) -> provenance.StateRecord:
-    """Of this audit's finished batches: all that decides them, and what rounds."""
-    rounds: dict[str, Any] = {
-        "software": provenance.software(),
-        "hardware": provenance.hardware(),
-    }
-    decides = {
-        **subject.facts(),
-        **vars(settings),
-        "n": len(test),
-        "pixels_sha256": test.pixels_sha256,
-        "pyautoattack": rounds["software"]["pyautoattack"],
-        "code": provenance.code_digest("audit"),
-        "sources": [[source.sha256, source.model.description] for source in subject.sources],
-    }
-    rounds["device"] = subject.model.mean.device.type
-    world.broadcast_config(decides | {"software": rounds["software"]}, lambda: None)
-    state = provenance.StateRecord(out.parent / "state", "audit", out.name, decides, rounds)
-    if note := state.note():
-        tell(note)
-    return state
-
-
 def _run(
     subject: Subject,
     test: TestImages,
     settings: AuditSettings,
-    state: provenance.StateRecord,
+    head: dict[str, Any],
+    state: StateRecord,
     world: World,
 ) -> Audit:
-    """What audit.json holds: what was audited, how hard, and the verdict."""
+    """What audit.json holds: what was audited and how hard (`head`), and the verdict."""
     from ltd_pipe.evaluation.audit import audit as run_audit
 
-    head = {
-        **subject.facts(),
-        "n": len(test),
-        **vars(settings),
-        "sources": [source.name for source in subject.sources],
-        "software": provenance.software(),
-    }
+    sources = [source.name for source in subject.sources]
+    head = {**head, "sources": sources, "software": software()}
     models = {source.name: source.model for source in subject.sources}
     try:
         with bar() as progress:

@@ -108,8 +108,6 @@ def _measure(
     settings = _settings(params, subject, test)
     corrupted = [] if corruptions is None else find_corruptions(corruptions, model.class_names)
     state = _state(metrics, params, settings, subject, corruptions, world)
-    if note := state.note():
-        tell(note)
     with bar() as progress:
         ticker = Ticker(progress)
         result = robustness.evaluate(
@@ -183,21 +181,19 @@ def _state(
     corruptions: Path | None,
     world: World,
 ) -> provenance.StateRecord:
-    """Of this evaluation's finished batches: all that decides them, and what rounds."""
+    """Of this evaluation's finished batches."""
     from ltd_pipe.evaluation.corruptions import state_of_corruptions
 
-    rounds = {name: settings[name] for name in ("software", "hardware")}
-    decides = {name: value for name, value in settings.items() if name not in rounds} | {
+    # What they are called decides nothing, and what rounds is looked at apart.
+    decides = {
+        name: value
+        for name, value in settings.items()
+        if name not in ("dataset", "software", "hardware")
+    } | {
         "params": params.evaluate.model_dump(exclude={"examples"}),
-        "autoattack": settings["software"]["pyautoattack"],
-        "code": provenance.code_digest("evaluate"),
-        "sources": [[source.sha256, source.model.description] for source in subject.sources],
         "corruptions": None if corruptions is None else state_of_corruptions(corruptions),
     }
-    rounds["device"] = subject.model.mean.device.type
-    world.broadcast_config(decides | {"software": settings["software"]}, lambda: None)
-    states = metrics.parent / "state"
-    return provenance.StateRecord(states, "evaluate", metrics.name, decides, rounds)
+    return subject.state("evaluate", metrics, decides, world)
 
 
 def metrics_lines(metrics: Metrics) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ltd_pipe import provenance
 from ltd_pipe.errors import require_file
-from ltd_pipe.provenance import sha256_file
 from ltd_pipe.publish import exclusive
 from ltd_pipe.stages import options
+from ltd_pipe.stages.console import tell
 from ltd_pipe.stages.model_options import (
     WEIGHTS,
     ModelOptions,
@@ -196,7 +197,10 @@ class NamedSubject:
             own.model_dump(mode="json") if own else {},
             images,
             self.data,
-            [Source(text, sha256_file(weights), other) for text, other, weights in others],
+            [
+                Source(text, provenance.sha256_file(weights), other)
+                for text, other, weights in others
+            ],
         )
 
 
@@ -247,11 +251,37 @@ class Subject:
     def facts(self) -> dict[str, Any]:
         """What decides its answers, as plain values."""
         return {
-            "checkpoint_sha256": sha256_file(self.path),
+            "checkpoint_sha256": provenance.sha256_file(self.path),
             "architecture": self.model.architecture,
             "mean": self.model.mean.tolist(),
             "std": self.model.std.tolist(),
         }
+
+    def state(
+        self, kind: str, target: Path, decides: Mapping[str, Any], world: World
+    ) -> provenance.StateRecord:
+        """The finished batches of a measurement whose result is `target`; says whose they are.
+
+        `decides` is all that decides them beside the sources, the code and AutoAttack's package.
+        """
+        software = provenance.software()
+        decides = {
+            **decides,
+            "autoattack": software["pyautoattack"],
+            "code": provenance.code_digest(kind),
+            "sources": [[source.sha256, source.model.description] for source in self.sources],
+        }
+        rounds = {
+            "software": software,
+            "hardware": provenance.hardware(),
+            "device": self.model.mean.device.type,
+        }
+        world.broadcast_config(decides | {"software": software}, lambda: None)
+        states = target.parent / "state"
+        record = provenance.StateRecord(states, kind, target.name, decides, rounds)
+        if note := record.note():
+            tell(note)
+        return record
 
     def select(self, count: int | None, seed: int) -> TestImages:
         """Choose so many of the test images; see `select_images`."""

@@ -10,7 +10,7 @@ to be masked exceed and normally adversarially trained ones do not, both of whic
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -170,11 +170,17 @@ def audit(
     """
     images, _, _ = test.take(torch.arange(min(len(test), checks.PROBED)))
     checks.require_evaluated(model, checks.probes(images))
-    journal = Journal(None if state is None else state.folder, state)
-    bench = Bench(model, test, settings.seed, settings.batch_size, journal, tick, world=world)
     # Attacked frozen, which is faster.
-    bench = replace(bench, model=Frozen(model).current())
     sources = {name: Frozen(source).current() for name, source in sources.items()}
+    bench = Bench(
+        Frozen(model).current(),
+        test,
+        settings.seed,
+        settings.batch_size,
+        Journal(None if state is None else state.folder, state),
+        tick,
+        world=world,
+    )
     made = _Checks(bench, settings)
     n, hits = len(test), int(made.clean.sum())
     if not beats_chance(hits, n, model.num_classes):
@@ -237,11 +243,20 @@ class _Checks:
         )
 
     def pgd(
-        self, name: str, before: torch.Tensor, ball: Ball | None = None, **settings: Any
+        self,
+        name: str,
+        before: torch.Tensor,
+        ball: Ball | None = None,
+        *,
+        filed: str = "",
+        first: int = 0,
+        **settings: Any,
     ) -> torch.Tensor:
-        """The images, of some that stood before, that stay right under PGD."""
-        first, filed = settings.pop("first", 0), settings.pop("filed", name)
-        attack = GradientAttack(filed, **{"steps": self.settings.steps} | settings)
+        """The images, of some that stood before, that stay right under PGD.
+
+        `filed` is the name of its records where `name` is not theirs alone.
+        """
+        attack = GradientAttack(filed or name, **{"steps": self.settings.steps} | settings)
         return attacks.run(self.bench, attack, ball or self.ball, before, name, first=first)[0]
 
     def package(self, attack: str) -> torch.Tensor:

@@ -319,6 +319,21 @@ def test_a_source_is_known_by_its_weights_and_how_they_are_read(ltd_pipe, projec
     assert states == [1, 1, 2]
 
 
+def test_what_the_images_are_called_restarts_nothing(ltd_pipe, project, monkeypatch):
+    """An evaluation goes on in a folder of another name; settings.json has the name."""
+    digits_folder(60)
+    monkeypatch.setattr("ltd_pipe.publish.remove_state", lambda _: None)
+    names = []
+    for data in ("digits", "moved"):
+        outcome = ltd_pipe("evaluate", STUDENT, "--data", data, "--images", "10", "--force")
+        assert outcome.code == 0, outcome.err
+        names.append(json.loads(Path("data/evaluation/settings.json").read_text())["dataset"])
+        if data == "digits":
+            Path("digits").rename("moved")
+    assert names == ["digits", "moved"]
+    assert len(list(Path("data/state").iterdir())) == 1
+
+
 def test_images_of_another_size_are_other_images(ltd_pipe, project, monkeypatch):
     """Neither is an evaluation continued with them, nor are its attacks paired."""
     digits_folder(60)
