@@ -1,14 +1,19 @@
 """The study of wrong labels: it runs, goes on where it was, and its table is that of its runs."""
 
+import dataclasses
+import importlib
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
+from ltd_pipe.errors import ParamsError
+from ltd_pipe.labels.softmax import calibrated_temperature
 from ltd_pipe.params import load_params
 
 STUDY = Path(__file__).parents[2] / "studies" / "wrong-labels"
@@ -47,6 +52,31 @@ def test_each_run_is_made_once(tmp_path):
         assert row["hardware"]["threads"] == 1
     assert rows[0]["mean_entropy"] == rows[1]["mean_entropy"]
     assert not [*(tmp_path / "work").iterdir()]
+
+
+def test_a_refused_temperature_is_a_row_and_no_other_error_is(tmp_path, monkeypatch):
+    """Where the teacher has all validation images right; it is not tried again."""
+    monkeypatch.syspath_prepend(STUDY)
+    study = importlib.import_module("study")
+    rows, tried = tmp_path / "rows.jsonl", []
+
+    def refuse(job, folder, arm):
+        tried.append(arm)
+        right = np.eye(10, dtype=np.float16)[None] * 5
+        calibrated_temperature(right, np.arange(10))
+
+    job = study.Job("digits", study.CELLS[0], 0, ("soft, calibrated",), rows, tmp_path / "work", {})
+    with monkeypatch.context() as during:
+        during.setattr(study.Job, "_row", refuse)
+        job.run()
+        job.run()
+    (found,) = map(json.loads, rows.read_text().splitlines())
+    assert (found["arm"], found["share"], found["seed"]) == ("soft, calibrated", 0.2, 0)
+    assert found["refused"] == "the least at 0.05, with 10 of 10 answers right"
+    assert len(tried) == 1
+    other = dataclasses.replace(job, arms=("one-hot",), changes={"teacher.epochs": -1})
+    with pytest.raises(ParamsError):
+        other.run()
 
 
 def row(arm, seed, clean, robust, **more):
