@@ -624,9 +624,13 @@ def contradicted_accuracy(hits: int, n: int, stated: float, of_what: str) -> str
     low, high = wilson_interval(hits, n)
     if low <= stated <= high or abs(hits / n - stated) <= _ALLOWED_GAP:
         return None
+    if hits / n > stated:  # no wrong scale makes a model better
+        reasons = "easier images, some that it was trained on, or its own had wrong labels"
+    else:
+        reasons = "other images or labels, or pixels on another scale"
     return (
         f"clean accuracy is {hits / n:.1%} of {n:,} images, but the checkpoint says {stated:.1%} "
-        f"({of_what}): other images or labels, or pixels on another scale"
+        f"({of_what}): {reasons}"
     )
 
 
