@@ -18,6 +18,8 @@ from ltd_pipe.text import differences
 
 # Between the first process and the last: imports from a cold disk take a minute.
 _TIMEOUT = timedelta(minutes=10)
+# While one of them does something alone, such as a calibration; one that dies is noticed at once.
+_PATIENCE = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,11 @@ class World:
         """
         if self.size == 1:
             return decide()
-        decided = decide() if self.is_main else None
         with self.connected():
-            everyone = self.all_gather((dict(key), decided))
+            # All have come; now they wait as long as the first one takes.
+            patient: Any = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
+            decided = decide() if self.is_main else None
+            everyone = self.all_gather((dict(key), decided), patient)
         first, decided = everyone[0]
         for rank, (other, _) in enumerate(everyone):
             for name, expected, found in differences(first, other):
@@ -124,13 +128,13 @@ class World:
                 )
         return decided
 
-    def all_gather(self, mine: Any) -> list[Any]:
+    def all_gather(self, mine: Any, group: Any = None) -> list[Any]:
         """What each process has, in the order of their ranks, in all of them."""
         if self.size == 1:
             return [mine]
         everyone: list[Any] = [None] * self.size
         with self._missing_explained():
-            torch.distributed.all_gather_object(everyone, mine)
+            torch.distributed.all_gather_object(everyone, mine, group=group)
         return everyone
 
     def broadcast(self, make: Callable[[], Any]) -> Any:
@@ -200,6 +204,13 @@ def require_shards(images: int, batch_size: int, processes: int, unit: int = 1) 
             expected=f"at least one for each of {processes} processes",
             remedy=f"Set images: {images - last}, or another batch_size.",
         )
+
+
+def least_share(images: int, processes: int, unit: int = 1) -> int:
+    """How many of a step's images the process has that `shard` gives the fewest."""
+    units = -(-images // unit)
+    # The last unit, which may be cut short, is a smallest share's.
+    return units // processes * unit - (units * unit - images)
 
 
 def shard(

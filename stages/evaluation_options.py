@@ -262,11 +262,15 @@ class Subject:
     ) -> provenance.StateRecord:
         """The finished batches of a measurement whose result is `target`; says whose they are.
 
-        `decides` is all that decides them beside the sources, the code and AutoAttack's package.
+        `decides` is all that decides them beside the models, the images and their classes, the
+        code and AutoAttack's package.
         """
         software = provenance.software()
         decides = {
             **decides,
+            "model": self.model.description,  # with the order of its outputs
+            "data_fingerprint": self.images.manifest.fingerprint,  # with each image's class
+            "class_names": list(self.images.manifest.class_names),
             "autoattack": software["pyautoattack"],
             "code": provenance.code_digest(kind),
             "sources": [[source.sha256, source.model.description] for source in self.sources],

@@ -158,6 +158,7 @@ def _tell_results(
     softness: TargetSoftness | None,
     out: Path,
 ) -> None:
+    from ltd_pipe.models.facts import seen_instead
     from ltd_pipe.stages.fitting import warn_of_chance
 
     best = trainer.progress.best
@@ -171,6 +172,14 @@ def _tell_results(
     else:
         clean = measures["clean_accuracy"]
         warn_of_chance(clean, images, "validation", beton.manifest.num_classes)
+        own = beton.manifest
+        if section.init and (
+            seen := seen_instead(Path(section.init), own.fingerprint, own.validation_fraction)
+        ):
+            warnings.append(
+                f"{section.init} may have been trained on the validation images, which choose the "
+                f"epoch: expected {own.validation_fraction:g} held out of these, found {seen}"
+            )
     warnings += [f"{beton.path}: {line}" for line in beton.manifest.warnings()]
     said = ", ".join(f"{name.replace('_', ' ')} {value:.2%}" for name, value in measures.items())
     measured = softness or trainer.target_softness

@@ -11,7 +11,7 @@ import pytest
 import torch
 from refusals import refused
 
-from ltd_pipe.distributed import World, require_shards, shard
+from ltd_pipe.distributed import World, least_share, require_shards, shard
 from ltd_pipe.errors import MachineError, ParamsError
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +62,17 @@ except LtdPipeError as error:
 """
 
 
+PATIENT = """
+import os, time
+from datetime import timedelta
+from ltd_pipe.distributed import World
+world = World.from_environment()
+with world.connected(timedelta(seconds=10)):
+    found = world.broadcast_config({}, lambda: time.sleep(15) or f"decided by {world.rank}")
+os.write(1, f"rank {world.rank}: {found}\\n".encode())
+"""
+
+
 def together(script, *words, processes=3):
     """What a script prints in several processes under torchrun, by line."""
     runner = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -80,6 +91,14 @@ def together(script, *words, processes=3):
 def test_the_first_process_decides_for_all(tmp_path):
     """And all learn what it decided."""
     (tmp_path / "agree.py").write_text(AGREE)
+    found = together(str(tmp_path / "agree.py"), "1")
+    assert found == [f"rank {rank}: decided by 0" for rank in range(3)]
+
+
+@pytest.mark.slow
+def test_a_long_decision_is_waited_for(tmp_path):
+    """Longer than for a process that has not come: a calibration of many images takes a while."""
+    (tmp_path / "agree.py").write_text(PATIENT)
     found = together(str(tmp_path / "agree.py"), "1")
     assert found == [f"rank {rank}: decided by 0" for rank in range(3)]
 
@@ -107,6 +126,16 @@ def test_shares_make_up_the_steps(processes):
     last = [mine[4 * size :] for mine, _ in shares]
     np.testing.assert_array_equal(np.concatenate(last), order[96:])
     assert min(map(len, last)) >= 1
+
+
+@pytest.mark.parametrize("unit", [1, 2])
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_the_least_share_is_that_of_the_smallest_piece(processes, unit):
+    """Of last steps of all sizes that are not refused."""
+    for images in range(unit * (processes - 1) + 1, 24):
+        worlds = [World(rank, processes, rank) for rank in range(processes)]
+        pieces = [shard(np.arange(images), 24, world, unit)[0] for world in worlds]
+        assert least_share(images, processes, unit) == min(map(len, pieces)), images
 
 
 def test_what_cannot_be_shared_is_refused():

@@ -212,7 +212,7 @@ def _find_folds(model: Classifier) -> list[_Fold]:
     hooks = [module.register_forward_hook(convolved) for module in convolutions]
     hooks += [module.register_forward_pre_hook(normed) for module in norms]
     try:
-        _logits(model)
+        _logits(model, exits=False)
     except Exception:  # a network of unknown code may mind hooks
         return []
     finally:
@@ -268,9 +268,15 @@ def _sound_folds(model: Classifier) -> list[_Fold]:
 
 
 @torch.no_grad()
-def _logits(model: Classifier) -> torch.Tensor:
-    """What the network says of two inputs in evaluation mode; the modes are left as they were."""
+def _logits(model: Classifier, *, exits: bool = True) -> torch.Tensor:
+    """What the network says of two inputs in evaluation mode, also at its `exits`.
+
+    The modes are left as they were.
+    """
     inputs = torch.linspace(-2.0, 2.0, 2 * math.prod(model.shape)).view(2, *model.shape)
+    network: Any = model.network
     with evaluation_mode(model):
-        logits: torch.Tensor = model.network(inputs.to(model.mean))
-    return logits
+        logits = [network(inputs.to(model.mean))]
+        if exits and hasattr(network, "exit_logits"):
+            logits += network.exit_logits(inputs.to(model.mean))
+    return torch.cat(logits)

@@ -28,7 +28,7 @@ from ltd_pipe.labels.format import (
 from ltd_pipe.labels.on_device import Replay
 from ltd_pipe.labels.softmax import calibrated_temperature, solve_temperature
 from ltd_pipe.labels.writer import WHOLE, Background, Part, StoreWriter, wait_for_chunks
-from ltd_pipe.models.facts import RunFacts, is_own, read_facts
+from ltd_pipe.models.facts import read_facts, seen_instead
 from ltd_pipe.params.sections import CALIBRATED
 
 if TYPE_CHECKING:
@@ -308,15 +308,8 @@ def held_out_rows(
             remedy=f"Prepare images with a folder per class, {instead}",
         )
     for path in checkpoints:
-        known = RunFacts.read(path) if is_own(path) else None
-        found = "weights that do not say what they were trained on"
-        if known and known.data and known.validation_fraction is not None:
-            share = known.validation_fraction
-            found = f"{share:g} of {known.data.dataset} {known.data.fingerprint[:12]}…"
-            others = known.data.fingerprint != manifest.fingerprint or share != fraction
-            if not others and not known.params.get("init"):
-                continue
-            found = found if others else f"weights that began with {known.params['init']}"
+        if (found := seen_instead(path, manifest.fingerprint, fraction)) is None:
+            continue
         raise CheckpointError(
             path,
             f"{what}: it may have trained on the validation images",

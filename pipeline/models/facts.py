@@ -189,6 +189,22 @@ def is_own(path: Path) -> bool:
     return not is_pickle(path) and KEY in _read_metadata(path)
 
 
+def seen_instead(path: Path, fingerprint: str, fraction: float) -> str | None:
+    """What a checkpoint may have been trained on, in place of leaving a validation split out.
+
+    None where it says that it left just that out: the `fraction` of images with this fingerprint.
+    Raises as `RunFacts.read`.
+    """
+    known = RunFacts.read(path) if is_own(path) else None
+    if known is None or known.data is None or known.validation_fraction is None:
+        return "weights that do not say what they were trained on"
+    if known.data.fingerprint != fingerprint or known.validation_fraction != fraction:
+        data = known.data
+        return f"{known.validation_fraction:g} of {data.dataset} {data.fingerprint[:12]}…"
+    began = known.params.get("init")
+    return f"weights that began with {began}" if began else None
+
+
 def is_pickle(path: Path) -> bool:
     """Whether a file looks like one of torch.save's or Python's pickles; as `is_own`."""
     if path.is_dir():

@@ -15,6 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ltd_pipe import rng
 from ltd_pipe.attacks import Frozen, initial_point, input_gradients_only
 from ltd_pipe.device import autocast, dtype_of
+from ltd_pipe.distributed import least_share
+from ltd_pipe.errors import ParamsError
+from ltd_pipe.images.augmentation import PAIR
 from ltd_pipe.images.manifest import to_unit
 from ltd_pipe.objectives import TrainBatch
 from ltd_pipe.params import TrainParams
@@ -123,9 +126,11 @@ class Step:
     def attack(self, batch: Batch, info: StepInfo, images: int) -> list[AttackedPart]:
         """Augment, join and attack a batch, in as many parts as gradients are summed over."""
         examples = self._transform.apply(batch, info.epoch)
-        # As many in every process, or they would wait for each other's messages.
-        least = max(1, images // self._context.world.size)
-        count = min(self._params.accumulation_steps, least)
+        # As many in every process, or they would wait for each other's messages; and of two images
+        # or more, which batch statistics take.
+        unit = PAIR if self._params.mixes else 1
+        least = least_share(images, self._context.world.size, unit)
+        count = max(1, min(self._params.accumulation_steps, least // 2))
         bounds = [len(batch.rows) * part // count for part in range(count + 1)]
         slices = [slice(*pair) for pair in itertools.pairwise(bounds)]
         return [
@@ -361,12 +366,19 @@ class _Sum(torch.autograd.Function):
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation whose batch is that of all processes together."""
+    """Batch normalisation whose batch is that of all processes together.
+
+    Where it stands in place of timm's `BatchNormAct2d`, dropout and activation are its children.
+    """
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Normalise by the mean and variance over all processes, in float32."""
-        if not self.training:
-            return super().forward(images)
+        normed = self._normalised(images) if self.training else super().forward(images)
+        for module in self.children():
+            normed = module(normed)
+        return normed
+
+    def _normalised(self, images: torch.Tensor) -> torch.Tensor:
         values = images.float()
         channels = values.shape[1]
         here = values.new_full((1,), values.numel() / channels)
@@ -392,9 +404,29 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
             return
         if self.num_batches_tracked is not None:
             self.num_batches_tracked += 1
-        momentum = 0.1 if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), momentum)
+        unbiased = variance * count / (count - 1).clamp(min=1)
+        for running, found in ((self.running_mean, mean), (self.running_var, unbiased)):
+            if self.momentum is not None:
+                running.lerp_(found, self.momentum)
+            elif self.num_batches_tracked is not None:  # the mean of all
+                running.add_((found - running) / self.num_batches_tracked)
+
+
+class _SyncedOnGpu(nn.SyncBatchNorm):
+    """Torch's, with the children that timm's norms have."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        normed: torch.Tensor = super().forward(images)
+        for module in self.children():
+            normed = module(normed)
+        return normed
+
+
+def _only_normalises(norm: nn.Module) -> bool:
+    """Whether it is batch normalisation in two dimensions, and then at most its children."""
+    kind = type(norm)
+    timm = kind.__name__ == "BatchNormAct2d" and kind.__module__.startswith("timm.")
+    return kind is nn.BatchNorm2d or timm
 
 
 def synchronise(network: nn.Module) -> None:
@@ -402,12 +434,25 @@ def synchronise(network: nn.Module) -> None:
 
     Weights and state keep their names, so that a checkpoint does not tell on how many processes
     it was trained.
+
+    Raises
+    ------
+    ParamsError
+        When there is one of another kind: left alone, it would make each process another model.
     """
     on_gpu = any(weight.is_cuda for weight in network.parameters())
-    kind = nn.SyncBatchNorm if on_gpu else SyncedBatchNorm2d
+    kind = _SyncedOnGpu if on_gpu else SyncedBatchNorm2d
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is nn.BatchNorm2d:
+            if isinstance(child, _BatchNorm) and not _only_normalises(child):
+                raise ParamsError(
+                    "train.sync_batch_norm",
+                    "true needs batch norms that can share their statistics",
+                    expected="BatchNorm2d",
+                    found=type(child).__name__,
+                    remedy="Set it to false: each process then normalises by its own images.",
+                )
+            if isinstance(child, _BatchNorm):
                 synced = kind(
                     child.num_features,
                     child.eps,
@@ -417,5 +462,6 @@ def synchronise(network: nn.Module) -> None:
                 )
                 # The very parameters, which an optimiser may hold already.
                 synced._parameters, synced._buffers = child._parameters, child._buffers
+                synced._modules = child._modules
                 synced.training = child.training
                 setattr(module, name, synced)

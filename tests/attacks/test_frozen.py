@@ -170,6 +170,29 @@ def test_a_convolution_whose_output_goes_elsewhere_too_keeps_its_weights():
     torch.testing.assert_close(Frozen(model).current()(images), expected, rtol=1e-9, atol=1e-9)
 
 
+class ForkedExit(Forked):
+    """Only its first exit sees the convolution before the norm."""
+
+    num_exits = 2
+
+    def forward(self, images):
+        return self.exit_logits(images)[-1]
+
+    def exit_logits(self, images):
+        before = self.conv(images)
+        return [self.head(each.mean(dim=(2, 3))) for each in (before, self.norm(before).relu())]
+
+
+def test_exits_are_held_against_the_models():
+    """A convolution that an exit looks at keeps its weights, though the last exit is right."""
+    model = trained(ForkedExit(), (1, 8, 8))
+    images, frozen = images_of((1, 8, 8)), Frozen(model)
+    assert counts(frozen) == (0, 1)
+    expected = torch.stack(model.eval().exit_logits(images))
+    found = torch.stack(frozen.current().exit_logits(images))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     "network",
     [

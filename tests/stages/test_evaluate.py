@@ -15,14 +15,17 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from ltd_pipe.distributed import World
 from ltd_pipe.evaluation.bench import Journal
 from ltd_pipe.evaluation.results import ON_TRAINING
 from ltd_pipe.images.beton import open_beton, write_beton
 from ltd_pipe.images.sources import ArraySource, open_source
 from ltd_pipe.images.stream import ImageStream
+from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.models.registry import build
 from ltd_pipe.params import PrepareParams
 from ltd_pipe.provenance import sha256_file
+from ltd_pipe.stages.evaluation_options import Subject
 
 TEACHER = "data/teacher/model.safetensors"
 STUDENT = "data/student/model.safetensors"
@@ -178,6 +181,33 @@ def test_an_evaluation_goes_on_with_other_threads_and_says_so(ltd_pipe, project,
     assert f"warning: {state}: this run began with hardware.threads 1, which is 2 now" in err
     assert seen
     assert "clean" not in seen
+
+
+def test_answers_are_kept_for_the_same_labels_and_outputs_alone(tmp_path):
+    """Whatever has other classes of images, or another order of outputs, begins anew."""
+    images, labels = np.zeros((4, 8, 8), np.uint8), np.array([0, 0, 1, 1], np.int32)
+    images[:, 0] = np.arange(4)[:, None] + 10
+
+    def folder(name, names=("a", "b"), labels=labels, columns=None):
+        source = ArraySource("four", names, images, labels)
+        path = tmp_path / f"{name}.beton"
+        write_beton(source, path, PrepareParams(dataset="digits", channels=1), "test")
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
+        given = {"class_names": names, "shape": (1, 8, 8), "columns": columns}
+        model = Classifier(network, architecture="linear", **given)
+        subject = Subject(model, weights, {}, open_beton(path), path, [])
+        return subject.state("audit", tmp_path / "audit", {"n": 4}, World()).folder
+
+    weights = tmp_path / "weights.pt"
+    weights.write_bytes(b"")
+    states = [
+        folder("one"),
+        folder("moved", labels=labels[[0, 2, 1, 3]]),
+        folder("renamed", names=("a", "c")),
+        folder("other order", columns=(1, 0)),
+    ]
+    assert folder("again") == states[0]
+    assert len({*states}) == 4
 
 
 def plain_weights(path):

@@ -95,3 +95,13 @@ def test_weights_of_another_project_are_told_how_to_become_ours(ltd_pipe, projec
     outcome = ltd_pipe(*WORDS, "--init", "w.pt")
     assert outcome.code == 1
     assert "'ltd-pipe teacher --checkpoint w.pt --arch NAME'" in outcome.err
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_weights_that_may_know_the_validation_images_are_warned_of(ltd_pipe, project, known):
+    """Those images choose the epoch, and sound the alarm."""
+    first = str(TEACHER) if known else rewritten("unknown.safetensors")
+    outcome = ltd_pipe(*WORDS, "--init", first)
+    assert outcome.code == 0, outcome.err
+    warned = f"warning: {first} may have been trained on the validation images" in outcome.err
+    assert warned != known

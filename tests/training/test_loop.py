@@ -282,7 +282,6 @@ def test_an_image_that_would_be_a_step_alone_is_left_out(make_student, tmp_path)
 
 ALONE = {
     "of a batch": {"batch_size": 1},
-    "of a part": {"batch_size": 2, "accumulation_steps": 2},
     "of all": {"batch_size": 64, "images": 1},
 }
 
@@ -300,6 +299,12 @@ def test_one_image_without_batch_statistics_is_refused(make_teacher, changes):
         remedy="batch_size",
     ):
         fit.run(Watcher())
+
+
+def test_no_part_of_a_batch_is_one_image(make_teacher):
+    """Fewer parts are made of a small step: batch statistics take two images or more."""
+    options = {"architecture": "timm:resnet10t", "crop_padding": 0, "images": 10}
+    make_teacher(**options, batch_size=8, accumulation_steps=4).run(Watcher())
 
 
 def test_the_best_checkpoint_is_the_best_row(make_student):

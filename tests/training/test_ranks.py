@@ -51,7 +51,7 @@ def assert_equal_to_rounding(one, two, relative=1e-4):
 def pair(train_beton, tmp_path_factory):
     """The folder in which two processes ran all cases that end well."""
     folder = tmp_path_factory.mktemp("pair")
-    cases = ("at", "mart-awp", "adr", "parts", "own-statistics", "carried")
+    cases = ("at", "mart-awp", "adr", "parts", "mixed-parts", "own-statistics", "carried")
     done = together(2, train_beton, folder, *cases)
     assert done.returncode == 0, done.stderr
     return folder
@@ -93,9 +93,13 @@ def test_statistics_of_its_own_are_another_run(pair):
 
 
 @pytest.mark.slow
-def test_parts_of_a_batch_work_on_several_processes(pair):
-    """As many messages in each, whatever its number of images: it ended, and learned."""
-    history = load(pair, "parts-2")["history"]
+@pytest.mark.parametrize("case", ["parts", "mixed-parts"])
+def test_parts_of_a_batch_work_on_several_processes(pair, case):
+    """As many messages in each, whatever its number of images: it ended, and learned.
+
+    The mixed ones' last step has five images, in pairs: four and one.
+    """
+    history = load(pair, f"{case}-2")["history"]
     assert history[-1]["train/loss"] < history[0]["train/loss"]
 
 

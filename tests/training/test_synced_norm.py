@@ -4,8 +4,10 @@ import copy
 
 import pytest
 import torch
+from refusals import refused
 from torch import nn
 
+from ltd_pipe.errors import ParamsError
 from ltd_pipe.training.step import SyncedBatchNorm2d, synchronise
 
 
@@ -19,16 +21,22 @@ def lone_group(tmp_path):
     torch.distributed.destroy_process_group()
 
 
-def network():
+def network(kind=nn.BatchNorm2d, **given):
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(2, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Sequential(nn.BatchNorm2d(5))
+        nn.Conv2d(2, 5, 3), kind(5, **given), nn.ReLU(), nn.Sequential(kind(5, **given))
     )
 
 
-def test_it_is_torchs_own_on_one_process(lone_group):
-    """Outputs, gradients and running statistics, to rounding, over two steps."""
-    plain = network()
+@pytest.mark.parametrize("timm", [False, True], ids=["torch", "timm"])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_it_is_torchs_own_on_one_process(lone_group, timm, momentum):
+    """Outputs, gradients and running statistics, to rounding, over two steps.
+
+    Timm's norms have dropout and activation in them.
+    """
+    kind = pytest.importorskip("timm.layers").BatchNormAct2d if timm else nn.BatchNorm2d
+    plain = network(kind, momentum=momentum)
     synced = copy.deepcopy(plain)
     synchronise(synced)
     assert sum(isinstance(module, SyncedBatchNorm2d) for module in synced.modules()) == 2
@@ -41,6 +49,20 @@ def test_it_is_torchs_own_on_one_process(lone_group):
             found.append((output, [weight.grad for weight in model.parameters()]))
         torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(plain.state_dict(), synced.state_dict(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm1d(5), type("Mine", (nn.BatchNorm2d,), {})(5)], ids=["1d", "its own"]
+)
+def test_another_kind_of_norm_is_refused(norm):
+    """Left alone it would make each process another model."""
+    with refused(
+        ParamsError,
+        where="train.sync_batch_norm",
+        found=type(norm).__name__,
+        remedy="false",
+    ):
+        synchronise(nn.Sequential(nn.Linear(5, 5), norm))
 
 
 def test_evaluation_needs_no_group():
