@@ -26,7 +26,7 @@ CASES = {
     "mart-awp": {"objective": "mart", "awp_gamma": 0.005, "awp_from_epoch": 1},
     "adr": {"label_kind": "adr", "attack_label": "target"},
     "parts": {"accumulation_steps": 3, "clip_norm": 0.5},
-    "mixed-parts": {"accumulation_steps": 2, "cutmix": 0.5, "images": 69},
+    "mixed-parts": {"accumulation_steps": 2, "cutmix_probability": 0.5, "images": 69},
     "own-statistics": {"sync_batch_norm": False},
     "carried": {"attack_start": "previous", "attack_steps": "1..2", "epochs": 3, "flip": True},
     "killed": {"snapshot_steps": 3},
