@@ -18,8 +18,8 @@ from ltd_pipe.text import differences
 
 # Between the first process and the last: imports from a cold disk take a minute.
 _TIMEOUT = timedelta(minutes=10)
-# While one of them does something alone, such as a calibration; one that dies is noticed at once.
-_PATIENCE = timedelta(days=1)
+# While another works: a calibration, a batch of AutoAttack. One that dies is noticed at once.
+PATIENCE = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,8 @@ class World:
             return decide()
         with self.connected():
             # All have come; now they wait as long as the first one takes.
-            patient: Any = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
+            with self._missing_explained():
+                patient = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
             decided = decide() if self.is_main else None
             everyone = self.all_gather((dict(key), decided), patient)
         first, decided = everyone[0]

@@ -6,7 +6,6 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -207,19 +206,15 @@ class NamedSubject:
 # --- Ready to be measured.
 
 
-# A process may wait for another's whole batch of AutoAttack; one that dies is noticed at once.
-_PATIENCE = timedelta(days=1)
-
-
 @contextlib.contextmanager
 def measuring(target: Path) -> Iterator[World]:
     """Connect the processes, keep other runs out of a result, and compute as measuring has to."""
     from ltd_pipe.device import deterministic, full_float32
-    from ltd_pipe.distributed import World
+    from ltd_pipe.distributed import PATIENCE, World
 
     world = World.from_environment()
     lock = exclusive(target) if world.is_main else contextlib.nullcontext()
-    with world.connected(_PATIENCE), lock, deterministic(), full_float32():
+    with world.connected(PATIENCE), lock, deterministic(), full_float32():
         yield world
 
 
@@ -270,7 +265,6 @@ class Subject:
             **decides,
             "model": self.model.description,  # with the order of its outputs
             "data_fingerprint": self.images.manifest.fingerprint,  # with each image's class
-            "class_names": list(self.images.manifest.class_names),
             "autoattack": software["pyautoattack"],
             "code": provenance.code_digest(kind),
             "sources": [[source.sha256, source.model.description] for source in self.sources],

@@ -93,6 +93,8 @@ def train(
             split = run.split_samples(beton, section.images, params.seed)
             store = teacher = softness = None
             init = init_path and sha256_file(init_path)
+            if init_path and len(split[1]):
+                _warn_of_seen_images(init_path, beton)
             if section.reads_store:
                 store = SoftLabels.open(resolve_store(labels, transfer, tell))
                 store.require_data(beton.manifest, str(beton.path), beton)
@@ -158,7 +160,6 @@ def _tell_results(
     softness: TargetSoftness | None,
     out: Path,
 ) -> None:
-    from ltd_pipe.models.facts import seen_instead
     from ltd_pipe.stages.fitting import warn_of_chance
 
     best = trainer.progress.best
@@ -172,14 +173,6 @@ def _tell_results(
     else:
         clean = measures["clean_accuracy"]
         warn_of_chance(clean, images, "validation", beton.manifest.num_classes)
-        own = beton.manifest
-        if section.init and (
-            seen := seen_instead(Path(section.init), own.fingerprint, own.validation_fraction)
-        ):
-            warnings.append(
-                f"{section.init} may have been trained on the validation images, which choose the "
-                f"epoch: expected {own.validation_fraction:g} held out of these, found {seen}"
-            )
     warnings += [f"{beton.path}: {line}" for line in beton.manifest.warnings()]
     said = ", ".join(f"{name.replace('_', ' ')} {value:.2%}" for name, value in measures.items())
     measured = softness or trainer.target_softness
@@ -190,6 +183,17 @@ def _tell_results(
     )
     for warning in [*warnings, *(softness.warnings(section) if softness else [])]:
         tell(f"warning: {warning}")
+
+
+def _warn_of_seen_images(init: Path, beton: Beton) -> None:
+    from ltd_pipe.models.facts import seen_instead
+
+    share = beton.manifest.validation_fraction
+    if seen := seen_instead(init, beton.manifest.fingerprint, share):
+        tell(
+            f"warning: {init} may have been trained on the validation images, which choose the "
+            f"epoch: expected {share:g} held out of these, found {seen}"
+        )
 
 
 def _refuse_unused_weights(section: TrainParams) -> None:

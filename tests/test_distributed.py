@@ -98,8 +98,8 @@ def test_the_first_process_decides_for_all(tmp_path):
 @pytest.mark.slow
 def test_a_long_decision_is_waited_for(tmp_path):
     """Longer than for a process that has not come: a calibration of many images takes a while."""
-    (tmp_path / "agree.py").write_text(PATIENT)
-    found = together(str(tmp_path / "agree.py"), "1")
+    (tmp_path / "patient.py").write_text(PATIENT)
+    found = together(str(tmp_path / "patient.py"))
     assert found == [f"rank {rank}: decided by 0" for rank in range(3)]
 
 

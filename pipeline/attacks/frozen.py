@@ -275,8 +275,9 @@ def _logits(model: Classifier, *, exits: bool = True) -> torch.Tensor:
     """
     inputs = torch.linspace(-2.0, 2.0, 2 * math.prod(model.shape)).view(2, *model.shape)
     network: Any = model.network
+    inputs = inputs.to(model.mean)
     with evaluation_mode(model):
-        logits = [network(inputs.to(model.mean))]
+        logits = [network(inputs)]
         if exits and hasattr(network, "exit_logits"):
-            logits += network.exit_logits(inputs.to(model.mean))
+            logits += network.exit_logits(inputs)
     return torch.cat(logits)

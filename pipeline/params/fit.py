@@ -169,7 +169,7 @@ class FitParams(Section):
                 "cutmix_probability and mixup_probability: expected shares of the images that are "
                 f"together at most 1, found {shares[0]:g} and {shares[1]:g}"
             )
-        if self.mixes and self.batch_size % PAIR:
+        if self.batch_size % self.unit:
             yield f"batch_size: cutmix and mixup take pairs of images, found {self.batch_size}"
 
     @property
@@ -189,6 +189,11 @@ class FitParams(Section):
     def mixes(self) -> bool:
         """Whether training images are mixed with each other."""
         return self.cutmix_probability + self.mixup_probability > 0
+
+    @property
+    def unit(self) -> int:
+        """How many neighbouring images go to one process together: the pairs that are mixed."""
+        return PAIR if self.mixes else 1
 
     @property
     def sizes(self) -> Sizes | None:

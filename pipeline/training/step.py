@@ -17,7 +17,6 @@ from ltd_pipe.attacks import Frozen, initial_point, input_gradients_only
 from ltd_pipe.device import autocast, dtype_of
 from ltd_pipe.distributed import least_share
 from ltd_pipe.errors import ParamsError
-from ltd_pipe.images.augmentation import PAIR
 from ltd_pipe.images.manifest import to_unit
 from ltd_pipe.objectives import TrainBatch
 from ltd_pipe.params import TrainParams
@@ -128,8 +127,7 @@ class Step:
         examples = self._transform.apply(batch, info.epoch)
         # As many in every process, or they would wait for each other's messages; and of two images
         # or more, which batch statistics take.
-        unit = PAIR if self._params.mixes else 1
-        least = least_share(images, self._context.world.size, unit)
+        least = least_share(images, self._context.world.size, self._params.unit)
         count = max(1, min(self._params.accumulation_steps, least // 2))
         bounds = [len(batch.rows) * part // count for part in range(count + 1)]
         slices = [slice(*pair) for pair in itertools.pairwise(bounds)]
@@ -365,6 +363,12 @@ class _Sum(torch.autograd.Function):
         return _Sum.forward(ctx, gradients[0])
 
 
+def _through_children(norm: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    for module in norm.children():
+        images = module(images)
+    return images
+
+
 class SyncedBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation whose batch is that of all processes together.
 
@@ -374,9 +378,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Normalise by the mean and variance over all processes, in float32."""
         normed = self._normalised(images) if self.training else super().forward(images)
-        for module in self.children():
-            normed = module(normed)
-        return normed
+        return _through_children(self, normed)
 
     def _normalised(self, images: torch.Tensor) -> torch.Tensor:
         values = images.float()
@@ -416,10 +418,7 @@ class _SyncedOnGpu(nn.SyncBatchNorm):
     """Torch's, with the children that timm's norms have."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        normed: torch.Tensor = super().forward(images)
-        for module in self.children():
-            normed = module(normed)
-        return normed
+        return _through_children(self, super().forward(images))
 
 
 def _only_normalises(norm: nn.Module) -> bool:
@@ -444,7 +443,9 @@ def synchronise(network: nn.Module) -> None:
     kind = _SyncedOnGpu if on_gpu else SyncedBatchNorm2d
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, _BatchNorm) and not _only_normalises(child):
+            if not isinstance(child, _BatchNorm):
+                continue
+            if not _only_normalises(child):
                 raise ParamsError(
                     "train.sync_batch_norm",
                     "true needs batch norms that can share their statistics",
@@ -452,16 +453,15 @@ def synchronise(network: nn.Module) -> None:
                     found=type(child).__name__,
                     remedy="Set it to false: each process then normalises by its own images.",
                 )
-            if isinstance(child, _BatchNorm):
-                synced = kind(
-                    child.num_features,
-                    child.eps,
-                    child.momentum,
-                    child.affine,
-                    child.track_running_stats,
-                )
-                # The very parameters, which an optimiser may hold already.
-                synced._parameters, synced._buffers = child._parameters, child._buffers
-                synced._modules = child._modules
-                synced.training = child.training
-                setattr(module, name, synced)
+            synced = kind(
+                child.num_features,
+                child.eps,
+                child.momentum,
+                child.affine,
+                child.track_running_stats,
+            )
+            # The very parameters, which an optimiser may hold already.
+            synced._parameters, synced._buffers = child._parameters, child._buffers
+            synced._modules = child._modules
+            synced.training = child.training
+            setattr(module, name, synced)

@@ -14,7 +14,6 @@ from ltd_pipe import rng
 from ltd_pipe.device import PrecisionSettings
 from ltd_pipe.distributed import World, images_per_epoch, require_shards, shard
 from ltd_pipe.errors import ModelError
-from ltd_pipe.images.augmentation import PAIR
 from ltd_pipe.models.registry import require_sizes
 from ltd_pipe.objectives import StepInfo
 from ltd_pipe.params import TrainParams
@@ -131,9 +130,8 @@ class Trainer:
         self.model, self.context, self.epochs = model, context, params.epochs
         self._stream, self._params, self._task = stream, params, task
         self._samples, self._validation = split
-        self._unit = PAIR if params.mixes else 1
         self._images = images_per_epoch(len(self._samples), params.batch_size)
-        require_shards(self._images, params.batch_size, context.world.size, self._unit)
+        require_shards(self._images, params.batch_size, context.world.size, params.unit)
         self._sizes = [] if params.sizes is None else params.sizes.all()
         require_sizes(model, self._sizes)
         self.steps_per_epoch = -(-self._images // params.batch_size)
@@ -202,7 +200,7 @@ class Trainer:
         done = self.progress.step - epoch * self.steps_per_epoch
         key = rng.stream_key(self.context.seed, "order", epoch)
         order = rng.permutation(key, self._samples)[: self._images]
-        mine, batch_size = shard(order, self._params.batch_size, world, self._unit)
+        mine, batch_size = shard(order, self._params.batch_size, world, self._params.unit)
         self.model.train()
         self._clock.skip()
         batches = prefetch(
