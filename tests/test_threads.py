@@ -106,7 +106,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.parametrize("given", [{}, {"MALLOC_TRIM_THRESHOLD_": "131072"}], ids=str)
 def test_memory_of_tensors_is_kept_unless_the_user_decides(given):
-    """Counted: pages of 4 KiB that are faulted in again, of 1,200 MiB that are written."""
+    """Counted: pages of 4 KiB that are faulted in again, of 307,200 that are written.
+
+    Where the heap begins is chance: one tensor of the thirty may once find no room in it.
+    """
     clean = {name: text for name, text in os.environ.items() if name not in threads._MALLOC}
     found = subprocess.run(
         [sys.executable, "-c", REPEATED],
@@ -115,5 +118,5 @@ def test_memory_of_tensors_is_kept_unless_the_user_decides(given):
         text=True,
         check=True,
     )
-    assert (int(found.stdout) > 100_000) == bool(given)
-    assert given or int(found.stdout) < 1000
+    again = int(found.stdout)
+    assert again > 200_000 if given else again < 30_000

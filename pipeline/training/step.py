@@ -424,8 +424,10 @@ class _SyncedOnGpu(nn.SyncBatchNorm):
 def _only_normalises(norm: nn.Module) -> bool:
     """Whether it is batch normalisation in two dimensions, and then at most its children."""
     kind = type(norm)
-    timm = kind.__name__ == "BatchNormAct2d" and kind.__module__.startswith("timm.")
-    return kind is nn.BatchNorm2d or timm
+    timm = kind.__name__ in ("BatchNormAct2d", "SyncBatchNormAct")
+    return kind in (nn.BatchNorm2d, nn.SyncBatchNorm) or (
+        timm and kind.__module__.startswith("timm.")
+    )
 
 
 def synchronise(network: nn.Module) -> None:
@@ -447,7 +449,7 @@ def synchronise(network: nn.Module) -> None:
                 continue
             if not _only_normalises(child):
                 raise ParamsError(
-                    "train.sync_batch_norm",
+                    "sync_batch_norm",
                     "true needs batch norms that can share their statistics",
                     expected="BatchNorm2d",
                     found=type(child).__name__,

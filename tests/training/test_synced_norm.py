@@ -51,6 +51,24 @@ def test_it_is_torchs_own_on_one_process(lone_group, timm, momentum):
     torch.testing.assert_close(plain.state_dict(), synced.state_dict(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["SyncBatchNorm", "SyncBatchNormAct"])
+def test_a_norm_that_shares_its_statistics_itself_is_kept(lone_group, name):
+    """Torch's own needs a GPU for that; and timm's keeps its activation."""
+    kind = (
+        nn.SyncBatchNorm
+        if name == "SyncBatchNorm"
+        else pytest.importorskip("timm.layers.norm_act").SyncBatchNormAct
+    )
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 5, 3), kind(5))
+    plain = copy.deepcopy(model).eval()
+    synchronise(model)
+    images = torch.randn(6, 2, 7, 7)
+    assert torch.equal(model.eval()(images), plain(images))
+    model.train()(images)
+    assert bool(model[1].running_mean.ne(0).all())
+
+
 @pytest.mark.parametrize(
     "norm", [nn.BatchNorm1d(5), type("Mine", (nn.BatchNorm2d,), {})(5)], ids=["1d", "its own"]
 )
@@ -58,7 +76,7 @@ def test_another_kind_of_norm_is_refused(norm):
     """Left alone it would make each process another model."""
     with refused(
         ParamsError,
-        where="train.sync_batch_norm",
+        where="sync_batch_norm",
         found=type(norm).__name__,
         remedy="false",
     ):
