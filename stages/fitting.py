@@ -203,13 +203,19 @@ def _empty_plots(live: Path) -> Any:
     return Plots(str(live), dvcyaml=None, save_dvc_exp=False, monitor_system=False)
 
 
-def warn_of_chance(accuracy: float, images: int, split: str, num_classes: int) -> None:
+# What to do about a model that was trained here and is no better than chance.
+TRAIN_LONGER = "Train longer, or with a smaller learning_rate."
+
+
+def warn_of_chance(
+    accuracy: float, images: int, split: str, num_classes: int, remedy: str = TRAIN_LONGER
+) -> None:
     """Warn of a clean accuracy that guessing may have: a robust one would be nothing to look at."""
     from ltd_pipe.evaluation.statistics import beats_chance
 
     hits = round(accuracy * images)
     if images and not beats_chance(hits, images, num_classes):
         tell(
-            f"warning: no better than chance on clean images: {hits:,} of {images:,} {split} "
-            f"images right, {num_classes} classes. Train longer, or with a smaller learning_rate."
+            f"warning: not clearly better than chance on clean images: {hits:,} of {images:,} "
+            f"{split} images right, {num_classes} classes. {remedy}"
         )

@@ -9,7 +9,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,20 +60,22 @@ def params_options(section: str, *, standalone: bool = False) -> Callable[[Comma
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def wrapper(*args: Any, params_file: Path, settings: tuple[str, ...], **given: Any) -> Any:
-            overrides = {}
+            overrides, typed = {}, {}
             for setting in settings:
                 key, equals, value = setting.partition("=")
                 if not equals:
                     raise ParamsError("--set", "expected SECTION.KEY=VALUE", found=repr(setting))
-                overrides[key] = value
+                overrides[key], typed[key] = value, f"-S {key}"
             for name, info in fields.items():
                 value = given.pop(f"{FIELD}{name}")
                 if value is not None:
-                    overrides[f"{section}.{name}"] = _as_yaml(name, value, info)
+                    key = f"{section}.{name}"
+                    overrides[key], typed[key] = _as_yaml(name, value, info), _flag(name)
             if standalone and params_file == PARAMS_FILE and not params_file.exists():
                 params = parse_standalone(section, overrides)
             else:
                 params = load_params(params_file, overrides)
+            _refuse_idle(params, section, typed)
             return command(*args, params=params, **given)
 
         with_options: Command = wrapper
@@ -82,6 +84,22 @@ def params_options(section: str, *, standalone: bool = False) -> Callable[[Comma
         return _PARAMS_OPTION(_SET_OPTION(with_options))
 
     return decorate
+
+
+def _refuse_idle(params: Params, section: str, typed: Mapping[str, str]) -> None:
+    """Refuse parameters that were typed and do nothing; of those in the file it is said.
+
+    The file's may be there for another run: dvc.yaml trains the baseline with the student's.
+    """
+    for key, words in typed.items():
+        place, _, name = key.partition(".")
+        needs = getattr(params, place).idle().get(name) if name else None
+        if needs:
+            raise click.UsageError(f"{words} does nothing here: it needs {needs}")
+    given = getattr(params, section)
+    for name, needs in given.idle().items():
+        if getattr(given, name) != type(given).model_fields[name].default:
+            tell(f"note: {section}.{name} does nothing here: it needs {needs}")
 
 
 _PARAMS_OPTION = click.option(
@@ -192,11 +210,15 @@ def _default(info: FieldInfo) -> str | None:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 _TYPED = re.compile(r"[\w.-]+(, [\w.-]+)*:")
 
 
 def _option(name: str, info: FieldInfo) -> Callable[[Command], Command]:
-    flag, text = name.replace("_", "-"), " ".join((info.description or "").split())
+    flag, text = _flag(name), " ".join((info.description or "").split())
     taken = _alternatives(info.annotation)
     choices = [one for one in taken if isinstance(one, str)]
     word = text.partition(" ")[0]
@@ -206,13 +228,13 @@ def _option(name: str, info: FieldInfo) -> Callable[[Command], Command]:
     text = f"{text}."
     more: dict[str, Any] = {"cls": _FieldOption, "help": text}
     if info.annotation is bool:
-        default = f"{'' if info.default else 'no-'}{flag}"
-        flags = f"--{flag}/--no-{flag}"
+        default = f"{'' if info.default else 'no-'}{flag[2:]}"
+        flags = f"{flag}/--no-{flag[2:]}"
         return click.option(flags, f"{FIELD}{name}", default=None, default_text=default, **more)
     kind = "|".join(dict.fromkeys(one if one in choices else _KINDS[one] for one in taken))
     offered = choices or _OFFERED.get(name, ())
     return click.option(
-        f"--{flag}",
+        flag,
         *(["--arch"] if name == "architecture" else []),
         f"{FIELD}{name}",
         metavar=f"[{kind}]" if choices else kind,

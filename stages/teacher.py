@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.params import Params, TeacherParams
 
+# What to do about a checkpoint that is no better than chance.
+_LOOK = "Look at its normalisation and its order of classes (--mean, --std, --class-order)."
+
 
 @click.command(cls=options.ParamsCommand)
 @options.params_options("teacher")
@@ -36,7 +39,7 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
     with doing("loading torch"):
         from ltd_pipe.images.beton import open_beton, require_one_preparation
         from ltd_pipe.images.manifest import Duplicates
-        from ltd_pipe.stages.fitting import begun, fit, warn_of_chance
+        from ltd_pipe.stages.fitting import TRAIN_LONGER, begun, fit, warn_of_chance
         from ltd_pipe.training import run
 
     options.require_files("data")
@@ -81,8 +84,14 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
         else "clean accuracy unknown: no test image has a label"
     )
     click.echo(f"{out / 'model.safetensors'}: {known}")
-    if section.checkpoint is None and facts["n"]:
-        warn_of_chance(facts["clean_accuracy"], facts["n"], "test", test.manifest.num_classes)
+    if facts["n"]:
+        warn_of_chance(
+            facts["clean_accuracy"],
+            facts["n"],
+            "test",
+            test.manifest.num_classes,
+            remedy=TRAIN_LONGER if section.checkpoint is None else _LOOK,
+        )
     splits = [(images.labels, images.sample_hash) for images in (test, train)]
     counted = test.manifest.one_colour, test.manifest.turned, Duplicates.count(*splits)
     for line in test.manifest.warnings_of(*counted):

@@ -77,7 +77,6 @@ def train(
 
     section = params.train
     options.require_files("data", *["labels"] * section.reads_store)
-    _refuse_unused_weights(section)
     teacher_path = Path(section.teacher) if section.teacher and section.asks_teacher else None
     init_path = Path(section.init) if section.init else None
     for key, path in (("teacher", teacher_path), ("init", init_path)):
@@ -194,15 +193,3 @@ def _warn_of_seen_images(init: Path, beton: Beton) -> None:
             f"warning: {init} may have been trained on the validation images, which choose the "
             f"epoch: expected {share:g} held out of these, found {seen}"
         )
-
-
-def _refuse_unused_weights(section: TrainParams) -> None:
-    """Refuse weights of soft labels where none are learned from, when they were typed."""
-    if section.label_kind in ("ltd", "live"):
-        return
-    why = f"weighs soft labels, and label_kind {section.label_kind} has none to weigh"
-    options.refuse_options({"soft_weight", "rectify"}, why)
-    # No refusal of what stands in params.yaml: dvc.yaml trains the baseline with that section.
-    for key, given in (("soft_weight", section.soft_weight < 1), ("rectify", section.rectify)):
-        if given:
-            tell(f"note: train.{key} does nothing: it {why}")

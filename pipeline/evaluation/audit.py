@@ -186,7 +186,7 @@ def audit(
     if not beats_chance(hits, n, model.num_classes):
         raise ModelError(
             "model",
-            "is no better than chance on the clean images: there is nothing to audit",
+            "is not clearly better than chance on the clean images: there is nothing to audit",
             found=f"{hits} of {n} right",
             remedy="Train it for longer, take more images, or look at its normalisation and at the "
             "order of its classes.",

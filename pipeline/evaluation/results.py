@@ -577,11 +577,16 @@ def read_audit(path: Path, sha256: str) -> Audit:
 # The ends of these warnings: metrics.json holds warnings as people read them.
 ATTACK_FAILS = "it is the attack that fails, and none of these numbers can be believed"
 ON_TRAINING = "none of these numbers says how it does on images that it has not seen"
+AT_CHANCE = "there is no robustness to measure"
 
 
 def worthless(warnings: Iterable[str]) -> str:
     """What makes the accuracies measure nothing, as one of the warnings says; or nothing."""
-    ends = {ATTACK_FAILS: "the attack fails", ON_TRAINING: "it was measured on its training images"}
+    ends = {
+        ATTACK_FAILS: "the attack fails",
+        ON_TRAINING: "it was measured on its training images",
+        AT_CHANCE: "it is not clearly better than chance on clean images",
+    }
     found = (why for line in warnings for end, why in ends.items() if line.endswith(end))
     return next(found, "")
 
@@ -634,13 +639,25 @@ def contradicted_accuracy(hits: int, n: int, stated: float, of_what: str) -> str
     )
 
 
+def chance(hits: int, n: int, num_classes: int) -> str | None:
+    """Warn of a model that is right on no more clean images than guessing may be."""
+    if statistics.beats_chance(hits, n, num_classes):
+        return None
+    return (
+        f"right on {hits:,} of {n:,} clean images of {num_classes:,} classes, which is not clearly "
+        "better than chance (look at its normalisation and its order of classes, or take more "
+        f"images): {AT_CHANCE}"
+    )
+
+
 def weak_source(name: str, hits: int, n: int, num_classes: int) -> str | None:
     """Warn of a transfer from a model that knows nothing of these images."""
     if statistics.beats_chance(hits, n, num_classes):
         return None
     return (
         f"transfer from {name} was not tried in earnest: that model is right on {hits} of {n:,} "
-        "clean images, no better than chance; look at its normalisation and its order of classes"
+        "clean images, not clearly better than chance; look at its normalisation and its order of "
+        "classes"
     )
 
 

@@ -246,6 +246,7 @@ def evaluate(
         *results.image_warnings(test.sample_hash, test.labels.numpy(), training),
         checks.wrong_scale(bench.model, test.images, test.labels),
         stated and results.contradicted_accuracy(int(clean.sum()), len(test), *stated),
+        results.chance(int(clean.sum()), len(test), model.num_classes),
         _RANDOM if random else _NOT_RANDOM if params.autoattack == "rand" else None,
         *(
             results.weak_source(source.name, int(right.sum()), len(test), model.num_classes)

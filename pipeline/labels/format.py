@@ -257,6 +257,10 @@ class TopKFacts(_Facts):
 _Temperature = Annotated[float, Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)]
 
 
+# Calibration looks between these, far beyond what has been found of trained networks.
+COLDEST, HOTTEST = 0.05, 20.0
+
+
 class CalibrationFacts(_Facts):
     """Of a temperature at which the truth's negative log likelihood was least."""
 
@@ -268,9 +272,10 @@ class CalibrationFacts(_Facts):
 
     def __str__(self) -> str:
         low, high = self.interval
+        ends = " (an end of the search)" if low <= COLDEST or high >= HOTTEST else ""
         return (
-            f"95 % interval {low:.3g} to {high:.3g}; negative log likelihood {self.nll:.4f} on "
-            f"{self.samples:,} held-out images"
+            f"95 % interval {low:.3g} to {high:.3g}{ends}; negative log likelihood {self.nll:.4f} "
+            f"on {self.samples:,} held-out images"
         )
 
 

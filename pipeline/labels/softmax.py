@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from ltd_pipe.errors import ParamsError, StoreError
 from ltd_pipe.labels.format import (
+    COLDEST,
+    HOTTEST,
     MAX_TEMPERATURE,
     MIN_TEMPERATURE,
     CalibrationFacts,
@@ -237,8 +239,6 @@ def solve_temperature(
     return float(f"{math.exp(low):.6g}")
 
 
-# Far beyond what has been found of trained networks.
-_COLDEST, _HOTTEST = 0.05, 20.0
 _RESAMPLES = 1000
 
 
@@ -266,7 +266,7 @@ def calibrated_temperature(
     """
     from scipy.optimize import minimize_scalar
 
-    count, place = len(labels), np.linspace(math.log(_COLDEST), math.log(_HOTTEST), 129)
+    count, place = len(labels), np.linspace(math.log(COLDEST), math.log(HOTTEST), 129)
     curves = np.stack([_truth_nll(logits, labels, math.exp(x)) for x in place], axis=1)
 
     def lowest(curve: NDArray[np.float64]) -> tuple[int, float]:
@@ -280,12 +280,12 @@ def calibrated_temperature(
 
     at, _ = lowest(curves.mean(axis=0))
     if at in (0, len(place) - 1):
-        answers = mean_softened([*logits], _COLDEST).argmax(axis=-1).reshape(count, -1)
+        answers = mean_softened([*logits], COLDEST).argmax(axis=-1).reshape(count, -1)
         right = f"{(answers == labels[:, None]).sum():,} of {answers.size:,} answers right"
         raise ParamsError(
             "label.temperature",
             f"auto:calibrated: the negative log likelihood of {count:,} validation images has no "
-            f"least between {_COLDEST:g} and {_HOTTEST:g}",
+            f"least between {COLDEST:g} and {HOTTEST:g}",
             expected="answers that are not all right, of a teacher sure enough to need no lower one"
             if at == 0
             else "answers better than chance, of a teacher not so sure as to need a higher one",

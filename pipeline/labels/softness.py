@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltd_pipe.errors import StoreError
+from ltd_pipe.evaluation.statistics import beats_chance
 from ltd_pipe.labels.format import to_float32
 from ltd_pipe.labels.layout import SPARSE
 
@@ -41,7 +42,8 @@ class LabelSummary:
         Share of samples of known class whose largest probability is on another class; None
         when no class is known.
     warnings : tuple of str
-        Whether the labels are as good as one-hot or as uniform ones.
+        Whether the labels agree with the ground truth no more than guesses may, or are as good as
+        one-hot or as uniform ones.
     """
 
     mean_entropy: float
@@ -144,11 +146,14 @@ class Softness:
         if not self._rows:
             raise ValueError("no soft labels to summarise")
         mean_top = self._top / self._rows
+        # Views of one sample are no further evidence.
+        known = self._known * self._samples // self._rows
+        disagreement = self._wrong / self._known if self._known else None
         return LabelSummary(
             mean_entropy=self._entropy / self._rows,
             mean_top_probability=mean_top,
-            disagreement=self._wrong / self._known if self._known else None,
-            warnings=_warnings(mean_top, self._num_classes),
+            disagreement=disagreement,
+            warnings=_warnings(mean_top, disagreement, known, self._num_classes),
         )
 
     def statistics(self) -> LabelStatistics:
@@ -197,15 +202,26 @@ def refuse_uniform(
         raise StoreError(where, what, expected=expected, found=found, remedy=remedy)
 
 
-def _warnings(mean_top: float, num_classes: int) -> tuple[str, ...]:
+def _warnings(
+    mean_top: float, disagreement: float | None, known: int, num_classes: int
+) -> tuple[str, ...]:
+    found, cure = [], ": {} label.temperature, or set it to auto:0.95."
+    if disagreement is not None:
+        agreeing = round((1 - disagreement) * known)
+        if not beats_chance(agreeing, known, num_classes):
+            found.append(
+                f"The soft labels agree with the ground truth for {agreeing:,} of {known:,} images "
+                f"of {num_classes:,} classes, which is not clearly better than chance: look at the "
+                "teacher's normalisation and its order of classes, or train it for longer"
+            )
+            cure = ""  # no temperature helps
     # Either way the student learns nothing from the teacher that it could not have without.
-    cure = "label.temperature, or set it to auto:0.95."
-    found = f"mean top probability {mean_top:.5f} of {num_classes} classes"
+    measured = f"(mean top probability {mean_top:.5f} of {num_classes} classes)"
     if mean_top > 0.999:
-        return (f"The soft labels are as good as one-hot ({found}): raise {cure}",)
-    if mean_top < uniform_below(num_classes):
-        return (f"The soft labels are as good as uniform ({found}): lower {cure}",)
-    return ()
+        found.append(f"The soft labels are as good as one-hot {measured}{cure.format('raise')}")
+    elif mean_top < uniform_below(num_classes):
+        found.append(f"The soft labels are as good as uniform {measured}{cure.format('lower')}")
+    return tuple(found)
 
 
 def measure(folder: Path, layouts: Sequence[ArrayLayout]) -> LabelStatistics:

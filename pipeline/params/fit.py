@@ -149,6 +149,8 @@ class FitParams(Section):
         yield from super()._conflicts()
         if self.ema_decay and self.swa_from is not None:
             yield "ema_decay and swa_from are two averages of the weights: choose one"
+        if self.nesterov and not self.momentum:
+            yield "nesterov: is a form of momentum, found momentum 0: set it to false"
         if self.swa_epoch is not None and self.schedule == "one-cycle":
             yield (
                 "swa_from: expected schedule constant, cosine or step, found one-cycle: set "
@@ -171,6 +173,13 @@ class FitParams(Section):
             )
         if self.batch_size % self.unit:
             yield f"batch_size: cutmix and mixup take pairs of images, found {self.batch_size}"
+
+    def _uses(self) -> Iterator[tuple[str, tuple[str, ...], bool]]:
+        yield "schedule step", ("milestones",), self.schedule == "step"
+        yield "cutmix_probability above 0", ("cutmix_alpha",), self.cutmix_probability > 0
+        yield "mixup_probability above 0", ("mixup_alpha",), self.mixup_probability > 0
+        resizes = self.progressive_resize is not None
+        yield "progressive_resize", ("progressive_between",), resizes
 
     @property
     def swa_epoch(self) -> int | None:
@@ -427,6 +436,23 @@ class TrainParams(FitParams):
         yield from self._conflicts_of_attack()
         if self.mixes:
             yield from self._conflicts_of_mixtures()
+
+    def _uses(self) -> Iterator[tuple[str, tuple[str, ...], bool]]:
+        yield from super()._uses()
+        objective, kind = self.objective, self.label_kind
+        yield "objective trades or mart", ("beta",), objective in ("trades", "mart")
+        weighs = objective in ("rslad", "ard", "adaad")
+        yield "objective rslad, ard or adaad", ("robust_weight",), weighs
+        yield "objective exits", ("exits", "attacked_exits"), objective == "exits"
+        yield "awp_gamma above 0", ("awp_from_epoch",), self.awp_gamma > 0
+        yield "label_kind smooth", ("smoothing",), kind == "smooth"
+        soft = kind in ("ltd", "live") and self.learns_from_labels
+        yield "label_kind ltd or live", ("soft_weight", "rectify"), soft
+        yield "label_kind adr", ("adr_temperatures", "adr_weights"), kind == "adr"
+        yield "labels from a store", ("allow_poor_labels", "any_size"), self.reads_store
+        asks = "objective adaad or mtard, label_kind live, or igdm_weight above 0"
+        yield asks, ("teacher", "teacher_temperature"), self.asks_teacher
+        yield "attack n-fgsm", ("attack_noise",), self.attack == "n-fgsm"
 
     def _conflicts_of_labels(self) -> Iterator[str]:
         if self.objective == "ard" and self.label_kind not in ("ltd", "live"):

@@ -92,6 +92,14 @@ class Section(BaseModel):
         """What parameters contradict each other, and what to set instead."""
         yield from ()
 
+    def idle(self) -> dict[str, str]:
+        """Parameters that do nothing beside the others as they are, and what they need instead."""
+        return {name: needs for needs, names, used in self._uses() if not used for name in names}
+
+    def _uses(self) -> Iterator[tuple[str, tuple[str, ...], bool]]:
+        """What some parameters need to have an effect, their names, and whether it is so."""
+        yield from ()
+
 
 class PrepareParams(Section):
     """Which images, and how they are stored."""
@@ -130,6 +138,15 @@ class PrepareParams(Section):
     def _conflicts(self) -> Iterator[str]:
         if self.dataset == "folder" and self.path is None:
             yield "dataset 'folder' needs prepare.path"
+
+    def _uses(self) -> Iterator[tuple[str, tuple[str, ...], bool]]:
+        of_folder, digits = self.dataset == "folder", self.dataset == "digits"
+        yield "another dataset than digits", ("path",), not digits
+        yield "dataset cifar10 or cifar100", ("download",), not (of_folder or digits)
+        yield "dataset folder", ("skip_bad",), of_folder
+        yield "encoding jpeg", ("jpeg_quality",), self.encoding == "jpeg"
+        wrong = ("wrong_labels_to", "wrong_labels_seed")
+        yield "wrong_labels above 0", wrong, self.wrong_labels > 0
 
 
 # Of label.temperature.
@@ -191,6 +208,9 @@ class LabelParams(Section):
                 f"{self.views} views without an augmentation would all be the same: set "
                 "augmentation, such as crop:4,flip"
             )
+
+    def _uses(self) -> Iterator[tuple[str, tuple[str, ...], bool]]:
+        yield "an augmentation", ("seed",), not Augmentation.parse(self.augmentation).is_none
 
     def target_top_probability(self) -> float | None:
         """The P of `auto:P`, or None when the temperature is a number or `auto:calibrated`."""
@@ -275,6 +295,9 @@ class EvaluateParams(Section):
     """images that are kept for the report, clean and attacked"""
     precision: Literal["float32"] = "float32"
     """attacks are run in float32: lower precision can mask gradients"""
+
+    def _uses(self) -> Iterator[tuple[str, tuple[str, ...], bool]]:
+        yield "an eps_grid", ("eps_grid_images",), bool(self.eps_grid)
 
     def quick(self, total: int) -> EvaluateParams:
         """A first look: at most 200 of `total` images, PGD-10 from one start, nothing else."""

@@ -149,7 +149,7 @@ def test_the_table_has_check_share_limit_and_meaning(page):
 
 def test_what_could_not_be_audited_is_said(runs, gather):
     """A model no better than chance: not passed, not failed."""
-    reason = "model: is no better than chance on the clean images"
+    reason = "model: is not clearly better than chance on the clean images"
     changes = {"passed": False, "refused": reason, "findings": [], "loss_surface": None}
     write_audit(runs / "audit", runs / STUDENT, **changes)
     facts = gather(runs)

@@ -144,10 +144,10 @@ def test_a_model_that_knows_nothing_has_not_passed(ltd_pipe, project):
     outcome = ltd_pipe("audit", model, *QUICK, "--json", "--force")
     assert outcome.code == 1
     assert json.loads(outcome.out) == json.loads(place.read_text())
-    assert "no better than chance" in json.loads(outcome.out)["refused"]
+    assert "not clearly better than chance" in json.loads(outcome.out)["refused"]
     outcome = ltd_pipe("audit", model, *QUICK, "--report-only", "--force")
     assert outcome.code == 0
-    assert "No check could be made: model: is no better than chance" in outcome.out
+    assert "No check could be made: model: is not clearly better than chance" in outcome.out
     found = read_audit(place, sha256_file(model))
     assert (found.passed, found.findings) == (False, ())
     assert not place.with_name("loss_surface.svg").exists()

@@ -390,16 +390,41 @@ def test_a_bad_image_stops_prepare_and_label(ltd_pipe, pictures):
     assert str(bad) in outcome.err
 
 
-@pytest.mark.parametrize("words", [["--soft-weight", "0.5"], ["--rectify"]], ids=" ".join)
-def test_weights_of_soft_labels_are_refused_without_these(ltd_pipe, project, words):
-    """When they were typed; in params.yaml they are the student's, not the baseline's."""
-    train = ["train", "--label-kind", "onehot", "--epochs", "1", "--out", "baseline"]
-    outcome = ltd_pipe(*train, *words)
+IDLE = [
+    "train --label-kind onehot --soft-weight 0.5: --soft-weight: label_kind ltd or live",
+    "train --label-kind onehot --rectify: --rectify: label_kind ltd or live",
+    "train --label-kind onehot -S train.rectify=true: -S train.rectify: label_kind ltd or live",
+    "train --teacher nosuch.pt: --teacher: objective adaad or mtard, label_kind live, or igdm",
+    "train --beta 3: --beta: objective trades or mart",
+    "train --smoothing 0.2: --smoothing: label_kind smooth",
+    "train --attack pgd --attack-noise 1: --attack-noise: attack n-fgsm",
+    "train --milestones [0.3]: --milestones: schedule step",
+    "teacher --mixup-alpha 1: --mixup-alpha: mixup_probability above 0",
+    "prepare --dataset digits --path photos: --path: another dataset than digits",
+    "prepare --wrong-labels-seed 3: --wrong-labels-seed: wrong_labels above 0",
+    "label --seed 3: --seed: an augmentation",
+    "evaluate --eps-grid [] --eps-grid-images 5: --eps-grid-images: an eps_grid",
+]
+
+
+@pytest.mark.parametrize("line", IDLE)
+def test_an_option_that_would_do_nothing_is_refused(ltd_pipe, project, line):
+    """Before any work, with what it needs."""
+    command, option, needs = line.split(": ")
+    outcome = ltd_pipe(*command.split())
     assert outcome.code == 2
-    assert f"{words[0]} weighs soft labels" in outcome.err
-    outcome = ltd_pipe(*train, "-S", "train.soft_weight=0.5")
+    assert f"{option} does nothing here: it needs {needs}" in outcome.err
+
+
+def test_a_parameter_of_the_file_that_does_nothing_is_noted(ltd_pipe, project):
+    """It may be the student's, where the baseline is trained."""
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace("train:\n  {", "train:\n  {soft_weight: 0.5, ", 1))
+    train = ["train", "--label-kind", "onehot", "--epochs", "1", "--out", "baseline"]
+    outcome = ltd_pipe(*train)
     assert outcome.code == 0, outcome.err
-    assert "note: train.soft_weight does nothing" in outcome.err
+    needs = "it needs label_kind ltd or live"
+    assert f"note: train.soft_weight does nothing here: {needs}" in outcome.err
 
 
 def test_accuracy_on_images_of_unknown_class_is_unknown(ltd_pipe, pictures):
@@ -592,4 +617,30 @@ def test_a_model_that_may_as_well_guess_is_warned_of(ltd_pipe, project, verb, ra
     more = ["--label-kind", "onehot", "--attack-steps", "1"] if verb == "train" else []
     outcome = ltd_pipe(verb, "--force", "--epochs", "2", "--learning-rate", rate, *more)
     assert outcome.code == 0, outcome.err
-    assert ("warning: no better than chance on clean images: " in outcome.err) is warned
+    assert ("warning: not clearly better than chance on clean images: " in outcome.err) is warned
+
+
+def test_each_later_stage_warns_of_a_teacher_that_guesses(ltd_pipe, project):
+    """Its confident labels teach nothing, at no temperature, and its robustness is none."""
+    weak = "idle/model.safetensors"
+    assert (
+        ltd_pipe("teacher", "--epochs", "1", "--learning-rate", "1e-9", "--out", "idle").code == 0
+    )
+    warned = "not clearly better than chance"
+    taken = ltd_pipe("teacher", "--checkpoint", weak, "--out", "taken")
+    assert warned in taken.err
+    assert "--class-order" in taken.err
+    labelled = ltd_pipe("label", "--teacher", weak, "--out", "weak.zarr")
+    assert warned in labelled.err
+    assert "lower" not in labelled.err
+    measured = ["--quick", "--metrics", "weak.json", "--out", "weak"]
+    assert "WARNING: right on" in (found := ltd_pipe("evaluate", weak, *measured)).out
+    assert warned in found.out
+    assert (
+        ltd_pipe("evaluate", TEACHER, "--quick", "--metrics", "good.json", "--out", "good").code
+        == 0
+    )
+    compared = ltd_pipe("compare", "good.json", "weak.json")
+    assert (
+        "weak.json's robust accuracy cannot be believed: it is not clearly better" in compared.out
+    )

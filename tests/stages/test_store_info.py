@@ -138,7 +138,7 @@ def test_how_the_teacher_was_asked_is_said(ltd_pipe, make_store):
     assert found["labelling"]["image_shape"] == [3, 24, 32]
     plain = make_store("plain.zarr")
     assert "images seen" not in ltd_pipe("store", "info", plain).out
-    assert "normalisation" not in (plain / "README.md").read_text()
+    assert "input normalisation" not in (plain / "README.md").read_text()
 
 
 def test_many_classes_are_cut(ltd_pipe, make_store):
