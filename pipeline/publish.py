@@ -321,9 +321,12 @@ def require_shared_memory(where: object, size: int) -> None:
 # --- Locks, which the kernel releases when the process dies, however it dies.
 
 
-def exclusive(target: Path) -> contextlib.AbstractContextManager[None]:
-    """Hold the lock on an output while the block runs; a BusyError when another process does."""
-    return _locked(target, shared=False)
+def exclusive(target: Path, option: str = "--out") -> contextlib.AbstractContextManager[None]:
+    """Hold the lock on an output while the block runs; a BusyError when another process does.
+
+    `option` is what names the output on the command line.
+    """
+    return _locked(target, shared=False, option=option)
 
 
 def shared(target: Path) -> contextlib.AbstractContextManager[None]:
@@ -332,7 +335,7 @@ def shared(target: Path) -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def _locked(target: Path, *, shared: bool) -> Iterator[None]:
+def _locked(target: Path, *, shared: bool, option: str = "--out") -> Iterator[None]:
     lock = target.with_name(f".{target.name}.lock")
     with _open_lock(lock, target) as handle:
         try:
@@ -345,7 +348,7 @@ def _locked(target: Path, *, shared: bool) -> Iterator[None]:
                 f"process {holder} is writing to it"
                 if holder
                 else "other processes prepare parts of it",
-                remedy="Wait for it to end, or give this run another --out.",
+                remedy=f"Wait for it to end, or give this run another {option}.",
             ) from error
         except OSError as error:
             raise _refused(target, error) from error

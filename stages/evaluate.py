@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from ltd_pipe.stages.evaluation_options import NamedSubject, Subject
 
 
+# What names the results.
+_PLACES = "--metrics and --out"
+
+
 @click.command(cls=options.ParamsCommand)
 @measuring_options()
 @options.folder(
@@ -70,14 +74,12 @@ def evaluate(
         why = "is fixed in a first look: leave --quick out"
         options.refuse_options(fixed | {"eps_grid_images"}, why)
     options.require_files("corruptions")
-    options.refuse_existing(
-        metrics, force=force, kind=options.METRICS, option="--metrics and --out"
-    )
+    options.refuse_existing(metrics, force=force, kind=options.METRICS, option=_PLACES)
     if out.resolve() != evaluation_beside(metrics).resolve():
         # Beside them the folder is of these metrics, which appear last: without them half done.
         options.refuse_existing(out / "settings.json", force=force, kind=options.SETTINGS)
     options.note_pipeline(metrics, out)
-    with stoppable("measured"), measuring(metrics) as world:
+    with stoppable("measured"), measuring(metrics, _PLACES) as world:
         with doing("loading images and models"):
             subject = named.load(world.device(choose_device(params.device)), strict=False)
         if quick:

@@ -207,13 +207,16 @@ class NamedSubject:
 
 
 @contextlib.contextmanager
-def measuring(target: Path) -> Iterator[World]:
-    """Connect the processes, keep other runs out of a result, and compute as measuring has to."""
+def measuring(target: Path, option: str = "--out") -> Iterator[World]:
+    """Connect the processes, keep other runs out of a result, and compute as measuring has to.
+
+    `option` is what names the result.
+    """
     from ltd_pipe.device import deterministic, full_float32
     from ltd_pipe.distributed import PATIENCE, World
 
     world = World.from_environment()
-    lock = exclusive(target) if world.is_main else contextlib.nullcontext()
+    lock = exclusive(target, option) if world.is_main else contextlib.nullcontext()
     with world.connected(PATIENCE), lock, deterministic(), full_float32():
         yield world
 

@@ -58,6 +58,13 @@ def evaluation_beside(metrics: Path) -> Path:
     )
 
 
+def metrics_beside(evaluation: Path) -> tuple[Path, Path]:
+    """Where the metrics of an evaluation's folder may be, by `evaluation_beside`."""
+    begins = evaluation.name.removesuffix("evaluation")
+    named = begins + ("metrics" if begins != evaluation.name else "")
+    return evaluation.with_name(f"{named}.json"), evaluation.with_name(f"{evaluation.name}.json")
+
+
 def audit_beside(metrics: Path) -> Path:
     """The audit.json of what was measured, where `audit` leaves it."""
     return metrics.with_name("audit") / "audit.json"

@@ -368,17 +368,22 @@ def _require_classes(folder: Path, found: Iterable[str], expected: Sequence[str]
         if len(names) == 1:
             raise DataError(folder, f"has one class only, '{names[0]}'", remedy=layout)
         return
-    differing = sorted({nfc(name) for name in expected} ^ {nfc(name) for name in names})
-    if differing:
+    wanted, there = {nfc(name) for name in expected}, {nfc(name) for name in names}
+    if wanted != there:
         parts = sorted({"train", *_TEST_FOLDERS}.intersection(names).difference(expected))
         either = " or ".join(str(folder / part) for part in parts)
         raise DataError(
             folder,
-            "classes differ from the training images'",
-            expected=f"{len(expected)} classes",
-            found=f"{len(names)}; in one of them only: {', '.join(map(quoted, differing[:5]))}",
+            "has other classes than the training images, the model or the store that it is for",
+            expected=_classes(wanted, wanted - there, "lacking here"),
+            found=_classes(there, there - wanted, "here alone"),
             remedy=f"Name one part of it: {either}." if parts else "",
         )
+
+
+def _classes(names: set[str], alone: set[str], where: str) -> str:
+    shown = ", ".join(map(quoted, sorted(alone)[:5]))
+    return f"{len(names)} classes" + (f", {where}: {shown}" if alone else "")
 
 
 def _require_images(

@@ -213,17 +213,25 @@ class Joinable:
             return f"sample {first}, which is in the store alone"
         return "none: class names are in another form of Unicode"
 
-    def _way_on(self, images: ImagesLike) -> str | None:
+    def _way_on(self, images: ImagesLike) -> str:
         known = np.isin(images.sample_hash, self.sample_hash)
         if not known.any():
-            return None
-        keeps = f"'ltd-pipe store subset {self.path} --data' keeps the labels"
+            return (
+                "None of these images is in the store. They are known by their files' bytes: "
+                "copies that were saved anew, resized or converted are other images. "
+                + remedy(self.path)
+            )
+        subset = f"'ltd-pipe store subset {self.path} --data IMAGES --out NEW.zarr'"
         if known.all():
-            return f"{keeps} of these images, which are all in the store, in their order."
+            return (
+                f"{subset} keeps the labels of these images, which are all in the store, in their "
+                "order."
+            )
         return (
-            f"{known.sum():,} of {len(known):,} images are in the store: without the others, such "
-            f"as {_name_of(images, int(np.argmin(known)))}, {keeps} of those that remain. Or run "
-            "'ltd-pipe label' again."
+            f"{known.sum():,} of {len(known):,} images are in the store: ask its maker for labels "
+            f"of the others, such as {_name_of(images, int(np.argmin(known)))}, and join them with "
+            f"'ltd-pipe store merge'; or label all with a teacher of your own; or remove the "
+            f"others, and {subset} keeps the labels of those that remain."
         )
 
     def require_shape(self, shape: Sequence[int], data: str, *, any_size: bool = False) -> None:

@@ -29,6 +29,7 @@ from ltd_pipe.evaluation.results import (
     Score,
     Settings,
     evaluation_beside,
+    metrics_beside,
     on_training,
     read_by_eps,
     read_bytes,
@@ -208,15 +209,15 @@ class Evaluation:
 
 
 def find_metrics(place: Path) -> Path:
-    """The metrics.json in a run's folder or in its `data/`, or the file itself.
+    """The metrics.json in a run's folder or in its `data/`, of an evaluation's, or itself.
 
     Raises
     ------
     MissingError
         When there is none.
     """
-    candidates = [place / _METRICS, place / "data" / _METRICS] if place.is_dir() else [place]
-    for candidate in candidates:
+    inside = place / _METRICS, place / "data" / _METRICS
+    for candidate in (*inside, *metrics_beside(place)) if place.is_dir() else (place,):
         if candidate.is_file():
             return candidate
     remedy = "Name the folder or the file that evaluate wrote."

@@ -189,6 +189,11 @@ def test_a_run_is_found_by_folder_or_file(tmp_path):
     assert (
         find_metrics(tmp_path / "run") == find_metrics(tmp_path / "run/data") == find_metrics(found)
     )
+    for name in ("metrics.json", "baseline-metrics.json", "good.json"):
+        metrics = tmp_path / "run/data" / name
+        metrics.touch()
+        evaluation_beside(metrics).mkdir()
+        assert find_metrics(evaluation_beside(metrics)) == metrics
     assert evaluation_beside(found).name == "evaluation"
     assert evaluation_beside(tmp_path / "baseline-metrics.json").name == "baseline-evaluation"
     with refused(MissingError, where=tmp_path, what="metrics.json", remedy="file"):

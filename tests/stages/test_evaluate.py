@@ -25,6 +25,7 @@ from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.models.registry import build
 from ltd_pipe.params import PrepareParams
 from ltd_pipe.provenance import sha256_file
+from ltd_pipe.publish import exclusive
 from ltd_pipe.stages.evaluation_options import Subject
 
 TEACHER = "data/teacher/model.safetensors"
@@ -264,6 +265,14 @@ def test_a_model_that_is_named_twice_or_by_half_is_refused(ltd_pipe, project, wo
     outcome = ltd_pipe("evaluate", *words, "--force")
     assert outcome.code == 2
     assert message in outcome.err
+
+
+def test_another_evaluation_into_the_same_place_names_both_options(ltd_pipe, project):
+    """The lock is on the numbers, which are named by two options."""
+    with exclusive(Path("new.json")):
+        outcome = ltd_pipe("evaluate", STUDENT, "--quick", "--metrics", "new.json", "--out", "new")
+    assert outcome.code == 1
+    assert "give this run another --metrics and --out" in outcome.err
 
 
 def test_a_missing_normalisation_is_noticed(ltd_pipe, project):
