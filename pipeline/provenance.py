@@ -195,7 +195,8 @@ class StateRecord:
                 changed = [*differences(other["decides"], self._content["decides"])]
                 return (
                     f"note: this run begins anew: {folder} is of an interrupted one with "
-                    f"{_told(changed)} here. It is kept, and goes on when run as it was."
+                    f"{_told(changed)} here. It is kept, and goes on when run as it was: remove "
+                    "it where that is not wanted."
                 )
         return None
 

@@ -87,6 +87,7 @@ def audit(
     with stoppable("checked"), measuring(out / "audit.json") as world:
         with doing("loading images and models"):
             subject = named.load(world.device(choose_device(params.device)), strict=True)
+        subject.note_other_ball(section.norm, section.eps)
         count, total = section.images, subject.images.manifest.num_samples
         if at_most is not None:
             count = min(at_most, total if count is None else count)

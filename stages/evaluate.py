@@ -82,6 +82,7 @@ def evaluate(
     with stoppable("measured"), measuring(metrics, _PLACES) as world:
         with doing("loading images and models"):
             subject = named.load(world.device(choose_device(params.device)), strict=False)
+        subject.note_other_ball(params.evaluate.norm, params.evaluate.eps)
         if quick:
             section = params.evaluate.quick(subject.images.manifest.num_samples)
             params = params.model_copy(update={"evaluate": section})

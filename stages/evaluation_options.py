@@ -13,6 +13,7 @@ import click
 
 from ltd_pipe import provenance
 from ltd_pipe.errors import require_file
+from ltd_pipe.evaluation.results import threat_text
 from ltd_pipe.publish import exclusive
 from ltd_pipe.stages import options
 from ltd_pipe.stages.console import tell
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.stages.model_options import Command
 
+_NO_MODEL = options.NO_MODEL  # where a parameter is called options
 _PACKAGES = ("timm:", "torchvision:", "robustbench:")
 
 
@@ -71,7 +73,7 @@ class NamedModel:
             if weights is not None:
                 what = f"--weights is for a MODEL such as timm:NAME, not for '{text}'"
                 raise click.UsageError(what)
-            return cls(text, require_file(Path(text)), options)
+            return cls(text, require_file(Path(text), remedy=_NO_MODEL), options)
         architecture, given, file = text.partition("=")
         if (given and weights) or options.architecture is not None:
             raise click.UsageError(f"'{text}' already names the network, and perhaps its weights")
@@ -245,6 +247,15 @@ class Subject:
     images: Beton | FolderStream
     data: Path
     sources: list[Source]
+
+    def note_other_ball(self, norm: str, eps: float) -> None:
+        """Say where it is measured in another ball than it was trained in."""
+        ball = self.checkpoint.get("threat_model")
+        if ball and (ball["norm"], ball["eps"]) != (norm, eps):
+            tell(
+                f"note: {self.path} was trained within {threat_text(ball['norm'], ball['eps'])}, "
+                f"and is measured within {threat_text(norm, eps)}"
+            )
 
     def facts(self) -> dict[str, Any]:
         """What decides its answers, as plain values."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ltd_pipe.errors import require_file
 from ltd_pipe.stages import options
 from ltd_pipe.stages.console import json_option, say, tell
 
@@ -46,6 +47,7 @@ def export(checkpoint: Path, to: str, out: Path, arch: str | None, force: bool) 
     options.refuse_overlap(out, checkpoint)
     if arch is not None:
         allow_file(arch)
+    require_file(checkpoint, remedy=options.NO_MODEL)
     agreement = formats.export(checkpoint, to, out, replace=force)
     loading = formats.FORMATS[to].loading.format(out=str(out), name=f"local-dir:{out}")
     lines = (
@@ -60,7 +62,7 @@ def export(checkpoint: Path, to: str, out: Path, arch: str | None, force: bool) 
 
 # --- The page.
 
-_RESULT = click.Path(path_type=Path, exists=True, dir_okay=False)
+_RESULT = click.Path(path_type=Path, exists=True)
 
 
 @click.command()
@@ -96,12 +98,18 @@ def card(
     """
     from ltd_pipe.export.card import format_card, gather_card
     from ltd_pipe.publish import write_text
+    from ltd_pipe.report.runs import find_metrics
 
     if metrics is None:
         options.refuse_options({"evaluation"}, "is of --metrics, and none are given")
+    else:
+        metrics = find_metrics(metrics)
+    if audit is not None and audit.is_dir():
+        audit = require_file(audit / "audit.json")
     inputs = [path for path in (checkpoint, metrics, audit) if path is not None]
     options.refuse_overlap(out, *inputs)
     options.refuse_existing(out, force=force, kind=options.CARD)
+    require_file(checkpoint, remedy=options.NO_MODEL)
     facts = gather_card(checkpoint, metrics=metrics, audit=audit, **more)
     text = format_card(facts)
     write_text(out, text)

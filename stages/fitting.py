@@ -97,6 +97,8 @@ def _train_on_screen(trainer: Trainer, description: str, out: Path) -> dict[str,
         except Interrupted:
             raise SystemExit(_INTERRUPTED) from None  # the first process says it for all
         return {}
+    if trainer.progress.step:
+        tell(f"goes on after step {trainer.progress.step} of {trainer.total_steps}")
     _tell_precision(trainer.context.precision)
     with contextlib.closing(_Screen(description, trainer, out / "live")) as screen:
         try:

@@ -261,6 +261,8 @@ def _as_yaml(name: str, value: Any, info: FieldInfo) -> str:
 # --- Options that are wrong or have no meaning, as usage errors.
 
 
+# What to do where a model is not there.
+NO_MODEL = "'ltd-pipe train' makes data/student/model.safetensors; or name another checkpoint."
 # What makes the files that an option names.
 _MADE_BY = {"data": "prepare", "labels": "label", "teachers": "teacher"}
 

@@ -177,7 +177,7 @@ def _tell_results(
     measured = softness or trainer.target_softness
     click.echo(
         f"{out / 'model.safetensors'}: epoch {best['epoch'] + 1} of {section.epochs}; "
-        f"on the validation split: {said or 'not measured'}"
+        f"on {images:,} validation images: {said or 'not measured'}"
         + (f"; {measured.sentence()}" if measured else "")
     )
     for warning in [*warnings, *(softness.warnings(section) if softness else [])]:

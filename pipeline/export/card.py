@@ -64,9 +64,8 @@ def gather_card(
             # One of another model was not asked for, and is no error.
             found = read_result(beside, Audit, "ltd-pipe audit")
             audit = beside if found.checkpoint_sha256 == run.sha256 else None
-    data = f" on {run.facts.data.dataset}" if run.facts.data else ""
     return CardFacts(
-        name=name or f"{run.facts.architecture}{data}",
+        name=name or run.described,
         file_name=checkpoint.name,
         run=run,
         evaluation=measured,

@@ -208,8 +208,10 @@ def columns_of(
                 classes,
                 "names other classes than the data has",
                 expected=f"{len(class_names)} classes, {_few(class_names)}",
-                found=f"{len(theirs)} ({len(lacking)} lacking: {_few(lacking)}; "
-                f"{len(unknown)} unknown: {_few(unknown)})",
+                found=f"{len(theirs)}"
+                + (f", without {_few(lacking)}" if lacking else "")
+                + (f", with {_few(unknown)}, which the data have not" if unknown else "")
+                + ("" if lacking or unknown else ", some of them twice"),
                 remedy="Give a name per line, as the data's folders have them, in the order of "
                 "the network's outputs.",
             )

@@ -523,12 +523,16 @@ class TrainParams(FitParams):
                 )
 
     def _conflicts_of_one_step(self) -> Iterator[str]:
-        if self.steps != 1:
-            yield f"attack_steps: {self.attack} takes 1 step: found {self.steps}"
+        # As they are given for PGD.
+        wrong = {"attack_steps": self.steps} if self.steps != 1 else {}
         if self.step < self.eps:
-            # As it is given for PGD, which goes on from there.
-            found = f"{self.attack} should be at least eps: found {self.step:g}"
-            yield f"step_size: one step of {found}"
+            wrong["step_size"] = f"{self.step:g}"
+        if wrong:
+            found = ", ".join(f"{name} {value}" for name, value in wrong.items())
+            yield (
+                f"attack: {self.attack} takes 1 step, of eps or more: found {found}: set "
+                f"{' and '.join(wrong)} to null"
+            )
         if self.attack_start is not None:
             yield f"attack_start: {self.attack} begins where it begins; leave it null"
         if self.attack == "n-fgsm" and self.norm != "linf":

@@ -318,7 +318,7 @@ _QUICK_IMAGES = 200
 class ReportParams(Section):
     """What the report shows."""
 
-    title: str = "Robust classifier"
-    """the page's title"""
+    title: str | None = None
+    """the page's title; null: its network and images"""
     examples: int | None = Field(None, ge=0, le=64)
     """clean and attacked images that are shown, of those that evaluate.examples kept; null: all"""

@@ -128,7 +128,7 @@ def gather_facts(paths: ReportPaths, params: ReportParams) -> Facts:
         found["manifest"] = Manifest.beside(paths.data)
     if "audit" in there:
         found["audit"] = read_audit(there["audit"], student.sha256)
-    facts = Facts(params.title, student, evaluation, **found)
+    facts = Facts(params.title or student.described, student, evaluation, **found)
     return replace(facts, missing=tuple(_missing(facts, paths, pictured="data" in there)))
 
 
@@ -261,7 +261,7 @@ class PairFacts:
     missing: tuple[str, ...]
 
 
-def gather_pair(title: str, first: tuple[str, Path], second: tuple[str, Path]) -> PairFacts:
+def gather_pair(title: str | None, first: tuple[str, Path], second: tuple[str, Path]) -> PairFacts:
     """Read two runs: each as the user named it, and its metrics.json.
 
     A MissingError when an evaluation is not there, another LtdPipeError when a file is damaged, or
@@ -274,7 +274,7 @@ def gather_pair(title: str, first: tuple[str, Path], second: tuple[str, Path]) -
             missing.append(f"Training curves and settings {beside.format(_CHECKPOINT)}")
         if not side.evaluation.by_eps:
             missing.append(f"Robust accuracy by ε {beside.format('by_eps.json')}")
-    return PairFacts(title, a, b, tuple(missing))
+    return PairFacts(title or f"{a.letter} and {b.letter}", a, b, tuple(missing))
 
 
 def _side(letter: str, name: str, metrics: Path) -> Side:

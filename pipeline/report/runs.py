@@ -315,6 +315,13 @@ class Run:
     curves: dict[str, Curve] = field(default_factory=dict)
     timing: Timing | None = None
 
+    @property
+    def described(self) -> str:
+        """Its network, and the images that it was trained on where that is known."""
+        return self.facts.architecture + (
+            f" on {self.facts.data.dataset}" if self.facts.data else ""
+        )
+
     def check_evaluation(
         self, evaluation: Evaluation, metrics: Path, *, strict: bool = False
     ) -> Evaluation:

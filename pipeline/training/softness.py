@@ -73,7 +73,7 @@ class TargetSoftness:
                 f"{self.contradictions:.1%} of the labels contradict the ground truth"
                 + ("" if without else remedy)
             )
-        return [f"{what}: see docs/robustness.md" for what in found]
+        return [f"{what}: see docs/robustness.md of ltd-pipe" for what in found]
 
 
 @torch.no_grad()

@@ -209,9 +209,9 @@ def test_an_order_needs_no_file():
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("b1\nb2\n", "2 (1 lacking: 'b10'; 0 unknown: )"),
-        ("b1\nb2\nc\n", "3 (1 lacking: 'b10'; 1 unknown: 'c')"),
-        ("b1\nb2\nb10\nb1\n", "4 (0 lacking: ; 0 unknown: )"),
+        ("b1\nb2\n", "2, without 'b10'"),
+        ("b1\nb2\nc\n", "3, without 'b10', with 'c', which the data have not"),
+        ("b1\nb2\nb10\nb1\n", "4, some of them twice"),
         ('{"0": "b1", "2": "b2"}', None),
         ('{"a": 0.5}', None),
         ("[[]]", None),

@@ -92,11 +92,15 @@ REFUSED = {
     "another attack": ({"attack": "fgsm"}, "attack\n.*'pgd'"),
     "many steps of one": (
         {"attack": "n-fgsm", "attack_steps": 10},
-        "attack_steps: n-fgsm takes 1 step: found 10",
+        "attack: n-fgsm takes 1 step, of eps or more: found attack_steps 10: set attack_steps to",
     ),
     "PGD's step for one": (
         {"attack": "fgsm-rs", "step_size": "2/255"},
-        "step_size: one step of fgsm-rs should be at least eps: found 0.00784",
+        "attack: fgsm-rs takes 1 step, .* found step_size 0.00784314: set step_size to null",
+    ),
+    "PGD's steps and step for one": (
+        {"attack": "n-fgsm", "attack_steps": 10, "step_size": "2/255"},
+        "found attack_steps 10, step_size 0.00784314: set attack_steps and step_size to null",
     ),
     "a start of its own": (
         {"attack": "fgsm-rs", "attack_start": "normal"},
@@ -128,7 +132,7 @@ REFUSED = {
     ),
     "growing steps of one": (
         {"attack": "fgsm-rs", "attack_steps": "2..10"},
-        "attack_steps: fgsm-rs takes 1 step: found 2..10",
+        "attack: fgsm-rs takes 1 step, .* found attack_steps 2..10",
     ),
     "steps that grow within an epoch": (
         {"attack_steps": "2..10"},

@@ -275,6 +275,19 @@ def test_another_evaluation_into_the_same_place_names_both_options(ltd_pipe, pro
     assert "give this run another --metrics and --out" in outcome.err
 
 
+def test_another_ball_than_that_of_training_is_noted(ltd_pipe, project):
+    """And a model that is not there is said to be one, with what makes it."""
+    words = ["--quick", "--metrics", "new.json", "--out", "new"]
+    outcome = ltd_pipe("evaluate", STUDENT, *words, "--eps", "4/255")
+    assert f"note: {STUDENT} was trained within " in outcome.err
+    assert "is measured within Linf 4/255" in outcome.err
+    assert "was trained within" not in ltd_pipe("evaluate", STUDENT, *words, "--force").err
+    for verb in ("evaluate", "audit", "card"):
+        outcome = ltd_pipe(verb, "nosuch.safetensors")
+        assert outcome.code == 1
+        assert "nosuch.safetensors: no such file or folder. 'ltd-pipe train' makes" in outcome.err
+
+
 def test_a_missing_normalisation_is_noticed(ltd_pipe, project):
     """Weights of a network that expects 0…255: the warning is on the screen and in the file."""
     state = safetensors.torch.load_file(STUDENT)
