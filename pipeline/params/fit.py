@@ -449,7 +449,6 @@ class TrainParams(FitParams):
         soft = kind in ("ltd", "live") and self.learns_from_labels
         yield "label_kind ltd or live", ("soft_weight", "rectify"), soft
         yield "label_kind adr", ("adr_temperatures", "adr_weights"), kind == "adr"
-        yield "labels from a store", ("allow_poor_labels", "any_size"), self.reads_store
         asks = "objective adaad or mtard, label_kind live, or igdm_weight above 0"
         yield asks, ("teacher", "teacher_temperature"), self.asks_teacher
         yield "attack n-fgsm", ("attack_noise",), self.attack == "n-fgsm"

@@ -123,8 +123,9 @@ class Job:
     def _row(self, folder: Path, name: str) -> dict[str, Any]:
         arm, data, teacher = ARMS[name], folder / "data", folder / "teacher/model.safetensors"
         share, to = self.cell
-        wrong = ("--wrong-labels", share, "--wrong-labels-to", to, "--wrong-labels-seed", self.seed)
-        self._once(data / "test.beton.json", "prepare", *wrong, "--out", data)
+        wrong = {"wrong_labels": share, "wrong_labels_to": to, "wrong_labels_seed": self.seed}
+        given = settings({f"prepare.{name}": one for name, one in wrong.items()}) if share else ()
+        self._once(data / "test.beton.json", "prepare", *given, "--out", data)
         self._once(teacher, "teacher", "--data", data, "--out", teacher.parent)
         row = {"data": self.data, "arm": name, **self.cell._asdict(), "seed": self.seed}
         row |= self._teacher(teacher, folder)

@@ -96,8 +96,12 @@ def test_a_teacher_of_other_classes_stops_training(ltd_pipe, project):
 
 def test_a_teacher_that_is_not_asked_is_not_opened(ltd_pipe, project):
     """So that the baseline of a run with one needs no more than another label kind."""
-    outcome = ltd_pipe(*SHORT, "--label-kind", "onehot", "--teacher", "nowhere.safetensors")
+    text = Path("params.yaml").read_text()
+    given = text.replace("train:\n  {", "train:\n  {teacher: nowhere.safetensors, ", 1)
+    Path("params.yaml").write_text(given)
+    outcome = ltd_pipe(*SHORT, "--label-kind", "onehot")
     assert outcome.code == 0, outcome.err
+    assert "note: train.teacher does nothing here" in outcome.err
     assert "teacher" not in read_facts(Path("new/model.safetensors"))
 
 

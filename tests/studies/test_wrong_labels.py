@@ -54,6 +54,26 @@ def test_each_run_is_made_once(tmp_path):
     assert not [*(tmp_path / "work").iterdir()]
 
 
+@pytest.mark.parametrize("share", [0, 0.2])
+def test_images_of_each_share_are_prepared(tmp_path, monkeypatch, share):
+    """By the real command, which refuses options that would do nothing."""
+    monkeypatch.syspath_prepend(STUDY)
+    study, ran = importlib.import_module("study"), []
+
+    def only_prepare(command, *words):
+        ran.append(command)
+        if command != "prepare":
+            raise InterruptedError
+        ltd_pipe(command, *words)
+
+    ltd_pipe = study.ltd_pipe
+    monkeypatch.setattr(study, "ltd_pipe", only_prepare)
+    cell, rows = study.Cell(share), tmp_path / "rows.jsonl"
+    with pytest.raises(InterruptedError):
+        study.Job("digits", cell, 3, ("one-hot",), rows, tmp_path / "work", {}).run()
+    assert ran == ["prepare", "teacher"]
+
+
 def test_a_refused_temperature_is_a_row_and_no_other_error_is(tmp_path, monkeypatch):
     """Where the teacher has all validation images right; it is not tried again."""
     monkeypatch.syspath_prepend(STUDY)
