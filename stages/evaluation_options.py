@@ -13,7 +13,7 @@ import click
 
 from ltd_pipe import provenance
 from ltd_pipe.errors import require_file
-from ltd_pipe.evaluation.results import threat_text
+from ltd_pipe.evaluation.results import NORMS, threat_text
 from ltd_pipe.publish import exclusive
 from ltd_pipe.stages import options
 from ltd_pipe.stages.console import tell
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.stages.model_options import Command
 
-_NO_MODEL = options.NO_MODEL  # where a parameter is called options
 _PACKAGES = ("timm:", "torchvision:", "robustbench:")
 
 
@@ -67,13 +66,15 @@ class NamedModel:
     options: ModelOptions
 
     @classmethod
-    def parse(cls, text: str, weights: Path | None, options: ModelOptions) -> NamedModel:
+    def parse(
+        cls, text: str, weights: Path | None, options: ModelOptions, remedy: str = ""
+    ) -> NamedModel:
         """Read `FILE`, `FILE` with --arch, `timm:NAME` with --weights, or `timm:NAME=FILE`."""
         if not text.startswith(_PACKAGES):
             if weights is not None:
                 what = f"--weights is for a MODEL such as timm:NAME, not for '{text}'"
                 raise click.UsageError(what)
-            return cls(text, require_file(Path(text), remedy=_NO_MODEL), options)
+            return cls(text, require_file(Path(text), remedy=remedy), options)
         architecture, given, file = text.partition("=")
         if (given and weights) or options.architecture is not None:
             raise click.UsageError(f"'{text}' already names the network, and perhaps its weights")
@@ -118,7 +119,8 @@ def measuring_options(*transfer_names: str) -> Callable[[Command], Command]:
             options.require_files("data")
             # First what was typed: the model is there by default.
             sources = _parse_sources(transfer_from, theirs)
-            subject = NamedSubject(NamedModel.parse(model, weights, foreign), data, sources)
+            named = NamedModel.parse(model, weights, foreign, options.NO_MODEL)
+            subject = NamedSubject(named, data, sources)
             return command(named=subject, **given)
 
         transfer_from = click.option(
@@ -250,12 +252,14 @@ class Subject:
 
     def note_other_ball(self, norm: str, eps: float) -> None:
         """Say where it is measured in another ball than it was trained in."""
-        ball = self.checkpoint.get("threat_model")
-        if ball and (ball["norm"], ball["eps"]) != (norm, eps):
-            tell(
-                f"note: {self.path} was trained within {threat_text(ball['norm'], ball['eps'])}, "
-                f"and is measured within {threat_text(norm, eps)}"
-            )
+        from ltd_pipe.models.facts import RunFacts
+
+        ball = RunFacts.read(self.path).threat_model if self.checkpoint else None
+        if ball is None or ball["norm"] not in NORMS:
+            return
+        theirs, ours = threat_text(**ball), threat_text(norm, eps)
+        if theirs != ours:
+            tell(f"note: {self.path} was trained within {theirs}, and is measured within {ours}")
 
     def facts(self) -> dict[str, Any]:
         """What decides its answers, as plain values."""

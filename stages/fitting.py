@@ -22,6 +22,9 @@ from ltd_pipe.training.failures import Interrupted
 from ltd_pipe.training.trainer import Trainer, Watcher
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ltd_pipe.device import PrecisionSettings
     from ltd_pipe.images.beton import Beton
     from ltd_pipe.params import Params
@@ -210,14 +213,18 @@ TRAIN_LONGER = "Train longer, or with a smaller learning_rate."
 
 
 def warn_of_chance(
-    accuracy: float, images: int, split: str, num_classes: int, remedy: str = TRAIN_LONGER
+    accuracy: float,
+    labels: NDArray[np.integer[Any]],
+    num_classes: int,
+    split: str,
+    remedy: str = TRAIN_LONGER,
 ) -> None:
-    """Warn of a clean accuracy that guessing may have: a robust one would be nothing to look at."""
-    from ltd_pipe.evaluation.statistics import beats_chance
+    """Warn of a clean accuracy that guessing may have: a robust one would be nothing to look at.
 
-    hits = round(accuracy * images)
-    if images and not beats_chance(hits, images, num_classes):
-        tell(
-            f"warning: not clearly better than chance on clean images: {hits:,} of {images:,} "
-            f"{split} images right, {num_classes} classes. {remedy}"
-        )
+    `labels` are the classes of the images, -1 where unknown.
+    """
+    from ltd_pipe.evaluation.statistics import chance_text, class_counts
+
+    counts = class_counts(labels, num_classes)
+    if told := chance_text(round(accuracy * counts.sum()), counts):
+        tell(f"warning: clean {split} images: {told}. {remedy}")

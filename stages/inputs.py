@@ -116,10 +116,13 @@ def _warn_of_refusals() -> None:
             if key.startswith(options.FIELD) and value is not None
         }
         try:
-            load_params(PARAMS_FILE, overrides)
+            params = load_params(PARAMS_FILE, overrides)
+            problems = [f"{key} {why}" for key, why in options.idle(params).items()]
+            refused = [one for one in problems if one.split()[0] in overrides]
         except ParamsError as error:
-            where = f"stage '{name}' of {PIPELINE_FILE}"
-            tell(f"WARNING: {where} will end with: {error}")
+            refused = [str(error)]
+        for problem in refused:
+            tell(f"WARNING: stage '{name}' of {PIPELINE_FILE} will end with: {problem}")
 
 
 def _require(path: Path, key: str) -> None:

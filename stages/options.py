@@ -20,6 +20,7 @@ from click.core import ParameterSource
 from ltd_pipe.errors import ParamsError, WriteError, require_file
 from ltd_pipe.models import NETWORKS
 from ltd_pipe.params import Params, load_params, parse_standalone
+from ltd_pipe.params.sections import Section
 from ltd_pipe.stages.console import is_main, tell
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def params_options(section: str, *, standalone: bool = False) -> Callable[[Comma
                 params = parse_standalone(section, overrides)
             else:
                 params = load_params(params_file, overrides)
-            _refuse_idle(params, section, typed)
+            _refuse_idle(params, typed)
             return command(*args, params=params, **given)
 
         with_options: Command = wrapper
@@ -86,20 +87,28 @@ def params_options(section: str, *, standalone: bool = False) -> Callable[[Comma
     return decorate
 
 
-def _refuse_idle(params: Params, section: str, typed: Mapping[str, str]) -> None:
+def _refuse_idle(params: Params, typed: Mapping[str, str]) -> None:
     """Refuse parameters that were typed and do nothing; of those in the file it is said.
 
     The file's may be there for another run: dvc.yaml trains the baseline with the student's.
     """
-    for key, words in typed.items():
-        place, _, name = key.partition(".")
-        needs = getattr(params, place).idle().get(name) if name else None
-        if needs:
-            raise click.UsageError(f"{words} does nothing here: it needs {needs}")
-    given = getattr(params, section)
-    for name, needs in given.idle().items():
-        if getattr(given, name) != type(given).model_fields[name].default:
-            tell(f"note: {section}.{name} does nothing here: it needs {needs}")
+    for key, why in idle(params).items():
+        if key in typed:
+            raise click.UsageError(f"{typed[key]} {why}")
+        # Commands of another name, such as audit, read a part of their section.
+        if key.startswith(f"{click.get_current_context().info_name}."):
+            tell(f"note: {key} {why}")
+
+
+def idle(params: Params) -> dict[str, str]:
+    """Parameters that are not at their defaults and do nothing, as `train.beta`, and why."""
+    return {
+        f"{name}.{key}": f"does nothing here: it needs {needs}"
+        for name, section in params
+        if isinstance(section, Section)
+        for key, needs in section.idle().items()
+        if getattr(section, key) != type(section).model_fields[key].default
+    }
 
 
 _PARAMS_OPTION = click.option(

@@ -86,7 +86,7 @@ def report(
     """
     out = out or (_PAIR_PAGE if pair else _PAGE)
     if pair:
-        unused = {name.replace("-", "_") for name in ("student", "metrics", *_OPTIONAL)}
+        unused = {name.replace("-", "_") for name in ("student", "metrics", "examples", *_OPTIONAL)}
         options.refuse_options(unused, "is of the page of one student, not of --compare")
     options.refuse_existing(out, force=force, kind=options.PAGE)
     if pair:

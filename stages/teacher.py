@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.params import Params, TeacherParams
 
-# What to do about a checkpoint that is no better than chance.
+# What to do about a checkpoint that is no better than chance: ours, and another project's.
+_OTHER_IMAGES = "Was it trained for long enough, and on images like these?"
 _LOOK = "Look at its normalisation and its order of classes (--mean, --std, --class-order)."
 
 
@@ -39,6 +40,7 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
     with doing("loading torch"):
         from ltd_pipe.images.beton import open_beton, require_one_preparation
         from ltd_pipe.images.manifest import Duplicates
+        from ltd_pipe.models.facts import is_own
         from ltd_pipe.stages.fitting import TRAIN_LONGER, begun, fit, warn_of_chance
         from ltd_pipe.training import run
 
@@ -85,13 +87,11 @@ def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> 
     )
     click.echo(f"{out / 'model.safetensors'}: {known}")
     if facts["n"]:
-        warn_of_chance(
-            facts["clean_accuracy"],
-            facts["n"],
-            "test",
-            test.manifest.num_classes,
-            remedy=TRAIN_LONGER if section.checkpoint is None else _LOOK,
-        )
+        remedy = TRAIN_LONGER
+        if section.checkpoint is not None:
+            remedy = _OTHER_IMAGES if is_own(Path(section.checkpoint)) else _LOOK
+        classes = test.manifest.num_classes
+        warn_of_chance(facts["clean_accuracy"], test.labels, classes, "test", remedy)
     splits = [(images.labels, images.sample_hash) for images in (test, train)]
     counted = test.manifest.one_colour, test.manifest.turned, Duplicates.count(*splits)
     for line in test.manifest.warnings_of(*counted):

@@ -13,6 +13,9 @@ from ltd_pipe.stages import options
 from ltd_pipe.stages.console import doing, tell, transfer
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ltd_pipe.images.beton import Beton
     from ltd_pipe.labels.reader import SoftLabels
     from ltd_pipe.params import Params, TrainParams
@@ -84,6 +87,8 @@ def train(
             remedy = "Give a checkpoint that is there, or choose what needs none."
             require_file(path, f"train.{key}: {path}", remedy)
             is_own(path)  # refuses a folder
+    if teacher_path is None:
+        options.refuse_options({"teacher_arch"}, "is of a teacher, and this run asks none")
     if teacher_arch is not None:
         allow_file(teacher_arch)
     with begun(out, replace=force or fresh) as world:
@@ -125,7 +130,7 @@ def train(
             teacher=teacher.sha256 if teacher else None,
         )
     if done is not None:
-        _tell_results(done[0], section, beton, len(split[1]), softness, out)
+        _tell_results(done[0], section, beton, split[1], softness, out)
 
 
 def _facts(
@@ -155,7 +160,7 @@ def _tell_results(
     trainer: Trainer,
     section: TrainParams,
     beton: Beton,
-    images: int,
+    validation: NDArray[np.int64],
     softness: TargetSoftness | None,
     out: Path,
 ) -> None:
@@ -171,13 +176,13 @@ def _tell_results(
         warnings.append("no validation images: model.safetensors is the last epoch.")
     else:
         clean = measures["clean_accuracy"]
-        warn_of_chance(clean, images, "validation", beton.manifest.num_classes)
+        warn_of_chance(clean, beton.labels[validation], beton.manifest.num_classes, "validation")
     warnings += [f"{beton.path}: {line}" for line in beton.manifest.warnings()]
     said = ", ".join(f"{name.replace('_', ' ')} {value:.2%}" for name, value in measures.items())
     measured = softness or trainer.target_softness
     click.echo(
         f"{out / 'model.safetensors'}: epoch {best['epoch'] + 1} of {section.epochs}; "
-        f"on {images:,} validation images: {said or 'not measured'}"
+        f"on {len(validation):,} validation images: {said or 'not measured'}"
         + (f"; {measured.sentence()}" if measured else "")
     )
     for warning in [*warnings, *(softness.warnings(section) if softness else [])]:

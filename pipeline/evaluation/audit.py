@@ -27,7 +27,7 @@ from ltd_pipe.evaluation.attacks import GradientAttack
 from ltd_pipe.evaluation.bench import Bench, Journal, silent
 from ltd_pipe.evaluation.results import SLACK, EpsPoint, Finding, LossSurface, weak_source
 from ltd_pipe.evaluation.robustness import automatic_curve, largest_radius
-from ltd_pipe.evaluation.statistics import beats_chance
+from ltd_pipe.evaluation.statistics import beats_chance, class_counts
 
 if TYPE_CHECKING:
     from ltd_pipe.attacks import Norm
@@ -183,7 +183,8 @@ def audit(
     )
     made = _Checks(bench, settings)
     n, hits = len(test), int(made.clean.sum())
-    if not beats_chance(hits, n, model.num_classes):
+    counts = class_counts(test.labels.numpy(), model.num_classes)
+    if not beats_chance(hits, counts):
         raise ModelError(
             "model",
             "is not clearly better than chance on the clean images: there is nothing to audit",
@@ -197,7 +198,7 @@ def audit(
         name: int(bench.correct_of_source(source, number).sum())
         for number, (name, source) in enumerate(sources.items(), 1)
     }
-    weak = {name: weak_source(name, right, n, model.num_classes) for name, right in known.items()}
+    weak = {name: weak_source(name, right, counts) for name, right in known.items()}
     findings = [
         *made.soundness(model),
         *made.strength(plain),

@@ -12,7 +12,12 @@ from numpy.typing import NDArray
 
 from ltd_pipe import rng
 from ltd_pipe.errors import ModelError
-from ltd_pipe.evaluation.statistics import beats_chance, require_order, wilson_interval
+from ltd_pipe.evaluation.statistics import (
+    beats_chance,
+    class_counts,
+    require_order,
+    wilson_interval,
+)
 from ltd_pipe.images.manifest import to_unit
 
 if TYPE_CHECKING:
@@ -233,7 +238,8 @@ def settle(
         otherwise = int(normalised.sum())
         # Standard errors by which it is right more often without, over the same images.
         lead = (right - otherwise) / max(1, int((plain != normalised).sum())) ** 0.5
-        if _SUGGESTS < lead <= _DECIDES and beats_chance(right, n, model.num_classes):
+        counts = class_counts(truth, model.num_classes)
+        if _SUGGESTS < lead <= _DECIDES and beats_chance(right, counts):
             mean, std = (_text(values) for values in declared)
             raise ModelError(
                 where,

@@ -60,6 +60,7 @@ def evaluation_beside(metrics: Path) -> Path:
 
 def metrics_beside(evaluation: Path) -> tuple[Path, Path]:
     """Where the metrics of an evaluation's folder may be, by `evaluation_beside`."""
+    evaluation = evaluation.absolute()
     begins = evaluation.name.removesuffix("evaluation")
     named = begins + ("metrics" if begins != evaluation.name else "")
     return evaluation.with_name(f"{named}.json"), evaluation.with_name(f"{evaluation.name}.json")
@@ -646,21 +647,20 @@ def contradicted_accuracy(hits: int, n: int, stated: float, of_what: str) -> str
     )
 
 
-def chance(hits: int, n: int, num_classes: int) -> str | None:
+def chance(hits: int, counts: NDArray[np.int64]) -> str | None:
     """Warn of a model that is right on no more clean images than guessing may be."""
-    if statistics.beats_chance(hits, n, num_classes):
-        return None
-    return (
-        f"right on {hits:,} of {n:,} clean images of {num_classes:,} classes, which is not clearly "
-        "better than chance (look at its normalisation and its order of classes, or take more "
-        f"images): {AT_CHANCE}"
+    told = statistics.chance_text(hits, counts)
+    return told and (
+        f"clean: {told} (look at its normalisation and its order of classes, or take more images); "
+        f"{AT_CHANCE}"
     )
 
 
-def weak_source(name: str, hits: int, n: int, num_classes: int) -> str | None:
+def weak_source(name: str, hits: int, counts: NDArray[np.int64]) -> str | None:
     """Warn of a transfer from a model that knows nothing of these images."""
-    if statistics.beats_chance(hits, n, num_classes):
+    if statistics.beats_chance(hits, counts):
         return None
+    n = int(counts.sum())
     return (
         f"transfer from {name} was not tried in earnest: that model is right on {hits} of {n:,} "
         "clean images, not clearly better than chance; look at its normalisation and its order of "

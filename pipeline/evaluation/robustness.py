@@ -20,6 +20,7 @@ from ltd_pipe.evaluation import attacks, checks, results
 from ltd_pipe.evaluation.bench import Bench, Journal, silent
 from ltd_pipe.evaluation.corruptions import corruption_accuracies, corruption_summary
 from ltd_pipe.evaluation.results import AttackRow, CorruptionRow, EpsPoint, Metrics, measured
+from ltd_pipe.evaluation.statistics import class_counts
 from ltd_pipe.publish import staged, write_json
 
 if TYPE_CHECKING:
@@ -242,14 +243,15 @@ def evaluate(
     clean = answers.correct(test.labels)
     result = Evaluation(test, answers, answers, [AttackResult("clean", "clean", clean)])
     known = [bench.correct_of_source(one.model, number) for number, one in enumerate(sources, 1)]
+    counts = class_counts(test.labels.numpy(), model.num_classes)
     doubts = [
         *results.image_warnings(test.sample_hash, test.labels.numpy(), training),
         checks.wrong_scale(bench.model, test.images, test.labels),
         stated and results.contradicted_accuracy(int(clean.sum()), len(test), *stated),
-        results.chance(int(clean.sum()), len(test), model.num_classes),
+        results.chance(int(clean.sum()), counts),
         _RANDOM if random else _NOT_RANDOM if params.autoattack == "rand" else None,
         *(
-            results.weak_source(source.name, int(right.sum()), len(test), model.num_classes)
+            results.weak_source(source.name, int(right.sum()), counts)
             for source, right in zip(sources, known, strict=True)
         ),
     ]

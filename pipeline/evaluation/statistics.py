@@ -37,9 +37,32 @@ def wilson_interval(hits: int, n: int, z: float = Z95) -> tuple[float, float]:
     return low, high
 
 
-def beats_chance(hits: int, n: int, num_classes: int) -> bool:
-    """Whether so many right answers are clearly more than guessing gives, at 95 %."""
-    return wilson_interval(hits, n)[0] > 1 / num_classes
+def class_counts(labels: NDArray[np.integer[Any]], num_classes: int) -> NDArray[np.int64]:
+    """How many of the images whose class is known are of each class: shape (K,)."""
+    return np.bincount(labels[labels >= 0], minlength=num_classes)
+
+
+def beats_chance(hits: int, counts: NDArray[np.int64]) -> bool:
+    """Whether so many right answers are clearly more than guesses, at 95 %.
+
+    `counts` are the images of each class: the best guess is always the commonest one.
+    """
+    n = int(counts.sum())
+    return n > 0 and wilson_interval(hits, n)[0] > counts.max() / n
+
+
+def chance_text(hits: int, counts: NDArray[np.int64]) -> str | None:
+    """What to tell of answers that are not clearly more than guesses; see `beats_chance`.
+
+    Nothing of so few images, or of so few classes, that no answers could be.
+    """
+    n = int(counts.sum())
+    if beats_chance(hits, counts) or not beats_chance(n, counts):
+        return None
+    return (
+        f"{hits:,} of {n:,} images right, where always giving the commonest class has "
+        f"{counts.max():,}: not clearly better than chance"
+    )
 
 
 def first_failure(n: int, limit: float) -> int:

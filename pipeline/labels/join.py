@@ -189,7 +189,7 @@ class Joinable:
             raise self._refusal(
                 "number of samples",
                 expected=num_samples,
-                found=f"{manifest.num_samples} in {data}",
+                found=f"{manifest.num_samples} ({manifest.dataset}, {manifest.split}) in {data}",
                 way_on=way_on,
             )
         found = f"{manifest.fingerprint[:12]}… ({manifest.dataset}, {manifest.split})"
@@ -217,7 +217,8 @@ class Joinable:
         known = np.isin(images.sample_hash, self.sample_hash)
         if not known.any():
             return (
-                "None of these images is in the store. They are known by their files' bytes: "
+                "None of these images is in the store: are they of another split or data set? "
+                "Images are known by their files' bytes, of digits and CIFAR by their pixels: "
                 "copies that were saved anew, resized or converted are other images. "
                 + remedy(self.path)
             )

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltd_pipe.errors import StoreError
-from ltd_pipe.evaluation.statistics import beats_chance
+from ltd_pipe.evaluation.statistics import chance_text, class_counts
 from ltd_pipe.labels.format import to_float32
 from ltd_pipe.labels.layout import SPARSE
 
@@ -89,6 +89,7 @@ class Softness:
         self._entropy = self._top = 0.0
         self._samples = self._rows = self._known = self._wrong = 0
         self._histogram = np.zeros(NUM_BINS, np.int64)
+        self._counts = np.zeros(num_classes, np.int64)  # of all classes: rows that are of it
         few = num_classes if num_classes <= MAX_TABLE_CLASSES else 0
         # Of each class: rows, sums of the top and of its own probability, rows that agree.
         self._classes = np.zeros((few, 4), np.float64)
@@ -128,6 +129,7 @@ class Softness:
         self._top += float(top.sum(dtype=np.float64))
         self._wrong += int(((best != truth) & (truth >= 0)).sum())
         self._known += int((truth >= 0).sum())
+        self._counts += class_counts(truth, self._num_classes)
         self._rows += len(truth)
         bins = np.minimum((top * NUM_BINS).astype(np.int64), NUM_BINS - 1)
         self._histogram += np.bincount(bins, minlength=NUM_BINS)
@@ -147,13 +149,13 @@ class Softness:
             raise ValueError("no soft labels to summarise")
         mean_top = self._top / self._rows
         # Views of one sample are no further evidence.
-        known = self._known * self._samples // self._rows
+        counts = self._counts * self._samples // self._rows
         disagreement = self._wrong / self._known if self._known else None
         return LabelSummary(
             mean_entropy=self._entropy / self._rows,
             mean_top_probability=mean_top,
             disagreement=disagreement,
-            warnings=_warnings(mean_top, disagreement, known, self._num_classes),
+            warnings=_warnings(mean_top, disagreement, counts),
         )
 
     def statistics(self) -> LabelStatistics:
@@ -203,18 +205,17 @@ def refuse_uniform(
 
 
 def _warnings(
-    mean_top: float, disagreement: float | None, known: int, num_classes: int
+    mean_top: float, disagreement: float | None, counts: NDArray[np.int64]
 ) -> tuple[str, ...]:
     found, cure = [], ": {} label.temperature, or set it to auto:0.95."
-    if disagreement is not None:
-        agreeing = round((1 - disagreement) * known)
-        if not beats_chance(agreeing, known, num_classes):
-            found.append(
-                f"The soft labels agree with the ground truth for {agreeing:,} of {known:,} images "
-                f"of {num_classes:,} classes, which is not clearly better than chance: look at the "
-                "teacher's normalisation and its order of classes, or train it for longer"
-            )
-            cure = ""  # no temperature helps
+    num_classes, known = len(counts), int(counts.sum())
+    agreeing = round((1 - (disagreement or 0.0)) * known)
+    if told := chance_text(agreeing, counts):
+        found.append(
+            f"The soft labels have {told}: look at the teacher's normalisation and its order of "
+            "classes, or train it for longer"
+        )
+        cure = ""  # no temperature helps
     # Either way the student learns nothing from the teacher that it could not have without.
     measured = f"(mean top probability {mean_top:.5f} of {num_classes} classes)"
     if mean_top > 0.999:

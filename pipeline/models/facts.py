@@ -140,7 +140,7 @@ class RunFacts(CheckpointFacts):
     catastrophic_overfitting: CollapseFacts | None = None
     clean_accuracy: Share | None = None
     expected_calibration_error: Share | None = None
-    n: int | None = Field(None, ge=1)
+    n: int | None = Field(None, ge=0)
     software: dict[str, str] = Field({})
     hardware: dict[str, Any] = Field({})
 

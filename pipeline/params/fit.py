@@ -176,6 +176,7 @@ class FitParams(Section):
 
     def _uses(self) -> Iterator[tuple[str, tuple[str, ...], bool]]:
         yield "schedule step", ("milestones",), self.schedule == "step"
+        yield "weight_decay above 0", ("decay_norms",), self.weight_decay > 0
         yield "cutmix_probability above 0", ("cutmix_alpha",), self.cutmix_probability > 0
         yield "mixup_probability above 0", ("mixup_alpha",), self.mixup_probability > 0
         resizes = self.progressive_resize is not None
@@ -443,12 +444,19 @@ class TrainParams(FitParams):
         yield "objective trades or mart", ("beta",), objective in ("trades", "mart")
         weighs = objective in ("rslad", "ard", "adaad")
         yield "objective rslad, ard or adaad", ("robust_weight",), weighs
-        yield "objective exits", ("exits", "attacked_exits"), objective == "exits"
+        yield "objective exits", ("exits",), objective == "exits"
+        own_attack = objective == "exits" and self.attack_loss is None
+        yield "objective exits without attack_loss", ("attacked_exits",), own_attack
         yield "awp_gamma above 0", ("awp_from_epoch",), self.awp_gamma > 0
-        yield "label_kind smooth", ("smoothing",), kind == "smooth"
-        soft = kind in ("ltd", "live") and self.learns_from_labels
-        yield "label_kind ltd or live", ("soft_weight", "rectify"), soft
-        yield "label_kind adr", ("adr_temperatures", "adr_weights"), kind == "adr"
+        if self.learns_from_labels:
+            soft, own = kind in ("ltd", "live"), kind == "adr"
+            yield "label_kind smooth", ("smoothing",), kind == "smooth"
+            yield "label_kind ltd or live", ("soft_weight", "rectify"), soft
+            yield "label_kind adr", ("adr_temperatures", "adr_weights"), own
+        else:
+            of_labels = "label_temperature", "soft_weight", "rectify", "smoothing"
+            names = *of_labels, "adr_temperatures", "adr_weights"
+            yield "labels in the loss: adaad with a robust_weight below 1", names, False
         asks = "objective adaad or mtard, label_kind live, or igdm_weight above 0"
         yield asks, ("teacher", "teacher_temperature"), self.asks_teacher
         yield "attack n-fgsm", ("attack_noise",), self.attack == "n-fgsm"

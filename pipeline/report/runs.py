@@ -220,7 +220,7 @@ def find_metrics(place: Path) -> Path:
     for candidate in (*inside, *metrics_beside(place)) if place.is_dir() else (place,):
         if candidate.is_file():
             return candidate
-    remedy = "Name the folder or the file that evaluate wrote."
+    remedy = "Name the file that evaluate wrote its numbers to, by --metrics."
     raise MissingError(place, f"holds no {_METRICS}", remedy=remedy)
 
 

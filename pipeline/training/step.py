@@ -377,6 +377,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Normalise by the mean and variance over all processes, in float32."""
+        self._check_input_dim(images)
         normed = self._normalised(images) if self.training else super().forward(images)
         return _through_children(self, normed)
 

@@ -1,6 +1,7 @@
 """Runs are paired by the hash of each image, or not at all."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -181,7 +182,7 @@ def test_pickles_and_torn_files_are_refused(tmp_path):
         read_evaluation(metrics)
 
 
-def test_a_run_is_found_by_folder_or_file(tmp_path):
+def test_a_run_is_found_by_folder_or_file(tmp_path, monkeypatch):
     """A stage's data/, any folder, or metrics.json under another name."""
     (tmp_path / "run/data").mkdir(parents=True)
     (tmp_path / "run/data/metrics.json").touch()
@@ -194,6 +195,8 @@ def test_a_run_is_found_by_folder_or_file(tmp_path):
         metrics.touch()
         evaluation_beside(metrics).mkdir()
         assert find_metrics(evaluation_beside(metrics)) == metrics
+    monkeypatch.chdir(tmp_path / "run")
+    assert find_metrics(Path()).samefile(found)
     assert evaluation_beside(found).name == "evaluation"
     assert evaluation_beside(tmp_path / "baseline-metrics.json").name == "baseline-evaluation"
     with refused(MissingError, where=tmp_path, what="metrics.json", remedy="file"):

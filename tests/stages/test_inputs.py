@@ -156,6 +156,16 @@ def test_a_stage_that_will_refuse_the_file_is_named_at_once(project, objective, 
     assert said.count("\n") == warned
 
 
+def test_a_stage_with_an_option_that_does_nothing_is_named_at_once(project):
+    """Which the command refuses: after the teacher's training."""
+    text = (ROOT / "dvc.yaml").read_text()
+    given = "--label-kind onehot --label-temperature null"
+    assert given in text
+    Path("dvc.yaml").write_text(text.replace(given, f"{given} --smoothing 0.2"))
+    _, said = look()
+    assert "stage 'baseline' of dvc.yaml will end with: train.smoothing does nothing" in said
+
+
 def test_a_command_with_words_of_the_shell_is_left_alone(project):
     """It is the user's dvc.yaml."""
     Path("dvc.yaml").write_text("stages: {a: {cmd: 'ltd-pipe train --out a && echo \"done'}}")

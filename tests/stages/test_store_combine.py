@@ -107,7 +107,7 @@ def test_copies_that_were_saved_anew_are_named_as_other_images(ltd_pipe, picture
         Image.open(path).save(path, compress_level=1)
     outcome = ltd_pipe("store", "verify", "data/labels.zarr", "--data", "photos/train")
     assert outcome.code == 1
-    assert "None of these images is in the store." in outcome.err
+    assert "None of these images is in the store: are they of another split" in outcome.err
     assert "copies that were saved anew" in outcome.err
 
 
