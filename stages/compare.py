@@ -67,7 +67,8 @@ def _lines(models: list[Model], verdicts: list[tuple[str, Verdict]]) -> Iterator
     if any(verdict.comparison.paired for _, verdict in verdicts):
         yield (
             "p: McNemar's exact test of each row alone; a verdict asks p < 0.025 of its two. It "
-            "compares these checkpoints on these images; methods differ when several seeds do."
+            "compares these checkpoints on these images; methods differ when several seeds do. "
+            "Intervals are approximate: where few images differ, the exact test decides."
         )
 
 

@@ -307,14 +307,19 @@ class Subject:
         return select_images(stream, self.images.manifest.num_samples, count, seed)
 
     @property
-    def stated_accuracy(self) -> tuple[float, str] | None:
-        """The clean accuracy that the checkpoint states, and of which images."""
-        validation = self.checkpoint.get("validation") or {}
-        stated = (
-            (self.checkpoint.get("clean_accuracy"), "the test images of its training"),
-            (validation.get("clean_accuracy"), "validation images"),
+    def stated_accuracy(self) -> tuple[float, str, int | None] | None:
+        """The clean accuracy that the checkpoint states, of which images, and how many if known."""
+        known = self.checkpoint
+        validation = known.get("validation") or {}
+        stated: tuple[tuple[Any, str, int | None], ...] = (
+            (known.get("clean_accuracy"), "the test images of its training", known.get("n")),
+            (
+                validation.get("clean_accuracy"),
+                "validation images",
+                known.get("validation_images"),
+            ),
         )
-        return next(((share, of) for share, of in stated if isinstance(share, float)), None)
+        return next((each for each in stated if isinstance(each[0], float)), None)
 
     def training_hashes(self) -> NDArray[np.uint64] | None:
         """Hashes of the images that it was trained on, where they are at hand."""

@@ -53,6 +53,7 @@ def inputs(asked: bool, out: Path) -> None:
         if not asked:
             _refuse_own_outputs(params)
             _require_weights(params.train)
+            _warn_of_launch(params)
             _warn_of_refusals()
     state = out.parent / "state" / f"{out.name}.json"
     with exclusive(out):
@@ -93,6 +94,16 @@ def _refuse_own_outputs(params: Params) -> None:
                     f"would be removed with the outputs of stage '{stage}', before it is read",
                     remedy=f"Copy it out of {out}, and name the copy.",
                 )
+
+
+def _warn_of_launch(params: Params) -> None:
+    """Say where params.yaml says how to start the stages, and dvc.yaml does not ask it."""
+    default = type(params).model_fields["launch"].default
+    if params.launch != default and "${launch}" not in PIPELINE_FILE.read_text("utf-8"):
+        tell(
+            f"WARNING: {PARAMS_FILE}: launch does nothing here: the commands in {PIPELINE_FILE} "
+            f"name ltd-pipe. Write '{params.launch} -m ltd_pipe' there in its place."
+        )
 
 
 def _warn_of_refusals() -> None:

@@ -36,11 +36,9 @@ def init(folder: Path, name: str, force: bool) -> None:
     Example:
       ltd-pipe init my-project --recipe cifar10-resnet18
     """
-    # Where dvc.yaml's commands name the program, nothing is left to launch.
-    params = re.sub(r"^launch:.*\n", "", recipe_text(name), flags=re.MULTILINE)
     targets = {
         folder / PIPELINE_FILE: pipeline_text(),
-        folder / PARAMS_FILE: params,
+        folder / PARAMS_FILE: _own_text(name),
     }
     options.refuse_existing(*targets, force=force, option="FOLDER")
     for path, text in targets.items():
@@ -52,6 +50,11 @@ def init(folder: Path, name: str, force: bool) -> None:
     click.echo(f"{folder / PIPELINE_FILE}, {folder / PARAMS_FILE}: recipe {name}. Next:")
     for command in _following(folder):
         click.echo(f"  {command}")
+
+
+def _own_text(name: str) -> str:
+    """A recipe where dvc.yaml's commands name the program, and nothing is left to launch."""
+    return re.sub(r"^launch:.*\n", "", recipe_text(name), flags=re.MULTILINE)
 
 
 def _following(folder: Path) -> list[str]:
@@ -122,7 +125,9 @@ def use_recipe(name: str, force: bool) -> None:
     Example:
       ltd-pipe recipe use digits
     """
-    text, known = recipe_text(name), [recipe_text(each).encode() for each in recipe_names()]
+    launches = not PIPELINE_FILE.exists() or "${launch}" in PIPELINE_FILE.read_text("utf-8")
+    text = recipe_text(name) if launches else _own_text(name)
+    known = [of(each).encode() for each in recipe_names() for of in (recipe_text, _own_text)]
     if not force and PARAMS_FILE.exists() and PARAMS_FILE.read_bytes() not in known:
         remedy = "Pass --force to replace it, or move it away first."
         raise WriteError(PARAMS_FILE, "was edited", remedy=remedy)

@@ -123,6 +123,7 @@ def train(
             ),
             facts_of=lambda trainer: (
                 _facts(trainer, section, store, teacher, softness)
+                | {"validation_images": len(split[1])}
                 | ({"init_sha256": init} if init else {})
             ),
             init=init,

@@ -629,13 +629,20 @@ def image_warnings(
     return found
 
 
-def contradicted_accuracy(hits: int, n: int, stated: float, of_what: str) -> str | None:
+def contradicted_accuracy(
+    hits: int, n: int, stated: float, of_what: str, of_images: int | None = None
+) -> str | None:
     """Warn of a model that is not as accurate on clean images as its checkpoint says.
 
-    A difference within five points, or within the interval at 95 %, is none.
+    A difference within five points is none, nor is one within the intervals at 95 %, of what is
+    stated, too, where it is known of how many images that is.
     """
     low, high = wilson_interval(hits, n)
-    if low <= stated <= high or abs(hits / n - stated) <= _ALLOWED_GAP:
+    least, most = stated, stated
+    if of_images:
+        least, most = wilson_interval(round(stated * of_images), of_images)
+        of_what = f"{of_what}, {of_images:,} of them"
+    if (low <= most and least <= high) or abs(hits / n - stated) <= _ALLOWED_GAP:
         return None
     if hits / n > stated:  # no wrong scale makes a model better
         reasons = "easier images, some that it was trained on, or its own had wrong labels"

@@ -203,7 +203,7 @@ def evaluate(
     finished: Finished = silent,
     sources: Sequence[Source] = (),
     corruptions: Sequence[CorruptedSet] = (),
-    stated: tuple[float, str] | None = None,
+    stated: tuple[float, str, int | None] | None = None,
     training: NDArray[np.uint64] | None = None,
     warn: Callable[[str], None] = silent,
     world: World = ALONE,

@@ -88,7 +88,8 @@ def open_beton(path: Path) -> Beton:
     """
     require_file(path, remedy="Run 'ltd-pipe prepare' first.")
     if not path.is_file():
-        raise DataError(path, "is not a beton", expected="a file")
+        remedy = "'ltd-pipe prepare' makes betons of a folder of images."
+        raise DataError(path, "is not a beton", expected="a file", remedy=remedy)
     refuse_pointer(path, path, DataError)
     manifest = Manifest.beside(path)
 

@@ -332,6 +332,9 @@ def subset(
                 remedy="Keep all views.",
             )
         changes["views"] = store.attributes.views.model_copy(update={"count": 1})
+    if (top_k := store.attributes.top_k) and len(rows) < store.num_samples:
+        # What was left out of these rows is not known: it was measured over all.
+        changes["top_k"] = TopKFacts(k=top_k.k)
 
     def block(index: NDArray[np.int64]) -> Block:
         return {name: store.arrays[name].gather(rows[index], None, view) for name in names}

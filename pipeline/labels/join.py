@@ -223,6 +223,8 @@ class Joinable:
                 + remedy(self.path)
             )
         subset = f"'ltd-pipe store subset {self.path} --data IMAGES --out NEW.zarr'"
+        if told := self._of_other_classes(images):
+            return told
         if known.all():
             return (
                 f"{subset} keeps the labels of these images, which are all in the store, in their "
@@ -233,6 +235,25 @@ class Joinable:
             f"of the others, such as {_name_of(images, int(np.argmin(known)))}, and join them with "
             f"'ltd-pipe store merge'; or label all with a teacher of your own; or remove the "
             f"others, and {subset} keeps the labels of those that remain."
+        )
+
+    def _of_other_classes(self, images: ImagesLike) -> str | None:
+        """What to tell of images that are in the store, and of another class there."""
+        rows = self.index.first_rows(images.sample_hash)
+        differing = np.flatnonzero((rows >= 0) & (self.labels[rows] != images.labels))
+        # An image may be there twice, under two classes.
+        hashes, labels = images.sample_hash[differing], images.labels[differing]
+        pairs = zip(hashes.tolist(), labels.tolist(), strict=True)
+        alone = [not len(self.index.rows(*pair)) for pair in pairs]
+        if not any(alone):
+            return None
+        first, names = int(differing[alone.index(True)]), self.attributes.class_names
+        here, there = int(images.labels[first]), int(self.labels[rows[first]])
+        words = [quoted(names[number]) if number >= 0 else "none" for number in (here, there)]
+        return (
+            f"{sum(alone):,} images have another class here than in the store, such as "
+            f"{_name_of(images, first)}: {words[0]} here, {words[1]} there. Correct it where it is "
+            "wrong; labels of a teacher that learned from it are then to be made anew."
         )
 
     def require_shape(self, shape: Sequence[int], data: str, *, any_size: bool = False) -> None:

@@ -234,7 +234,8 @@ def _signer(path: Path, how: str, *words: str, **files: bytes) -> Signer:
             path,
             f"{SIGNATURE} is not one of this {MANIFEST} for {NAMESPACE}",
             found=_complaint(done.stderr),
-            remedy="One of the two was changed, or the store was made again: sign it again.",
+            remedy="One of the two was changed, or the store was made again: fetch both "
+            "again, or ask its maker to sign it again.",
         )
     return Signer(good[3], good[2])
 

@@ -144,7 +144,10 @@ def _list_checks(store: SoftLabels, chunk_files: int, *, joined: bool) -> list[C
     checks = [
         Check("manifest", f"SHA-256 of {len(store.hashes)} files; no file is unlisted"),
         Check("checksums", f"CRC-32C of {chunk_files} chunks"),
-        Check("schema", "metadata of the group and of each array, as format 1.0 says"),
+        Check(
+            "schema",
+            f"metadata of the group and of each array, as format {store.attributes.version} says",
+        ),
         Check(
             "distributions",
             f"{store.num_samples} rows{views}: finite, not negative, {sums} {tolerance:.2g}",

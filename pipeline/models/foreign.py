@@ -280,7 +280,10 @@ def _read_pickle(path: Path) -> Any:
             return torch.load(handle, map_location="cpu", weights_only=True)
     except _DAMAGE as error:
         remedy = "Load it where you trust it and save torch.save(model.state_dict(), ...) instead."
-        if code := _CODE.search(str(error)):
+        if "TorchScript" in str(error):
+            what = "is TorchScript, which holds code and is never loaded"
+            remedy = "Give the checkpoint that it was exported from, or that network's state_dict."
+        elif code := _CODE.search(str(error)):
             what = f"holds code ({code[1].rstrip('.')}), which is never loaded; only tensors are"
         elif isinstance(error, pickle.UnpicklingError):
             what = "holds more than tensors, or code, and is never loaded"

@@ -244,7 +244,7 @@ def _differences(found: Comparison, rows: int) -> Iterator[str]:
         if len(alone):
             yield f"only in the {where}: {len(alone):,} samples, such as row {alone[0]}"
     if found.moved:
-        yield f"in another order: {found.moved:,} of {found.compared:,} common samples"
+        yield f"in other rows: {found.moved:,} of {found.compared:,} common samples"
     if found.labels_different:
         yield f"ground truth differs: {found.labels_different:,} samples"
     if found.logits_different:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from ltd_pipe.errors import StoreError
 from ltd_pipe.stages import options
 from ltd_pipe.stages.console import counter, json_option, say, tell, transfer
 from ltd_pipe.stages.model_options import (
@@ -20,6 +21,9 @@ from ltd_pipe.stages.model_options import (
     stream_of,
 )
 
+# Between an accuracy in a store and the same in a checkpoint.
+_ROUNDING = 1e-6
+
 if TYPE_CHECKING:
     import torch
 
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from ltd_pipe.images.stream import FolderStream
     from ltd_pipe.labels import SoftLabels
     from ltd_pipe.labels.verify import Check
+    from ltd_pipe.models.facts import CheckpointFacts
 
 
 @click.command()
@@ -162,6 +167,21 @@ def _open_images(
     return images
 
 
+def _require_said_accuracy(
+    store: SoftLabels, claimed: float | None, path: Path, own: CheckpointFacts | None
+) -> None:
+    """Refuse a store that says another accuracy of its teacher than the checkpoint does."""
+    stated = own.model_dump().get("clean_accuracy") if own else None
+    if claimed is not None and stated is not None and abs(claimed - stated) > _ROUNDING:
+        raise StoreError(
+            store.path,
+            "says another clean accuracy of its teacher than the checkpoint does",
+            expected=f"{stated:.2%}, as {path} says",
+            found=f"{claimed:.2%}",
+            remedy="One of the two was changed: ask who made the store.",
+        )
+
+
 def _ask(
     store: SoftLabels,
     teachers: tuple[Path, ...],
@@ -181,6 +201,9 @@ def _ask(
         load_teacher(path, facts, foreign.completed_by(known), stream, strict=False)
         for path, known in zip(teachers, store.attributes.teachers, strict=True)
     ]
+    for path, known in zip(teachers, store.attributes.teachers, strict=True):
+        own = foreign.completed_by(known).own_facts(path)
+        _require_said_accuracy(store, known.clean_accuracy, path, own)
     seed = secrets.randbits(32) if seed is None else seed
     total = store.num_samples * store.num_views
     with (

@@ -290,6 +290,14 @@ def test_columns_in_another_order_are_named(grey_probes):
     assert "--classes FILE" in caught.value.remedy
 
 
+def test_what_few_validation_images_say_is_no_promise():
+    """20 of 20 and 53 of 60 do not differ; 200 of 200 do."""
+    words = 53, 60, 1.0, "validation images"
+    assert contradicted_accuracy(*words)
+    assert contradicted_accuracy(*words, 20) is None
+    assert "(validation images, 200 of them)" in (contradicted_accuracy(*words, 200) or "")
+
+
 def test_a_source_that_knows_nothing_is_said_to_be_weak():
     """What it does not break proves nothing."""
     ten = np.full(10, 10)

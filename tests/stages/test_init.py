@@ -34,6 +34,16 @@ def test_each_recipe_begins_a_project(ltd_pipe, tmp_path, name):
     require_named(tmp_path / "params.yaml", tmp_path / "dvc.yaml")
 
 
+def test_another_recipe_is_used_in_a_project_that_was_not_edited(ltd_pipe, tmp_path, monkeypatch):
+    """What init leaves out is no edit, and stays out."""
+    monkeypatch.chdir(tmp_path)
+    assert ltd_pipe("init").code == 0
+    assert ltd_pipe("recipe", "use", "cifar10-cpu").code == 0
+    assert "launch" not in yaml.safe_load(Path("params.yaml").read_text())
+    Path("params.yaml").write_text(Path("params.yaml").read_text() + "# mine\n")
+    assert "was edited" in ltd_pipe("recipe", "use", "digits").err
+
+
 def test_nothing_is_replaced_without_force(ltd_pipe, tmp_path):
     """Neither file; a .gitignore is added to, once."""
     (tmp_path / ".gitignore").write_text("mine\n")

@@ -12,6 +12,7 @@ import yaml
 from refusals import refused
 
 from ltd_pipe.errors import MissingError, ParamsError
+from ltd_pipe.params.file import pipeline_text
 from ltd_pipe.stages.inputs import inputs
 
 ROOT = Path(__file__).parents[2]
@@ -154,6 +155,18 @@ def test_a_stage_that_will_refuse_the_file_is_named_at_once(project, objective, 
     _, said = look()
     assert said.count("WARNING: stage 'baseline' of dvc.yaml will end with") == warned
     assert said.count("\n") == warned
+
+
+def test_a_launcher_that_no_command_asks_for_is_named(project):
+    """As in a project of init, whose commands name the program."""
+    params = Path("params.yaml")
+    text = params.read_text()
+    for launcher, warned in (("python", 0), ("torchrun --nproc-per-node 2", 1)):
+        params.write_text(f"launch: {launcher}\n{text}")
+        shutil.copy(ROOT / "dvc.yaml", "dvc.yaml")
+        assert "launch does nothing" not in look()[1]
+        Path("dvc.yaml").write_text(pipeline_text())
+        assert look()[1].count("launch does nothing here") == warned
 
 
 def test_a_stage_with_an_option_that_does_nothing_is_named_at_once(project):

@@ -99,6 +99,31 @@ def test_images_that_were_renamed_keep_their_labels_by_a_subset(ltd_pipe, pictur
     assert f"such as sample 0, {second}, and join them with 'ltd-pipe store merge'" in outcome.err
 
 
+def test_an_image_that_is_of_another_class_now_is_named(ltd_pipe, pictures):
+    """Before a subset is recommended, which would refuse it."""
+    for words in (["prepare"], ["teacher"], ["label"]):
+        assert ltd_pipe(*words).code == 0
+    first, *_ = sorted(Path("photos/train").rglob("*.png"))
+    other = next(p for p in sorted(Path("photos/train").iterdir()) if p.name != first.parent.name)
+    moved = first.rename(other / "moved.png")
+    outcome = ltd_pipe("store", "verify", "data/labels.zarr", "--data", "photos/train")
+    assert outcome.code == 1
+    assert "1 images have another class here than in the store, such as sample" in outcome.err
+    assert f"{moved}: '{other.name}' here, '{first.parent.name}' there" in outcome.err
+
+
+def test_what_was_left_out_of_all_rows_is_not_said_of_some(ltd_pipe, answers, tmp_path):
+    """The distance of a top-k store from its dense one was measured over all its rows."""
+    sparse = answers.write(tmp_path / "dense.zarr")
+    words = ["store", "retemper", sparse, "--top-k", "2", "--out", tmp_path / "sparse.zarr"]
+    assert "left out" in ltd_pipe(*words).out
+    for rows, said in (("0:4", False), ("0:11", True)):
+        part = ["store", "subset", tmp_path / "sparse.zarr", "--rows", rows, "--out"]
+        outcome = ltd_pipe(*part, tmp_path / f"part-{said}.zarr")
+        assert outcome.code == 0, outcome.err
+        assert ("left out" in outcome.out) is said
+
+
 def test_copies_that_were_saved_anew_are_named_as_other_images(ltd_pipe, pictures):
     """The likely cause, where no image of the right classes is known."""
     for words in (["prepare"], ["teacher"], ["label"]):
@@ -221,7 +246,7 @@ def test_only_labels_may_be_compared(ltd_pipe, store, answers, tmp_path):
     other = answers.permuted([1, 0, *range(2, 11)]).write(tmp_path / "other.zarr")
     outcome = ltd_pipe("store", "diff", store, other)
     assert outcome.code == 1
-    assert "in another order: 2 of 11 common samples" in outcome.out
+    assert "in other rows: 2 of 11 common samples" in outcome.out
     assert ltd_pipe("store", "diff", store, other, "--labels-only").code == 0
 
 

@@ -37,6 +37,21 @@ def test_the_teacher_is_asked_again(ltd_pipe, views):
     assert "not     teacher" not in outcome.out
 
 
+def test_an_accuracy_that_the_teacher_does_not_say_is_refused(ltd_pipe, views):
+    """Whoever trusts labels looks at it first; a manifest that fits proves nothing of it."""
+    known = views.attributes
+    teacher = known.teachers[0].model_copy(update={"clean_accuracy": 0.999})
+    claimed = known.model_copy(update={"teachers": (teacher,)})
+    logits = views.gather_logits(np.arange(240))
+    facts = claimed, logits, views.labels, views.sample_hash
+    write_store(Path("views.zarr"), *facts, keep_logits=True, replace=True)
+    assert ltd_pipe(*VERIFY).code == 0
+    outcome = ltd_pipe(*VERIFY, "--teacher", TEACHER)
+    assert outcome.code == 1
+    assert "another clean accuracy of its teacher" in outcome.err
+    assert "found 99.90%" in outcome.err
+
+
 def test_nobody_knows_the_draw_before(ltd_pipe, views):
     """Without --seed two runs ask about other samples, and each says which."""
     words = [*VERIFY, "--teacher", TEACHER, "--sample", "5", "--json"]
