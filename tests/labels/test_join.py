@@ -112,7 +112,7 @@ OTHERS = {
     "permuted": (lambda a: a.permuted(np.arange(11)[::-1]), {"what": "fingerprint"}),
     "fewer samples": (
         lambda a: a.permuted(np.arange(10)),
-        {"what": "samples", "expected": 11, "found": "10 in x"},
+        {"what": "samples", "expected": 11, "found": "10 (digits, train) in x"},
     ),
     "fewer classes": (
         lambda a: other_classes(a, ("class 0", "class 1")),
