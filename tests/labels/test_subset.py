@@ -136,7 +136,7 @@ def test_arrays_can_be_left_out(source, tmp_path):
 
 
 def test_sparse_stores_are_cut_too(answers, tmp_path):
-    """Indices and probabilities as they are stored; how far they are from dense ones is not known."""
+    """Indices and probabilities as stored; how far they are from dense ones is not known."""
     source = SoftLabels.open(answers.write(tmp_path / "sparse.zarr", top_k=2))
     found = cut(source, tmp_path / "part.zarr", [4, 1])
     for name in ("topk_indices", "topk_probs"):
