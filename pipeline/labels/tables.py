@@ -368,7 +368,8 @@ class _Member:
         """Refuse numbers of other kinds than NumPy's letters say, or that do not fit."""
         if self.dtype.kind not in kinds or self._by_column or not fits:
             found = f"{self.dtype} {self.shape}{' by column' if self._by_column else ''}"
-            raise StoreError(self._where, self._name, expected=expected, found=found)
+            remedy = "Save it anew, as numpy.ascontiguousarray(it)." if self._by_column else ""
+            raise StoreError(self._where, self._name, expected=expected, found=found, remedy=remedy)
 
     def take(self, count: int) -> NDArray[Any]:
         """The next rows, or the whole of an array without rows."""

@@ -179,13 +179,17 @@ def parse_standalone(section: str, overrides: Mapping[str, str]) -> Params:
     """
     content: dict[str, Any] = {section: {}}
     for key, value in overrides.items():
+        first = key.partition(".")[0]
+        if first in Params.model_fields and first not in (section, *Common.model_fields):
+            # Where there is a file it may set what other stages read, too.
+            raise ParamsError(f"option: {key}", "is of another stage", expected=f"{section}.…")
         _override(content, key, value)
     model = Params.model_fields[section].annotation
     try:
         checked = model.model_validate(content.pop(section))  # type: ignore[union-attr]
         common = Common.model_validate(content)
     except ValidationError as error:
-        raise _explain(error, "", overrides) from error
+        raise _explain(error, "", overrides, section) from error
     return Params.model_construct(**common.model_dump(), **{section: checked})
 
 
@@ -204,8 +208,12 @@ def _override(content: dict[str, Any], key: str, value: str) -> None:
 
 
 def _explain(
-    error: ValidationError, where: str, overrides: Mapping[str, str] | None
+    error: ValidationError,
+    where: str,
+    overrides: Mapping[str, str] | None,
+    within: str | None = None,
 ) -> ParamsError:
+    """What the user is told; `within` is the section that was checked alone."""
     first, *others = error.errors()
     key = ".".join(str(part) for part in first["loc"])
     if any(
@@ -221,7 +229,7 @@ def _explain(
     elif first["type"] == "missing":
         what, remedy = "is missing", "Add it."
     elif first["type"] == "extra_forbidden":
-        what, remedy = "unknown key", _suggestion(first)
+        what, remedy = "unknown key", _suggestion(first, within)
     elif first["type"] != "value_error":
         found = repr(first["input"])
     if others:
@@ -229,10 +237,10 @@ def _explain(
     return ParamsError(place, what[:1].lower() + what[1:], found=found, remedy=remedy)
 
 
-def _suggestion(problem: ErrorDetails) -> str:
+def _suggestion(problem: ErrorDetails, within: str | None) -> str:
     *sections, name = [str(part) for part in problem["loc"]]
     model: Any = Params
-    for section in sections:
+    for section in [within, *sections] if within else sections:
         model = model.model_fields[section].annotation
     close = difflib.get_close_matches(name, model.model_fields, n=1)
     return f"Did you mean '{close[0]}'?" if close else "Remove it."

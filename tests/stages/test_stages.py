@@ -191,6 +191,21 @@ def test_the_models_temperature_is_not_applied_twice(ltd_pipe, project):
     assert load_classifier(Path("warm/model.safetensors")).temperature == 2.0
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("train.epochs=3", "option: train.epochs: is of another stage: expected label.…"),
+        ("label.tempratur=3", "tempratur: unknown key. Did you mean 'temperature'?"),
+    ],
+)
+def test_a_setting_that_label_has_not_is_refused(ltd_pipe, tmp_path, monkeypatch, setting, said):
+    """Without a params.yaml, too, with what may be meant."""
+    monkeypatch.chdir(tmp_path)
+    outcome = ltd_pipe("label", "-S", setting)
+    assert outcome.code == 2
+    assert said in outcome.err
+
+
 def test_label_needs_no_params_file(ltd_pipe, project):
     """`ltd-pipe label --teacher …` works in any folder."""
     Path("params.yaml").unlink()
