@@ -158,7 +158,7 @@ def test_labels_that_may_do_harm_are_warned_of(found, expected):
     assert len(warnings) == len(expected)
     for warning, text in zip(warnings, expected, strict=True):
         assert text in warning
-        assert warning.endswith("see docs/robustness.md")
+        assert warning.endswith("see docs/robustness.md of ltd-pipe")
 
 
 SOFT_ON_PURPOSE = {
