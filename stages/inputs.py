@@ -99,7 +99,7 @@ def _refuse_own_outputs(params: Params) -> None:
 def _warn_of_launch(params: Params) -> None:
     """Say where params.yaml says how to start the stages, and dvc.yaml does not ask it."""
     default = type(params).model_fields["launch"].default
-    if params.launch != default and "${launch}" not in PIPELINE_FILE.read_text("utf-8"):
+    if params.launch != default and not options.pipeline_launches():
         tell(
             f"WARNING: {PARAMS_FILE}: launch does nothing here: the commands in {PIPELINE_FILE} "
             f"name ltd-pipe. Write '{params.launch} -m ltd_pipe' there in its place."
@@ -128,8 +128,8 @@ def _warn_of_refusals() -> None:
         }
         try:
             params = load_params(PARAMS_FILE, overrides)
-            problems = [f"{key} {why}" for key, why in options.idle(params).items()]
-            refused = [one for one in problems if one.split()[0] in overrides]
+            idle = options.idle(params).items()
+            refused = [f"{key} {why}" for key, why in idle if key in overrides]
         except ParamsError as error:
             refused = [str(error)]
         for problem in refused:

@@ -409,6 +409,11 @@ def pipeline_outputs() -> Iterator[tuple[str, str]]:
         return  # DVC will say what is wrong with it
 
 
+def pipeline_launches() -> bool:
+    """Whether dvc.yaml's commands begin with the `launch` of params.yaml."""
+    return "${launch}" in PIPELINE_FILE.read_text(encoding="utf-8")
+
+
 def refuse_overlap(out: Path, *inputs: Path) -> None:
     """Refuse to write a result over, into or around what it is made from, also with --force."""
     target = out.resolve()

@@ -125,7 +125,7 @@ def use_recipe(name: str, force: bool) -> None:
     Example:
       ltd-pipe recipe use digits
     """
-    launches = not PIPELINE_FILE.exists() or "${launch}" in PIPELINE_FILE.read_text("utf-8")
+    launches = not PIPELINE_FILE.exists() or options.pipeline_launches()
     text = recipe_text(name) if launches else _own_text(name)
     known = [of(each).encode() for each in recipe_names() for of in (recipe_text, _own_text)]
     if not force and PARAMS_FILE.exists() and PARAMS_FILE.read_bytes() not in known:

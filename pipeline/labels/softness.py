@@ -87,7 +87,7 @@ class Softness:
     def __init__(self, num_classes: int) -> None:
         self._num_classes = num_classes
         self._entropy = self._top = 0.0
-        self._samples = self._rows = self._known = self._wrong = 0
+        self._samples = self._rows = self._wrong = 0
         self._histogram = np.zeros(NUM_BINS, np.int64)
         self._counts = np.zeros(num_classes, np.int64)  # of all classes: rows that are of it
         few = num_classes if num_classes <= MAX_TABLE_CLASSES else 0
@@ -128,7 +128,6 @@ class Softness:
             self._entropy -= float(_p_log_p(part, classes).sum(dtype=np.float64))
         self._top += float(top.sum(dtype=np.float64))
         self._wrong += int(((best != truth) & (truth >= 0)).sum())
-        self._known += int((truth >= 0).sum())
         self._counts += class_counts(truth, self._num_classes)
         self._rows += len(truth)
         bins = np.minimum((top * NUM_BINS).astype(np.int64), NUM_BINS - 1)
@@ -150,7 +149,8 @@ class Softness:
         mean_top = self._top / self._rows
         # Views of one sample are no further evidence.
         counts = self._counts * self._samples // self._rows
-        disagreement = self._wrong / self._known if self._known else None
+        known = int(self._counts.sum())
+        disagreement = self._wrong / known if known else None
         return LabelSummary(
             mean_entropy=self._entropy / self._rows,
             mean_top_probability=mean_top,

@@ -21,9 +21,6 @@ from ltd_pipe.stages.model_options import (
     stream_of,
 )
 
-# Between an accuracy in a store and the same in a checkpoint.
-_ROUNDING = 1e-6
-
 if TYPE_CHECKING:
     import torch
 
@@ -32,6 +29,9 @@ if TYPE_CHECKING:
     from ltd_pipe.labels import SoftLabels
     from ltd_pipe.labels.verify import Check
     from ltd_pipe.models.facts import CheckpointFacts
+
+# Between an accuracy in a store and the same in a checkpoint.
+_ROUNDING = 1e-6
 
 
 @click.command()
@@ -197,13 +197,11 @@ def _ask(
     from ltd_pipe.labels.verify import Check, recompute
 
     facts, stream = images.manifest, stream_of(images, device, resident=False)
-    models = [
-        load_teacher(path, facts, foreign.completed_by(known), stream, strict=False)
-        for path, known in zip(teachers, store.attributes.teachers, strict=True)
-    ]
+    models = []
     for path, known in zip(teachers, store.attributes.teachers, strict=True):
-        own = foreign.completed_by(known).own_facts(path)
-        _require_said_accuracy(store, known.clean_accuracy, path, own)
+        asked = foreign.completed_by(known)
+        models.append(load_teacher(path, facts, asked, stream, strict=False))
+        _require_said_accuracy(store, known.clean_accuracy, path, asked.own_facts(path))
     seed = secrets.randbits(32) if seed is None else seed
     total = store.num_samples * store.num_views
     with (
