@@ -143,7 +143,9 @@ def write_store(
         consolidated = ConsolidatedMetadata(metadata={**arrays})
         group = GroupMetadata({ATTRIBUTE: known.to_json()}, consolidated_metadata=consolidated)
         with writing(beside):
-            deque(zarr.create_hierarchy(store=store, nodes={"": group, **arrays}), maxlen=0)
+            # One by one: after an error, zarr lets the others of a call go on in the background.
+            for name, node in {"": group, **arrays}.items():
+                deque(zarr.create_hierarchy(store=store, nodes={name: node}), maxlen=0)
         card = format_card(known, [*arrays], measure(beside, [*sources]))
         write_text(beside / CARD, card)
         hashes = store.hashes | {CARD: sha256_file(beside / CARD)}

@@ -1,19 +1,24 @@
 """Kills, full disks, read-only folders: nothing half-written, and the next run goes on."""
 
+import asyncio
+import errno
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from refusals import refused
 from small_labelling import ROWS, SAMPLES, Images, Teacher, label, open_writer
+from zarr.storage import LocalStore
 
-from ltd_pipe.errors import StoreError
+from ltd_pipe.errors import StoreError, WriteError
+from ltd_pipe.labels.files import DurableStore
 
 HERE = Path(__file__).parent
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
@@ -38,7 +43,7 @@ def script(*words):
     done = subprocess.run(
         [*map(str, words)], env=environment, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     return done.stdout
 
 
@@ -81,6 +86,26 @@ def test_a_disk_that_is_full_or_read_only_is_a_clear_line_and_no_loss(tmp_path):
     assert any(reasons[1] in error and "state" in error for error in full)
     assert any(reasons[1] in error and "zarr.part" in error for error in full)
     assert "The file system is read-only: choose another output folder." in read_only
+
+
+def test_nothing_is_written_after_a_write_has_failed(tmp_path, monkeypatch):
+    """The folder is being removed then, and may be on a disk that is to be unmounted."""
+    written = []
+
+    async def write(store, key, value):
+        if key.endswith("zarr.json"):
+            if not written:
+                written.append(key)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            await asyncio.sleep(0.05)
+            written.append(key)
+        await LocalStore.set(store, key, value)
+
+    monkeypatch.setattr(DurableStore, "set", write)
+    with refused(WriteError, what=re.compile("No space left")):
+        label(tmp_path / "a.zarr")
+    time.sleep(0.2)
+    assert len(written) == 1
 
 
 class Spoiled(Teacher):
