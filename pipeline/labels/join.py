@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -27,9 +28,8 @@ if TYPE_CHECKING:
 
 def remedy(store: object) -> str:
     """What to do when labels and images do not belong together."""
-    return (
-        f"Re-run 'ltd-pipe label', or pass the data set that 'ltd-pipe store info {store}' names."
-    )
+    info = f"'ltd-pipe store info {quote(str(store))}'"
+    return f"Re-run 'ltd-pipe label', or pass the data set that {info} names."
 
 
 def require_rows(
@@ -222,7 +222,7 @@ class Joinable:
                 "copies that were saved anew, resized or converted are other images. "
                 + remedy(self.path)
             )
-        subset = f"'ltd-pipe store subset {self.path} --data IMAGES --out NEW.zarr'"
+        subset = f"'ltd-pipe store subset {quote(str(self.path))} --data IMAGES --out NEW.zarr'"
         if told := self._of_other_classes(images):
             return told
         if known.all():

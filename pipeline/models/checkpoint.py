@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
@@ -83,7 +84,7 @@ def load_classifier(path: Path) -> Classifier:
     """
     facts = CheckpointFacts.read(
         path,
-        f"'ltd-pipe teacher --checkpoint {path} --arch NAME' makes one of ours of it.",
+        f"'ltd-pipe teacher --checkpoint {quote(str(path))} --arch NAME' makes one of ours of it.",
     )
     try:
         made_of = ("architecture", "class_names", "shape", "mean", "std", "temperature", "columns")

@@ -11,6 +11,7 @@ import io
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -253,8 +254,8 @@ def read_evaluation(
         raise MissingError(
             settings,
             f"no such file, and it holds the rest of {metrics}",
-            remedy=f"Run 'ltd-pipe evaluate --metrics {metrics} --out {folder}', or rename "
-            "the folder that it wrote.",
+            remedy=f"Run 'ltd-pipe evaluate --metrics {quote(str(metrics))} --out "
+            f"{quote(str(folder))}', or rename the folder that it wrote.",
         )
     reliability, samples = folder / "reliability.json", folder / SAMPLES_FILE
     evaluation = Evaluation(

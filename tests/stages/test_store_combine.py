@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -73,23 +74,24 @@ def test_a_subset_is_cut_to_a_folder_of_images(ltd_pipe, pictures):
 
 def test_images_that_were_renamed_keep_their_labels_by_a_subset(ltd_pipe, pictures):
     """The first that is another one is named, with the command, which does what is said of it."""
-    for words in (["prepare"], ["teacher"], ["label"]):
+    store = "their labels.zarr"
+    for words in (["prepare"], ["teacher"], ["label", "--out", store]):
         assert ltd_pipe(*words).code == 0
-    verify = ["store", "verify", "data/labels.zarr", "--data", "photos/train"]
+    verify = ["store", "verify", store, "--data", "photos/train"]
     train = ["train", "--epochs", "1", "--labels"]
     first, second, *_ = sorted(Path("photos/train").rglob("*.png"))
     first.rename(first.with_name("z.png"))
     assert ltd_pipe("prepare", "--force").code == 0
-    refused = [ltd_pipe(*verify), ltd_pipe(*train, "data/labels.zarr")]
+    refused = [ltd_pipe(*verify), ltd_pipe(*train, store)]
     for outcome in refused:
         assert outcome.code == 1
         assert "the first that differs is sample 0" in outcome.err
         (given,) = re.findall("'ltd-pipe (store subset .*)' keeps the labels", outcome.err)
-        words = given.replace("IMAGES", "data/train.beton").split()
+        words = shlex.split(given.replace("IMAGES", "data/train.beton"))
         assert ltd_pipe(*words, "--force").code == 0
         shutil.rmtree("NEW.zarr")
     assert f"sample 0, {second}" in refused[0].err
-    subset = ["store", "subset", "data/labels.zarr", "--data", "data/train.beton", "--out"]
+    subset = ["store", "subset", store, "--data", "data/train.beton", "--out"]
     assert ltd_pipe(*subset, "part.zarr").code == 0
     assert ltd_pipe(*train, "part.zarr", "--allow-poor-labels").code == 0
     # A file that is another image now has no label.
