@@ -148,8 +148,12 @@ class Table(LabelFiles):
             return None
         values, limits = self._column(name), np.iinfo(dtype)
         if int(values.min()) < limits.min or int(values.max()) > limits.max:
-            expected, found = np.dtype(dtype).name, f"up to {values.max()}"
-            raise StoreError(self.path, name, expected=expected, found=found)
+            found = f"{values.dtype} from {values.min()} to {values.max()}"
+            expected = np.dtype(dtype).name
+            # Hashes that somebody kept in NumPy's usual integers.
+            same_bits = values.dtype == np.int64 and dtype is np.uint64
+            remedy = "Save it as uint64: numpy's it.view(numpy.uint64)." if same_bits else ""
+            raise StoreError(self.path, name, expected=expected, found=found, remedy=remedy)
         return values.astype(dtype)
 
     def to_store(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from ltd_pipe.stages import options
-from ltd_pipe.stages.console import counter, say, wants_json
+from ltd_pipe.stages.console import counter, say, tell, wants_json
 from ltd_pipe.stages.store.derive import make_store, output_options, read_images
 
 if TYPE_CHECKING:
@@ -123,7 +123,12 @@ def _from_table(path: Path, kind: str, origin: Origin, given: dict[str, Any]) ->
     if table.carried is not None:
         carried = "has no meaning for a file that was made of a store and says it itself"
         options.refuse_options((*_ORIGIN, "data"), carried)
-    return table.to_store(origin, read_images(given["data"]))
+    images = read_images(given["data"])
+    store = table.to_store(origin, images)
+    if images is not None and len(images.labels) > table.num_samples:
+        missing = len(images.labels) - table.num_samples
+        tell(f"note: {missing:,} of {len(images.labels):,} images have no row in {path}")
+    return store
 
 
 def _from_folder(path: Path, kind: str, origin: Origin, given: dict[str, Any]) -> DerivedStore:

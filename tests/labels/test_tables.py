@@ -166,6 +166,10 @@ def refused_table(kind, path, images=None, **fields):
 BAD = {
     "no hashes": ({"sample_hash": None}, {"what": "sample_hash"}),
     "other images": ({"sample_hash": np.arange(11, dtype=np.uint64)}, {"what": "row 0 is not"}),
+    "signed hashes": (
+        {"sample_hash": np.arange(-1, 10)},
+        {"what": "sample_hash", "found": "int64 from -1 to 9", "remedy": "view(numpy.uint64)"},
+    ),
     "a sum of two": (
         {"soft_labels": np.full((11, 3), 2 / 3)},
         {"what": "distribution", "expected": re.compile("^sum 1 ")},

@@ -333,3 +333,8 @@ def test_labels_that_contradict_the_truth_are_warned_of(ltd_pipe, pictures):
     assert outcome.code == 0, outcome.err
     share = (beton.labels != 3).mean()
     assert f"a.zarr: they contradict the ground truth for {share:.2%}" in outcome.err
+    assert "no row" not in outcome.err
+    np.savez("labels.npz", soft_labels=soft[1:], sample_hash=beton.sample_hash[1:])
+    outcome = ltd_pipe("store", "convert", "labels.npz", *words, "--force")
+    assert outcome.code == 0, outcome.err
+    assert "note: 1 of 60 images have no row in labels.npz" in outcome.err
