@@ -28,6 +28,7 @@ from ltd_pipe.publish import flush_tree, replace_tree, write_text, writing
 
 if TYPE_CHECKING:
     from zarr.core.buffer import Buffer
+    from zarr.core.metadata.v3 import ArrayV3Metadata
 
     from ltd_pipe.labels.layout import ArrayLayout
 
@@ -144,7 +145,8 @@ def write_store(
         group = GroupMetadata({ATTRIBUTE: known.to_json()}, consolidated_metadata=consolidated)
         with writing(beside):
             # One by one: after an error, zarr lets the others of a call go on in the background.
-            for name, node in {"": group, **arrays}.items():
+            nodes: dict[str, GroupMetadata | ArrayV3Metadata] = {"": group, **arrays}
+            for name, node in nodes.items():
                 deque(zarr.create_hierarchy(store=store, nodes={name: node}), maxlen=0)
         card = format_card(known, [*arrays], measure(beside, [*sources]))
         write_text(beside / CARD, card)
