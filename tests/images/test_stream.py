@@ -102,10 +102,10 @@ def test_stopping_early_leaves_no_thread(train_beton):
     stream = ImageStream(train_beton, CPU, resident=False)
     for _ in stream.batches(ORDER, 5):
         break
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
 
 def test_a_folder_streams_like_its_beton(photos, params, tmp_path):

@@ -162,7 +162,7 @@ def test_ctrl_c_ends_a_stalled_transfer_at_once(tmp_path):
         ):
             held.recv(1000)
             process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=20)
+            _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Interrupted" in err
     assert not list(tmp_path.glob("cache/**/*"))
