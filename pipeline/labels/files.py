@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 class DurableStore(LocalStore):
     """A folder that zarr writes to: what is set is on disk, and its SHA-256 in `hashes`."""
 
-    def __init__(self, root: Path, *, hashed: bool = True) -> None:
+    def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self._hashed, self.hashes = hashed, dict[str, str]()
+        self.hashes = dict[str, str]()
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write one file."""
@@ -52,8 +52,7 @@ class DurableStore(LocalStore):
         await asyncio.to_thread(self._finish, key, value.as_buffer_like())
 
     def _finish(self, key: str, content: Any) -> None:
-        if self._hashed:
-            self.hashes[key] = hashlib.sha256(content).hexdigest()
+        self.hashes[key] = hashlib.sha256(content).hexdigest()
         with (self.root / key).open("rb") as handle:
             os.fsync(handle.fileno())
 

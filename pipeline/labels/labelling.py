@@ -196,9 +196,13 @@ class LabellingRun:
             "device": device.type,
             "code": provenance.code_digest("label"),
         }
-        # The first process measures both, and all take them.
-        precision, self._temperature, self._calibration = world.broadcast_config(
-            decides, lambda: self._choose(labeller, facts.num_samples, held_out)
+        # The first process says it, and all take it, so that they meet in one folder.
+        precision, self._temperature, self._calibration, processor = world.broadcast_config(
+            decides,
+            lambda: (
+                *self._choose(labeller, facts.num_samples, held_out),
+                provenance.processor(device),
+            ),
         )
         self._labeller = replace(labeller, precision=precision)
         asked = (facts.labelling or LabellingFacts()).model_copy(update={"precision": precision})
@@ -217,7 +221,7 @@ class LabellingRun:
         if part is None and not self._state.exists():
             decides["precision"] = precision
             decides["temperature"] = self._temperature if params.top_k else None
-            decides["processor"] = provenance.processor(device)
+            decides["processor"] = processor
             record = provenance.StateRecord(states, "label", out.name, decides, {})
             self._state, self.note = record.folder, record.note()
         self.writer = self._open_writer(self._part.split(world.rank, world.size))
@@ -248,6 +252,7 @@ class LabellingRun:
             rows=aligned_rows(self._facts, params.top_k, params.batch_size, params.chunk_rows),
             top_k=params.top_k,
             temperature=None if dense else float(self._temperature),
+            measured=isinstance(params.temperature, str),
             part=share,
             context=self._context,
         )
@@ -266,11 +271,13 @@ class LabellingRun:
 
     def publish(self, *, replace: bool) -> str:
         """Make the store in the first process; its identity."""
-        target = self._params.target_top_probability()
-        if target is None or self._params.top_k:
-            temperature = float(self._temperature)
-        else:
-            temperature = self.writer.solve_temperature(target)
+        target, temperature = self._params.target_top_probability(), self.writer.temperature
+        if temperature is None:
+            temperature = (
+                float(self._temperature)
+                if target is None
+                else self.writer.solve_temperature(target)
+            )
         return self.writer.publish(
             self._out, temperature, calibration=self._calibration, replace=replace
         )

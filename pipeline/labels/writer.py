@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import time
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ltd_pipe.errors import JoinError, MissingError, ParamsError, StateError, StoreError
+from ltd_pipe.errors import JoinError, ParamsError, StateError, StoreError
 from ltd_pipe.images.manifest import fingerprint
 from ltd_pipe.labels.files import DurableStore, require_replaceable, write_store
 from ltd_pipe.labels.format import CalibrationFacts, StoreAttributes, StoreFacts, TopKFacts
@@ -35,7 +36,8 @@ from ltd_pipe.labels.softmax import (
     solve_temperature,
     total_variation,
 )
-from ltd_pipe.publish import remove_state, require_free, write_json, writing
+from ltd_pipe.provenance import sha256_file
+from ltd_pipe.publish import read_json, remove_state, require_free, write_json, writing
 from ltd_pipe.text import differences
 
 if TYPE_CHECKING:
@@ -164,6 +166,8 @@ class Background:
 
 
 _KEY = "draft.json"
+# Of a temperature that two processors measure, relatively: of logits in float16.
+_ROUNDING = 1e-3
 # Chunks that are being written while the next one fills up.
 _BEHIND = 2
 # Chunks that are softened, hashed and written at the same time.
@@ -198,6 +202,9 @@ class StoreWriter:
         Store so many probabilities per row.
     temperature : float, optional
         Of a top-k store.
+    measured : bool
+        The temperature was measured. Each part of a store measures it, maybe on another processor:
+        the draft's own is taken where it differs by no more than rounding explains.
     part : Part
         The chunks to fill. Several writers may fill different parts of one state folder at a
         time, and one of the whole publishes them.
@@ -221,11 +228,12 @@ class StoreWriter:
         rows: int | None = None,
         top_k: int | None = None,
         temperature: float | None = None,
+        measured: bool = False,
         part: Part = WHOLE,
         context: Mapping[str, Any] | None = None,
     ) -> None:
         self.state, self.facts = state, facts
-        self._part, self._top_k, self._temperature = part, top_k, temperature
+        self._part, self._top_k = part, top_k
         self._teachers = [f"logits-{number}" for number in range(max(len(facts.teachers), 1))]
         self._keep_logits = keep_logits and top_k is None and len(self._teachers) == 1
         # One chunk of few samples needs no padding.
@@ -239,9 +247,12 @@ class StoreWriter:
             names |= {name: name for name in (*SPARSE, "topk_distance")}
         else:
             names |= dict.fromkeys(self._teachers, "logits")
-        _claim(state, json.loads(json.dumps(key)))
+        found = _claim(
+            state, json.loads(json.dumps(key)), rounded="temperature" if measured else ""
+        )
+        self.temperature: float | None = found.get("temperature")
         self._columns = {column: self._layout(name) for column, name in names.items()}
-        self._files = DurableStore(state, hashed=False)
+        self._files = DurableStore(state)
         layout = self._columns["labels"]
         self._num_chunks = layout.num_chunks
         missing = [chunk for chunk in part.chunks(layout.num_chunks) if not self._is_whole(chunk)]
@@ -260,21 +271,28 @@ class StoreWriter:
         return {name: np.empty(it.chunk_shape, it.dtype) for name, it in self._columns.items()}
 
     def _is_whole(self, chunk: int) -> bool:
-        # Told by the files alone: any number of processes may fill different chunks of one folder.
-        # By their checksums, since a power cut can leave blocks of zeros.
+        # Told by the folder alone: any number of processes may fill different chunks of it. By
+        # hashes of files that have the chunk's number in their names: an answer that is damaged,
+        # or that was moved to the place of another, is asked for again.
+        files = {path.relative_to(self.state).as_posix(): path for path in self._chunk_files(chunk)}
         try:
-            for name in self._columns:
-                self._column(name, partial=True).chunk(chunk)
-        except (StoreError, MissingError):
+            found = {name: sha256_file(path) for name, path in files.items()}
+        except OSError:
             return False
-        return True
+        return read_json(self._record(chunk)) == found
 
-    def _column(self, name: str, *, partial: bool = False) -> StoredArray:
-        """A column to read, whole or as far as it is there."""
-        return StoredArray(StoreFolder(self.state / name), self._columns[name], partial=partial)
+    def _record(self, chunk: int) -> Path:
+        """Written last: the SHA-256 of each file of a chunk."""
+        return self.state / "chunks" / f"{chunk}.json"
+
+    def _column(self, name: str) -> StoredArray:
+        return StoredArray(StoreFolder(self.state / name), self._columns[name])
 
     def _chunk_path(self, name: str, chunk: int) -> Path:
         return self.state / name / self._columns[name].chunk_name(chunk)
+
+    def _chunk_files(self, chunk: int) -> list[Path]:
+        return [self._chunk_path(name, chunk) for name in self._columns]
 
     @property
     def rows_left(self) -> NDArray[np.int64]:
@@ -282,11 +300,9 @@ class StoreWriter:
         return self._order[self._taken :]
 
     def absent_chunks(self, part: Part = WHOLE) -> list[int]:
-        """Chunks of any part that have no file yet; the bytes of the others are not read."""
+        """Chunks of any part that are not written yet; the bytes of the others are not read."""
         return [
-            chunk
-            for chunk in part.chunks(self._num_chunks)
-            if not all(self._chunk_path(name, chunk).exists() for name in self._columns)
+            chunk for chunk in part.chunks(self._num_chunks) if not self._record(chunk).exists()
         ]
 
     def flush(self) -> None:
@@ -324,8 +340,8 @@ class StoreWriter:
             for name, each in zip(self._teachers, stacked, strict=True)
         }
         if self._top_k is not None:
-            assert self._temperature is not None  # noqa: S101
-            soft = mean_softened([*stacked], self._temperature)
+            assert self.temperature is not None  # noqa: S101
+            soft = mean_softened([*stacked], self.temperature)
             indices, probs = largest(soft, self._top_k)
             distance = total_variation(soft, indices, probs)
             rows = {"topk_indices": indices, "topk_probs": probs, "topk_distance": distance}
@@ -349,6 +365,8 @@ class StoreWriter:
         for name, layout in self._columns.items():
             folder = f"{name}/{layout.name}"
             self._files.write_chunk(folder, layout, chunk, buffers[name][:count])
+        names = [path.relative_to(self.state).as_posix() for path in self._chunk_files(chunk)]
+        write_json(self._record(chunk), {name: self._files.hashes.pop(name) for name in names})
 
     def solve_temperature(self, target_top_probability: float) -> float:
         """The temperature for `publish`, from all samples; see `softmax.solve_temperature`."""
@@ -410,8 +428,8 @@ class StoreWriter:
             raise ValueError(f"a writer of part {self._part} cannot publish the whole")
         require_replaceable(target, replace=replace)
         require_temperature(temperature)
-        if self._temperature not in (None, temperature):
-            raise ValueError(f"written at temperature {self._temperature}, not {temperature}")
+        if self.temperature not in (None, temperature):
+            raise ValueError(f"written at temperature {self.temperature}, not {temperature}")
         self._require_complete()
         self._require_fingerprint()
         published, top_k = {"labels": "labels", "sample_hash": "sample_hash"}, None
@@ -466,8 +484,11 @@ class StoreWriter:
             )
 
 
-def _claim(folder: Path, key: Mapping[str, Any]) -> None:
-    """Refuse to go on with what an interrupted run has left of other labels."""
+def _claim(folder: Path, key: Mapping[str, Any], *, rounded: str) -> dict[str, Any]:
+    """Refuse to go on with what an interrupted run has left of other labels; what is written there.
+
+    One number may differ by rounding.
+    """
     path = folder / _KEY
     if not path.exists():
         # Linked, not renamed: of several processes that begin at once, one decides.
@@ -484,9 +505,12 @@ def _claim(folder: Path, key: Mapping[str, Any]) -> None:
             beside.unlink(missing_ok=True)
     remedy = f"Remove the folder {folder} to start again."
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise StateError(folder, f"{_KEY} is damaged", remedy=remedy) from error
+    ours, theirs = key.get(rounded), found.get(rounded)
+    if ours and theirs and math.isclose(ours, theirs, rel_tol=_ROUNDING):
+        key = {**key, rounded: theirs}
     for name, expected, other in differences(key, found):
         raise StateError(
             folder,
@@ -495,3 +519,4 @@ def _claim(folder: Path, key: Mapping[str, Any]) -> None:
             found=repr(other)[:40],
             remedy=remedy,
         )
+    return found

@@ -137,6 +137,28 @@ def test_a_damaged_chunk_of_a_draft_is_made_again(answers, store, tmp_path, colu
     assert tree(tmp_path / "again.zarr") == tree(store)
 
 
+PLACES = (
+    *("logits-0/logits/c/{}/0", "labels/labels/c/{}", "sample_hash/sample_hash/c/{}"),
+    "chunks/{}.json",
+)
+
+
+@pytest.mark.parametrize("places", [*((place,) for place in PLACES), PLACES], ids=str)
+def test_answers_that_were_moved_within_a_draft_are_made_again(answers, store, tmp_path, places):
+    """Sound files in the place of others, of one array or of all, would be other images' labels."""
+    filled(tmp_path / "state", answers)
+    for place in places:
+        first, second = (tmp_path / "state" / place.format(chunk) for chunk in (0, 1))
+        content = first.read_bytes()
+        first.write_bytes(second.read_bytes())
+        second.write_bytes(content)
+    writer = open_writer(tmp_path / "state", answers)
+    assert writer.rows_left.tolist() == [*range(8)]
+    append(writer, answers, 0, 8)
+    writer.publish(tmp_path / "again.zarr", 2.0)
+    assert tree(tmp_path / "again.zarr") == tree(store)
+
+
 def test_a_draft_of_other_labels_is_refused(answers, making, tmp_path):
     """State of another data set is never continued."""
     append(open_writer(tmp_path / "state", answers), answers, 0, 11)

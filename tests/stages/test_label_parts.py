@@ -28,8 +28,14 @@ WORDS = ("label", "--teacher", "data/teacher/model.safetensors", *SIZES)
 # 240 images in chunks of 32.
 CHUNKS = 8
 STATE = Path("data/state/parts-again.zarr")
-# In the draft of a store of several views.
-CHUNK = "*/logits-0/logits/c/*/0/0"
+
+
+def drafted():
+    """When each finished chunk of the drafts of several views was written."""
+    return {
+        (path.parents[1] / f"logits-0/logits/c/{path.stem}/0/0").stat().st_mtime_ns
+        for path in Path("data/state").glob("*/chunks/*.json")
+    }
 
 
 def tree(folder):
@@ -191,6 +197,19 @@ def interrupted():
         yield
 
 
+def test_parts_of_a_top_k_store_may_measure_a_temperature_that_differs_by_rounding(label):
+    """As other processors do: the first part's is taken. Not one that was asked for otherwise."""
+    words, measured = ("--top-k", "3", "--temperature"), Labeller.temperature
+    label(*words, "auto:0.9", "--part", "1/2")
+    assert "draft of other labels: temperature" in label(*words, "auto:0.8", code=1).err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Labeller, "temperature", lambda *given: measured(*given) * (1 + 1e-5))
+        label(*words, "auto:0.9")
+    found = SoftLabels.open(Path("data/again.zarr")).attributes.temperature
+    label(*words, "auto:0.9", "--force")
+    assert SoftLabels.open(Path("data/again.zarr")).attributes.temperature == found
+
+
 def test_a_part_is_made_by_one_process_at_a_time(label):
     """On one machine; another part may be made meanwhile."""
     with exclusive(Path("data/again.zarr.part-1-of-2")), shared(Path("data/again.zarr")):
@@ -229,10 +248,22 @@ def torchrun(processes, *words, before=()):
     )
 
 
+# What Python imports first: each rank says that it is another processor.
+UNEQUAL = """
+import os
+
+if "RANK" in os.environ:
+    from ltd_pipe import provenance
+
+    provenance.processor = lambda device: "processor " + os.environ["RANK"]
+"""
+
+
 @pytest.mark.slow
-def test_ranks_make_the_store_that_one_process_makes(alone):
-    """Three processes, and one that says so."""
-    run = torchrun(3, "--out", "data/again.zarr")
+def test_ranks_make_the_store_that_one_process_makes(alone, tmp_path):
+    """Three processes on three kinds of processor, and one that says so."""
+    (tmp_path / "sitecustomize.py").write_text(UNEQUAL)
+    run = torchrun(3, "--out", "data/again.zarr", before=[tmp_path])
     out, error = run.communicate()
     assert run.returncode == 0, error
     assert out.count("240 soft labels") == 1
@@ -289,7 +320,7 @@ def test_a_rank_that_is_killed_ends_the_run_and_the_rest_is_kept(ltd_pipe, proje
     assert run.returncode != 0
     assert "SIGKILL" in error
     assert not Path("data/again.zarr").exists()
-    kept = {path.stat().st_mtime_ns for path in Path("data/state").glob(CHUNK)}
+    kept = drafted()
     assert 0 < len(kept) < CHUNKS
     again = torchrun(3, *words)
     _, error = again.communicate()
@@ -318,7 +349,7 @@ def test_a_run_that_is_told_to_stop_ends_at_once_and_goes_on_later(
     assert (run.returncode, len(run.stderr.strip().splitlines())) == (130, 1), run.stderr
     assert "Run it again: what is labelled is kept." in run.stderr
     assert not Path("data/again.zarr").exists()
-    kept = {path.stat().st_mtime_ns for path in Path("data/state").glob(CHUNK)}
+    kept = drafted()
     assert 0 < len(kept) < CHUNKS
     outcome = ltd_pipe(*words)
     assert outcome.code == 0, outcome.err
