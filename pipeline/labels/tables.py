@@ -1,20 +1,23 @@
 """Tables of labels, .npz or Parquet: written of stores, and made into stores.
 
 Both carry all of a store: a table that was made of one gives that store again, to the byte. Beside
-the arrays they have `ltd_pipe`, JSON of the store's attribute and of its rows per chunk.
+the arrays they have `ltd_pipe`, JSON of the store's attribute, of its rows per chunk and of the
+SHA-256 of each array of answers: rows that were changed are not that teacher's any more.
 """
 
 from __future__ import annotations
 
 import abc
 import contextlib
+import hashlib
 import json
 import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,12 +58,30 @@ if TYPE_CHECKING:
 # The arrays that have an answer for each row, and those of them that make a store.
 _WIDE = ("soft_labels", "logits", "topk_indices", "topk_probs")
 _STORES = ({"soft_labels"}, {"logits"}, {"soft_labels", "logits"}, {"topk_indices", "topk_probs"})
-_CHUNK_ROWS = "chunk_rows"
+_CHUNK_ROWS, _SHA256 = "chunk_rows", "sha256"
+
+
+class Carried(NamedTuple):
+    """What a table says of the store that it was made of.
+
+    `sha256` is that of each array's rows, one after the other in the store's dtype.
+    """
+
+    attributes: StoreAttributes
+    rows: int
+    sha256: dict[str, str]
 
 
 def _carried_text(store: SoftLabels) -> str:
-    rows = store.arrays["labels"].layout.rows
-    content = {ATTRIBUTE: store.attributes.to_json(), _CHUNK_ROWS: rows}
+    hashes = {name: hashlib.sha256() for name in answer_arrays(store)}
+    for index in row_blocks(0, store.num_samples, store.num_views * store.num_classes):
+        for name, found in hashes.items():
+            found.update(np.ascontiguousarray(store.arrays[name].gather(index)).data)
+    content = {
+        ATTRIBUTE: store.attributes.to_json(),
+        _CHUNK_ROWS: store.arrays["labels"].layout.rows,
+        _SHA256: {name: found.hexdigest() for name, found in hashes.items()},
+    }
     return json.dumps(content, allow_nan=False)
 
 
@@ -69,14 +90,14 @@ class Table(LabelFiles):
 
     Attributes
     ----------
-    carried : tuple of StoreAttributes and int, or None
-        Attributes and rows per chunk of the store that the file was made of.
+    carried : Carried or None
+        What it says of the store that it was made of.
     num_samples : int
     row_shapes : dict of str to tuple of int
         Of each array that has an answer for each row.
     """
 
-    carried: tuple[StoreAttributes, int] | None = None
+    carried: Carried | None = None
     num_samples: int
     row_shapes: dict[str, tuple[int, ...]]
     # What this kind of file is called, what its arrays are, and what its package raises.
@@ -112,7 +133,8 @@ class Table(LabelFiles):
             if type(rows) is not int or not 1 <= rows <= known.num_samples:
                 expected, found = f"1 to {known.num_samples}", repr(rows)[:40]
                 raise StoreError(self.path, _CHUNK_ROWS, expected=expected, found=found)
-            self.carried = known, rows
+            hashes = content.get(_SHA256)
+            self.carried = Carried(known, rows, hashes if isinstance(hashes, dict) else {})
         self.num_samples, self.row_shapes = self._begin(names)
         ranks = self.row_shapes.get("topk_probs")
         self.top_k = ranks[-1] if ranks else None
@@ -186,23 +208,47 @@ class Table(LabelFiles):
                 found=", ".join(sorted(self.arrays)),
             )
         labels, hashes = self.column("labels", np.int32), self.column("sample_hash", np.uint64)
-        rows = None
-        if self.carried is not None:
-            attributes, rows = self.carried
-            if labels is None or hashes is None:
-                raise StoreError(self.path, "lacks the labels or the sample_hash of the store")
-            found = fingerprint(attributes.class_names, labels, hashes)
-            if found != attributes.dataset.fingerprint:
-                raise StoreError(
-                    self.path,
-                    "its rows are not those of the store that it says it was made of: the "
-                    "fingerprint of labels and sample_hash differs",
-                    remedy="Remove the ltd_pipe metadata, and name the images with --data.",
-                )
-        else:
+        if self.carried is None:
             attributes, labels, hashes = self._join(labels, hashes, origin or Origin(), images)
+            self._require_shapes(attributes)
+            return convert(self, attributes, labels, hashes)
+        attributes = self.carried.attributes
+        if labels is None or hashes is None:
+            raise StoreError(self.path, "lacks the labels or the sample_hash of the store")
+        found = fingerprint(attributes.class_names, labels, hashes)
+        expected = attributes.dataset.fingerprint
+        self._require_carried("fingerprint of labels and sample_hash", expected, found)
         self._require_shapes(attributes)
-        return convert(self, attributes, labels, hashes, rows)
+        store = convert(self, attributes, labels, hashes, self.carried.rows)
+        return replace(store, block=self._compared(store, self.carried.sha256))
+
+    def _compared(
+        self, store: DerivedStore, known: dict[str, str]
+    ) -> Callable[[NDArray[np.int64]], Block]:
+        # The store's rows, which come in order, and with the last of them the comparison.
+        top_k = store.attributes.top_k.k if store.attributes.top_k else None
+        dtypes = {name: store.attributes.layout(name, 1, top_k).dtype for name in store.arrays}
+        hashes = {name: hashlib.sha256() for name in store.arrays}
+
+        def block(index: NDArray[np.int64]) -> Block:
+            rows = store.block(index)
+            for name, found in hashes.items():
+                found.update(np.ascontiguousarray(rows[name], dtypes[name]).data)
+                if index[-1] == self.num_samples - 1:
+                    expected = known.get(name)
+                    self._require_carried(f"SHA-256 of {name}", expected, found.hexdigest())
+            return rows
+
+        return block
+
+    def _require_carried(self, what: str, expected: str | None, found: str) -> None:
+        if found != expected:
+            raise StoreError(
+                self.path,
+                "its rows are not those of the store that it says it was made of: the "
+                f"{what} differs",
+                remedy="Remove the ltd_pipe metadata, and name the images with --data.",
+            )
 
     def _join(
         self,

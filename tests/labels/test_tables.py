@@ -251,15 +251,22 @@ def test_a_table_whose_rows_are_not_its_store_s_is_refused(source, tmp_path):
     refused_table("parquet", tmp_path / "part.parquet", what="fingerprint", remedy="metadata")
 
 
-def test_a_table_with_other_soft_labels_is_refused(source, tmp_path):
-    """Its logits say what they must be."""
-    write_parquet(source, tmp_path / "table.parquet")
-    table = pq.read_table(tmp_path / "table.parquet")
-    place = table.schema.get_field_index("soft_labels")
-    even = pa.array([[0.5, 0.25, 0.25]] * 11, table.schema.field(place).type)
-    changed = table.set_column(place, table.schema.field(place), even)
-    pq.write_table(changed, tmp_path / "changed.parquet")
-    refused_table("parquet", tmp_path / "changed.parquet", where="never.zarr", what="softmax")
+@pytest.mark.parametrize("layout", ["dense with logits", "dense", "sparse", "sparse views"])
+def test_a_table_whose_answers_were_changed_is_refused(making, tmp_path, kind, layout):
+    """They are not that teacher's, though each row is a distribution, and of these images."""
+    size, options = LAYOUTS[layout]
+    store = making(**size).write(tmp_path / "labels.zarr", **options)
+    KINDS[kind][0](SoftLabels.open(store), tmp_path / "table")
+    name, changed = "topk_probs" if "sparse" in layout else "soft_labels", tmp_path / "changed.npz"
+    if kind == "npz":
+        with np.load(tmp_path / "table") as content:
+            np.savez(changed, **{**content, name: np.roll(content[name], 1, axis=0)})
+    else:
+        table = pq.read_table(tmp_path / "table")
+        place, order = table.schema.get_field_index(name), [10, *range(10)]
+        field, column = table.schema.field(place), table[name].combine_chunks()
+        pq.write_table(table.set_column(place, field, column.take(order)), changed)
+    refused_table(kind, changed, where=changed, what=f"SHA-256 of {name}", remedy="metadata")
 
 
 @pytest.mark.parametrize("place", [90, 200, 600])
