@@ -104,6 +104,7 @@ def train(
                 store.require_data(beton.manifest, str(beton.path), beton)
                 shape = beton.manifest.shape
                 store.require_shape(shape, str(beton.path), any_size=section.any_size)
+                _warn_of_other_pixels(store, beton)
             if teacher_path:
                 temperature = section.teacher_temperature
                 teacher = LiveTeacher.open(teacher_path, beton.manifest, temperature)
@@ -198,4 +199,22 @@ def _warn_of_seen_images(init: Path, beton: Beton) -> None:
         tell(
             f"warning: {init} may have been trained on the validation images, which choose the "
             f"epoch: expected {share:g} held out of these, found {seen}"
+        )
+
+
+def _warn_of_other_pixels(store: SoftLabels, beton: Beton) -> None:
+    import torch
+
+    from ltd_pipe.images.manifest import sampled_pixels_sha256
+    from ltd_pipe.images.stream import ImageStream
+
+    asked = store.attributes.labelling
+    if store.attributes.views.augmentation is None or asked is None or not asked.pixels_sha256:
+        return
+    stream = ImageStream(beton, torch.device("cpu"), resident=False)
+    if asked.pixels_sha256 != sampled_pixels_sha256(stream, store.num_samples):
+        tell(
+            f"warning: {store.path}: its labels are of views of other pixels than those of "
+            f"{beton.path} (another encoding, or another decoder): train on the images that were "
+            "labelled"
         )

@@ -54,6 +54,20 @@ def test_the_first_view_alone_is_the_first_of_three(ltd_pipe, project):
     assert (one.gather(rows) == three.gather(rows, view=0)).all()
 
 
+def test_a_student_of_views_of_other_pixels_is_warned_of(ltd_pipe, project):
+    """Of the same images encoded otherwise: their views are not those that were labelled."""
+    jpeg = ("--encoding", "jpeg", "--jpeg-quality", "20")
+    for data, words in (("same", ()), ("other", jpeg)):
+        assert ltd_pipe("prepare", *words, "--out", data).code == 0
+    identity(ltd_pipe, *THREE, "--data", "same/train.beton")
+    words = ("--labels", "new.zarr", "--crop-padding", "1", "--epochs", "1", "--attack-steps", "1")
+    for data in ("same", "other"):
+        given = ("--data", f"{data}/train.beton", "--out", f"of-{data}", "--allow-poor-labels")
+        outcome = ltd_pipe("train", *words, *given)
+        assert outcome.code == 0, outcome.err
+        assert ("labels are of views of other pixels" in outcome.err) == (data == "other")
+
+
 def test_sparse_labels_of_views(ltd_pipe, project):
     """--top-k and auto: the temperature is solved on views, before they are stored."""
     words = ["--temperature", "auto:0.8", "--top-k", "4"]
