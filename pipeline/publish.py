@@ -168,8 +168,9 @@ def _moved_aside(folder: Path) -> Path:
 
 
 def _remove_moved_aside(folder: Path) -> None:
-    # Those of killed processes too.
-    for remains in folder.parent.glob(f".{glob.escape(folder.name)}.*.old"):
+    # Those of killed processes too, and never those of `labels.zarr` for `labels`.
+    digits = "[0-9a-f]" * 8
+    for remains in folder.parent.glob(f".{glob.escape(folder.name)}.{digits}.old"):
         shutil.rmtree(remains, ignore_errors=True)
 
 

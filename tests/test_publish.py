@@ -93,6 +93,17 @@ def test_a_folder_is_replaced_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
 
+def test_what_is_left_of_another_folder_stays(tmp_path):
+    """Its name may begin with this one's; what is left of this one goes, whatever its name."""
+    names = {".a.zarr.0123abcd.old", ".a.b.old", ".a[b].0123abcd.old"}
+    for name in ("new", ".a.0123abcd.old", *names):
+        (tmp_path / name).mkdir()
+    replace_tree(tmp_path / "new", tmp_path / "a")
+    assert {path.name for path in tmp_path.iterdir()} == {"a", *names}
+    replace_tree(tmp_path / "a", tmp_path / "a[b]")
+    assert {path.name for path in tmp_path.iterdir()} == {"a[b]", *names} - {".a[b].0123abcd.old"}
+
+
 HOLDER = """
 import sys, time
 from pathlib import Path

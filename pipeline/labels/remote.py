@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import glob
 import hashlib
 import io
 import netrc
@@ -422,7 +423,9 @@ class RemoteStore(AbstractContextManager["RemoteStore"]):
         run has left there is kept where it is whole.
         """
         state = target.with_name(f".{target.name}.{self.identity[:16]}.pull")
-        for other in target.parent.glob(f".{target.name}.*.pull"):
+        # Of another store, and never those for `labels.zarr` where the target is `labels`.
+        digits = "[0-9a-f]" * 16
+        for other in target.parent.glob(f".{glob.escape(target.name)}.{digits}.pull"):
             if other != state:
                 shutil.rmtree(other, ignore_errors=True)
         wanted = list(files)

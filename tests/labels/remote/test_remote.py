@@ -228,6 +228,19 @@ def test_what_was_damaged_meanwhile_is_fetched_again(
     assert contents(pull(server.url, tmp_path / "a.zarr", options)) == contents(published)
 
 
+def test_a_run_to_another_folder_keeps_what_has_arrived(server, tmp_path, options):
+    """Its name may begin with this one's; what an older store has left for this one goes."""
+    server.faults[CHUNK] = [status(404)]
+    with pytest.raises(MissingError):
+        pull(server.url, tmp_path / "out" / "a.zarr", ONE_BY_ONE)
+    (state,) = (tmp_path / "out").iterdir()
+    whole = contents(state)
+    (tmp_path / "out" / ".a.0123456789abcdef.pull").mkdir()
+    target = pull(server.url, tmp_path / "out" / "a", options)
+    assert contents(state) == whole
+    assert {*target.parent.iterdir()} == {target, state}
+
+
 def test_another_store_at_the_same_place_is_no_continuation(own, tmp_path, options):
     """A publisher who replaces a store: the old one's files are not mixed in."""
     with FaultyServer(own) as server:
