@@ -25,7 +25,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import obstore
@@ -33,7 +33,13 @@ import obstore.exceptions
 import obstore.store
 
 from ltd_pipe.errors import BusyError, LocationError, MissingError, StoreError, TransferError
-from ltd_pipe.labels.derive import kept_arrays, require_same_places, rows_of_range, subset
+from ltd_pipe.labels.derive import (
+    DerivedStore,
+    kept_arrays,
+    require_same_places,
+    rows_of_range,
+    subset,
+)
 from ltd_pipe.labels.files import require_replaceable
 from ltd_pipe.labels.format import parse_metadata
 from ltd_pipe.labels.manifest import (
@@ -55,6 +61,8 @@ if TYPE_CHECKING:
 
     # Called with the bytes of the chunks that are there, and with those there will be.
     Progress = Callable[[int, int], None]
+
+_Result = TypeVar("_Result")
 
 _SCHEMES = ("https", "http", "s3", "gs", "hf", "file")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://.", re.DOTALL)
@@ -650,19 +658,35 @@ def cache_folder() -> Path:
     return root / "ltd-pipe" / "stores"
 
 
-def find_cached(identity: str) -> Path | None:
-    """The store of an identity when it is in the cache, whole as far as opening it tells.
+def find_cached(identity: str, *, proven: bool = False) -> Path | None:
+    """The store of an identity when it is in the cache; None, too, when it is damaged there.
 
-    One that was damaged there is removed, since it can be fetched again.
+    As far as opening it tells, or, `proven`, by the hash of each file. It stays where it is:
+    whoever fetches it again replaces it. One that is sound and yet cannot be opened, for want of
+    memory, say, is a StoreError.
     """
     folder = cache_folder() / identity
     if not re.fullmatch("[0-9a-f]{64}", identity) or not (folder / MANIFEST).is_file():
         return None
-    with contextlib.suppress(StoreError):
-        if SoftLabels.open(folder).identity == identity:
-            return folder
-    shutil.rmtree(folder, ignore_errors=True)
-    return None
+    try:
+        proven |= SoftLabels.open(folder).identity != identity
+    except StoreError:
+        if not _is_damaged(folder):
+            raise
+        return None
+    return None if proven and _is_damaged(folder) else folder
+
+
+def _is_damaged(folder: Path) -> bool:
+    """Whether a file of a store in the cache is gone, or another than was fetched."""
+    try:
+        manifest = (folder / MANIFEST).read_bytes()
+        if hashlib.sha256(manifest).hexdigest() != folder.name:
+            return True
+        hashes = parse_manifest(manifest, folder).items()
+        return any(sha256_file(folder / name) != sha256 for name, sha256 in hashes)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return True
 
 
 def cached_store(
@@ -670,6 +694,7 @@ def cached_store(
     options: TransferOptions | None = None,
     *,
     force: bool = False,
+    proven: bool = False,
     progress: Progress | None = None,
     waiting: Callable[[str], None] | None = None,
 ) -> Path:
@@ -678,16 +703,17 @@ def cached_store(
     Never write to it. Of a store that is in the cache only the manifest is fetched, and not even
     that when the location names the whole identity. Processes that want the same store at the same
     time wait for the one that fetches it, which `waiting` is told in a sentence. `force` fetches it
-    again; `progress` is called with the bytes of the chunks that are there, and of all. Errors are
-    those of `pull_store`.
+    again, and `proven` where a file in the cache has another hash than it should; `progress` is
+    called with the bytes of the chunks that are there, and of all. Errors are those of
+    `pull_store`.
     """
-    with _open_nearest(location, options, force=force) as remote:
+    with _open_nearest(location, options, force=force, proven=proven) as remote:
         target = cache_folder() / remote.identity
-        while force or find_cached(remote.identity) is None:
+        while remote.location.folder != target:
             try:
                 with exclusive(target):
                     # Another process may have had it in the meantime.
-                    if force or find_cached(remote.identity) is None:
+                    if force or find_cached(remote.identity, proven=proven) is None:
                         remote.survey()
                         _pull(remote, target, progress)
                     break
@@ -716,17 +742,36 @@ def resolve_store(
 
 
 def _open_nearest(
-    location: Location, options: TransferOptions | None, *, force: bool
+    location: Location, options: TransferOptions | None, *, force: bool, proven: bool = False
 ) -> RemoteStore:
     """The store at a location, read from the cache when it is there and `force` is false."""
     if force:
         return RemoteStore(location, options)
-    if (found := find_cached(location.identity)) is None:
-        remote = RemoteStore(location, options)
-        if (found := find_cached(remote.identity)) is None:
-            return remote
-        remote.__exit__()
+    if (found := find_cached(location.identity, proven=proven)) is None:
+        with contextlib.ExitStack() as opened:
+            remote = opened.enter_context(RemoteStore(location, options))
+            if (found := find_cached(remote.identity, proven=proven)) is None:
+                opened.pop_all()
+                return remote
     return RemoteStore(Location("file", f"file://{found}", found.name), options)
+
+
+def _from_nearest(
+    location: Location,
+    options: TransferOptions | None,
+    work: Callable[[RemoteStore], _Result],
+    *,
+    force: bool,
+) -> _Result:
+    """Work with the copy in the cache; without one, or when it proves damaged, with the origin."""
+    with _open_nearest(location, options, force=force) as remote:
+        try:
+            return work(remote)
+        except StoreError:
+            copy = cache_folder() / remote.identity
+            if remote.location.folder != copy or force or not _is_damaged(copy):
+                raise
+    return _from_nearest(location, options, work, force=True)
 
 
 # --- whole stores and parts of them --------------------------------------------------------------
@@ -767,10 +812,13 @@ def pull_store(
         When another process fetches to this target; when the disk refuses, or cannot hold it.
     """
     require_replaceable(target, replace=force)
-    with _open_nearest(location, options, force=force) as remote:
+
+    def fetch(remote: RemoteStore) -> None:
         remote.survey()
         with exclusive(target):
             _pull(remote, target, progress)
+
+    _from_nearest(location, options, fetch, force=force)
 
 
 def _pull(remote: RemoteStore, target: Path, progress: Progress | None) -> None:
@@ -824,7 +872,8 @@ def pull_excerpt(
         As `pull_store`.
     """
     require_replaceable(target, replace=force)
-    with _open_nearest(location, options, force=force) as remote:
+
+    def fetch(remote: RemoteStore) -> tuple[Path, DerivedStore]:
         remote.survey()
         with exclusive(target):
             state = remote.fetch(remote.chunks(_ALWAYS), target)
@@ -835,6 +884,9 @@ def pull_excerpt(
             length = source.arrays["labels"].layout.rows
             needed = range(chosen[0] // length, chosen[-1] // length + 1)
             remote.fetch(remote.chunks(names, needed), target, progress)
-    identity = subset(source, chosen, arrays=names).write(target, replace=force)
+        return state, subset(source, chosen, arrays=names)
+
+    state, part = _from_nearest(location, options, fetch, force=force)
+    identity = part.write(target, replace=force)
     shutil.rmtree(state, ignore_errors=True)
     return identity

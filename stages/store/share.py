@@ -71,7 +71,9 @@ def pull(
         options.refuse_overlap(out, location.folder)
     with transfer(f"fetch {location}") as progress:
         if out is None:
-            out = remote.cached_store(location, how, force=force, progress=progress, waiting=tell)
+            out = remote.cached_store(
+                location, how, force=force, proven=True, progress=progress, waiting=tell
+            )
         elif part:
             kept, ends = arrays.split(",") if arrays else None, rows or (None, None)
             remote.pull_excerpt(location, out, ends, kept, how, force=force, progress=progress)

@@ -128,17 +128,20 @@ def test_what_is_in_the_cache_is_copied_from_there(ltd_pipe, serve, tmp_path):
     assert Quiet.asked == ["/MANIFEST.sha256"]
 
 
-def test_force_does_not_trust_the_cache(ltd_pipe, serve, tmp_path):
-    """A chunk was damaged there: refused, and with --force fetched from where it comes from."""
+def test_a_copy_that_was_damaged_in_the_cache_is_not_used(ltd_pipe, serve, tmp_path):
+    """`verify` says so, and both ways to pull fetch the store from where it comes from."""
     url, out = serve(GOLDEN), tmp_path / "labels.zarr"
     ltd_pipe("store", "pull", url)
     (chunk,) = tmp_path.glob("cache/ltd-pipe/stores/*/soft_labels/c/0/0")
     chunk.write_bytes(chunk.read_bytes()[::-1])
-    outcome = ltd_pipe("store", "pull", url, "--out", out)
+    outcome = ltd_pipe("store", "verify", url)
     assert outcome.code == 1
-    assert "is not the file that its manifest lists" in outcome.err
-    assert ltd_pipe("store", "pull", url, "--out", out, "--force").code == 0
-    assert ltd_pipe("store", "verify", out).code == 0
+    assert "is damaged" in outcome.err
+    for words in (["--out", out], []):
+        outcome = ltd_pipe("store", "pull", url, *words)
+        assert outcome.code == 0, outcome.err
+    for store in (out, url):
+        assert ltd_pipe("store", "verify", store).code == 0
 
 
 def test_ctrl_c_ends_a_stalled_transfer_at_once(tmp_path):

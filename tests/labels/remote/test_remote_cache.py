@@ -9,13 +9,24 @@ import time
 from pathlib import Path
 
 import pytest
-from faulty_server import FaultyServer, stall
+from faulty_server import FaultyServer, flipped, stall
+from refusals import refused
 from shared_store import contents, make_store
 
-from ltd_pipe.errors import LocationError
+from ltd_pipe.errors import LocationError, StoreError
 from ltd_pipe.labels import SoftLabels
-from ltd_pipe.labels.remote import cache_folder, cached_store, find_cached, parse_location
+from ltd_pipe.labels.remote import (
+    cache_folder,
+    cached_store,
+    find_cached,
+    parse_location,
+    pull_excerpt,
+    pull_store,
+)
+from ltd_pipe.labels.verify import verify_store
 from ltd_pipe.publish import exclusive
+
+CHUNK = "logits/c/2/0"
 
 
 @pytest.fixture
@@ -76,6 +87,50 @@ def test_a_store_that_was_damaged_in_the_cache_is_fetched_again(server, options,
         shutil.rmtree(found)
         found.mkdir()
     assert contents(fetch(server, options)) == contents(published)
+
+
+def test_one_that_this_machine_cannot_open_stays(server, options, published, identity, monkeypatch):
+    """For want of memory, say: it is refused, and is there once that has passed."""
+    found = fetch(server, options)
+    location = parse_location(f"{server.url}#sha256={identity}")
+    with monkeypatch.context() as patch:
+        patch.setattr(SoftLabels, "_require_memory", too_little_memory)
+        with refused(StoreError, where=found, what="memory"):
+            cached_store(location, options)
+        with refused(StoreError, where=found, what="memory"):
+            fetch(server, options)
+    server.log.clear()
+    assert contents(cached_store(location, options)) == contents(published)
+    assert server.log == []
+
+
+def too_little_memory(store, *_layouts):
+    """What opening raises where the address space is small (ulimit -v)."""
+    raise StoreError(store.path, "cannot be mapped into memory (Cannot allocate memory)")
+
+
+def test_a_damaged_chunk_is_found_when_each_hash_is_wanted(server, options, published, cache):
+    """Its size is right, and so opening it does not tell."""
+    found = fetch(server, options)
+    (found / CHUNK).write_bytes(flipped((found / CHUNK).read_bytes()))
+    assert contents(fetch(server, options)) != contents(published)
+    assert fetch(server, options, proven=True) == found
+    assert contents(found) == contents(published)
+    assert [path.name for path in cache.iterdir()] == [found.name]
+    server.log.clear()
+    fetch(server, options, proven=True)
+    assert [name for name, _ in server.log] == ["MANIFEST.sha256"]
+
+
+@pytest.mark.parametrize("name", [CHUNK, "README.md"])
+def test_the_origin_stands_in_for_a_damaged_copy(server, options, published, tmp_path, name):
+    """To a folder of one's own, whole or in part."""
+    found = fetch(server, options)
+    (found / name).write_bytes(flipped((found / name).read_bytes()))
+    pull_store(parse_location(server.url), tmp_path / "a.zarr", options)
+    assert contents(tmp_path / "a.zarr") == contents(published)
+    pull_excerpt(parse_location(server.url), tmp_path / "b.zarr", (200, 300), options=options)
+    verify_store(tmp_path / "b.zarr")
 
 
 def test_a_relative_cache_home_is_ignored(monkeypatch):
