@@ -5,6 +5,7 @@ So any key that people have for SSH can sign: Ed25519, RSA, ECDSA, one in an age
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -132,7 +133,8 @@ def verify_signature(path: Path, trusted: Path, name: str | None = None) -> Sign
         A `.pub` file of one key or more, or ssh-keygen's list of allowed signers, with its options
         (`namespaces`, `valid-after`, `valid-before`). A line that is not understood allows nobody.
     name : str, optional
-        Whose of these keys it must be: as in the list, or as a `.pub` file's comment has it.
+        Whose of these keys it must be: whom a line of the list allows, by a pattern, too, or as a
+        `.pub` file's comment has it.
 
     Returns
     -------
@@ -158,12 +160,18 @@ def verify_signature(path: Path, trusted: Path, name: str | None = None) -> Sign
         )
     claimed = _signer(path, "check-novalidate", **files)
     files["allowed"] = allowed.encode()
+    if name is not None:
+        # Every line that allows this name is asked, and those of our own names whose comment it is.
+        own = [given for given, comment in names.items() if comment == name]
+        for identity in own if name in names else [*own, name]:
+            with contextlib.suppress(SignatureError):
+                signer = _signer(path, "verify", "-f", "allowed", "-I", identity, **files)
+                return Signer(signer.fingerprint, signer.kind, one_line(name))
     found = _keygen("find-principals", "-s", "signature", "-f", "allowed", **files)
     principals = found.stdout.decode(errors="replace").splitlines()
     if principals:
-        signer = _signer(path, "verify", "-f", "allowed", "-I", principals[0], **files)
         whose = names.get(principals[0], one_line(principals[0]))
-        if name is not None and name not in (whose, *whose.split(",")):
+        if name is not None:
             raise SignatureError(
                 path,
                 f"{SIGNATURE} is by somebody else on the list",
@@ -171,6 +179,7 @@ def verify_signature(path: Path, trusted: Path, name: str | None = None) -> Sign
                 found=whose,
                 remedy="Use it only if it is meant to be theirs.",
             )
+        signer = _signer(path, "verify", "-f", "allowed", "-I", principals[0], **files)
         return Signer(signer.fingerprint, signer.kind, whose)
     raise SignatureError(
         path,

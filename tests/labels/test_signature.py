@@ -6,6 +6,7 @@ import subprocess
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from refusals import refused
 from signing_keys import PASSPHRASE, forged
 
 from ltd_pipe.errors import (
@@ -277,6 +278,29 @@ def test_a_list_of_allowed_signers_gives_names(store, key_file, line, name):
     allowed = store.with_name("allowed")
     allowed.write_text(line.replace("KEY", " ".join(public(key_file).read_text().split()[:2])))
     assert verify_signature(store, allowed).name == name
+
+
+@pytest.mark.parametrize(
+    ("lines", "named", "others"),
+    [
+        ("alice@lab,bob@lab KEY", ["alice@lab", "bob@lab"], ["carol@lab", "alice", "lab"]),
+        ("*@lab KEY", ["alice@lab", "bob@lab"], ["alice@home"]),
+        ("*@lab,!bob@lab KEY", ["alice@lab"], ["bob@lab"]),
+        ("alice@lab KEY\nbob@lab KEY", ["alice@lab", "bob@lab"], ["carol@lab"]),
+        ("KEY alice@lab\nbob@lab KEY", ["alice@lab", "bob@lab"], ["key-0"]),
+        (f'alice valid-before="{day(-2)}" KEY\nbob KEY', ["bob"], ["alice"]),
+    ],
+)
+def test_every_name_that_a_list_gives_a_key_is_its_signers(store, key_file, lines, named, others):
+    """As for ssh-keygen: several to a line, by a pattern, on a later line."""
+    sign_store(store, key_file)
+    allowed = store.with_name("allowed")
+    allowed.write_text(lines.replace("KEY", " ".join(public(key_file).read_text().split()[:2])))
+    for name in named:
+        assert verify_signature(store, allowed, name).name == name
+    for name in others:
+        with refused(SignatureError, what="somebody else", expected=f"'{name}' of {allowed}"):
+            verify_signature(store, allowed, name)
 
 
 @pytest.mark.parametrize(
