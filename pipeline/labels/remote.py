@@ -324,7 +324,12 @@ def _bucket_region(bucket: str, timeout_s: float) -> str:
 # --- reading from it -----------------------------------------------------------------------------
 
 
-class _AccessError(TransferError):
+class _AnswerError(TransferError):
+    # The server has answered, for good, and not with the file.
+    pass
+
+
+class _AccessError(_AnswerError):
     pass
 
 
@@ -394,8 +399,9 @@ class RemoteStore(AbstractContextManager["RemoteStore"]):
             read(name, _MAX_EXTRA_BYTES)
         small[MANIFEST] = self._manifest
         # Left out where an object store refuses access to what is not there, and where a web
-        # server has a page for it: who could put nonsense there could leave it out as well.
-        with contextlib.suppress(MissingError, StoreError, _AccessError):
+        # server has a page for it, of whatever kind: who could put nonsense there could leave it
+        # out as well. A connection that fails says nothing of it.
+        with contextlib.suppress(MissingError, StoreError, _AnswerError):
             signature = self._read(SIGNATURE, MAX_SIGNATURE_BYTES)
             if signature.startswith(_ARMOUR):
                 small[SIGNATURE] = signature
@@ -549,7 +555,7 @@ class RemoteStore(AbstractContextManager["RemoteStore"]):
                 remedy="Nothing was published. Ask the publisher.",
             )
         if (encoding := result.attributes.get("Content-Encoding", "identity")) != "identity":
-            raise TransferError(
+            raise _AnswerError(
                 where,
                 "the server sends it compressed",
                 expected="the bytes of the file",
@@ -592,14 +598,26 @@ def _resident() -> int:
 
 # In obstore's text; what another attempt does not mend.
 _PERMANENT = (
-    ("MissingContentLength", "the server does not say how long it is (Content-Length)", ""),
     (
+        _AnswerError,
+        "MissingContentLength",
+        "the server does not say how long it is (Content-Length)",
+        "",
+    ),
+    (
+        _AnswerError,
         "error following redirect|status: 30.|builder error",
         "is redirected for ever, or to another kind of place",
         "From https:// only https:// may follow, from http:// either.",
     ),
-    ("BareRedirect", "the bucket is in another region", "Name it in AWS_REGION."),
     (
+        TransferError,
+        "BareRedirect",
+        "the bucket is in another region",
+        "Name it in AWS_REGION.",
+    ),
+    (
+        TransferError,
         "InvalidCertificate",
         "no TLS connection that can be trusted",
         "REQUESTS_CA_BUNDLE may name certificates to trust besides the system's.",
@@ -623,16 +641,16 @@ def _explained(
             "~/.netrc; an object store says this of a file that is not there, too.",
         )
     text = str(error)
-    for pattern, what, remedy in _PERMANENT:
+    for kind, pattern, what, remedy in _PERMANENT:
         if re.search(pattern, text):
-            return TransferError(where, what, remedy=remedy)
+            return kind(where, what, remedy=remedy)
     reason = "the connection failed"
     if isinstance(error, TimeoutError) or re.search("kind: Timeout|TimedOut", text):
         reason = "nothing came in time"
     elif status := re.search(r"status: (\d{3})\b", text):
         reason = f"the server answers HTTP {status[1]}"
         if not re.fullmatch("5..|408|429", status[1]):
-            return TransferError(where, reason)
+            return _AnswerError(where, reason)
     return otherwise(
         where, reason, remedy="Run it again later: what is whole is not fetched again."
     )

@@ -184,6 +184,14 @@ def flipped(content):
     return bytes([content[0] ^ 1]) + content[1:]
 
 
+def page_in_parts(handler, _content):
+    """A page for whatever is not there, without its length, as hosts of single-page sites do."""
+    handler.send_response(200)
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    handler.wfile.write(b"4\r\n<!do\r\n0\r\n\r\n")
+
+
 def endless_page(handler, _content):
     """No such file, and a page about it without end."""
     handler.send_response(404)

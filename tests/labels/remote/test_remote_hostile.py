@@ -5,7 +5,15 @@ import re
 import resource
 
 import pytest
-from faulty_server import FaultyServer, endless_page, status
+from faulty_server import (
+    FaultyServer,
+    endless_page,
+    page_in_parts,
+    replaced,
+    reset,
+    stall,
+    status,
+)
 from refusals import refused
 from shared_store import contents
 
@@ -187,9 +195,33 @@ def test_what_is_no_signature_is_left_out(own, tmp_path, options, content):
     assert "MANIFEST.sha256.sig" not in contents(tmp_path / "out" / "a.zarr")
 
 
-def test_a_signature_that_may_not_be_read_is_left_out(own, tmp_path, options):
-    """As a bucket that may not be listed says of a file that is not there."""
+NOT_THERE = {
+    "forbidden": status(403),  # as a bucket that may not be listed says
+    "gone": status(410),
+    "a bad request": status(400),
+    "a page without its length": page_in_parts,
+    "a compressed page": replaced(lambda _: b"no such page", Content_Encoding="gzip"),
+    "redirected for ever": status(302, Location="/MANIFEST.sha256.sig"),
+}
+
+
+@pytest.mark.parametrize("answer", NOT_THERE.values(), ids=NOT_THERE.keys())
+def test_any_answer_but_a_signature_is_none(own, tmp_path, options, answer):
+    """Servers have their own ways to say that there is no such file."""
     with FaultyServer(own) as server:
-        server.faults["MANIFEST.sha256.sig"] = [status(403)]
+        server.faults["MANIFEST.sha256.sig"] = [answer] * 50
+        pull_store(parse_location(server.url), tmp_path / "a.zarr", options)
+    assert contents(tmp_path / "a.zarr") == contents(own)
+
+
+@pytest.mark.parametrize("fault", [reset(0), stall(0), status(503)], ids=["reset", "stall", "503"])
+def test_a_signature_that_did_not_arrive_is_not_left_out(own, tmp_path, options, fault):
+    """It may be there: it is asked for again, and then the pull has failed."""
+    (own / "MANIFEST.sha256.sig").write_bytes(b"-----BEGIN SSH SIGNATURE-----")
+    with FaultyServer(own) as server:
+        server.faults["MANIFEST.sha256.sig"] = [fault] * 50
+        with refused(TransferError, where="MANIFEST.sha256.sig"):
+            pull_store(parse_location(server.url), tmp_path / "a.zarr", options)
+        server.faults["MANIFEST.sha256.sig"] = [fault]
         pull_store(parse_location(server.url), tmp_path / "a.zarr", options)
     assert contents(tmp_path / "a.zarr") == contents(own)
