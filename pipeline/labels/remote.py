@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit, urlunsplit
 
 import obstore
 import obstore.exceptions
@@ -134,7 +134,9 @@ class Location:
     @property
     def folder(self) -> Path | None:
         """Where it is on this machine; None of a place elsewhere."""
-        return Path(self.url.removeprefix("file://")) if self.scheme == "file" else None
+        if self.scheme != "file":
+            return None
+        return Path(os.fsdecode(unquote_to_bytes(self.url.removeprefix("file://"))))
 
 
 def is_url(text: str) -> bool:
@@ -168,7 +170,7 @@ def parse_location(text: str, identity: str = "") -> Location:
     if scheme not in _SCHEMES:
         known = ", ".join(f"{name}://" for name in _SCHEMES)
         raise refusal("is no URL that stores are fetched from", expected=known)
-    if not plain.isprintable() or " " in plain or "\\" in plain:
+    if not plain.isprintable() or any(text in plain for text in (" ", "\\", "%00")):
         raise LocationError(repr(shown), "has characters that no URL has")
     try:
         parts = urlsplit(plain)
@@ -771,7 +773,7 @@ def _open_nearest(
             if (found := find_cached(remote.identity, proven=proven)) is None:
                 opened.pop_all()
                 return remote
-    return RemoteStore(Location("file", f"file://{found}", found.name), options)
+    return RemoteStore(Location("file", found.as_uri(), found.name), options)
 
 
 def _from_nearest(

@@ -133,6 +133,17 @@ def test_the_origin_stands_in_for_a_damaged_copy(server, options, published, tmp
     verify_store(tmp_path / "b.zarr")
 
 
+def test_any_folder_may_hold_the_cache_and_the_store(options, published, tmp_path, monkeypatch):
+    """A space, a percent sign, and what looks like a code."""
+    odd = tmp_path / "sp ace 50% %41"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(odd / "cache"))
+    location = parse_location(shutil.copytree(published, odd / "labels.zarr").as_uri())
+    found = cached_store(location, options)
+    pull_store(location, odd / "copy.zarr", options)  # from the cache
+    assert contents(found) == contents(odd / "copy.zarr") == contents(published)
+    assert found.is_relative_to(odd)
+
+
 def test_a_relative_cache_home_is_ignored(monkeypatch):
     """As the XDG specification says."""
     monkeypatch.setenv("XDG_CACHE_HOME", "cache")

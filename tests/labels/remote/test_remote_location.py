@@ -1,5 +1,7 @@
 """Which URLs are fetched from, and what of them is ever shown."""
 
+from pathlib import Path
+
 import pytest
 from refusals import refused
 
@@ -40,6 +42,7 @@ REFUSED = {
     "https://[::1/x": "is no valid URL",
     "https://example.org/a b": "has characters that no URL has",
     "https://example.org/a\nb": "has characters that no URL has",
+    "file:///srv/a%00b": "has characters that no URL has",
     "https://example.org\\@evil.org/": "has characters that no URL has",
     "s3://user:secret@bucket/x": "s3:// has no user and no query",
     "s3://bucket/x?versionId=3": "s3:// has no user and no query",
@@ -71,6 +74,20 @@ def test_user_password_query_and_fragment_are_never_shown():
 def test_a_folder_is_no_url(tmp_path):
     """Also one with a colon in its name."""
     assert not any(map(is_url, ["labels.zarr", "/a/b", "./s3:/x", "c:x", str(tmp_path)]))
+
+
+@pytest.mark.parametrize("name", ["plain", "sp ace", "50%", "%41", "a#b?c", "ü", "\udcff"])
+def test_a_folder_is_where_its_uri_says(name):
+    """As `Path.as_uri` writes it; the URL that is shown stays as it was given."""
+    folder = Path("/srv") / name / "labels.zarr"
+    location = parse_location(folder.as_uri())
+    assert (location.folder, str(location)) == (folder, folder.as_uri())
+
+
+def test_other_places_have_no_folder_and_a_plain_path_is_taken_as_it_is():
+    """A percent sign that begins no code is one."""
+    assert parse_location("s3://bucket/a%20b").folder is None
+    assert parse_location("file:///srv/100%/ü").folder == Path("/srv/100%/ü")
 
 
 @pytest.mark.parametrize("given", [IDENTITY, IDENTITY[:32], IDENTITY.upper(), ""])
