@@ -110,7 +110,9 @@ def verify(
             {"image_size", "skip_bad"}, "is of the images: name them with --data"
         )
     if not teachers:
-        options.refuse_options({*asked, *WEIGHTS}, "is of the teacher: name it with --teacher")
+        options.refuse_options(
+            {"device", *asked, *WEIGHTS}, "is of the teacher: name it with --teacher"
+        )
     foreign.refuse_unused(*teachers)
     path = resolve_store(store, transfer, tell)
     # The signature first: it takes a moment, and without it the rest may not matter.

@@ -254,6 +254,7 @@ IGNORED = [
     (["store", "verify", "data/labels.zarr", *BETON, "--skip-bad"], "--skip-bad", 2),
     (["store", "verify", "data/labels.zarr", "--skip-bad"], "--skip-bad", 2),
     (["store", "verify", "data/labels.zarr", *BETON, "--sample", "3"], "--sample", 2),
+    (["store", "verify", "data/labels.zarr", *BETON, "--device", "cuda"], "--device", 2),
     (["store", "verify", "data/labels.zarr", *BETON, "--arch", "x"], "--arch", 2),
     (
         ["store", "verify", "data/labels.zarr", *BETON, "--teacher", TEACHER, "--arch", "x"],

@@ -17,7 +17,8 @@ from ltd_pipe.params import PrepareParams
 from ltd_pipe.provenance import code_commit
 
 TEACHER = "data/teacher/model.safetensors"
-VERIFY = ["store", "verify", "views.zarr", "--data", "data/train.beton", "--device", "cpu"]
+VERIFY = ["store", "verify", "views.zarr", "--data", "data/train.beton"]
+ASK = [*VERIFY, "--device", "cpu", "--teacher"]
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def views(ltd_pipe, project):
 
 def test_the_teacher_is_asked_again(ltd_pipe, views):
     """How many answers, of how many, by which draw, and the largest difference."""
-    outcome = ltd_pipe(*VERIFY, "--teacher", TEACHER, "--sample", "100", "--seed", "5")
+    outcome = ltd_pipe(*ASK, TEACHER, "--sample", "100", "--seed", "5")
     assert outcome.code == 0, outcome.err
     assert "ok      teacher: 100 of 480 answers asked for again (seed 5): largest" in outcome.out
     assert "not     teacher" not in outcome.out
@@ -46,7 +47,7 @@ def test_an_accuracy_that_the_teacher_does_not_say_is_refused(ltd_pipe, views):
     facts = claimed, logits, views.labels, views.sample_hash
     write_store(Path("views.zarr"), *facts, keep_logits=True, replace=True)
     assert ltd_pipe(*VERIFY).code == 0
-    outcome = ltd_pipe(*VERIFY, "--teacher", TEACHER)
+    outcome = ltd_pipe(*ASK, TEACHER)
     assert outcome.code == 1
     assert "another clean accuracy of its teacher" in outcome.err
     assert "found 99.90%" in outcome.err
@@ -54,7 +55,7 @@ def test_an_accuracy_that_the_teacher_does_not_say_is_refused(ltd_pipe, views):
 
 def test_nobody_knows_the_draw_before(ltd_pipe, views):
     """Without --seed two runs ask about other samples, and each says which."""
-    words = [*VERIFY, "--teacher", TEACHER, "--sample", "5", "--json"]
+    words = [*ASK, TEACHER, "--sample", "5", "--json"]
     details = [
         check["detail"]
         for _ in range(2)
@@ -71,14 +72,14 @@ def test_a_moved_view_fails(ltd_pipe, views):
     facts = views.attributes, logits, views.labels, views.sample_hash
     write_store(Path("views.zarr"), *facts, keep_logits=True, replace=True)
     assert ltd_pipe(*VERIFY).code == 0
-    outcome = ltd_pipe(*VERIFY, "--teacher", TEACHER)
+    outcome = ltd_pipe(*ASK, TEACHER)
     assert outcome.code == 1
     assert "views.zarr: sample 30, view 1: logit of class" in outcome.err
 
 
 def test_another_checkpoint_is_refused_at_once(ltd_pipe, views):
     """By its hash: nothing is computed."""
-    outcome = ltd_pipe(*VERIFY, "--teacher", "data/student/model.safetensors")
+    outcome = ltd_pipe(*ASK, "data/student/model.safetensors")
     assert outcome.code == 1
     assert "views.zarr: the teacher that was given is not the store's" in outcome.err
 
@@ -172,11 +173,11 @@ def test_images_of_a_folder(ltd_pipe, pictures):
     assert ltd_pipe("teacher", "--epochs", "1").code == 0
     words = ["label", "--teacher", TEACHER, "--data", "photos/train", "--out", "folder.zarr"]
     assert ltd_pipe(*words, "--views", "2", "--augmentation", "flip").code == 0
-    verify = ["store", "verify", "folder.zarr", "--device", "cpu", "--data"]
+    verify = ["store", "verify", "folder.zarr", "--data"]
     outcome = ltd_pipe(*verify, "photos/train")
     assert outcome.code == 0, outcome.err
     assert "ok      join: classes, fingerprint, and each of 60" in outcome.out
-    outcome = ltd_pipe(*verify, "photos/train", "--teacher", TEACHER)
+    outcome = ltd_pipe(*verify, "photos/train", "--device", "cpu", "--teacher", TEACHER)
     assert outcome.code == 0, outcome.err
     assert "120 of 120 answers" in outcome.out
     outcome = ltd_pipe(*verify, "photos/test")
