@@ -146,6 +146,23 @@ def test_sparse_stores_are_cut_too(answers, tmp_path):
     assert whole.attributes.top_k == source.attributes.top_k
 
 
+@pytest.mark.parametrize(
+    ("rows", "view", "known"),
+    [
+        pytest.param([0, 1, 2, 3], None, True, id="all"),
+        pytest.param([0, 1, 2, 3], 0, False, id="one view"),
+        pytest.param([0, 1, 1, 3], None, False, id="one twice, one not"),
+        pytest.param([0, 1, 2, 3, 3], None, False, id="all, one twice"),
+    ],
+)
+def test_what_was_left_out_of_all_is_not_said_of_some(making, tmp_path, rows, view, known):
+    """It was measured over each row of each view, once; other rows lack more or less."""
+    views = 1 if view is None else 2
+    path = making(num_samples=4, views=views).write(tmp_path / "sparse.zarr", top_k=2)
+    found = subset(SoftLabels.open(path), np.array(rows), view=view).attributes.top_k
+    assert (found.total_variation is not None) == known
+
+
 def test_views_keep_their_places(making, tmp_path):
     """What a view shows follows from its row's number, so rows of views do not move."""
     source = SoftLabels.open(making(views=3).write(tmp_path / "views.zarr"))
