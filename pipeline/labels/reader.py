@@ -21,7 +21,13 @@ from ltd_pipe.labels.format import parse_metadata, to_float16
 from ltd_pipe.labels.join import Joinable, require_rows
 from ltd_pipe.labels.layout import SPARSE
 from ltd_pipe.labels.manifest import FileHashes, StoreFolder, damaged
-from ltd_pipe.labels.softmax import expand, require_class_numbers, require_numbers
+from ltd_pipe.labels.softmax import (
+    expand,
+    require_class_numbers,
+    require_different_classes,
+    require_numbers,
+    require_sums_above_zero,
+)
 from ltd_pipe.labels.softness import LabelSummary, Softness
 from ltd_pipe.threads import usable_cores
 
@@ -165,8 +171,13 @@ class StoredArray:
         rows, first = whole[: layout.rows_in(chunk)], chunk * layout.rows
         if layout.dtype == np.float16:
             require_numbers(where, layout.name, rows, first)
-        elif layout.name == "topk_indices":
-            require_class_numbers(where, rows, layout.num_classes, first)
+            # A top-k row has a rest, unless k is K.
+            if layout.name != "logits" and layout.row_shape[-1] == layout.num_classes:
+                require_sums_above_zero(where, rows, layout.num_classes, first)
+        elif layout.name in ("labels", "topk_indices"):
+            require_class_numbers(where, layout.name, rows, layout.num_classes, first)
+            if layout.name == "topk_indices":
+                require_different_classes(where, rows, first)
         return whole
 
     def read(self) -> NDArray[Any]:

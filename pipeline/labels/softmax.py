@@ -380,15 +380,18 @@ def require_numbers(
 
 def require_class_numbers(
     where: object,
+    name: str,
     rows: NDArray[np.integer[Any]],
     num_classes: int,
     first: int,
     remedy: str = _MADE_WRONGLY,
 ) -> None:
-    """Refuse what is no class: it would be written outside the row that it is spread into."""
-    if rows.size and (rows.min() < 0 or rows.max() >= num_classes):
-        outside, expected = (rows < 0) | (rows >= num_classes), f"classes below {num_classes}"
-        _refuse_first(where, "topk_indices", rows, outside, first, expected, remedy)
+    """Refuse what is no class: it would be counted or written outside of what has K places."""
+    lowest = -1 if name == "labels" else 0
+    if rows.size and (rows.min() < lowest or rows.max() >= num_classes):
+        outside = (rows < lowest) | (rows >= num_classes)
+        expected = f"{lowest} to {num_classes - 1}"
+        _refuse_first(where, name, rows, outside, first, expected, remedy)
 
 
 def _refuse_first(
@@ -406,6 +409,25 @@ def _refuse_first(
 
 
 # --- Whole rows.
+
+
+def require_sums_above_zero(
+    where: object, rows: NDArray[np.float16], num_classes: int, first: int
+) -> None:
+    """Refuse all K probabilities of a row to be zero, which nothing makes a distribution."""
+    known = rows.view(np.uint16).any(axis=-1).reshape(len(rows), -1).all(axis=-1)
+    if not known.all():
+        row = int(np.argmin(known))
+        _require_sums(where, to_float32(rows[row : row + 1]), num_classes, first + row)
+
+
+def require_different_classes(where: object, indices: NDArray[np.integer[Any]], first: int) -> None:
+    """Refuse a class that is twice in a row: which of its probabilities counts, is anyone's."""
+    ordered = np.sort(indices, axis=-1)
+    twice = np.asarray((ordered[..., 1:] == ordered[..., :-1]).any(axis=-1))
+    if twice.any():
+        sample, _ = _name_sample(twice, first)
+        raise StoreError(where, f"{sample}: a class twice")
 
 
 def require_distributions(
@@ -428,8 +450,12 @@ def require_distributions(
     for at in range(0, len(widest), step):
         block = {name: column[at : at + step] for name, column in rows.items()}
         if attributes.top_k is not None:
-            indices, probs = block["topk_indices"], to_float32(block["topk_probs"])
-            _require_ranks(where, indices, probs, attributes.num_classes, first + at)
+            probs = to_float32(block["topk_probs"])
+            _require_sums(where, probs, attributes.num_classes, first + at)
+            rising = np.asarray((np.diff(probs, axis=-1) > 0).any(axis=-1))
+            if rising.any():
+                sample, _ = _name_sample(rising, first + at)
+                raise StoreError(where, f"{sample}: probabilities rise with rank")
             continue
         soft = to_float32(block["soft_labels"])
         _require_sums(where, soft, attributes.num_classes, first + at)
@@ -459,25 +485,6 @@ def _require_sums(where: object, probs: NDArray[np.float32], num_classes: int, f
             # Also a rounding may be so far off; what is farther may be logits.
             remedy="" if abs(sums[place] - 1) < _SUM else "If these are logits, call them so.",
         )
-
-
-def _require_ranks(
-    where: object,
-    indices: NDArray[np.integer[Any]],
-    probs: NDArray[np.float32],
-    num_classes: int,
-    first: int,
-) -> None:
-    _require_sums(where, probs, num_classes, first)
-    ordered = np.sort(indices, axis=-1)
-    faults = {
-        "probabilities rise with rank": np.diff(probs, axis=-1) > 0,
-        "a class twice": ordered[..., 1:] == ordered[..., :-1],
-    }
-    for what, fault in faults.items():
-        if fault.any():
-            sample, _ = _name_sample(np.asarray(fault.any(axis=-1)), first)
-            raise StoreError(where, f"{sample}: {what}")
 
 
 def _require_softmax(
@@ -553,11 +560,12 @@ def round_topk(
     """
     rounded = _without_negative_zeros(to_float16(probs))
     require_numbers(where, "topk_probs", rounded, first, unrounded=probs, remedy="")
-    require_class_numbers(where, indices, num_classes, first, remedy="")
+    require_class_numbers(where, "topk_indices", indices, num_classes, first, remedy="")
+    require_different_classes(where, indices, first)
     order = np.argsort(-to_float32(rounded), axis=-1, kind="stable")
     indices = np.take_along_axis(indices, order, axis=-1)
     rounded = np.take_along_axis(rounded, order, axis=-1)
-    _require_ranks(where, indices, to_float32(rounded), num_classes, first)
+    _require_sums(where, to_float32(rounded), num_classes, first)
     return indices, rounded
 
 

@@ -43,6 +43,7 @@ from ltd_pipe.labels.format import (
     to_float32,
 )
 from ltd_pipe.labels.join import ImageRows, partners
+from ltd_pipe.labels.softmax import require_class_numbers
 from ltd_pipe.provenance import sha256_file
 from ltd_pipe.publish import staged
 
@@ -215,6 +216,7 @@ class Table(LabelFiles):
         attributes = self.carried.attributes
         if labels is None or hashes is None:
             raise StoreError(self.path, "lacks the labels or the sample_hash of the store")
+        require_class_numbers(self.path, "labels", labels, attributes.num_classes, 0, "")
         found = fingerprint(attributes.class_names, labels, hashes)
         expected = attributes.dataset.fingerprint
         self._require_carried("fingerprint of labels and sample_hash", expected, found)

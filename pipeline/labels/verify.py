@@ -97,15 +97,6 @@ def _verify_chunk(store: SoftLabels, chunk: int) -> int:
 
 
 def _verify_labels(store: SoftLabels) -> None:
-    wrong = (store.labels < -1) | (store.labels >= store.num_classes)
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise StoreError(
-            store.path,
-            f"sample {row}: label",
-            expected=f"-1 to {store.num_classes - 1}",
-            found=store.labels[row],
-        )
     names = store.attributes.class_names
     found = fingerprint(names, store.labels, store.sample_hash)
     if found != store.attributes.dataset.fingerprint:

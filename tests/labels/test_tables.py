@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from made_answers import attributes
 from refusals import refused
 
 from ltd_pipe.errors import MachineError, MissingError, ParamsError, StoreError
@@ -249,6 +250,16 @@ def test_a_table_whose_rows_are_not_its_store_s_is_refused(source, tmp_path):
     table = pq.read_table(tmp_path / "table.parquet")
     pq.write_table(table.slice(0, 5), tmp_path / "part.parquet")
     refused_table("parquet", tmp_path / "part.parquet", what="fingerprint", remedy="metadata")
+
+
+def test_a_store_s_table_with_labels_that_are_no_classes_is_refused(answers, tmp_path):
+    """However right its fingerprint is: they would be counted."""
+    labels, hashes = np.full(11, 3, np.int32), answers.sample_hash
+    known = attributes(labels, hashes, answers.attributes.class_names)
+    carried = json.dumps({"ltd_pipe": known.to_json(), "chunk_rows": 4})
+    given = {"labels": labels, "sample_hash": hashes, "ltd_pipe": carried}
+    path = foreign("npz", tmp_path / "table.npz", {"logits": answers.logits} | given)
+    refused_table("npz", path, what="sample 0: labels", expected="-1 to 2", found=3)
 
 
 @pytest.mark.parametrize("layout", ["dense with logits", "dense", "sparse", "sparse views"])

@@ -192,12 +192,12 @@ WRONG_RANKS = {
     "no such class": (
         [[0, 3]],
         [[0.5, 0.25]],
-        {"what": "topk_indices", "expected": "classes below 3", "found": 3},
+        {"what": "topk_indices", "expected": "0 to 2", "found": 3},
     ),
     "negative class": (
         [[0, -1]],
         [[0.5, 0.25]],
-        {"what": "topk_indices", "expected": "classes below 3", "found": -1},
+        {"what": "topk_indices", "expected": "0 to 2", "found": -1},
     ),
     "too much": ([[0, 1]], [[0.75, 0.5]], {"what": "soft"}),
     "negative": (

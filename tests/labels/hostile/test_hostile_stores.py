@@ -6,6 +6,7 @@ only the format's own bounds do.
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -312,7 +313,9 @@ def test_the_labels_of_other_images(forge, refused_cheaply):
 def test_labels_that_are_no_classes(forge, refused_cheaply, label):
     """-1 is the unknown one; no other number means anything."""
     forge.chunk("labels/c/0", np.array([0, label, 0, 0], np.int32).tobytes())
-    refused_cheaply(forge.sign(), f"sample 1: label: expected -1 to 2, found {label}")
+    refused_cheaply(forge.sign(), f"sample 1: labels: expected -1 to 2, found {label}")
+    with refused(StoreError, what="sample 1: labels", expected="-1 to 2", found=label):
+        SoftLabels.open(forge.path)
 
 
 @pytest.mark.parametrize(
@@ -337,7 +340,7 @@ def probs(*values):
 
 
 RANKS = {
-    "no such class": ("topk_indices", ranks(0, 5), "sample 0: topk_indices: .* below 5, found 5"),
+    "no such class": ("topk_indices", ranks(0, 5), "sample 0: topk_indices: .* 0 to 4, found 5"),
     "far beyond": ("topk_indices", ranks(0, 65535), "sample 0: topk_indices: .* found 65535"),
     "a class twice": ("topk_indices", ranks(3, 3), "sample 0: a class twice"),
     "rising": ("topk_probs", probs(0.25, 0.5), "sample 0: probabilities rise with rank"),
@@ -365,10 +368,31 @@ def test_classes_beyond_the_row_are_never_spread(forge_topk):
             StoreError,
             where="hostile.zarr",
             what="sample 1: topk_indices",
-            expected="classes below 5",
+            expected="0 to 4",
             found=65535,
         ):
             gather(np.array([0]))
+
+
+def test_a_class_twice_is_never_spread(forge_topk):
+    """Without verification, too: which of its probabilities counts would be left to chance."""
+    forge_topk.chunk("topk_indices/c/0/0", ranks(0, 1, 3, 3))
+    store = SoftLabels.open(forge_topk.sign())
+    for gather in (store.gather, store.gather_topk):
+        with refused(StoreError, where="hostile.zarr", what="sample 1: a class twice"):
+            gather(np.array([0]))
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}], ids=["dense", "K ranks"])
+def test_rows_of_zeros_are_never_gathered(forge, making, options):
+    """They would be divided by their sum; without verification, the reader itself refuses."""
+    shutil.rmtree(forge.path)
+    making().write(forge.path, **options)
+    name = "topk_probs" if options else "soft_labels"
+    forge.chunk(f"{name}/c/1/0", rows(1, 0, 0, 0, 0, 0))
+    store = SoftLabels.open(forge.sign())
+    with refused(StoreError, where="hostile.zarr", what="sample 5: the soft", found="0.000000"):
+        store.gather(np.arange(4, 8))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -0.5])
