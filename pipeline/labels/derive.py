@@ -132,6 +132,8 @@ class DerivedStore:
         top_k = self.attributes.top_k.k if self.attributes.top_k else None
         names = (*_ALWAYS, *self.arrays)
         layouts = [self.attributes.layout(name, self.rows, top_k) for name in names]
+        for layout in layouts:
+            layout.require_fitting(target)
         require_free(target.parent, sum(each.num_chunks * each.file_bytes for each in layouts))
         computed, distances = dict[str, "NDArray[Any]"](), list["NDArray[np.float32]"]()
 
@@ -235,12 +237,17 @@ def attributes_of_rows(
 def chunk_rows(sources: Sequence[SoftLabels], attributes: StoreAttributes) -> int:
     """Rows per chunk of a new store: as its sources have them, so that equal rows are equal files.
 
-    A source of a single chunk is as long as its samples are many, which says nothing.
+    A source of a single chunk is as long as its samples are many, which says nothing; nor does one
+    of narrower rows, of which too many would be in a chunk.
     """
-    lengths = [(each.arrays["labels"].layout.rows, each.num_samples) for each in sources]
     top_k = attributes.top_k.k if attributes.top_k else None
-    default = attributes.rows_per_chunk(top_k)
-    rows = max((rows for rows, samples in lengths if rows < samples), default=default)
+    lengths = [
+        rows
+        for rows, samples in ((s.arrays["labels"].layout.rows, s.num_samples) for s in sources)
+        if rows < samples
+        and all(attributes.layout(name, rows, top_k).fits for name in attributes.widest(top_k))
+    ]
+    rows = max(lengths, default=attributes.rows_per_chunk(top_k))
     return min(rows, attributes.num_samples)
 
 

@@ -375,9 +375,12 @@ class StoreFacts(_Facts):
 
         All arrays of a store have the same, so that one part of the samples is one file of each.
         """
-        names = SPARSE if top_k else ("soft_labels",)
-        widest = max(self.layout(name, 1, top_k).payload_bytes for name in names)
-        return min(max(_CHUNK_BYTES // widest, 1), _CHUNK_ROWS)
+        row_bytes = max(self.layout(name, 1, top_k).payload_bytes for name in self.widest(top_k))
+        return min(max(_CHUNK_BYTES // row_bytes, 1), _CHUNK_ROWS)
+
+    def widest(self, top_k: int | None = None) -> tuple[str, ...]:
+        """The arrays of most bytes per row."""
+        return SPARSE if top_k else ("soft_labels",)
 
 
 class StoreAttributes(StoreFacts):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ltd_pipe import provenance
 from ltd_pipe.device import OnHost, autocast, choose_precision
-from ltd_pipe.errors import CheckpointError, DataError, ModelError
+from ltd_pipe.errors import CheckpointError, DataError, ModelError, ParamsError
 from ltd_pipe.images.augmentation import Augmentation
 from ltd_pipe.images.decode import CHANNELS, RESIZE
 from ltd_pipe.images.manifest import Manifest, sampled_pixels_sha256, to_unit
@@ -178,6 +178,7 @@ class LabellingRun:
         held_out: NDArray[np.int64] | None = None,
     ) -> None:
         self._out, self._params, self._world, self._part = out, params, world, part or WHOLE
+        self._rows = aligned_rows(facts, params.top_k, params.batch_size, params.chunk_rows)
         device, replay = teachers[0].mean.device, Replay.of(facts.views, "label.augmentation")
         if device.type == "cuda":
             # Its convolutions are fastest in it; on a CPU it would only round otherwise.
@@ -249,7 +250,7 @@ class LabellingRun:
             self._state,
             self._facts,
             keep_logits=params.logits,
-            rows=aligned_rows(self._facts, params.top_k, params.batch_size, params.chunk_rows),
+            rows=self._rows,
             top_k=params.top_k,
             temperature=None if dense else float(self._temperature),
             measured=isinstance(params.temperature, str),
@@ -393,6 +394,12 @@ def aligned_rows(
 
     A run that is interrupted goes on at a chunk's end. The batches after it must then be those
     of an uninterrupted run, since a network's rounding depends on the batch that an image is in.
+    Refused are chunks that no reader takes.
     """
     rows = wanted or facts.rows_per_chunk(top_k)
-    return max(rows // batch_size, 1) * batch_size
+    rows = max(rows // batch_size, 1) * batch_size
+    lower = "chunk_rows" if rows > batch_size else "batch_size"
+    for name in (*facts.widest(top_k), "sample_hash"):
+        layout = facts.layout(name, min(rows, facts.num_samples), top_k)
+        layout.require_fitting(f"label.{lower}", ParamsError, "Lower it.")
+    return rows

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ltd_pipe.errors import StoreError
+from ltd_pipe.errors import LtdPipeError, StoreError
 
 if TYPE_CHECKING:
     from zarr.core.metadata.v3 import ArrayV3Metadata
@@ -105,6 +105,24 @@ class ArrayLayout:
         """Size of a chunk file."""
         return self.payload_bytes + _CRC_BYTES
 
+    @property
+    def fits(self) -> bool:
+        """Whether readers take chunks of that size."""
+        return self.payload_bytes <= _MAX_CHUNK_BYTES
+
+    def require_fitting(
+        self, where: object, error: type[LtdPipeError] = StoreError, remedy: str = ""
+    ) -> None:
+        """Refuse chunks that no reader takes."""
+        if not self.fits:
+            raise error(
+                where,
+                f"{self.name}: chunks are too large",
+                expected=f"at most {_MAX_CHUNK_BYTES} bytes",
+                found=self.payload_bytes,
+                remedy=remedy,
+            )
+
     def chunk_name(self, chunk: int) -> str:
         """Path of a chunk file within the store."""
         return "/".join([self.name, "c", str(chunk), *(["0"] * len(self.row_shape))])
@@ -152,13 +170,7 @@ def parse_layout(raw: dict[str, Any], wanted: ArrayLayout, where: object) -> Arr
             where, f"{name}/zarr.json: chunk_shape", expected="rows >= 1", found=repr(rows)[:40]
         )
     layout = replace(wanted, rows=rows)
-    if layout.payload_bytes > _MAX_CHUNK_BYTES:
-        raise StoreError(
-            where,
-            f"{name}: chunks are too large",
-            expected=f"at most {_MAX_CHUNK_BYTES} bytes",
-            found=layout.payload_bytes,
-        )
+    layout.require_fitting(where)
     expected: dict[str, Any] = layout.metadata().to_dict()
     for key in sorted(found.keys() | expected.keys()):
         if _as_text(found.get(key)) != _as_text(expected.get(key)):

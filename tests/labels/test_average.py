@@ -8,7 +8,7 @@ import pytest
 from refusals import refused
 
 from ltd_pipe.errors import JoinError, ParamsError, StoreError
-from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels import SoftLabels, layout
 from ltd_pipe.labels.derive import average, normalised_weights
 from ltd_pipe.labels.softmax import largest, total_variation
 from ltd_pipe.labels.verify import verify_store
@@ -106,6 +106,19 @@ def test_a_dense_store_makes_the_average_dense(answers, two, tmp_path):
     answers.write(tmp_path / "sparse.zarr", top_k=2)
     found = averaged([SoftLabels.open(tmp_path / "sparse.zarr"), two[1]], tmp_path / "c.zarr")
     assert found.top_k is None
+
+
+def test_chunks_of_narrow_rows_do_not_say_how_many_wide_ones_are_in_one(
+    making, tmp_path, monkeypatch
+):
+    """Of a sparse store more rows fit than of the dense average: it would be read by nobody."""
+    answers = making(num_classes=8)
+    answers.write(tmp_path / "sparse.zarr", top_k=1, rows=6)
+    answers.write(tmp_path / "dense.zarr", rows=2)
+    sources = [SoftLabels.open(tmp_path / name) for name in ("sparse.zarr", "dense.zarr")]
+    monkeypatch.setattr(layout, "_MAX_CHUNK_BYTES", 50)
+    found = averaged(sources, tmp_path / "average.zarr")
+    assert found.arrays["labels"].layout.rows == 2
 
 
 def test_views_are_averaged_one_by_one(making, tmp_path):

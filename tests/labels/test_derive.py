@@ -5,7 +5,7 @@ import pytest
 from refusals import refused
 
 from ltd_pipe.errors import BusyError, StoreError
-from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels import SoftLabels, layout
 from ltd_pipe.labels.derive import DerivedStore, attributes_of_rows
 from ltd_pipe.publish import exclusive
 
@@ -52,6 +52,16 @@ def test_a_store_that_is_not_sound_is_not_published(answers, tmp_path):
     assert caught.value.where == str(tmp_path / "new.zarr")
     assert caught.value.what.startswith("was not published: sample 0")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_chunks_that_nobody_could_read_are_not_begun(sequential, tmp_path, monkeypatch):
+    """No row is computed, and what is replaced stays."""
+    sequential.write(tmp_path / "new.zarr")
+    monkeypatch.setattr(layout, "_MAX_CHUNK_BYTES", 55)
+    with refused(StoreError, what="sample_hash: chunks are too large", found=56):
+        sequential.write(tmp_path / "new.zarr", replace=True)
+    monkeypatch.undo()
+    assert SoftLabels.open(tmp_path / "new.zarr").num_samples == 100
 
 
 def test_two_processes_do_not_write_one_store(sequential, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from refusals import refused
 
-from ltd_pipe.errors import StoreError, WriteError
+from ltd_pipe.errors import ParamsError, StoreError, WriteError
 from ltd_pipe.images.augment import augment
 from ltd_pipe.images.augmentation import Augmentation
 from ltd_pipe.labels import SoftLabels
@@ -73,6 +73,23 @@ def test_chunks_are_whole_batches(making, classes, batch_size, top_k):
     rows = aligned_rows(making(num_classes=classes).attributes, top_k, batch_size)
     assert rows % batch_size == 0
     assert rows >= batch_size
+
+
+@pytest.mark.parametrize(
+    ("classes", "batch_size", "wanted", "what"),
+    [
+        pytest.param(28_000, 256, 5000, "label.chunk_rows", id="wide rows"),
+        pytest.param(1, 256, 40_000_000, "label.chunk_rows", id="hashes"),
+        pytest.param(2**20, 256, None, "label.batch_size", id="wide rows of one batch"),
+    ],
+)
+def test_chunks_that_nobody_could_read_are_not_begun(making, classes, batch_size, wanted, what):
+    """Before the labels are made; a store of few samples has no such chunk."""
+    facts = making().attributes.model_copy(update={"num_classes": classes})
+    assert aligned_rows(facts, None, batch_size, wanted) >= 11
+    facts = facts.model_copy(update={"num_samples": 40_000_000})
+    with refused(ParamsError, where=what, what="too large", expected="at most 268435456 bytes"):
+        aligned_rows(facts, None, batch_size, wanted)
 
 
 def test_the_answers_are_the_networks_own_logits(run, train_stream, teacher, tmp_path):
