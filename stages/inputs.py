@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ltd_pipe.errors import DataError, ParamsError, reason_of, require_file
-from ltd_pipe.params import load_params, read_yaml, require_named
+from ltd_pipe.params import load_params, read_stages, require_named
 from ltd_pipe.provenance import digest, sha256_file
 from ltd_pipe.publish import exclusive, read_json, write_json
 from ltd_pipe.stages import options
@@ -83,9 +83,9 @@ def _require_weights(train: TrainParams) -> None:
 
 def _refuse_own_outputs(params: Params) -> None:
     """Refuse what the stage that reads it makes: DVC removes its outputs before it begins."""
-    stages = read_yaml(PIPELINE_FILE)["stages"]
+    stages = read_stages(PIPELINE_FILE)
     for stage, out in options.pipeline_outputs():
-        words, made = stages[stage].get("cmd", "").split(), Path(out).resolve()
+        words, made = " ".join(stages[stage]["cmd"]).split(), Path(out).resolve()
         for _, key, path in [*_named(params, asked=False), *_asked(params.train)]:
             read = path is not None and key.partition(".")[0] in words
             if read and Path(path or "").resolve().is_relative_to(made):
@@ -113,8 +113,9 @@ def _warn_of_refusals() -> None:
     """
     from ltd_pipe.stages.train import train
 
-    for name, stage in read_yaml(PIPELINE_FILE)["stages"].items():
-        _, is_train, words = stage.get("cmd", "").partition(" train ")
+    commands = [(name, cmd) for name, it in read_stages(PIPELINE_FILE).items() for cmd in it["cmd"]]
+    for name, command in commands:
+        _, is_train, words = command.partition(" train ")
         if not is_train:
             continue
         try:

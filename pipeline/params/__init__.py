@@ -10,6 +10,7 @@ from ltd_pipe.params.file import (
     load_params,
     parse_params,
     parse_standalone,
+    read_stages,
     read_yaml,
     require_named,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "load_params",
     "parse_params",
     "parse_standalone",
+    "read_stages",
     "read_yaml",
     "require_named",
 ]

@@ -135,14 +135,27 @@ def _load(text: str, where: object) -> Any:
     return loader.get_single_data()
 
 
+def read_stages(pipeline: Path) -> dict[str, dict[str, Any]]:
+    """The stages of a dvc.yaml, `cmd` being a list; what DVC itself will refuse is left out."""
+    content = read_yaml(pipeline)
+    stages = content.get("stages") if isinstance(content, dict) else None
+    found = {}
+    for name, stage in stages.items() if isinstance(stages, dict) else ():
+        if isinstance(stage, dict):
+            commands = stage.get("cmd", [])
+            commands = commands if isinstance(commands, list) else [commands]
+            found[name] = stage | {"cmd": [str(command) for command in commands]}
+    return found
+
+
 def require_named(params: Path, pipeline: Path) -> None:
     """Refuse a parameter file that lacks what a stage of dvc.yaml names.
 
     DVC would do so itself when it comes to that stage: after all training.
     """
-    content, stages = read_yaml(params), read_yaml(pipeline).get("stages", {})
-    for stage, does in stages.items():
-        for name in does.get("params", []):
+    content = read_yaml(params)
+    for stage, does in read_stages(pipeline).items():
+        for name in does.get("params") or []:
             # Others name another file, or are filled in by DVC.
             if isinstance(name, str) and "${" not in name and not _holds(content, name):
                 raise ParamsError(

@@ -179,6 +179,32 @@ def test_a_stage_with_an_option_that_does_nothing_is_named_at_once(project):
     assert "stage 'baseline' of dvc.yaml will end with: train.smoothing does nothing" in said
 
 
+def test_of_several_commands_of_a_stage_each_is_looked_at(project):
+    """DVC runs a list of them, one after the other."""
+    outs = "outs: [data/student]"
+    refused = "ltd-pipe train --label-kind onehot --smoothing 0.2 --label-temperature null"
+    Path("dvc.yaml").write_text(f"stages: {{a: {{cmd: [echo a, {refused}, echo b], {outs}}}}}")
+    assert "stage 'a' of dvc.yaml will end with: train.smoothing does nothing" in look()[1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "plots: [a.csv]",
+        "stages:",
+        "stages: {a: }",
+        "stages: [a]",
+        "a",
+        "stages: {a: {params: }}",
+    ],
+)
+def test_a_pipeline_that_has_no_commands_is_left_alone(project, text):
+    """It may have plots alone, and what is wrong with it DVC will say."""
+    Path("dvc.yaml").write_text(text)
+    assert look() == (None, "")
+
+
 def test_a_command_with_words_of_the_shell_is_left_alone(project):
     """It is the user's dvc.yaml."""
     Path("dvc.yaml").write_text("stages: {a: {cmd: 'ltd-pipe train --out a && echo \"done'}}")
