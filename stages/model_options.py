@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ltd_pipe.errors import CheckpointError
+from ltd_pipe.images import MAX_SIDE
 from ltd_pipe.stages import options
 from ltd_pipe.stages.console import counter, tell
 
@@ -85,7 +86,7 @@ def model_options(command: Command) -> Command:
 
     skip = options.flag("--skip-bad", help="Folder: leave out unreadable images.")
     size = click.option(
-        "--image-size", type=click.IntRange(4), help="Folder: resize and crop to this."
+        "--image-size", type=click.IntRange(4, MAX_SIDE), help="Folder: resize and crop to this."
     )
     return weights_options(size(skip(wrapper)))
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ltd_pipe import rng
 from ltd_pipe.errors import DataError, MissingError, ParamsError, reason_of
+from ltd_pipe.images import MAX_SIDE
 from ltd_pipe.images.decode import decode_image, is_one_colour, is_turned, resize
 from ltd_pipe.images.manifest import fingerprint, sample_hash
 from ltd_pipe.text import nfc, printable, quoted
@@ -500,8 +501,6 @@ def _cifar(params: PrepareParams, split: Split) -> ArraySource:
 # --- One pass over all images before anything is done with them.
 
 
-# An image of this size takes 192 MiB; FFCV, which holds five batches, needs far smaller ones.
-_MAX_SIDE = 8192
 _SEEN = np.dtype([("hash", "<u8"), ("size", "<i8", 2), ("one_colour", "?"), ("turned", "?")])
 
 
@@ -541,8 +540,8 @@ class Survey:
         wanted = self.sizes[0] if train is None else np.array(train)
         differs = (self.sizes != wanted).any(axis=1)
         i = int(self.sizes.max(axis=1).argmax())
-        if self.sizes[i].max() > _MAX_SIDE:
-            what, expected = "is too large", f"at most {_MAX_SIDE:,} pixels a side"
+        if self.sizes[i].max() > MAX_SIDE:
+            what, expected = "is too large", f"at most {MAX_SIDE:,} pixels a side"
         elif differs.any():
             i, what = int(differs.argmax()), "images differ in size"
             like = self.source.where(0) if train is None else "the training images"

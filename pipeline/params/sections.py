@@ -19,6 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from ltd_pipe.images import MAX_SIDE
 from ltd_pipe.images.augmentation import Augmentation
 
 
@@ -110,7 +111,7 @@ class PrepareParams(Section):
     """folder: holds train/ and test/ (or val/); CIFAR: where torchvision keeps it"""
     download: bool = True
     """let torchvision download CIFAR when it is absent"""
-    image_size: int | None = Field(None, ge=4)
+    image_size: int | None = Field(None, ge=4, le=MAX_SIDE)
     """resize the shorter side to this many pixels and crop the centre; null: images stay as they
     are and must all have one size"""
     channels: Literal[1, 3] = 3

@@ -64,6 +64,7 @@ ACCEPTED = [
     ("train.progressive_resize", "[128, 224]"),
     ("train.progressive_between", "[1/4, 1/2]"),
     ("label.seed", "7"),
+    ("prepare.image_size", "8192"),
     ("seed", "0"),
     ("seed", "0x1F"),
     ("seed", "1_000"),
@@ -111,6 +112,7 @@ REFUSED = [
         {"where": "option: label.augmentation", "what": "string", "found": "None"},
     ),
     ("label.augmentation", "crop:04", {"where": "option: label", "what": "written"}),
+    ("prepare.image_size", "8193", {"where": "option: prepare.image_size", "found": "8193"}),
     ("label.seed", "-1", {"where": "option: label.seed", "what": "greater", "found": "-1"}),
     (
         "train.temperature",

@@ -236,6 +236,14 @@ def test_a_mistyped_command_is_guessed(ltd_pipe, typed, meant):
     assert f"No such command '{typed.split()[-1]}'. Did you mean '{meant}'?" in outcome.err
 
 
+def test_images_are_not_made_larger_than_any_may_be(ltd_pipe):
+    """They would not fit a page of FFCV's, nor the memory."""
+    for words in (["prepare"], ["evaluate", "model.safetensors"]):
+        outcome = ltd_pipe(*words, "--image-size", "30000")
+        assert outcome.code == 2
+        assert "8192" in outcome.err
+
+
 def test_a_command_that_resembles_none_is_refused(ltd_pipe):
     """Without a guess."""
     outcome = ltd_pipe("bake")
