@@ -217,7 +217,7 @@ def convert(
     def block(index: NDArray[np.int64]) -> Block:
         given, first, taken = files.read(index), int(index[0]), dict[str, "NDArray[Any]"]()
         if "topk_probs" in given:
-            sparse = given["topk_indices"].astype(np.int64), given["topk_probs"]
+            sparse = given["topk_indices"], given["topk_probs"]
             if keep == files.top_k:
                 checked = round_topk(*sparse, num_classes, first, files.path)
                 return dict(zip(SPARSE, checked, strict=True))

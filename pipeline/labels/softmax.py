@@ -381,15 +381,20 @@ def require_numbers(
 def require_class_numbers(
     where: object,
     name: str,
-    rows: NDArray[np.integer[Any]],
+    rows: NDArray[np.number[Any]],
     num_classes: int,
     first: int,
     remedy: str = _MADE_WRONGLY,
 ) -> None:
     """Refuse what is no class: it would be counted or written outside of what has K places."""
     lowest = -1 if name == "labels" else 0
-    if rows.size and (rows.min() < lowest or rows.max() >= num_classes):
-        outside = (rows < lowest) | (rows >= num_classes)
+    if not rows.size or (
+        rows.dtype.kind != "f" and rows.min() >= lowest and rows.max() < num_classes
+    ):
+        return
+    # Written so that NaN fails.
+    outside = ~((rows >= lowest) & (rows < num_classes) & (rows == np.floor(rows)))
+    if outside.any():
         expected = f"{lowest} to {num_classes - 1}"
         _refuse_first(where, name, rows, outside, first, expected, remedy)
 
@@ -547,7 +552,7 @@ def round_soft_labels(
 
 
 def round_topk(
-    indices: NDArray[np.integer[Any]],
+    indices: NDArray[np.number[Any]],
     probs: NDArray[np.floating[Any]],
     num_classes: int,
     first: int,
@@ -561,12 +566,13 @@ def round_topk(
     rounded = _without_negative_zeros(to_float16(probs))
     require_numbers(where, "topk_probs", rounded, first, unrounded=probs, remedy="")
     require_class_numbers(where, "topk_indices", indices, num_classes, first, remedy="")
-    require_different_classes(where, indices, first)
+    classes = indices.astype(np.int64)
+    require_different_classes(where, classes, first)
     order = np.argsort(-to_float32(rounded), axis=-1, kind="stable")
-    indices = np.take_along_axis(indices, order, axis=-1)
+    classes = np.take_along_axis(classes, order, axis=-1)
     rounded = np.take_along_axis(rounded, order, axis=-1)
     _require_sums(where, to_float32(rounded), num_classes, first)
-    return indices, rounded
+    return classes, rounded
 
 
 def _without_negative_zeros(rounded: NDArray[np.float16]) -> NDArray[np.float16]:

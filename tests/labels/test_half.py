@@ -26,6 +26,18 @@ def test_rounding_is_numpys(size, scale):
     np.testing.assert_array_equal(to_float16(numbers).view(np.uint16), expected.view(np.uint16))
 
 
+@pytest.mark.parametrize("dtype", [">f4", ">f2", "f8", "g", "i8"])
+@pytest.mark.parametrize("size", [1000, 2**20])
+def test_numbers_of_any_type_are_rounded_once(size, dtype):
+    """By way of float32 what is just above a half would become one, and be rounded down."""
+    numbers = np.full(size, 1 + 2**-11 + 2**-40).astype(dtype)
+    numbers[::3] = -70_000 if dtype in ("f8", "g") else 3
+    with np.errstate(over="ignore"):
+        expected = numbers.astype(np.float16)
+    np.testing.assert_array_equal(to_float16(numbers), expected)
+    np.testing.assert_array_equal(to_float32(numbers), numbers.astype(np.float32))
+
+
 def test_rows_of_any_layout_are_taken():
     """Columns, read-only files, and a given place for the result."""
     numbers = np.random.default_rng(0).random((40, 30), np.float32)[:, ::2]

@@ -142,10 +142,11 @@ def test_logits_of_others_are_softened(answers, tmp_path, kind):
     )
 
 
-def test_sparse_rows_of_others_are_taken(answers, tmp_path, kind):
+@pytest.mark.parametrize("dtype", [int, float])
+def test_sparse_rows_of_others_are_taken(answers, tmp_path, kind, dtype):
     """In any order of the ranks; how far they are from dense rows is unknown."""
     given = {
-        "topk_indices": np.tile([2, 0], (11, 1)),
+        "topk_indices": np.tile([2, dtype(0)], (11, 1)),
         "topk_probs": np.tile([0.25, 0.5], (11, 1)),
         "sample_hash": answers.sample_hash,
     }
@@ -187,6 +188,14 @@ BAD = {
     "half a pair": (
         {"soft_labels": None, "topk_probs": np.full((11, 1), 0.5)},
         {"what": "arrays", "found": "topk_probs"},
+    ),
+    "a fraction of a class": (
+        {
+            "soft_labels": None,
+            "topk_indices": np.tile([0, 1.7], (11, 1)),
+            "topk_probs": np.tile([0.5, 0.25], (11, 1)),
+        },
+        {"what": "sample 0: topk_indices", "expected": "0 to 2", "found": 1.7},
     ),
     "other truth": (
         {"labels": np.full(11, 7)},
