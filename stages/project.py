@@ -6,6 +6,7 @@ import dataclasses
 import re
 import sys
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -61,7 +62,7 @@ def _following(folder: Path) -> list[str]:
     """What is left to do: DVC wants a git repository, and its own folder in it."""
     above = [folder.resolve(), *folder.resolve().parents]
     git = next((place for place in above if (place / ".git").exists()), None)
-    commands = [] if folder.resolve() == Path.cwd() else [f"cd {folder}"]
+    commands = [] if folder.resolve() == Path.cwd() else [f"cd {quote(str(folder))}"]
     commands += [] if git else ["git init"]
     if not any((place / ".dvc").is_dir() for place in above):
         commands.append("dvc init" if git in (None, above[0]) else "dvc init --subdir")

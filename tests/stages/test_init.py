@@ -1,5 +1,6 @@
 """`ltd-pipe init`: dvc.yaml and params.yaml for a project outside of this source tree."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,10 @@ def test_the_commands_that_are_left_are_said(ltd_pipe, tmp_path, monkeypatch, ca
     for name in there:
         (folder / name).mkdir()
     assert ltd_pipe("init").out.splitlines()[1:] == [f"  {command}" for command in left]
+
+
+def test_a_folder_is_named_as_a_shell_takes_it(ltd_pipe, tmp_path, monkeypatch):
+    """The first command that is left is typed, or pasted."""
+    monkeypatch.chdir(tmp_path)
+    first = ltd_pipe("init", "my project").out.splitlines()[1]
+    assert shlex.split(first) == ["cd", "my project"]
