@@ -26,6 +26,7 @@ from pydantic import (
 
 from ltd_pipe.errors import StoreError
 from ltd_pipe.labels.layout import SPARSE, ArrayLayout, parse_layout
+from ltd_pipe.params.sections import MAX_TEMPERATURE, MIN_TEMPERATURE
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -139,9 +140,6 @@ FORMAT = "ltd-soft-labels"
 # A later one is written where a key is used that those before do not know; their readers ignore it.
 VERSIONS = "1.0", "1.1", "1.2"
 ATTRIBUTE = "ltd_pipe"
-# Beyond these, differences of float16 logits over the temperature are all zero or infinite.
-MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
-
 _CHUNK_BYTES = 8 * 2**20
 # So that an interrupted run loses at most so many images, however few classes there are.
 _CHUNK_ROWS = 8192

@@ -16,12 +16,11 @@ from ltd_pipe.errors import ParamsError, StoreError
 from ltd_pipe.labels.format import (
     COLDEST,
     HOTTEST,
-    MAX_TEMPERATURE,
-    MIN_TEMPERATURE,
     CalibrationFacts,
     to_float16,
     to_float32,
 )
+from ltd_pipe.params.sections import MAX_TEMPERATURE, MIN_TEMPERATURE
 
 if TYPE_CHECKING:
     import torch

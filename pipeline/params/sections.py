@@ -152,10 +152,12 @@ class PrepareParams(Section):
 
 # Of label.temperature.
 CALIBRATED = "auto:calibrated"
+# Beyond these, differences of float16 logits over the temperature are all zero or infinite.
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
 
 
 def _temperature(value: Any) -> Any:
-    """A number above 0, auto:P with P in (0, 1), or auto:calibrated."""
+    """A number in range, auto:P with P in (0, 1), or auto:calibrated."""
     if value == CALIBRATED:
         return value
     automatic = isinstance(value, str) and value.startswith("auto:")
@@ -163,9 +165,11 @@ def _temperature(value: Any) -> Any:
         number = float(value[len("auto:") :] if automatic else as_number(value))
     except (TypeError, ValueError):
         number = -1.0
-    if number <= 0 or (automatic and number >= 1):
+    # Written so that NaN fails.
+    if not (0 < number < 1 if automatic else MIN_TEMPERATURE <= number <= MAX_TEMPERATURE):
         raise ValueError(
-            f"expected a number above 0, auto:P with P in (0, 1), or {CALIBRATED}, found {value!r}"
+            f"expected a number from {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}, auto:P with P in "
+            f"(0, 1), or {CALIBRATED}, found {value!r}"
         )
     return value if automatic else number
 

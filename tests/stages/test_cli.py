@@ -140,7 +140,7 @@ OPTIONS = [
     (["train", "--epochs", "many"], "train.epochs: input should be a valid integer"),
     (
         ["label", "--teacher", "x.pt", "--temperature", "-1"],
-        "label.temperature: expected a number above 0",
+        "label.temperature: expected a number from 1e-06 to 1e+06",
     ),
     (
         ["evaluate", "--eps", "8"],
