@@ -28,6 +28,7 @@ from ltd_pipe.labels.layout import SPARSE
 from ltd_pipe.labels.softmax import (
     expand,
     largest,
+    require_temperature,
     round_logits,
     round_soft_labels,
     round_topk,
@@ -152,6 +153,7 @@ class Origin:
     citation: str | None = None
 
     def __post_init__(self) -> None:
+        require_temperature(self.temperature)
         if (self.teacher_sha256 is None) != (self.architecture is None):
             raise ParamsError(
                 "teacher",

@@ -400,6 +400,13 @@ def test_a_teacher_is_named_wholly_or_not(told, fields):
         Origin(*told)
 
 
+@pytest.mark.parametrize("temperature", [1e7, 0.0, -1.0, float("nan")])
+def test_a_temperature_that_no_store_has_is_refused(temperature):
+    """In a line, before the images are hashed."""
+    with refused(ParamsError, where="temperature", expected="1e-06 to 1e+06"):
+        Origin(temperature=temperature)
+
+
 def test_an_image_that_is_twice_in_the_data_keeps_its_classes(answers, tmp_path, kind):
     """Labels in the table say which of them a row is."""
     twice = replace(answers, labels=np.array([0, 1]), sample_hash=answers.sample_hash[[0, 0]])
