@@ -138,9 +138,10 @@ class MultiExit(Objective):
         Raises
         ------
         ModelError, ParamsError
-            When the network has not the exits that are to be trained.
+            When the network has not the exits that are to be trained, or its own is not among them.
         """
         count = model.require_exits()
+        own = getattr(model.network, "exit_number", count)
         numbers = params.exits or tuple(range(1, count + 1))
         if numbers[0] < 1 or numbers[-1] > count:
             raise ParamsError(
@@ -148,6 +149,17 @@ class MultiExit(Objective):
                 f"{model.architecture} has {count}",
                 expected=f"numbers from 1 to {count}",
                 found=list(numbers),
+            )
+        if own not in numbers:
+            network = model.architecture.partition("@")[0]
+            # Validation, the checkpoint and several losses are of the network's own logits.
+            raise ParamsError(
+                "train.exits",
+                f"the logits of {model.architecture} are those of exit {own}, which would stay "
+                "untrained",
+                expected=f"{own} among them",
+                found=list(numbers),
+                remedy=f"Add it, or set train.architecture: {network}@{numbers[-1]}.",
             )
         return cls([number - 1 for number in numbers], params.attacked_exits)
 

@@ -278,7 +278,8 @@ class TrainParams(FitParams):
     """at: the attack maximises the loss of the ground truth, of the target, or of the class that
     the target finds likeliest, which is for labels that may be wrong"""
     exits: tuple[int, ...] | None = None
-    """exits: which are trained, such as [1, 3], counted from 1; null: all"""
+    """exits: which are trained, such as [1, 3], counted from 1, the network's own among them; null:
+    all"""
     attacked_exits: Literal["last", "average", "max-average"] = "max-average"
     """exits: the attack maximises the last one's loss, their mean, or is for each image the worst
     on average of one attack for each exit"""

@@ -272,9 +272,25 @@ def test_an_exit_that_is_not_there_is_refused(put_together):
         put_together(objective="exits", architecture="small-cnn-exits-w4", exits=(2, 4))
 
 
+@pytest.mark.parametrize(("end", "own", "exits"), [("", 3, (1, 2)), ("@1", 1, (2, 3))])
+def test_the_exit_that_is_the_networks_own_is_trained(put_together, end, own, exits):
+    """It is validated, saved and attacked: with which network the others would be."""
+    name = "small-cnn-exits-w4"
+    with refused(
+        ParamsError,
+        where="train.exits",
+        what=f"{name}{end}",
+        expected=f"{own} among them",
+        found=[*exits],
+        remedy=f"{name}@{exits[-1]}",
+    ):
+        put_together(objective="exits", architecture=f"{name}{end}", exits=exits)
+    put_together(objective="exits", architecture=f"{name}@{exits[-1]}", exits=exits)
+
+
 def test_only_the_chosen_exits_are_trained(put_together):
     """The head of the others keeps its weights, under weight perturbation as well."""
-    options = {"architecture": "small-cnn-exits-w4", "awp_gamma": 0.01, "weight_decay": 0.0}
+    options = {"architecture": "small-cnn-exits-w4@2", "awp_gamma": 0.01, "weight_decay": 0.0}
     fit = put_together(objective="exits", exits=(2,), **options)
     heads = fit.model.network.heads
     before = [head[-1].weight.clone() for head in heads]
