@@ -36,7 +36,7 @@ _STOPPED = (
 @click.option(
     "--labels",
     default="data/labels.zarr",
-    help="Soft-label store, a folder or a URL; opened for label kind ltd only.",
+    help="Soft-label store of label kind ltd, a folder or a URL.",
 )
 @options.folder(
     "--out", default="data/student", help="Folder of model.safetensors (best) and last.safetensors."
@@ -79,6 +79,9 @@ def train(
         from ltd_pipe.training.targets import LiveTeacher
 
     section = params.train
+    unread = () if section.reads_store else ("labels",)
+    needs = "label_kind ltd, and for adaad a robust_weight below 1"
+    options.refuse_options(unread, f"does nothing here: it needs {needs}")
     options.require_files("data", *["labels"] * section.reads_store)
     teacher_path = Path(section.teacher) if section.teacher and section.asks_teacher else None
     init_path = Path(section.init) if section.init else None

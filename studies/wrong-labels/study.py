@@ -138,11 +138,12 @@ class Job:
             summary = labels.summary()
             row |= {"temperature": labels.attributes.temperature, **vars(summary)}
             del row["warnings"]
-            options += ["--labels", store]
             if "smooth" in arm.options:
                 alpha = matching_smoothing(summary.mean_entropy, labels.num_classes)
                 options += ["--smoothing", round(alpha, 6)]
                 row["smoothing"] = alpha
+            else:
+                options += ["--labels", store]
         # By arm: of a run that was killed, no other arm goes on.
         student = folder / name
         beton = ("--data", data / "train.beton", "--out", student)

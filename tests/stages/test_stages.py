@@ -414,6 +414,8 @@ IDLE = [
     "train --smoothing 0.2: --smoothing: label_kind smooth",
     "train --attack pgd --attack-noise 1: --attack-noise: attack n-fgsm",
     "train --objective adaad --teacher t.pt --soft-weight 0.5: --soft-weight: labels in the loss",
+    "train --label-kind onehot --labels nowhere.zarr: --labels: label_kind ltd",
+    "train --objective adaad --teacher t.pt --labels a.zarr: --labels: label_kind ltd, and for",
     "train --milestones [0.3]: --milestones: schedule step",
     "teacher --mixup-alpha 1: --mixup-alpha: mixup_probability above 0",
     "prepare --dataset digits --path photos: --path: another dataset than digits",

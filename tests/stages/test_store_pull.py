@@ -213,10 +213,3 @@ def test_training_on_a_url_is_training_on_the_store(ltd_pipe, serve, short_train
     assert one.read_bytes() == two.read_bytes()
     store = SoftLabels.open(Path("data/labels.zarr"))
     assert read_facts(one)["labels"]["identity"] == store.identity
-
-
-def test_onehot_training_fetches_nothing(ltd_pipe, short_training):
-    """The URL is not even asked."""
-    words = ["--label-kind", "onehot", "--labels", "http://127.0.0.1:9/x", "--out", "onehot"]
-    outcome = ltd_pipe("train", *words)
-    assert outcome.code == 0, outcome.err

@@ -40,14 +40,15 @@ def test_a_checkpoint_that_is_not_there_is_named_with_its_option(ltd_pipe, proje
 
 def test_labels_that_weigh_nothing_are_not_read(ltd_pipe, project):
     """AdaAD's are of its clean term, which it has not by default; one that has it needs a store."""
-    words = (*SHORT, "--objective", "adaad", "--teacher", TEACHER, "--labels", "nowhere.zarr")
+    Path("data/labels.zarr").rename("elsewhere.zarr")
+    words = (*SHORT, "--objective", "adaad", "--teacher", TEACHER)
     outcome = ltd_pipe(*words)
     assert outcome.code == 0, outcome.err
     assert "labels" not in outcome.out + outcome.err
     assert read_facts(Path("new/model.safetensors"))["labels"] is None
     outcome = ltd_pipe(*words, "--robust-weight", "0.5", "--force")
     assert outcome.code == 1
-    assert "nowhere.zarr" in outcome.err
+    assert "data/labels.zarr" in outcome.err
 
 
 def test_the_summary_says_how_soft_a_teachers_answers_were(ltd_pipe, project):

@@ -40,12 +40,14 @@ def test_arms_fit_each_other(folder):
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_arms_are_options_of_train(folder):
-    """Each arm's options are parameters of `train`, with values that they take."""
+    """Parameters of `train`, with values that they take; and its store where it is read."""
     for arm in yaml.safe_load((folder / "arms.yaml").read_text())["arms"]:
         options = re.sub(r"\$\(.*?\)", "0.5", arm["options"])
         pairs = re.findall(r"--([a-z-]+)(?: ([^-]\S*))?", options)
         given = {f"train.{name.replace('-', '_')}": value or "true" for name, value in pairs}
-        load_params(folder / "params.yaml", given)
+        labels = given.pop("train.labels", None)
+        section = load_params(folder / "params.yaml", given).train
+        assert labels == ("$store" if section.reads_store else None)
 
 
 def test_smoothing_has_the_entropy_that_was_asked_for():
