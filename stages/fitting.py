@@ -100,8 +100,6 @@ def _train_on_screen(trainer: Trainer, description: str, out: Path) -> dict[str,
         except Interrupted:
             raise SystemExit(_INTERRUPTED) from None  # the first process says it for all
         return {}
-    if trainer.progress.step:
-        tell(f"goes on after step {trainer.progress.step} of {trainer.total_steps}")
     _tell_precision(trainer.context.precision)
     with contextlib.closing(_Screen(description, trainer, out / "live")) as screen:
         try:
@@ -135,8 +133,7 @@ class _Screen(Watcher):
         self._progress, self._live, self._validated = bar(), live, ""
         self._plots: Any = None
         self._name, self._epochs, self._stopping = description, trainer.epochs, False
-        what = self._what(len(trainer.progress.history))
-        self._task = self._progress.add_task(what, total=trainer.total_steps, note="")
+        self._task = self._progress.add_task(self._what(0), total=trainer.total_steps, note="")
         self._progress.start()
 
     def close(self) -> None:
@@ -146,6 +143,10 @@ class _Screen(Watcher):
 
     def _what(self, epoch: int) -> str:
         return f"{self._name}, epoch {min(epoch + 1, self._epochs)} of {self._epochs}"
+
+    def resumed(self, step: int, total: int, epoch: int) -> None:
+        self._progress.update(self._task, completed=step, description=self._what(epoch))
+        self._progress.console.print(f"goes on after step {step} of {total}", highlight=False)
 
     def step(self, done: int, total: int, loss: float, accuracy: float, rate: float) -> None:
         note = f"loss {loss:.3f}  {rate:,.0f} images/s  accuracy {accuracy:.1%}  {self._validated}"

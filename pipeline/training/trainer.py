@@ -73,6 +73,9 @@ class RunContext:
 class Watcher:
     """What the loop tells while it runs; a stage overrides what it shows."""
 
+    def resumed(self, step: int, total: int, epoch: int) -> None:
+        """Before a run goes on from a snapshot: steps done and in all, finished epochs."""
+
     def step(self, done: int, total: int, loss: float, accuracy: float, rate: float) -> None:
         """After a step: steps done and in all, mean loss and accuracy so far, images/s."""
 
@@ -151,7 +154,8 @@ class Trainer:
         Interrupted
             On SIGINT, SIGTERM, SIGHUP or SIGUSR1, after the step under way and a snapshot.
         """
-        self._restore()
+        if self._restore():
+            watcher.resumed(self.progress.step, self.total_steps, len(self.progress.history))
         self._clock.restart()
         # torchrun passes on to each process what the terminal has sent it already.
         stop = StopRequest(keep_waiting=self.context.world.size > 1, on_request=watcher.stopping)
@@ -289,13 +293,14 @@ class Trainer:
             self.context.snapshots.save(self.progress, tensors, self.context.precision)
         self._clock.restart()
 
-    def _restore(self) -> None:
+    def _restore(self) -> bool:
         found = self.context.world.broadcast(self.context.snapshots.load)
         if found is not None:
             self.progress, state = found
             self.best.load_state_dict(state["best"])
             self._step.load_state_dict(state)
             self._meters.restore(self.progress.sums)
+        return found is not None
 
 
 def _rank(row: Row) -> tuple[float, float]:

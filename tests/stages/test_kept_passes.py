@@ -50,11 +50,11 @@ def measure(monkeypatch, passes):
 
 @pytest.fixture
 def interrupted(folder, ltd_pipe, monkeypatch):
-    """A function that begins a command, in float16, and sends it SIGTERM after its 2nd step."""
+    """A function that begins a command, in float16, and sends it SIGTERM after a step, the 2nd."""
 
-    def begin(*words):
+    def begin(*words, step=2):
         def stop(_, done, *__):
-            if done == 2:
+            if done == step:
                 signal.raise_signal(signal.SIGTERM)
 
         with monkeypatch.context() as during:
@@ -62,8 +62,9 @@ def interrupted(folder, ltd_pipe, monkeypatch):
             during.setattr(_Screen, "step", stop)
             outcome = ltd_pipe(*words)
         assert outcome.code == 130
-        assert "Interrupted after step 2 of 6" in outcome.err
+        assert f"Interrupted after step {step} of 6" in outcome.err
         assert KEPT not in outcome.err
+        assert "goes on after" not in outcome.err
         return outcome
 
     return begin
@@ -98,6 +99,25 @@ def test_another_measurement_does_not_end_a_run(interrupted, ltd_pipe, monkeypat
     measure(monkeypatch, FIRST)
     assert ltd_pipe(verb, "--fresh").code == 0
     assert weights(out) == continued
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_run_that_goes_on_says_after_which_step(interrupted, ltd_pipe, monkeypatch, verb):
+    """At once, and its bar begins there, in that epoch."""
+    interrupted(verb, step=4)
+    shown, resumed = [], _Screen.resumed
+
+    def look(screen, *words):
+        resumed(screen, *words)
+        (task,) = screen._progress.tasks
+        shown.append((task.description, task.completed, task.total))
+
+    monkeypatch.setattr(_Screen, "resumed", look)
+    outcome = ltd_pipe(verb)
+    assert outcome.code == 0, outcome.err
+    assert shown == [(f"{VERBS[verb]}, epoch 2 of 2", 4, 6)]
+    assert "goes on after step 4 of 6\n" in outcome.err
+    assert outcome.err.index("goes on after") < outcome.err.index("epoch 2  loss")
 
 
 @pytest.mark.parametrize("verb", VERBS)
