@@ -165,8 +165,8 @@ def audit(
 
     `tick` is told what is under way, the images just done, and at most how many are to come.
     The processes of the `world` share the batches of each attack, and all have the result.
-    A ModelError when the model knows nothing of the clean images, is in training mode, or gives
-    logits that are not finite.
+    A ModelError when the model knows nothing of the clean images, or these cannot tell, when it is
+    in training mode, or gives logits that are not finite.
     """
     images, _, _ = test.take(torch.arange(min(len(test), checks.PROBED)))
     checks.require_evaluated(model, checks.probes(images))
@@ -184,6 +184,14 @@ def audit(
     made = _Checks(bench, settings)
     n, hits = len(test), int(made.clean.sum())
     counts = class_counts(test.labels.numpy(), model.num_classes)
+    if not beats_chance(n, counts):
+        raise ModelError(
+            "model",
+            "cannot be told from a guess of the commonest class: too few images, or classes too "
+            "unequal",
+            found=f"{counts.max()} of {n} images of one class",
+            remedy="Take more images, of the other classes first.",
+        )
     if not beats_chance(hits, counts):
         raise ModelError(
             "model",

@@ -668,10 +668,12 @@ def weak_source(name: str, hits: int, counts: NDArray[np.int64]) -> str | None:
     if statistics.beats_chance(hits, counts):
         return None
     n = int(counts.sum())
+    why = "not clearly better than chance; look at its normalisation and its order of classes"
+    if not statistics.beats_chance(n, counts):
+        why = "which too few images, or classes too unequal, do not tell from chance; take more"
     return (
         f"transfer from {name} was not tried in earnest: that model is right on {hits} of {n:,} "
-        "clean images, not clearly better than chance; look at its normalisation and its order of "
-        "classes"
+        f"clean images, {why}"
     )
 
 

@@ -305,3 +305,8 @@ def test_a_source_that_knows_nothing_is_said_to_be_weak():
     assert "s was not tried in earnest" in (weak_source("s", 14, ten) or "")
     # Right on nine of ten, as always answering the commonest class is.
     assert "s was not tried in earnest" in (weak_source("s", 90, np.array([90, 10])) or "")
+    # Not to be told of so few images, or of classes so unequal, where all are right.
+    for counts in ([2, 1], [57, 3]):
+        told = weak_source("s", sum(counts), np.array(counts)) or ""
+        assert "too few images, or classes too unequal" in told
+        assert "normalisation" not in told

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -215,6 +216,19 @@ def test_a_model_that_knows_nothing_is_refused(betons, digits_to_attack):
     model = new_classifier(params, betons["train"].manifest, seed=0, role="student", device=CPU)
     with refused(ModelError, where="model", what="chance", found=re.compile("of 48 right$")):
         audit(model.eval(), digits_to_attack, SETTINGS)
+
+
+UNTOLD = {"few": (1, 0), "unequal": (48, 3)}
+
+
+@pytest.mark.parametrize(("n", "others"), UNTOLD.values(), ids=UNTOLD)
+def test_images_of_which_no_answers_could_beat_chance_are_refused(betons, clean, n, others):
+    """Not the model, however right it is: more training would not help."""
+    test = select_images(ImageStream(betons["test"], CPU), n, None, 0)
+    test = replace(test, labels=torch.arange(n).lt(others).long())
+    found = f"{n - others} of {n} images of one class"
+    with refused(ModelError, what="too few images", found=found, remedy="more images"):
+        audit(clean, test, SETTINGS)
 
 
 @pytest.mark.parametrize(
