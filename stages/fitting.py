@@ -92,7 +92,10 @@ def fit(
 
 
 def _train_on_screen(trainer: Trainer, description: str, out: Path) -> dict[str, float]:
-    """Train, shown by the first of several processes; the times that it took."""
+    """Train, shown by the first of several processes; the times that it took.
+
+    Of a run that went on from a snapshot no seconds: those before it are not known.
+    """
     begin = time.monotonic()
     if not trainer.context.world.is_main:
         try:
@@ -112,10 +115,8 @@ def _train_on_screen(trainer: Trainer, description: str, out: Path) -> dict[str,
                 f"Interrupted after step {trainer.progress.step} of {trainer.total_steps}; "
                 f"run the same command again{how} to go on."
             ) from error
-    return {
-        "seconds": round(time.monotonic() - begin, 3),
-        "images_per_second": round(trainer.images_per_second, 1),
-    }
+    timing = {"images_per_second": round(trainer.images_per_second, 1)}
+    return timing | ({} if screen.resumes else {"seconds": round(time.monotonic() - begin, 3)})
 
 
 def _tell_precision(settings: PrecisionSettings) -> None:
@@ -132,6 +133,7 @@ class _Screen(Watcher):
     def __init__(self, description: str, trainer: Trainer, live: Path) -> None:
         self._progress, self._live, self._validated = bar(), live, ""
         self._plots: Any = None
+        self.resumes = False
         self._name, self._epochs, self._stopping = description, trainer.epochs, False
         self._task = self._progress.add_task(self._what(0), total=trainer.total_steps, note="")
         self._progress.start()
@@ -145,6 +147,7 @@ class _Screen(Watcher):
         return f"{self._name}, epoch {min(epoch + 1, self._epochs)} of {self._epochs}"
 
     def resumed(self, step: int, total: int, epoch: int) -> None:
+        self.resumes = True
         self._progress.update(self._task, completed=step, description=self._what(epoch))
         self._progress.console.print(f"goes on after step {step} of {total}", highlight=False)
 

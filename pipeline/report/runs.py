@@ -290,9 +290,9 @@ CURVES = ("train/loss", "validation/clean_accuracy", "validation/robust_accuracy
 
 
 class Timing(Document):
-    """timing.json."""
+    """timing.json; of a run that was interrupted and went on without its seconds."""
 
-    seconds: float = Field(ge=0)
+    seconds: float | None = Field(None, ge=0)
     images_per_second: float = Field(ge=0)
     commit: str | None = None
 

@@ -11,6 +11,7 @@ from run_folders import SOFTWARE
 from ltd_pipe.evaluation.results import AttackSettings
 from ltd_pipe.models.facts import CollapseFacts
 from ltd_pipe.report.page import parameter_table, render_page, version_table
+from ltd_pipe.report.runs import Timing
 
 
 def entries(facts, title):
@@ -50,6 +51,14 @@ def test_seed_hardware_and_times_are_there(page):
     assert student["hardware"] == "A & B processor, 2 threads"
     assert student["time of training"].replace("\u00a0", " ") == "1 min 11 s"
     assert student["epoch of the checkpoint"] == "27 of 30"
+
+
+def test_of_an_interrupted_run_no_time_of_the_last_part_is_shown(facts):
+    """It would be taken for the whole; of no step there is no speed either."""
+    student = replace(facts.student, timing=Timing(images_per_second=0))
+    found = entries(replace(facts, student=student), "Student")
+    assert found["time of training"] == "not recorded (it was interrupted)"
+    assert found["training speed"] == "not recorded"
 
 
 def test_a_collapse_of_training_is_said(facts, page):

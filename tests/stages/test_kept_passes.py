@@ -1,5 +1,6 @@
 """A run goes on in the precision that it began with, whatever would be measured now."""
 
+import json
 import os
 import shutil
 import signal
@@ -118,6 +119,17 @@ def test_a_run_that_goes_on_says_after_which_step(interrupted, ltd_pipe, monkeyp
     assert shown == [(f"{VERBS[verb]}, epoch 2 of 2", 4, 6)]
     assert "goes on after step 4 of 6\n" in outcome.err
     assert outcome.err.index("goes on after") < outcome.err.index("epoch 2  loss")
+
+
+@pytest.mark.parametrize(("verb", "out"), VERBS.items(), ids=VERBS)
+def test_the_seconds_of_a_run_are_never_those_of_its_last_part(interrupted, ltd_pipe, verb, out):
+    """What it took before it was interrupted is not known."""
+    interrupted(verb, step=4)
+    for words, known in ((), False), (("--fresh",), True):
+        assert ltd_pipe(verb, *words).code == 0
+        timing = json.loads(Path(f"data/{out}/timing.json").read_text())
+        assert ("seconds" in timing) is known
+        assert timing["images_per_second"] > 0
 
 
 @pytest.mark.parametrize("verb", VERBS)
