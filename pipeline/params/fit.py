@@ -516,6 +516,11 @@ class TrainParams(FitParams):
             )
 
     def _conflicts_of_carried(self) -> Iterator[str]:
+        if self.epochs == 1:
+            yield (
+                "attack_start: previous goes on from the epoch before, found 1 epoch: set "
+                "attack_start: null, or raise epochs"
+            )
         moved_otherwise = {
             "norm l2": self.norm == "l2",
             "crop_scale": self.crop_scale is not None,

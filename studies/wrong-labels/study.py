@@ -77,7 +77,7 @@ CELLS = (
 QUICK = {
     "teacher.epochs": 2,
     "teacher.architecture": "small-cnn-w8",
-    "train.epochs": 1,
+    "train.epochs": 2,
     "train.architecture": "small-cnn-w8",
     "train.attack_steps": 1,
     "evaluate.images": 8,
@@ -215,7 +215,7 @@ def run(job: Job) -> str:
 @click.option("--workers", default=1, show_default=True, help="Processes of one thread each.")
 @click.option("--rows", type=click.Path(path_type=Path), help="Default: DATA/rows.jsonl.")
 @click.option("--work", type=click.Path(path_type=Path), help="Default: DATA/work.")
-@click.option("--quick", is_flag=True, help="One seed, one cell, one epoch of tiny networks.")
+@click.option("--quick", is_flag=True, help="One seed, one cell, two epochs of tiny networks.")
 def main(
     data: str,
     seeds: int,

@@ -138,6 +138,10 @@ REFUSED = {
         {"attack_steps": "2..10"},
         "attack_steps: 2..10 grow over the epochs, found 1 epoch: give one number, or raise",
     ),
+    "a start that no epoch has": (
+        {"attack_start": "previous"},
+        "attack_start: previous goes on from the epoch before, found 1 epoch: set attack_start: n",
+    ),
     **{
         f"steps {written}": (
             {"attack_steps": written},

@@ -27,9 +27,12 @@ def run(program, *words):
 
 
 @pytest.mark.parametrize("data", DATA)
-def test_parameters_are_those_of_the_commands(data):
-    """The file loads, and dvc.yaml runs it."""
+def test_parameters_are_those_of_the_commands(data, monkeypatch):
+    """The file loads, with what --quick changes, too, and dvc.yaml runs it."""
     assert load_params(STUDY / data / "params.yaml").prepare.wrong_labels == 0
+    monkeypatch.syspath_prepend(STUDY)
+    quick = importlib.import_module("study").QUICK
+    load_params(STUDY / data / "params.yaml", {name: str(value) for name, value in quick.items()})
     stages = yaml.safe_load((STUDY / "dvc.yaml").read_text())["stages"]
     assert data in stages["runs"]["foreach"]
     assert data in stages["table"]["foreach"]
