@@ -78,8 +78,8 @@ class NamedModel:
         architecture, given, file = text.partition("=")
         if (given and weights) or options.architecture is not None:
             raise click.UsageError(f"'{text}' already names the network, and perhaps its weights")
-        path = Path(file) if given else weights
-        if path is None and not architecture.startswith("robustbench:"):
+        path = Path(file) if file else weights
+        if path is None and (given or not architecture.startswith("robustbench:")):
             raise click.UsageError(f"{text} needs --weights FILE: nothing is downloaded")
         named = replace(options, architecture=architecture)
         return cls(text, path and require_file(path), named)

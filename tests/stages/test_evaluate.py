@@ -253,6 +253,8 @@ def test_a_package_names_the_network(ltd_pipe, project):
 
 USAGE = [
     (["timm:test_resnet"], "needs --weights FILE: nothing is downloaded"),
+    (["timm:test_resnet="], "timm:test_resnet= needs --weights FILE"),
+    (["robustbench:Standard="], "robustbench:Standard= needs --weights FILE"),
     ([STUDENT, "--weights", "x.pt"], "--weights is for a MODEL such as timm:NAME"),
     (["timm:a=x.pt", "--weights", "x.pt"], "already names the network"),
     (["timm:a", "--weights", "x.pt", "--arch", "b"], "already names the network"),
