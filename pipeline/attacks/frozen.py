@@ -231,28 +231,14 @@ def _sound_folds(model: Classifier) -> list[_Fold]:
     """Folds whose twin gives the model's logits, whatever its weights and statistics.
 
     A convolution whose output also goes elsewhere, or a norm that does more than normalise, shows
-    when no scale is 1 and no shift 0.
+    when no scale is 1, no shift 0, and no branch is switched off by its gain.
     """
     # On the host, whose float32 is one: a GPU's convolutions may round to ten bits.
     tried = copy.deepcopy(model).cpu().eval()
     found = _find_folds(tried)
     if not found:
         return []
-    draw = torch.Generator().manual_seed(0)
-    # Also the weights: where a last layer is zero, as some begin, all logits agree.
-    for weight in tried.network.parameters():
-        if weight.dim() > 1:
-            weight.normal_(std=(2.0 / weight[0].numel()) ** 0.5, generator=draw)
-    for fold in found:
-        norm: Any = tried.network.get_submodule(fold.norm)
-        for tensor, low, high in (
-            (norm.running_mean, -1.0, 1.0),
-            (norm.running_var, 0.5, 2.0),
-            (norm.weight, 0.5, 2.0),
-            (norm.bias, -1.0, 1.0),
-        ):
-            if tensor is not None:
-                tensor.copy_(torch.rand(tensor.shape, generator=draw) * (high - low) + low)
+    _randomise(tried.network, found)
     expected = _logits(tried)
 
     def holds(folds: list[_Fold]) -> bool:
@@ -265,6 +251,23 @@ def _sound_folds(model: Classifier) -> list[_Fold]:
     if not holds(found):
         found = [fold if holds([fold]) else replace(fold, convolution=None) for fold in found]
     return found if holds(found) else []
+
+
+def _randomise(network: nn.Module, folds: list[_Fold]) -> None:
+    """Give a network weights, and the norms of these folds statistics, that hide no wrong fold."""
+    draw = torch.Generator().manual_seed(0)
+    # All of them: where a last layer or a branch's gain is zero, as some begin, logits agree.
+    for weight in filter(torch.is_floating_point, network.parameters()):
+        if weight.dim() > 1:
+            weight.normal_(std=(2.0 / weight[0].numel()) ** 0.5, generator=draw)
+        else:
+            weight.uniform_(0.5, 2.0, generator=draw)
+    for fold in folds:
+        norm: Any = network.get_submodule(fold.norm)
+        norm.running_mean.uniform_(-1.0, 1.0, generator=draw)
+        norm.running_var.uniform_(0.5, 2.0, generator=draw)
+        if norm.bias is not None:
+            norm.bias.uniform_(-1.0, 1.0, generator=draw)
 
 
 @torch.no_grad()

@@ -247,3 +247,27 @@ def test_a_last_layer_of_zeros_hides_no_wrong_fold():
     nn.init.ones_(model.network.last.weight)
     images = images_of((3, 8, 8)).to(model.mean)
     torch.testing.assert_close(frozen.current()(images), model.eval()(images))
+
+
+class Branched(nn.Module):
+    """A residual branch with an activation in place before its norm: no place for a fold."""
+
+    def __init__(self, gain):
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1)
+        self.act, self.norm = nn.ReLU(inplace=True), nn.BatchNorm2d(4)
+        self.gain, self.head = nn.Parameter(gain), nn.Linear(4, 10)
+
+    def forward(self, images):
+        before = self.stem(images)
+        branch = self.norm(self.act(self.conv(before)))
+        return self.head((before + self.gain.view(-1, 1, 1) * branch).mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("gain", [torch.zeros(()), torch.full((4,), 1e-6)], ids=["one", "many"])
+def test_a_branch_that_begins_at_zero_hides_no_wrong_fold(gain):
+    """The folds are chosen once, and hold when training has opened the branch."""
+    model = trained(Branched(gain), (3, 8, 8))
+    frozen, images = Frozen(model), images_of((3, 8, 8))
+    model.network.gain.data.fill_(1.0)
+    torch.testing.assert_close(frozen.current()(images), model.eval()(images))
