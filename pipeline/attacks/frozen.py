@@ -84,7 +84,7 @@ class Frozen:
         dtype: torch.dtype | None = None,
     ) -> None:
         self._model = self.twin = model
-        self._folds = _sound_folds(model) if folds is None else folds
+        self._folds = _sound_folds(model, dtype) if folds is None else folds
         if self._folds:
             self.twin = model.twin().eval()
         self._targets = [fold.replace(self.twin.network, dtype) for fold in self._folds]
@@ -227,11 +227,12 @@ def _find_folds(model: Classifier) -> list[_Fold]:
 
 
 @torch.no_grad()
-def _sound_folds(model: Classifier) -> list[_Fold]:
+def _sound_folds(model: Classifier, dtype: torch.dtype | None) -> list[_Fold]:
     """Folds whose twin gives the model's logits, whatever its weights and statistics.
 
     A convolution whose output also goes elsewhere, or a norm that does more than normalise, shows
-    when no scale is 1, no shift 0, and no branch is switched off by its gain.
+    when no scale is 1, no shift 0, and no branch is switched off by its gain. `dtype` is as of
+    `Frozen`.
     """
     # On the host, whose float32 is one: a GPU's convolutions may round to ten bits.
     tried = copy.deepcopy(model).cpu().eval()
@@ -244,6 +245,10 @@ def _sound_folds(model: Classifier) -> list[_Fold]:
     def holds(folds: list[_Fold]) -> bool:
         try:
             error = (expected - _logits(Frozen(tried, folds).current())).abs().max()
+            if dtype not in {None, torch.float32}:
+                # A network may leave autocast in some layers, which then take no rounded weights.
+                with torch.autocast(model.mean.device.type, dtype):
+                    _logits(Frozen(model, folds, dtype).current())
         except Exception:  # a network may look into its own layers
             return False
         return bool(error <= _ROUNDING * expected.abs().max())

@@ -225,6 +225,32 @@ def test_weights_rounded_beforehand_are_those_that_autocast_rounds(architecture)
         assert torch.equal(gradient(found, images), gradient(expected, images))
 
 
+class FullPrecisionStem(nn.Module):
+    """Leaves autocast in its first block, and enters it again."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.conv, self.last = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 10)
+
+    def forward(self, images):
+        with torch.autocast(images.device.type, enabled=False):
+            features = self.norm(self.stem(images.float()))
+        return self.head(self.last(self.conv(features.relu())).mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_layer_outside_autocast_keeps_its_weights(dtype):
+    """Its norm becomes a scale and shift; what is inside is folded as ever."""
+    model = trained(FullPrecisionStem(), (3, 8, 8)).float()
+    frozen, images = Frozen(model, dtype=dtype), images_of((3, 8, 8)).float()
+    assert counts(frozen) == (0, 1)
+    with torch.autocast("cpu", dtype):
+        expected, found = model.eval()(images), frozen.current()(images)
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
+
+
 class _Kept(nn.Module):
     """Adds a convolution's own output to the normed one: no place for a fold."""
 
