@@ -90,7 +90,7 @@ class TeacherTargets(Protocol):
     now; what it gives carries no gradient.
     """
 
-    def __call__(self, batch: TrainBatch, average: torch.nn.Module) -> TrainBatch:
+    def __call__(self, batch: TrainBatch, average: Classifier) -> TrainBatch:
         """The batch with other targets."""
 
 
@@ -103,7 +103,7 @@ class LiveTargets:
     rectify: bool = False
 
     @torch.no_grad()
-    def __call__(self, batch: TrainBatch, average: torch.nn.Module) -> TrainBatch:
+    def __call__(self, batch: TrainBatch, average: Classifier) -> TrainBatch:
         """See `TeacherTargets`."""
         del average
         soft = torch.softmax(self.teacher(batch.images).float(), dim=1)
@@ -115,7 +115,7 @@ class LiveTargets:
 class SelfDistillation:
     """ADR: the moving average's answers to the clean images (Wu et al. 2024, arXiv 2305.12118).
 
-    With p = softmax(average's logits / τ), the target is λ_i · p + (1 - λ_i) · onehot(y), λ_i
+    With p = softmax(average's raw logits / τ), the target is λ_i · p + (1 - λ_i) · onehot(y), λ_i
     rectified as in `mixed`: equations 3 to 5, as third parties number them.
 
     In the authors' code (yuyuwu5/ADR, adr.py and advTrainer.py) the average begins at the
@@ -129,11 +129,11 @@ class SelfDistillation:
     weights: tuple[float, float]
 
     @torch.no_grad()
-    def __call__(self, batch: TrainBatch, average: torch.nn.Module) -> TrainBatch:
+    def __call__(self, batch: TrainBatch, average: Classifier) -> TrainBatch:
         """See `TeacherTargets`."""
         temperature = annealed(self.temperatures, batch.info)
         weight = annealed(self.weights, batch.info)
-        soft = torch.softmax(average(batch.images).float() / temperature, dim=1)
+        soft = torch.softmax(average.raw_logits(batch.images).float() / temperature, dim=1)
         truth = batch.truth.argmax(dim=1)
         return replace(batch, target=mixed(soft, truth, weight, rectify=True))
 

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from refusals import refused
-from torch import nn
 
 from ltd_pipe.errors import CheckpointError, MissingError, ModelError
 from ltd_pipe.models.checkpoint import save_classifier
@@ -203,6 +202,15 @@ PUBLISHED = {
         ],
     ),
 }
+
+
+class Itself:
+    """A model whose raw logits are its input."""
+
+    def raw_logits(self, images):
+        return images
+
+
 ENDS = {"temperatures": (2.5, 2.0), "weights": (0.7, 0.95)}
 
 
@@ -214,21 +222,34 @@ def test_targets_are_the_published_ones(step):
     assert annealed(ENDS["temperatures"], info) == pytest.approx(temperature, abs=1e-12)
     assert annealed(ENDS["weights"], info) == pytest.approx(weight, abs=1e-12)
     batch = TrainBatch(LOGITS, TRUTH, TRUTH, info)
-    found = SelfDistillation(**ENDS)(batch, nn.Identity())
+    found = SelfDistillation(**ENDS)(batch, Itself())
     torch.testing.assert_close(found.target, torch.tensor(expected), atol=1e-6, rtol=0)
     assert torch.equal(found.truth, TRUTH)
+
+
+def test_the_students_own_temperature_is_not_applied_to_its_answers():
+    """It divides the logits in training and attack; labels are softened by `adr_temperatures`."""
+    network = build("small-cnn-w4", 10, (1, 8, 8))
+    facts = {"architecture": "small-cnn-w4", "class_names": DIGITS, "shape": (1, 8, 8)}
+    truth = torch.eye(10)[[3, 7]]
+    batch = TrainBatch(torch.rand(2, 1, 8, 8), truth, truth)
+    found = [
+        SelfDistillation(**ENDS)(batch, Classifier(network, **facts, temperature=t).eval()).target
+        for t in (1.0, 0.1)
+    ]
+    torch.testing.assert_close(*found)
 
 
 def test_an_answer_far_from_the_truth_is_not_taken_at_all():
     """λ - (max p - p_y) below zero: the label is one-hot."""
     adr = SelfDistillation((1.0, 1.0), (0.5, 0.5))
     batch = TrainBatch(torch.tensor([[-9.0, 9.0]]), torch.eye(2)[:1], torch.eye(2)[:1])
-    found = adr(batch, nn.Identity())
+    found = adr(batch, Itself())
     torch.testing.assert_close(found.target, torch.eye(2)[:1])
 
 
 def test_targets_carry_no_gradient():
     """The average is not trained by its own answers."""
     logits = LOGITS.clone().requires_grad_()
-    found = SelfDistillation(**ENDS)(TrainBatch(logits, TRUTH, TRUTH), nn.Identity())
+    found = SelfDistillation(**ENDS)(TrainBatch(logits, TRUTH, TRUTH), Itself())
     assert not found.target.requires_grad
