@@ -105,5 +105,8 @@ def make_objective(params: TrainParams, model: Any, teacher: Any) -> Objective:
     if params.attack_loss is not None:
         objective = AttackLossOverride(objective, params.attack_loss)
     if params.igdm_weight:
-        objective = Igdm(objective, teacher, params.igdm_weight)
+        # ARD divides the student's by the same t, so that it learns the teacher's raw logits.
+        divided = params.objective == "ard" and params.label_kind == "live"
+        factor = params.teacher_temperature if divided else 1.0
+        objective = Igdm(objective, teacher, params.igdm_weight, factor)
     return objective

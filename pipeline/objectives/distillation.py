@@ -146,18 +146,23 @@ class Igdm(ObjectiveWrapper):
         See `Teacher`.
     weight : float
         α, reached in the last epoch: in the first of E epochs it is α / E.
+    factor : float, optional
+        What the teacher's logits are multiplied by: the temperature that divides them where the
+        student learns them undivided, as in ARD.
     """
 
-    def __init__(self, inner: Objective, teacher: Teacher, weight: float) -> None:
+    def __init__(
+        self, inner: Objective, teacher: Teacher, weight: float, factor: float = 1.0
+    ) -> None:
         super().__init__(inner)
-        self._teacher, self._weight = teacher, weight
+        self._teacher, self._weight, self._factor = teacher, weight, factor
 
     def loss(self, model: torch.nn.Module, batch: TrainBatch, adversarial: torch.Tensor) -> Loss:
         """L + α · (e / E) · KL(σ(T(x + δ) - T(x - δ)) ‖ σ(S(x + δ) - S(x - δ))), σ = softmax."""
         value, logits = self.inner.loss(model, batch, adversarial)
         mirrored = 2.0 * batch.images - adversarial
         with torch.no_grad():
-            theirs = self._teacher(adversarial) - self._teacher(mirrored)
+            theirs = self._factor * (self._teacher(adversarial) - self._teacher(mirrored))
         ours = logits - model(mirrored)
         matching = kl_divergence(
             functional.log_softmax(theirs, dim=1), functional.log_softmax(ours, dim=1)

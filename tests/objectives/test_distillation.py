@@ -12,6 +12,7 @@ from answers_by_hand import (
     ATTACKED,
     TEACHER_CLEAN,
     X_ATTACKED,
+    Lookup,
     X,
     batch,
     gradient_norms,
@@ -22,6 +23,7 @@ from torch import nn
 
 from ltd_pipe import objectives
 from ltd_pipe.attacks import cross_entropy, evaluation_mode, kl_from_target
+from ltd_pipe.params import TrainParams
 
 T30 = (TEACHER_CLEAN / 30).softmax(dim=1)
 T4 = (TEACHER_CLEAN / 4).softmax(dim=1)
@@ -52,6 +54,28 @@ def test_igdm_is_added_by_its_schedule():
     third = batch(info=objectives.StepInfo(epoch=2, epochs=200))
     loss = objective.loss(student(), third, X_ATTACKED)
     assert loss.value.item() == pytest.approx(0.38682106, rel=1e-5)
+
+
+# What divides the raw logits of the teacher in those of a student that has learnt them.
+LEARNT = {
+    "ard": ({"objective": "ard", "label_kind": "live", "teacher_temperature": 30.0}, 1.0),
+    "ard by a store": ({"objective": "ard", "label_temperature": 30.0}, 1.0),
+    "rslad": ({"objective": "rslad", "label_kind": "live", "teacher_temperature": 2.0}, 2.0),
+    "adaad": ({"objective": "adaad", "teacher_temperature": 2.0}, 2.0),
+}
+
+
+@pytest.mark.parametrize(("changes", "divisor"), LEARNT.values(), ids=LEARNT)
+def test_igdm_asks_nothing_of_a_student_that_has_learnt_its_teacher(changes, divisor):
+    """Its term is zero where that of the objective is."""
+    given = {"architecture": "small-cnn-w4", "epochs": 2, "eps": 0.1, "teacher": "any"}
+    params, raw = TrainParams(**given, **changes, igdm_weight=20.0), teacher()
+    model = Lookup(*(row / divisor for row in raw.rows)).train()
+    objective = objectives.make_objective(
+        params, model, lambda images: raw(images) / params.teacher_temperature
+    )
+    alone, both = (o.loss(model, batch(), X_ATTACKED).value for o in (objective.inner, objective))
+    torch.testing.assert_close(both, alone)
 
 
 def test_rslad_by_hand():
