@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -207,13 +208,6 @@ def require_shards(images: int, batch_size: int, processes: int, unit: int = 1) 
         )
 
 
-def least_share(images: int, processes: int, unit: int = 1) -> int:
-    """How many of a step's images the process has that `shard` gives the fewest."""
-    units = -(-images // unit)
-    # The last unit, which may be cut short, is a smallest share's.
-    return units // processes * unit - (units * unit - images)
-
-
 def shard(
     order: NDArray[np.int64], batch_size: int, world: World, unit: int = 1
 ) -> tuple[NDArray[np.int64], int]:
@@ -232,15 +226,37 @@ def shard(
     Returns
     -------
     ndarray, dtype int64
-        One piece of each step: the pieces of all processes, in their order, are the step.
+        Of each step every n-th unit, of n processes: so all have a share of each part of a step.
     int
         How many samples make a step; the last step of the epoch may have fewer.
     """
-    whole = len(order) // batch_size * batch_size
-    size = batch_size // world.size
-    steps = order[:whole].reshape(-1, world.size, size)
-    # The last step may be smaller: its units are shared out as evenly as they can be.
-    units = np.arange(-(-(len(order) - whole) // unit))
-    ends = np.cumsum([unit * len(part) for part in np.array_split(units, world.size)])[:-1]
-    last = np.split(order[whole:], ends)[world.rank]
-    return np.concatenate([steps[:, world.rank].reshape(-1), last]), size
+    taker = np.arange(len(order)) // unit % world.size
+    return order[taker == world.rank], batch_size // world.size
+
+
+def step_parts(
+    images: int, most: int, world: World, unit: int = 1, *, synced: bool = True
+) -> list[slice]:
+    """The parts of a step, in a process's share of it.
+
+    They are cut before they are shared: each is made of the same images on any number of
+    processes, as long as all of them have some of each part. Else there are fewer.
+
+    Parameters
+    ----------
+    images : int
+        Of the step, over all processes.
+    most : int
+        Parts, as long as batch statistics are of two images or more.
+    world : World
+    unit : int
+        As of `shard`.
+    synced : bool
+        Whether batch statistics are those of all processes.
+    """
+    units = -(-images // unit)
+    least = 2 if synced else 2 * world.size
+    count = max(1, min(most, images // least, units // world.size))
+    ends = [units * part // count for part in range(count + 1)]
+    mine = [-(-(end - world.rank) // world.size) * unit for end in ends]
+    return [slice(*pair) for pair in itertools.pairwise(mine)]

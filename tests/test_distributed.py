@@ -1,5 +1,6 @@
 """Processes under torchrun: who they are, what they agree on, and which images each takes."""
 
+import itertools
 import os
 import re
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import torch
 from refusals import refused
 
-from ltd_pipe.distributed import World, least_share, require_shards, shard
+from ltd_pipe.distributed import World, require_shards, shard, step_parts
 from ltd_pipe.errors import MachineError, ParamsError
 
 ROOT = Path(__file__).parents[1]
@@ -114,28 +115,52 @@ def test_a_process_at_other_work_stops_all(tmp_path):
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_shares_make_up_the_steps(processes):
-    """Piece after piece of a step are the step's samples, in their order."""
+    """Dealt out one by one, and all alike where a step is whole."""
     order = np.random.default_rng(0).permutation(np.arange(1000, 1103))
     worlds = [World(rank, processes, rank) for rank in range(processes)]
     shares = [shard(order, 24, world) for world in worlds]
     size = 24 // processes
     assert {step for _, step in shares} == {size}
     for step in range(4):
-        pieces = [mine[step * size : (step + 1) * size] for mine, _ in shares]
-        np.testing.assert_array_equal(np.concatenate(pieces), order[step * 24 : (step + 1) * 24])
+        dealt = [mine[step * size : (step + 1) * size] for mine, _ in shares]
+        whole = np.stack(dealt, axis=1).reshape(-1)
+        np.testing.assert_array_equal(whole, order[step * 24 : (step + 1) * 24])
     last = [mine[4 * size :] for mine, _ in shares]
-    np.testing.assert_array_equal(np.concatenate(last), order[96:])
+    assert sorted(np.concatenate(last)) == sorted(order[96:])
     assert min(map(len, last)) >= 1
+
+
+def parts_of(images, most, processes, unit=1, **how):
+    """The images of each part of a step, in each process."""
+    found = []
+    for rank in range(processes):
+        world = World(rank, processes, rank)
+        mine, _ = shard(np.arange(images), 24, world, unit)
+        found.append([mine[part].tolist() for part in step_parts(images, most, world, unit, **how)])
+    return list(zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("unit", [1, 2])
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("most", [1, 2, 3, 8])
+def test_parts_of_a_step_are_the_same_on_any_number_of_processes(unit, processes, most):
+    """In whole steps and last ones that are not refused, as long as each has some of each."""
+    for images in range(unit * (processes - 1) + 1, 25):
+        shared = parts_of(images, most, processes, unit)
+        assert all(all(part) for part in shared)
+        together = [sorted(itertools.chain(*part)) for part in shared]
+        assert len(together) == 1 or min(map(len, together)) >= 2
+        count = min(most, -(-images // unit) // processes)
+        assert together == [part for (part,) in parts_of(images, count, 1, unit)]
 
 
 @pytest.mark.parametrize("unit", [1, 2])
 @pytest.mark.parametrize("processes", [1, 2, 4])
-def test_the_least_share_is_that_of_the_smallest_piece(processes, unit):
-    """Of last steps of all sizes that are not refused."""
-    for images in range(unit * (processes - 1) + 1, 24):
-        worlds = [World(rank, processes, rank) for rank in range(processes)]
-        pieces = [shard(np.arange(images), 24, world, unit)[0] for world in worlds]
-        assert least_share(images, processes, unit) == min(map(len, pieces)), images
+def test_statistics_of_its_own_are_of_two_images(unit, processes):
+    """In each part and process, unless the whole step has fewer."""
+    for images in range(unit * (processes - 1) + 1, 25):
+        parts = parts_of(images, 8, processes, unit, synced=False)
+        assert len(parts) == 1 or all(len(mine) >= 2 for part in parts for mine in part), images
 
 
 def test_what_cannot_be_shared_is_refused():

@@ -146,7 +146,7 @@ def _with_fewer(size: int, fits: int | None, accumulated: int) -> str:
     parts = accumulated * (-(-size // fits) if fits else 2)
     tried = f"{-(-fits // accumulated)} at a time do" if fits else "Take fewer images at a time"
     return (
-        f"{tried}: set accumulation_steps: {parts}, which makes the same steps, "
+        f"{tried}: set accumulation_steps: {parts}, which makes steps of as many images, "
         f"or batch_size: {fits or size // 2}."
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ltd_pipe import rng
 from ltd_pipe.attacks import Frozen, initial_point, input_gradients_only
 from ltd_pipe.device import autocast, dtype_of
-from ltd_pipe.distributed import least_share
+from ltd_pipe.distributed import step_parts
 from ltd_pipe.errors import ParamsError
 from ltd_pipe.images.manifest import to_unit
 from ltd_pipe.objectives import TrainBatch
@@ -125,12 +124,14 @@ class Step:
     def attack(self, batch: Batch, info: StepInfo, images: int) -> list[AttackedPart]:
         """Augment, join and attack a batch, in as many parts as gradients are summed over."""
         examples = self._transform.apply(batch, info.epoch)
-        # As many in every process, or they would wait for each other's messages; and of two images
-        # or more, which batch statistics take.
-        least = least_share(images, self._context.world.size, self._params.unit)
-        count = max(1, min(self._params.accumulation_steps, least // 2))
-        bounds = [len(batch.rows) * part // count for part in range(count + 1)]
-        slices = [slice(*pair) for pair in itertools.pairwise(bounds)]
+        params = self._params
+        slices = step_parts(
+            images,
+            params.accumulation_steps,
+            self._context.world,
+            params.unit,
+            synced=params.sync_batch_norm,
+        )
         return [
             self._attack_part(examples.part(part), batch.index[part], info, images)
             for part in slices

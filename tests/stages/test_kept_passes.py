@@ -188,7 +188,8 @@ def test_passes_of_a_runs_own_size_are_measured(folder, ltd_pipe, monkeypatch):
     assert outcome.code == 1
     assert "cpu: 32 images per step: do not fit into memory" in outcome.err
     assert "can't allocate memory for 11" in outcome.err
-    assert "accumulation_steps: 6, which makes the same steps, or batch_size: 16." in outcome.err
+    remedy = "accumulation_steps: 6, which makes steps of as many images, or batch_size: 16."
+    assert remedy in outcome.err
 
 
 @pytest.mark.slow

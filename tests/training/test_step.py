@@ -147,8 +147,8 @@ def test_out_of_memory_says_what_fits(train_beton, tmp_path, accumulated, images
     )
     assert done.returncode == 0, done.stderr
     assert "cpu: 190 images per step: do not fit into memory" in done.stdout
-    remedy = f"{images} at a time do: set accumulation_steps: {parts}, which makes the same steps"
-    assert f"{remedy}, or batch_size: 95." in done.stdout
+    remedy = f"{images} at a time do: set accumulation_steps: {parts}, which makes steps of as many"
+    assert f"{remedy} images, or batch_size: 95." in done.stdout
 
 
 def test_an_operator_without_a_deterministic_kernel_is_named(make_student):
