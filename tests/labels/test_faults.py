@@ -150,7 +150,11 @@ def test_what_killed_runs_leave_lying_about_blocks_nobody(tmp_path):
     expected = label(tmp_path / "whole.zarr")
     shutil.rmtree(tmp_path / "whole.zarr")
     (tmp_path / ".a.zarr.lock").write_text("1")
-    for name in (".a.zarr.part/labels/c", ".a.zarr.77.old", "state/.label-0.ab12.old/labels"):
+    for name in (
+        ".a.zarr.part/labels/c",
+        ".a.zarr.0000ab77.old",
+        "state/.label-0.0000ab12.old/labels",
+    ):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "0").write_text("half")
     open_writer(tmp_path / "state/label-0", Images())
