@@ -10,7 +10,7 @@ import click
 
 from ltd_pipe.errors import require_file
 from ltd_pipe.stages import options
-from ltd_pipe.stages.console import doing, tell, transfer
+from ltd_pipe.stages.console import doing, is_main, tell, transfer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -208,14 +208,12 @@ def _warn_of_seen_images(init: Path, beton: Beton) -> None:
 def _warn_of_other_pixels(store: SoftLabels, beton: Beton) -> None:
     import torch
 
-    from ltd_pipe.images.manifest import sampled_pixels_sha256
     from ltd_pipe.images.stream import ImageStream
+    from ltd_pipe.labels.verify import same_pixels
 
-    asked = store.attributes.labelling
-    if store.attributes.views.augmentation is None or asked is None or not asked.pixels_sha256:
+    if store.attributes.views.augmentation is None or not is_main():
         return
-    stream = ImageStream(beton, torch.device("cpu"), resident=False)
-    if asked.pixels_sha256 != sampled_pixels_sha256(stream, store.num_samples):
+    if same_pixels(store, ImageStream(beton, torch.device("cpu"), resident=False)) is False:
         tell(
             f"warning: {store.path}: its labels are of views of other pixels than those of "
             f"{beton.path} (another encoding, or another decoder): train on the images that were "

@@ -339,11 +339,11 @@ def subset(
                 remedy="Keep all views.",
             )
         changes["views"] = store.attributes.views.model_copy(update={"count": 1})
-    all_views = view is None or store.num_views == 1
-    all_rows = np.array_equal(np.sort(rows), np.arange(store.num_samples))
-    if (top_k := store.attributes.top_k) and not (all_views and all_rows):
-        # What was left out of these is not known: it was measured over each row and view once.
-        changes["top_k"] = TopKFacts(k=top_k.k)
+    if top_k := store.attributes.top_k:
+        all_views = view is None or store.num_views == 1
+        if not (all_views and np.array_equal(np.sort(rows), np.arange(store.num_samples))):
+            # What was left out of these is not known: it was measured over each row and view once.
+            changes["top_k"] = TopKFacts(k=top_k.k)
 
     def block(index: NDArray[np.int64]) -> Block:
         return {name: store.arrays[name].gather(rows[index], None, view) for name in names}

@@ -275,11 +275,19 @@ def recompute(
     return Recomputed(len(pairs), worst["probability"], worst.get("logit"))
 
 
-def _hint(store: SoftLabels, stream: Stream) -> str:
+def same_pixels(store: SoftLabels, stream: Stream) -> bool | None:
+    """Whether a sample of the images is what was labelled; None where the store does not say."""
     asked = store.attributes.labelling
     if asked is None or asked.pixels_sha256 is None:
+        return None
+    return asked.pixels_sha256 == sampled_pixels_sha256(stream, store.num_samples)
+
+
+def _hint(store: SoftLabels, stream: Stream) -> str:
+    same = same_pixels(store, stream)
+    if same is None:
         return "These labels are not that teacher's answers to those views."
-    if asked.pixels_sha256 == sampled_pixels_sha256(stream, store.num_samples):
+    if same:
         return "These labels are not that teacher's answers to those views of the same pixels."
     return (
         "These images have other pixels than those that were labelled (another encoding, or "

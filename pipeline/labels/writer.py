@@ -247,9 +247,7 @@ class StoreWriter:
             names |= {name: name for name in (*SPARSE, "topk_distance")}
         else:
             names |= dict.fromkeys(self._teachers, "logits")
-        found = _claim(
-            state, json.loads(json.dumps(key)), rounded="temperature" if measured else ""
-        )
+        found = _claim(state, json.loads(json.dumps(key)), measured=measured)
         self.temperature: float | None = found.get("temperature")
         self._columns = {column: self._layout(name) for column, name in names.items()}
         self._files = DurableStore(state)
@@ -274,9 +272,8 @@ class StoreWriter:
         # Told by the folder alone: any number of processes may fill different chunks of it. By
         # hashes of files that have the chunk's number in their names: an answer that is damaged,
         # or that was moved to the place of another, is asked for again.
-        files = {path.relative_to(self.state).as_posix(): path for path in self._chunk_files(chunk)}
         try:
-            found = {name: sha256_file(path) for name, path in files.items()}
+            found = {name: sha256_file(self.state / name) for name in self._chunk_names(chunk)}
         except OSError:
             return False
         return read_json(self._record(chunk)) == found
@@ -288,11 +285,11 @@ class StoreWriter:
     def _column(self, name: str) -> StoredArray:
         return StoredArray(StoreFolder(self.state / name), self._columns[name])
 
-    def _chunk_path(self, name: str, chunk: int) -> Path:
-        return self.state / name / self._columns[name].chunk_name(chunk)
+    def _chunk_path(self, column: str, chunk: int) -> Path:
+        return self.state / column / self._columns[column].chunk_name(chunk)
 
-    def _chunk_files(self, chunk: int) -> list[Path]:
-        return [self._chunk_path(name, chunk) for name in self._columns]
+    def _chunk_names(self, chunk: int) -> list[str]:
+        return [f"{name}/{layout.chunk_name(chunk)}" for name, layout in self._columns.items()]
 
     @property
     def rows_left(self) -> NDArray[np.int64]:
@@ -365,8 +362,8 @@ class StoreWriter:
         for name, layout in self._columns.items():
             folder = f"{name}/{layout.name}"
             self._files.write_chunk(folder, layout, chunk, buffers[name][:count])
-        names = [path.relative_to(self.state).as_posix() for path in self._chunk_files(chunk)]
-        write_json(self._record(chunk), {name: self._files.hashes.pop(name) for name in names})
+        hashes = {name: self._files.hashes.pop(name) for name in self._chunk_names(chunk)}
+        write_json(self._record(chunk), hashes)
 
     def solve_temperature(self, target_top_probability: float) -> float:
         """The temperature for `publish`, from all samples; see `softmax.solve_temperature`."""
@@ -484,10 +481,10 @@ class StoreWriter:
             )
 
 
-def _claim(folder: Path, key: Mapping[str, Any], *, rounded: str) -> dict[str, Any]:
+def _claim(folder: Path, key: Mapping[str, Any], *, measured: bool) -> dict[str, Any]:
     """Refuse to go on with what an interrupted run has left of other labels; what is written there.
 
-    One number may differ by rounding.
+    A temperature that was measured may differ by rounding.
     """
     path = folder / _KEY
     if not path.exists():
@@ -508,9 +505,9 @@ def _claim(folder: Path, key: Mapping[str, Any], *, rounded: str) -> dict[str, A
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise StateError(folder, f"{_KEY} is damaged", remedy=remedy) from error
-    ours, theirs = key.get(rounded), found.get(rounded)
-    if ours and theirs and math.isclose(ours, theirs, rel_tol=_ROUNDING):
-        key = {**key, rounded: theirs}
+    ours, theirs = key.get("temperature"), found.get("temperature")
+    if measured and ours and theirs and math.isclose(ours, theirs, rel_tol=_ROUNDING):
+        key = {**key, "temperature": theirs}
     for name, expected, other in differences(key, found):
         raise StateError(
             folder,
