@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ltd_pipe.errors import StoreError
+from ltd_pipe.params import parse_standalone
 from ltd_pipe.params.sections import CALIBRATED
 from ltd_pipe.stages import options
 from ltd_pipe.stages.console import counter, json_option, say, tell
@@ -250,23 +251,10 @@ def merge(
 # --- Another temperature.
 
 
-def _temperature(text: str) -> tuple[float | None, bool]:
-    """A number, and whether it is the P of auto:P; auto:calibrated has none."""
-    if text == CALIBRATED:
-        return None, True
-    number = text.removeprefix("auto:")
-    try:
-        return float(number), number != text
-    except ValueError:
-        message = f"'{text}' is neither a number nor auto:P such as auto:0.9, nor {CALIBRATED}"
-        raise click.BadParameter(message) from None
-
-
 @click.command()
 @click.argument("path", metavar="STORE", type=options.PATH)
 @click.option(
     "--temperature",
-    type=_temperature,
     metavar="NUMBER|AUTO:P",
     help="Divide the stored logits by it; auto:0.9 solves for that mean top probability; "
     "auto:calibrated is for a store that was labelled so. By default as the store has it.",
@@ -278,7 +266,7 @@ def _temperature(text: str) -> tuple[float | None, bool]:
 @_makes_store
 def retemper(
     path: Path,
-    temperature: tuple[float | None, bool] | None,
+    temperature: str | None,
     top_k: int | None,
     allow_poor_labels: bool,
 ) -> DerivedStore:
@@ -295,17 +283,18 @@ def retemper(
       ltd-pipe store retemper labels.zarr --top-k 50 --out small.zarr
     """
     from ltd_pipe.labels import SoftLabels, derive
-    from ltd_pipe.labels.softmax import require_temperature
 
     if temperature is None and top_k is None:
         raise click.UsageError("--temperature, --top-k or both are needed")
-    number, solve = temperature or (None, False)
-    if number is not None and not solve:
-        require_temperature(number)
+    asked = {} if temperature is None else {"label.temperature": temperature}
+    wanted = parse_standalone("label", asked).label
     store = SoftLabels.open(path)
-    if number is not None and solve:
-        number = derive.temperature_for(store, number)
-    elif solve and store.attributes.calibration is None:
+    number: float | None = None
+    if target := wanted.target_top_probability():
+        number = derive.temperature_for(store, target)
+    elif isinstance(wanted.temperature, float) and asked:
+        number = wanted.temperature
+    elif asked and store.attributes.calibration is None:
         raise StoreError(
             store.path,
             f"does not say which images its teachers left out, on which {CALIBRATED} measures",

@@ -177,7 +177,14 @@ USAGE = {
     "an average by data": (["merge", "a", "b", "--average", "--data", "d"], "belongs to parts"),
     "weights that are none": (["merge", "a", "b", "--weights", "x"], "is not a list such as"),
     "nothing to change": (["retemper", "a"], "--temperature, --top-k or both are needed"),
-    "no temperature": (["retemper", "a", "--temperature", "warm"], "neither a number nor auto:P"),
+    "no temperature": (
+        ["retemper", "a", "--temperature", "warm"],
+        "or auto:calibrated, found 'warm'",
+    ),
+    "no share": (
+        ["retemper", "a", "--temperature", "auto:nan"],
+        "auto:P with P in (0, 1), or auto:c",
+    ),
     "both ways": (["convert", "a", "--to", "npz", "--from", "npz"], "one of --from and --to"),
     "neither way": (["convert", "a"], "one of --from and --to is needed"),
     "no images": (["convert", "a", "--from", "fkd"], "needs the images as a folder"),
@@ -192,7 +199,7 @@ USAGE = {
     "a weight of zero": (["merge", "a", "b", "--average", "--weights", "1,0"], "found 1, 0"),
     "a temperature of zero": (
         ["retemper", "a", "--temperature", "0"],
-        "'--temperature': is out of range: expected 1e-06 to 1e+06, found 0.0",
+        "temperature: expected a number from 1e-06 to 1e+06, auto:P with P in (0, 1), or",
     ),
     "rows and class": (["subset", "a", "--rows", "0:5", "--class", "x"], "exclude each other"),
 }
