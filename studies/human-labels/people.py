@@ -50,6 +50,13 @@ class Answers:
         """Shares of the people, float64 of shape (N, K)."""
         return self.counts / self.counts.sum(axis=1, keepdims=True)
 
+    def halves(self) -> tuple[np.ndarray, np.ndarray]:
+        """Shares of the people in two halves, drawn at random: float64 of shape (N, K) each."""
+        draws, counts = np.random.default_rng(0), self.counts.astype(np.int64)
+        first = [draws.multivariate_hypergeometric(row, int(row.sum()) // 2) for row in counts]
+        parts = np.stack(first), counts - first
+        return parts[0] / parts[0].sum(1, keepdims=True), parts[1] / parts[1].sum(1, keepdims=True)
+
     @property
     def majority(self) -> np.ndarray:
         """The class that most people chose, the given one where it is among several, (N,)."""

@@ -128,8 +128,14 @@ def measure(
 ) -> dict[str, Any]:
     """All that is asked of one teacher's logits, (N, K): a row of the results."""
     people, labels = answers.people, answers.labels
-    top, unsure = people.max(axis=1), float(entropy(people, axis=1).mean())
-    curves = np.stack([divergence(people, logits, place) for place in PLACES], axis=1)
+    unsure = float(entropy(people, axis=1).mean())
+    # The answers that put an image into a group would make it look as clear as the group is called.
+    deciding, others = answers.halves()
+    top = deciding.max(axis=1)
+    curves, curves_of_others = (
+        np.stack([divergence(shares, logits, place) for place in PLACES], axis=1)
+        for shares in (people, others)
+    )
     truth = np.stack(
         [-log_softmax(logits / place, axis=1)[np.arange(len(labels)), labels] for place in PLACES],
         axis=1,
@@ -139,12 +145,12 @@ def measure(
         return float(entropy(softmax(logits / temperature, axis=1), axis=1).mean()) - unsure
 
     groups = {
-        "all": np.full(len(labels), fill_value=True),
         "0.99 or more": top >= 0.99,
         "0.9 to 0.99": (top >= 0.9) & (top < 0.99),
         "below 0.9": top < 0.9,
     }
-    found = {name: least(curves[rows]) for name, rows in groups.items()}
+    found = {"all": least(curves)}
+    found |= {name: least(curves_of_others[rows]) for name, rows in groups.items()}
     chosen = {"least KL": found["all"][0], "T = 1": 1.0, **temperatures}
     # Where the mean entropies are equal.
     chosen["equal entropy"] = float(brentq(gap, PLACES[0] / 100, PLACES[-1] * 100))
@@ -302,8 +308,9 @@ def figure(rows: list[dict[str, Any]]) -> str:
 _LEGEND = """\
 KL(people ‖ teacher) in nats, of {images:,} test images; n is the number of seeds, ± their standard
 deviation. In parentheses the 95 % interval of a bootstrap over images, of several seeds the widest.
-People's top share is that of the class which most of them chose: it is
-{groups}.
+People's top share is that of the class which most of one half of them chose, drawn at random: it is
+{groups}. Images are in a group by that half of the answers, and the divergence there is
+from the other half.
 """
 _ERRORS_LEGEND = """\
 Of the labels that the teacher contradicts most: wrong by the reviews if whatever was not reviewed

@@ -47,6 +47,7 @@ ARMS = {
     "soft, calibrated; attack on the target": Arm(CALIBRATED, ("--attack-label", "target")),
     "soft, calibrated, rectified": Arm(CALIBRATED, ("--rectify",)),
     "soft, 0.9": Arm("auto:0.9"),
+    "soft, 0.9; attack on the target": Arm("auto:0.9", ("--attack-label", "target")),
     "soft, 0.99 (the default)": Arm("auto:0.99"),
     "soft, 0.99; attack on the target": Arm("auto:0.99", ("--attack-label", "target")),
     "soft, 0.99; attack on the likeliest": Arm("auto:0.99", ("--attack-label", "likeliest")),

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from common import Line, difference, draw, read_rows, spread, table, write_runs
+from scipy import stats
 from study import ARMS, CELLS, Cell, key_of
 
 HEAD = (
@@ -25,6 +26,8 @@ one. Differences, to one-hot labels and in AutoAttack also to smoothed ones, are
 same seed, with the 95 % interval of Student's t over those seeds that have both.
 """
 _FIRST, *_, _SMOOTHED = ARMS
+# Seeds, to be among those that are tested.
+_ENOUGH = 3
 _PANELS = {"clean": "clean accuracy", "autoattack": "AutoAttack accuracy"}
 
 
@@ -75,7 +78,28 @@ def page(rows: list[dict[str, Any]]) -> str:
         )
         lines = [_line(runs, arm, cell) for arm, of_arm in found.items() if of_arm]
         parts.append(table(HEAD, lines))
+    parts.append(_standing(runs))
     return "\n".join(parts)
+
+
+def _standing(runs: Runs) -> str:
+    """Which differences from one-hot's are still shown when all of them are counted."""
+    found = []
+    for cell in CELLS:
+        for arm in ARMS:
+            ours, theirs = runs.pairs(arm, cell, "autoattack")
+            if arm != _FIRST and len(ours) >= _ENOUGH:
+                p = float(stats.ttest_rel(ours, theirs).pvalue)
+                found.append((p, f"{cell}: {arm} (p = {p:.2g})"))
+    found.sort()
+    # Holm 1979: the k-th least of n is compared with 5 % / (n - k + 1).
+    beyond = [k for k, (p, _) in enumerate(found) if not p * (len(found) - k) <= 0.05]
+    kept = [name for _, name in found[: min(beyond, default=len(found))]]
+    return (
+        f"Of {len(found)} differences of AutoAttack from one-hot's with {_ENOUGH} seeds or more, "
+        "these differ from zero after Holm's correction for their number, 5 % in all (paired t): "
+        f"{'; '.join(kept) or 'none'}.\n"
+    )
 
 
 def _tested(rows: list[dict[str, Any]]) -> int:

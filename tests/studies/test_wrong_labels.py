@@ -133,6 +133,24 @@ def test_the_table_pairs_runs_of_a_seed(tmp_path):
     assert len(lines) == 3
     assert len(json.loads((tmp_path / "runs.json").read_text())["machines"]) == 1
     assert "20 % uniform: soft, 0.9" in (tmp_path / "figure.svg").read_text()
+    assert "Of 0 differences of AutoAttack" in table
+
+
+def test_the_table_says_what_stands_when_all_differences_are_counted(tmp_path):
+    """By hand: two of three are below 5 % each, and only the first is below 5 % / 3."""
+    apart = {
+        "soft, 0.9": (2, 2.2, 1.8),
+        "soft, calibrated": (1, 1.4, 2),
+        "soft, 0.6 (high temperature)": (1, -1, 0.5),
+    }
+    rows = [row("one-hot", seed, 0.9, 0.6) for seed in range(3)]
+    for arm, points in apart.items():
+        rows += [row(arm, seed, 0.9, 0.6 + each / 100) for seed, each in enumerate(points)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run("table.py", tmp_path)
+    told = (tmp_path / "table.md").read_text().splitlines()[-1]
+    assert told.startswith("Of 3 differences of AutoAttack")
+    assert told.endswith("(paired t): 20 % uniform: soft, 0.9 (p = 0.0033).")
 
 
 @pytest.mark.parametrize("data", [data for data in DATA if (STUDY / data / "runs.json").exists()])
