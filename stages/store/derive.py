@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ltd_pipe.labels.derive import DerivedStore
     from ltd_pipe.labels.join import ImagesLike
     from ltd_pipe.labels.reader import SoftLabels
+    from ltd_pipe.params.sections import LabelParams
 
 # A teacher that is wrong more often than right is rarely what was meant.
 _ODD = 0.5
@@ -251,6 +252,24 @@ def merge(
 # --- Another temperature.
 
 
+def _temperature(store: SoftLabels, asked: LabelParams) -> float | None:
+    """The number that is meant; None: that of the store, which is calibrated."""
+    from ltd_pipe.labels import derive
+
+    if target := asked.target_top_probability():
+        return derive.temperature_for(store, target)
+    if isinstance(asked.temperature, float):
+        return asked.temperature
+    if store.attributes.calibration is None:
+        raise StoreError(
+            store.path,
+            f"does not say which images its teachers left out, on which {CALIBRATED} measures",
+            remedy=f"Label again with 'ltd-pipe label --temperature {CALIBRATED}', or ask for "
+            "auto:P, such as auto:0.95.",
+        )
+    return None
+
+
 @click.command()
 @click.argument("path", metavar="STORE", type=options.PATH)
 @click.option(
@@ -286,21 +305,11 @@ def retemper(
 
     if temperature is None and top_k is None:
         raise click.UsageError("--temperature, --top-k or both are needed")
-    asked = {} if temperature is None else {"label.temperature": temperature}
-    wanted = parse_standalone("label", asked).label
+    asked = None
+    if temperature is not None:
+        asked = parse_standalone("label", {"label.temperature": temperature}).label
     store = SoftLabels.open(path)
-    number: float | None = None
-    if target := wanted.target_top_probability():
-        number = derive.temperature_for(store, target)
-    elif isinstance(wanted.temperature, float) and asked:
-        number = wanted.temperature
-    elif asked and store.attributes.calibration is None:
-        raise StoreError(
-            store.path,
-            f"does not say which images its teachers left out, on which {CALIBRATED} measures",
-            remedy=f"Label again with 'ltd-pipe label --temperature {CALIBRATED}', or ask for "
-            "auto:P, such as auto:0.95.",
-        )
+    number = _temperature(store, asked) if asked else None
     derived = derive.retemper(store, number, top_k=top_k)
     if number not in (None, store.attributes.temperature) and not allow_poor_labels:
         derive.require_informative(store, number)

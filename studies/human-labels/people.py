@@ -48,14 +48,13 @@ class Answers:
     @property
     def people(self) -> np.ndarray:
         """Shares of the people, float64 of shape (N, K)."""
-        return self.counts / self.counts.sum(axis=1, keepdims=True)
+        return _shares(self.counts)
 
     def halves(self) -> tuple[np.ndarray, np.ndarray]:
         """Shares of the people in two halves, drawn at random: float64 of shape (N, K) each."""
         draws, counts = np.random.default_rng(0), self.counts.astype(np.int64)
-        first = [draws.multivariate_hypergeometric(row, int(row.sum()) // 2) for row in counts]
-        parts = np.stack(first), counts - first
-        return parts[0] / parts[0].sum(1, keepdims=True), parts[1] / parts[1].sum(1, keepdims=True)
+        first = np.stack([draws.multivariate_hypergeometric(row, row.sum() // 2) for row in counts])
+        return _shares(first), _shares(counts - first)
 
     @property
     def majority(self) -> np.ndarray:
@@ -120,3 +119,7 @@ class Answers:
         least = likeness[np.arange(len(labels)), labels].argsort()[: len(labels) // 10]
         review[least] = draws.multinomial(5, [0.7, 0.2, 0.05, 0.05], len(least))
         return cls(labels, counts, network, review)
+
+
+def _shares(counts: np.ndarray) -> np.ndarray:
+    return counts / counts.sum(axis=1, keepdims=True)

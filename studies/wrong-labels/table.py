@@ -89,12 +89,16 @@ def _standing(runs: Runs) -> str:
         for arm in ARMS:
             ours, theirs = runs.pairs(arm, cell, "autoattack")
             if arm != _FIRST and len(ours) >= _ENOUGH:
-                p = float(stats.ttest_rel(ours, theirs).pvalue)
+                # It is NaN where no seed differs.
+                p = float(np.nan_to_num(stats.ttest_rel(ours, theirs).pvalue, nan=1.0))
                 found.append((p, f"{cell}: {arm} (p = {p:.2g})"))
     found.sort()
+    kept = []
     # Holm 1979: the k-th least of n is compared with 5 % / (n - k + 1).
-    beyond = [k for k, (p, _) in enumerate(found) if not p * (len(found) - k) <= 0.05]
-    kept = [name for _, name in found[: min(beyond, default=len(found))]]
+    for left, (p, name) in zip(range(len(found), 0, -1), found, strict=True):
+        if p > 0.05 / left:
+            break
+        kept.append(name)
     return (
         f"Of {len(found)} differences of AutoAttack from one-hot's with {_ENOUGH} seeds or more, "
         "these differ from zero after Holm's correction for their number, 5 % in all (paired t): "

@@ -14,10 +14,14 @@ PAGES = [
     *(ROOT / "README.md", ROOT / "docs/robustness.md", ROOT / "docs/claims.md"),
     *sorted(STUDIES.glob("*/README.md")),
 ]
-# Such as "(+1.9 to +5.6)" or "(0.4 to 4.2": one digit after the point, as `difference` prints it.
-INTERVAL = re.compile(r"\(([+-]?\d+\.\d)\s+to\s+([+-]?\d+\.\d)(?=[,;: )])")
+# As `difference` prints it, "+3.8 (+1.9 to +5.6)", or "3.7 points less (1.7 to 5.7)", or
+# "−0.9, −1.8 to +0.1": a number with a sign before the interval is its mean.
+TOLD = re.compile(
+    r"(?:([+-]\d+\.\d)(?:\s+\w+){0,2}\s+\(|\(|([+-]?\d+\.\d),\s+)"
+    r"([+-]?\d+\.\d)\s+to\s+([+-]?\d+\.\d)(?=[,;: )])"
+)
 # Over images, of the two students of docs/performance.md, whose files are not kept.
-BESIDE = {("+3.3", "+9.1"), ("-3.7", "+0.9")}
+BESIDE = {("+6.2", "+3.3", "+9.1"), ("-1.4", "-3.7", "+0.9")}
 
 
 def of_people():
@@ -43,7 +47,7 @@ def of_kinds(content):
 
 @pytest.fixture(scope="module")
 def measured():
-    """All intervals of a difference between two arms, as they are printed."""
+    """All differences between two arms with their intervals, as they are printed."""
     contents = [json.loads(path.read_text()) for path in STUDIES.glob("*/*/runs.json")]
     studies = [of_wrong_labels(one) if "runs" in one else of_kinds(one) for one in contents]
     found = set()
@@ -56,14 +60,19 @@ def measured():
                 both = sorted(ours.keys() & theirs.keys())
                 if len(both) > 1:
                     apart = difference(*([arm[seed] for seed in both] for arm in (ours, theirs)))
-                    found.add((f"{100 * apart.low:+.1f}", f"{100 * apart.high:+.1f}"))
-    return found
+                    numbers = apart.mean, apart.low, apart.high
+                    found.add(tuple(f"{100 * number:+.1f}" for number in numbers))
+    return found | BESIDE
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_each_interval_is_one_that_was_measured(page, measured):
     """Of some pair of arms in the rows that are committed."""
-    told = INTERVAL.findall(page.read_text().replace("−", "-"))
+    told = TOLD.findall(page.read_text().replace("−", "-"))
     assert told
-    ends = {(f"{float(low):+.1f}", f"{float(high):+.1f}") for low, high in told}
-    assert not ends - measured - BESIDE
+    ends = {(low, high) for _, low, high in measured}
+    for before, within, *interval in told:
+        low, high = (f"{float(end):+.1f}" for end in interval)
+        assert (low, high) in ends
+        if mean := before or within:
+            assert (f"{float(mean):+.1f}", low, high) in measured
