@@ -48,7 +48,8 @@ part launches 120 python bench/launches.py --architecture "$narrow" --batch "$ba
   $(printf -- '--compile %s ' $modes) --json "$work/launches.json"
 
 # Photographs whose class can be learnt, as class folders; then the pipeline on them.
-mkdir "$work/run" && cd "$work/run"
+mkdir "$work/run"
+cd "$work/run"
 python - "$photos" <<'P'
 import sys
 from pathlib import Path

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ltd_pipe.errors import LtdPipeError
+from ltd_pipe.errors import LtdPipeError, reason_of
 from ltd_pipe.publish import SHARED_MEMORY, nearest
 from ltd_pipe.threads import usable_cores
 
@@ -50,8 +50,7 @@ def examine(data: Path = Path("data")) -> Iterator[tuple[str, Finding]]:
         except LtdPipeError as error:
             yield topic, Finding("fail", f"{error.where}: {error.what}", error.remedy)
         except Exception as error:  # whatever is broken, the other checks still help
-            first = str(error).partition("\n")[0]
-            yield topic, Finding("fail", f"{type(error).__name__}: {first}", _SET_UP)
+            yield topic, Finding("fail", f"{type(error).__name__}: {reason_of(error)}", _SET_UP)
 
 
 def _judge(found: str, *doubts: tuple[bool, Status, str]) -> Finding:
@@ -109,9 +108,8 @@ def _cuda_device() -> Finding:
         # Only a kernel that runs shows that this build has code for this device.
         torch.ones(1, device="cuda").add_(1).item()
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
         remedy = "Try another build, TORCH_BACKEND=cu126 make set-up, or set device: cpu."
-        return Finding("fail", f"{found}: {reason}", remedy)
+        return Finding("fail", f"{found}: {reason_of(error)}", remedy)
     return Finding("ok", found)
 
 

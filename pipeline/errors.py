@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import lzma
+import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, get_args
 
@@ -18,6 +21,11 @@ if TYPE_CHECKING:
 
 _Document = TypeVar("_Document", bound="BaseModel")
 _POINTER = b"version https://git-lfs.github.com/spec/v1"
+# What reading an archive of which any byte may be another ends in.
+DAMAGED_ZIP = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+    *(EOFError, OSError, RuntimeError, ValueError),
+)
 
 
 def install_extra(extra: str) -> str:

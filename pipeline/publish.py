@@ -31,7 +31,7 @@ _ABANDONED_S = 86_400.0
 
 
 @contextlib.contextmanager
-def staged(target: Path, *, folder: bool = False, flush_name: bool = True) -> Iterator[Path]:
+def staged(target: Path, *, folder: bool = False) -> Iterator[Path]:
     """Give a path to write to, which becomes `target` by one rename when the block succeeds.
 
     Parameters
@@ -40,9 +40,6 @@ def staged(target: Path, *, folder: bool = False, flush_name: bool = True) -> It
         The file or folder to publish, replaced as a whole; the folder that it is in is made.
     folder : bool
         The path is a folder, empty at first.
-    flush_name : bool
-        Wait until the name, too, would survive a power cut. Without it the file may be absent
-        after one, never half-written.
 
     Yields
     ------
@@ -59,8 +56,7 @@ def staged(target: Path, *, folder: bool = False, flush_name: bool = True) -> It
     try:
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            if flush_name:  # many small files come without
-                _remove_abandoned(target.parent)
+            _remove_abandoned(target.parent)
             (beside.mkdir if folder else beside.touch)()
             mode = beside.stat().st_mode
             yield beside
@@ -71,8 +67,7 @@ def staged(target: Path, *, folder: bool = False, flush_name: bool = True) -> It
                 replace_tree(beside, target)
             else:
                 os.replace(beside, target)
-                if flush_name:
-                    _flush(target.parent)
+                _flush(target.parent)
     finally:
         _remove(beside)
 
@@ -227,10 +222,9 @@ def writing(target: Path) -> Iterator[None]:
 
 def refused_by_system(error: OSError) -> LtdPipeError:
     """One line for what the operating system refused, wherever that was."""
-    what = (error.strerror or str(error) or type(error).__name__).splitlines()[0]
     name = error.filename if isinstance(error.filename, str) else None
     remedy = _remedy(error, Path(name or "."))
-    return LtdPipeError(name or "the operating system", what, remedy=remedy)
+    return LtdPipeError(name or "the operating system", reason_of(error), remedy=remedy)
 
 
 def unwritable(target: Path, error: Exception) -> WriteError:

@@ -1,4 +1,4 @@
-"""Where two trees of plain values differ."""
+"""Texts from anyone made safe to show, Markdown around them, and where two trees differ."""
 
 from __future__ import annotations
 

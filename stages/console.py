@@ -160,7 +160,7 @@ def transfer(description: str) -> Iterator[Callable[[int, int], None]]:
         BarColumn(bar_width=24),
         *columns,
         console=screen,
-        disable=not screen.is_terminal,
+        disable=not (screen.is_terminal and is_main()),
         transient=True,
     ) as progress:
         task = progress.add_task(description, total=None)

@@ -125,6 +125,7 @@ def _measure(
             corruptions=corrupted,
             stated=subject.stated_accuracy,
             training=subject.training_hashes(),
+            doubts=subject.doubts(),
             warn=lambda line: tell(f"WARNING: {line}"),
             world=world,
         )
@@ -147,16 +148,11 @@ def _settings(params: Params, subject: Subject, test: TestImages) -> dict[str, A
     """What settings.json holds, but for AutoAttack's flags."""
     import torch
 
+    from ltd_pipe.evaluation.robustness import main_attack
+
     section = params.evaluate
-    pgd = {
-        "name": "PGD",
-        "loss": "cross entropy",
-        "steps": section.pgd_steps,
-        "restarts": section.pgd_restarts,
-        "step_size": 2.5 * section.eps / section.pgd_steps,
-    }
     return {
-        "attacks": [pgd],
+        "attacks": [{"name": "PGD", **main_attack(section).facts(section.eps)}],
         "autoattack_version": section.autoattack,
         "norm": section.norm,
         "eps": section.eps,

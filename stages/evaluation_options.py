@@ -321,6 +321,14 @@ class Subject:
         )
         return next((each for each in stated if isinstance(each[0], float)), None)
 
+    def doubts(self) -> list[str]:
+        """What is doubtful of the images before any is looked at."""
+        share = getattr(self.images.manifest, "wrong_labels", None)
+        if share is None:
+            return []
+        made = f"{share:.1%} of the labels in {self.data} were made wrong by 'ltd-pipe prepare'"
+        return [f"{made}: accuracies are of these labels, not of the truth"]
+
     def training_hashes(self) -> NDArray[np.uint64] | None:
         """Hashes of the images that it was trained on, where they are at hand."""
         from ltd_pipe.images.beton import hashes_of

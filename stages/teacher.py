@@ -142,17 +142,22 @@ def _refuse_other(section: TeacherParams, path: Path) -> None:
 def _measure(model: Classifier, test: Beton) -> dict[str, Any]:
     import numpy as np
 
-    from ltd_pipe.evaluation.bench import predict
-    from ltd_pipe.evaluation.statistics import expected_calibration_error
+    from ltd_pipe.evaluation.bench import answer
+    from ltd_pipe.evaluation.statistics import mean_gap, reliability
+    from ltd_pipe.images.manifest import to_unit
     from ltd_pipe.images.stream import ImageStream
 
     stream = ImageStream(test, next(model.parameters()).device)
     known = np.flatnonzero(test.labels >= 0)
     if not len(known):
         return {"n": 0}
-    probabilities, labels = predict(model, stream, known, 256)
+    answers = [answer(model, to_unit(batch.images)) for batch in stream.batches(known, 256)]
+    prediction, confidence = (
+        np.concatenate([each[name] for each in answers]) for name in ("prediction", "confidence")
+    )
+    correct = prediction == test.labels[known]
     return {
-        "n": len(labels),
-        "clean_accuracy": float((probabilities.argmax(axis=1) == labels).mean()),
-        "expected_calibration_error": expected_calibration_error(probabilities, labels),
+        "n": len(known),
+        "clean_accuracy": float(correct.mean()),
+        "expected_calibration_error": mean_gap(reliability(confidence.astype(np.float32), correct)),
     }

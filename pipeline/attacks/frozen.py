@@ -89,14 +89,9 @@ class Frozen:
             self.twin = model.twin().eval()
         self._targets = [fold.replace(self.twin.network, dtype) for fold in self._folds]
 
-    @property
-    def is_twin(self) -> bool:
-        """Whether there was anything to fold; else `current` is the model itself."""
-        return self.twin is not self._model
-
     def compile(self, mode: str) -> None:
         """Let the twin's network be compiled at its first pass; see `torch.compile`."""
-        if self.is_twin:
+        if self._folds:
             compile_network(self.twin.network, mode)
 
     @torch.no_grad()

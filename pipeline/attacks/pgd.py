@@ -158,13 +158,6 @@ class Ball:
         # the ball stays inside.
         return points.clamp_(0.0, 1.0)
 
-    def distance(self, points: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        """How far each point is from its image in this norm: shape (B,), pixel units."""
-        order = torch.inf if self.norm == "linf" else 2.0
-        offset = (points - images).flatten(1)
-        distance: torch.Tensor = torch.linalg.vector_norm(offset, ord=order, dim=1)
-        return distance
-
 
 def _length(rows: torch.Tensor, order: float = 2.0) -> torch.Tensor:
     # Of each row, in a shape that divides the rows; never zero, so that 0 / 0 is 0.

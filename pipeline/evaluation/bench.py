@@ -117,25 +117,6 @@ def select_images(
 # --- What a model answers.
 
 
-@torch.no_grad()
-def predict(
-    model: Classifier, stream: ImageStream, samples: NDArray[np.int64], batch_size: int
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Probabilities of all classes, and the true labels, of some samples.
-
-    Returns
-    -------
-    tuple of ndarray
-        Shape (N, K), float32, and (N,), int64, in the order of `samples`.
-    """
-    probabilities, labels = [], []
-    for batch in stream.batches(samples, batch_size):
-        logits = model(to_unit(batch.images)).float()
-        probabilities.append(logits.softmax(dim=1).cpu().numpy())
-        labels.append(batch.labels.cpu().numpy())
-    return np.concatenate(probabilities), np.concatenate(labels)
-
-
 @dataclass(frozen=True)
 class Answers:
     """The predicted classes of all test images, and their probabilities.
@@ -302,11 +283,11 @@ class Bench:
         return found
 
     def correct(
-        self, name: str, before: torch.Tensor, attack: Attack, *, title: str, later: int = 0
+        self, name: str, before: torch.Tensor, attack: Attack, *, title: str
     ) -> torch.Tensor:
         """Which of the images that were right before stay right under an attack; see `records`."""
         rows = before.nonzero().flatten()
-        found = self.answers(name, rows, attack, title=title, later=later)
+        found = self.answers(name, rows, attack, title=title)
         return before & found.correct(self.test.labels)
 
     def correct_of_source(self, source: Classifier, number: int) -> torch.Tensor:

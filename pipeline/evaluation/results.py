@@ -6,7 +6,6 @@ Accuracies are fractions with 95 % intervals, eps is in pixel units. No torch is
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from ltd_pipe.errors import MissingError, ResultError, reason_of
+from ltd_pipe.errors import DAMAGED_ZIP, MissingError, ResultError, reason_of
 from ltd_pipe.evaluation import statistics
 from ltd_pipe.evaluation.statistics import ConfidenceBin, Share, wilson_interval
 
@@ -420,7 +419,7 @@ def read_arrays(path: Path, *wanted: str) -> dict[str, NDArray[Any]]:
         # Opened here: given a path, numpy leaves the file open when it is damaged.
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (*DAMAGED_ZIP, KeyError, SyntaxError) as error:
         raise ResultError(path, f"is damaged ({reason_of(error)})", remedy=remedy) from error
     for name in wanted:
         if name not in arrays:

@@ -205,6 +205,7 @@ def evaluate(
     corruptions: Sequence[CorruptedSet] = (),
     stated: tuple[float, str, int | None] | None = None,
     training: NDArray[np.uint64] | None = None,
+    doubts: Sequence[str] = (),
     warn: Callable[[str], None] = silent,
     world: World = ALONE,
 ) -> Evaluation:
@@ -214,7 +215,8 @@ def evaluate(
     decides them, and existing ones are continued; None: an interrupted evaluation starts over.
     Adversarial images of the `sources` are tried on the model, and its clean accuracy is measured
     on the `corruptions`. `stated` is the clean accuracy that the checkpoint states, and of which
-    images; `training` the hashes, uint64 of shape (m,), of the images that it was trained on.
+    images; `training` the hashes, uint64 of shape (m,), of the images that it was trained on;
+    `doubts` are what else the result is to warn of.
 
     `tick` is told what is under way, the images just done, and at most how many are to come;
     `finished` each attack that is over and the accuracy it leaves; `warn` each warning of the clean
@@ -244,7 +246,8 @@ def evaluate(
     result = Evaluation(test, answers, answers, [AttackResult("clean", "clean", clean)])
     known = [bench.correct_of_source(one.model, number) for number, one in enumerate(sources, 1)]
     counts = class_counts(test.labels.numpy(), model.num_classes)
-    doubts = [
+    found = [
+        *doubts,
         *results.image_warnings(test.sample_hash, test.labels.numpy(), training),
         checks.wrong_scale(bench.model, test.images, test.labels),
         stated and results.contradicted_accuracy(int(clean.sum()), len(test), *stated),
@@ -255,7 +258,7 @@ def evaluate(
             for source, right in zip(sources, known, strict=True)
         ),
     ]
-    result.warnings += filter(None, doubts)
+    result.warnings += filter(None, found)
     for line in result.warnings:
         warn(line)
     _run_attacks(bench, params, ball, result, [*zip(sources, known, strict=True)])
@@ -280,7 +283,7 @@ def _run_attacks(
     def add(key: str, title: str, correct: torch.Tensor, **facts: Any) -> None:
         result.scores.append(AttackResult(key, title, correct, {**threat, **facts}))
 
-    main = _main_attack(params)
+    main = main_attack(params)
     listed = (one for one in map(attacks.parse_attack, params.attacks) if one.title != main.title)
     for attack in (*listed, main):
         correct, found = attacks.run(bench, attack, ball, clean, all_images=attack is main)
@@ -307,7 +310,8 @@ def _run_attacks(
     add("all-attacks", "all attacks together", together)
 
 
-def _main_attack(params: EvaluateParams) -> attacks.GradientAttack:
+def main_attack(params: EvaluateParams) -> attacks.GradientAttack:
+    """The one whose answers the report shows."""
     return attacks.GradientAttack("pgd", "cross entropy", params.pgd_steps, params.pgd_restarts)
 
 
@@ -315,7 +319,7 @@ def _numbered(
     params: EvaluateParams, model: Classifier, sources: Sequence[Source]
 ) -> Callable[[str], str]:
     """What makes `attack 5 of 8, PGD-50 start 2 of 5` of the title of what is under way."""
-    gradient = [*map(attacks.parse_attack, params.attacks), _main_attack(params)]
+    gradient = [*map(attacks.parse_attack, params.attacks), main_attack(params)]
     titles = [attack.title.partition(" x ")[0] for attack in gradient]
     titles += [f"transfer from {source.name}" for source in sources]
     if params.autoattack != "none":

@@ -20,14 +20,14 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Z95 = 1.959963984540054
 
 
-def wilson_interval(hits: int, n: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval for `hits` in `n` (Wilson 1927), in [0, 1]; 95 % by default.
+def wilson_interval(hits: int, n: int) -> tuple[float, float]:
+    """Wilson's score interval, 95 %, for `hits` in `n` (Wilson 1927), in [0, 1].
 
     By hand: scipy's `binomtest` takes a p value first, and loading scipy.stats half a second.
     """
     if n == 0:
         return 0.0, 1.0
-    share = hits / n
+    share, z = hits / n, Z95
     centre = share + z * z / (2 * n)
     spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
@@ -98,20 +98,6 @@ def mean_gap(bins: Sequence[ConfidenceBin]) -> float:
     return float(sum(gaps) / sum(one.count for one in bins))
 
 
-def expected_calibration_error(
-    probabilities: NDArray[np.float32], labels: NDArray[np.int64]
-) -> float:
-    """Mean gap between confidence and accuracy (eq. 3), in [0, 1]; lower is better.
-
-    Parameters
-    ----------
-    probabilities : ndarray of shape (N, K), dtype float32
-        Rows are distributions.
-    labels : ndarray of shape (N,), dtype int64
-    """
-    return mean_gap(reliability(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels))
-
-
 def reliability(
     confidence: NDArray[np.float32], correct: NDArray[np.bool_]
 ) -> tuple[ConfidenceBin, ...]:
@@ -177,10 +163,10 @@ def mcnemar_p(gained: int, lost: int) -> float:
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
-def pair(this: NDArray[np.bool_], other: NDArray[np.bool_], z: float = Z95) -> Paired:
+def pair(this: NDArray[np.bool_], other: NDArray[np.bool_]) -> Paired:
     """Compare two models by which images, bool of shape (n,) in the same order, each is right on.
 
-    The interval, at 95 % by default, is the adjusted Wald interval for matched pairs (Agresti and
+    The 95 % interval is the adjusted Wald interval for matched pairs (Agresti and
     Min 2005, half an image added to each of the four cells).
     """
     n = len(this)
@@ -188,7 +174,7 @@ def pair(this: NDArray[np.bool_], other: NDArray[np.bool_], z: float = Z95) -> P
     adjusted = n + 2
     centre = (gained - lost) / adjusted
     variance = (gained + lost + 1) / adjusted - centre**2
-    spread = z * math.sqrt(variance / adjusted)
+    spread = Z95 * math.sqrt(variance / adjusted)
     low, high = max(centre - spread, -1.0), min(centre + spread, 1.0)
     return Paired(n, gained, lost, low, high, mcnemar_p(gained, lost))
 

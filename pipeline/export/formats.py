@@ -28,7 +28,14 @@ import torch
 from torch import nn
 
 from ltd_pipe import errors, provenance, rng
-from ltd_pipe.errors import CheckpointError, LtdPipeError, MachineError, ModelError, WriteError
+from ltd_pipe.errors import (
+    CheckpointError,
+    LtdPipeError,
+    MachineError,
+    ModelError,
+    WriteError,
+    reason_of,
+)
 from ltd_pipe.models.checkpoint import fit, load_classifier
 from ltd_pipe.models.registry import build, own_network, timm_options, torchvision_options
 from ltd_pipe.publish import staged, write_json, write_text
@@ -125,10 +132,9 @@ def _foreign_code(out: Path, to: str) -> Iterator[None]:
     except (LtdPipeError, OSError):
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(
             out,
-            f"cannot be written for {to} ({one_line(lines[0])})",
+            f"cannot be written for {to} ({one_line(reason_of(error))})",
             remedy="Nothing was published. Try another --to.",
         ) from error
 

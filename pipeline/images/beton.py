@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ltd_pipe.errors import DataError, MachineError, refuse_pointer, require_file
+from ltd_pipe.errors import DataError, MachineError, reason_of, refuse_pointer, require_file
 from ltd_pipe.images.manifest import Duplicates, Manifest, fingerprint, manifest_path
 from ltd_pipe.images.sources import Source, Split, Survey, survey
 from ltd_pipe.provenance import digest, sha256_file
@@ -266,11 +266,10 @@ def require_ffcv() -> None:
             finally:
                 typed.Dict = before
         except Exception as error:  # a missing shared library is an ImportError or an OSError
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
             commands = "; ".join(f"{name}: {run}" for name, run in _SYSTEM_PACKAGES.items())
             raise MachineError(
                 "ffcv",
-                f"cannot be imported ({reason})",
+                f"cannot be imported ({reason_of(error)})",
                 remedy=f"Install its libraries and run set-up again. {commands}.",
             ) from error
 
@@ -356,6 +355,7 @@ def write_betons(
                 **each.facts(split, (params.channels, *sizes[split])),
                 encoding=params.encoding,
                 validation_fraction=params.validation_fraction,
+                wrong_labels=each.wrong_labels,
                 sha256=sums[split],
                 size=betons[split].stat().st_size,
                 one_colour=each.one_colour,

@@ -519,6 +519,8 @@ class Survey:
         Images whose pixels are all about the same, and those with an EXIF orientation.
     skipped : list of str
         A line for each image that was left out.
+    wrong_labels : float, optional
+        Share of the labels that `mislabelled` made wrong.
     """
 
     source: Source
@@ -527,6 +529,7 @@ class Survey:
     one_colour: int
     turned: int
     skipped: list[str]
+    wrong_labels: float | None = None
 
     def common_size(
         self, image_size: int | None, train: tuple[int, int] | None = None
@@ -571,12 +574,28 @@ class Survey:
     def mislabelled(self, params: PrepareParams) -> Survey:
         """The same images with some labels wrong, and a name that says so wherever they go."""
         source, names = self.source.take(np.arange(len(self.source))), self.source.class_names
-        source.labels = wrong_labels(source.labels, self.sample_hash, names, params)
+        right = source.labels
+        source.labels = wrong_labels(right, self.sample_hash, names, params)
+        if emptied := np.setdiff1d(right, source.labels).tolist():
+            raise ParamsError(
+                "prepare.wrong_labels",
+                f"leaves no training image of class {quoted(names[emptied[0]])}",
+                expected="some of each class that there was",
+                remedy="Lower it, or choose another wrong_labels_seed.",
+            )
+        share = float((source.labels != right).mean())
+        if not share:
+            raise ParamsError(
+                "prepare.wrong_labels",
+                f"makes none of {len(source):,} labels wrong",
+                found=f"{params.wrong_labels:g}",
+                remedy="Raise it, or set it to 0.",
+            )
         source.name += (
             f" with {100 * params.wrong_labels:g} % wrong labels ({params.wrong_labels_to}, seed "
             f"{params.wrong_labels_seed})"
         )
-        return replace(self, source=source)
+        return replace(self, source=source, wrong_labels=share)
 
     def facts(self, split: Split, shape: tuple[Any, int, int]) -> dict[str, Any]:
         """What `ImageFacts` has of images that are stored or shown in this shape (C, H, W)."""

@@ -339,6 +339,8 @@ def subset(
                 remedy="Keep all views.",
             )
         changes["views"] = store.attributes.views.model_copy(update={"count": 1})
+        if store.num_views > 1:
+            changes["calibration"] = None  # it was of the mean of all views
     if top_k := store.attributes.top_k:
         all_views = view is None or store.num_views == 1
         if not (all_views and np.array_equal(np.sort(rows), np.arange(store.num_samples))):

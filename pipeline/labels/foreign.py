@@ -159,15 +159,17 @@ def load_arrays(content: bytes, where: Path) -> Any:
     Only the names are let in with which NumPy arrays are pickled: PyTorch's unpickler refuses
     all others.
     """
-    stream = io.BytesIO(content)
-    if zipfile.is_zipfile(stream):
-        # A member may be compressed: what it grows to must be small too.
-        with zipfile.ZipFile(stream) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        _require_small(where, size)
+    stream, size = io.BytesIO(content), 0
     try:
+        if zipfile.is_zipfile(stream):
+            # A member may be compressed: what it grows to must be small too.
+            with zipfile.ZipFile(stream) as archive:
+                size = sum(member.file_size for member in archive.infolist())
+        _require_small(where, size)
         with torch.serialization.safe_globals(_array_globals()):
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except StoreError:
+        raise
     except Exception as error:  # damaged files end in many kinds of it
         found = _GLOBAL.search(str(error))
         what = "is damaged, or nothing that torch.save wrote"

@@ -121,11 +121,6 @@ class LabelsOnDevice:
             resident = device.type == "cuda" and fits
         self._whole = [self._load(array) for array in self._arrays] if resident else None
 
-    @property
-    def is_resident(self) -> bool:
-        """Whether all labels are on the device."""
-        return self._whole is not None
-
     def rows(self, index: NDArray[np.int64], *, view: int = 0) -> torch.Tensor:
         """Target distributions, a float32 Tensor of shape (B, K) on the device.
 

@@ -13,7 +13,6 @@ import hashlib
 import json
 import math
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltd_pipe.errors import (
+    DAMAGED_ZIP,
     JoinError,
     MachineError,
     MissingError,
@@ -354,7 +354,7 @@ def write_npz(
 class NpzTable(Table):
     """A .npz file of labels, made by `write_npz` or by hand."""
 
-    kind, unit, errors = ".npz", "key", (zipfile.BadZipFile, OSError)
+    kind, unit, errors = ".npz", "key", DAMAGED_ZIP
 
     def _open(self) -> list[str]:
         self._opened = contextlib.ExitStack()
@@ -410,7 +410,7 @@ class _Member:
                 (2, 0): np.lib.format.read_array_header_2_0,
             }[version]
             header = read(self._stream, max_header_size=_MAX_HEADER_BYTES)
-        except (ValueError, KeyError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
+        except (*DAMAGED_ZIP, KeyError, SyntaxError) as error:
             what = f"{name}: is no array that NumPy wrote ({reason_of(error)})"
             raise StoreError(self._where, what) from error
         self.shape, self._by_column, self.dtype = header
@@ -432,7 +432,7 @@ class _Member:
             self._left -= count
             # What remains after the last row; its end is also where the checksum is compared.
             more = self._stream.read(1) if self._left == 0 else b""
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except DAMAGED_ZIP as error:
             what = f"{self._name} is damaged ({reason_of(error)})"
             raise StoreError(self._where, what) from error
         if len(content) != size or more:

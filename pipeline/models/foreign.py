@@ -16,7 +16,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ltd_pipe.errors import CheckpointError, ModelError, reason_of, refuse_pointer, require_file
+from ltd_pipe.errors import (
+    DAMAGED_ZIP,
+    CheckpointError,
+    ModelError,
+    reason_of,
+    refuse_pointer,
+    require_file,
+)
 from ltd_pipe.models.checkpoint import fit, read_tensors
 from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.models.facts import is_pickle
@@ -301,7 +308,7 @@ def _require_honest_archive(path: Path) -> None:
             return
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+    except DAMAGED_ZIP as error:
         raise CheckpointError(path, f"is a damaged archive ({reason_of(error)})") from error
     unpacked, size = sum(entry.file_size for entry in entries), path.stat().st_size
     if unpacked > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):

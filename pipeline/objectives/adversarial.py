@@ -36,7 +36,7 @@ class Madry(Objective):
     """Standard adversarial training (Madry et al. 2018), against one of three losses.
 
     `likeliest` is the target's likeliest class, alone: right where the given label is wrong and the
-    teacher is not, and no more than the truth where both are right.
+    teacher is not, and no more than the truth where both are right. A mixture has no such class.
     """
 
     attack_label: Literal["truth", "target", "likeliest"] = "truth"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from ltd_pipe.errors import MissingError, ParamsError
 from ltd_pipe.params.fit import TeacherParams, TrainParams
@@ -46,17 +46,6 @@ class Params(Common):
     train: TrainParams
     evaluate: EvaluateParams
     report: ReportParams = ReportParams()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _report_decided_the_pictures(cls, content: dict[str, Any]) -> dict[str, Any]:
-        # Older files have no evaluate.examples: as many were kept as the report showed.
-        evaluate, report = content.get("evaluate"), content.get("report")
-        if isinstance(evaluate, dict) and isinstance(report, dict):
-            count = report.get("examples")
-            if count is not None:
-                return content | {"evaluate": {"examples": count} | evaluate}
-        return content
 
 
 def load_params(path: Path, overrides: Mapping[str, str] | None = None) -> Params:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from ltd_pipe.images.augmentation import PAIR, Augmentation, Sizes
 from ltd_pipe.params.sections import FileName, Number, PixelLength, Positive, Probability, Section
@@ -163,8 +163,7 @@ class FitParams(Section):
                 f"of {self.epochs}: lower swa_from"
             )
         # Making them is the check.
-        assert self.augmentation  # noqa: S101
-        assert self.sizes or self.progressive_resize is None  # noqa: S101
+        _ = self.augmentation, self.sizes
         shares = self.cutmix_probability, self.mixup_probability
         if sum(shares) > 1:
             yield (
@@ -353,16 +352,6 @@ class TrainParams(FitParams):
     validation_every: int = Field(1, ge=1)
     """epochs between validations"""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _labels_are_smoothed_by_their_kind(cls, content: Any) -> Any:
-        if isinstance(content, dict) and "label_smoothing" in content:
-            raise ValueError(
-                "label_smoothing: is the teacher's alone: remove it, or set label_kind: smooth, "
-                f"smoothing: {content['label_smoothing']}"
-            )
-        return content
-
     @property
     def distillation_temperature(self) -> float | None:
         """What divided the logits of the soft labels; None: only the store knows."""
@@ -461,6 +450,13 @@ class TrainParams(FitParams):
         asks = "objective adaad or mtard, label_kind live, or igdm_weight above 0"
         yield asks, ("teacher", "teacher_temperature"), self.asks_teacher
         yield "attack n-fgsm", ("attack_noise",), self.attack == "n-fgsm"
+        if self.attack_label == "target":
+            yield "labels other than the given ones", ("attack_label",), kind != "onehot"
+        elif self.attack_label == "likeliest":
+            # Rectified labels, ADR's, and those that are half the truth are likeliest the truth.
+            free = kind in ("ltd", "live") and self.soft_weight > 0.5 and not self.rectify
+            needs = "label_kind ltd or live, soft_weight above 0.5 and no rectify"
+            yield f"{needs}, or the truth is likeliest", ("attack_label",), free
 
     def _conflicts_of_labels(self) -> Iterator[str]:
         if self.objective == "ard" and self.label_kind not in ("ltd", "live"):
@@ -560,6 +556,7 @@ class TrainParams(FitParams):
         one_class = {
             "objective mart": self.objective == "mart",
             "attack_loss margin": self.attack_loss == "margin",
+            "attack_label likeliest": self.attack_label == "likeliest",
             "label_kind adr": self.label_kind == "adr",
             "label_kind live with soft_weight below 1 or rectify": self.label_kind == "live"
             and (self.soft_weight < 1 or self.rectify),

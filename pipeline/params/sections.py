@@ -256,7 +256,7 @@ def _radii(value: Any, info: ValidationInfo) -> Any:
     """`auto`, or radii as a list or as text."""
     if value == "auto":
         return value
-    parts = _listed(value)
+    parts = _listed([value] if isinstance(value, int | float) else value)
     try:
         radii = tuple(float(as_number(part)) for part in parts)
     except (TypeError, ValueError):

@@ -176,16 +176,18 @@ def read_labels(
     """
     labels = SoftLabels.open(store)
     n, histogram = labels.num_samples, np.zeros(_HISTOGRAM_BINS, np.int64)
-    unsure, excess = np.empty(n, np.float32), np.empty(n, np.float32)
+    unsure, excess = np.empty(n, np.float32), np.empty(n)
     for rows in row_blocks(0, n, labels.num_views * labels.num_classes):
         soft, truth = _normalised(labels, rows), np.asarray(labels.labels[rows])
         top = soft.max(axis=1)
         histogram += np.histogram(top, bins=_HISTOGRAM_BINS, range=(0, 1))[0]
         unsure[rows] = entropy(soft)
-        # Largest probability less that of the ground truth; -1 where the teacher agrees, or the
-        # ground truth is unknown.
+        # Largest probability less that of the ground truth, at T = 1 where there are logits: labels
+        # of a low temperature are all 1 less 0. -1 where the teacher agrees, or the ground truth is
+        # unknown.
         apart = (truth >= 0) & (soft.argmax(axis=1) != truth)
-        excess[rows] = np.where(apart, top - soft[np.arange(len(rows)), truth], -1)
+        plain = _at_one(labels, rows) if labels.has_logits else soft
+        excess[rows] = np.where(apart, plain.max(axis=1) - plain[np.arange(len(rows)), truth], -1)
     disagreements = int(np.count_nonzero(excess >= 0))
     # A stable sort: of equal values the first sample comes first, on every machine.
     least_sure, against = (
@@ -208,6 +210,15 @@ def read_labels(
         disagreements=disagreements,
         contradicted=tuple(images[len(least_sure) :]),
     )
+
+
+def _at_one(labels: SoftLabels, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The teacher's probabilities at T = 1, of several views on average."""
+    logits = labels.gather_logits(rows).astype(np.float64)
+    shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    shares /= shares.sum(axis=-1, keepdims=True)
+    mean: NDArray[np.float64] = shares.mean(axis=1) if shares.ndim == 3 else shares
+    return mean
 
 
 def _normalised(labels: SoftLabels, rows: NDArray[np.int64]) -> NDArray[np.float32]:

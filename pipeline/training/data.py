@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import abc
 import contextlib
-from collections import deque
 from collections.abc import Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,13 +25,9 @@ if TYPE_CHECKING:
 
 
 def prefetch(
-    batches: Generator[Batch, None, None],
-    prepare: Callable[[Batch], Batch],
-    device: torch.device,
-    *,
-    count: int = 1,
+    batches: Generator[Batch, None, None], prepare: Callable[[Batch], Batch], device: torch.device
 ) -> Generator[Batch, None, None]:
-    """Give the same batches in the same order, `count` of them prepared while one is used.
+    """Give the same batches in the same order, the next one prepared while one is used.
 
     A thread reads and decodes them, checks that their labels are theirs, and gathers these; for
     a GPU it also starts the copies, on a stream of their own beside the step's kernels. What
@@ -46,8 +41,6 @@ def prefetch(
         What else is to be done to a batch, such as `BatchTransform.prefetch`.
     device : torch.device
         Where batches are.
-    count : int
-        0: nothing is prefetched, and there is no thread.
 
     Notes
     -----
@@ -55,7 +48,7 @@ def prefetch(
     """
     prepared = map(prepare, batches)
     stream: torch.cuda.Stream | None = None
-    if count and device.type == "cuda":
+    if device.type == "cuda":
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         # What is resident was written by the stream that is current now.
         stream.wait_stream(torch.cuda.current_stream(device))
@@ -75,18 +68,14 @@ def prefetch(
             tensor.record_stream(current)
 
     with contextlib.closing(batches):
-        if not count:
-            yield from prepared
-            return
         # A thread begins with the first GPU, and would open a context there.
         bind = partial(torch.cuda.set_device, device) if stream else None
         pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch", initializer=bind)
-        waiting: deque[Future[tuple[Batch | None, torch.cuda.Event | None]]] = deque()
         try:
+            coming = pool.submit(prepare_next)
             while True:
-                while len(waiting) <= count:
-                    waiting.append(pool.submit(prepare_next))
-                batch, arrived = waiting.popleft().result()
+                this, coming = coming, pool.submit(prepare_next)
+                batch, arrived = this.result()
                 if batch is None:
                     return
                 if arrived is not None:

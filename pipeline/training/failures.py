@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from ltd_pipe.errors import MachineError, ParamsError
+from ltd_pipe.errors import MachineError, ParamsError, reason_of
 
 if TYPE_CHECKING:
     from ltd_pipe.images.stream import Batch
@@ -108,7 +108,7 @@ def failures_explained(
             ) from error
         if not _is_about_memory(error):
             raise
-        reason = str(error).splitlines()[0]
+        reason = reason_of(error)
     else:
         return
     # Outside the handler: the traceback would keep the tensors that are in the way.
@@ -132,8 +132,8 @@ def measuring_explained(device: torch.device, size: int, accumulated: int) -> It
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not _is_about_memory(error):
             raise
-        reason, remedy = str(error).splitlines()[0], _with_fewer(size, None, accumulated)
-        raise _too_large(device, size, reason, remedy) from error
+        remedy = _with_fewer(size, None, accumulated)
+        raise _too_large(device, size, reason_of(error), remedy) from error
 
 
 def _too_large(device: torch.device, size: int, reason: str, remedy: str) -> MachineError:

@@ -274,7 +274,7 @@ def _temperature(store: SoftLabels, asked: LabelParams) -> float | None:
 @click.argument("path", metavar="STORE", type=options.PATH)
 @click.option(
     "--temperature",
-    metavar="NUMBER|AUTO:P",
+    metavar="NUMBER|auto:P",
     help="Divide the stored logits by it; auto:0.9 solves for that mean top probability; "
     "auto:calibrated is for a store that was labelled so. By default as the store has it.",
 )

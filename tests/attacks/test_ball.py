@@ -125,11 +125,3 @@ def test_starts_belong_to_samples_and_not_to_batches(norm):
     alone = ball.uniform(IMAGES[2:3], index[2:3], KEY)
     torch.testing.assert_close(together[2:3], alone)
     assert not torch.allclose(together, ball.uniform(IMAGES, index, KEY + 1))
-
-
-@pytest.mark.parametrize(("norm", "expected"), [("linf", 0.4), ("l2", 0.5)])
-def test_distances(norm, expected):
-    """Largest pixel, and Euclidean."""
-    centre = torch.zeros(1, 1, 1, 2)
-    point = torch.tensor([0.3, -0.4]).view(1, 1, 1, 2)
-    torch.testing.assert_close(Ball(norm, 1.0).distance(point, centre), torch.tensor([expected]))

@@ -65,7 +65,7 @@ def test_the_twin_is_the_models_evaluation_mode(architecture, shape, folded, lef
     model = trained(build(architecture, 10, shape), shape)
     frozen, images = Frozen(model), images_of(shape)
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    assert frozen.is_twin
+    assert frozen.current() is not model
     remaining, scaled = counts(frozen)
     assert remaining == 0
     assert left in (None, scaled)
@@ -206,7 +206,6 @@ def test_exits_are_held_against_the_models():
 def test_what_cannot_be_folded_is_attacked_as_it_is(network):
     """The model itself is its twin: nothing is guessed."""
     model = classifier(network, (1, 8, 8))
-    assert not Frozen(model).is_twin
     assert Frozen(model).current() is model
 
 

@@ -12,10 +12,8 @@ from refusals import refused
 
 from ltd_pipe.distributed import World
 from ltd_pipe.errors import DataError, ModelError, ParamsError, WriteError
-from ltd_pipe.evaluation.bench import Journal, predict, select_images
+from ltd_pipe.evaluation.bench import Journal, select_images
 from ltd_pipe.images.stream import ImageStream
-from ltd_pipe.models.classifier import Classifier
-from ltd_pipe.models.registry import build
 
 # --- Which test images are attacked: all, or a number of them that the seed alone chooses.
 
@@ -93,19 +91,6 @@ def test_taken_images_are_in_unit_range(stream):
     torch.testing.assert_close(images * 255, test.images[[4, 0]].float())
     assert labels.tolist() == test.labels[[4, 0]].tolist()
     assert index.tolist() == test.index[[4, 0]].tolist()
-
-
-def test_predictions_are_the_models_in_the_order_asked_for(stream, test_beton):
-    """Rows are distributions; sample i's row is the model's answer to image i."""
-    names, shape = test_beton.manifest.class_names, test_beton.manifest.shape
-    network = build("small-cnn-w8", 10, shape)
-    model = Classifier(network, architecture="small-cnn-w8", class_names=names, shape=shape).eval()
-    samples = np.array([5, 59, 0, 17])
-    probabilities, labels = predict(model, stream, samples, batch_size=3)
-    assert labels.tolist() == test_beton.labels[samples].tolist()
-    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
-    whole, _ = predict(model, stream, np.arange(60), batch_size=60)
-    np.testing.assert_allclose(probabilities, whole[samples], atol=1e-5)
 
 
 # --- The journal: whole records come back, torn ones are computed again.

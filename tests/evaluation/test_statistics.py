@@ -11,7 +11,6 @@ from scipy.stats import binomtest
 
 from ltd_pipe.errors import ModelError
 from ltd_pipe.evaluation.statistics import (
-    expected_calibration_error,
     mcnemar_p,
     mean_gap,
     pair,
@@ -38,9 +37,9 @@ def test_wilson_interval_of_nothing_says_nothing():
 
 def test_calibration_error_by_hand():
     """Two bins: confidence 0.9 with accuracy 1/2, and 0.6 with accuracy 1: 0.5·0.4 + 0.5·0.4."""
-    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]], dtype=np.float32)
-    labels = np.array([0, 1, 0, 0])
-    assert expected_calibration_error(probabilities, labels) == pytest.approx(0.4)
+    confidence = np.array([0.9, 0.9, 0.6, 0.6], dtype=np.float32)
+    correct = np.array([True, False, True, True])
+    assert mean_gap(reliability(confidence, correct)) == pytest.approx(0.4)
 
 
 def test_calibration_needs_confidence_and_correctness_alone():
@@ -70,7 +69,7 @@ def test_a_bin_holds_its_upper_edge(confidence, number):
 
 def test_a_calibrated_model_has_no_error():
     """Confidence 1 and always right."""
-    assert expected_calibration_error(np.eye(3, dtype=np.float32), np.arange(3)) == 0.0
+    assert mean_gap(reliability(np.ones(3, dtype=np.float32), np.ones(3, dtype=bool))) == 0.0
 
 
 @pytest.mark.parametrize("n", [1, 40, 48, 60, 617, 10_000])

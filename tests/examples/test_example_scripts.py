@@ -26,12 +26,14 @@ BIN = Path(sys.executable).parent
 EPOCHS = 6
 
 
-def run(script, *words, program=sys.executable, path=BIN):
+def run(script, *words, program=sys.executable, path=BIN, cwd=None):
     """One example as its docstring says, in a process of its own, without a GPU."""
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT / "src")}
     environment["PATH"] = f"{path}:{BIN}:{os.environ['PATH']}"
     command = [program, ROOT / "examples" / script, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment, cwd=cwd
+    )
 
 
 def write_labels(folder, target):
@@ -81,6 +83,15 @@ def federated(tmp_path_factory, launch):
     done = run("federated.sh", folder / "made", EPOCHS, program="bash", path=folder)
     assert done.returncode == 0, done.stderr
     return folder / "made", done
+
+
+def test_a_folder_that_is_there_is_left_alone(tmp_path):
+    """So is the one that the script was started in."""
+    (tmp_path / "made").mkdir()
+    done = run("federated.sh", "made", EPOCHS, program="bash", path=tmp_path, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "made" in done.stderr
+    assert [*tmp_path.rglob("*")] == [tmp_path / "made"]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 from refusals import refused
 
 from ltd_pipe.errors import ParamsError
@@ -76,11 +77,33 @@ def test_classes_without_a_similar_one_are_refused():
 
 
 def prepared(folder, **changes):
-    params = PrepareParams(dataset="digits", channels=1, **changes)
+    params = PrepareParams(**{"dataset": "digits", "channels": 1} | changes)
     folder.mkdir()
     paths = {split: folder / f"{split}.beton" for split in ("train", "test")}
     write_betons({split: open_source(params, split) for split in paths}, paths, params)
     return paths, {split: open_beton(path) for split, path in paths.items()}
+
+
+@pytest.mark.parametrize(
+    ("share", "names", "what"),
+    [
+        (1e-9, ("a", "b"), "makes none of 4 labels wrong"),
+        (0.9, ("a", "b", "c", "d"), "leaves no training image of class"),
+    ],
+)
+def test_shares_that_are_no_such_thing_are_refused(tmp_path, share, names, what):
+    """A class that nobody would learn, or a name that says of right labels that they are wrong."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for number in range(4):
+            folder = tmp_path / "photos" / split / names[number % len(names)]
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(256, size=(8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    path = str(tmp_path / "photos")
+    with refused(ParamsError, where="prepare.wrong_labels", what=what):
+        prepared(tmp_path / "out", dataset="folder", path=path, wrong_labels=share)
+    assert not [*(tmp_path / "out").iterdir()]
 
 
 def test_betons_say_that_labels_are_wrong_and_test_images_are_left_alone(tmp_path):
@@ -91,6 +114,8 @@ def test_betons_say_that_labels_are_wrong_and_test_images_are_left_alone(tmp_pat
     assert abs(unlike - 0.2) < 0.04
     manifest = found["train"].manifest
     assert manifest.dataset == "digits with 20 % wrong labels (uniform, seed 0)"
+    assert manifest.wrong_labels == unlike
+    assert found["test"].manifest.wrong_labels is right["train"].manifest.wrong_labels is None
     assert manifest.fingerprint != right["train"].manifest.fingerprint
     np.testing.assert_array_equal(found["train"].sample_hash, right["train"].sample_hash)
     assert paths["test"].read_bytes() == default["test"].read_bytes()

@@ -10,7 +10,7 @@ from refusals import refused
 from ltd_pipe.errors import JoinError, ParamsError, StoreError, WriteError
 from ltd_pipe.labels import SoftLabels
 from ltd_pipe.labels.derive import rows_of_classes, rows_of_images, rows_of_range, subset
-from ltd_pipe.labels.format import DerivationFacts, LabellingFacts
+from ltd_pipe.labels.format import CalibrationFacts, DerivationFacts, LabellingFacts
 from ltd_pipe.labels.verify import verify_store
 
 
@@ -161,6 +161,17 @@ def test_what_was_left_out_of_all_is_not_said_of_some(making, tmp_path, rows, vi
     path = making(num_samples=4, views=views).write(tmp_path / "sparse.zarr", top_k=2)
     found = subset(SoftLabels.open(path), np.array(rows), view=view).attributes.top_k
     assert (found.total_variation is not None) == known
+
+
+def test_a_temperature_that_was_found_for_all_views_is_not_said_of_one(making, tmp_path):
+    """It made the truth likeliest under their mean."""
+    answers = making(views=2)
+    known = CalibrationFacts(interval=(1.5, 2.5), nll=0.125, samples=48)
+    facts = answers.attributes.model_copy(update={"calibration": known})
+    source = SoftLabels.open(replace(answers, attributes=facts).write(tmp_path / "views.zarr"))
+    assert cut(source, tmp_path / "rows.zarr", range(5)).attributes.calibration == known
+    one = cut(source, tmp_path / "one.zarr", range(5), view=0)
+    assert one.attributes.calibration is None
 
 
 def test_views_keep_their_places(making, tmp_path):

@@ -147,7 +147,7 @@ REFUSED = [
     (
         "train.label_smoothing",
         "0.1",
-        {"where": "option: train", "what": "label_smoothing"},
+        {"where": "option: train.label_smoothing", "what": "unknown key"},
     ),
     (
         "train.milestones",
@@ -251,14 +251,6 @@ def test_parameters_cannot_be_changed_afterwards():
         minimal().train.eps = 0.5
 
 
-def test_as_many_pictures_are_kept_as_an_older_file_shows():
-    """Their number was report.examples alone; evaluate's own goes first."""
-    assert minimal().evaluate.examples == 8
-    assert minimal(**{"report.examples": "3"}).evaluate.examples == 3
-    both = {"report.examples": "3", "evaluate.examples": "5"}
-    assert minimal(**both).evaluate.examples == 5
-
-
 @pytest.mark.parametrize("key", ["train.objective", "train.beta", "report.title", "seed"])
 def test_an_override_sets_a_key_whether_or_not_it_is_in_the_file(key):
     """Also where its whole section is not."""
@@ -324,6 +316,7 @@ def test_a_file_that_is_not_there_is_named():
 ONE_CLASS = {
     "mart": {"train.objective": "mart"},
     "margin": {"train.attack_loss": "margin"},
+    "likeliest": {"train.attack_label": "likeliest"},
     "adr": {"train.label_kind": "adr", "train.ema_decay": "0.9"},
     "rectified": {
         "train.label_kind": "live",

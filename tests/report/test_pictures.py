@@ -17,6 +17,7 @@ from run_folders import digits, distances
 from ltd_pipe.errors import LtdPipeError, ResultError, StoreError
 from ltd_pipe.images.beton import write_beton
 from ltd_pipe.images.sources import ArraySource
+from ltd_pipe.labels import SoftLabels, derive
 from ltd_pipe.labels.softmax import soften
 from ltd_pipe.params import PrepareParams
 from ltd_pipe.report.page import render_page
@@ -248,6 +249,16 @@ def test_contradictions_are_ranked_by_what_the_truth_falls_short(tmp_path):
     assert (found.disagreements, found.known) == (3, 4)
     assert found.disagreements / found.known == found.summary.disagreement
     assert [i.index for i in read_labels(store, None, 0, 1).contradicted] == [2]
+
+
+def test_contradictions_of_a_low_temperature_are_ranked_all_the_same(tmp_path):
+    """All labels are 1 less 0 in float16: the logits tell which teacher was surest."""
+    logits = np.array([[2, 0, 0], [9, 0, 0], [4, 0, 0], [9, 8, 0]], np.float32)
+    store = mislabelled(tmp_path, [1, 1, 1, 1], logits)
+    derive.retemper(SoftLabels.open(store), 0.01).write(tmp_path / "cold.zarr")
+    found = read_labels(tmp_path / "cold.zarr", None, 0, 4)
+    assert [float(image.soft.max()) for image in found.contradicted] == [1.0] * 4
+    assert [image.index for image in found.contradicted] == [1, 2, 0, 3]
 
 
 def test_contradictions_are_counted_as_in_the_summary(whole_runs, soft):

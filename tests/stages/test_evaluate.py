@@ -423,6 +423,23 @@ def test_training_images_make_no_evaluation(ltd_pipe, project):
     assert json.loads(outcome.out)["headline"] == f"The student's robust accuracy {why}"
 
 
+def test_labels_that_prepare_made_wrong_are_told(ltd_pipe, project):
+    """Of any model, ours or not: right answers count as wrong ones."""
+    prepared = ltd_pipe("prepare", "--wrong-labels", "0.3", "--out", "wrong")
+    assert prepared.code == 0, prepared.err
+    share = json.loads(Path("wrong/train.beton.json").read_text())["wrong_labels"]
+    evaluate(ltd_pipe, "--data", "wrong/train.beton")
+    told = f"{share:.1%} of the labels in wrong/train.beton were made wrong by 'ltd-pipe prepare'"
+    (warning,) = (w for w in warnings_of("data/metrics.json") if "made wrong" in w)
+    assert warning == f"{told}: accuracies are of these labels, not of the truth"
+    evaluate(ltd_pipe, "--data", "wrong/test.beton")
+    assert not any("made wrong" in w for w in warnings_of("data/metrics.json"))
+
+
+def warnings_of(metrics):
+    return json.loads(Path(metrics).read_text())["warnings"]
+
+
 @pytest.mark.parametrize("command", ["card", "report"])
 def test_an_older_evaluation_on_training_images_is_noticed(ltd_pipe, project, command):
     """By the fingerprints of both, which the card printed as those of test and training images."""

@@ -16,6 +16,9 @@ from made_answers import write_store
 from PIL import Image
 from refusals import refused
 
+from ltd_pipe.evaluation.statistics import mean_gap, reliability
+from ltd_pipe.images.beton import open_beton
+from ltd_pipe.images.stream import ImageStream
 from ltd_pipe.labels import SoftLabels
 from ltd_pipe.models.checkpoint import load_classifier
 from ltd_pipe.models.facts import read_facts
@@ -47,8 +50,16 @@ def test_teacher_facts_tell_how_it_was_made(project):
     """Accuracy, calibration, data and parameters are in the checkpoint itself."""
     facts = read_facts(Path(TEACHER))
     assert facts["kind"] == "teacher"
-    assert 0 <= facts["clean_accuracy"] <= 1
-    assert 0 <= facts["expected_calibration_error"] <= 1
+    test = open_beton(Path("data/test.beton"))
+    whole = np.arange(test.manifest.num_samples)
+    images = next(ImageStream(test, torch.device("cpu")).batches(whole, len(whole)))
+    with torch.no_grad():
+        answers = load_classifier(Path(TEACHER)).eval()(images.images / 255).softmax(dim=1)
+    confidence, predicted = answers.max(dim=1)
+    right = predicted == images.labels
+    assert facts["clean_accuracy"] == pytest.approx(right.double().mean())
+    gap = mean_gap(reliability(confidence.numpy(), right.numpy()))
+    assert facts["expected_calibration_error"] == pytest.approx(gap, abs=1e-5)
     assert facts["params"]["epochs"] == 2
     assert facts["data"]["dataset"] == "digits"
     assert facts["validation_fraction"] == 0.2
@@ -416,6 +427,9 @@ IDLE = [
     "train --objective adaad --teacher t.pt --soft-weight 0.5: --soft-weight: labels in the loss",
     "train --label-kind onehot --labels nowhere.zarr: --labels: label_kind ltd",
     "train --objective adaad --teacher t.pt --labels a.zarr: --labels: label_kind ltd, and for",
+    "train --label-kind onehot --attack-label target: --attack-label: labels other than the given",
+    "train --rectify --attack-label likeliest: --attack-label: label_kind ltd or live, soft_weight",
+    "train --soft-weight 0.5 --attack-label likeliest: --attack-label: label_kind ltd",
     "train --milestones [0.3]: --milestones: schedule step",
     "teacher --mixup-alpha 1: --mixup-alpha: mixup_probability above 0",
     "prepare --dataset digits --path photos: --path: another dataset than digits",

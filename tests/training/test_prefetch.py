@@ -12,7 +12,6 @@ from ltd_pipe.training.data import prefetch
 
 CPU = torch.device("cpu")
 ORDER = np.random.default_rng(0).permutation(240)
-COUNTS = pytest.mark.parametrize("count", [0, 1, 2])
 
 
 def marked(batch):
@@ -40,13 +39,12 @@ def background():
     return [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
-@COUNTS
 @pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
-def test_the_same_batches_in_the_same_order(train_beton, resident, count):
+def test_the_same_batches_in_the_same_order(train_beton, resident):
     """Fetched, and equal to those of the stream alone; also when some are left out."""
     stream = ImageStream(train_beton, CPU, resident=resident)
     plain = list(stream.batches(ORDER, 50, start=1))
-    found = list(prefetch(stream.batches(ORDER, 50, start=1), marked, CPU, count=count))
+    found = list(prefetch(stream.batches(ORDER, 50, start=1), marked, CPU))
     assert [len(batch.rows) for batch in found] == [50, 50, 50, 40]
     for one, two in zip(plain, found, strict=True):
         assert torch.equal(one.images, two.images)
@@ -55,14 +53,13 @@ def test_the_same_batches_in_the_same_order(train_beton, resident, count):
     assert not background()
 
 
-@COUNTS
-def test_no_more_than_so_many_are_prefetched(count):
-    """Memory is bounded: however long a step takes, `count` batches wait for it."""
+def test_no_more_than_one_is_prefetched():
+    """Memory is bounded: however long a step takes, one batch waits for it."""
     source = Source()
-    for number in prefetch(source.batches(), lambda x: x, CPU, count=count):
+    for number in prefetch(source.batches(), lambda x: x, CPU):
         deadline = threading.Event()
         deadline.wait(0.02)
-        assert source.read <= number + 1 + count
+        assert source.read <= number + 2
     assert source.read == 10
 
 
@@ -81,9 +78,8 @@ def test_the_next_batch_is_prepared_while_a_step_runs():
     steps.close()
 
 
-@COUNTS
 @pytest.mark.parametrize("where", ["reading", "fetching"])
-def test_an_error_comes_when_its_batch_would(where, count):
+def test_an_error_comes_when_its_batch_would(where):
     """After those before it, as it was raised; nothing is left running."""
 
     def fetch(number):
@@ -93,7 +89,7 @@ def test_an_error_comes_when_its_batch_would(where, count):
 
     source, seen = Source(broken=3 if where == "reading" else None), []
     with pytest.raises(ValueError, match="broken"):
-        seen.extend(prefetch(source.batches(), fetch, CPU, count=count))
+        seen.extend(prefetch(source.batches(), fetch, CPU))
     assert source.closed
     assert not background()
 
@@ -102,20 +98,19 @@ def test_what_was_prepared_before_an_error_is_given():
     """Each batch in its turn."""
     seen = []
     with pytest.raises(ValueError, match="broken"):
-        for number in prefetch(Source(broken=3).batches(), lambda x: x, CPU, count=2):
+        for number in prefetch(Source(broken=3).batches(), lambda x: x, CPU):
             seen.append(number)  # noqa: PERF402  extend would lose them
     assert seen == [0, 1, 2]
 
 
-@COUNTS
-def test_a_run_that_stops_leaves_nothing_running(count):
+def test_a_run_that_stops_leaves_nothing_running():
     """Closed early: the thread has ended, the source is closed, and was not read to its end."""
     source = Source(end=1000)
-    steps = prefetch(source.batches(), lambda x: x, CPU, count=count)
+    steps = prefetch(source.batches(), lambda x: x, CPU)
     assert [next(steps), next(steps)] == [0, 1]
     steps.close()
     assert source.closed
-    assert source.read <= 3 + count
+    assert source.read <= 4
     assert not background()
 
 
@@ -134,14 +129,13 @@ def test_ffcvs_thread_ends_too(train_beton):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
-@pytest.mark.parametrize("count", [1, 2])
-def test_copies_have_arrived_when_they_are_used(train_beton, resident, count):
+def test_copies_have_arrived_when_they_are_used(train_beton, resident):
     """While the device is busy with steps, and memory is used again: each batch is its own."""
     gpu = torch.device("cuda")
     plain = list(ImageStream(train_beton, CPU, resident=True).batches(np.tile(ORDER, 20), 48))
     stream = ImageStream(train_beton, gpu, resident=resident)
     work, sums = torch.rand(2048, 2048, device=gpu), []
-    for batch in prefetch(stream.batches(np.tile(ORDER, 20), 48), marked, gpu, count=count):
+    for batch in prefetch(stream.batches(np.tile(ORDER, 20), 48), marked, gpu):
         work = work @ work / 2048  # many milliseconds that the host does not wait for
         sums.append((batch.images.sum(), batch.labels.sum(), batch.prefetched[1][0].sum()))
         del batch
