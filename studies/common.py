@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import click
 import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -28,12 +29,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Difference",
     "Line",
+    "alike",
     "append_row",
     "difference",
     "draw",
     "ltd_pipe",
     "matching_smoothing",
     "read_rows",
+    "read_runs",
     "settings",
     "smoothed_entropy",
     "spread",
@@ -74,7 +77,24 @@ def matching_smoothing(entropy: float, num_classes: int) -> float:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The runs so far; none where there is no file."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            said = f"{path}: line {number} is no whole run. Remove it, and the run is made again."
+            raise click.ClickException(said) from error
+    return rows
+
+
+def alike(rows: Iterable[Mapping[str, Any]], *names: str) -> dict[str, Any]:
+    """What all rows have under these names; refused where they are not runs of one study."""
+    found = [{name: row[name] for name in names} for row in rows]
+    if not found:
+        raise click.ClickException("There is no run that could be shown.")
+    if other := next((each for each in found if each != found[0]), None):
+        raise click.ClickException(f"Runs of two kinds are no table: {found[0]} and {other}.")
+    return found[0]
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
@@ -97,6 +117,12 @@ def write_runs(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         runs.append(json.dumps(kept | {"machine": machines.index(machine)}))
     text = ",\n  ".join(runs)
     path.write_text(f'{{"machines": {json.dumps(machines)},\n "runs": [\n  {text}\n]}}\n')
+
+
+def read_runs(path: Path) -> list[dict[str, Any]]:
+    """The rows of which `write_runs` made the file."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return [run | content["machines"][run.pop("machine")] for run in content["runs"]]
 
 
 # --- Differences between arms.

@@ -1,7 +1,7 @@
 """What ideal labels are worth: adversarial training on images of which people's labels are known.
 
     python ideal.py --images FOLDER --people test.npz --folder WORK         trains what is missing
-    python ideal.py --quick --folder WORK     the digits and made-up people: does it run?
+    python ideal.py --quick --folder WORK     in WORK/quick, of the digits and made-up people
     python ideal.py --table                   of the rows that are there
 
 FOLDER is that of temperature.py. The splits change places: students train on the test images, and
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from common import (
     Line,
+    alike,
     append_row,
     difference,
     draw,
@@ -241,7 +242,8 @@ def page(rows: list[dict[str, Any]]) -> str:
         cells.append(str(difference(ours, theirs)) if arm != "one-hot" and ours else "")
         cells += [spread([row[key] for row in found]) for key in ("train_clean", "train_cw")]
         lines.append([arm, *softness, *cells, str(len(found))])
-    return "\n".join([_LEGEND.format(**rows[0]), table(_HEAD, lines)])
+    same = alike(rows, "architecture", "epochs", "images", "tested", "tested_apgd")
+    return "\n".join([_LEGEND.format(**same), table(_HEAD, lines)])
 
 
 _SOFTNESS = ("mean_top_probability", "mean_entropy")
@@ -287,12 +289,12 @@ def figure(rows: list[dict[str, Any]]) -> str:
 @click.option("--folder", type=click.Path(path_type=Path), help="Where stores are kept.")
 @click.option("--arm", "arms", multiple=True, type=click.Choice(list(ARMS)), help="Only these.")
 @click.option("--seed", "seeds", multiple=True, type=int, default=range(5), show_default=True)
-@click.option("--set", "changes", multiple=True, help="train.NAME=VALUE of params.yaml.")
+@click.option("--set", "changes", multiple=True, help="train.NAME=VALUE; needs --out.")
 @click.option("--test-images", default=2000, show_default=True)
 @click.option("--apgd-images", default=1000, show_default=True)
 @click.option("--quick", is_flag=True, help="The digits, a tiny network, made-up people.")
 @click.option("--table", "only_table", is_flag=True, help="Train nothing.")
-@click.option("--out", type=click.Path(path_type=Path), default=HERE, help="Of rows and table.")
+@click.option("--out", type=click.Path(path_type=Path), help="Of rows and table; default: here.")
 def main(
     images: Path | None,
     people: Path | None,
@@ -304,9 +306,15 @@ def main(
     apgd_images: int,
     quick: bool,
     only_table: bool,
-    out: Path,
+    out: Path | None,
 ) -> None:
     """Train students on labels of all kinds; see the file's first lines."""
+    if changes and out is None:
+        raise click.UsageError("--set makes other runs than those here: give them --out")
+    if quick and folder:
+        folder /= "quick"
+        out = out or folder
+    out = out or HERE
     results = out / "ideal.jsonl"
     if not only_table:
         if folder is None or ((images is None or people is None) and not quick):

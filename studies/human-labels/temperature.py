@@ -1,7 +1,7 @@
 """Which temperature makes a teacher answer as people do, and whether it finds wrong labels.
 
     python temperature.py --images FOLDER --people test.npz --folder WORK     trains what is missing
-    python temperature.py --quick --folder WORK       the digits and made-up people: does it run?
+    python temperature.py --quick --folder WORK     in WORK/quick, of the digits and made-up people
     python temperature.py --table                     of the rows that are there
 
 FOLDER has CIFAR-10 as train/CLASS/NNNN.jpg and test/CLASS/NNNN.jpg. A teacher is trained and asked
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import label_errors
 import numpy as np
-from common import append_row, ltd_pipe, read_rows, settings, svg, table
+from common import alike, append_row, ltd_pipe, read_rows, settings, svg, table
 from people import Answers
 from scipy.optimize import brentq
 from scipy.special import log_softmax, rel_entr, softmax
@@ -321,10 +321,11 @@ counts as right (a lower bound) / wrong among those reviewed / wrong by people's
 
 def page(rows: list[dict[str, Any]]) -> str:
     """Both tables with what they mean."""
-    groups = ", ".join(f"{name} for {rows[0]['groups'][name]:,}" for name in _GROUPS)
+    same = alike(rows, "images", "groups")
+    groups = ", ".join(f"{name} for {same['groups'][name]:,}" for name in _GROUPS)
     return "\n".join(
         [
-            _LEGEND.format(images=rows[0]["images"], groups=groups),
+            _LEGEND.format(images=same["images"], groups=groups),
             temperature_table(rows),
             _ERRORS_LEGEND.format(**rows[0]["suspected"]),
             error_table(rows),
@@ -343,7 +344,7 @@ def page(rows: list[dict[str, Any]]) -> str:
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--quick", is_flag=True, help="The digits, a tiny network, made-up people.")
 @click.option("--table", "only_table", is_flag=True, help="Train nothing.")
-@click.option("--out", type=click.Path(path_type=Path), default=HERE, help="Of rows and tables.")
+@click.option("--out", type=click.Path(path_type=Path), help="Of rows and tables; default: here.")
 def main(
     images: Path | None,
     people: Path | None,
@@ -352,9 +353,13 @@ def main(
     seeds: int,
     quick: bool,
     only_table: bool,
-    out: Path,
+    out: Path | None,
 ) -> None:
     """Find the temperature; see the file's first lines."""
+    if quick and folder:
+        folder /= "quick"
+        out = out or folder
+    out = out or HERE
     results = out / "temperature.jsonl"
     if not only_table:
         if folder is None or ((images is None or people is None) and not quick):

@@ -1,11 +1,12 @@
 """Students on training labels of which some are wrong, on labels of several kinds.
 
     python study.py digits --seeds 5             rows go to digits/rows.jsonl
-    python study.py digits --quick --rows FILE   seconds: does it run?
+    python study.py digits --quick --rows FILE   half a minute: does it run?
 
 A run is a student: prepared images, a teacher on the same wrong labels, its store, training and
 evaluation, by ltd-pipe's own commands. Runs that are there are not made again; one that was killed
-goes on. The most telling come first: seed by seed, then by CELLS, then by ARMS.
+goes on, unless parameters were changed. The most telling come first: seed by seed, then by CELLS,
+then by ARMS.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ import numpy as np
 import torch
 from common import append_row, ltd_pipe, matching_smoothing, read_rows, settings
 
-from ltd_pipe.errors import ParamsError
+from ltd_pipe.errors import LtdPipeError, ParamsError
 from ltd_pipe.images.beton import open_beton
 from ltd_pipe.labels.reader import SoftLabels
 from ltd_pipe.models.facts import read_facts
+from ltd_pipe.provenance import digest
+from ltd_pipe.publish import exclusive
 
 HERE = Path(__file__).resolve().parent
 CALIBRATED = "auto:calibrated"
@@ -103,11 +106,15 @@ class Job:
         left = [arm for arm in self.arms if (arm, *self.cell, self.seed) not in done]
         if not left:
             return
-        folder = self.work / f"{self.cell.to}-{self.cell.share:g}-{self.seed}"
+        params = (HERE / self.data / "params.yaml").read_text(encoding="utf-8")
+        made_by = digest([params, self.changes])[:8]
+        folder = self.work / f"{self.cell.to}-{self.cell.share:g}-{self.seed}-{made_by}"
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "log.txt").open("a") as log, contextlib.ExitStack() as quiet:
-            quiet.enter_context(contextlib.redirect_stdout(log))
-            quiet.enter_context(contextlib.redirect_stderr(log))
+        with contextlib.ExitStack() as during:
+            during.enter_context(exclusive(folder, "--work"))
+            log = during.enter_context((folder / "log.txt").open("a"))
+            during.enter_context(contextlib.redirect_stdout(log))
+            during.enter_context(contextlib.redirect_stderr(log))
             for arm in left:
                 begin = time.monotonic()
                 try:
@@ -119,7 +126,7 @@ class Job:
                     row = {"arm": arm, **self.cell._asdict(), "seed": self.seed}
                     row["refused"] = error.found
                 append_row(self.rows, row | {"seconds": round(time.monotonic() - begin, 1)})
-        shutil.rmtree(folder)
+            shutil.rmtree(folder)
 
     def _row(self, folder: Path, name: str) -> dict[str, Any]:
         arm, data, teacher = ARMS[name], folder / "data", folder / "teacher/model.safetensors"
@@ -215,8 +222,8 @@ def run(job: Job) -> str:
 @click.option("--arm", "arms", multiple=True, type=click.Choice(list(ARMS)), help="Only these.")
 @click.option("--workers", default=1, show_default=True, help="Processes of one thread each.")
 @click.option("--rows", type=click.Path(path_type=Path), help="Default: DATA/rows.jsonl.")
-@click.option("--work", type=click.Path(path_type=Path), help="Default: DATA/work.")
-@click.option("--quick", is_flag=True, help="One seed, one cell, two epochs of tiny networks.")
+@click.option("--work", type=click.Path(path_type=Path), help="Default: DATA/work, FILE.work.")
+@click.option("--quick", is_flag=True, help="One seed and cell of tiny networks; needs --rows.")
 def main(
     data: str,
     seeds: int,
@@ -228,12 +235,14 @@ def main(
     quick: bool,
 ) -> None:
     """Make the runs that are not there yet; see the file's first lines."""
+    results = HERE / data / "rows.jsonl"
     if quick:
         seeds = cells = 1
-    rows, work = (
-        (given or HERE / data / name).resolve()
-        for given, name in ((rows, "rows.jsonl"), (work, "work"))
-    )
+        if rows is None or rows.resolve() == results:
+            raise click.UsageError("--quick makes no results: give it --rows of its own")
+    if rows is None:
+        rows, work = results, work or results.with_name("work")
+    rows, work = rows.resolve(), (work or rows.with_suffix(".work")).resolve()
     rows.parent.mkdir(parents=True, exist_ok=True)
     jobs = [
         Job(data, cell, seed, arms or tuple(ARMS), rows, work, QUICK if quick else {})
@@ -247,8 +256,11 @@ def main(
         else:
             spawn = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
             ended = pool.enter_context(spawn).map(run, jobs)
-        for what in ended:
-            click.echo(what, err=True)
+        try:
+            for what in ended:
+                click.echo(what, err=True)
+        except LtdPipeError as error:
+            raise click.ClickException(str(error)) from error
 
 
 if __name__ == "__main__":

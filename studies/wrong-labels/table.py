@@ -1,16 +1,29 @@
 """table.md, figure.svg and runs.json of the runs that are there so far.
 
 python table.py digits
+python table.py digits --restore    makes rows.jsonl of runs.json, to go on elsewhere
 """
 
 from __future__ import annotations
 
-import sys
+import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
-from common import Line, difference, draw, read_rows, spread, table, write_runs
+from common import (
+    Line,
+    alike,
+    difference,
+    draw,
+    read_rows,
+    read_runs,
+    spread,
+    table,
+    write_runs,
+)
 from scipy import stats
 from study import ARMS, CELLS, Cell, key_of
 
@@ -60,7 +73,8 @@ class Runs:
 
 def page(rows: list[dict[str, Any]]) -> str:
     """The table of each cell that has runs."""
-    runs, parts = Runs(rows), [_LEGEND.format(n=_tested(rows))]
+    tested = alike((row["best"] for row in rows if "best" in row), "n")
+    runs, parts = Runs(rows), [_LEGEND.format(**tested)]
     for cell in sorted(CELLS, key=lambda cell: (not cell.share, cell.to != "uniform", cell)):
         found = {arm: runs.of(arm, cell) for arm in ARMS}
         every = [run for of_arm in found.values() for run in of_arm.values()]
@@ -106,12 +120,6 @@ def _standing(runs: Runs) -> str:
     )
 
 
-def _tested(rows: list[dict[str, Any]]) -> int:
-    """How many test images; the same of all runs."""
-    (count,) = {row["best"]["n"] for row in rows if "best" in row}
-    return int(count)
-
-
 def _line(runs: Runs, arm: str, cell: Cell) -> list[str]:
     found = [*runs.of(arm, cell).values()]
     clean, pgd, robust, ece = (
@@ -137,7 +145,7 @@ def _top(run: dict[str, Any]) -> float:
 
 
 def figure(rows: list[dict[str, Any]]) -> str:
-    """Each arm less one-hot, for all cells that have both."""
+    """Each arm less one-hot, for all cells that have both; empty where none has."""
     runs = Runs(rows)
     lines = [
         Line(
@@ -149,16 +157,31 @@ def figure(rows: list[dict[str, Any]]) -> str:
         for arm in ARMS
         if runs.apart(arm, cell, "clean")
     ]
-    return draw(lines, "wrong-labels")
+    return draw(lines, "wrong-labels") if lines else ""
 
 
-def main(folder: Path) -> None:
-    """Read the rows and write the three files."""
-    rows = sorted(read_rows(folder / "rows.jsonl"), key=lambda row: (row["seed"], key_of(row)))
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True))
+@click.option("--restore", is_flag=True, help="Make rows.jsonl of runs.json, where there is none.")
+def main(folder: Path, restore: bool) -> None:
+    """Read FOLDER/rows.jsonl, and write the three files."""
+    path = folder / "rows.jsonl"
+    if restore:
+        if path.exists():
+            raise click.UsageError(f"{path} is there")
+        rows = read_runs(folder / "runs.json")
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    rows = sorted(read_rows(path), key=lambda row: (row["seed"], key_of(row)))
+    for one, other in pairwise(map(key_of, rows)):
+        if one == other:
+            raise click.ClickException(f"{path}: a run is there twice, {one}. Remove one of them.")
+    # Both before a file is written, since either may be refused.
+    shown, drawn = page(rows), figure(rows)
     write_runs(folder / "runs.json", rows)
-    (folder / "table.md").write_text(page(rows))
-    (folder / "figure.svg").write_text(figure(rows))
+    (folder / "table.md").write_text(shown)
+    if drawn:
+        (folder / "figure.svg").write_text(drawn)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

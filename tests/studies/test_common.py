@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from common import append_row, difference, read_rows, spread, write_runs
+from common import append_row, difference, read_rows, read_runs, spread, write_runs
 from scipy import stats
 
 from ltd_pipe.provenance import software
@@ -38,6 +38,7 @@ def test_runs_are_lines_and_one_file_in_the_end(tmp_path):
     assert [row["seed"] for row in found] == [0, 1]
     assert found[0]["software"] == software()
     write_runs(tmp_path / "runs.json", found)
+    assert read_runs(tmp_path / "runs.json") == found
     content = json.loads((tmp_path / "runs.json").read_text())
     assert content["runs"] == [{"seed": seed, "clean": 0.5, "machine": 0} for seed in (0, 1)]
     assert [machine["software"] for machine in content["machines"]] == [software()]

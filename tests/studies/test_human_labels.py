@@ -1,5 +1,6 @@
 """The study of people's labels: answers meet their images, and each program runs and goes on."""
 
+import json
 import os
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def test_suspect_labels_are_counted_by_hand():
 @pytest.mark.slow
 def test_the_temperature_of_a_teacher_is_measured_once(tmp_path):
     """A row for each teacher, and tables of all; those that are there are not trained again."""
-    where = ["--folder", str(tmp_path / "work"), "--out", str(tmp_path)]
+    where, tmp_path = ["--folder", str(tmp_path)], tmp_path / "quick"
     asked = ["--quick", "--seeds", "1", "--epochs", "3", *where]
     first = CliRunner().invoke(temperature.main, asked, catch_exceptions=False)
     assert first.exit_code == 0
@@ -145,7 +146,7 @@ def test_smoothed_labels_have_the_entropy_that_was_asked_for():
 def test_students_learn_from_each_kind_of_label_once(tmp_path):
     """Each arm's targets are those that it names; a run that is there is not made again."""
     arms = ("one-hot", "people", "smoothed", "half people", "people's majority", "network, T = 3")
-    where = ["--folder", str(tmp_path / "work"), "--out", str(tmp_path), "--seed", "0"]
+    where, tmp_path = ["--folder", str(tmp_path), "--seed", "0"], tmp_path / "quick"
     asked = ["--quick", *where, *(word for arm in arms for word in ("--arm", arm))]
     first = CliRunner().invoke(ideal.main, asked, catch_exceptions=False)
     assert first.exit_code == 0
@@ -156,8 +157,8 @@ def test_students_learn_from_each_kind_of_label_once(tmp_path):
     # Of those that are trained on, not of all, that the smoothing was matched to.
     assert entropies["smoothed"] == pytest.approx(entropies["people"], rel=0.1)
     assert 0 < entropies["half people"] < entropies["people"] < entropies["network, T = 3"]
-    stores = {name: SoftLabels.open(tmp_path / "work" / f"{name}.zarr") for name in STORES}
-    train = open_beton(tmp_path / "work" / "swapped" / "train.beton")
+    stores = {name: SoftLabels.open(tmp_path / f"{name}.zarr") for name in STORES}
+    train = open_beton(tmp_path / "swapped" / "train.beton")
     answers = Answers.made_up(train)
     every = np.arange(len(train.labels))
     assert np.allclose(stores["people"].gather(every), answers.people, atol=1e-3)
@@ -169,6 +170,21 @@ def test_students_learn_from_each_kind_of_label_once(tmp_path):
     again = CliRunner().invoke(ideal.main, asked, catch_exceptions=False)
     assert first.stdout.endswith(again.stdout)
     assert not again.stderr
+
+
+def test_runs_of_other_settings_are_none_of_the_study(tmp_path):
+    """They need a file of their own, and of both kinds together there is no table."""
+    words = ["--folder", str(tmp_path), "--quick", "--set", "train.epochs=3"]
+    refused = CliRunner().invoke(ideal.main, words)
+    assert refused.exit_code == 2
+    assert "give them --out" in refused.stderr
+    committed = (ideal.HERE / "ideal.jsonl").read_text().splitlines()
+    other = json.loads(committed[0]) | {"epochs": 2}
+    (tmp_path / "ideal.jsonl").write_text("\n".join([*committed, json.dumps(other)]) + "\n")
+    refused = CliRunner().invoke(ideal.main, ["--table", "--out", str(tmp_path)])
+    assert refused.exit_code == 1
+    assert "two kinds" in refused.stderr
+    assert not (tmp_path / "ideal.md").exists()
 
 
 STORES = ("people", "majority", "network")

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 import yaml
 
-from ltd_pipe.errors import ParamsError
+from ltd_pipe.errors import BusyError, ParamsError
 from ltd_pipe.labels.softmax import calibrated_temperature
 from ltd_pipe.params import load_params
+from ltd_pipe.publish import exclusive
 
 STUDY = Path(__file__).parents[2] / "studies" / "wrong-labels"
 DATA = ("digits", "cifar10")
@@ -102,6 +104,34 @@ def test_a_refused_temperature_is_a_row_and_no_other_error_is(tmp_path, monkeypa
         other.run()
 
 
+def test_what_was_made_of_other_parameters_is_not_gone_on_with(tmp_path, monkeypatch):
+    """A killed trial of tiny networks leaves a teacher that no result may be of."""
+    monkeypatch.syspath_prepend(STUDY)
+    study, folders = importlib.import_module("study"), []
+    row = {"arm": "one-hot", "share": 0.2, "to": "uniform", "seed": 0}
+    monkeypatch.setattr(study.Job, "_row", lambda _, folder, __: folders.append(folder) or row)
+    for place, changes in enumerate([{}, study.QUICK, {}]):
+        rows = tmp_path / f"{place}.jsonl"
+        words = "digits", study.CELLS[0], 0, ("one-hot",), rows, tmp_path / "work", changes
+        study.Job(*words).run()
+    assert folders[0] == folders[2] != folders[1]
+    # Somebody else's study is under way there.
+    job = study.Job(*words[:4], tmp_path / "3.jsonl", *words[5:])
+    folders[0].mkdir(parents=True)
+    with exclusive(folders[0]), pytest.raises(BusyError):
+        job.run()
+    assert folders[0].exists()
+
+
+def test_a_trial_makes_no_results(tmp_path):
+    """It would count as done, and no later run be made."""
+    command = [sys.executable, STUDY / "study.py", "digits", "--quick"]
+    for words in ([], ["--rows", STUDY / "digits/rows.jsonl"]):
+        done = subprocess.run([*command, *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert "--rows of its own" in done.stderr
+
+
 def row(arm, seed, clean, robust, **more):
     best = {"n": 617, "clean": clean, "pgd": robust + 0.01, "autoattack": robust, "ece": 0.1}
     teacher = {"wrong": 0.2, "teacher_clean": 0.99, "teacher_right": 0.98, "teacher_as_given": 0.8}
@@ -153,13 +183,45 @@ def test_the_table_says_what_stands_when_all_differences_are_counted(tmp_path):
     assert told.endswith("(paired t): 20 % uniform: soft, 0.9 (p = 0.0033).")
 
 
+ONE = json.dumps(row("one-hot", 0, 0.9, 0.6)) + "\n"
+OTHER = row("one-hot", 1, 0.9, 0.6)
+NO_TABLE = {
+    "no rows": ("", "There is no run"),
+    "half a row": (f"{ONE}{ONE[:50]}", "line 2 is no whole run"),
+    "a run twice": (ONE + ONE, "a run is there twice, ('one-hot', 0.2, 'uniform', 0)"),
+    "other images": (
+        ONE + json.dumps(OTHER | {"best": OTHER["best"] | {"n": 8}}) + "\n",
+        "Runs of two kinds are no table: {'n': 617} and {'n': 8}",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "why"), NO_TABLE.values(), ids=NO_TABLE.keys())
+def test_rows_that_make_no_table_leave_the_old_one(tmp_path, text, why):
+    """One line says what is wrong; none of the three files is touched."""
+    (tmp_path / "rows.jsonl").write_text(text)
+    (tmp_path / "runs.json").write_text("kept")
+    command = [sys.executable, STUDY / "table.py", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert why in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "runs.json").read_text() == "kept"
+    assert not (tmp_path / "table.md").exists()
+
+
+def test_the_first_row_of_a_study_has_a_table(tmp_path):
+    """Without a figure: there is nothing to compare it with."""
+    (tmp_path / "rows.jsonl").write_text(ONE)
+    run("table.py", tmp_path)
+    assert "| one-hot | 1 |" in (tmp_path / "table.md").read_text()
+    assert not (tmp_path / "figure.svg").exists()
+
+
 @pytest.mark.parametrize("data", [data for data in DATA if (STUDY / data / "runs.json").exists()])
 def test_table_and_figure_are_those_of_the_runs(tmp_path, data):
     """Nothing was edited by hand, and no run is there twice."""
-    content = json.loads((STUDY / data / "runs.json").read_text())
-    rows = [row | content["machines"][row.pop("machine")] for row in content["runs"]]
-    assert len({(row["arm"], row["share"], row["to"], row["seed"]) for row in rows}) == len(rows)
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run("table.py", tmp_path)
+    shutil.copy(STUDY / data / "runs.json", tmp_path)
+    run("table.py", tmp_path, "--restore")
     for name in MADE:
         assert (tmp_path / name).read_text() == (STUDY / data / name).read_text()
