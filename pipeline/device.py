@@ -325,17 +325,30 @@ def _best_of_rounds(
     return seconds
 
 
+@contextlib.contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Put the model into evaluation mode for the block, then each part into the mode it was in.
+
+    A part that is frozen in evaluation mode within a model in training mode stays frozen.
+    """
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def seconds_per_pass(model: Classifier, batch_size: int, precision: Precision) -> float:
     """Time one forward and backward pass of an attack on the model's device."""
     device = model.mean.device
-    was_training = model.training
-    model.eval()
-    images = torch.rand(batch_size, *model.shape, device=device, requires_grad=True)
-    begin = time.perf_counter()
-    with autocast(device, precision):
-        logits = model(images)
-    torch.autograd.grad(logits.float().sum(), images)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    model.train(was_training)
-    return time.perf_counter() - begin
+    with evaluation_mode(model):
+        images = torch.rand(batch_size, *model.shape, device=device, requires_grad=True)
+        begin = time.perf_counter()
+        with autocast(device, precision):
+            logits = model(images)
+        torch.autograd.grad(logits.float().sum(), images)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - begin

@@ -316,21 +316,13 @@ def require_shared_memory(where: object, size: int) -> None:
 # --- Locks, which the kernel releases when the process dies, however it dies.
 
 
-def exclusive(target: Path, option: str = "--out") -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def exclusive(target: Path, option: str = "--out", *, shared: bool = False) -> Iterator[None]:
     """Hold the lock on an output while the block runs; a BusyError when another process does.
 
-    `option` is what names the output on the command line.
+    `option` is what names the output on the command line; with `shared` others that write parts of
+    it hold it together.
     """
-    return _locked(target, shared=False, option=option)
-
-
-def shared(target: Path) -> contextlib.AbstractContextManager[None]:
-    """`exclusive`, but together with others that write parts of the output."""
-    return _locked(target, shared=True)
-
-
-@contextlib.contextmanager
-def _locked(target: Path, *, shared: bool, option: str = "--out") -> Iterator[None]:
     lock = target.with_name(f".{target.name}.lock")
     with _open_lock(lock, target) as handle:
         try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ltd_pipe.publish import exclusive, shared
+from ltd_pipe.publish import exclusive
 from ltd_pipe.stages import options
 from ltd_pipe.stages.console import counter, doing, json_option, say, stoppable, tell
 from ltd_pipe.stages.model_options import (
@@ -132,7 +132,7 @@ def _exclusive(out: Path, part: Part | None) -> Iterator[None]:
             yield
         return
     name = f"{out.name}.part-{part}".replace("/", "-of-")
-    with exclusive(out.with_name(name)), shared(out):
+    with exclusive(out.with_name(name)), exclusive(out, shared=True):
         yield
 
 

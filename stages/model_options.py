@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ltd_pipe.images.beton import Beton
     from ltd_pipe.images.manifest import ImageFacts
-    from ltd_pipe.images.stream import FolderStream, ImageStream
+    from ltd_pipe.images.stream import FolderStream, Stream
     from ltd_pipe.labels.format import TeacherFacts
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.models.facts import CheckpointFacts
@@ -226,7 +226,7 @@ def open_images(
 
 def stream_of(
     images: Beton | FolderStream, device: torch.device, *, resident: bool | None = None
-) -> ImageStream | FolderStream:
+) -> Stream:
     """Batches of opened images; see `ImageStream` for `resident`."""
     from ltd_pipe.images.beton import Beton
     from ltd_pipe.images.stream import ImageStream
@@ -238,7 +238,7 @@ def load_teacher(
     path: Path,
     facts: ImageFacts,
     foreign: ModelOptions,
-    stream: ImageStream | FolderStream,
+    stream: Stream,
     *,
     strict: bool = True,
 ) -> Classifier:
@@ -296,7 +296,7 @@ def _settle(
     path: Path,
     facts: ImageFacts,
     foreign: ModelOptions,
-    stream: ImageStream | FolderStream,
+    stream: Stream,
     *,
     strict: bool,
 ) -> str:

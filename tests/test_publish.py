@@ -16,7 +16,6 @@ from ltd_pipe.publish import (
     refused_by_system,
     replace_tree,
     require_free,
-    shared,
     staged,
     write_json,
     write_text,
@@ -257,7 +256,7 @@ def test_the_lock_of_another_user(tmp_path, held):
         code = 1
         try:
             os.setuid(65534)
-            with shared(tmp_path / "out"):
+            with exclusive(tmp_path / "out", shared=True):
                 pass
             with exclusive(tmp_path / "out"):
                 code = 0

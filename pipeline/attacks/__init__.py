@@ -5,7 +5,7 @@ evaluation mode, so that the result for one image does not depend on the others 
 """
 
 from ltd_pipe.attacks.adversary import Adversary
-from ltd_pipe.attacks.frozen import Frozen, evaluation_mode, input_gradients_only
+from ltd_pipe.attacks.frozen import Frozen, input_gradients_only
 from ltd_pipe.attacks.losses import cross_entropy, kl_divergence, kl_from_target, margin
 from ltd_pipe.attacks.pgd import (
     Ball,
@@ -25,7 +25,6 @@ __all__ = [
     "Norm",
     "Start",
     "cross_entropy",
-    "evaluation_mode",
     "initial_point",
     "input_gradient",
     "input_gradients_only",

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from ltd_pipe.attacks.frozen import evaluation_mode
 from ltd_pipe.attacks.pgd import initial_point, input_gradient, pgd
+from ltd_pipe.device import evaluation_mode
 
 if TYPE_CHECKING:
     import torch

@@ -18,25 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ltd_pipe.device import compile_network
+from ltd_pipe.device import compile_network, evaluation_mode
 
 if TYPE_CHECKING:
     from ltd_pipe.models.classifier import Classifier
-
-
-@contextlib.contextmanager
-def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode for the block, then each part into the mode it was in.
-
-    A part that is frozen in evaluation mode within a model in training mode stays frozen.
-    """
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from ltd_pipe.images.manifest import pixels_sha256, to_unit
 from ltd_pipe.publish import writing
 
 if TYPE_CHECKING:
-    from ltd_pipe.images.stream import FolderStream, ImageStream
+    from ltd_pipe.images.stream import Stream
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.provenance import StateRecord
 
@@ -86,9 +86,7 @@ class TestImages:
         return TestImages(images, labels, index, self.sample_hash[rows.numpy()], self.device)
 
 
-def select_images(
-    stream: ImageStream | FolderStream, total: int, n: int | None, seed: int
-) -> TestImages:
+def select_images(stream: Stream, total: int, n: int | None, seed: int) -> TestImages:
     """All `total` test images, or a random `n` of them that depends on the seed alone.
 
     A ParamsError when there are fewer, a DataError when one has no label.

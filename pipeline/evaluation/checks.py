@@ -21,7 +21,7 @@ from ltd_pipe.evaluation.statistics import (
 from ltd_pipe.images.manifest import to_unit
 
 if TYPE_CHECKING:
-    from ltd_pipe.images.stream import FolderStream, ImageStream
+    from ltd_pipe.images.stream import Stream
     from ltd_pipe.models.classifier import Classifier
 
 
@@ -193,7 +193,7 @@ class Probes:
         return _predicted(model, self.images).cpu().numpy()
 
 
-def draw_probes(stream: ImageStream | FolderStream, total: int, num_classes: int) -> Probes | None:
+def draw_probes(stream: Stream, total: int, num_classes: int) -> Probes | None:
     """Evenly spaced images, the same for each process; None where no class is known."""
     count = max(_PROBES, min(_PER_CLASS * num_classes, total // _SHARE, _MOST))
     order = np.unique(np.linspace(0, total - 1, min(total, count)).astype(np.int64))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -60,13 +60,6 @@ class Batch:
         """Some of the samples."""
         images, labels, index = (x[which] for x in (self.images, self.labels, self.index))
         return Batch(images, labels, index, self.rows[which], self.sample_hash[which])
-
-
-class Stream(Protocol):
-    """Gives batches in the order that it is asked for."""
-
-    def batches(self, order: NDArray[np.int64], batch_size: int, start: int = 0) -> Iterator[Batch]:
-        """See `ImageStream.batches`."""
 
 
 class ImageStream:
@@ -260,6 +253,9 @@ class FolderStream:
         # Images that are not square are all of one size, and stay as they are.
         image = self._found.pixels(int(row), height if height == width else None)
         return np.ascontiguousarray(to_channels(image, channels).transpose(2, 0, 1))
+
+
+Stream: TypeAlias = ImageStream | FolderStream
 
 
 # --- How betons are read.

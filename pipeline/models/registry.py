@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ltd_pipe.device import evaluation_mode
 from ltd_pipe.errors import MachineError, MissingError, ModelError, install_extra, require_file
 from ltd_pipe.models import NETWORKS
 from ltd_pipe.models.networks import (
@@ -256,16 +257,11 @@ def _require_logits(
     """Pass two images of this shape through it, in evaluation mode, and look at what comes out."""
     weight = next(network.parameters(), torch.zeros(0))
     images = torch.zeros(2, *shape, device=weight.device)
-    training = [module for module in network.modules() if module.training]
-    network.eval()
     try:
-        with torch.no_grad():
+        with evaluation_mode(network), torch.no_grad():
             found = tuple(network(images).shape)
     except _UNFIT as error:
         raise _unfit(where, shape, error, remedy) from error
-    finally:
-        for module in training:
-            module.training = True
     if found != (2, num_classes):
         raise ModelError(
             where,

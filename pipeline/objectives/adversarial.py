@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch.nn import functional
 
-from ltd_pipe.attacks import cross_entropy, evaluation_mode, kl_divergence, margin
+from ltd_pipe.attacks import cross_entropy, kl_divergence, margin
+from ltd_pipe.device import evaluation_mode
 from ltd_pipe.errors import ParamsError
 from ltd_pipe.objectives.base import Loss, Objective, ObjectiveWrapper
 

@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn import functional
 
 from ltd_pipe import rng
-from ltd_pipe.attacks import Ball, evaluation_mode, initial_point, pgd
+from ltd_pipe.attacks import Ball, initial_point, pgd
+from ltd_pipe.device import evaluation_mode
 from ltd_pipe.errors import ModelError
 
 IMAGES = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))

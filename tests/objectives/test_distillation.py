@@ -22,7 +22,8 @@ from answers_by_hand import (
 from torch import nn
 
 from ltd_pipe import objectives
-from ltd_pipe.attacks import cross_entropy, evaluation_mode, kl_from_target
+from ltd_pipe.attacks import cross_entropy, kl_from_target
+from ltd_pipe.device import evaluation_mode
 from ltd_pipe.params import TrainParams
 
 T30 = (TEACHER_CLEAN / 30).softmax(dim=1)

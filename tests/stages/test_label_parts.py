@@ -19,7 +19,7 @@ from ltd_pipe.labels import SoftLabels
 from ltd_pipe.labels.labelling import Labeller
 from ltd_pipe.models.registry import build
 from ltd_pipe.params import PrepareParams
-from ltd_pipe.publish import exclusive, shared
+from ltd_pipe.publish import exclusive
 from ltd_pipe.text import differences
 
 ROOT = Path(__file__).parents[2]
@@ -212,7 +212,10 @@ def test_parts_of_a_top_k_store_may_measure_a_temperature_that_differs_by_roundi
 
 def test_a_part_is_made_by_one_process_at_a_time(label):
     """On one machine; another part may be made meanwhile."""
-    with exclusive(Path("data/again.zarr.part-1-of-2")), shared(Path("data/again.zarr")):
+    with (
+        exclusive(Path("data/again.zarr.part-1-of-2")),
+        exclusive(Path("data/again.zarr"), shared=True),
+    ):
         assert "again.zarr.part-1-of-2: process" in label("--part", "1/2", code=1).err
         assert "other processes prepare parts of it" in label(code=1).err
         label("--part", "2/2")
