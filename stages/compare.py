@@ -34,11 +34,12 @@ def compare(runs: tuple[str, ...]) -> None:
       ltd-pipe compare data/metrics.json data/baseline-metrics.json
       ltd-pipe compare main exp-soft exp-onehot
     """
-    from ltd_pipe.report.runs import read_evaluation
+    from ltd_pipe.report.runs import audit_of, read_evaluation
     from ltd_pipe.report.verdict import Model, judge
 
     with metrics_of(runs) as found:
-        models = [Model(name, read_evaluation(path)) for name, path in found]
+        measured = [(name, path, read_evaluation(path)) for name, path in found]
+        models = [Model(name, one, audit_of(one, path)) for name, path, one in measured]
     first, *others = models
     verdicts = [(model.name, judge(model, first)) for model in others]
     facts = {
@@ -126,8 +127,8 @@ def _comparison(name: str, verdict: Verdict, against: str) -> dict[str, Any]:
 # What DVC keeps of an evaluation.
 _METRICS = Path("data/metrics.json")
 _REQUIRED = (str(_METRICS), "data/evaluation/settings.json")
-# Older ones lack it.
-_OPTIONAL = ("data/evaluation/per_sample.npz",)
+# Older ones lack the first, and not every run has the second.
+_OPTIONAL = ("data/evaluation/per_sample.npz", "data/audit/audit.json")
 
 
 @contextlib.contextmanager

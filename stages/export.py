@@ -43,11 +43,13 @@ def export(checkpoint: Path, to: str, out: Path, arch: str | None, force: bool) 
     """
     from ltd_pipe.export import formats
     from ltd_pipe.models.registry import allow_file
+    from ltd_pipe.stages.model_options import ModelOptions
 
     options.refuse_overlap(out, checkpoint)
-    if arch is not None:
-        allow_file(arch)
     require_file(checkpoint, remedy=options.NO_MODEL)
+    if arch is not None:
+        ModelOptions(architecture=arch).refuse_unused(checkpoint)
+        allow_file(arch)
     agreement = formats.export(checkpoint, to, out, replace=force)
     loading = formats.FORMATS[to].loading.format(out=str(out), name=f"local-dir:{out}")
     lines = (

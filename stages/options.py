@@ -61,7 +61,8 @@ def params_options(section: str, *, standalone: bool = False) -> Callable[[Comma
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def wrapper(*args: Any, params_file: Path, settings: tuple[str, ...], **given: Any) -> Any:
-            overrides, typed = {}, {}
+            overrides, typed = dict[str, str](), dict[str, str]()
+            click.get_current_context().meta[_SET] = section, typed
             for setting in settings:
                 key, equals, value = setting.partition("=")
                 if not equals:
@@ -111,6 +112,8 @@ def idle(params: Params) -> dict[str, str]:
     }
 
 
+# In the context: the section of the command, and what of the parameters was typed, and how.
+_SET = "ltd_pipe.set"
 _PARAMS_OPTION = click.option(
     "--params",
     "params_file",
@@ -323,6 +326,10 @@ def refuse_options(names: Collection[str], why: str) -> None:
     What stands in params.yaml is not asked; `why` goes on after the option's name.
     """
     context = click.get_current_context()
+    section, given = context.meta.get(_SET, ("", {}))
+    for key, typed in given.items():
+        if key.startswith(f"{section}.") and key.removeprefix(f"{section}.") in names:
+            raise click.UsageError(f"{typed} {why}")
     for option in context.command.params:
         name = str(option.name)
         typed = context.get_parameter_source(name) is ParameterSource.COMMANDLINE

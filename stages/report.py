@@ -137,4 +137,5 @@ def _paths(student: Path, metrics: Path, named: dict[str, Path]) -> ReportPaths:
         "baseline_evaluation": evaluation_beside(theirs),
         "audit": audit_beside(metrics),
     }
-    return ReportPaths(student=student, metrics=metrics, **_DEFAULTS | beside | named)
+    found = _DEFAULTS | beside | named
+    return ReportPaths(student=student, metrics=metrics, named=named.keys(), **found)

@@ -150,7 +150,8 @@ def _facts(
 
     facts: dict[str, Any] = {"labels": None, "threat_model": threat_model(section)}
     if store is not None:
-        labels = {"identity": store.identity, "temperature": store.attributes.temperature}
+        temperature = section.label_temperature or store.attributes.temperature
+        labels = {"identity": store.identity, "temperature": temperature}
         facts["labels"] = labels | (vars(softness) if softness else {})
     if teacher is not None:
         facts["teacher"] = teacher.facts

@@ -470,7 +470,10 @@ def per_sample(result: Evaluation) -> dict[str, NDArray[Any]]:
     }
     if result.curve is not None:
         arrays["broken_at_eps"] = np.full(len(test), np.nan, np.float32)
-        arrays["broken_at_eps"][result.curve_rows] = result.curve.broken_at.numpy()
+        # A grid that was asked for may begin above 0.
+        right = arrays["correct_clean"][result.curve_rows]
+        broken = np.where(right, result.curve.broken_at.numpy(), 0)
+        arrays["broken_at_eps"][result.curve_rows] = broken
     return arrays
 
 

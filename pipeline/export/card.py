@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ltd_pipe.evaluation.results import Audit, audit_beside, eps_text, read_audit, read_result
+from ltd_pipe.evaluation.results import Audit, eps_text, read_audit
 from ltd_pipe.evaluation.statistics import BINS
 from ltd_pipe.report import runs
-from ltd_pipe.report.runs import Evaluation, Run, read_checkpoint, read_evaluation
+from ltd_pipe.report.runs import Evaluation, Run, audit_of, read_checkpoint, read_evaluation
 from ltd_pipe.report.verdict import unbelievable
 from ltd_pipe.text import licence_metadata, one_line, render_markdown
 
@@ -57,19 +57,16 @@ def gather_card(
     named is not there; CheckpointError or ResultError when one is damaged or of another checkpoint.
     """
     run, measured = read_checkpoint(checkpoint, "checkpoint"), None
+    checks = read_audit(audit, run.sha256) if audit else None
     if metrics is not None:
         measured = run.check_evaluation(read_evaluation(metrics, evaluation), metrics, strict=True)
-        beside = audit_beside(metrics)
-        if audit is None and beside.exists():
-            # One of another model was not asked for, and is no error.
-            found = read_result(beside, Audit, "ltd-pipe audit")
-            audit = beside if found.checkpoint_sha256 == run.sha256 else None
+        checks = checks or audit_of(measured, metrics)
     return CardFacts(
         name=name or run.described,
         file_name=checkpoint.name,
         run=run,
         evaluation=measured,
-        audit=read_audit(audit, run.sha256) if audit else None,
+        audit=checks,
         licence=licence,
     )
 
@@ -107,8 +104,10 @@ def _front_matter(facts: CardFacts) -> str:
         tags += ["knowledge-distillation", "soft-labels"]
     metadata = licence_metadata(facts.licence)
     metadata |= {"library_name": "ltd-pipe", "pipeline_tag": "image-classification", "tags": tags}
-    # What programs read has no place for a warning: a quick look is not in it.
-    if evaluation is not None and not evaluation.metrics.quick:
+    # What programs read has no place for a warning: neither a quick look is in it nor what cannot
+    # be believed.
+    doubtful = evaluation and (evaluation.metrics.quick or unbelievable(evaluation, facts.audit))
+    if evaluation is not None and not doubtful:
         # Evaluations of before do not say: the training images have the same name, mostly.
         dataset = evaluation.settings.dataset or (run.data.dataset if run.data else "unknown")
         results = list(_eval_results(evaluation, dataset))

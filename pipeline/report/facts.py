@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,15 @@ from ltd_pipe.errors import ResultError
 from ltd_pipe.evaluation.results import eps_text, evaluation_beside, read_audit
 from ltd_pipe.images.manifest import Manifest, manifest_path
 from ltd_pipe.report.pictures import Examples, LabelFacts, read_examples, read_labels
-from ltd_pipe.report.runs import Evaluation, Run, norm_text, phrase, read_evaluation, read_run
+from ltd_pipe.report.runs import (
+    Evaluation,
+    Run,
+    audit_of,
+    norm_text,
+    phrase,
+    read_evaluation,
+    read_run,
+)
 from ltd_pipe.report.verdict import Model, Verdict, judge
 
 if TYPE_CHECKING:
@@ -20,7 +29,7 @@ if TYPE_CHECKING:
 # Images whose soft labels are shown: two rows of the page on a wide screen, and a top ten.
 _AMBIGUOUS, _CONTRADICTED = 6, 10
 # They say which labels a student is given, so they differ between student and baseline.
-_LABEL_KEYS = frozenset({"label_kind", "smoothing", "soft_weight", "rectify"})
+_LABEL_KEYS = frozenset({"label_kind", "label_temperature", "smoothing", "soft_weight", "rectify"})
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,9 @@ class ReportPaths:
         Beton of the training images.
     audit : Path
         The student's audit.json.
+    named : set of str
+        Those of `teacher`, `labels` and `data` that the user named: one that is of other images
+        than the student's is refused. Others are left out.
     """
 
     student: Path
@@ -55,6 +67,7 @@ class ReportPaths:
     labels: Path | None = None
     data: Path | None = None
     audit: Path | None = None
+    named: Set[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -98,12 +111,11 @@ def gather_facts(paths: ReportPaths, params: ReportParams) -> Facts:
         When a file is damaged, or two of them are of different runs: a page that mixes runs
         is worse than none.
     """
-    there = {name: path for name, path in vars(paths).items() if path and path.exists()}
+    every = {name: path for name, path in vars(paths).items() if isinstance(path, Path)}
+    there = {name: path for name, path in every.items() if path.exists()}
     student = read_run(paths.student, "student")
     evaluation = _evaluation(student, paths.metrics, paths.evaluation)
     found: dict[str, Any] = {}
-    if "teacher" in there:
-        found["teacher"] = read_run(there["teacher"], "teacher", "ltd-pipe teacher")
     if "baseline" in there:
         command = "ltd-pipe train --label-kind onehot"
         found["baseline"] = baseline = read_run(there["baseline"], "baseline", command)
@@ -116,20 +128,19 @@ def gather_facts(paths: ReportPaths, params: ReportParams) -> Facts:
         if "baseline_metrics" in there:
             theirs = _evaluation(baseline, there["baseline_metrics"], paths.baseline_evaluation)
             found["baseline_evaluation"] = theirs
-    if "labels" in there:
-        labels = read_labels(there["labels"], there.get("data"), _AMBIGUOUS, _CONTRADICTED)
-        _require_own_labels(student, found.get("teacher"), labels, paths)
-        found["labels"] = labels
+    if paths.data and manifest_path(paths.data).exists():
+        manifest = Manifest.beside(paths.data)
+        if _is_of(student, manifest.fingerprint, "data", paths):
+            found["manifest"] = manifest
+    found |= _teaching(student, there, paths, pictured="manifest" in found)
     pictures = paths.evaluation / "examples.npz"
     if pictures.exists():
         classes = len(student.facts.class_names)
         found["examples"] = read_examples(pictures, classes, params.examples) or None
-    if paths.data and manifest_path(paths.data).exists():
-        found["manifest"] = Manifest.beside(paths.data)
     if "audit" in there:
         found["audit"] = read_audit(there["audit"], student.sha256)
     facts = Facts(params.title or student.described, student, evaluation, **found)
-    return replace(facts, missing=tuple(_missing(facts, paths, pictured="data" in there)))
+    return replace(facts, missing=tuple(_missing(facts, paths)))
 
 
 def _evaluation(run: Run, metrics: Path, folder: Path | None) -> Evaluation:
@@ -137,21 +148,56 @@ def _evaluation(run: Run, metrics: Path, folder: Path | None) -> Evaluation:
     return run.check_evaluation(found, metrics)
 
 
-def _require_own_labels(
-    student: Run, teacher: Run | None, labels: LabelFacts, paths: ReportPaths
-) -> None:
-    """Refuse a store that the student was not trained on, or the teacher did not make."""
-    used = student.facts.labels
-    if used is not None and used.identity != labels.identity:
+def _is_of(student: Run, fingerprint: str | None, name: str, paths: ReportPaths) -> bool:
+    """Whether something is of the student's images; refused if it is not, and was named."""
+    data = student.facts.data
+    if data is not None and data.fingerprint == fingerprint:
+        return True
+    if name in paths.named:
         raise ResultError(
-            paths.student,
-            "the student was trained on another store: identity",
-            expected=labels.identity[:12],
-            found=used.identity[:12],
-            remedy="Pass its store with --labels, or run 'ltd-pipe train' again.",
+            getattr(paths, name),
+            "is of other images than those that the student was trained on",
+            expected=f"fingerprint {data.fingerprint[:12] if data else 'unknown'}",
+            found=(fingerprint or "none")[:12],
+            remedy=f"Leave --{name} out, or name the student's own.",
         )
+    return False
+
+
+def _teaching(
+    student: Run, there: dict[str, Path], paths: ReportPaths, *, pictured: bool
+) -> dict[str, Any]:
+    """Labels and teacher, as far as they are this student's or of its images."""
+    found: dict[str, Any] = {}
+    if "labels" in there:
+        data, used = there.get("data") if pictured else None, student.facts.labels
+        labels = read_labels(there["labels"], data, _AMBIGUOUS, _CONTRADICTED)
+        if used is not None and used.identity != labels.identity:
+            raise ResultError(
+                paths.student,
+                "the student was trained on another store: identity",
+                expected=labels.identity[:12],
+                found=used.identity[:12],
+                remedy="Pass its store with --labels, or run 'ltd-pipe train' again.",
+            )
+        if used or _is_of(student, labels.attributes.dataset.fingerprint, "labels", paths):
+            found["labels"] = labels
+    if "teacher" in there:
+        teacher = read_run(there["teacher"], "teacher", "ltd-pipe teacher")
+        asked, data_facts = student.facts.teacher, teacher.facts.data
+        if "labels" in found:
+            _require_teacher_of(found["labels"], teacher, paths)
+            found["teacher"] = teacher
+        elif (asked and asked.sha256 == teacher.sha256) or _is_of(
+            student, data_facts.fingerprint if data_facts else None, "teacher", paths
+        ):
+            found["teacher"] = teacher
+    return found
+
+
+def _require_teacher_of(labels: LabelFacts, teacher: Run, paths: ReportPaths) -> None:
     teachers = [one.sha256 for one in labels.attributes.teachers]
-    if teacher is not None and teacher.sha256 not in teachers:
+    if teacher.sha256 not in teachers:
         raise ResultError(
             paths.teacher,
             f"is not the teacher that {paths.labels} was made with: SHA-256",
@@ -161,9 +207,14 @@ def _require_own_labels(
         )
 
 
-def _missing(facts: Facts, paths: ReportPaths, *, pictured: bool) -> list[str]:
+def _missing(facts: Facts, paths: ReportPaths) -> list[str]:
     """What is not on the page, each with the reason."""
     baseline, theirs = facts.baseline, facts.baseline_evaluation
+
+    def without(what: str, path: Path | None) -> str:
+        there = path is not None and path.exists()
+        return f"{what} ({path} is not of its images)." if there else f"{what} (no {path})."
+
     unnamed = "Proof that the accuracy is of this {} ({} names no checkpoint)."
     lacks = {
         f"A baseline to compare with (no {paths.baseline}).": baseline is None,
@@ -181,9 +232,16 @@ def _missing(facts: Facts, paths: ReportPaths, *, pictured: bool) -> list[str]:
             facts.evaluation.reliability is None
         ),
         f"Checks for gradient masking (no {paths.audit}).": facts.audit is None,
-        f"The teacher (no {paths.teacher}).": facts.teacher is None,
-        f"The soft labels (no {paths.labels}).": facts.labels is None,
-        f"Pictures of training images (no {paths.data}).": facts.labels and not pictured,
+        without("The teacher", paths.teacher): facts.teacher is None,
+        without("The soft labels", paths.labels): facts.labels is None,
+        without("Pictures of training images", paths.data): (
+            facts.labels and (facts.manifest is None or not (paths.data and paths.data.exists()))
+        ),
+        "The baseline's robust accuracy by ε (in another norm).": (
+            theirs is not None
+            and theirs.by_eps
+            and theirs.metrics.norm != facts.evaluation.metrics.norm
+        ),
         "Curves of training.": not facts.student.curves,
     }
     return [text.replace(" (no None)", "") for text, lacking in lacks.items() if lacking]
@@ -249,6 +307,7 @@ class Side:
     name: str  # as the user named it
     evaluation: Evaluation
     run: Run | None  # None where no checkpoint lies beside the evaluation
+    audit: Audit | None  # None where none of this checkpoint does
 
 
 @dataclass(frozen=True)
@@ -274,6 +333,8 @@ def gather_pair(title: str | None, first: tuple[str, Path], second: tuple[str, P
             missing.append(f"Training curves and settings {beside.format(_CHECKPOINT)}")
         if not side.evaluation.by_eps:
             missing.append(f"Robust accuracy by ε {beside.format('by_eps.json')}")
+    if a.evaluation.metrics.norm != b.evaluation.metrics.norm and b.evaluation.by_eps:
+        missing.append("Robust accuracy by ε of B (in another norm than A's).")
     return PairFacts(title or f"{a.letter} and {b.letter}", a, b, tuple(missing))
 
 
@@ -285,12 +346,12 @@ def _side(letter: str, name: str, metrics: Path) -> Side:
         if run is None and (folder / _CHECKPOINT).is_file():
             run = read_run(folder, letter)
             evaluation = run.check_evaluation(evaluation, metrics)
-    return Side(letter, name, evaluation, run)
+    return Side(letter, name, evaluation, run, audit_of(evaluation, metrics))
 
 
 def judge_pair(facts: PairFacts) -> Verdict:
     """Compare B with A."""
-    verdict = judge(*(Model(side.letter, side.evaluation) for side in (facts.b, facts.a)))
+    verdict = judge(*(Model(one.letter, one.evaluation, one.audit) for one in (facts.b, facts.a)))
     if facts.a.run is None or facts.b.run is None or facts.a.run.sha256 != facts.b.run.sha256:
         return verdict
     return replace(verdict, caveats=(*verdict.caveats, "Both are the same checkpoint."))

@@ -48,7 +48,7 @@ def render_page(facts: Facts) -> str:
         masking=masking_text(facts.audit),
         results=results_table(facts),
         classes=class_table(facts),
-        by_eps={name: one for name, one in evaluations.items() if one.by_eps},
+        by_eps=_of_one_norm(evaluations),
         curves=[run for run in (facts.student, facts.baseline) if run and run.curves],
         calibration=_reliability(evaluations),
         bin_table=bin_table(evaluations),
@@ -66,10 +66,16 @@ def render_pair(facts: PairFacts) -> str:
         sides=sides,
         verdict=judged,
         rows=paired_rows(facts, judged),
-        by_eps={side.letter: side.evaluation for side in sides if side.evaluation.by_eps},
+        by_eps=_of_one_norm({side.letter: side.evaluation for side in sides}),
         curves=[side.run for side in sides if side.run and side.run.curves],
         settings=unequal_settings(facts),
     )
+
+
+def _of_one_norm(evaluations: dict[str, Evaluation]) -> dict[str, Evaluation]:
+    """Those that have a curve by eps in the first one's norm: radii of two norms share no axis."""
+    norm = next(iter(evaluations.values())).metrics.norm
+    return {k: one for k, one in evaluations.items() if one.by_eps and one.metrics.norm == norm}
 
 
 def _render(template: str, **content: Any) -> str:

@@ -21,6 +21,7 @@ from ltd_pipe.errors import MissingError, ResultError
 from ltd_pipe.evaluation.results import (
     ON_TRAINING,
     SAMPLES_FILE,
+    Audit,
     ClassScore,
     Document,
     EpsPoint,
@@ -29,6 +30,7 @@ from ltd_pipe.evaluation.results import (
     Samples,
     Score,
     Settings,
+    audit_beside,
     evaluation_beside,
     metrics_beside,
     on_training,
@@ -269,6 +271,18 @@ def read_evaluation(
     if evaluation.samples is not None:
         _require_agreement(evaluation, evaluation.samples, samples)
     return evaluation
+
+
+def audit_of(evaluation: Evaluation, metrics: Path) -> Audit | None:
+    """The audit beside an evaluation's metrics.json, where it is of the same checkpoint.
+
+    A ResultError when it is damaged; one of another model was not asked for, and is none.
+    """
+    beside, sha256 = audit_beside(metrics), evaluation.checkpoint_sha256
+    if not beside.exists():
+        return None
+    found = read_result(beside, Audit, "ltd-pipe audit")
+    return found if found.checkpoint_sha256 == sha256 else None
 
 
 def _require_agreement(evaluation: Evaluation, samples: Samples, path: Path) -> None:

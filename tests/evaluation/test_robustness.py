@@ -152,6 +152,14 @@ def test_samples_are_read_by_plain_numpy(result, metrics, images):
     assert set(found["broken_at_eps"].tolist()) <= {0.0, np.float32(EPS), np.float32(0.3)}
 
 
+def test_what_is_wrong_when_clean_is_broken_at_zero(model, images):
+    """Also by a grid that begins above it."""
+    found = evaluate(model, images, PARAMS.model_copy(update={"eps_grid": (EPS, 0.3)}), seed=0)
+    samples = per_sample(found)
+    assert 0 < samples["correct_clean"].sum() < 24
+    np.testing.assert_array_equal(samples["broken_at_eps"] == 0, ~samples["correct_clean"])
+
+
 def test_a_part_of_the_images_can_stand_behind_the_curve(model, images):
     """Its points say how many; the others are NaN in the samples."""
     params = PARAMS.model_copy(update={"eps_grid_images": 7})

@@ -11,7 +11,7 @@ from refusals import refused
 from test_text import HOSTILE, kinds
 
 from ltd_pipe.errors import MissingError, ResultError
-from ltd_pipe.evaluation.results import ATTACK_FAILS, Audit
+from ltd_pipe.evaluation.results import ATTACK_FAILS, Audit, on_training
 from ltd_pipe.evaluation.statistics import wilson_interval
 from ltd_pipe.export.card import format_card, gather_card
 from ltd_pipe.models.checkpoint import save_classifier
@@ -62,6 +62,10 @@ def folder(making_students, tmp_path):
         findings=FINDINGS,
     )
     return tmp_path
+
+
+def pass_audit(folder):
+    edit(folder / "audit.json", passed=True, findings=FINDINGS[:1])
 
 
 def write(path, **content):
@@ -181,6 +185,7 @@ def test_corrupted_images_are_no_attack(folder):
     content["intervals"]["corruption_accuracy"] = [0.45, 0.55]
     corrupted = {"corruption_accuracy": 0.5, "corruptions": {"n": 9500, "sets": 19}}
     write(folder / "metrics.json", **content, **corrupted)
+    pass_audit(folder)
     text = format_card(whole(folder))
     assert cells(text, "mean corruption") == ["50.00 %", "45.00 to 55.00 %", "9,500"]
     assert "- Common corruptions." not in text
@@ -272,6 +277,7 @@ def test_numbers_without_their_settings_are_refused(folder):
 
 def test_hugging_face_reads_the_front_matter(folder):
     """Licence, tags, and the numbers as results of a model index."""
+    pass_audit(folder)
     text = format_card(whole(folder, licence="Apache-2.0", name="Robust <digits>"))
     data = huggingface_hub.ModelCard(text).data
     assert (data.license, data.pipeline_tag) == ("apache-2.0", "image-classification")
@@ -373,8 +379,20 @@ def test_warnings_of_the_evaluation_are_on_the_card(folder):
     assert "The attack fails" not in format_card(whole(folder))
 
 
+@pytest.mark.parametrize("doubt", ["audit", "training images"])
+def test_what_cannot_be_believed_is_not_in_the_front_matter(folder, doubt):
+    """A leaderboard would show the number alone."""
+    if doubt == "training images":
+        pass_audit(folder)
+        edit(folder / "metrics.json", warnings=[on_training(N)])
+    text = format_card(whole(folder))
+    assert "cannot be believed" in text
+    assert "model-index" not in text
+
+
 def test_a_quick_look_is_not_in_the_front_matter(folder):
     """Programs that read it know no warning; people are told."""
+    pass_audit(folder)
     assert "model-index" in format_card(whole(folder))
     edit(folder / "metrics.json", quick=True)
     text = format_card(whole(folder))

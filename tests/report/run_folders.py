@@ -208,11 +208,17 @@ def distances(images):
     return -6 * np.sqrt((gaps**2).sum(axis=(2, 3)))
 
 
-def write_labels(folder, images, labels):
-    """Train beton, and the store of the teacher's labels."""
+def write_images(folder, images, labels):
+    """The training images' beton, and what a checkpoint says of them."""
     source = ArraySource("digits", CLASSES, images, labels)
     params = PrepareParams(dataset="digits", channels=1)
     write_beton(source, folder / "train.beton", params, "train")
+    manifest = open_beton(folder / "train.beton").manifest
+    return {"dataset": manifest.dataset, "fingerprint": manifest.fingerprint}
+
+
+def write_labels(folder, images, labels):
+    """The store of the teacher's labels."""
     beton = open_beton(folder / "train.beton")
     teacher = sha256_file(folder / "teacher" / "model.safetensors")
     attributes = StoreAttributes(
@@ -249,10 +255,9 @@ def write_runs(folder):
     """All that `dvc repro` leaves before the stage report."""
     images, labels = digits()
     score = {"clean_accuracy": 590 / N, "expected_calibration_error": 0.0071, "n": N}
-    save_model(folder / "teacher", kind="teacher", params={"epochs": 40}, **score)
+    data = write_images(folder, images[:400], labels[:400])
+    save_model(folder / "teacher", kind="teacher", params={"epochs": 40}, data=data, **score)
     write_labels(folder, images[:400], labels[:400])
-    data = {"dataset": "digits", "fingerprint": SoftLabels.open(folder / "labels.zarr").attributes}
-    data["fingerprint"] = data["fingerprint"].dataset.fingerprint
     used = {"identity": SoftLabels.open(folder / "labels.zarr").identity, "temperature": 0.8}
     common = {"kind": "student", "data": data, "epoch": 26}
     save_model(folder / "student", params=PARAMS, labels=used, **common)

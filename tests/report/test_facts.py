@@ -8,11 +8,13 @@ from dataclasses import replace
 
 import pytest
 from refusals import refused
-from run_folders import edit_json, save_model, write_audit
+from run_folders import PARAMS, edit_json, paths_in, save_model, write_audit
 
 from ltd_pipe.errors import MissingError, ResultError
 from ltd_pipe.evaluation.results import read_audit
-from ltd_pipe.report.facts import judge_student, masking_text
+from ltd_pipe.params import ReportParams
+from ltd_pipe.provenance import sha256_file
+from ltd_pipe.report.facts import gather_facts, judge_student, masking_text
 from ltd_pipe.report.page import render_page
 
 
@@ -91,6 +93,45 @@ def test_a_student_of_another_store_is_refused(runs, gather):
         remedy="--labels",
     ):
         gather(runs)
+
+
+OF_IMAGES = {
+    "teacher": "The teacher",
+    "labels": "The soft labels",
+    "data": "Pictures of training images",
+}
+
+
+@pytest.mark.parametrize("kind", ["onehot", "live"])
+def test_what_is_of_other_images_is_not_the_students(runs, kind):
+    """Left out where it is in its usual place, refused where it was named; nor is a teacher."""
+    asked = {"teacher": {"sha256": "c" * 64}} if kind == "live" else {}
+    params, data = PARAMS | {"label_kind": kind}, {"dataset": "animals", "fingerprint": "f" * 64}
+    save_model(runs / "student", kind="student", params=params, data=data, epoch=3, **asked)
+    checkpoint = sha256_file(runs / "student/model.safetensors")
+    edit_json(runs / "evaluation/settings.json", checkpoint_sha256=checkpoint)
+    edit_json(runs / "audit/audit.json", checkpoint_sha256=checkpoint)
+    paths = paths_in(runs)
+    facts = gather_facts(paths, ReportParams())
+    assert facts.labels is facts.teacher is facts.manifest is None
+    for name in ("teacher", "labels"):
+        assert f"{OF_IMAGES[name]} ({getattr(paths, name)} is not of its images)." in facts.missing
+    assert "<dt>training images</dt>" not in render_page(facts)
+    for name in OF_IMAGES:
+        with refused(ResultError, where=getattr(paths, name), remedy=f"--{name}"):
+            gather_facts(replace(paths, named={name}), ReportParams())
+
+
+def test_the_teacher_that_was_asked_in_the_run_is_the_students(runs, gather):
+    """Whatever images it was trained on."""
+    (runs / "labels.zarr").rename(runs / "other.zarr")
+    save_model(runs / "teacher", kind="teacher", params={}, clean_accuracy=0.9, n=10)
+    asked = {"teacher": {"sha256": sha256_file(runs / "teacher/model.safetensors")}}
+    save_model(runs / "student", kind="student", params=PARAMS, epoch=3, **asked)
+    checkpoint = sha256_file(runs / "student/model.safetensors")
+    edit_json(runs / "evaluation/settings.json", checkpoint_sha256=checkpoint)
+    edit_json(runs / "audit/audit.json", checkpoint_sha256=checkpoint)
+    assert gather(runs).teacher is not None
 
 
 def test_a_teacher_of_another_store_is_refused(runs, gather):

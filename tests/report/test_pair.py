@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from made_evaluations import write_evaluation
 from page_reader import read
 from pair_folders import HASHES, gather, right, write_pair
-from run_folders import edit_json
+from run_folders import edit_json, write_audit
 
 from ltd_pipe.errors import MissingError, ResultError, WriteError
 from ltd_pipe.evaluation.results import ATTACK_FAILS
@@ -53,6 +53,26 @@ def test_a_difference_is_claimed_where_the_paired_test_shows_one(pair, clean, ro
     (pair / "b/data/metrics.json").unlink()
     write_evaluation(pair / "b/data/metrics.json", HASHES, clean=clean, autoattack=robust)
     assert judge_pair(gather(pair)).headline.startswith(headline)
+
+
+def test_a_failed_audit_beside_a_run_takes_the_headline(pair):
+    """As on the page of one student; one of another checkpoint is none."""
+    write_audit(
+        pair / "b/data/audit", pair / "b/data/student/model.safetensors", ["live gradients"]
+    )
+    told = judge_pair(gather(pair)).headline
+    assert told.startswith("B's robust accuracy cannot be believed")
+    edit_json(pair / "b/data/audit/audit.json", checkpoint_sha256="0" * 64)
+    assert judge_pair(gather(pair)).headline.startswith("B is more robust")
+
+
+def test_curves_of_two_norms_share_no_axis(pair):
+    """The second is left out, and the page says so."""
+    edit_json(pair / "b/data/metrics.json", norm="l2")
+    facts = gather(pair)
+    assert "Robust accuracy by ε of B (in another norm than A's)." in facts.missing
+    assert "A, PGD-20" in (page := render_pair(facts))
+    assert "B, PGD-20" not in page
 
 
 def test_many_discordant_images_that_cancel_out_show_nothing(pair):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from made_evaluations import write_evaluation
@@ -36,6 +37,20 @@ def test_a_table_and_what_differs(ltd_pipe, two_runs):
     assert attacked.endswith("right alone on 10, wrong alone on 0 of 40  p = 0.002")
     assert verdict == "  data is more robust; no difference is shown on clean images"
     assert note.startswith("p: McNemar's exact test")
+
+
+def test_a_failed_audit_beside_a_run_takes_its_verdict(ltd_pipe, two_runs):
+    """As in the report: nobody is ahead by attacks that fail."""
+    found = {"name": "live gradients", "count": 30, "n": 40, "limit": 0.05, "meaning": "x"}
+    settings = json.loads(Path("data/evaluation/settings.json").read_text())
+    sha256 = {"checkpoint_sha256": "a" * 64}
+    Path("data/evaluation/settings.json").write_text(json.dumps(settings | sha256))
+    Path("data/audit").mkdir()
+    audit = {"passed": False, "n": 40, "eps": 0.1, "findings": [found], **sha256}
+    Path("data/audit/audit.json").write_text(json.dumps(audit))
+    outcome = ltd_pipe("compare", "data/baseline-metrics.json", "data")
+    assert outcome.code == 0, outcome.err
+    assert "data's robust accuracy cannot be believed: signs of gradient masking" in outcome.out
 
 
 def test_json_has_the_same_numbers(ltd_pipe, two_runs):

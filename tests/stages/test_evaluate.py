@@ -112,6 +112,14 @@ def test_a_wrong_unit_is_refused(ltd_pipe, project):
     assert "at most 1, in pixel units, found 8; perhaps 8/255 is meant" in outcome.err
 
 
+@pytest.mark.parametrize("words", [["--pgd-steps", "5"], ["-S", "evaluate.pgd_steps=5"]])
+def test_what_a_first_look_fixes_is_refused(ltd_pipe, project, words):
+    """However it was typed."""
+    outcome = ltd_pipe("evaluate", STUDENT, "--quick", *words)
+    assert outcome.code == 2
+    assert f"{' '.join(words).split('=')[0].split(' 5')[0]} is fixed in a first look" in outcome.err
+
+
 def test_a_first_look_is_marked(ltd_pipe, project):
     """On the screen and in the file."""
     out = evaluate(ltd_pipe, "--quick").out

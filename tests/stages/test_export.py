@@ -23,6 +23,13 @@ def test_an_export_says_what_was_compared_and_how_to_load_it(ltd_pipe, project, 
     assert 0 <= found["difference"] <= found["allowed"]
 
 
+def test_an_architecture_that_the_checkpoint_says_itself_is_refused(ltd_pipe, project):
+    """It would be passed over."""
+    outcome = ltd_pipe("export", STUDENT, "--to", "onnx", "--arch", "resnet50", "--out", "exported")
+    assert outcome.code == 1
+    assert "is a checkpoint of ltd-pipe, which says this itself" in outcome.err
+
+
 def test_what_a_form_cannot_hold_is_refused(ltd_pipe, project):
     """Nothing appears, and the line names what works."""
     outcome = ltd_pipe("export", STUDENT, "--to", "timm", "--out", "exported")

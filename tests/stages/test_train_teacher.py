@@ -123,6 +123,8 @@ def test_soft_labels_are_warned_of(ltd_pipe, project):
     outcome = ltd_pipe(*SHORT, "--label-temperature", "20", "--allow-poor-labels")
     assert outcome.code == 0, outcome.err
     assert re.search(r"warning: labels of a mean .* are soft.*see docs/robustness.md", outcome.err)
+    # Card and export say it: that at which the logits were read, not the store's.
+    assert read_facts(Path("new/model.safetensors"))["labels"]["temperature"] == 20
 
 
 def test_a_single_exit_is_evaluated_as_any_student(ltd_pipe, project):
