@@ -251,6 +251,7 @@ class FolderSource(Source):
         # photos/train is the data set photos, so that its labels are those of photos' beton.
         part_of = real.name in {"train", *_TEST_FOLDERS}
         self.name = real.parent.name if part_of else real.name
+        _require_printable(folder, "its data set", self.name)
         self.class_names = names
         self.paths = [path for group in groups for path in group]
         self.labels = np.repeat(numbers, [len(group) for group in groups]).astype(np.int32)
@@ -276,21 +277,20 @@ class FolderSource(Source):
         return part
 
 
+def _require_printable(folder: Path, what: str, name: str) -> None:
+    """Refuse a name that is printed, and stands in every store's metadata, where it cannot be."""
+    utf8 = name == name.encode(errors="ignore").decode()
+    if not utf8 or any(unicodedata.category(letter) == "Cc" for letter in name):
+        wrong = "has a control character" if utf8 else "is not UTF-8"
+        raise DataError(folder, f"{what}'s name {wrong}", found=ascii(name), remedy="Rename it.")
+
+
 def _class_folders(folder: Path, left: Counter[str]) -> tuple[dict[str, Path], list[Path]]:
     """The class folders by their names, sorted, and the images beside them."""
     folders, images = _entries(folder, left)
     found = {path.name: path for path in sorted(folders, key=lambda path: path.name)}
     for name in found:
-        # It becomes a class's name, which is printed and stands in every store's metadata.
-        utf8 = name == name.encode(errors="ignore").decode()
-        if not utf8 or any(unicodedata.category(letter) == "Cc" for letter in name):
-            wrong = "has a control character" if utf8 else "is not UTF-8"
-            raise DataError(
-                folder,
-                f"a class folder's name {wrong}",
-                found=ascii(name),
-                remedy="Rename it.",
-            )
+        _require_printable(folder, "a class folder", name)
     if len({nfc(name) for name in found}) < len(found):
         same = next(name for name in found if name != nfc(name) and nfc(name) in found)
         raise DataError(

@@ -21,6 +21,7 @@ from ltd_pipe.evaluation.statistics import require_order
 from ltd_pipe.images.manifest import fingerprint
 from ltd_pipe.labels.files import require_replaceable, write_store
 from ltd_pipe.labels.format import (
+    MAX_TEXT,
     DatasetFacts,
     DerivationFacts,
     DistanceFacts,
@@ -225,7 +226,7 @@ def attributes_of_rows(
     **changed: Any,
 ) -> StoreAttributes:
     """The same attributes for other rows: their number, and their fingerprint."""
-    found = fingerprint(known.class_names, labels, sample_hash)
+    found = fingerprint(changed.get("class_names", known.class_names), labels, sample_hash)
     values = {name: getattr(known, name) for name in StoreAttributes.model_fields}
     values |= {"num_samples": len(labels)} | changed
     values["dataset"] = values["dataset"].model_copy(update={"fingerprint": found})
@@ -237,14 +238,14 @@ def attributes_of_rows(
 def chunk_rows(sources: Sequence[SoftLabels], attributes: StoreAttributes) -> int:
     """Rows per chunk of a new store: as its sources have them, so that equal rows are equal files.
 
-    A source of a single chunk is as long as its samples are many, which says nothing; nor does one
-    of narrower rows, of which too many would be in a chunk.
+    A source of a single chunk is as long as its samples are many, which says nothing of other
+    samples; nor does one of narrower rows, of which too many would be in a chunk.
     """
     top_k = attributes.top_k.k if attributes.top_k else None
     lengths = [
         rows
         for rows, samples in ((s.arrays["labels"].layout.rows, s.num_samples) for s in sources)
-        if rows < samples
+        if (rows < samples or samples == attributes.num_samples)
         and all(attributes.layout(name, rows, top_k).fits for name in attributes.widest(top_k))
     ]
     rows = max(lengths, default=attributes.rows_per_chunk(top_k))
@@ -328,7 +329,7 @@ def subset(
     require_same_places(store, rows)
     changes: dict[str, Any] = {}
     if images is not None:
-        changes["dataset"] = DatasetFacts.of(images.manifest)
+        changes |= _of_images(images)
     if view is not None:
         store.require_view(view)
         if view and store.attributes.views.augmentation is not None:
@@ -386,6 +387,12 @@ def rows_of_range(store: SoftLabels, first: int | None, last: int | None) -> NDA
             found=f"{start}:{stop}",
         )
     return np.arange(start, stop)
+
+
+def _of_images(images: ImagesLike) -> dict[str, Any]:
+    """What a store has of the images that it is cut to; the names of classes as these have them."""
+    manifest = images.manifest
+    return {"dataset": DatasetFacts.of(manifest), "class_names": tuple(manifest.class_names)}
 
 
 def rows_of_images(store: SoftLabels, images: ImagesLike, data: str) -> NDArray[np.int64]:
@@ -568,9 +575,21 @@ def _joint_terms(stores: Sequence[SoftLabels]) -> dict[str, Any]:
     calibrations = {each.calibration for each in known}
     facts = [each.labelling for each in known if each.labelling]
     alike = dict(set.intersection(*map(set, facts))) if len(facts) == len(known) else None
-    return {
+    terms = {
         "licence": " AND ".join(licences) if any(each.licence for each in known) else None,
         "citation": "\n\n".join(citations) or None,
+    }
+    for name, text in terms.items():
+        if text is not None and len(text) > MAX_TEXT:
+            raise StoreError(
+                stores[0].path,
+                f"{name} of all stores together",
+                expected=f"at most {MAX_TEXT:,} characters",
+                found=f"{len(text):,}",
+                remedy="Merge fewer, or have their publishers say it in fewer words.",
+            )
+    return {
+        **terms,
         "software": software,
         "labelling": None if alike is None else LabellingFacts(**alike),
         "calibration": calibrations.pop() if len(calibrations) == 1 else None,
@@ -617,7 +636,7 @@ def merge(
         _require_different(stores, owner, row, hashes)
     else:
         stores[0].require_classes(images.manifest.class_names, data)
-        changes["dataset"] = DatasetFacts.of(images.manifest)
+        changes |= _of_images(images)
         order = partners(
             ImageRows(images.sample_hash, images.labels, data, "sample"),
             ImageRows(
@@ -770,7 +789,10 @@ def normalised_weights(weights: Sequence[float] | None, count: int) -> list[floa
 
 def _rows_like(first: SoftLabels, other: SoftLabels, *, by_hash: bool) -> NDArray[np.int64]:
     """The other store's rows in the order of the first one's."""
-    if first.attributes.dataset.fingerprint == other.attributes.dataset.fingerprint:
+    # By the rows themselves: the fingerprint is what a store claims.
+    if np.array_equal(first.sample_hash, other.sample_hash) and np.array_equal(
+        first.labels, other.labels
+    ):
         return np.arange(first.num_samples)
     cut = "Cut both to the same images with 'ltd-pipe store subset --data'."
     if by_hash:

@@ -226,8 +226,9 @@ class FkdLabels(PerImageLabels):
 
     def _row(self, content: Any, where: Path) -> NDArray[np.float32]:
         labels = content[2] if isinstance(content, list | tuple) and len(content) == 3 else None
-        if isinstance(labels, torch.Tensor):
-            labels = labels.numpy()
+        if isinstance(labels, torch.Tensor) and labels.layout == torch.strided:
+            labels = labels.detach()
+            labels = (labels.float() if labels.dtype == torch.bfloat16 else labels).numpy()
         shape: tuple[int, ...] = labels.shape if isinstance(labels, np.ndarray) else ()
         fits = len(shape) == 1 or (len(shape) in (2, 3) and shape[1] == 2)
         if labels is None or not fits or labels.dtype.kind not in "fiu" or not labels.size:
@@ -412,7 +413,9 @@ class _Epoch:
         for number, path in enumerate(packages):
             names = path.with_name(path.name.replace("-values.bin", "-keys.txt"))
             try:
-                keys = names.read_text(encoding="utf-8").split()
+                # Names may have blanks in them, and what Python takes for ends of lines.
+                keys = names.read_text(encoding="utf-8").rstrip("\n").split("\n")
+                keys = [key.rstrip("\r") for key in keys if key]
             except FileNotFoundError as error:
                 raise MissingError(names, "no such file") from error
             size, expected = path.stat().st_size, len(keys) * self._item.itemsize

@@ -131,9 +131,14 @@ class Joinable:
         Returns
         -------
         ndarray of shape (n,), dtype int64
-            Of equal images any one's row.
+            Of equal images the row at the sample's own place, or any one's.
         """
-        rows = self.index.first_rows(sample_hash)
+        rows, both = self.index.first_rows(sample_hash), min(len(sample_hash), len(self.labels))
+        # Of equal images the row at its own place is the sample's.
+        own = sample_hash[:both] == self.sample_hash[:both]
+        if labels is not None:
+            own &= labels[:both] == self.labels[:both]
+        rows[:both][own] = np.flatnonzero(own)
         if (rows < 0).any():
             sample = int(np.argmax(rows < 0))
             raise self._refusal(
@@ -179,6 +184,16 @@ class Joinable:
         labelled, num_samples = self.attributes.dataset, self.attributes.num_samples
         same_number = manifest.num_samples == num_samples
         if same_number and manifest.fingerprint == labelled.fingerprint:
+            # Which is what the store claims; its own rows are what is joined.
+            if images is not None and not (
+                np.array_equal(self.sample_hash, images.sample_hash)
+                and np.array_equal(self.labels, images.labels)
+            ):
+                raise self._refusal(
+                    f"claims the fingerprint of {data}, and has other samples",
+                    found=f"first {self._first_difference(images)}",
+                    way_on="Whoever made it wrote it wrongly, or changed it: ask them.",
+                )
             return
         way_on = None
         if images is not None:

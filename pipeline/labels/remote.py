@@ -400,14 +400,19 @@ class RemoteStore(AbstractContextManager["RemoteStore"]):
         for name in self._extra_names(set(small)):
             read(name, _MAX_EXTRA_BYTES)
         small[MANIFEST] = self._manifest
+        if signature := self.signature():
+            small[SIGNATURE] = signature
+        self.small = small
+
+    def signature(self) -> bytes | None:
+        """The manifest's signature, where there is one."""
         # Left out where an object store refuses access to what is not there, and where a web
         # server has a page for it, of whatever kind: who could put nonsense there could leave it
         # out as well. A connection that fails says nothing of it.
         with contextlib.suppress(MissingError, StoreError, _AnswerError):
             signature = self._read(SIGNATURE, MAX_SIGNATURE_BYTES)
-            if signature.startswith(_ARMOUR):
-                small[SIGNATURE] = signature
-        self.small = small
+            return signature if signature.startswith(_ARMOUR) else None
+        return None
 
     def _extra_names(self, metadata: set[str]) -> list[str]:
         # The names that the format does not imply; all that it implies must be there.
@@ -773,6 +778,11 @@ def _open_nearest(
             if (found := find_cached(remote.identity, proven=proven)) is None:
                 opened.pop_all()
                 return remote
+            # A store is signed, and signed anew, without becoming another one.
+            held, signature = found / SIGNATURE, remote.signature()
+            if signature and not (held.is_file() and held.read_bytes() == signature):
+                with staged(held) as beside:
+                    beside.write_bytes(signature)
     return RemoteStore(Location("file", found.as_uri(), found.name), options)
 
 

@@ -23,7 +23,8 @@ from ltd_pipe.errors import (
 
 KEY = "ltd_pipe"
 
-Side = Annotated[int, Field(ge=1, le=1024)]
+# As large as images may be; a network that is hostile makes two of them.
+Side = Annotated[int, Field(ge=1, le=8192)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

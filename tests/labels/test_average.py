@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from made_answers import give_store
 from refusals import refused
 
 from ltd_pipe.errors import JoinError, ParamsError, StoreError
@@ -46,6 +47,20 @@ def test_the_average_is_of_probabilities(two, tmp_path, weights):
     difference = abs(found.gather(np.arange(11)) - expected)
     assert (difference <= expected * 2.0**-11 + 2.0**-20).all()
     assert not found.has_logits
+
+
+def test_a_store_that_claims_the_others_fingerprint_is_not_believed(two, answers, tmp_path):
+    """Rows are alike by their hashes and classes: in another order they are refused, or matched."""
+    order = np.array([1, 0, *range(2, 11)])
+    soft = {"soft_labels": two[0].gather(order)}
+    moved = answers.attributes, answers.labels[order], answers.sample_hash[order]
+    give_store(tmp_path / "liar.zarr", *moved, **soft)
+    liar = SoftLabels.open(tmp_path / "liar.zarr")
+    assert liar.attributes.dataset == two[0].attributes.dataset
+    with refused(JoinError, where=tmp_path / "liar.zarr", what="sample 0"):
+        average([two[0], liar])
+    found = averaged([two[0], liar], tmp_path / "c.zarr", by_hash=True)
+    np.testing.assert_allclose(found.gather(np.arange(11)), rows(two[0]), atol=5e-4)
 
 
 def test_the_average_names_all_teachers_and_stores(two, tmp_path):

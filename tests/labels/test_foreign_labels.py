@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from published_labels import (
     CLASSES,
     fkd_labels,
@@ -295,6 +296,31 @@ def test_one_epoch_of_tinyvit_is_stored_as_it_is(pictures, images, converted, tm
     np.testing.assert_array_equal(stored[1], values.to(torch.float16))
     assert found.attributes.top_k.total_variation is None
     assert "mean over 1 augmented views" in found.attributes.derived_from.sources[0]
+
+
+def test_names_with_blanks_are_keys_of_tinyvit(tmp_path):
+    """A key is a line, whatever Python takes for the end of one; lines may end as on Windows."""
+    keys = ["my cat", "next\x85line", *"cdef"]
+    for number, name in enumerate(keys):
+        place = tmp_path / "photos" / CLASSES[number] / f"{name}.png"
+        place.parent.mkdir(parents=True)
+        Image.new("L", (8, 8), number * 9).save(place)
+    images = HashedImages.read(tmp_path / "photos")
+    root = write_tinyvit(tmp_path / "logits", keys)
+    for path in root.rglob("*-keys.txt"):
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert tinyvit(root, images).read(np.arange(6))["topk_probs"].shape == (6, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_fkd_labels_may_be_of_any_precision(pictures, images, converted, tmp_path, dtype):
+    """Also one that NumPy has not, and of a tensor that was trained."""
+    root = write_fkd(tmp_path / "FKD", pictures)
+    path = next(root.rglob("*.tar"))
+    content = torch.load(path, weights_only=False)
+    labels = torch.zeros(3, dtype=dtype).requires_grad_()  # three crops' classes
+    torch.save([content[0], content[1], labels], path)
+    converted(FkdLabels(root, images, average_crops=True))
 
 
 def test_epochs_of_tinyvit_are_averaged(pictures, images, converted, tmp_path):

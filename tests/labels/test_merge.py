@@ -218,6 +218,19 @@ def test_how_the_temperature_was_found_is_said_where_all_say_it(answers, tmp_pat
     assert found.calibration == (known if samples == 48 else None)
 
 
+def test_terms_that_are_too_long_together_are_refused(answers, tmp_path):
+    """Each of them is a text that a store may have; both are not."""
+
+    def part(rows, word):
+        piece = answers.permuted(rows)
+        facts = piece.attributes.model_copy(update={"citation": word * 6000})
+        return SoftLabels.open(replace(piece, attributes=facts).write(tmp_path / f"{rows[0]}.zarr"))
+
+    pieces = part(np.arange(4), "a"), part(np.arange(4, 11), "b")
+    with refused(StoreError, what="citation", expected="at most 10,000 characters", found="12,002"):
+        merged(pieces, tmp_path / "merged.zarr")
+
+
 @pytest.mark.parametrize(("values", "fields"), DIFFERENCES.values(), ids=DIFFERENCES.keys())
 def test_stores_that_differ_in_more_than_samples_are_refused(
     answers, parts, tmp_path, values, fields

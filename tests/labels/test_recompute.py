@@ -11,6 +11,7 @@ from refusals import refused
 from ltd_pipe.errors import JoinError, StoreError
 from ltd_pipe.images.manifest import fingerprint
 from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.derive import average
 from ltd_pipe.labels.format import DatasetFacts, StoreFacts, TeacherFacts, ViewFacts
 from ltd_pipe.labels.labelling import Labeller
 from ltd_pipe.labels.on_device import Replay
@@ -50,20 +51,21 @@ def teachers(train_beton):
 def make_store(train_beton, train_stream, teachers, tmp_path_factory):
     """A function that labels the digits in batches of 16 and verifies the store."""
 
-    def make(views=THREE, count=1, precision="float32", **options):
+    def make(views=THREE, count=1, precision="float32", first=0, **options):
         folder, manifest = tmp_path_factory.mktemp("store"), train_beton.manifest
+        asked = slice(first, first + count)
         facts = StoreFacts(
             num_samples=240,
             num_classes=10,
             class_names=manifest.class_names,
             dataset=DatasetFacts(name="digits", split="train", fingerprint=manifest.fingerprint),
-            teachers=tuple(TeacherFacts(sha256=n, architecture="x") for n in NAMES[:count]),
+            teachers=tuple(TeacherFacts(sha256=n, architecture="x") for n in NAMES[asked]),
             views=views,
         )
         options = {"rows": 64, "keep_logits": count == 1} | options
         writer = StoreWriter(folder / "draft", facts, **options)
         replay = Replay.of(views, "views")
-        Labeller(teachers[:count], train_stream, 16, precision, replay).label(writer)
+        Labeller(teachers[asked], train_stream, 16, precision, replay).label(writer)
         writer.publish(folder / "s.zarr", 2.0)
         verify_store(folder / "s.zarr", train_beton)
         return SoftLabels.open(folder / "s.zarr")
@@ -210,6 +212,29 @@ def test_sparse_rows_that_leave_out_a_large_class_are_found(
     give_store(tmp_path / "s.zarr", attributes, store.labels, store.sample_hash, **rows)
     with refused(StoreError, where=tmp_path / "s.zarr", what="sample 0, view 0: probability"):
         ask(SoftLabels.open(tmp_path / "s.zarr"), teachers[:1], train_stream)
+
+
+UNEQUAL = {
+    "weights": ({}, {"weights": (7, 3)}),
+    "cut labels": (SPARSE, {}),
+}
+
+
+@pytest.mark.parametrize(("kind", "options"), UNEQUAL.values(), ids=UNEQUAL.keys())
+def test_an_average_of_unequal_shares_is_not_called_wrong(
+    make_store, teachers, train_stream, tmp_path, kind, options
+):
+    """Nobody can tell from the teachers' answers; of equal shares they can."""
+    two = [make_store(PLAIN, first=number, **kind) for number in (0, 1)]
+    average(two, **options).write(tmp_path / "c.zarr")
+    with refused(StoreError, where=tmp_path / "c.zarr", what="is an average", remedy="one by one"):
+        ask(SoftLabels.open(tmp_path / "c.zarr"), teachers[:2], train_stream)
+
+
+def test_an_average_of_equal_shares_is_the_teachers(make_store, teachers, train_stream, tmp_path):
+    """Their mean, as of labels that were made by both at once."""
+    average([make_store(PLAIN, first=number) for number in (0, 1)]).write(tmp_path / "c.zarr")
+    ask(SoftLabels.open(tmp_path / "c.zarr"), teachers[:2], train_stream)
 
 
 def test_bfloat16_needs_its_tolerance(make_store, teachers, train_stream):

@@ -1,10 +1,13 @@
 """Subsets: the same bytes in fewer rows, which join with the data that they are cut to."""
 
 import json
+import re
+import unicodedata
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from made_answers import attributes
 from refusals import refused
 
 from ltd_pipe.errors import JoinError, ParamsError, StoreError, WriteError
@@ -161,6 +164,37 @@ def test_what_was_left_out_of_all_is_not_said_of_some(making, tmp_path, rows, vi
     path = making(num_samples=4, views=views).write(tmp_path / "sparse.zarr", top_k=2)
     found = subset(SoftLabels.open(path), np.array(rows), view=view).attributes.top_k
     assert (found.total_variation is not None) == known
+
+
+def test_names_of_classes_are_as_the_images_have_them(answers, tmp_path):
+    """One é or two signs: the fingerprint is of the signs, and is then the images'."""
+    composed, apart = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    known, theirs = (
+        replace(
+            answers,
+            attributes=attributes(answers.labels, answers.sample_hash, (name, "b", "c")),
+        )
+        for name in (composed, apart)
+    )
+    source = SoftLabels.open(known.write(tmp_path / "s.zarr"))
+    with refused(JoinError, where=tmp_path / "s.zarr", found=re.compile("Unicode")):
+        source.require_data(theirs.manifest, "data", theirs)
+    chosen = rows_of_images(source, theirs, "data")
+    found = cut(source, tmp_path / "t.zarr", chosen, images=theirs)
+    found.require_data(theirs.manifest, "data", theirs)
+
+
+def test_an_image_that_is_there_twice_keeps_its_place(making, tmp_path):
+    """Of a store with views no row may move; the data's own order moves none."""
+    answers = making(views=2)
+    hashes, labels = answers.sample_hash.copy(), answers.labels.copy()
+    hashes[5], labels[5] = hashes[2], labels[2]
+    facts = attributes(labels, hashes, answers.attributes.class_names, views=2)
+    twice = replace(answers, attributes=facts, labels=labels, sample_hash=hashes)
+    source = SoftLabels.open(twice.write(tmp_path / "views.zarr"))
+    chosen = rows_of_images(source, twice, "data")
+    assert chosen.tolist() == list(range(11))
+    cut(source, tmp_path / "same.zarr", chosen, images=twice)
 
 
 def test_a_temperature_that_was_found_for_all_views_is_not_said_of_one(making, tmp_path):

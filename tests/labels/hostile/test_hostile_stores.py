@@ -329,6 +329,16 @@ def test_something_behind_the_last_row(forge, refused_cheaply, name):
     refused_cheaply(forge.sign(), f"{name}: padding: expected the fill value")
 
 
+def test_something_inside_the_nan_behind_the_last_row(forge, refused_cheaply):
+    """A NaN has 10 bits that nobody looks at."""
+    name = "soft_labels/c/1/0"
+    payload = bytearray((forge.path / name).read_bytes()[:-4])
+    payload[-2:] = np.uint16(0x7E41).tobytes()
+    assert np.isnan(np.frombuffer(payload, np.float16)[-1])
+    forge.chunk(name, bytes(payload))
+    refused_cheaply(forge.sign(), f"{name}: padding: expected the fill value")
+
+
 def ranks(*classes):
     """A chunk of four rows of two classes."""
     return np.resize(np.array(classes, np.uint16), (4, 2)).tobytes()

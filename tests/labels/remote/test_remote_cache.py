@@ -15,6 +15,7 @@ from shared_store import contents, make_store
 
 from ltd_pipe.errors import LocationError, StoreError
 from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.manifest import SIGNATURE
 from ltd_pipe.labels.remote import (
     cache_folder,
     cached_store,
@@ -23,6 +24,7 @@ from ltd_pipe.labels.remote import (
     pull_excerpt,
     pull_store,
 )
+from ltd_pipe.labels.signature import claimed_signer, sign_store
 from ltd_pipe.labels.verify import verify_store
 from ltd_pipe.publish import exclusive
 
@@ -53,7 +55,20 @@ def test_a_second_time_only_the_manifest_is_fetched(server, options):
     fetch(server, options)
     server.log.clear()
     fetch(server, options)
-    assert [name for name, _ in server.log] == ["MANIFEST.sha256"]
+    assert [name for name, _ in server.log] == ["MANIFEST.sha256", "MANIFEST.sha256.sig"]
+
+
+def test_a_signature_that_is_published_later_comes_into_the_cache(own, key_file, options):
+    """The store is the same one; so does a new signature in the place of an old one."""
+    with FaultyServer(own) as server:
+        folder = fetch(server, options)
+        assert claimed_signer(folder) is None
+        sign_store(own, key_file)
+        assert fetch(server, options) == folder
+        assert (folder / SIGNATURE).read_bytes() == (own / SIGNATURE).read_bytes()
+        (folder / SIGNATURE).write_bytes(b"-----BEGIN SSH SIGNATURE-----")
+        fetch(server, options)
+    assert claimed_signer(folder) is not None
 
 
 def test_with_the_whole_identity_nothing_is_fetched(server, options, identity):
@@ -119,7 +134,7 @@ def test_a_damaged_chunk_is_found_when_each_hash_is_wanted(server, options, publ
     assert [path.name for path in cache.iterdir()] == [found.name]
     server.log.clear()
     fetch(server, options, proven=True)
-    assert [name for name, _ in server.log] == ["MANIFEST.sha256"]
+    assert [name for name, _ in server.log] == ["MANIFEST.sha256", "MANIFEST.sha256.sig"]
 
 
 @pytest.mark.parametrize("name", [CHUNK, "README.md"])
