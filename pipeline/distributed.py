@@ -185,10 +185,13 @@ def images_per_epoch(images: int, batch_size: int) -> int:
     return images - 1 if images > 1 and images % batch_size == 1 else images
 
 
-def require_shards(images: int, batch_size: int, processes: int, unit: int = 1) -> None:
+def require_shards(
+    images: int, batch_size: int, processes: int, unit: int = 1, *, synced: bool = True
+) -> None:
     """Refuse a batch size that leaves a process without an image in some step.
 
-    `batch_size` is of all processes together; of `unit` neighbours none are parted.
+    `batch_size` is of all processes together; of `unit` neighbours none are parted. Of several
+    processes that are not `synced` each has batch statistics of its own, and needs two images.
     """
     if batch_size % (unit * processes):
         raise ParamsError(
@@ -198,14 +201,21 @@ def require_shards(images: int, batch_size: int, processes: int, unit: int = 1) 
             expected=f"a multiple of {unit * processes}",
             found=batch_size,
         )
-    last = images % batch_size
-    if 0 < last <= unit * (processes - 1):
-        raise ParamsError(
-            "batch_size",
-            f"leaves {last} image(s) for the last step of an epoch of {images}",
-            expected=f"at least one for each of {processes} processes",
-            remedy=f"Set images: {images - last}, or another batch_size.",
-        )
+    last, alone = images % batch_size, processes > 1 and not synced
+    for size, what in (
+        (batch_size, f"gives {processes} processes {batch_size} image(s) a step"),
+        (last, f"leaves {last} image(s) for the last step of an epoch of {images}"),
+    ):
+        shares = np.bincount(np.arange(size) // unit % processes, minlength=processes)
+        if size and shares.min() < (2 if alone else 1):
+            own = ", whose batch statistics are their own (sync_batch_norm: false)"
+            raise ParamsError(
+                "batch_size",
+                what,
+                expected=f"at least {'two' if alone else 'one'} for each of {processes} processes"
+                + (own if alone else ""),
+                remedy=f"Set images: {images - last}, or another batch_size.",
+            )
 
 
 def shard(

@@ -181,6 +181,18 @@ def test_what_cannot_be_shared_is_refused():
         require_shards(97, 24, 2)
 
 
+@pytest.mark.parametrize(("images", "batch", "unit"), [(1157, 128, 1), (96 + 7, 24, 2), (8, 4, 1)])
+def test_each_process_needs_two_images_for_batch_statistics_of_its_own(images, batch, unit):
+    """In every step, as one process alone; synchronised ones need one."""
+    require_shards(images, batch, 4, unit)
+    with refused(
+        ParamsError, where="batch_size", expected=re.compile("at least two for each of 4")
+    ):
+        require_shards(images, batch, 4, unit, synced=False)
+    require_shards(1024 + 8, 128, 4, unit, synced=False)
+    require_shards(images, 128, 1, unit, synced=False)
+
+
 @pytest.mark.parametrize("images", [96, 103, 106, 101])
 def test_pairs_are_not_parted(images):
     """Neighbours that are mixed with each other go to one process, also in the last step."""

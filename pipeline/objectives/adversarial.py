@@ -122,15 +122,18 @@ class MultiExit(Objective):
     Attributes
     ----------
     exits : sequence of int
-        Which ones, counted from 0, ascending. The logits of a step are those of the last one.
+        Which ones, counted from 0, ascending.
     attacked : {"last", "average", "max-average"}
         last: the attack maximises the loss of the last of them; average: the mean over all of
         them; max-average: each exit is attacked by itself, and for each image the attack is
         taken whose mean loss over all exits is largest. It costs as many attacks as exits.
+    own : int
+        The place among them of the network's own exit, whose logits are those of a step.
     """
 
     exits: Sequence[int]
     attacked: Literal["last", "average", "max-average"] = "max-average"
+    own: int = -1
 
     @classmethod
     def from_params(cls, params: TrainParams, model: Classifier) -> Objective:
@@ -162,7 +165,8 @@ class MultiExit(Objective):
                 found=list(numbers),
                 remedy=f"Add it, or set train.architecture: {network}@{numbers[-1]}.",
             )
-        return cls([number - 1 for number in numbers], params.attacked_exits)
+        exits = [number - 1 for number in numbers]
+        return cls(exits, params.attacked_exits, numbers.index(own))
 
     def attack_loss(self, model: torch.nn.Module, batch: TrainBatch) -> LossOfLogits:
         """The truth's cross entropy, averaged over exits: of logits of shape (B, E, K)."""
@@ -198,7 +202,7 @@ class MultiExit(Objective):
         clean, attacked = chosen(batch.images), chosen(adversarial)
         natural = _exit_losses(clean, batch.target).mean()
         robust = _exit_losses(attacked, batch.truth).mean()
-        return Loss(natural + robust, attacked[:, -1])
+        return Loss(natural + robust, attacked[:, self.own])
 
 
 class _Exits(torch.nn.Module):

@@ -408,6 +408,11 @@ class TrainParams(FitParams):
         yield from self._conflicts_of_labels()
         if self.exits is not None and (not self.exits or not _ascends(self.exits)):
             yield "exits must be different numbers in ascending order"
+        if self.objective == "exits" and self.compile != "none":
+            yield (
+                f"compile: {self.compile} does not reach a network's exits, which objective exits "
+                "asks for one by one: set compile: none"
+            )
         if self.awp_gamma and self.awp_from_epoch >= self.epochs:
             yield (
                 f"awp_from_epoch: expected less than epochs, {self.epochs}, found "

@@ -33,8 +33,13 @@ def learning_rate(params: FitParams, step: int, steps: int) -> float:
     return peak
 
 
-def make_optimiser(model: torch.nn.Module, params: FitParams) -> torch.optim.SGD:
-    """SGD with momentum over all weights of a model that is on its device."""
+def make_optimiser(
+    model: torch.nn.Module, params: FitParams, *, scaled: bool = False
+) -> torch.optim.SGD:
+    """SGD with momentum over all weights of a model that is on its device.
+
+    `scaled`: a GradScaler leaves out steps whose gradients overflow.
+    """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     groups: list[dict[str, object]] = [{"params": weights, "weight_decay": params.weight_decay}]
     if not params.decay_norms:
@@ -48,8 +53,9 @@ def make_optimiser(model: torch.nn.Module, params: FitParams) -> torch.optim.SGD
         lr=params.learning_rate,
         momentum=params.momentum,
         nesterov=params.nesterov,
-        # On a GPU the whole step is one kernel.
-        fused=True if next(model.parameters()).is_cuda else None,
+        # On a GPU the whole step is one kernel. A fused first step that is left out would make
+        # momentum of whatever is in memory.
+        fused=True if next(model.parameters()).is_cuda and not scaled else None,
     )
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _MOST = 127
 # The largest share of the device's free memory that they may take.
 _SHARE = 0.5
+# Of them what processes share at a time.
+_SHARED_BYTES = 2**24
 
 
 class Perturbations:
@@ -100,10 +102,13 @@ class Perturbations:
         """Give each process what the others have found since they last did this."""
         if self._shared:
             return
-        values = self._values * self._written.view(-1, 1, 1, 1)
-        # An image belongs to one process of a step, and an epoch has it once.
-        self._world.all_reduce_([values, self._written])
-        self._values = torch.where(self._written.view(-1, 1, 1, 1) > 0, values, self._values)
+        rows = max(_SHARED_BYTES // self._values[0].numel(), 1)
+        blocks = zip(*(torch.split(x, rows) for x in (self._values, self._written)), strict=True)
+        for values, written in blocks:  # a copy of all might not fit
+            mine = values * written.view(-1, 1, 1, 1)
+            # An image belongs to one process of a step, and an epoch has it once.
+            self._world.all_reduce_([mine, written])
+            values.copy_(torch.where(written.view(-1, 1, 1, 1) > 0, mine, values))
         self._written.zero_()
         self._shared = True
 

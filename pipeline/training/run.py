@@ -292,14 +292,12 @@ def open_run(
     decides = {"seed": params.seed, "device": device.type, "processes": world.size, **decides}
     facts = run_facts(kind, section, manifest, **decides)
     record = run_record(facts, out)
-    snapshots = Snapshots(record.folder, record, behind=device.type == "cuda")
+    snapshots = Snapshots(record.folder, record, device=device.type)
 
     def precision_for_all() -> PrecisionSettings:
         if not fresh and (note := record.note()):
             tell(note)
-        # What was chosen for a GPU says nothing of a CPU.
-        moved = any(name == "device" for name, _, _ in record.changed())
-        kept = None if fresh or moved else snapshots.precision()
+        kept = None if fresh else snapshots.precision()
         if kept:
             return kept
         mine, parts = -(-section.batch_size // world.size), section.accumulation_steps

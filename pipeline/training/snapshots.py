@@ -48,13 +48,14 @@ class Snapshots:
 
     The last two are kept: when a power cut or a bad disk has spoilt the last one, the run goes
     on from the one before, to the same end. The record, if any, is kept beside the first one.
-    `behind` copies the state to the host and writes it on a thread, while a GPU goes on.
+    From a GPU the state is copied to the host and written on a thread, while it goes on.
     """
 
     def __init__(
-        self, folder: Path, record: StateRecord | None = None, *, behind: bool = False
+        self, folder: Path, record: StateRecord | None = None, *, device: str = "cpu"
     ) -> None:
-        self.folder, self._record = folder, record
+        self.folder, self._record, self._device = folder, record, device
+        behind = device == "cuda"
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="snapshot") if behind else None
         self._pending: Future[None] | None = None
 
@@ -66,7 +67,8 @@ class Snapshots:
         # An epoch's last step has two: before its validation, and after.
         name = f"step-{progress.step:09d}-epoch-{len(progress.history):06d}.pt"
         chosen = precision.decides | {"measured": precision.measured}
-        content = {"progress": asdict(progress), "tensors": tensors, "precision": chosen}
+        content: dict[str, Any] = {"progress": asdict(progress), "tensors": tensors}
+        content |= {"precision": chosen, "device": self._device}
         if self._pool is None:
             self._write(self.folder / name, content)
             return
@@ -98,10 +100,13 @@ class Snapshots:
         return content and (Progress(**content["progress"]), content["tensors"])
 
     def precision(self) -> PrecisionSettings | None:
-        """The choice with which the run began; errors as in `load`."""
-        # Mapped, the tensors are not read; it is the same in all snapshots of a run.
+        """The choice with which the run goes on; errors as in `load`."""
+        # Mapped, the tensors are not read.
         content = self._newest(mmap=True)
-        return content and PrecisionSettings(**content["precision"], resumed=True)
+        # What was chosen for a GPU says nothing of a CPU.
+        if not content or content["device"] != self._device:
+            return None
+        return PrecisionSettings(**content["precision"], resumed=True)
 
     def clear(self) -> None:
         """Forget the run."""

@@ -83,7 +83,7 @@ class Step:
         if self._frozen and compiled != "none":
             # Graphs of single passes do not go into the graph of all.
             self._frozen.compile("default" if records else compiled)
-        self._optimiser = make_optimiser(model, params)
+        self._optimiser = make_optimiser(model, params, scaled=scaled)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=scaled)
         self.average = WeightAverage(model, params)
 
@@ -234,7 +234,10 @@ class Step:
         """Go on from what `state_dict` gave."""
         self.model.load_state_dict(state["model"])
         self.average.model.load_state_dict(state["average"])
+        fused = [group["fused"] for group in self._optimiser.param_groups]
         self._optimiser.load_state_dict(state["optimiser"])
+        for group, mine in zip(self._optimiser.param_groups, fused, strict=True):
+            group["fused"] = mine  # this device's, not that of the run's begin
         self._scaler.load_state_dict(state["scaler"])
         self._objective.load_state_dict(state["objective"])
         if self._task.perturbations is not None:
@@ -255,8 +258,12 @@ class Step:
                 value = part.loss().value * part.share
                 # Of a network with several exits not all weights need have a part in the loss.
                 gradients = torch.autograd.grad(value, weights, materialize_grads=True)
-                added = [a + b for a, b in zip(sums, gradients, strict=True)] if sums else gradients
-                sums = list(added)
+                # As in `differentiate`: the next replay would overwrite them.
+                sums = (
+                    [gradient + before for gradient, before in zip(gradients, sums, strict=True)]
+                    if sums
+                    else [gradient.clone() for gradient in gradients]
+                )
             self._context.world.all_reduce_(sums)
             return sums
 

@@ -134,7 +134,8 @@ class Trainer:
         self._stream, self._params, self._task = stream, params, task
         self._samples, self._validation = split
         self._images = images_per_epoch(len(self._samples), params.batch_size)
-        require_shards(self._images, params.batch_size, context.world.size, params.unit)
+        shards = params.batch_size, context.world.size, params.unit
+        require_shards(self._images, *shards, synced=params.sync_batch_norm)
         self._sizes = [] if params.sizes is None else params.sizes.all()
         require_sizes(model, self._sizes)
         self.steps_per_epoch = -(-self._images // params.batch_size)

@@ -56,6 +56,15 @@ def test_the_loss_is_the_mean_over_the_exits(exits):
     assert torch.equal(found.logits, Exits().eval().exit_logits(attacked)[exits[-1]])
 
 
+@pytest.mark.parametrize("own", [0, 1, 2])
+def test_the_logits_of_a_step_are_those_of_the_networks_own_exit(own):
+    """Which validation, the checkpoint and IGDM's difference of logits are of."""
+    attacked = IMAGES - 0.3
+    objective = objectives.MultiExit((0, 1, 2), own=own)
+    found = objective.loss(Exits().eval(), batch(), attacked).logits
+    assert torch.equal(found, Exits().eval().exit_logits(attacked)[own])
+
+
 ATTACKED = {
     # Of these answers of three exits, the losses that the attacks maximise.
     "last": ([2], 1),

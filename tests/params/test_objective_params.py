@@ -52,6 +52,7 @@ REFUSED = {
     "mtard-mixed": (MTARD | {"soft_weight": "0.5"}, {"what": "teachers"}),
     "mtard-live": (MTARD | {"label_kind": "live"}, {"what": "teachers"}),
     "mtard-warm": (MTARD | {"teacher_temperature": "2"}, {"what": "teachers"}),
+    "exits-compiled": ({"objective": "exits", "compile": "auto"}, {"what": "compile: auto"}),
     "order": ({"exits": "[3, 1]"}, {"what": "different"}),
     "twice": ({"exits": "[1, 1]"}, {"what": "different"}),
     "none": ({"exits": "[]"}, {"what": "different"}),

@@ -40,7 +40,7 @@ def make_student(train_beton, train_stream, tmp_path):
             content["teacher"] = "teacher.safetensors"
         params = TrainParams(**content)
         model = new_classifier(params, train_beton.manifest, seed=seed, role="student", device=CPU)
-        snapshots = Snapshots(state or tmp_path / "state", behind=behind)
+        snapshots = Snapshots(state or tmp_path / "state", device="cuda" if behind else "cpu")
         return student_trainer(
             model,
             stream or train_stream,

@@ -6,9 +6,11 @@ import torch
 from refusals import refused
 from test_loop import StopAt, assert_same, result
 
+from ltd_pipe.distributed import World
 from ltd_pipe.errors import MachineError
 from ltd_pipe.images.augment import augment, restored
 from ltd_pipe.images.augmentation import Augmentation
+from ltd_pipe.training import perturbations
 from ltd_pipe.training.failures import Interrupted
 from ltd_pipe.training.perturbations import Perturbations
 from ltd_pipe.training.trainer import Watcher
@@ -51,6 +53,22 @@ def test_nothing_is_written_where_a_view_does_not_look(moves):
     assert (seen | (values == 77)).sum(dim=(2, 3)).min() >= least
     if not moves.crop_padding:
         assert torch.equal(found, values)
+
+
+@pytest.mark.parametrize("size", [1, 500, 2**24])
+def test_they_are_shared_a_part_at_a_time(monkeypatch, size):
+    """Whatever its size; another process that has found nothing takes nothing away."""
+    monkeypatch.setattr(perturbations, "_SHARED_BYTES", size)
+    world = World(0, 2)
+    monkeypatch.setattr(World, "all_reduce_", lambda *_: None)
+    found, index = Perturbations(40, (2, 9, 9), CPU, world), torch.arange(0, 40, 4)
+    draws = Augmentation(), 0, 0
+    found.keep(torch.full((10, 2, 9, 9), 0.1), index, 0.1, draws)
+    found.share()
+    found.keep(torch.full((10, 2, 9, 9), -0.1), index + 1, 0.1, draws)
+    found.share()
+    kinds = torch.tensor([127, -127, 0, 0], dtype=torch.int8).repeat(10)
+    assert torch.equal(found.state_dict(), kinds.view(-1, 1, 1, 1).expand(40, 2, 9, 9))
 
 
 @pytest.mark.parametrize("cutout", [0, 3])

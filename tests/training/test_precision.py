@@ -49,6 +49,19 @@ def test_a_runs_choice_is_in_each_of_its_snapshots(tmp_path):
     assert (kept, kept.measured, kept.resumed) == (chosen, chosen.measured, True)
 
 
+def test_what_was_chosen_for_another_device_is_chosen_anew(tmp_path):
+    """And then holds there, however often the run is interrupted, and not on the first one."""
+    on_gpu, on_cpu = PrecisionSettings("float16"), PrecisionSettings("bfloat16")
+    gpu, cpu = (Snapshots(tmp_path, device=device) for device in ("cuda", "cpu"))
+    gpu.save(Progress(1), {"weights": torch.zeros(9)}, on_gpu)
+    gpu.wait()
+    assert gpu.precision() == on_gpu
+    assert cpu.precision() is None
+    cpu.save(Progress(2), {"weights": torch.zeros(9)}, on_cpu)
+    assert cpu.precision() == on_cpu
+    assert gpu.precision() is None
+
+
 # torch's compiler looks at that attribute of whatever it is given.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.slow

@@ -151,6 +151,16 @@ def test_out_of_memory_says_what_fits(train_beton, tmp_path, accumulated, images
     assert f"{remedy} images, or batch_size: 95." in done.stdout
 
 
+def test_an_optimiser_of_another_device_steps_as_this_one_does(make_student):
+    """A GPU's fused step is none of the CPU's, nor the other way about."""
+    step = make_student()._step
+    state = step.state_dict()
+    for group in state["optimiser"]["param_groups"]:
+        group["fused"] = True
+    step.load_state_dict(state)
+    assert [group["fused"] for group in step._optimiser.param_groups] == [None]
+
+
 def test_an_operator_without_a_deterministic_kernel_is_named(make_student):
     """With the network and the device, and what to do."""
     fit = make_student()
