@@ -187,11 +187,11 @@ def _teaching(
         asked, data_facts = student.facts.teacher, teacher.facts.data
         if "labels" in found:
             _require_teacher_of(found["labels"], teacher, paths)
-            found["teacher"] = teacher
-        elif (asked and asked.sha256 == teacher.sha256) or _is_of(
-            student, data_facts.fingerprint if data_facts else None, "teacher", paths
-        ):
-            found["teacher"] = teacher
+        elif not (asked and asked.sha256 == teacher.sha256):
+            images = data_facts.fingerprint if data_facts else None
+            if not _is_of(student, images, "teacher", paths):
+                return found
+        found["teacher"] = teacher
     return found
 
 
