@@ -725,12 +725,12 @@ def cached_store(
 ) -> Path:
     """The folder of a store that is elsewhere, fetched unless it is in the cache.
 
-    Never write to it. Of a store that is in the cache only the manifest is fetched, and not even
-    that when the location names the whole identity. Processes that want the same store at the same
-    time wait for the one that fetches it, which `waiting` is told in a sentence. `force` fetches it
-    again, and `proven` where a file in the cache has another hash than it should; `progress` is
-    called with the bytes of the chunks that are there, and of all. Errors are those of
-    `pull_store`.
+    Never write to it. Of a store that is in the cache only the manifest and its signature are
+    fetched, and not even these when the location names the whole identity. Processes that want the
+    same store at the same time wait for the one that fetches it, which `waiting` is told in a
+    sentence. `force` fetches it again, and `proven` where a file in the cache has another hash than
+    it should; `progress` is called with the bytes of the chunks that are there, and of all. Errors
+    are those of `pull_store`.
     """
     with _open_nearest(location, options, force=force, proven=proven) as remote:
         target = cache_folder() / remote.identity

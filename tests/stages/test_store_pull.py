@@ -119,13 +119,13 @@ def test_pull_refuses_another_identity(ltd_pipe, serve, tmp_path):
 
 
 def test_what_is_in_the_cache_is_copied_from_there(ltd_pipe, serve, tmp_path):
-    """To a folder too: only the manifest is asked for again."""
+    """To a folder too: only the manifest and its signature are asked for again."""
     url = serve(GOLDEN)
     ltd_pipe("store", "pull", url)
     Quiet.asked.clear()
     outcome = ltd_pipe("store", "pull", url, "--out", tmp_path / "labels.zarr")
     assert outcome.code == 0, outcome.err
-    assert Quiet.asked == ["/MANIFEST.sha256"]
+    assert Quiet.asked == ["/MANIFEST.sha256", "/MANIFEST.sha256.sig"]
 
 
 def test_a_copy_that_was_damaged_in_the_cache_is_not_used(ltd_pipe, serve, tmp_path):

@@ -50,7 +50,7 @@ def test_the_folder_is_named_for_the_identity(server, published, cache, options,
     assert [path.name for path in cache.iterdir()] == [identity]
 
 
-def test_a_second_time_only_the_manifest_is_fetched(server, options):
+def test_a_second_time_only_manifest_and_signature_are_fetched(server, options):
     """Whether the URL still holds that store has to be asked."""
     fetch(server, options)
     server.log.clear()
