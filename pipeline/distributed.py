@@ -202,19 +202,23 @@ def require_shards(
             found=batch_size,
         )
     last, alone = images % batch_size, processes > 1 and not synced
-    for size, what in (
-        (batch_size, f"gives {processes} processes {batch_size} image(s) a step"),
-        (last, f"leaves {last} image(s) for the last step of an epoch of {images}"),
+    own = ", whose batch statistics are their own (sync_batch_norm: false)" if alone else ""
+    for size, what, remedy in (
+        (batch_size, f"gives {processes} processes {batch_size} image(s) a step", "Raise it."),
+        (
+            last,
+            f"leaves {last} image(s) for the last step of an epoch of {images}",
+            f"Set images: {images - last}, or another batch_size.",
+        ),
     ):
         shares = np.bincount(np.arange(size) // unit % processes, minlength=processes)
         if size and shares.min() < (2 if alone else 1):
-            own = ", whose batch statistics are their own (sync_batch_norm: false)"
+            least = "two" if alone else "one"
             raise ParamsError(
                 "batch_size",
                 what,
-                expected=f"at least {'two' if alone else 'one'} for each of {processes} processes"
-                + (own if alone else ""),
-                remedy=f"Set images: {images - last}, or another batch_size.",
+                expected=f"at least {least} for each of {processes} processes{own}",
+                remedy=remedy,
             )
 
 

@@ -323,7 +323,7 @@ class Subject:
 
     def doubts(self) -> list[str]:
         """What is doubtful of the images before any is looked at."""
-        share = getattr(self.images.manifest, "wrong_labels", None)
+        share = self.images.manifest.wrong_labels
         if share is None:
             return []
         made = f"{share:.1%} of the labels in {self.data} were made wrong by 'ltd-pipe prepare'"

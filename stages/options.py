@@ -333,7 +333,7 @@ def refuse_options(names: Collection[str], why: str) -> None:
     for option in context.command.params:
         name = str(option.name)
         typed = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if typed and name.removeprefix(FIELD) in names:
+        if typed and name in names:
             raise click.UsageError(f"{option.opts[0]} {why}")
 
 

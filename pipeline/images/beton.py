@@ -355,7 +355,6 @@ def write_betons(
                 **each.facts(split, (params.channels, *sizes[split])),
                 encoding=params.encoding,
                 validation_fraction=params.validation_fraction,
-                wrong_labels=each.wrong_labels,
                 sha256=sums[split],
                 size=betons[split].stat().st_size,
                 one_colour=each.one_colour,

@@ -162,6 +162,8 @@ class ImageFacts(BaseModel):
     shape: tuple[Literal[1, 3], Side, Side]
     # From `fingerprint`.
     fingerprint: Sha256
+    # Share of the labels that prepare made wrong; null: none.
+    wrong_labels: float | None = Field(None, gt=0, le=1)
 
     @field_validator("class_names")
     @classmethod
@@ -198,8 +200,6 @@ class Manifest(ImageFacts):
     encoding: Literal["raw", "jpeg"]
     # Share of the training images held out; see ltd_pipe.images.sources.
     validation_fraction: float = Field(ge=0, lt=1)
-    # Share of the labels that prepare made wrong; null: none.
-    wrong_labels: float | None = Field(None, gt=0, le=1)
     # Of the beton's bytes, and how many.
     sha256: Sha256
     size: int = Field(ge=1)

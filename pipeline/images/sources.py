@@ -607,6 +607,7 @@ class Survey:
             "class_names": source.class_names,
             "shape": shape,
             "fingerprint": fingerprint(source.class_names, source.labels, self.sample_hash),
+            "wrong_labels": self.wrong_labels,
         }
 
 

@@ -31,7 +31,7 @@ from ltd_pipe.labels.format import (
     to_float16,
     to_float32,
 )
-from ltd_pipe.labels.join import ImageRows, partners
+from ltd_pipe.labels.join import ImageRows, partners, same_rows
 from ltd_pipe.labels.layout import SPARSE
 from ltd_pipe.labels.reader import SoftLabels
 from ltd_pipe.labels.softmax import (
@@ -790,9 +790,7 @@ def normalised_weights(weights: Sequence[float] | None, count: int) -> list[floa
 def _rows_like(first: SoftLabels, other: SoftLabels, *, by_hash: bool) -> NDArray[np.int64]:
     """The other store's rows in the order of the first one's."""
     # By the rows themselves: the fingerprint is what a store claims.
-    if np.array_equal(first.sample_hash, other.sample_hash) and np.array_equal(
-        first.labels, other.labels
-    ):
+    if same_rows(first, other):
         return np.arange(first.num_samples)
     cut = "Cut both to the same images with 'ltd-pipe store subset --data'."
     if by_hash:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils._pytree import tree_map_only
 
 from ltd_pipe.errors import JoinError, MissingError, ParamsError, StoreError
 from ltd_pipe.labels.convert import LabelFiles, convert
@@ -167,7 +168,8 @@ def load_arrays(content: bytes, where: Path) -> Any:
                 size = sum(member.file_size for member in archive.infolist())
         _require_small(where, size)
         with torch.serialization.safe_globals(_array_globals()):
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return tree_map_only(torch.Tensor, _numbers, loaded)
     except StoreError:
         raise
     except Exception as error:  # damaged files end in many kinds of it
@@ -178,6 +180,12 @@ def load_arrays(content: bytes, where: Path) -> Any:
             f"needs code that is not run ({found[1]})" if found else what,
             remedy="Save it again from tensors and NumPy arrays only." if found else "",
         ) from error
+
+
+def _numbers(tensor: torch.Tensor) -> torch.Tensor:
+    """What NumPy takes: without its gradient, and of a precision that it has."""
+    tensor = tensor.detach()
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 
 def _array_globals() -> list[Any]:
@@ -226,9 +234,8 @@ class FkdLabels(PerImageLabels):
 
     def _row(self, content: Any, where: Path) -> NDArray[np.float32]:
         labels = content[2] if isinstance(content, list | tuple) and len(content) == 3 else None
-        if isinstance(labels, torch.Tensor) and labels.layout == torch.strided:
-            labels = labels.detach()
-            labels = (labels.float() if labels.dtype == torch.bfloat16 else labels).numpy()
+        if isinstance(labels, torch.Tensor):
+            labels = labels.numpy()
         shape: tuple[int, ...] = labels.shape if isinstance(labels, np.ndarray) else ()
         fits = len(shape) == 1 or (len(shape) in (2, 3) and shape[1] == 2)
         if labels is None or not fits or labels.dtype.kind not in "fiu" or not labels.size:

@@ -46,6 +46,13 @@ def require_rows(
     return index.astype(np.int64, copy=False)
 
 
+def same_rows(one: Joinable, other: ImagesLike | Joinable) -> bool:
+    """Whether both are of the same images with the same classes, in the same order."""
+    return np.array_equal(one.sample_hash, other.sample_hash) and np.array_equal(
+        one.labels, other.labels
+    )
+
+
 class HashIndex:
     """Finds rows by the hash of their image: of equal ones under several classes, each is a row."""
 
@@ -185,10 +192,7 @@ class Joinable:
         same_number = manifest.num_samples == num_samples
         if same_number and manifest.fingerprint == labelled.fingerprint:
             # Which is what the store claims; its own rows are what is joined.
-            if images is not None and not (
-                np.array_equal(self.sample_hash, images.sample_hash)
-                and np.array_equal(self.labels, images.labels)
-            ):
+            if images is not None and not same_rows(self, images):
                 raise self._refusal(
                     f"claims the fingerprint of {data}, and has other samples",
                     found=f"first {self._first_difference(images)}",

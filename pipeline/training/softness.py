@@ -69,8 +69,8 @@ class TargetSoftness:
         if self.contradictions > _MOST_CONTRADICTIONS:
             remedy = "; if the teacher is at fault, 'rectify: true' lowers the weight of these"
             # An attack on what the labels say takes the teacher for right.
-            without = params.rectify or params.objective == "mtard"
-            without = without or params.attack_label != "truth"
+            opposed = params.attack_label != "truth"
+            without = params.rectify or params.objective == "mtard" or opposed
             found.append(
                 f"{self.contradictions:.1%} of the labels contradict the ground truth"
                 + ("" if without else remedy)

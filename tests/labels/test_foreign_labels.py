@@ -249,6 +249,19 @@ def test_label_maps_are_pooled_as_relabel_pools_them(pictures, images, converted
     assert found.attributes.derived_from.sources[0].startswith("ReLabel, mean over the label map")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_label_maps_may_be_of_any_precision(pictures, images, converted, tmp_path, dtype):
+    """Also tensors that were trained; one that is not dense is refused."""
+    root = write_relabel(tmp_path / "relabel", pictures)
+    path = next(root.rglob("*.pt"))
+    content = torch.load(path, weights_only=True).to(dtype)
+    torch.save(content.requires_grad_(), path)
+    converted(RelabelLabels(root, images))
+    torch.save(content.detach().float().to_sparse(), path)
+    with refused(StoreError, where=path, what="nothing that torch.save wrote"):
+        RelabelLabels(root, images).read(ALL)
+
+
 def test_label_maps_can_be_softened_and_made_sparse(pictures, images, converted, tmp_path):
     """At another temperature, with what is lost by the largest alone."""
     labels = RelabelLabels(write_relabel(tmp_path / "relabel", pictures), images)

@@ -418,3 +418,15 @@ def test_an_image_that_is_twice_in_the_data_keeps_its_classes(answers, tmp_path,
     path = foreign(kind, tmp_path / f"table.{kind}", given)
     found = brought_back(path, tmp_path / "a.zarr", kind, images=twice)
     assert found.labels.tolist() == [1, 0]
+
+
+def test_a_store_of_one_chunk_with_room_to_spare_returns(answers, tmp_path, kind):
+    """Rows of a chunk are the writer's choice, as of other teams' stores: also above N."""
+    path = answers.write(tmp_path / "s.zarr", rows=64)
+    KINDS[kind][0](SoftLabels.open(path), tmp_path / "table")
+    found = brought_back(tmp_path / "table", tmp_path / "t.zarr", kind)
+    np.testing.assert_array_equal(found.gather(np.arange(11)), rows_of(path))
+
+
+def rows_of(path):
+    return SoftLabels.open(path).gather(np.arange(11))

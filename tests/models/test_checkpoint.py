@@ -11,6 +11,7 @@ from refusals import refused
 from safetensors.torch import load_file
 
 from ltd_pipe.errors import CheckpointError, ModelError, WriteError
+from ltd_pipe.images import MAX_SIDE
 from ltd_pipe.models.checkpoint import load_classifier, save_classifier
 from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.models.facts import read_facts
@@ -150,3 +151,12 @@ def test_a_description_of_any_length_can_be_read(classifier, tmp_path, start, pe
     assert path.read_bytes().startswith(start)
     assert read_facts(path)["note"] == "x" * padding
     assert torch.equal(load_classifier(path)(_IMAGES), classifier(_IMAGES))
+
+
+def test_a_model_of_the_largest_images_can_be_loaded_again(tmp_path):
+    """As large as `prepare` takes them: what is saved is never refused."""
+    shape = (1, 4, MAX_SIDE)
+    network = build("small-cnn-w4", 3, shape)
+    model = Classifier(network, architecture="small-cnn-w4", class_names=tuple("abc"), shape=shape)
+    save_classifier(model, tmp_path / "model.safetensors", kind="student")
+    assert load_classifier(tmp_path / "model.safetensors").shape == shape
