@@ -145,7 +145,7 @@ def _measure(
 
 
 def _settings(params: Params, subject: Subject, test: TestImages) -> dict[str, Any]:
-    """What settings.json holds, but for AutoAttack's flags."""
+    """What settings.json holds."""
     import torch
 
     from ltd_pipe.evaluation.robustness import main_attack
@@ -201,19 +201,18 @@ def metrics_lines(metrics: Metrics) -> Iterator[str]:
         yield "QUICK LOOK: few images and a weak attack. Not a result: leave --quick out for one."
     width = max(17, *(len(row.name) for row in metrics.attacks))
     for row in metrics.attacks:
-        measured = Score(row.accuracy, row.low, row.high, row.n)
-        yield f"  {row.name:<{width}}{_accuracy(measured)}   {_conditions(row)}"
+        yield f"  {row.name:<{width}}{_accuracy(row.score)}   {_conditions(row)}"
     clean = metrics.expected_calibration_error
     attacked = metrics.expected_calibration_error_under_attack
     n = f"{metrics.n:,} images"
     yield f"  calibration error {clean:.2%} clean, {attacked:.2%} under PGD's first start, {n}"
-    if metrics.corruptions and (mean := metrics.score("corruption_accuracy")):
+    if metrics.corruptions and (mean := metrics.scores.get("corruption")):
         images = f"{metrics.corruptions.sets} sets of {mean.n:,} images"
         yield f"  {'corruptions, mean':<{width}}{_accuracy(mean)}   no attack, {images}"
     if metrics.zero_accuracy_at_eps is not None:
         threat = threat_text(metrics.norm, metrics.zero_accuracy_at_eps)
         yield f"  PGD-20 leaves nothing at {threat}, {metrics.eps_grid_images:,} images"
-    if metrics.autoattack_accuracy is None:
+    if "autoattack" not in metrics.scores:
         yield "  AutoAttack was left out: the PGD number alone is no claim of robustness."
     yield f"  not measured: {', '.join(metrics.not_measured)}"
     for line in metrics.warnings:

@@ -6,10 +6,41 @@ import json
 
 import numpy as np
 
+from ltd_pipe.evaluation.results import AttackRow, Metrics, Settings
 from ltd_pipe.evaluation.statistics import wilson_interval
 
+# What `evaluate` calls attacks, and what decides them, where a test does not say.
+NAMES = {"pgd": "PGD-50 x 5", "autoattack": "AutoAttack standard"}
+DECIDES = {"pgd": {"steps": 50, "restarts": 5}, "autoattack": {"version": "standard"}}
 
-def write_evaluation(metrics, hashes, *, eps=0.1, version="standard", labels=None, **correct):
+
+def make_row(key, hits, n, name=None, **decides):
+    """A row of metrics.json with so many right answers of n."""
+    low, high = wilson_interval(hits, n)
+    return AttackRow(
+        key=key,
+        name=name or NAMES.get(key, key),
+        n=n,
+        accuracy=hits / n,
+        low=low,
+        high=high,
+        **DECIDES.get(key, {}) | decides,
+    )
+
+
+def make_metrics(n, hits, *, eps=8 / 255, decides=None, **more):
+    """metrics.json with so many right answers by attack, `clean` among them.
+
+    `decides` has, by attack, what is to be unlike DECIDES.
+    """
+    rows = [make_row(key, count, n, **(decides or {}).get(key, {})) for key, count in hits.items()]
+    threat = {"norm": "linf", "eps": eps, "checkpoint_sha256": "0" * 64}
+    return Metrics(n=n, attacks=rows, **threat | more)
+
+
+def write_evaluation(
+    metrics, hashes, *, eps=0.1, labels=None, decides=None, checkpoint_sha256="0" * 64, **correct
+):
     """metrics.json and the folder beside it, of images with these hashes.
 
     `correct` are lists of bool by attack, `clean` among them.
@@ -18,13 +49,9 @@ def write_evaluation(metrics, hashes, *, eps=0.1, version="standard", labels=Non
     folder.mkdir(parents=True)
     columns = {name: np.array(answers, dtype=bool) for name, answers in correct.items()}
     hits = {name: int(column.sum()) for name, column in columns.items()}
-    content = {f"{name}_accuracy": count / n for name, count in hits.items()}
-    content["intervals"] = {
-        f"{name}_accuracy": wilson_interval(count, n) for name, count in hits.items()
-    }
-    write_json(metrics, {"n": n, "eps": eps, **content})
-    settings = {"autoattack_version": version, "attacks": [{"name": "PGD", "steps": 50}]}
-    write_json(folder / "settings.json", settings)
+    more = {"eps": eps, "decides": decides, "checkpoint_sha256": checkpoint_sha256}
+    write_json(metrics, make_metrics(n, hits, **more).dump())
+    write_json(folder / "settings.json", Settings(checkpoint_sha256=checkpoint_sha256).dump())
     labels = np.zeros(n, dtype=np.int64) if labels is None else np.array(labels)
     np.savez(
         folder / "per_sample.npz",

@@ -175,10 +175,22 @@ class AttackRow(Document):
     low: Share
     high: Share
 
+    @pydantic.model_validator(mode="after")
+    def _is_within_its_interval(self) -> AttackRow:
+        # Half a millionth: the bounds may have been rounded when they were written.
+        if not self.low - 5e-7 <= self.accuracy <= self.high + 5e-7:
+            raise PydanticCustomError("interval", "the accuracy is outside its interval")
+        return self
+
     @property
     def filed(self) -> str:
         """Its key as metrics.json and dvc metrics call it."""
         return self.key.replace("-", "_")
+
+    @property
+    def score(self) -> Score:
+        """What was measured."""
+        return Score(self.accuracy, self.low, self.high, self.n)
 
     @property
     def decides(self) -> dict[str, Any]:
@@ -194,18 +206,12 @@ class CorruptedSets(Document):
 
 
 class Metrics(Document):
-    """metrics.json; further accuracies are extra fields, `KEY_accuracy` for each attack."""
-
-    model_config = ConfigDict(extra="allow")
+    """metrics.json: `attacks` holds what was measured, which is written by name as well."""
 
     n: int = Field(ge=1)
-    norm: Literal["linf", "l2"] = "linf"
+    norm: Literal["linf", "l2"]
     eps: float = Field(gt=0)
     quick: bool = False
-    clean_accuracy: Share
-    pgd_accuracy: Share | None = None
-    autoattack_accuracy: Share | None = None
-    intervals: dict[str, tuple[Share, Share]] = Field({})
     expected_calibration_error: Share | None = None
     expected_calibration_error_under_attack: Share | None = None
     autoattack: dict[str, Share] = Field({})
@@ -214,10 +220,10 @@ class Metrics(Document):
     eps_grid_images: int | None = None
     corruption_accuracy: Share | None = None
     corruptions: CorruptedSets | None = None
-    attacks: tuple[AttackRow, ...] = ()
+    attacks: tuple[AttackRow, ...]
     not_measured: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    checkpoint_sha256: str | None = None
+    checkpoint_sha256: str
 
     @pydantic.field_validator("eps")
     @classmethod
@@ -231,17 +237,16 @@ class Metrics(Document):
         fields: dict[str, Any] = handler(self)
         head = {name: fields.pop(name) for name in ("n", "norm", "eps", "quick") if name in fields}
         accuracies = {f"{row.filed}_accuracy": row.accuracy for row in self.attacks}
-        return head | accuracies | fields
+        intervals = {f"{name}_accuracy": (one.low, one.high) for name, one in self.scores.items()}
+        return head | accuracies | {"intervals": intervals} | fields
 
-    def score(self, name: str) -> Score | None:
-        """An accuracy, such as `clean_accuracy`, or None where it was not measured."""
-        value = getattr(self, name, None)
-        if not isinstance(value, int | float):
-            return None
-        corrupted = self.corruptions if name == "corruption_accuracy" else None
-        n = corrupted.n if corrupted else self.n
-        bounds = self.intervals.get(name)
-        return Score(float(value), *bounds, n) if bounds else Score.of(value, n)
+    @property
+    def scores(self) -> dict[str, Score]:
+        """Each accuracy by what its file calls it without `_accuracy`, `clean` first."""
+        found = {row.filed: row.score for row in self.attacks}
+        if self.corruptions is not None and self.corruption_accuracy is not None:
+            found["corruption"] = Score.of(self.corruption_accuracy, self.corruptions.n)
+        return found
 
     def compared(self) -> dict[str, float]:
         """What scores.json holds, and `dvc exp show` in columns."""
@@ -250,20 +255,8 @@ class Metrics(Document):
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Read metrics.json, and refuse an accuracy outside its interval; see `read_result`."""
-    found = read_result(path, Metrics, _EVALUATE)
-    for name, (low, high) in found.intervals.items():
-        value = getattr(found, name, None)
-        # Half a millionth: the bounds may have been rounded when they were written.
-        if not isinstance(value, int | float) or not low - 5e-7 <= value <= high + 5e-7:
-            raise ResultError(
-                path,
-                f"intervals.{name}",
-                expected=f"bounds around {value}",
-                found=[low, high],
-                remedy=f"Run '{_EVALUATE}' again.",
-            )
-    return found
+    """Read metrics.json; see `read_result`."""
+    return read_result(path, Metrics, _EVALUATE)
 
 
 # --- The folder of an evaluation: settings.json, by_eps.json, per_class.json, corruptions.json.
@@ -303,7 +296,6 @@ class Settings(Document):
     pixels_sha256: str | None = None
     software: dict[str, str] = Field({})
     hardware: dict[str, Any] = Field({})
-    flags: tuple[str, ...] = ()
 
 
 def read_settings(path: Path, metrics: Metrics) -> Settings:

@@ -376,12 +376,12 @@ def write_folder(
     pictures: dict[str, NDArray[Any]],
 ) -> None:
     """Write all files of an evaluation's folder but scores.json; pictures are of `examples`."""
-    flags, labels = result.autoattack.flags if result.autoattack else [], result.test.labels
+    labels = result.test.labels
     diagrams = results.Reliability(
         clean=result.clean.reliability(labels), under_attack=result.under_attack.reliability(labels)
     )
     points = result.curve.points if result.curve else ()
-    write_json(out / "settings.json", results.Settings(**settings, flags=flags).dump())
+    write_json(out / "settings.json", results.Settings(**settings).dump())
     write_json(out / "by_eps.json", [point.dump() for point in points])
     write_json(out / "per_class.json", per_class(result, class_names))
     write_json(out / "reliability.json", diagrams.dump())
@@ -398,7 +398,6 @@ def metrics_of(
 ) -> Metrics:
     """What metrics.json holds."""
     rows, labels = [score.row() for score in result.scores], result.test.labels
-    intervals = {f"{row.filed}_accuracy": (row.low, row.high) for row in rows}
     flags, optional = list[str](), dict[str, Any]()
     if result.autoattack is not None:
         flags = result.autoattack.flags
@@ -410,7 +409,6 @@ def metrics_of(
     if result.corruptions:
         mean = corruption_summary(result.corruptions)
         optional["corruption_accuracy"] = mean.value
-        intervals["corruption_accuracy"] = (mean.low, mean.high)
         optional["corruptions"] = {"n": mean.n, "sets": len(result.corruptions)}
     lacks = {
         "AutoAttack": result.autoattack is None,
@@ -425,14 +423,12 @@ def metrics_of(
         norm=params.norm,
         eps=params.eps,
         quick=quick,
-        intervals=intervals,
         expected_calibration_error=result.clean.calibration_error(labels),
         expected_calibration_error_under_attack=result.under_attack.calibration_error(labels),
         attacks=rows,
         not_measured=[what for what, lacking in lacks.items() if lacking],
         warnings=[*result.warnings, *(f"AutoAttack: {flag}" for flag in flags)],
         checkpoint_sha256=checkpoint_sha256,
-        **{f"{row.filed}_accuracy": row.accuracy for row in rows},
         **optional,
     )
 

@@ -49,8 +49,8 @@ def gather_card(
 ) -> CardFacts:
     """Read what there is to say about a checkpoint of `save_classifier`.
 
-    A number of another model on a card is worse than none: an evaluation that is of another
-    checkpoint, or does not say which it is of, is refused.
+    A number of another model on a card is worse than none: an evaluation of another checkpoint is
+    refused.
 
     `evaluation` is the folder of the settings.json of `metrics`, by default beside it, and `audit`
     the audit.json beside it, where it is of this checkpoint. A MissingError when a file that was
@@ -59,7 +59,8 @@ def gather_card(
     run, measured = read_checkpoint(checkpoint, "checkpoint"), None
     checks = read_audit(audit, run.sha256) if audit else None
     if metrics is not None:
-        measured = run.check_evaluation(read_evaluation(metrics, evaluation), metrics, strict=True)
+        measured = read_evaluation(metrics, evaluation)
+        run.require_own(measured, metrics)
         checks = checks or audit_of(measured, metrics)
     return CardFacts(
         name=name or run.described,
@@ -108,7 +109,6 @@ def _front_matter(facts: CardFacts) -> str:
     # be believed.
     doubtful = evaluation and (evaluation.metrics.quick or unbelievable(evaluation, facts.audit))
     if evaluation is not None and not doubtful:
-        # Evaluations of before do not say: the training images have the same name, mostly.
         dataset = evaluation.settings.dataset or (run.data.dataset if run.data else "unknown")
         results = list(_eval_results(evaluation, dataset))
         metadata |= {"model_name": one_line(facts.name), "eval_results": results}

@@ -145,7 +145,8 @@ def gather_facts(paths: ReportPaths, params: ReportParams) -> Facts:
 
 def _evaluation(run: Run, metrics: Path, folder: Path | None) -> Evaluation:
     found = read_evaluation(metrics, folder, settings_required=False)
-    return run.check_evaluation(found, metrics)
+    run.require_own(found, metrics)
+    return found
 
 
 def _is_of(student: Run, fingerprint: str | None, name: str, paths: ReportPaths) -> bool:
@@ -215,14 +216,9 @@ def _missing(facts: Facts, paths: ReportPaths) -> list[str]:
         there = path is not None and path.exists()
         return f"{what} ({path} is not of its images)." if there else f"{what} (no {path})."
 
-    unnamed = "Proof that the accuracy is of this {} ({} names no checkpoint)."
     lacks = {
         f"A baseline to compare with (no {paths.baseline}).": baseline is None,
         f"The baseline's accuracy (no {paths.baseline_metrics}).": baseline and theirs is None,
-        unnamed.format("student", paths.metrics): facts.evaluation.checkpoint_sha256 is None,
-        unnamed.format("baseline", paths.baseline_metrics): (
-            theirs is not None and theirs.checkpoint_sha256 is None
-        ),
         "AutoAttack on the student: it was not run, and PGD alone is no claim of robustness.": (
             facts.evaluation.score("autoattack") is None
         ),
@@ -345,7 +341,7 @@ def _side(letter: str, name: str, metrics: Path) -> Side:
     for folder in (metrics.parent / model, metrics.parent):
         if run is None and (folder / _CHECKPOINT).is_file():
             run = read_run(folder, letter)
-            evaluation = run.check_evaluation(evaluation, metrics)
+            run.require_own(evaluation, metrics)
     return Side(letter, name, evaluation, run, audit_of(evaluation, metrics))
 
 

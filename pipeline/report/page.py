@@ -14,7 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from ltd_pipe.evaluation import results
-from ltd_pipe.evaluation.results import Metrics, Score, eps_text
+from ltd_pipe.evaluation.results import AttackRow, Metrics, Score, eps_text
 from ltd_pipe.evaluation.statistics import BINS
 from ltd_pipe.report import figures, runs, verdict
 from ltd_pipe.report.facts import judge_pair, judge_student, masking_text
@@ -181,7 +181,10 @@ def results_table(facts: Facts) -> tuple[list[str], list[Row]]:
     for one in (one for m in metrics for one in m.attacks):
         if one.filed not in ("clean", "pgd", "autoattack", "all_attacks"):
             names.setdefault(one.key, []).append(one.name)
-    error, pgd = "expected_calibration_error", _alternatives(one.pgd_name for one in measured)
+    error, pgd = (
+        "expected_calibration_error",
+        _alternatives(one.attack_name("pgd") for one in measured),
+    )
     steps = dict.fromkeys(step for m in metrics for step in m.autoattack)
     rows = [
         ("Clean", "no attack", "clean", "main"),
@@ -226,10 +229,20 @@ def _own_numbers(run: Run) -> Evaluation | None:
     known = run.facts
     if known.n is None or known.clean_accuracy is None:
         return None
-    error = known.expected_calibration_error
-    numbers = {"clean_accuracy": known.clean_accuracy, "expected_calibration_error": error}
-    # No attack was run: eps says nothing.
-    return Evaluation(Metrics(n=known.n, eps=1, **numbers))
+    found = Score.of(known.clean_accuracy, known.n)
+    clean = AttackRow(
+        key="clean", name="clean", n=found.n, accuracy=found.value, low=found.low, high=found.high
+    )
+    metrics = Metrics(
+        n=known.n,
+        # No attack was run: these say nothing.
+        norm="linf",
+        eps=1,
+        attacks=(clean,),
+        expected_calibration_error=known.expected_calibration_error,
+        checkpoint_sha256=run.sha256,
+    )
+    return Evaluation(metrics)
 
 
 def class_table(facts: Facts) -> tuple[list[str], list[Row]]:

@@ -19,7 +19,6 @@ from pydantic import Field
 
 from ltd_pipe.errors import MissingError, ResultError
 from ltd_pipe.evaluation.results import (
-    ON_TRAINING,
     SAMPLES_FILE,
     Audit,
     ClassScore,
@@ -33,7 +32,6 @@ from ltd_pipe.evaluation.results import (
     audit_beside,
     evaluation_beside,
     metrics_beside,
-    on_training,
     read_by_eps,
     read_bytes,
     read_metrics,
@@ -132,22 +130,9 @@ class Evaluation:
     samples: Samples | None = None
 
     @property
-    def checkpoint_sha256(self) -> str | None:
-        """Of the checkpoint that was measured; None where the evaluation does not say."""
-        return self.metrics.checkpoint_sha256 or self.settings.checkpoint_sha256
-
-    @property
     def scores(self) -> dict[str, Score]:
         """Each accuracy by what metrics.json calls it without `_accuracy`, `clean` first."""
-        rows = {row.filed: row for row in self.metrics.attacks}
-        listed = (name.removesuffix("_accuracy") for name in self.metrics.intervals)
-        found = {
-            name: self.metrics.score(f"{name}_accuracy")
-            for name in ("clean", *listed, *rows, "pgd", "autoattack", "corruption")
-        }
-        for name, row in rows.items():
-            found[name] = found[name] or Score(row.accuracy, row.low, row.high, row.n)
-        return {name: score for name, score in found.items() if score is not None}
+        return self.metrics.scores
 
     def score(self, attack: str) -> Score | None:
         """The accuracy under an attack, by its key or what metrics.json calls it."""
@@ -156,27 +141,15 @@ class Evaluation:
     def attack_name(self, attack: str) -> str:
         """What people call an attack."""
         name = attack.replace("-", "_")
-        names = {"pgd": self.pgd_name, "autoattack": "AutoAttack"}
-        names |= {row.filed: row.name for row in self.metrics.attacks}
+        names = {row.filed: row.name for row in self.metrics.attacks} | {"autoattack": "AutoAttack"}
         return names.get(name, attack)
-
-    @property
-    def pgd_name(self) -> str:
-        """PGD with its steps and restarts, as far as the settings say them."""
-        for one in self.settings.attacks:
-            if one.name.upper().startswith("PGD") and one.steps:
-                restarts = f", {one.restarts} restarts" if (one.restarts or 1) > 1 else ""
-                return f"PGD-{one.steps}{restarts}"
-        return "PGD"
 
     def warnings_of(self, name: str) -> list[str]:
         """What the evaluation warns of, each line with the model's name."""
-        lines = self.metrics.warnings
-        # Older evaluations have AutoAttack's flags in settings.json alone, newer ones in both.
-        told = [line for line in lines if line.startswith(_OF_AUTOATTACK)]
-        flags = [*self.settings.flags, *(line.removeprefix(_OF_AUTOATTACK) for line in told)]
-        found = [f"AutoAttack warns of {name}: {flag}" for flag in dict.fromkeys(flags)]
-        others = (line for line in lines if line not in told)
+        lines, its = self.metrics.warnings, _OF_AUTOATTACK
+        flags = (line.removeprefix(its) for line in lines if line.startswith(its))
+        others = (line for line in lines if not line.startswith(its))
+        found = [f"AutoAttack warns of {name}: {flag}" for flag in flags]
         return found + [f"The evaluation warns of {name}: {line}" for line in others]
 
     def unlike(self, other: Evaluation, attack: str) -> str:
@@ -196,19 +169,11 @@ class Evaluation:
         )
         if key == _TOGETHER:
             # Its own row says no more than the threat: what decides it are the other rows.
-            if not mine or not theirs:
-                return "the attacks behind it are not recorded"
             every = [name for name in mine | theirs if name != _TOGETHER]
             unequal = [name for name in every if mine.get(name) != theirs.get(name)]
             return f"other attacks ({', '.join(unequal)})" if unequal else ""
-        if key in mine and key in theirs:
-            unequal = [name for name, _, _ in differences(theirs[key], mine[key])]
-            return f"other settings ({', '.join(unequal)})" if unequal else ""
-        # Evaluations of before say it once for all attacks.
-        if key == "autoattack":
-            same = self.settings.autoattack_version == other.settings.autoattack_version
-            return "" if same else "another version of AutoAttack"
-        return "" if self.settings.attacks == other.settings.attacks else "other settings"
+        unequal = [name for name, _, _ in differences(theirs.get(key, {}), mine.get(key, {}))]
+        return f"other settings ({', '.join(unequal)})" if unequal else ""
 
 
 def find_metrics(place: Path) -> Path:
@@ -278,7 +243,7 @@ def audit_of(evaluation: Evaluation, metrics: Path) -> Audit | None:
 
     A ResultError when it is damaged; one of another model was not asked for, and is none.
     """
-    beside, sha256 = audit_beside(metrics), evaluation.checkpoint_sha256
+    beside, sha256 = audit_beside(metrics), evaluation.metrics.checkpoint_sha256
     if not beside.exists():
         return None
     found = read_result(beside, Audit, "ltd-pipe audit")
@@ -337,32 +302,17 @@ class Run:
             f" on {self.facts.data.dataset}" if self.facts.data else ""
         )
 
-    def check_evaluation(
-        self, evaluation: Evaluation, metrics: Path, *, strict: bool = False
-    ) -> Evaluation:
-        """The evaluation, with a warning if it is on the images that the model was trained on.
-
-        Raises
-        ------
-        ResultError
-            When it is of another checkpoint or, with `strict`, does not say of which.
-        """
-        found, metrics_found = evaluation.checkpoint_sha256, evaluation.metrics
-        if found != self.sha256 and (strict or found is not None):
+    def require_own(self, evaluation: Evaluation, metrics: Path) -> None:
+        """Refuse an evaluation of another checkpoint by a ResultError."""
+        found = evaluation.metrics.checkpoint_sha256
+        if found != self.sha256:
             raise ResultError(
                 metrics,
                 f"is not of this {self.name}: SHA-256 of the checkpoint that was measured",
                 expected=self.sha256[:12],
-                found=(found or "none")[:12],
+                found=found[:12],
                 remedy="Run 'ltd-pipe evaluate' on it.",
             )
-        data, warnings = self.facts.data, metrics_found.warnings
-        same = data is not None and data.fingerprint == evaluation.settings.data_fingerprint
-        # Older evaluations did not look for training images.
-        if not same or any(line.endswith(ON_TRAINING) for line in warnings):
-            return evaluation
-        told = {"warnings": (on_training(metrics_found.n), *warnings)}
-        return replace(evaluation, metrics=metrics_found.model_copy(update=told))
 
 
 def read_checkpoint(path: Path, name: str, command: str = "ltd-pipe train") -> Run:

@@ -6,20 +6,21 @@ import json
 import huggingface_hub
 import pytest
 from made_classifiers import make_classifier
+from made_evaluations import make_metrics, make_row
 from markdown_it import MarkdownIt
 from refusals import refused
 from test_text import HOSTILE, kinds
 
 from ltd_pipe.errors import MissingError, ResultError
 from ltd_pipe.evaluation.results import ATTACK_FAILS, Audit, on_training
-from ltd_pipe.evaluation.statistics import wilson_interval
 from ltd_pipe.export.card import format_card, gather_card
 from ltd_pipe.models.checkpoint import save_classifier
 from ltd_pipe.models.facts import CollapseFacts
 from ltd_pipe.provenance import sha256_file
 
 N = 500
-HITS = {"clean_accuracy": 490, "pgd_accuracy": 350, "autoattack_accuracy": 340}
+HITS = {"clean": 490, "pgd": 350, "autoattack": 340}
+FLAG = "AutoAttack: Square is better than the others"
 FINDINGS = [
     {"name": "live gradients", "count": 0, "n": 200, "limit": 0.05, "meaning": "", "passed": True},
     {"name": "margin loss", "count": 90, "n": 200, "limit": 0.06, "meaning": "", "passed": False},
@@ -32,15 +33,16 @@ def folder(making_students, tmp_path):
     path = making_students("small-cnn-w4", (1, 8, 8))[0]
     (tmp_path / "model.safetensors").write_bytes(path.read_bytes())
     sha256 = sha256_file(path)
-    write(
-        tmp_path / "metrics.json",
-        n=N,
+    metrics = make_metrics(
+        N,
+        HITS,
         eps=0.1,
         expected_calibration_error=0.031,
         autoattack={"apgd-ce": 0.7, "square": 0.68},
-        intervals={name: wilson_interval(hits, N) for name, hits in HITS.items()},
-        **{name: hits / N for name, hits in HITS.items()},
+        warnings=[FLAG],
+        checkpoint_sha256=sha256,
     )
+    write(tmp_path / "metrics.json", **metrics.dump())
     (tmp_path / "evaluation").mkdir()
     write(
         tmp_path / "evaluation/settings.json",
@@ -49,7 +51,6 @@ def folder(making_students, tmp_path):
         checkpoint_sha256=sha256,
         data_fingerprint="d" * 64,
         seed=0,
-        flags=["Square is better than the others"],
         software={"pyautoattack": "0.2.0", "torch": "2.15.0"},
         hardware={"cpu": "A & B", "threads": 2},
     )
@@ -109,7 +110,7 @@ def test_numbers_come_with_n_and_interval(folder):
     """As metrics.json has them; AutoAttack with its version, PGD with its effort."""
     text = format_card(whole(folder))
     assert cells(text, "clean") == ["98.0 %", "96.4 to 98.9 %", "500"]
-    assert cells(text, "`PGD-50, 5 restarts`") == ["70.0 %", "65.8 to 73.9 %", "500"]
+    assert cells(text, "`PGD-50 x 5`") == ["70.0 %", "65.8 to 73.9 %", "500"]
     assert cells(text, "`AutoAttack`") == ["68.0 %", "63.8 to 71.9 %", "500"]
     assert cells(text, "version of AutoAttack") == ["`standard`"]
     assert cells(text, "left after AutoAttack's `apgd-ce`") == ["70.0 %"]
@@ -134,9 +135,8 @@ def test_what_was_not_measured_is_said(folder):
     assert "**Not audited.**" in bare
     assert "- Clean and robust accuracy.\n- Gradient masking.\n" in bare
     assert "model-index" not in bare
-    content = json.loads((folder / "metrics.json").read_text())
-    del content["intervals"]["autoattack_accuracy"], content["autoattack_accuracy"]
-    write(folder / "metrics.json", **content)
+    attacks = json.loads((folder / "metrics.json").read_text())["attacks"]
+    edit(folder / "metrics.json", attacks=attacks[:-1])
     text = format_card(whole(folder, audit=None))
     assert "- AutoAttack. Without it a robust accuracy is a first look, no claim.\n" in text
     assert "- Gradient masking.\n" in text
@@ -181,30 +181,21 @@ def test_a_teachers_card_claims_no_robustness(tmp_path):
 def test_corrupted_images_are_no_attack(folder):
     """Their own number of images; measured, they are not among what was not."""
     assert "- Common corruptions.\n" in format_card(whole(folder))
-    content = json.loads((folder / "metrics.json").read_text())
-    content["intervals"]["corruption_accuracy"] = [0.45, 0.55]
     corrupted = {"corruption_accuracy": 0.5, "corruptions": {"n": 9500, "sets": 19}}
-    write(folder / "metrics.json", **content, **corrupted)
+    edit(folder / "metrics.json", **corrupted)
     pass_audit(folder)
     text = format_card(whole(folder))
-    assert cells(text, "mean corruption") == ["50.00 %", "45.00 to 55.00 %", "9,500"]
+    assert cells(text, "mean corruption") == ["50.00 %", "48.99 to 51.01 %", "9,500"]
     assert "- Common corruptions." not in text
     assert "mean corruption accuracy" in text.split("---")[1]
 
 
-def test_newer_evaluations_are_shown_whole(folder):
+def test_evaluations_are_shown_whole(folder):
     """Other attacks, another norm, a first look, and what it says that it left out."""
-    content = json.loads((folder / "metrics.json").read_text())
-    content["intervals"]["cw_pgd_20_accuracy"] = wilson_interval(345, N)
-    write(
+    edit(
         folder / "metrics.json",
-        **content,
-        cw_pgd_20_accuracy=0.69,
         norm="l2",
-        attacks=[
-            {"key": "cw-pgd-20", "name": "CW-PGD-20", "n": N, "accuracy": 0.69}
-            | {"low": 0.64, "high": 0.73, "steps": 20}
-        ],
+        attacks=[make_row("cw-pgd-20", 345, N, "CW-PGD-20", steps=20).dump()],
         quick=True,
         not_measured=["transfer attacks"],
     )
@@ -219,22 +210,14 @@ def test_newer_evaluations_are_shown_whole(folder):
 
 
 def test_numbers_of_another_checkpoint_are_refused(folder):
-    """Of the evaluation and of the audit; one that does not say whose it is, too."""
-    edit(folder / "evaluation/settings.json", checkpoint_sha256="0" * 64)
+    """Of the evaluation and of the audit."""
+    for name in ("metrics.json", "evaluation/settings.json"):
+        edit(folder / name, checkpoint_sha256="0" * 64)
     with refused(
         ResultError,
         where=folder / "metrics.json",
         what="checkpoint",
         found="0" * 12,
-    ):
-        whole(folder)
-    edit(folder / "evaluation/settings.json", checkpoint_sha256=None)
-    with refused(
-        ResultError,
-        where=folder / "metrics.json",
-        what="measured",
-        found="none",
-        remedy="ltd-pipe evaluate",
     ):
         whole(folder)
     edit(folder / "audit.json", checkpoint_sha256="0" * 64)
@@ -243,10 +226,9 @@ def test_numbers_of_another_checkpoint_are_refused(folder):
 
 
 DAMAGED = {
-    "a share outside its bounds": ({"pgd_accuracy": 0.99}, {"what": "intervals.pgd_accuracy"}),
-    "a share that is missing": ({"pgd_accuracy": None}, {"what": "intervals.pgd_accuracy"}),
     "no images": ({"n": 0}, {"what": "n: ", "found": "0"}),
-    "no clean accuracy": ({"clean_accuracy": 1.5}, {"what": "clean_accuracy", "found": "1.5"}),
+    "no checkpoint": ({"checkpoint_sha256": None}, {"what": "checkpoint_sha256"}),
+    "no attacks": ({"attacks": None}, {"what": "attacks"}),
 }
 
 
@@ -368,9 +350,8 @@ def test_a_collapse_of_training_is_told(folder, epoch, when):
 
 
 def test_warnings_of_the_evaluation_are_on_the_card(folder):
-    """AutoAttack's once, although two files have them; an attack that fails comes first."""
-    flag = "AutoAttack: Square is better than the others"
-    edit(folder / "metrics.json", warnings=[f"2 of 9 stand: {ATTACK_FAILS}", flag])
+    """AutoAttack's are its own; an attack that fails comes first."""
+    edit(folder / "metrics.json", warnings=[f"2 of 9 stand: {ATTACK_FAILS}", FLAG])
     text = format_card(whole(folder))
     assert "**The robust accuracy cannot be believed: the attack fails.**" in text
     assert f"**The evaluation warns:** `2 of 9 stand: {ATTACK_FAILS}`" in text

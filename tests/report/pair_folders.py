@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from made_evaluations import write_evaluation
-from run_folders import PARAMS, edit_json, save_model, write_curves, write_json
+from run_folders import PARAMS, save_model, write_curves, write_json
 
 from ltd_pipe.provenance import sha256_file
 from ltd_pipe.report.facts import gather_pair
@@ -25,11 +25,11 @@ def write_pair(folder):
         save_model(place / model, kind="student", params=PARAMS | {"label_kind": kind}, epoch=3)
         write_curves(place / model, 0.7, seed)
         clean = right(195, first=seed)
-        write_evaluation(place / "metrics.json", HASHES, clean=clean, autoattack=right(robust))
+        sha256 = sha256_file(place / model / "model.safetensors")
+        answers = {"clean": clean, "autoattack": right(robust)}
+        write_evaluation(place / "metrics.json", HASHES, checkpoint_sha256=sha256, **answers)
         points = [{"eps": e, "robust_accuracy": 1 - e, "low": 0.0, "high": 1.0} for e in (0, 0.5)]
         write_json(place / "evaluation/by_eps.json", points)
-        sha256 = sha256_file(place / model / "model.safetensors")
-        edit_json(place / "evaluation/settings.json", checkpoint_sha256=sha256)
 
 
 def gather(folder, names=("first", "second")):

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import sklearn.datasets
 from made_answers import write_store
+from made_evaluations import make_metrics
 
-from ltd_pipe.evaluation.results import Metrics, Samples, Score, Settings
+from ltd_pipe.evaluation.results import Samples, Score, evaluation_beside
 from ltd_pipe.evaluation.statistics import mean_gap, reliability
 from ltd_pipe.images.beton import open_beton, write_beton
 from ltd_pipe.images.sources import ArraySource
@@ -59,6 +60,18 @@ def edit_json(path, **changes):
     write_json(path, {key: value for key, value in content.items() if value is not None})
 
 
+def keep_attacks(metrics, *keys):
+    """Leave the other attacks out of metrics.json."""
+    attacks = json.loads(metrics.read_text())["attacks"]
+    edit_json(metrics, attacks=[row for row in attacks if row["key"] in keys])
+
+
+def measure(metrics, sha256):
+    """Say of an evaluation that it is of another checkpoint."""
+    for path in (metrics, evaluation_beside(metrics) / "settings.json"):
+        edit_json(path, checkpoint_sha256=sha256)
+
+
 def save_model(folder, **facts):
     """A checkpoint with facts, and the times of its run."""
     model = Classifier(
@@ -98,27 +111,24 @@ def write_scores(metrics, folder, checkpoint, clean, pgd, auto, sure):
     }
     write_json(folder / "reliability.json", rows)
     errors = {name: mean_gap(reliability(*pair)) for name, pair in answers.items()}
-    hits = {"clean_accuracy": clean, "pgd_accuracy": pgd, "autoattack_accuracy": auto}
-    scores = {name: Score.of(count / N, N) for name, count in hits.items()}
-    write_json(
-        metrics,
-        {
-            "n": N,
-            "eps": EPS,
-            **{name: score.value for name, score in scores.items()},
-            "intervals": {name: [score.low, score.high] for name, score in scores.items()},
-            "expected_calibration_error": errors["clean"],
-            "expected_calibration_error_under_attack": errors["under_attack"],
-            "autoattack": {
-                "apgd-ce": (auto + 9) / N,
-                "apgd-t": (auto + 1) / N,
-                "fab-t": (auto + 1) / N,
-                "square": auto / N,
-            },
+    hits, sha256 = {"clean": clean, "pgd": pgd, "autoattack": auto}, sha256_file(checkpoint)
+    found = make_metrics(
+        N,
+        hits,
+        eps=EPS,
+        expected_calibration_error=errors["clean"],
+        expected_calibration_error_under_attack=errors["under_attack"],
+        autoattack={
+            "apgd-ce": (auto + 9) / N,
+            "apgd-t": (auto + 1) / N,
+            "fab-t": (auto + 1) / N,
+            "square": auto / N,
         },
+        checkpoint_sha256=sha256,
     )
+    write_json(metrics, found.dump())
     # Which images are right is drawn anew for each attack and model.
-    drawn = {name.removesuffix("_accuracy"): _answers(n, sure)[1] for name, n in hits.items()}
+    drawn = {name: _answers(n, sure)[1] for name, n in hits.items()}
     np.savez(
         folder / "per_sample.npz",
         sample_hash=np.arange(N, dtype=np.uint64),
@@ -131,8 +141,7 @@ def write_scores(metrics, folder, checkpoint, clean, pgd, auto, sure):
         {
             "attacks": [{"name": "PGD", "steps": 50, "restarts": 5, "step_size": 0.0075}],
             "autoattack_version": "standard",
-            "flags": [],
-            "checkpoint_sha256": sha256_file(checkpoint),
+            "checkpoint_sha256": sha256,
             "data_fingerprint": "e" * 64,
             "seed": 0,
             "software": SOFTWARE,
@@ -313,15 +322,15 @@ def with_answers(facts, student, baseline, **answers):
     return replace(facts, evaluation=sides[0], baseline_evaluation=sides[1])
 
 
-def scores_of(clean, auto, n=1000, eps=8 / 255, **settings):
+def scores_of(clean, auto, n=1000, *, pgd=None, **more):
     """Scores of a model with so many right answers; `auto` None: AutoAttack was left out."""
-    robust = n // 2 if auto is None else auto
-    metrics = Metrics(
-        n=n,
-        eps=eps,
-        clean_accuracy=clean / n,
-        pgd_accuracy=robust / n,
-        autoattack_accuracy=None if auto is None else auto / n,
-        expected_calibration_error=0.05,
-    )
-    return Evaluation(metrics, Settings(**settings))
+    hits = {"clean": clean, "pgd": pgd or auto or n // 2}
+    hits |= {} if auto is None else {"autoattack": auto}
+    return Evaluation(make_metrics(n, hits, **{"expected_calibration_error": 0.05} | more))
+
+
+def attacked(scores, *rows, **changes):
+    """The same scores with other metrics: rows in place of those of the same attacks, or added."""
+    by_key = {row.key: row for row in (*scores.metrics.attacks, *rows)}
+    changes = {"attacks": tuple(by_key.values())} | changes
+    return replace(scores, metrics=scores.metrics.model_copy(update=changes))

@@ -1,6 +1,5 @@
 """Runs are paired by the hash of each image, or not at all."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +63,10 @@ def test_other_test_images_are_not_paired(tmp_path, change):
 
 UNLIKE = {
     "another radius": ({"eps": 0.2}, "autoattack: linf 0.2 against linf 0.1"),
-    "another version": ({"version": "plus"}, "autoattack: another version of AutoAttack"),
+    "another version": (
+        {"decides": {"autoattack": {"version": "plus"}}},
+        "autoattack: other settings (version)",
+    ),
 }
 
 
@@ -79,30 +81,11 @@ def test_other_attacks_are_not_compared_but_clean_accuracy_is(tmp_path, change, 
 
 def test_other_settings_of_pgd_are_not_compared(tmp_path):
     """Nor an attack that the first run has not."""
-    run = {"hashes": [1, 2, 3, 4, 5], "clean": CLEAN, "pgd": CLEAN}
-    for name, facts in (("a", run), ("b", run | {"fgsm": CLEAN})):
-        (tmp_path / name).mkdir()
-        write_evaluation(tmp_path / name / "metrics.json", **facts)
-    settings = tmp_path / "b/evaluation/settings.json"
-    settings.write_text(settings.read_text().replace("50", "10"))
-    found = compared(tmp_path)
-    assert found.left_out == ("pgd: other settings", "fgsm: not measured of a")
-
-
-def test_settings_of_each_attack_are_compared_where_they_are_known(tmp_path):
-    """As newer evaluations write them, in rows of metrics.json."""
-    for name, steps in (("a", 20), ("b", 10)):
-        (tmp_path / name).mkdir()
-        correct = {"clean": CLEAN, "cw-pgd": CLEAN, "fgsm": CLEAN}
-        path = write_evaluation(tmp_path / name / "metrics.json", [1, 2, 3, 4, 5], **correct)
-        content = json.loads(path.read_text().replace("cw-pgd", "cw_pgd"))
-        row = {"n": 5, "accuracy": 0.8, "low": 0.3, "high": 0.9}
-        cw = {"key": "cw-pgd", "name": "CW-PGD", **row, "steps": steps}
-        fgsm = {"key": "fgsm", "name": "FGSM", **row, "steps": 1}
-        path.write_text(json.dumps(content | {"attacks": [cw, fgsm]}))
-    found = compared(tmp_path)
-    assert list(found.paired) == ["clean", "fgsm"]
-    assert found.left_out == ("cw-pgd: other settings (steps)",)
+    run = {"hashes": [1, 2, 3, 4, 5], "clean": CLEAN, "pgd": CLEAN, "cw-pgd": CLEAN}
+    other = {"fgsm": CLEAN, "decides": {"pgd": {"steps": 10}}}
+    found = both(tmp_path, run, run | other)
+    assert list(found.paired) == ["clean", "cw-pgd"]
+    assert found.left_out == ("pgd: other settings (steps)", "fgsm: not measured of a")
 
 
 ROWS = {"fgsm": {"steps": 1}, "cw-pgd": {"steps": 50}, "autoattack": {"version": "standard"}}
@@ -111,29 +94,24 @@ SETS = {
     "one attack less": ({"fgsm": {"steps": 1}}, "other attacks (cw_pgd, autoattack)"),
     "one more": (ROWS | {"pgd": {"steps": 50}}, "other attacks (pgd)"),
     "a weaker one": (ROWS | {"cw-pgd": {"steps": 10}}, "other attacks (cw_pgd)"),
-    "not recorded": ({}, "the attacks behind it are not recorded"),
 }
 
 
 @pytest.mark.parametrize(("rows", "reason"), SETS.values(), ids=SETS.keys())
 def test_all_attacks_together_are_paired_where_they_are_the_same(tmp_path, rows, reason):
     """What stood under more attacks is another number, whatever the norm and eps."""
-    for name, attacks in (("a", ROWS), ("b", rows)):
-        (tmp_path / name).mkdir()
-        correct = {"clean": CLEAN, "all-attacks": CLEAN}
-        path = write_evaluation(tmp_path / name / "metrics.json", [1, 2, 3, 4, 5], **correct)
-        content = json.loads(path.read_text().replace("all-attacks", "all_attacks"))
-        row = {"n": 5, "accuracy": 0.8, "low": 0.3, "high": 0.9, "norm": "linf", "eps": 0.1}
-        every = attacks | {"all-attacks": {}} if attacks else {}
-        listed = [{"key": key, "name": key, **row, **facts} for key, facts in every.items()]
-        path.write_text(json.dumps(content | {"attacks": listed}))
-    found = compared(tmp_path)
+    sides = (
+        {"hashes": [1, 2, 3, 4, 5], "decides": attacks}
+        | dict.fromkeys(("clean", *attacks, "all-attacks"), CLEAN)
+        for attacks in (ROWS, rows)
+    )
+    found = both(tmp_path, *sides)
     assert ("all-attacks" in found.paired) == (not reason)
-    assert found.left_out == ((f"all-attacks: {reason}",) if reason else ())
+    assert (f"all-attacks: {reason}" in found.left_out) == bool(reason)
 
 
 def test_without_results_by_image_nothing_is_paired(tmp_path):
-    """As older evaluations are: named, and shown all the same."""
+    """Where the file is lost: named, and shown all the same."""
     run = {"hashes": [1, 2, 3, 4, 5], "clean": CLEAN}
     for name in "ab":
         (tmp_path / name).mkdir()

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 
 import pytest
 from refusals import refused
-from run_folders import EPS, N, edit_json, scores_of
+from run_folders import EPS, N, edit_json
 
 from ltd_pipe.errors import MissingError, ResultError
 from ltd_pipe.evaluation import robustness
 from ltd_pipe.evaluation.statistics import wilson_interval
 from ltd_pipe.report.figures import CURVE_ATTACK
 from ltd_pipe.report.runs import read_evaluation
+
+CLEAN = {"key": "clean", "name": "clean", "n": N, "accuracy": 0.9, "low": 0.8, "high": 0.95}
 
 
 def read(metrics, folder=None):
@@ -24,31 +25,27 @@ def read(metrics, folder=None):
 def test_an_evaluation_is_read_as_it_was_written(runs):
     """Numbers, intervals, curve and settings."""
     evaluation = read(runs / "metrics.json", runs / "evaluation")
-    auto = evaluation.metrics.score("autoattack_accuracy")
+    auto = evaluation.score("autoattack")
     assert (auto.value, auto.n) == (449 / N, N)
     assert (auto.low, auto.high) == pytest.approx(wilson_interval(449, N))
     assert [point.eps for point in evaluation.by_eps][:2] == [0, pytest.approx(0.05)]
     assert evaluation.metrics.eps == EPS
-    assert evaluation.pgd_name == "PGD-50, 5 restarts"
+    assert evaluation.attack_name("pgd") == "PGD-50 x 5"
 
 
-def test_an_interval_that_is_not_written_is_computed(runs):
-    """Wilson's, as everywhere."""
-    edit_json(runs / "metrics.json", intervals=None)
-    score = read(runs / "metrics.json").metrics.score("clean_accuracy")
-    assert (score.low, score.high) == wilson_interval(585, N)
-
-
-def test_autoattack_may_be_left_out(runs):
-    """Then it has no score, rather than a score of zero."""
-    edit_json(runs / "metrics.json", autoattack_accuracy=None, intervals=None)
-    assert read(runs / "metrics.json").metrics.score("autoattack_accuracy") is None
+def test_numbers_by_name_are_those_of_the_rows(runs):
+    """What dvc and people read is written of what the report reads."""
+    content = json.loads((runs / "metrics.json").read_text())
+    for row in content["attacks"]:
+        name = f"{row['key']}_accuracy"
+        assert content[name] == row["accuracy"]
+        assert content["intervals"][name] == [row["low"], row["high"]]
 
 
 def test_the_folder_of_an_evaluation_may_be_missing(runs, tmp_path):
     """metrics.json alone is enough for a verdict."""
     evaluation = read(runs / "metrics.json", tmp_path / "none")
-    assert (evaluation.by_eps, evaluation.pgd_name) == ((), "PGD")
+    assert (evaluation.by_eps, evaluation.samples) == ((), None)
 
 
 def test_an_evaluation_to_be_compared_needs_its_settings(runs):
@@ -71,22 +68,25 @@ def test_missing_metrics_say_what_writes_them(tmp_path):
 @pytest.mark.parametrize(
     ("change", "fields"),
     [
-        ({"clean_accuracy": 97.7}, {"what": "clean_accuracy", "found": "97.7"}),
-        ({"clean_accuracy": None}, {"what": "clean_accuracy"}),
+        (
+            {"attacks": [CLEAN | {"accuracy": 97.7}]},
+            {"what": "attacks.0.accuracy", "found": "97.7"},
+        ),
+        ({"attacks": None}, {"what": "attacks"}),
+        ({"checkpoint_sha256": None}, {"what": "checkpoint_sha256"}),
         ({"n": 0}, {"what": "n: ", "found": "0"}),
         ({"eps": 8}, {"what": "eps", "found": "8"}),
-        ({"pgd_accuracy": float("nan")}, {"what": "pgd_accuracy", "found": "nan"}),
+        ({"attacks": [CLEAN | {"low": float("nan")}]}, {"what": "attacks.0.low", "found": "nan"}),
         (
-            {"intervals": {"clean_accuracy": [0.1, 0.2]}},
-            {
-                "what": "intervals.clean_accuracy",
-                "expected": re.compile("bounds"),
-                "found": [0.1, 0.2],
-            },
+            {"attacks": [CLEAN | {"high": 0.2}]},
+            {"what": "attacks.0: the accuracy is outside its interval"},
         ),
         ({"autoattack": {"square": -1}}, {"what": "autoattack.square", "found": "-1"}),
     ],
-    ids=["percent", "missing", "no images", "grey levels", "nan", "interval", "negative"],
+    ids=[
+        *("percent", "no attacks", "no checkpoint", "no images", "grey levels", "nan"),
+        *("interval", "negative"),
+    ],
 )
 def test_impossible_metrics_are_refused(runs, change, fields):
     """The file and the key are named."""
@@ -120,11 +120,6 @@ def test_the_curve_is_called_by_the_attack_that_made_it():
     assert f"PGD-{robustness.CURVE_STEPS}" == CURVE_ATTACK
 
 
-def test_pgd_without_settings_is_plain_pgd():
-    """Steps are not invented."""
-    assert scores_of(900, 500).pgd_name == "PGD"
-
-
 OF_ANOTHER = {
     "checkpoint": (
         {"checkpoint_sha256": "a" * 64},
@@ -145,11 +140,3 @@ def test_settings_of_another_evaluation_are_refused(runs, change, fields):
     edit_json(runs / "metrics.json", **change)
     with refused(ResultError, where=runs / "evaluation/settings.json", **fields):
         read(runs / "metrics.json", runs / "evaluation")
-
-
-def test_metrics_say_which_checkpoint_they_are_of(runs):
-    """Also where their folder is lost, and the other way round in older evaluations."""
-    edit_json(runs / "metrics.json", checkpoint_sha256="a" * 64)
-    assert read(runs / "metrics.json", runs / "none").checkpoint_sha256 == "a" * 64
-    older = read(runs / "baseline-metrics.json")
-    assert older.checkpoint_sha256 == older.settings.checkpoint_sha256 is not None

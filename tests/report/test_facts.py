@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 from refusals import refused
-from run_folders import PARAMS, edit_json, paths_in, save_model, write_audit
+from run_folders import PARAMS, edit_json, keep_attacks, measure, paths_in, save_model, write_audit
 
 from ltd_pipe.errors import MissingError, ResultError
 from ltd_pipe.evaluation.results import read_audit
@@ -55,7 +55,7 @@ def test_what_is_missing_is_said(runs, gather, name, message):
 
 def test_autoattack_that_was_not_run_is_said(runs, gather):
     """PGD alone is no claim."""
-    edit_json(runs / "metrics.json", autoattack_accuracy=None, intervals=None)
+    keep_attacks(runs / "metrics.json", "clean", "pgd")
     assert any(text.startswith("AutoAttack") for text in gather(runs).missing)
 
 
@@ -70,7 +70,7 @@ def test_the_student_and_its_metrics_must_be_there(runs, gather, name):
 @pytest.mark.parametrize("prefix", ["", "baseline-"])
 def test_metrics_of_another_checkpoint_are_refused(runs, gather, prefix):
     """A student that was trained anew needs a new evaluation."""
-    edit_json(runs / f"{prefix}evaluation" / "settings.json", checkpoint_sha256="f" * 64)
+    measure(runs / f"{prefix}metrics.json", "f" * 64)
     with refused(
         ResultError,
         where=runs / f"{prefix}metrics.json",
@@ -84,7 +84,7 @@ def test_metrics_of_another_checkpoint_are_refused(runs, gather, prefix):
 def test_a_student_of_another_store_is_refused(runs, gather):
     """The label statistics would be those of labels it never saw."""
     save_model(runs / "student", labels={"identity": "d" * 64, "temperature": 1.0})
-    remove(runs / "evaluation" / "settings.json")
+    measure(runs / "metrics.json", sha256_file(runs / "student/model.safetensors"))
     with refused(
         ResultError,
         where=runs / "student",
@@ -109,7 +109,7 @@ def test_what_is_of_other_images_is_not_the_students(runs, kind):
     params, data = PARAMS | {"label_kind": kind}, {"dataset": "animals", "fingerprint": "f" * 64}
     save_model(runs / "student", kind="student", params=params, data=data, epoch=3, **asked)
     checkpoint = sha256_file(runs / "student/model.safetensors")
-    edit_json(runs / "evaluation/settings.json", checkpoint_sha256=checkpoint)
+    measure(runs / "metrics.json", checkpoint)
     edit_json(runs / "audit/audit.json", checkpoint_sha256=checkpoint)
     paths = paths_in(runs)
     facts = gather_facts(paths, ReportParams())
@@ -129,7 +129,7 @@ def test_the_teacher_that_was_asked_in_the_run_is_the_students(runs, gather):
     asked = {"teacher": {"sha256": sha256_file(runs / "teacher/model.safetensors")}}
     save_model(runs / "student", kind="student", params=PARAMS, epoch=3, **asked)
     checkpoint = sha256_file(runs / "student/model.safetensors")
-    edit_json(runs / "evaluation/settings.json", checkpoint_sha256=checkpoint)
+    measure(runs / "metrics.json", checkpoint)
     edit_json(runs / "audit/audit.json", checkpoint_sha256=checkpoint)
     assert gather(runs).teacher is not None
 
@@ -236,7 +236,7 @@ def test_an_audit_of_another_checkpoint_is_refused(runs, gather):
 def test_a_damaged_audit_is_refused(runs, changes, fields):
     """Nothing of it reaches the page."""
     edit_json(runs / "audit/audit.json", **changes)
-    sha256 = json.loads((runs / "evaluation/settings.json").read_text())["checkpoint_sha256"]
+    sha256 = sha256_file(runs / "student/model.safetensors")
     with refused(ResultError, where=runs / "audit/audit.json", **fields):
         read_audit(runs / "audit/audit.json", sha256)
 

@@ -12,11 +12,12 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
+from made_evaluations import make_metrics
 from refusals import refused
 from run_folders import edit_json, write_json
 
 from ltd_pipe.errors import ResultError
-from ltd_pipe.evaluation.results import EpsPoint, LossSurface, Metrics, read_reliability
+from ltd_pipe.evaluation.results import EpsPoint, LossSurface, read_reliability
 from ltd_pipe.evaluation.statistics import ConfidenceBin
 from ltd_pipe.report.figures import (
     draw_curves,
@@ -36,10 +37,9 @@ POINTS = [
 ]
 
 
-def measured(points, **accuracies):
-    """An evaluation with a curve."""
-    metrics = Metrics(n=400, eps=8 / 255, clean_accuracy=1, **accuracies)
-    return Evaluation(metrics, by_eps=tuple(points))
+def measured(points, **hits):
+    """An evaluation of 400 images with a curve."""
+    return Evaluation(make_metrics(400, {"clean": 400} | hits), by_eps=tuple(points))
 
 
 def trained(name, curve, epoch=None):
@@ -55,7 +55,7 @@ def curves():
 
 def by_eps():
     """One line, its band, and AutoAttack's diamond."""
-    return draw_eps("some-eps", {"student": measured(POINTS, autoattack_accuracy=0.5)})
+    return draw_eps("some-eps", {"student": measured(POINTS, autoattack=200)})
 
 
 def histogram():
@@ -231,7 +231,7 @@ def test_a_damaged_bin_is_refused(tmp_path, row):
     """The remedy is to evaluate again."""
     write_json(tmp_path / "reliability.json", {"clean": [row], "under_attack": []})
     with refused(ResultError, where=tmp_path / "reliability.json", remedy="ltd-pipe evaluate"):
-        read_reliability(tmp_path / "reliability.json", Metrics(n=1, eps=1, clean_accuracy=1))
+        read_reliability(tmp_path / "reliability.json", make_metrics(1, {"clean": 1}))
 
 
 def test_a_diagram_is_the_pages_own():
@@ -255,7 +255,7 @@ def test_counts_can_be_read_as_numbers(facts):
 
 
 def test_an_evaluation_without_bins_is_a_page_that_says_so(runs, gather):
-    """Evaluations of before did not write them."""
+    """A folder may have lost them."""
     for name in ("evaluation", "baseline-evaluation"):
         (runs / name / "reliability.json").unlink()
     page = render_page(gather(runs))

@@ -10,7 +10,7 @@ import pytest
 from page_reader import read, tables
 from pair_folders import gather as gather_two
 from pair_folders import write_pair
-from run_folders import edit_json, write_json
+from run_folders import edit_json, keep_attacks, write_json
 
 from ltd_pipe.report.page import class_table, render_page, render_pair
 
@@ -187,8 +187,8 @@ def test_classes_that_fall_most_often_stand_first(runs, gather):
 
 def test_clean_accuracy_alone_is_a_page(runs, gather):
     """An evaluation without any attack: nothing robust is told."""
-    lacks = dict.fromkeys(("pgd_accuracy", "autoattack_accuracy", "autoattack", "intervals"))
-    edit_json(runs / "metrics.json", **lacks)
+    edit_json(runs / "metrics.json", autoattack=None)
+    keep_attacks(runs / "metrics.json", "clean")
     (runs / "evaluation/per_sample.npz").unlink()
     page = render_page(gather(runs))
     read(page)

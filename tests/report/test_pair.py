@@ -8,10 +8,10 @@ import shutil
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from made_evaluations import write_evaluation
+from made_evaluations import make_row, write_evaluation
 from page_reader import read
-from pair_folders import HASHES, gather, right, write_pair
-from run_folders import edit_json, write_audit
+from pair_folders import HASHES, N, gather, right, write_pair
+from run_folders import edit_json, measure, write_audit
 
 from ltd_pipe.errors import MissingError, ResultError, WriteError
 from ltd_pipe.evaluation.results import ATTACK_FAILS
@@ -34,6 +34,15 @@ def pair(whole_pair, tmp_path):
     return shutil.copytree(whole_pair, tmp_path / "pair")
 
 
+def evaluate_b_anew(pair, clean, robust, hashes=HASHES):
+    """Give the second run other answers."""
+    metrics = pair / "b/data/metrics.json"
+    sha256 = json.loads(metrics.read_text())["checkpoint_sha256"]
+    shutil.rmtree(pair / "b/data/evaluation")
+    answers = {"clean": clean, "autoattack": robust}
+    write_evaluation(metrics, hashes, checkpoint_sha256=sha256, **answers)
+
+
 @pytest.mark.parametrize(
     ("clean", "robust", "headline"),
     [
@@ -49,9 +58,7 @@ def pair(whole_pair, tmp_path):
 )
 def test_a_difference_is_claimed_where_the_paired_test_shows_one(pair, clean, robust, headline):
     """By McNemar's p, whatever the accuracies."""
-    shutil.rmtree(pair / "b/data/evaluation")
-    (pair / "b/data/metrics.json").unlink()
-    write_evaluation(pair / "b/data/metrics.json", HASHES, clean=clean, autoattack=robust)
+    evaluate_b_anew(pair, clean, robust)
     assert judge_pair(gather(pair)).headline.startswith(headline)
 
 
@@ -77,9 +84,7 @@ def test_curves_of_two_norms_share_no_axis(pair):
 
 def test_many_discordant_images_that_cancel_out_show_nothing(pair):
     """Right on others, but on as many: p is 1."""
-    shutil.rmtree(pair / "b/data/evaluation")
-    robust = right(100, first=80)
-    write_evaluation(pair / "b/data/metrics.json", HASHES, clean=right(195), autoattack=robust)
+    evaluate_b_anew(pair, right(195), right(100, first=80))
     facts = gather(pair)
     assert judge_pair(facts).headline == "No difference is shown between A and B"
     paired = paired_rows(facts, judge_pair(facts))[1].paired
@@ -99,9 +104,7 @@ def test_the_sentence_has_points_interval_and_p(whole_pair):
 
 def test_other_test_images_are_not_compared(pair):
     """Nothing is claimed, and the table has no p."""
-    shutil.rmtree(pair / "b/data/evaluation")
-    hashes = [one + 1 for one in HASHES]
-    write_evaluation(pair / "b/data/metrics.json", hashes, clean=right(9), autoattack=right(3))
+    evaluate_b_anew(pair, right(9), right(3), [one + 1 for one in HASHES])
     facts = gather(pair)
     assert judge_pair(facts).headline == "B and A cannot be compared image by image"
     assert "other test images" in judge_pair(facts).sentence
@@ -159,7 +162,7 @@ def test_without_checkpoints_the_evaluations_are_compared(pair):
 
 def test_a_checkpoint_that_was_not_measured_is_refused(pair):
     """Its curves would be of another model than the accuracies."""
-    edit_json(pair / "a/evaluation/settings.json", checkpoint_sha256="f" * 64)
+    measure(pair / "a/metrics.json", "f" * 64)
     with pytest.raises(ResultError) as caught:
         gather(pair)
     assert (caught.value.where, caught.value.found) == (str(pair / "a/metrics.json"), "f" * 12)
@@ -214,13 +217,12 @@ def test_a_refused_comparison_writes_nothing(run, pair, words, code, error):
 
 def test_a_smaller_bound_than_that_of_the_sentence_is_said(pair):
     """B's transfer attack broke one image that AutoAttack did not; A's all together no more."""
-    for place, robust in (("a", 0.5), ("b/data", 0.645)):
+    for place, left in (("a", 100), ("b/data", 129)):
         metrics = pair / place / "metrics.json"
-        intervals = json.loads(metrics.read_text())["intervals"]
-        intervals["all_attacks_accuracy"] = [0.4, 0.8]
-        edit_json(metrics, all_attacks_accuracy=robust, intervals=intervals)
+        rows = json.loads(metrics.read_text())["attacks"]
+        edit_json(metrics, attacks=[*rows, make_row("all-attacks", left, N).dump()])
     (caveat,) = [text for text in judge_pair(gather(pair)).caveats if "together" in text]
-    assert "leave 64.5\u00a0% (95 % interval 40.0 to 80.0\u00a0%) of B right, less than" in caveat
+    assert "leave 64.5\u00a0% (95 % interval 57.7 to 70.8\u00a0%) of B right, less than" in caveat
 
 
 def test_warnings_of_an_evaluation_reach_the_page_of_two(pair):

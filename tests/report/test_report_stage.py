@@ -93,7 +93,7 @@ def test_a_refusal_writes_nothing(run, runs, arguments, error):
 
 def test_a_damaged_file_writes_nothing(run, runs):
     """A percentage where a fraction should be."""
-    edit_json(runs / "metrics.json", clean_accuracy=97.0)
+    edit_json(runs / "metrics.json", expected_calibration_error=12.7)
     assert isinstance(run().exception, ResultError)
     assert not (runs / "report.html").exists()
 
@@ -129,12 +129,3 @@ def test_a_named_baseline_has_its_metrics_beside_it_or_in_it(run, runs):
         assert result.exit_code == 0, result.exception
         sentence = json.loads(result.stdout)["sentence"].replace("\u00a0", " ")
         assert "the baseline on one-hot labels 72.0 %, a difference of +3.0 points" in sentence
-
-
-@pytest.mark.parametrize("prefix", ["", "baseline-"], ids=["student", "baseline"])
-def test_numbers_of_no_known_checkpoint_are_said_to_be_so(run, runs, prefix):
-    """Without settings.json, nothing ties older metrics to the model."""
-    (runs / f"{prefix}evaluation/settings.json").unlink()
-    missing = json.loads(run("--json").stdout)["missing"]
-    (line,) = [text for text in missing if text.startswith("Proof that the accuracy is of this")]
-    assert f"data/{prefix}metrics.json names no checkpoint" in line

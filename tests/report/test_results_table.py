@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from run_folders import scores_of
+from made_evaluations import make_row
+from run_folders import attacked, scores_of
 
-from ltd_pipe.evaluation.results import AttackRow, CorruptedSets
+from ltd_pipe.evaluation.results import CorruptedSets
 from ltd_pipe.evaluation.statistics import wilson_interval
 from ltd_pipe.report.page import results_table
 from ltd_pipe.report.verdict import share_text
@@ -28,7 +29,7 @@ def test_every_number_stands_under_its_model(facts):
     """Student, baseline, teacher."""
     assert results_table(facts)[0] == ["student", "baseline", "teacher"]
     assert cells(facts, "Clean") == ["97.7 %", "97.2 %", "98.5 %"]
-    assert cells(facts, "PGD-50, 5 restarts") == ["77.0 %", "74.6 %", ""]
+    assert cells(facts, "PGD-50 x 5") == ["77.0 %", "74.6 %", ""]
     assert cells(facts, "AutoAttack") == ["75.0 %", "72.0 %", ""]
     assert cells(facts, "Calibration error") == ["12.7 %", "19.7 %", "0.7 %"]
     assert cells(facts, "under attack") == ["13.0 %", "14.5 %", ""]
@@ -54,7 +55,7 @@ def test_what_no_model_has_is_left_out(facts):
     alone = replace(facts, evaluation=scores_of(900, None), baseline=None, teacher=None)
     assert [row.title for row in results_table(alone)[1]] == [
         "Clean",
-        "PGD",
+        "PGD-50 x 5",
         "Calibration error",
         "Test images",
     ]
@@ -69,12 +70,9 @@ def test_eps_is_shown_as_people_write_it(facts):
 
 def test_more_attacks_have_rows_of_their_own(facts):
     """Those of the list, in their order, before PGD; AutoAttack says which version."""
-    scores = scores_of(900, 500)
-    row = {"n": 1000, "accuracy": 0.6, "low": 0.57, "high": 0.63}
-    listed = [row | {"key": key, "name": key.upper()} for key in ("clean", "fgsm", "cw-20", "pgd")]
-    changes = {"attacks": [AttackRow(**one) for one in listed], "autoattack_version": "standard, 1"}
-    metrics = scores.metrics.model_copy(update=changes)
-    found = replace(facts, evaluation=replace(scores, metrics=metrics), baseline=None, teacher=None)
+    listed = (make_row(key, 600, 1000, key.upper()) for key in ("fgsm", "cw-20", "pgd"))
+    scores = attacked(scores_of(900, 500), *listed, autoattack_version="standard, 1")
+    found = replace(facts, evaluation=scores, baseline=None, teacher=None)
     titles = [row.title for row in results_table(found)[1]]
     assert titles[:5] == ["Clean", "FGSM", "CW-20", "PGD", "AutoAttack"]
     assert cells(found, "CW-20") == ["60.0 %"]
@@ -83,16 +81,13 @@ def test_more_attacks_have_rows_of_their_own(facts):
 
 def test_unequal_attacks_are_not_put_under_one_name(facts):
     """PGD-10 of one model and PGD-50 of the other; so too where one key has two names."""
-    row = {"n": 1000, "accuracy": 0.6, "low": 0.57, "high": 0.63, "key": "transfer-1"}
     student, baseline = (
-        replace(scores, metrics=scores.metrics.model_copy(update={"attacks": (listed,)}))
-        for scores, listed in (
-            (
-                scores_of(900, None, attacks=({"name": "PGD", "steps": steps},)),
-                AttackRow(**row, name=f"transfer from {name}"),
-            )
-            for steps, name in ((10, "a"), (50, "b"))
+        attacked(
+            scores_of(900, None),
+            make_row("pgd", 500, 1000, f"PGD-{steps}"),
+            make_row("transfer-1", 600, 1000, f"transfer from {name}"),
         )
+        for steps, name in ((10, "a"), (50, "b"))
     )
     found = replace(facts, evaluation=student, baseline_evaluation=baseline, teacher=None)
     titles = [row.title for row in results_table(found)[1]]
@@ -101,10 +96,9 @@ def test_unequal_attacks_are_not_put_under_one_name(facts):
 
 def test_corrupted_images_have_a_row(facts):
     """With their own n, which is not that of the attacks."""
-    scores = scores_of(900, 500)
-    changes = {"corruption_accuracy": 0.7, "corruptions": CorruptedSets(n=200, sets=3)}
-    metrics = scores.metrics.model_copy(update=changes)
-    found = replace(facts, evaluation=replace(scores, metrics=metrics), baseline=None, teacher=None)
+    sets = CorruptedSets(n=200, sets=3)
+    scores = scores_of(900, 500, corruption_accuracy=0.7, corruptions=sets)
+    found = replace(facts, evaluation=scores, baseline=None, teacher=None)
     (row,) = [row for row in results_table(found)[1] if row.title == "Corrupted images"]
     assert row.note == "no attack / mean of 3 sets of 200 images"
     (score,) = row.cells
@@ -113,12 +107,9 @@ def test_corrupted_images_have_a_row(facts):
 
 
 def test_all_attacks_together_are_the_last_row_and_a_bound(facts):
-    """Whatever order metrics.json has."""
-    scores = scores_of(900, 500)
-    row = {"n": 1000, "accuracy": 0.4, "low": 0.37, "high": 0.43}
-    listed = (AttackRow(key="all-attacks", name="all attacks together", **row),)
-    metrics = scores.metrics.model_copy(update={"attacks": listed})
-    found = replace(facts, evaluation=replace(scores, metrics=metrics), baseline=None, teacher=None)
+    """Behind all else, which has n images."""
+    scores = attacked(scores_of(900, 500), make_row("all-attacks", 400, 1000))
+    found = replace(facts, evaluation=scores, baseline=None, teacher=None)
     last = results_table(found)[1][-1]
     assert (last.title, last.kind) == ("All attacks together", "bound")
     assert shown(last.cells[0]) == "40.0 %"

@@ -42,11 +42,9 @@ def test_a_table_and_what_differs(ltd_pipe, two_runs):
 def test_a_failed_audit_beside_a_run_takes_its_verdict(ltd_pipe, two_runs):
     """As in the report: nobody is ahead by attacks that fail."""
     found = {"name": "live gradients", "count": 30, "n": 40, "limit": 0.05, "meaning": "x"}
-    settings = json.loads(Path("data/evaluation/settings.json").read_text())
-    sha256 = {"checkpoint_sha256": "a" * 64}
-    Path("data/evaluation/settings.json").write_text(json.dumps(settings | sha256))
+    sha256 = json.loads(Path("data/metrics.json").read_text())["checkpoint_sha256"]
     Path("data/audit").mkdir()
-    audit = {"passed": False, "n": 40, "eps": 0.1, "findings": [found], **sha256}
+    audit = {"passed": False, "n": 40, "eps": 0.1, "findings": [found], "checkpoint_sha256": sha256}
     Path("data/audit/audit.json").write_text(json.dumps(audit))
     outcome = ltd_pipe("compare", "data/baseline-metrics.json", "data")
     assert outcome.code == 0, outcome.err

@@ -451,19 +451,6 @@ def warnings_of(metrics):
     return json.loads(Path(metrics).read_text())["warnings"]
 
 
-@pytest.mark.parametrize("command", ["card", "report"])
-def test_an_older_evaluation_on_training_images_is_noticed(ltd_pipe, project, command):
-    """By the fingerprints of both, which the card printed as those of test and training images."""
-    evaluate(ltd_pipe, "--data", "data/train.beton")
-    metrics = json.loads(Path("data/metrics.json").read_text())
-    Path("data/metrics.json").write_text(json.dumps(metrics | {"warnings": []}))
-    words = [STUDENT, "--metrics", "data/metrics.json"] if command == "card" else []
-    assert ltd_pipe(command, *words, "--out", "page").code == 0
-    page = Path("page").read_text().replace("&#39;", "'")
-    assert "cannot be believed: it was measured on its training images" in page
-    assert page.count(ON_TRAINING) == 1
-
-
 @pytest.mark.parametrize("known", [True, False], ids=["of this model", "of another"])
 def test_test_images_among_the_training_images_are_counted(ltd_pipe, project, known):
     """Where the beton beside them is the one of the model's training; and one in two classes."""
