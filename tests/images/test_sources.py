@@ -257,6 +257,18 @@ def test_refused_folders(photos, params, damage, split, error, message):
         open_source(params, split)
 
 
+def test_a_data_set_is_not_called_what_cannot_be_printed(photos):
+    """Its folder's name stands in every store and on every page."""
+    photos = photos.rename(photos.with_name("photos\a"))
+    with refused(
+        DataError,
+        where=photos / "train",
+        what="its data set's name has a control character",
+        found="'photos\\x07'",
+    ):
+        FolderSource(photos / "train")
+
+
 def test_a_folder_of_both_parts_in_place_of_one_is_explained(photos):
     """As after `store verify --data photos`."""
     with refused(

@@ -29,6 +29,7 @@ def test_fractions_are_numbers():
     """`8/255` is accepted where a number is, and is that number."""
     assert minimal().train.eps == 8 / 255
     assert minimal(**{"evaluate.eps_grid": "[0, 4/255]"}).evaluate.eps_grid == (0, 4 / 255)
+    assert minimal(**{"evaluate.eps_grid": "0.1"}).evaluate.eps_grid == (0.1,)
 
 
 def test_auto_temperature_gives_its_target():

@@ -177,17 +177,20 @@ def test_a_named_precision_is_another_run(interrupted, ltd_pipe, monkeypatch):
     assert sorted(Path("data/state").iterdir()) == state
 
 
-def test_passes_of_a_runs_own_size_are_measured(folder, ltd_pipe, monkeypatch):
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError], ids=["torch's", "python's"])
+def test_passes_of_a_runs_own_size_are_measured(folder, ltd_pipe, monkeypatch, error):
     """A part of a batch where the batch does not fit; where the part does not, what to set."""
+    # Python's own says nothing.
+    words = ("can't allocate memory for {}",) * (error is RuntimeError)
 
     def starve(_, images, **__):
-        raise RuntimeError(f"can't allocate memory for {images}")
+        raise error(*(text.format(images) for text in words))
 
     monkeypatch.setattr("ltd_pipe.training.run.choose_precision", starve)
     outcome = ltd_pipe("train", "--accumulation-steps", "3")
     assert outcome.code == 1
     assert "cpu: 32 images per step: do not fit into memory" in outcome.err
-    assert "can't allocate memory for 11" in outcome.err
+    assert (words[0].format(11) if words else "(MemoryError)") in outcome.err
     remedy = "accumulation_steps: 6, which makes steps of as many images, or batch_size: 16."
     assert remedy in outcome.err
 
