@@ -181,10 +181,8 @@ def results_table(facts: Facts) -> tuple[list[str], list[Row]]:
     for one in (one for m in metrics for one in m.attacks):
         if one.filed not in ("clean", "pgd", "autoattack", "all_attacks"):
             names.setdefault(one.key, []).append(one.name)
-    error, pgd = (
-        "expected_calibration_error",
-        _alternatives(one.attack_name("pgd") for one in measured),
-    )
+    error = "expected_calibration_error"
+    pgd = _alternatives(one.attack_name("pgd") for one in measured)
     steps = dict.fromkeys(step for m in metrics for step in m.autoattack)
     rows = [
         ("Clean", "no attack", "clean", "main"),
