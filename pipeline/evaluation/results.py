@@ -232,6 +232,17 @@ class Metrics(Document):
             raise ValueError("radii of linf are at most 1, in pixel units")
         return eps
 
+    @pydantic.model_validator(mode="wrap")
+    @classmethod
+    def _is_named_as_measured(cls, data: Any, handler: Callable[[Any], Metrics]) -> Metrics:
+        found = handler(data)
+        measured = found.dump()
+        names = [name for name in data if name.endswith("_accuracy") or name == "intervals"]
+        if wrong := [name for name in names if data[name] != measured.get(name)]:
+            what = f"{wrong[0]} is not what its attacks say"
+            raise PydanticCustomError("names", "{what}", {"what": what})
+        return found
+
     @pydantic.model_serializer(mode="wrap")
     def _with_accuracies_first(self, handler: Callable[[Metrics], Any]) -> dict[str, Any]:
         fields: dict[str, Any] = handler(self)

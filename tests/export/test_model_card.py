@@ -12,7 +12,13 @@ from refusals import refused
 from test_text import HOSTILE, kinds
 
 from ltd_pipe.errors import MissingError, ResultError
-from ltd_pipe.evaluation.results import ATTACK_FAILS, Audit, on_training
+from ltd_pipe.evaluation.results import (
+    ATTACK_FAILS,
+    Audit,
+    CorruptedSets,
+    on_training,
+    read_metrics,
+)
 from ltd_pipe.export.card import format_card, gather_card
 from ltd_pipe.models.checkpoint import save_classifier
 from ltd_pipe.models.facts import CollapseFacts
@@ -77,6 +83,12 @@ def edit(path, **changes):
     write(path, **json.loads(path.read_text()) | changes)
 
 
+def change(folder, **changes):
+    """Another evaluation of the same model."""
+    path = folder / "metrics.json"
+    write(path, **read_metrics(path).model_copy(update=changes).dump())
+
+
 def whole(folder, **more):
     """The facts of everything that is there."""
     places = {"metrics": folder / "metrics.json", "audit": folder / "audit.json"}
@@ -135,8 +147,8 @@ def test_what_was_not_measured_is_said(folder):
     assert "**Not audited.**" in bare
     assert "- Clean and robust accuracy.\n- Gradient masking.\n" in bare
     assert "model-index" not in bare
-    attacks = json.loads((folder / "metrics.json").read_text())["attacks"]
-    edit(folder / "metrics.json", attacks=attacks[:-1])
+    attacks = read_metrics(folder / "metrics.json").attacks
+    change(folder, attacks=attacks[:-1])
     text = format_card(whole(folder, audit=None))
     assert "- AutoAttack. Without it a robust accuracy is a first look, no claim.\n" in text
     assert "- Gradient masking.\n" in text
@@ -181,8 +193,8 @@ def test_a_teachers_card_claims_no_robustness(tmp_path):
 def test_corrupted_images_are_no_attack(folder):
     """Their own number of images; measured, they are not among what was not."""
     assert "- Common corruptions.\n" in format_card(whole(folder))
-    corrupted = {"corruption_accuracy": 0.5, "corruptions": {"n": 9500, "sets": 19}}
-    edit(folder / "metrics.json", **corrupted)
+    corrupted = {"corruption_accuracy": 0.5, "corruptions": CorruptedSets(n=9500, sets=19)}
+    change(folder, **corrupted)
     pass_audit(folder)
     text = format_card(whole(folder))
     assert cells(text, "mean corruption") == ["50.00 %", "48.99 to 51.01 %", "9,500"]
@@ -192,12 +204,12 @@ def test_corrupted_images_are_no_attack(folder):
 
 def test_evaluations_are_shown_whole(folder):
     """Other attacks, another norm, a first look, and what it says that it left out."""
-    edit(
-        folder / "metrics.json",
+    change(
+        folder,
         norm="l2",
-        attacks=[make_row("cw-pgd-20", 345, N, "CW-PGD-20", steps=20).dump()],
+        attacks=(make_row("cw-pgd-20", 345, N, "CW-PGD-20", steps=20),),
         quick=True,
-        not_measured=["transfer attacks"],
+        not_measured=("transfer attacks",),
     )
     text = format_card(whole(folder))
     assert cells(text, "`CW-PGD-20`")[0] == "69.0 %"
@@ -227,6 +239,8 @@ def test_numbers_of_another_checkpoint_are_refused(folder):
 
 DAMAGED = {
     "no images": ({"n": 0}, {"what": "n: ", "found": "0"}),
+    "a share outside its bounds": ({"pgd_accuracy": 0.99}, {"what": "pgd_accuracy"}),
+    "a share that is missing": ({"pgd_accuracy": None}, {"what": "pgd_accuracy"}),
     "no checkpoint": ({"checkpoint_sha256": None}, {"what": "checkpoint_sha256"}),
     "no attacks": ({"attacks": None}, {"what": "attacks"}),
 }

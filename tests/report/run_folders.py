@@ -10,7 +10,7 @@ import sklearn.datasets
 from made_answers import write_store
 from made_evaluations import make_metrics
 
-from ltd_pipe.evaluation.results import Samples, Score, evaluation_beside
+from ltd_pipe.evaluation.results import Samples, Score, evaluation_beside, read_metrics
 from ltd_pipe.evaluation.statistics import mean_gap, reliability
 from ltd_pipe.images.beton import open_beton, write_beton
 from ltd_pipe.images.sources import ArraySource
@@ -62,8 +62,9 @@ def edit_json(path, **changes):
 
 def keep_attacks(metrics, *keys):
     """Leave the other attacks out of metrics.json."""
-    attacks = json.loads(metrics.read_text())["attacks"]
-    edit_json(metrics, attacks=[row for row in attacks if row["key"] in keys])
+    found = read_metrics(metrics)
+    attacks = tuple(row for row in found.attacks if row.key in keys)
+    write_json(metrics, found.model_copy(update={"attacks": attacks}).dump())
 
 
 def measure(metrics, sha256):

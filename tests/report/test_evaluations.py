@@ -72,6 +72,10 @@ def test_missing_metrics_say_what_writes_them(tmp_path):
             {"attacks": [CLEAN | {"accuracy": 97.7}]},
             {"what": "attacks.0.accuracy", "found": "97.7"},
         ),
+        ({"clean_accuracy": 97.7}, {"what": "clean_accuracy"}),
+        ({"pgd_accuracy": float("nan")}, {"what": "pgd_accuracy"}),
+        ({"cw_20_accuracy": 0.5}, {"what": "cw_20_accuracy"}),
+        ({"intervals": {"clean_accuracy": [0.1, 0.2]}}, {"what": "intervals"}),
         ({"attacks": None}, {"what": "attacks"}),
         ({"checkpoint_sha256": None}, {"what": "checkpoint_sha256"}),
         ({"n": 0}, {"what": "n: ", "found": "0"}),
@@ -84,7 +88,8 @@ def test_missing_metrics_say_what_writes_them(tmp_path):
         ({"autoattack": {"square": -1}}, {"what": "autoattack.square", "found": "-1"}),
     ],
     ids=[
-        *("percent", "no attacks", "no checkpoint", "no images", "grey levels", "nan"),
+        *("percent", "named percent", "named nan", "named alone", "named interval", "no attacks"),
+        *("no checkpoint", "no images", "grey levels", "nan"),
         *("interval", "negative"),
     ],
 )

@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from made_evaluations import make_row, write_evaluation
 from page_reader import read
 from pair_folders import HASHES, N, gather, right, write_pair
-from run_folders import edit_json, measure, write_audit
+from run_folders import edit_json, measure, write_audit, write_json
 
 from ltd_pipe.errors import MissingError, ResultError, WriteError
-from ltd_pipe.evaluation.results import ATTACK_FAILS
+from ltd_pipe.evaluation.results import ATTACK_FAILS, read_metrics
 from ltd_pipe.report.facts import gather_pair, judge_pair
 from ltd_pipe.report.page import paired_rows, render_pair, unequal_settings
 from ltd_pipe.stages.report import report
@@ -219,8 +219,9 @@ def test_a_smaller_bound_than_that_of_the_sentence_is_said(pair):
     """B's transfer attack broke one image that AutoAttack did not; A's all together no more."""
     for place, left in (("a", 100), ("b/data", 129)):
         metrics = pair / place / "metrics.json"
-        rows = json.loads(metrics.read_text())["attacks"]
-        edit_json(metrics, attacks=[*rows, make_row("all-attacks", left, N).dump()])
+        found = read_metrics(metrics)
+        attacks = (*found.attacks, make_row("all-attacks", left, N))
+        write_json(metrics, found.model_copy(update={"attacks": attacks}).dump())
     (caveat,) = [text for text in judge_pair(gather(pair)).caveats if "together" in text]
     assert "leave 64.5\u00a0% (95 % interval 57.7 to 70.8\u00a0%) of B right, less than" in caveat
 
