@@ -332,12 +332,14 @@ class Subject:
     def training_hashes(self) -> NDArray[np.uint64] | None:
         """Hashes of the images that it was trained on, where they are at hand."""
         from ltd_pipe.images.beton import hashes_of
+        from ltd_pipe.images.manifest import images_digest
 
-        fingerprint = (self.checkpoint.get("data") or {}).get("fingerprint")
-        if fingerprint is None:
+        trained = (self.checkpoint.get("data") or {}).get("images")
+        if trained is None:
             return None
-        if self.images.manifest.fingerprint == fingerprint:
+        # Whatever their labels: these may have been corrected since.
+        if images_digest(self.images.sample_hash) == trained:
             return self.images.sample_hash
         paths = dict.fromkeys((self.data.with_name("train.beton"), Path("data/train.beton")))
-        found = (hashes_of(path, fingerprint) for path in paths)
+        found = (hashes_of(path, trained) for path in paths)
         return next((hashes for hashes in found if hashes is not None), None)

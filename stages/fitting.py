@@ -73,11 +73,10 @@ def fit(
         With a line that says how to go on.
     """
     section = params.teacher if kind == "teacher" else params.train
-    manifest = beton.manifest
     with deterministic():
         with doing("measuring precision"):
             model, context = run.open_run(
-                kind, params, manifest, out, world, fresh=fresh, tell=tell, **decides
+                kind, params, beton.manifest, out, world, fresh=fresh, tell=tell, **decides
             )
         with doing("loading images"):
             stream = ImageStream(beton, model.mean.device)
@@ -85,7 +84,7 @@ def fit(
         timing = _train_on_screen(trainer, "teacher" if kind == "teacher" else out.name, out)
         if not world.is_main:
             return None
-        facts = run.common_facts(kind, section, manifest, params.seed, context.precision)
+        facts = run.common_facts(kind, section, beton, params.seed, context.precision)
         facts |= facts_of(trainer)
     run.save_results(trainer, out, facts, timing, last=kind == "student")
     return trainer, facts

@@ -114,7 +114,7 @@ def _take(params: Params, train: Beton, test: Beton, out: Path) -> dict[str, Any
     model = load_teacher(
         path, manifest, foreign.validated(), ImageStream(train, choose_device(params.device))
     )
-    facts = common_facts("teacher", section, manifest, params.seed) | _measure(model, test)
+    facts = common_facts("teacher", section, train, params.seed) | _measure(model, test)
     save_classifier(model, out / "model.safetensors", **facts)
     return facts
 

@@ -22,7 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltd_pipe.errors import DataError, MachineError, reason_of, refuse_pointer, require_file
-from ltd_pipe.images.manifest import Duplicates, Manifest, fingerprint, manifest_path
+from ltd_pipe.images.manifest import (
+    Duplicates,
+    Manifest,
+    fingerprint,
+    images_digest,
+    manifest_path,
+)
 from ltd_pipe.images.sources import Source, Split, Survey, survey
 from ltd_pipe.provenance import digest, sha256_file
 from ltd_pipe.publish import json_text, require_free, require_shared_memory, staged, writing
@@ -123,14 +129,15 @@ def _read_labelled(path: Path, manifest: Manifest) -> tuple[NDArray[np.int32], N
 
 
 def hashes_of(path: Path, trained: str) -> NDArray[np.uint64] | None:
-    """The hashes of a beton's images, if it is there and holds those of this fingerprint.
+    """The hashes of a beton's images, if it is there and they are those of this `images_digest`.
 
     Its pixels are not read: of a large one that would take minutes.
     """
     with contextlib.suppress(DataError):
         manifest = Manifest.beside(path)
-        if path.is_file() and manifest.fingerprint == trained:
-            return _read_labelled(path, manifest)[1]
+        if path.is_file():
+            hashes = _read_labelled(path, manifest)[1]
+            return hashes if images_digest(hashes) == trained else None
     return None
 
 

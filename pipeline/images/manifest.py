@@ -104,6 +104,11 @@ def fingerprint(
     return total.hexdigest()
 
 
+def images_digest(sample_hash: NDArray[np.uint64]) -> str:
+    """Identify a set of images, whatever their order and labels: SHA-256 of their sorted hashes."""
+    return hashlib.sha256(np.sort(sample_hash).astype("<u8").tobytes()).hexdigest()
+
+
 # --- What a beton holds, as JSON beside it: `train.beton` has `train.beton.json`.
 
 

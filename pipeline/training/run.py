@@ -13,6 +13,7 @@ from ltd_pipe import objectives, provenance, rng
 from ltd_pipe.attacks import Adversary, Ball, Frozen
 from ltd_pipe.device import choose_device, choose_precision
 from ltd_pipe.errors import DataError, ModelError, ParamsError
+from ltd_pipe.images.manifest import images_digest
 from ltd_pipe.images.sources import validation_mask
 from ltd_pipe.models.checkpoint import load_classifier, save_classifier
 from ltd_pipe.models.classifier import Classifier
@@ -363,18 +364,23 @@ def save_results(
 def common_facts(
     kind: Kind,
     params: FitParams,
-    manifest: Manifest,
+    images: Beton,
     seed: int,
     precision: PrecisionSettings | None = None,
     **more: Any,
 ) -> dict[str, Any]:
     """What a checkpoint says of how it was made; without `precision` it was not trained here."""
+    manifest = images.manifest
     return {
         "kind": kind,
         "seed": seed,
         "passes": precision and precision.decides,
         "params": params.model_dump(mode="json"),
-        "data": {"dataset": manifest.dataset, "fingerprint": manifest.fingerprint},
+        "data": {
+            "dataset": manifest.dataset,
+            "fingerprint": manifest.fingerprint,
+            "images": images_digest(images.sample_hash),
+        },
         # Which of them it never saw; of weights from elsewhere nobody knows.
         "validation_fraction": precision and manifest.validation_fraction,
         "software": provenance.software(),

@@ -24,7 +24,7 @@ from ltd_pipe.images.beton import (
     write_betons,
 )
 from ltd_pipe.images.decode import resize
-from ltd_pipe.images.manifest import Duplicates, Manifest
+from ltd_pipe.images.manifest import Duplicates, Manifest, images_digest
 from ltd_pipe.images.sources import ArraySource, open_source
 from ltd_pipe.images.stream import FolderStream, ImageStream
 from ltd_pipe.params import PrepareParams
@@ -496,12 +496,12 @@ def test_a_side_beyond_what_ffcv_can_read_is_refused(tmp_path):
 
 def test_hashes_are_those_of_the_images_asked_for_or_none(train_beton, tmp_path):
     """Without a look at the pixels; where anything does not fit there are none."""
-    fingerprint = train_beton.manifest.fingerprint
-    found = hashes_of(train_beton.path, fingerprint)
+    images = images_digest(train_beton.sample_hash)
+    found = hashes_of(train_beton.path, images)
     np.testing.assert_array_equal(found, train_beton.sample_hash)
     assert hashes_of(train_beton.path, "0" * 64) is None
-    assert hashes_of(tmp_path / "train.beton", fingerprint) is None
+    assert hashes_of(tmp_path / "train.beton", images) is None
     shutil.copy(f"{train_beton.path}.json", tmp_path / "train.beton.json")
-    assert hashes_of(tmp_path / "train.beton", fingerprint) is None
+    assert hashes_of(tmp_path / "train.beton", images) is None
     (tmp_path / "train.beton").write_bytes(train_beton.path.read_bytes()[:999])
-    assert hashes_of(tmp_path / "train.beton", fingerprint) is None
+    assert hashes_of(tmp_path / "train.beton", images) is None

@@ -434,6 +434,18 @@ def test_training_images_make_no_evaluation(ltd_pipe, project):
     assert json.loads(outcome.out)["headline"] == f"The student's robust accuracy {why}"
 
 
+def test_training_images_are_known_by_any_labels(ltd_pipe, project):
+    """Of a model whose training labels were corrected since, say, and in another order."""
+    params = PrepareParams(dataset="digits", channels=1)
+    train = open_source(params, "train").take(np.arange(240)[::-1])
+    train.labels[:9] = (train.labels[:9] + 1) % 10
+    write_beton(train, Path("corrected.beton"), params, "test")
+    Path("data/train.beton").unlink()
+    evaluate(ltd_pipe, "--data", "corrected.beton")
+    told = f"all 40 images are of the model's training data: {ON_TRAINING}"
+    assert told in warnings_of("data/metrics.json")
+
+
 def test_labels_that_prepare_made_wrong_are_told(ltd_pipe, project):
     """Of any model, ours or not: right answers count as wrong ones."""
     prepared = ltd_pipe("prepare", "--wrong-labels", "0.3", "--out", "wrong")
