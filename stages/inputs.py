@@ -122,13 +122,12 @@ def _warn_of_refusals() -> None:
             given = train.make_context("train", shlex.split(words)).params
         except (click.UsageError, ValueError):
             continue  # a shell's own words
-        overrides = {
-            f"train.{key.removeprefix(options.FIELD)}": str(value)
-            for key, value in given.items()
-            if key.startswith(options.FIELD) and value is not None
-        }
+        if not given["params_file"].exists():
+            continue  # a stage before it may make it
         try:
-            params = load_params(PARAMS_FILE, overrides)
+            found = options.overrides_of("train", given)
+            overrides = {key: value for key, (value, _) in found.items()}
+            params = load_params(given["params_file"], overrides)
             idle = options.idle(params).items()
             refused = [f"{key} {why}" for key, why in idle if key in overrides]
         except ParamsError as error:

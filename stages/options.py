@@ -60,19 +60,20 @@ def params_options(section: str, *, standalone: bool = False) -> Callable[[Comma
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
-        def wrapper(*args: Any, params_file: Path, settings: tuple[str, ...], **given: Any) -> Any:
-            overrides, typed = dict[str, str](), dict[str, str]()
+        def wrapper(*args: Any, **given: Any) -> Any:
+            architecture = f"{FIELD}architecture"
+            if given.get(architecture):
+                # A file that was typed may be run; one that a params.yaml names may not.
+                from ltd_pipe.models.registry import allow_file
+
+                given[architecture] = allow_file(given[architecture])
+            found = overrides_of(section, given)
+            overrides = {key: value for key, (value, _) in found.items()}
+            typed = {key: flag for key, (_, flag) in found.items()}
             click.get_current_context().meta[_SET] = section, typed
-            for setting in settings:
-                key, equals, value = setting.partition("=")
-                if not equals:
-                    raise ParamsError("--set", "expected SECTION.KEY=VALUE", found=repr(setting))
-                overrides[key], typed[key] = value, f"-S {key}"
-            for name, info in fields.items():
-                value = given.pop(f"{FIELD}{name}")
-                if value is not None:
-                    key = f"{section}.{name}"
-                    overrides[key], typed[key] = _as_yaml(name, value, info), _flag(name)
+            params_file = given.pop("params_file")
+            for name in ("settings", *(f"{FIELD}{name}" for name in fields)):
+                del given[name]
             if standalone and params_file == PARAMS_FILE and not params_file.exists():
                 params = parse_standalone(section, overrides)
             else:
@@ -86,6 +87,27 @@ def params_options(section: str, *, standalone: bool = False) -> Callable[[Comma
         return _PARAMS_OPTION(_SET_OPTION(with_options))
 
     return decorate
+
+
+def overrides_of(section: str, given: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Of each parameter that a command line sets: its value as YAML, and how it was typed.
+
+    Raises
+    ------
+    ParamsError
+        For a -S without a value.
+    """
+    fields = Params.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
+    found = {}
+    for setting in given["settings"]:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ParamsError("--set", "expected SECTION.KEY=VALUE", found=repr(setting))
+        found[key] = value, f"-S {key}"
+    for name, info in fields.items():
+        if (value := given[f"{FIELD}{name}"]) is not None:
+            found[f"{section}.{name}"] = _as_yaml(value, info), _flag(name)
+    return found
 
 
 def _refuse_idle(params: Params, typed: Mapping[str, str]) -> None:
@@ -258,14 +280,9 @@ def _option(name: str, info: FieldInfo) -> Callable[[Command], Command]:
     )
 
 
-def _as_yaml(name: str, value: Any, info: FieldInfo) -> str:
-    if name == "architecture":
-        # A file that was typed may be run; one that a params.yaml names may not.
-        from ltd_pipe.models.registry import allow_file
-
-        value = allow_file(value)
-    # A text is what was typed: BibTeX begins with a letter that YAML reserves.
-    if info.annotation in (str, str | None) and value not in ("null", "~"):
+def _as_yaml(value: Any, info: FieldInfo) -> str:
+    # A text is what was typed: YAML would make a number of a folder 2024, and of "run #2" "run".
+    if str in _alternatives(info.annotation) and value not in ("null", "~"):
         return json.dumps(value, ensure_ascii=False)
     return str(value)
 

@@ -218,6 +218,22 @@ def test_ctrl_c_leaves_nothing_half_written(project):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["2024", "run #2", "my: photos", "*x", "yes", "1e3", "C:"])
+def test_a_text_is_what_was_typed(ltd_pipe, pictures, name):
+    """YAML would make of these folders a number, another folder, a mapping, a reference."""
+    Path("photos").rename(name)
+    outcome = ltd_pipe("prepare", "--path", name, "--out", "made")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(Path("made/train.beton.json").read_text())["dataset"] == name
+
+
+@pytest.mark.parametrize("value", ["auto:", "0.5 # half"])
+def test_a_temperature_is_what_was_typed(ltd_pipe, project, value):
+    outcome = ltd_pipe("label", "--teacher", TEACHER, "--out", "a.zarr", "--temperature", value)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert f"found {value!r}" in outcome.err
+
+
 def test_a_second_run_is_refused_while_one_is_running(ltd_pipe, project):
     """The first goes on; the second is told which process it is."""
     with training() as running:

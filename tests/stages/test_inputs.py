@@ -179,6 +179,28 @@ def test_a_stage_with_an_option_that_does_nothing_is_named_at_once(project):
     assert "stage 'baseline' of dvc.yaml will end with: train.smoothing does nothing" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ("-S train.smoothing=0.2", "train.smoothing does nothing"),
+        ("-S train.epochs=-1", "option: train.epochs: input should be"),
+        ("--params other.yaml", "other.yaml: teacher.epochs: input should be"),
+        ("--params absent.yaml", ""),
+        ("--init 2024", ""),
+    ],
+)
+def test_a_command_is_read_as_its_stage_reads_it(project, words, problem):
+    """With each way to set a parameter; a file 2024 is no number."""
+    text = Path("params.yaml").read_text()
+    Path("other.yaml").write_text(text.replace("epochs: 2", "epochs: -1"))
+    Path("dvc.yaml").write_text(
+        f"stages: {{a: {{cmd: ltd-pipe train {words}, outs: [data/student]}}}}"
+    )
+    told = f"stage 'a' of dvc.yaml will end with: {problem}"
+    _, said = look()
+    assert told in said if problem else "will end with" not in said
+
+
 def test_of_several_commands_of_a_stage_each_is_looked_at(project):
     """DVC runs a list of them, one after the other."""
     outs = "outs: [data/student]"
