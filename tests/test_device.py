@@ -70,12 +70,14 @@ def test_auto_measures_and_leaves_the_model_as_it_was(model):
 
 
 def test_autocast_changes_the_precision(model):
-    """bfloat16 logits inside, float32 without it."""
-    images, cpu = torch.rand(2, *SHAPE), torch.device("cpu")
+    """The network computes in bfloat16 inside; the model's logits, and so all losses, do not."""
+    images, cpu, kinds = torch.rand(2, *SHAPE), torch.device("cpu"), []
+    model.network.register_forward_hook(lambda _model, _given, made: kinds.append(made.dtype))
     with torch.no_grad(), autocast(cpu, "bfloat16"):
-        assert model.eval()(images).dtype == torch.bfloat16
+        assert model.eval()(images).dtype == torch.float32
     with torch.no_grad(), autocast(cpu, "float32"):
         assert model(images).dtype == torch.float32
+    assert kinds == [torch.bfloat16, torch.float32]
 
 
 def test_deterministic_is_put_back():

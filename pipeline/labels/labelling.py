@@ -79,7 +79,7 @@ class Labeller:
         images = to_unit(self.replay.images(batch.images, batch.index, view, batch.rows))
         with autocast(images.device, self.precision):
             logits = [teacher.raw_logits(images) for teacher in self.teachers]
-        return torch.stack(logits).float()
+        return torch.stack(logits)
 
     def answers(self, batch: Batch) -> torch.Tensor:
         """The teachers' logits of each view, of shape (M, n, K) or (M, n, V, K)."""

@@ -232,6 +232,9 @@ class Classifier(nn.Module):
                 )
 
     def _ordered(self, logits: torch.Tensor) -> torch.Tensor:
+        # A loss of eight bits is none: on a CPU autocast leaves it in bfloat16, where the KL of
+        # TRADES' attack cancels.
+        logits = logits.to(self.mean.dtype)
         return logits if self.columns is None else logits[:, self.columns]
 
     def _normalised(self, images: torch.Tensor) -> torch.Tensor:

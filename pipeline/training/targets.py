@@ -133,7 +133,7 @@ class SelfDistillation:
         """See `TeacherTargets`."""
         temperature = annealed(self.temperatures, batch.info)
         weight = annealed(self.weights, batch.info)
-        soft = torch.softmax(average.raw_logits(batch.images).float() / temperature, dim=1)
+        soft = torch.softmax(average.raw_logits(batch.images) / temperature, dim=1)
         truth = batch.truth.argmax(dim=1)
         return replace(batch, target=mixed(soft, truth, weight, rectify=True))
 

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional
 
 from ltd_pipe import objectives
-from ltd_pipe.attacks import cross_entropy, kl_divergence
+from ltd_pipe.attacks import Adversary, Ball, cross_entropy, kl_divergence
+from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.params import TrainParams
 
 # softmax(LOGITS) = (1/2, 1/4, 1/4), and TARGET is soft.
@@ -34,6 +35,43 @@ def loss_of(objective, images, adversarial=UNIFORM, target=TARGET, truth=TRUTH):
     """The loss of a model that answers with its images."""
     batch = objectives.TrainBatch(images, target, truth)
     return objective.loss(Shift().eval(), batch, adversarial)
+
+
+def confident(seed=0):
+    """A model whose answers are sure, and change with its images."""
+    torch.manual_seed(seed)
+    layers = nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)
+    network = nn.Sequential(nn.Flatten(), *layers)
+    with torch.no_grad():
+        torch._foreach_mul_([*network.parameters()], 4)
+    names = tuple("abcdefghij")
+    model = Classifier(network, architecture="x", class_names=names, shape=(1, 8, 8))
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [objectives.Trades(6.0), objectives.Adaad(confident(1)), objectives.Mart(5.0)],
+    ids=lambda objective: type(objective).__name__,
+)
+def test_an_attack_is_as_strong_in_half_precision(objective):
+    """Its loss is not in bfloat16, where a divergence of near answers is noise."""
+    model, images = confident(), torch.rand(256, 1, 8, 8)
+    truth = functional.one_hot(model(images).argmax(dim=1), 10).float()
+    batch = objectives.TrainBatch(images, truth, truth)
+    adversary, right = Adversary(Ball("linf", 0.03), 0.01, 10), []
+    for half in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            attacked = objective.attack(
+                adversary, model, batch, index=torch.arange(len(images)), key=7
+            )
+            divergence = objectives.Trades(6.0).attack_loss(model, batch)(model(attacked))
+        assert divergence.dtype == torch.float32
+        assert (divergence > -1e-5).all()
+        right.append((model(attacked) * truth).sum(dim=1) >= model(attacked).amax(dim=1))
+    before, after = (float(each.float().mean()) for each in right)
+    assert 0 < before < 0.95
+    assert after < before + 0.04
 
 
 def test_each_objective_can_be_chosen_and_is_explained():
