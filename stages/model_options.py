@@ -206,7 +206,9 @@ def open_images(
 
     channels, size = 3, foreign.image_size
     if facts := foreign.own_facts(teacher):
-        channels, size = facts.shape[0], size or facts.shape[1]
+        channels, height, width = facts.shape
+        # Images that are not square were all of one size, and stay as they are.
+        size = size or (height if height == width else None)
         class_names = class_names or facts.class_names
     source = FolderSource(data, class_names)
     with counter("look at the images", len(source)) as progress:

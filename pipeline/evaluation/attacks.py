@@ -165,9 +165,6 @@ _ATTACKS = {"standard": ("apgd-ce", "apgd-t", "fab-t", "square"), "rand": ("apgd
 # The DLR loss divides by a difference of the first and the third logit, the targeted one by one
 # of the first and the fourth.
 _FEWEST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
-# Square's first L2 perturbation is of tiles of a fifth of the image's side: pyautoattack divides
-# by zero where that is none.
-_LEAST_SIDE = 5
 
 
 @dataclass
@@ -215,14 +212,24 @@ def package_version() -> str:
 
 
 def require_possible(shape: tuple[int, int, int], ball: Ball, version: Version) -> None:
-    """Refuse images that are too small for Square in L2, one of the version's attacks."""
+    """Refuse images that Square in L2, one of the version's attacks, cannot take.
+
+    Its first perturbation is of square tiles, a fifth of the height each, from an offset by the
+    height alone: pyautoattack fails where there are none, or the last, if they are larger than
+    one pixel, would leave the image.
+    """
     height, width = shape[1:]
-    if ball.norm != "l2" or "square" not in _ATTACKS[version] or min(shape[1:]) >= _LEAST_SIDE:
+    if ball.norm != "l2" or "square" not in _ATTACKS[version]:
+        return
+    tile = height // 5
+    offset = (height - 5 * tile) // 2
+    if tile == 1 or (
+        tile and all(offset + side // tile * tile <= side for side in (height, width))
+    ):
         return
     raise ModelError(
         "AutoAttack",
-        "images are too small for its attack Square in L2",
-        expected=f"{_LEAST_SIDE} pixels a side or more",
+        "images are of a size that its attack Square in L2 cannot take",
         found=f"{height}×{width}",
         remedy="Measure with --norm linf, or in L2 without AutoAttack: evaluate.autoattack: none.",
     )

@@ -149,9 +149,10 @@ def wrong_scale(model: Classifier, images: torch.Tensor, labels: torch.Tensor) -
 
     Up to 256 of the images, uint8 of shape (n, C, H, W), are looked at, evenly spaced.
     """
-    step, device = max(1, len(labels) // _PROBES), model.mean.device
-    images, labels = (of[::step][:_PROBES].to(device) for of in (images, labels))
-    images, n = to_unit(images), len(labels)
+    device, n = model.mean.device, min(len(labels), _PROBES)
+    spaced = torch.arange(n) * len(labels) // max(1, n)
+    images, labels = (of[spaced.to(of.device)].to(device) for of in (images, labels))
+    images = to_unit(images)
 
     def hits(given: torch.Tensor) -> int:
         return int((_predicted(model, given) == labels).sum())

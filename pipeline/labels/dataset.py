@@ -325,6 +325,16 @@ def _pixels(image: Any, where: str) -> torch.Tensor:
     if isinstance(image, torch.Tensor):
         pixels = image
     else:
+        mode = getattr(image, "mode", "RGB")
+        if mode not in ("L", "RGB"):
+            # Of a palette, say: numbers that are no brightness.
+            raise DataError(
+                where,
+                "is not as its teacher saw it: mode of the picture",
+                expected="RGB or L",
+                found=mode,
+                remedy="Call its convert('RGB') first.",
+            )
         array = np.array(image)
         array = array[:, :, None] if array.ndim == 2 else array
         pixels = torch.from_numpy(array).movedim(-1, 0) if array.ndim == 3 else torch.empty(0)

@@ -338,7 +338,8 @@ class StoreWriter:
         }
         if self._top_k is not None:
             assert self.temperature is not None  # noqa: S101
-            soft = mean_softened([*stacked], self.temperature)
+            # Of the rounded ones, which a store with logits keeps, too.
+            soft = mean_softened([*rows.values()], self.temperature)
             indices, probs = largest(soft, self._top_k)
             distance = total_variation(soft, indices, probs)
             rows = {"topk_indices": indices, "topk_probs": probs, "topk_distance": distance}

@@ -329,7 +329,9 @@ def perturbed_weights(
     `gradients_of` gives the gradients of the loss for the list of weights it is given. Batch
     statistics are left as they were, since the pass over the proxy is not a training pass.
     """
-    weights: list[torch.Tensor] = [weight for weight in model.parameters() if weight.dim() > 1]
+    weights: list[torch.Tensor] = [
+        weight for weight in model.parameters() if weight.requires_grad and weight.dim() > 1
+    ]
     buffers = list(model.buffers())
     before = [buffer.clone() for buffer in buffers]
     gradients = gradients_of(weights)

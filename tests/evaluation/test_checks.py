@@ -172,6 +172,24 @@ def test_a_wrong_scale_is_said_with_what_to_do(grey_images, network, normalisati
     assert "of 60 images" in found
 
 
+class Collapses(Brightness):
+    """Right on four of five images; names the first class alone on another scale."""
+
+    def forward(self, images):
+        if images.amax() > 1:
+            return torch.eye(4)[:1].expand(len(images), -1)
+        right = torch.where(torch.arange(len(images)) % 5 > 0, 1.0, -1.0)
+        return super().forward(images) * right[:, None]
+
+
+def test_a_scale_is_judged_by_images_of_all_classes():
+    """As a folder has them, class by class: of the first ones alone it would be better there."""
+    counts, levels = torch.tensor([300, 60, 60, 60]), torch.tensor([32, 96, 160, 224])
+    images = levels.repeat_interleave(counts)[:, None, None, None].expand(-1, 3, 4, 4)
+    labels = torch.arange(4).repeat_interleave(counts)
+    assert wrong_scale(wrapped(Collapses()), images.to(torch.uint8), labels) is None
+
+
 def test_a_model_that_knows_nothing_is_not_blamed_on_the_scale(grey_images):
     """No other scale makes it better."""
     assert (

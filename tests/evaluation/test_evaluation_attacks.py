@@ -13,7 +13,7 @@ from ltd_pipe.errors import ModelError
 from ltd_pipe.evaluation import attacks
 from ltd_pipe.evaluation.attacks import GradientAttack, parse_attack
 from ltd_pipe.evaluation.audit import AuditSettings, audit
-from ltd_pipe.evaluation.bench import Journal, TestImages, answer
+from ltd_pipe.evaluation.bench import Bench, Journal, TestImages, answer
 from ltd_pipe.evaluation.robustness import evaluate
 from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.params import EvaluateParams
@@ -256,6 +256,33 @@ def test_images_that_square_can_take_are_accepted(shape, norm, version):
     attacks.require_possible(shape, Ball(norm, 0.1), version)
 
 
+SIDES = (5, 8, 12, 13, 14, 18, 19, 24, 28, 32)
+
+
+@pytest.mark.parametrize("height", SIDES)
+def test_square_in_l2_takes_just_these_sizes(height):
+    """The package itself is asked: its first tiles leave some images, which are refused."""
+    ball = Ball("l2", 0.5)
+    for width in SIDES:
+        shape = (1, height, width)
+        network = nn.Sequential(nn.Flatten(), nn.Linear(height * width, 4))
+        names = tuple("abcd")
+        model = Classifier(network, architecture="s", class_names=names, shape=shape).eval()
+        pixels = torch.full((2, *shape), 128, dtype=torch.uint8)
+        labels, rows = model(pixels / 255).argmax(dim=1), torch.arange(2)
+        hashes = rows.numpy().astype("uint64")
+        images = TestImages(pixels, labels, rows, hashes, torch.device("cpu"))
+        adversary = attacks.build(Bench(model, images, 0, 2), ball)
+        adversary.square.n_queries = 1
+        try:
+            adversary.square.perturb(pixels / 255, labels)
+        except RuntimeError:
+            with refused(ModelError, what="Square in L2", found=f"{height}×{width}"):
+                attacks.require_possible(shape, ball, "standard")
+        else:
+            attacks.require_possible(shape, ball, "standard")
+
+
 def small_model_and_images():
     network = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
     model = Classifier(network, architecture="s", class_names=tuple("abcd"), shape=(1, 4, 4))
@@ -281,8 +308,7 @@ def test_images_too_small_for_square_are_refused_first(measure):
     with refused(
         ModelError,
         where="AutoAttack",
-        what="small",
-        expected="5 pixels a side or more",
+        what="a size",
         found="4×4",
         remedy="Measure",
     ):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from made_photos import make_photos
+from PIL import Image
 from refusals import refused
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.datasets import ImageFolder
@@ -214,10 +215,20 @@ def test_only_pixels_are_replayed(photos, image, found):
         data[0]
 
 
+@pytest.mark.parametrize("mode", ["P", "CMYK", "YCbCr", "1", "LA", "I;16"])
+def test_pictures_of_another_mode_are_refused(photos, mode):
+    """Numbers of a palette are no pixels, though the file's hash is right."""
+    picture = Image.new("RGB", (24, 32), "red")
+    picture = Image.new(mode, (24, 32)) if mode == "I;16" else picture.convert(mode)
+    data = SoftLabelDataset(
+        [(picture, 0)], photos.store(), views="replay", hash_of=lambda _: photos.paths[0]
+    )
+    with refused(DataError, what="mode", expected="RGB or L", found=mode, remedy="convert('RGB')"):
+        data[0]
+
+
 def test_grey_pictures_have_one_channel(photos):
     """PIL gives them without one."""
-    from PIL import Image
-
     grey = Image.fromarray(np.arange(120, dtype=np.uint8).reshape(12, 10))
     data = SoftLabelDataset(
         [(grey, 0)], photos.store(), views="replay", hash_of=lambda _: photos.paths[0]

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from refusals import refused
 
-from ltd_pipe.errors import ParamsError
+from ltd_pipe.errors import ParamsError, StoreError
 from ltd_pipe.labels.softmax import (
     calibrated_temperature,
     mean_softened,
+    round_logits,
     soften,
     softened_half,
     solve_temperature,
@@ -47,6 +48,15 @@ def test_no_temperature_overflows(logits, temperature):
     assert np.isfinite(soft).all()
     assert (soft >= 0).all()
     np.testing.assert_allclose(soft.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_few_logits_that_look_like_probabilities_are_logits():
+    """One image's two, by chance; more of them are no chance."""
+    row = np.array([[0.3, 0.7]], np.float32)
+    np.testing.assert_array_equal(round_logits(row, 0, "x"), row.astype(np.float16))
+    for rows in (row.repeat(16, axis=0), np.full((4, 10), 0.1, np.float32)):
+        with refused(StoreError, where="x", what="probabilities"):
+            round_logits(rows, 0, "x")
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, 1e-7, 1e7, float("nan"), float("inf")])

@@ -50,6 +50,16 @@ def test_the_perturbation_is_the_published_one(rate):
             torch.testing.assert_close(weight.detach(), expected[name], rtol=1e-3, atol=1e-6)
 
 
+def test_fixed_weights_stay_where_they_are():
+    """Filters of a network of one's own that nobody trains have no gradient."""
+    model = network()
+    model[0].weight.requires_grad_(requires_grad=False)
+    fixed, last = model[0].weight.clone(), model[3].weight.clone()
+    with perturbed_weights(model, gradients(loss_function(model)), 0.1):
+        assert torch.equal(model[0].weight, fixed)
+        assert not torch.equal(model[3].weight, last)
+
+
 def test_the_loss_is_higher_there():
     """Which is the point of it."""
     model = network()
