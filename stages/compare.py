@@ -169,15 +169,18 @@ def metrics_of(names: Sequence[str], *, training: bool = False) -> Iterator[list
 def _fetch(name: str, folder: Path, optional: Sequence[str]) -> None:
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
+    from dvc.repo import Repo
     from dvc.scm import SCMError
     from scmrepo.exceptions import SCMError as GitError
 
     try:
         files = DVCFileSystem(rev=name)
+        # Its paths begin where .dvc is, which may be above a project.
+        project = Path.cwd().resolve().relative_to(Repo.find_root())
         for file in (*_REQUIRED, *optional):
-            if file in _REQUIRED or files.exists(file):
+            if file in _REQUIRED or files.exists(str(project / file)):
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                files.get_file(file, str(folder / file))
+                files.get_file(str(project / file), str(folder / file))
     except (DvcException, SCMError, GitError, OSError) as error:
         reason = one_line(str(error)).rstrip(".")
         raise MissingError(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ltd_pipe import provenance, publish
-from ltd_pipe.evaluation.results import Score, evaluation_beside, threat_text
+from ltd_pipe.evaluation.results import SAMPLES_FILE, Score, evaluation_beside, threat_text
 from ltd_pipe.stages import options
 from ltd_pipe.stages.console import Ticker, bar, doing, json_option, say, stoppable, tell
 from ltd_pipe.stages.evaluation_options import measuring, measuring_options
@@ -22,8 +22,12 @@ if TYPE_CHECKING:
     from ltd_pipe.stages.evaluation_options import NamedSubject, Subject
 
 
-# What names the results.
+# What names the results, and those of the folder.
 _PLACES = "--metrics and --out"
+_FILES = (
+    *("scores.json", "by_eps.json", "per_class.json", "reliability.json", "corruptions.json"),
+    *(SAMPLES_FILE, "examples.npz", "settings.json"),
+)
 
 
 @click.command(cls=options.ParamsCommand)
@@ -38,8 +42,7 @@ _PLACES = "--metrics and --out"
 @options.folder(
     "--out",
     default="data/evaluation",
-    help="Folder of scores.json, by_eps.json, per_class.json, reliability.json, per_sample.npz, "
-    "examples.npz and settings.json.",
+    help=f"Folder of {', '.join(_FILES)}.",
 )
 @options.flag("--force", help="Replace existing results.")
 @json_option("Print metrics.json to stdout.")
@@ -74,6 +77,8 @@ def evaluate(
         why = "is fixed in a first look: leave --quick out"
         options.refuse_options(fixed | {"eps_grid_images"}, why)
     options.require_files("corruptions")
+    if metrics.resolve() in {(out / name).resolve() for name in ("", *_FILES)}:
+        raise click.UsageError(f"--metrics {metrics} is written by --out {out}. Name another file.")
     options.refuse_existing(metrics, force=force, kind=options.METRICS, option=_PLACES)
     if out.resolve() != evaluation_beside(metrics).resolve():
         # Beside them the folder is of these metrics, which appear last: without them half done.

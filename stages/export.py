@@ -64,12 +64,10 @@ def export(checkpoint: Path, to: str, out: Path, arch: str | None, force: bool) 
 
 # --- The page.
 
-_RESULT = click.Path(path_type=Path, exists=True)
-
 
 @click.command()
 @_checkpoint_argument
-@click.option("--metrics", type=_RESULT, help="What 'ltd-pipe evaluate' measured of it.")
+@click.option("--metrics", type=options.THERE, help="What 'ltd-pipe evaluate' measured of it.")
 @options.folder(
     "--evaluation",
     show_default="evaluation beside --metrics",
@@ -77,7 +75,7 @@ _RESULT = click.Path(path_type=Path, exists=True)
 )
 @click.option(
     "--audit",
-    type=_RESULT,
+    type=options.THERE,
     show_default="audit/audit.json beside --metrics, where it is of this checkpoint",
     help="What 'ltd-pipe audit' found of it.",
 )

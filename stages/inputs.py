@@ -148,7 +148,9 @@ def _named(params: Params, *, asked: bool) -> Iterator[tuple[str, str, str | Non
     # torchvision compares CIFAR's files with hashes of its own.
     folder = params.prepare.path if params.prepare.dataset == "folder" else None
     yield "images", "prepare.path", folder
-    yield "teacher", "teacher.checkpoint", params.teacher.checkpoint
+    teacher = params.teacher
+    yield "teacher", "teacher.checkpoint", teacher.checkpoint
+    yield "classes", "teacher.classes", teacher.classes if teacher.checkpoint else None
 
 
 def _asked(train: TrainParams) -> Iterator[tuple[str, str, str | None]]:

@@ -29,10 +29,22 @@ if TYPE_CHECKING:
     Command = Callable[..., Any]
 
 PARAMS_FILE, PIPELINE_FILE = Path("params.yaml"), Path("dvc.yaml")
+
+
+class _Path(click.Path):
+    """A path that has a name, so that others can stand beside it: `.` has none."""
+
+    def convert(self, *given: Any) -> Path:
+        """As click does."""
+        path = Path(super().convert(*given))  # type: ignore[arg-type]
+        return path.resolve() if path.name in ("", "..") else path
+
+
 # Types of options and arguments.
-PATH = click.Path(path_type=Path)
-FILE = click.Path(path_type=Path, dir_okay=False)
-FOLDER = click.Path(path_type=Path, file_okay=False)
+PATH = _Path(path_type=Path)
+FILE = _Path(path_type=Path, dir_okay=False)
+FOLDER = _Path(path_type=Path, file_okay=False)
+THERE = _Path(path_type=Path, exists=True)
 # Options of these types.
 path = functools.partial(click.option, type=PATH)
 file = functools.partial(click.option, type=FILE)
@@ -56,7 +68,7 @@ def params_options(section: str, *, standalone: bool = False) -> Callable[[Comma
     standalone : bool
         The command also works where there is no params.yaml, with the section's defaults.
     """
-    fields = Params.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
+    fields = _fields(section)
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
@@ -97,17 +109,27 @@ def overrides_of(section: str, given: Mapping[str, Any]) -> dict[str, tuple[str,
     ParamsError
         For a -S without a value.
     """
-    fields = Params.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
     found = {}
     for setting in given["settings"]:
         key, equals, value = setting.partition("=")
         if not equals:
             raise ParamsError("--set", "expected SECTION.KEY=VALUE", found=repr(setting))
+        place, _, name = key.partition(".")
+        info = _fields(place).get(name)
+        # As YAML and DVC have it, a text may be quoted.
+        if info is not None and value[:1] not in {"'", '"'}:
+            value = _as_yaml(value, info)
         found[key] = value, f"-S {key}"
-    for name, info in fields.items():
+    for name, info in _fields(section).items():
         if (value := given[f"{FIELD}{name}"]) is not None:
             found[f"{section}.{name}"] = _as_yaml(value, info), _flag(name)
     return found
+
+
+def _fields(section: str) -> dict[str, FieldInfo]:
+    """Of a section of params.yaml; none where it is no section."""
+    known = Params.model_fields.get(section)
+    return getattr(known.annotation, "model_fields", {}) if known else {}
 
 
 def _refuse_idle(params: Params, typed: Mapping[str, str]) -> None:

@@ -13,14 +13,14 @@ import click
 from ltd_pipe.errors import WriteError
 from ltd_pipe.models import NETWORKS
 from ltd_pipe.params.file import pipeline_text, recipe_names, recipe_summary, recipe_text
-from ltd_pipe.publish import write_text
+from ltd_pipe.publish import staged, write_text
 from ltd_pipe.stages import options
 from ltd_pipe.stages.console import json_option, say, wants_json
 from ltd_pipe.stages.options import PARAMS_FILE, PIPELINE_FILE
 
 
 @click.command()
-@click.argument("folder", type=options.FOLDER, default=Path())
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=Path())
 @click.option(
     "--recipe",
     "name",
@@ -42,12 +42,13 @@ def init(folder: Path, name: str, force: bool) -> None:
         folder / PARAMS_FILE: _own_text(name),
     }
     options.refuse_existing(*targets, force=force, option="FOLDER")
+    ignored = folder / ".gitignore"
+    lines = ignored.read_bytes().splitlines() if ignored.exists() else []
     for path, text in targets.items():
         write_text(path, text)
-    ignored = folder / ".gitignore"
-    lines = ignored.read_text(encoding="utf-8").splitlines() if ignored.exists() else []
-    if "/data/" not in lines:
-        write_text(ignored, "\n".join([*lines, "/data/"]) + "\n")
+    if b"/data/" not in lines:
+        with staged(ignored) as beside:
+            beside.write_bytes(b"\n".join([*lines, b"/data/", b""]))
     click.echo(f"{folder / PIPELINE_FILE}, {folder / PARAMS_FILE}: recipe {name}. Next:")
     for command in _following(folder):
         click.echo(f"  {command}")

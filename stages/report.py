@@ -40,7 +40,7 @@ def _optional_paths(command: Callable[..., None]) -> Callable[..., None]:
     for name, (default, text) in reversed(_OPTIONAL.items()):
         command = click.option(
             f"--{name}",
-            type=click.Path(path_type=Path, exists=True),
+            type=options.THERE,
             show_default=f"{default}, where it is there",
             help=text,
         )(command)
@@ -124,8 +124,10 @@ def _paths(student: Path, metrics: Path, named: dict[str, Path]) -> ReportPaths:
     """Where the files are: those that were named, and those of the same run beside them."""
     from ltd_pipe.evaluation.results import audit_beside, evaluation_beside
     from ltd_pipe.report.facts import ReportPaths
+    from ltd_pipe.report.runs import find_metrics
 
     # What lies in data/ is of the student in data/: another one's would be refused.
+    metrics = find_metrics(metrics) if metrics.is_dir() else metrics
     baseline = named.get("baseline", metrics.with_name("baseline"))
     candidates = (baseline.with_name(f"{baseline.name}-metrics.json"), baseline / "metrics.json")
     there = (path for path in candidates if path.exists())

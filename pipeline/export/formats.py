@@ -37,7 +37,13 @@ from ltd_pipe.errors import (
     reason_of,
 )
 from ltd_pipe.models.checkpoint import fit, load_classifier
-from ltd_pipe.models.registry import build, own_network, timm_options, torchvision_options
+from ltd_pipe.models.registry import (
+    build,
+    names_file,
+    own_network,
+    timm_options,
+    torchvision_options,
+)
 from ltd_pipe.publish import staged, write_json, write_text
 from ltd_pipe.report.runs import read_checkpoint
 from ltd_pipe.text import one_line
@@ -373,8 +379,10 @@ def module_text(model: Classifier) -> str:
     Raises
     ------
     ModelError
-        When it is a network of RobustBench's zoo.
+        When it is a network of RobustBench's zoo, or of a user's own file.
     """
+    if names_file(model.architecture):
+        raise ModelError(model.architecture, "is made by a file of your own", remedy=_OTHER_FORMATS)
     package, colon, name = model.architecture.partition(":")
     if package == "robustbench":
         raise ModelError(
@@ -431,7 +439,7 @@ def _defined(statement: ast.stmt) -> set[str]:
 # so the normalisation stands there. The temperature divides the weights of the last layer,
 # whose rows stand in the order of the class names.
 
-_OTHER_FORMATS = "Use --to robustbench, onnx or torchscript, which take every architecture."
+_OTHER_FORMATS = "Use --to onnx or torchscript, which take every architecture."
 
 
 def _write_timm(model: Classifier, _: str, folder: Path) -> Sequence[Network]:

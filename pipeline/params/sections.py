@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -75,13 +75,18 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_number_is_true(cls, value: Any, info: ValidationInfo) -> Any:
+    def _as_meant(cls, value: Any, info: ValidationInfo) -> Any:
         # YAML's yes and on are True, which pydantic takes for 1 where a number is wanted.
         parts = [*_parts(cls.model_fields[str(info.field_name)].annotation)]
         is_number = any(part in (int, float) or type(part) is int for part in parts)
         if isinstance(value, bool) and is_number and bool not in parts:
             raise PydanticCustomError("boolean", "should be a number, not yes, no, on or off")
-        return value
+        # A list is typed as help shows it: `fgsm,cw-20`, `0.5,0.75`, or one of any number.
+        lists = [get_args(part) for part in parts if get_origin(part) is tuple]
+        if lists and isinstance(value, str) and value not in parts:
+            return [part.strip() for part in value.split(",") if part.strip() not in ("", "none")]
+        is_one = isinstance(value, int | float) and any(Ellipsis in each for each in lists)
+        return [value] if is_one else value
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
@@ -245,23 +250,15 @@ def _known_attacks(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-def _listed(value: Any) -> Any:
-    """Accept `fgsm,cw-20`, as it is typed on the command line, for a list."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip() not in ("", "none")]
-    return value
-
-
 def _radii(value: Any, info: ValidationInfo) -> Any:
     """`auto`, or radii as a list or as text."""
     if value == "auto":
         return value
-    parts = _listed([value] if isinstance(value, int | float) else value)
     try:
-        radii = tuple(float(as_number(part)) for part in parts)
+        radii = tuple(float(as_number(part)) for part in value)
     except (TypeError, ValueError):
         radii = (-1.0,)
-    if isinstance(parts, dict) or not all(radius >= 0 for radius in radii):
+    if isinstance(value, dict) or not all(radius >= 0 for radius in radii):
         raise ValueError(f"expected auto, or radii such as [0, 4/255, 8/255], found {value!r}")
     for radius in radii:
         _is_in_pixel_units(radius, info)
@@ -283,9 +280,12 @@ class EvaluateParams(Section):
     """steps of PGD"""
     pgd_restarts: int = Field(5, ge=1)
     """random restarts of PGD"""
-    attacks: Annotated[
-        tuple[str, ...], BeforeValidator(_listed), AfterValidator(_known_attacks)
-    ] = ("fgsm", "pgd-20", "pgd-100x5", "cw-100x5")
+    attacks: Annotated[tuple[str, ...], AfterValidator(_known_attacks)] = (
+        "fgsm",
+        "pgd-20",
+        "pgd-100x5",
+        "cw-100x5",
+    )
     """more attacks on the model's own gradient, each on all images: fgsm, pgd-STEPS or cw-STEPS
     (margin loss), with xRESTARTS behind; none: PGD alone"""
     autoattack: Literal["standard", "rand", "none"] = "standard"

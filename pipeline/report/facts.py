@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ltd_pipe.errors import ResultError
 from ltd_pipe.evaluation.results import eps_text, evaluation_beside, read_audit
 from ltd_pipe.images.manifest import Manifest, manifest_path
+from ltd_pipe.models.facts import is_own
+from ltd_pipe.provenance import sha256_file
 from ltd_pipe.report.pictures import Examples, LabelFacts, read_examples, read_labels
 from ltd_pipe.report.runs import (
     Evaluation,
@@ -173,7 +175,8 @@ def _teaching(
     if "labels" in there:
         data, used = there.get("data") if pictured else None, student.facts.labels
         labels = read_labels(there["labels"], data, _AMBIGUOUS, _CONTRADICTED)
-        if used is not None and used.identity != labels.identity:
+        own = used is None or used.identity == labels.identity
+        if used and not own and "labels" in paths.named:
             raise ResultError(
                 paths.student,
                 "the student was trained on another store: identity",
@@ -181,13 +184,15 @@ def _teaching(
                 found=used.identity[:12],
                 remedy="Pass its store with --labels, or run 'ltd-pipe train' again.",
             )
-        if used or _is_of(student, labels.attributes.dataset.fingerprint, "labels", paths):
+        fingerprint = labels.attributes.dataset.fingerprint
+        if own and (used or _is_of(student, fingerprint, "labels", paths)):
             found["labels"] = labels
     if "teacher" in there:
         teacher = read_run(there["teacher"], "teacher", "ltd-pipe teacher")
         asked, data_facts = student.facts.teacher, teacher.facts.data
         if "labels" in found:
-            _require_teacher_of(found["labels"], teacher, paths)
+            if not _is_teacher_of(found["labels"], teacher, paths):
+                return found
         elif not (asked and asked.sha256 == teacher.sha256):
             images = data_facts.fingerprint if data_facts else None
             if not _is_of(student, images, "teacher", paths):
@@ -196,16 +201,20 @@ def _teaching(
     return found
 
 
-def _require_teacher_of(labels: LabelFacts, teacher: Run, paths: ReportPaths) -> None:
+def _is_teacher_of(labels: LabelFacts, teacher: Run, paths: ReportPaths) -> bool:
+    """Whether it made the labels; refused if it did not, and was named."""
     teachers = [one.sha256 for one in labels.attributes.teachers]
-    if teacher.sha256 not in teachers:
+    if teacher.sha256 in teachers:
+        return True
+    if "teacher" in paths.named:
         raise ResultError(
             paths.teacher,
             f"is not the teacher that {paths.labels} was made with: SHA-256",
             expected=" or ".join(sha256[:12] for sha256 in teachers) or "none",
             found=teacher.sha256[:12],
-            remedy="Pass that one's folder with --teacher, or run 'ltd-pipe label' again.",
+            remedy="Leave --teacher out, or pass that one's folder.",
         )
+    return False
 
 
 def _missing(facts: Facts, paths: ReportPaths) -> list[str]:
@@ -214,7 +223,7 @@ def _missing(facts: Facts, paths: ReportPaths) -> list[str]:
 
     def without(what: str, path: Path | None) -> str:
         there = path is not None and path.exists()
-        return f"{what} ({path} is not of its images)." if there else f"{what} (no {path})."
+        return f"{what} ({path} is not of this student)." if there else f"{what} (no {path})."
 
     lacks = {
         f"A baseline to compare with (no {paths.baseline}).": baseline is None,
@@ -339,9 +348,11 @@ def _side(letter: str, name: str, metrics: Path) -> Side:
     # `student` beside metrics.json, `NAME` beside NAME-metrics.json, or all in one folder.
     model = metrics.name.removesuffix(".json").removesuffix("metrics").rstrip("-") or "student"
     for folder in (metrics.parent / model, metrics.parent):
-        if run is None and (folder / _CHECKPOINT).is_file():
+        path = folder / _CHECKPOINT
+        # Nobody named it: it may be another model's, or weights that do not say what they are.
+        own = path.is_file() and sha256_file(path) == evaluation.metrics.checkpoint_sha256
+        if run is None and own and is_own(path):
             run = read_run(folder, letter)
-            run.require_own(evaluation, metrics)
     return Side(letter, name, evaluation, run, audit_of(evaluation, metrics))
 
 

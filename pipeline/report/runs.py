@@ -188,7 +188,7 @@ def find_metrics(place: Path) -> Path:
     for candidate in (*inside, *metrics_beside(place)) if place.is_dir() else (place,):
         if candidate.is_file():
             return candidate
-    remedy = "Name the file that evaluate wrote its numbers to, by --metrics."
+    remedy = "Name the file that 'ltd-pipe evaluate --metrics' wrote."
     raise MissingError(place, f"holds no {_METRICS}", remedy=remedy)
 
 

@@ -81,10 +81,15 @@ def test_metrics_of_another_checkpoint_are_refused(runs, gather, prefix):
         gather(runs)
 
 
-def test_a_student_of_another_store_is_refused(runs, gather):
+def test_a_student_of_another_store_has_none_and_a_named_one_is_refused(runs):
     """The label statistics would be those of labels it never saw."""
     save_model(runs / "student", labels={"identity": "d" * 64, "temperature": 1.0})
     measure(runs / "metrics.json", sha256_file(runs / "student/model.safetensors"))
+    (runs / "audit/audit.json").unlink()
+    paths = paths_in(runs)
+    facts = gather_facts(paths, ReportParams())
+    assert facts.labels is None
+    assert f"The soft labels ({paths.labels} is not of this student)." in facts.missing
     with refused(
         ResultError,
         where=runs / "student",
@@ -92,7 +97,7 @@ def test_a_student_of_another_store_is_refused(runs, gather):
         found="d" * 12,
         remedy="--labels",
     ):
-        gather(runs)
+        gather_facts(replace(paths, named={"labels"}), ReportParams())
 
 
 OF_IMAGES = {
@@ -115,7 +120,9 @@ def test_what_is_of_other_images_is_not_the_students(runs, kind):
     facts = gather_facts(paths, ReportParams())
     assert facts.labels is facts.teacher is facts.manifest is None
     for name in ("teacher", "labels"):
-        assert f"{OF_IMAGES[name]} ({getattr(paths, name)} is not of its images)." in facts.missing
+        assert (
+            f"{OF_IMAGES[name]} ({getattr(paths, name)} is not of this student)." in facts.missing
+        )
     assert "<dt>training images</dt>" not in render_page(facts)
     for name in OF_IMAGES:
         with refused(ResultError, where=getattr(paths, name), remedy=f"--{name}"):
@@ -134,11 +141,14 @@ def test_the_teacher_that_was_asked_in_the_run_is_the_students(runs, gather):
     assert gather(runs).teacher is not None
 
 
-def test_a_teacher_of_another_store_is_refused(runs, gather):
+def test_a_teacher_of_another_store_is_left_out_and_a_named_one_refused(runs):
     """Its accuracy says nothing about these labels."""
     save_model(runs / "teacher", kind="teacher", seed=5)
+    paths = paths_in(runs)
+    facts = gather_facts(paths, ReportParams())
+    assert facts.labels is not facts.teacher is None
     with refused(ResultError, where=runs / "teacher", what="labels.zarr"):
-        gather(runs)
+        gather_facts(replace(paths, named={"teacher"}), ReportParams())
 
 
 def test_no_examples_are_wanted(runs, gather):

@@ -7,14 +7,16 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from made_evaluations import make_row, write_evaluation
 from page_reader import read
 from pair_folders import HASHES, N, gather, right, write_pair
 from run_folders import edit_json, measure, write_audit, write_json
 
-from ltd_pipe.errors import MissingError, ResultError, WriteError
+from ltd_pipe.errors import MissingError, WriteError
 from ltd_pipe.evaluation.results import ATTACK_FAILS, read_metrics
+from ltd_pipe.provenance import sha256_file
 from ltd_pipe.report.facts import gather_pair, judge_pair
 from ltd_pipe.report.page import paired_rows, render_pair, unequal_settings
 from ltd_pipe.stages.report import report
@@ -160,12 +162,19 @@ def test_without_checkpoints_the_evaluations_are_compared(pair):
     read(render_pair(facts))
 
 
-def test_a_checkpoint_that_was_not_measured_is_refused(pair):
-    """Its curves would be of another model than the accuracies."""
+def test_a_checkpoint_beside_metrics_that_are_not_its_own_is_left_out(pair):
+    """Nobody named it, and its curves would be of another model than the accuracies."""
     measure(pair / "a/metrics.json", "f" * 64)
-    with pytest.raises(ResultError) as caught:
-        gather(pair)
-    assert (caught.value.where, caught.value.found) == (str(pair / "a/metrics.json"), "f" * 12)
+    facts = gather(pair)
+    assert facts.a.run is None
+    assert any(text.startswith("Training curves and settings of A") for text in facts.missing)
+
+
+def test_weights_that_do_not_say_what_they_are_have_no_run(pair):
+    """Which evaluate measured with --arch."""
+    torch.save({}, pair / "a/model.safetensors")
+    measure(pair / "a/metrics.json", sha256_file(pair / "a/model.safetensors"))
+    assert gather(pair).a.run is None
 
 
 def test_a_run_of_another_name_beside_its_metrics_is_found(pair):

@@ -113,6 +113,8 @@ def test_another_run_is_not_mixed_with_data(run, runs):
     result = run("--student", "runs/7", "--metrics", "runs/7/metrics.json", "--json")
     assert result.exit_code == 0, result.exception
     content = json.loads(result.stdout)
+    folder = run("--student", "runs/7", "--metrics", "runs/7", "--json", "--force")
+    assert json.loads(folder.stdout) == content
     assert "no baseline to compare it with" in content["sentence"]
     assert "A baseline to compare with (no runs/7/baseline)." in content["missing"]
     assert "Checks for gradient masking (no runs/7/audit/audit.json)." in content["missing"]

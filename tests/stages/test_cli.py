@@ -15,6 +15,7 @@ import click
 import pytest
 
 from ltd_pipe.models import NETWORKS
+from ltd_pipe.models.facts import read_facts
 from ltd_pipe.params import Params
 from ltd_pipe.stages.cli import cli
 from ltd_pipe.stages.train import train
@@ -222,9 +223,33 @@ def test_ctrl_c_leaves_nothing_half_written(project):
 def test_a_text_is_what_was_typed(ltd_pipe, pictures, name):
     """YAML would make of these folders a number, another folder, a mapping, a reference."""
     Path("photos").rename(name)
-    outcome = ltd_pipe("prepare", "--path", name, "--out", "made")
+    ways = ("--path", name), ("-S", f"prepare.path={name}"), ("-S", f'prepare.path="{name}"')
+    for number, words in enumerate(ways):
+        outcome = ltd_pipe("prepare", *words, "--out", f"made-{number}")
+        assert outcome.code == 0, outcome.err
+        manifest = json.loads(Path(f"made-{number}/train.beton.json").read_text())
+        assert manifest["dataset"] == name
+
+
+@pytest.mark.parametrize("out", [".", "../here/.", "./"])
+def test_the_working_directory_can_be_written_to(ltd_pipe, project, monkeypatch, out):
+    """A path that ends so has no name, beside which a lock could stand."""
+    Path("here").mkdir()
+    monkeypatch.chdir("here")
+    words = ("--params", "../params.yaml", "--data", "../data/train.beton", "--epochs", "1")
+    outcome = ltd_pipe("train", "--label-kind", "onehot", *words, "--out", out)
     assert outcome.code == 0, outcome.err
-    assert json.loads(Path("made/train.beton.json").read_text())["dataset"] == name
+    assert Path("model.safetensors").is_file()
+
+
+def test_lists_are_typed_as_help_shows_them(ltd_pipe, project):
+    words = ("--schedule", "step", "--milestones", "0.5,0.75", "--mean", "0.5", "--std", "0.25")
+    outcome = ltd_pipe("teacher", *words, "--crop-scale", "0.25,1", "--epochs", "1", "--out", "t")
+    assert outcome.code == 0, outcome.err
+    params = read_facts(Path("t/model.safetensors"))["params"]
+    assert [params[name] for name in ("milestones", "mean", "std", "crop_scale")] == [
+        *([0.5, 0.75], [0.5], [0.25], [0.25, 1.0])
+    ]
 
 
 @pytest.mark.parametrize("value", ["auto:", "0.5 # half"])

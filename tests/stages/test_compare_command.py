@@ -117,7 +117,7 @@ def test_a_mistyped_file_is_refused_before_the_first_commit(ltd_pipe, two_runs):
 
 
 @pytest.mark.slow
-def test_revisions_come_out_of_dvcs_cache(ltd_pipe, two_runs):
+def test_revisions_come_out_of_dvcs_cache(ltd_pipe, two_runs, monkeypatch):
     """The first commit's evaluation beside that of the working folder, whose files changed."""
     identity = ["-c", "user.name=x", "-c", "user.email=x@example.com"]
     dvc = [sys.executable, "-m", "dvc"]
@@ -140,6 +140,15 @@ def test_revisions_come_out_of_dvcs_cache(ltd_pipe, two_runs):
     assert page.code == 0, page.err
     assert 'id="curves"' in (two_runs / "data/comparison.html").read_text()
     assert "Training curves and settings of A" in page.err
+    # A project inside it is another one, whose paths begin where it is.
+    write_evaluation(two_runs / "inner/data/metrics.json", HASHES, **SECOND)
+    _run("git", "add", "inner")
+    _run("git", *identity, "commit", "-qm", "inner")
+    monkeypatch.chdir(two_runs / "inner")
+    (comparison,) = json.loads(ltd_pipe("compare", "HEAD", "data", "--json").out)["comparisons"]
+    assert comparison["paired"]["autoattack"]["lost"] == 0
+    outcome = ltd_pipe("compare", "first", "data")
+    assert (outcome.code, outcome.err.count("first: is no file or folder")) == (1, 1)
 
 
 def test_quick_looks_are_marked(ltd_pipe, two_runs):

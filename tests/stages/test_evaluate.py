@@ -420,6 +420,15 @@ def test_images_of_another_size_are_other_images(ltd_pipe, project, monkeypatch)
     assert "pgd: other settings (pixels_sha256)" in shown
 
 
+@pytest.mark.parametrize("metrics", ["res", "res/", "res/scores.json", "res/../res/settings.json"])
+def test_numbers_and_folder_have_places_of_their_own(ltd_pipe, project, metrics):
+    """Refused before the first attack; metrics.json in the folder is allowed."""
+    outcome = ltd_pipe("evaluate", STUDENT, "--metrics", metrics, "--out", "res")
+    assert (outcome.code, Path("res").exists()) == (2, False)
+    assert "is written by --out" in outcome.err
+    evaluate(ltd_pipe, "--metrics", "res/metrics.json", "--out", "res")
+
+
 def test_training_images_make_no_evaluation(ltd_pipe, project):
     """Said before the first attack, in metrics.json, and at the top of card and report."""
     outcome = evaluate(ltd_pipe, "--data", "data/train.beton")

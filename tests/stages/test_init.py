@@ -47,7 +47,8 @@ def test_another_recipe_is_used_in_a_project_that_was_not_edited(ltd_pipe, tmp_p
 
 def test_nothing_is_replaced_without_force(ltd_pipe, tmp_path):
     """Neither file; a .gitignore is added to, once."""
-    (tmp_path / ".gitignore").write_text("mine\n")
+    mine = "Größe\n".encode("latin-1")
+    (tmp_path / ".gitignore").write_bytes(mine)
     for name in ("dvc.yaml", "params.yaml"):
         (tmp_path / name).write_text("mine")
         assert ltd_pipe("init", tmp_path).code == 1
@@ -57,7 +58,7 @@ def test_nothing_is_replaced_without_force(ltd_pipe, tmp_path):
     again = ltd_pipe("init", tmp_path)
     assert (again.code, "or another FOLDER." in again.err) == (1, True)
     assert ltd_pipe("init", tmp_path, "--force").code == 0
-    assert (tmp_path / ".gitignore").read_text() == "mine\n/data/\n"
+    assert (tmp_path / ".gitignore").read_bytes() == mine + b"/data/\n"
 
 
 FOUND = {

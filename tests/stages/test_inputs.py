@@ -90,7 +90,7 @@ def test_nothing_from_outside_is_noted_as_such(project):
     """Digits come with scikit-learn, and the teacher is trained."""
     assert look()[0] is None
     assert look("--asked")[0] is None
-    for name in ("images", "teacher", "asked", "init"):
+    for name in ("images", "teacher", "classes", "asked", "init"):
         assert Path(f"data/inputs/{name}.json").read_text() == "null\n"
 
 
@@ -98,6 +98,7 @@ def test_nothing_from_outside_is_noted_as_such(project):
     ("key", "value"),
     [
         ("teacher.checkpoint", "a.pt"),
+        ("teacher.classes", "names.txt"),
         ("train.teacher", "b.safetensors"),
         ("train.init", "c.safetensors"),
     ],
@@ -115,7 +116,10 @@ def test_weights_that_are_not_there_are_refused_at_once(project, key, value):
     if section == "train":
         params.write_text(text.replace(f"{name}: {made}", f"{name}: {value}"))
     else:
-        params.write_text(text.replace("teacher: {", f"teacher: {{{name}: {value}, ", 1))
+        shutil.copy("data/teacher/model.safetensors", "known.pt")
+        named = {"checkpoint": "known.pt", name: value}.items()
+        given = ", ".join(f"{key}: {path}" for key, path in named)
+        params.write_text(text.replace("teacher: {", f"teacher: {{{given}, ", 1))
     with pytest.raises(MissingError) as refusal:
         look()
     assert refusal.value.where == f"params.yaml: {key}: {value}"

@@ -51,14 +51,12 @@ def test_the_page_works(ltd_pipe, project, section):
     Path("net.py").write_text(code)
     words = ("--label-kind", "onehot", "--arch", "net.py:make", "--epochs", "1", "--out", "s")
     assert ltd_pipe("train", *words).code == 0
-    outcome = ltd_pipe(
-        "export",
-        "s/model.safetensors",
-        "--to",
-        "torchscript",
-        "--arch",
-        "net.py:make",
-        "--out",
-        "s.pt",
-    )
+    words = ("export", "s/model.safetensors", "--arch", "net.py:make")
+    outcome = ltd_pipe(*words, "--to", "torchscript", "--out", "s.pt")
     assert outcome.code == 0, outcome.err
+    for to in ("robustbench", "timm"):
+        outcome = ltd_pipe(*words, "--to", to, "--out", to)
+        assert outcome.code == 1
+        assert outcome.err.endswith(
+            "Use --to onnx or torchscript, which take every architecture.\n"
+        )
