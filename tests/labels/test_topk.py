@@ -99,7 +99,7 @@ def test_a_sparse_store_is_read_back(making, tmp_path, views):
     """Ranks, expanded rows, and the distance that the writer measured on all rows."""
     answers = making(num_classes=9, views=views)
     store = SoftLabels.open(answers.write(tmp_path / "a.zarr", top_k=4))
-    soft = soften(answers.logits, 2.0)
+    soft = soften(answers.logits.astype(np.float16), 2.0)
     indices, probs = largest(soft, 4)
     found = store.gather_topk(np.arange(11))
     np.testing.assert_array_equal(found[0], indices)
