@@ -48,7 +48,7 @@ def test_sparse_rows_are_spread_on_the_device(making, tmp_path, resident, views)
     answers = making(num_classes=9, views=views)
     store = SoftLabels.open(answers.write(tmp_path / "a.zarr", top_k=4))
     labels = LabelsOnDevice(store, CPU, resident=resident)
-    soft = soften(answers.logits, 2.0).reshape(11, views, 9)[:, views - 1]
+    soft = soften(answers.logits.astype(np.float16), 2.0).reshape(11, views, 9)[:, views - 1]
     expected = expand(*largest(soft, 4), 9)[ORDER]
     np.testing.assert_allclose(labels.rows(ORDER, view=views - 1), expected, atol=1e-6)
 

@@ -35,7 +35,7 @@ def test_what_a_form_cannot_hold_is_refused(ltd_pipe, project):
     outcome = ltd_pipe("export", STUDENT, "--to", "timm", "--out", "exported")
     assert outcome.code == 1
     assert "timm has no such network" in outcome.err
-    assert "Use --to robustbench, onnx or torchscript" in outcome.err
+    assert "Use --to onnx or torchscript" in outcome.err
     assert not (project / "exported").exists()
 
 

@@ -45,7 +45,7 @@ def test_a_text_is_what_was_typed(ltd_pipe, project, text):
 
     assert ltd_pipe(*LABEL, "--licence", text).code == 0
     assert SoftLabels.open(Path("new.zarr")).attributes.licence == text
-    assert _as_yaml("licence", "null", LabelParams.model_fields["licence"]) == "null"
+    assert _as_yaml("null", LabelParams.model_fields["licence"]) == "null"
 
 
 def test_without_terms_nothing_is_claimed(project):
