@@ -443,6 +443,21 @@ def test_training_images_make_no_evaluation(ltd_pipe, project):
     assert json.loads(outcome.out)["headline"] == f"The student's robust accuracy {why}"
 
 
+def test_a_folder_of_images_that_are_not_square(ltd_pipe, pictures):
+    """Which stay as they are, as when the model was trained."""
+    for path in pictures.rglob("*.png"):
+        Image.open(path).resize((12, 8)).save(path)
+    for words in (["prepare"], ["teacher"]):
+        outcome = ltd_pipe(*words)
+        assert outcome.code == 0, outcome.err
+    model, accuracies = "data/teacher/model.safetensors", []
+    for data in ("data/test.beton", "photos/test"):
+        outcome = ltd_pipe("evaluate", model, "--data", data, "--eps-grid", "[]", "--force")
+        assert outcome.code == 0, outcome.err
+        accuracies.append(json.loads(Path("data/metrics.json").read_text())["pgd_accuracy"])
+    assert accuracies[0] == accuracies[1]
+
+
 def test_training_images_are_known_by_any_labels(ltd_pipe, project):
     """Of a model whose training labels were corrected since, say, and in another order."""
     params = PrepareParams(dataset="digits", channels=1)
