@@ -53,7 +53,7 @@ flag = functools.partial(click.option, is_flag=True)
 
 
 # Before the name of an option that sets a parameter: commands have arguments of the same names.
-FIELD = "field_"
+_FIELD = "field_"
 
 
 def params_options(section: str, *, standalone: bool = False) -> Callable[[Command], Command]:
@@ -73,7 +73,7 @@ def params_options(section: str, *, standalone: bool = False) -> Callable[[Comma
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def wrapper(*args: Any, **given: Any) -> Any:
-            architecture = f"{FIELD}architecture"
+            architecture = f"{_FIELD}architecture"
             if given.get(architecture):
                 # A file that was typed may be run; one that a params.yaml names may not.
                 from ltd_pipe.models.registry import allow_file
@@ -84,7 +84,7 @@ def params_options(section: str, *, standalone: bool = False) -> Callable[[Comma
             typed = {key: flag for key, (_, flag) in found.items()}
             click.get_current_context().meta[_SET] = section, typed
             params_file = given.pop("params_file")
-            for name in ("settings", *(f"{FIELD}{name}" for name in fields)):
+            for name in ("settings", *(f"{_FIELD}{name}" for name in fields)):
                 del given[name]
             if standalone and params_file == PARAMS_FILE and not params_file.exists():
                 params = parse_standalone(section, overrides)
@@ -121,7 +121,7 @@ def overrides_of(section: str, given: Mapping[str, Any]) -> dict[str, tuple[str,
             value = _as_yaml(value, info)
         found[key] = value, f"-S {key}"
     for name, info in _fields(section).items():
-        if (value := given[f"{FIELD}{name}"]) is not None:
+        if (value := given[f"{_FIELD}{name}"]) is not None:
             found[f"{section}.{name}"] = _as_yaml(value, info), _flag(name)
     return found
 
@@ -216,7 +216,7 @@ class ParamsCommand(click.Command):
         fields = [str(param.name) for param in params if isinstance(param, _FieldOption)]
         for param in params:
             if len(fields) > _LONG and isinstance(param, _FieldOption):
-                title = _GROUPS.get(str(param.name).removeprefix(FIELD), title)
+                title = _GROUPS.get(str(param.name).removeprefix(_FIELD), title)
             if (record := param.get_help_record(ctx)) is not None:
                 own = title if isinstance(param, _FieldOption) else "Options"
                 groups.setdefault(own, []).append(record)
@@ -286,13 +286,13 @@ def _option(name: str, info: FieldInfo) -> Callable[[Command], Command]:
     if info.annotation is bool:
         default = f"{'' if info.default else 'no-'}{flag[2:]}"
         flags = f"{flag}/--no-{flag[2:]}"
-        return click.option(flags, f"{FIELD}{name}", default=None, default_text=default, **more)
+        return click.option(flags, f"{_FIELD}{name}", default=None, default_text=default, **more)
     kind = "|".join(dict.fromkeys(one if one in choices else _KINDS[one] for one in taken))
     offered = choices or _OFFERED.get(name, ())
     return click.option(
         flag,
         *(["--arch"] if name == "architecture" else []),
-        f"{FIELD}{name}",
+        f"{_FIELD}{name}",
         metavar=f"[{kind}]" if choices else kind,
         shell_complete=lambda _ctx, _param, begun: [
             one for one in offered if one.startswith(begun)

@@ -350,9 +350,10 @@ def _side(letter: str, name: str, metrics: Path) -> Side:
     for folder in (metrics.parent / model, metrics.parent):
         path = folder / _CHECKPOINT
         # Nobody named it: it may be another model's, or weights that do not say what they are.
-        own = path.is_file() and sha256_file(path) == evaluation.metrics.checkpoint_sha256
-        if run is None and own and is_own(path):
+        measured = path.is_file() and sha256_file(path) == evaluation.metrics.checkpoint_sha256
+        if measured and is_own(path):
             run = read_run(folder, letter)
+            break
     return Side(letter, name, evaluation, run, audit_of(evaluation, metrics))
 
 

@@ -106,7 +106,7 @@ class LiveTargets:
     def __call__(self, batch: TrainBatch, average: Classifier) -> TrainBatch:
         """See `TeacherTargets`."""
         del average
-        soft = torch.softmax(self.teacher(batch.images).float(), dim=1)
+        soft = torch.softmax(self.teacher(batch.images), dim=1)
         truth = batch.truth.argmax(dim=1)
         return replace(batch, target=mixed(soft, truth, self.weight, rectify=self.rectify))
 
