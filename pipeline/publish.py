@@ -106,7 +106,7 @@ def replace_tree(built: Path, target: Path) -> None:
     Raises
     ------
     WriteError
-        When the rename is refused; the older folder is put back.
+        When the rename is refused. Then, and when it is interrupted, the older folder is put back.
     """
     old = _moved_aside(target)
     try:
@@ -115,10 +115,12 @@ def replace_tree(built: Path, target: Path) -> None:
             os.replace(target, old)
         os.replace(built, target)
         _flush(target.parent)
-    except OSError as error:
+    except BaseException as error:
         if old.exists() and not target.exists():
             os.replace(old, target)
-        raise _refused(target, error) from error
+        if isinstance(error, OSError):
+            raise _refused(target, error) from error
+        raise
     _remove_moved_aside(target)
 
 

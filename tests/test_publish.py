@@ -92,6 +92,24 @@ def test_a_folder_is_replaced_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, PermissionError(13, "Permission denied")])
+def test_an_old_folder_is_put_back(tmp_path, monkeypatch, error):
+    """When the new one cannot get its name, whatever the reason: even Ctrl-C at that moment."""
+    for name in ("new", "old"):
+        (tmp_path / name).mkdir()
+    rename = os.replace
+
+    def failing(source, target):
+        if source == tmp_path / "new":
+            raise error
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises((KeyboardInterrupt, WriteError)):
+        replace_tree(tmp_path / "new", tmp_path / "old")
+    assert {path.name for path in tmp_path.iterdir()} == {"new", "old"}
+
+
 def test_what_is_left_of_another_folder_stays(tmp_path):
     """Its name may begin with this one's; what is left of this one goes, whatever its name."""
     names = {".a.zarr.0123abcd.old", ".a.b.old", ".a[b].0123abcd.old"}

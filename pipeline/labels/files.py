@@ -155,6 +155,7 @@ def write_store(
         identity = sha256_file(beside / MANIFEST)
         if check is not None:
             check(beside)
+        require_replaceable(target, replace=replace)  # it may be there since
         replace_tree(beside, target)
     finally:
         # Gone already when all went well; made again in minutes when not.

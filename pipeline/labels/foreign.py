@@ -23,6 +23,7 @@ from ltd_pipe.errors import JoinError, MissingError, ParamsError, StoreError
 from ltd_pipe.labels.convert import LabelFiles, convert
 from ltd_pipe.labels.softmax import expand
 from ltd_pipe.provenance import sha256_file
+from ltd_pipe.text import quoted
 
 if TYPE_CHECKING:
     from ltd_pipe.labels.convert import HashedImages, Origin
@@ -169,7 +170,7 @@ def load_arrays(content: bytes, where: Path) -> Any:
         _require_small(where, size)
         with torch.serialization.safe_globals(_array_globals()):
             loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        return tree_map_only(torch.Tensor, _numbers, loaded)
+        return tree_map_only(torch.Tensor, lambda tensor: _numbers(tensor, where), loaded)
     except StoreError:
         raise
     except Exception as error:  # damaged files end in many kinds of it
@@ -182,10 +183,19 @@ def load_arrays(content: bytes, where: Path) -> Any:
         ) from error
 
 
-def _numbers(tensor: torch.Tensor) -> torch.Tensor:
+def _numbers(tensor: torch.Tensor, where: Path) -> torch.Tensor:
     """What NumPy takes: without its gradient, and of a precision that it has."""
-    tensor = tensor.detach()
-    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+    if tensor.layout != torch.strided or tensor.is_complex() or tensor.is_quantized:
+        found = str(tensor.dtype if tensor.layout == torch.strided else tensor.layout)
+        raise StoreError(where, "holds a tensor of other things than real numbers", found=found)
+    # One stored number, seen again and again, makes a tensor of any size.
+    _require_small(where, tensor.numel() * max(tensor.element_size(), 4))
+    tensor = tensor.detach().resolve_neg()
+    known = not tensor.is_floating_point() or tensor.dtype in _NUMPY_FLOATS
+    return tensor if known else tensor.float()
+
+
+_NUMPY_FLOATS = (torch.float16, torch.float32, torch.float64)
 
 
 def _array_globals() -> list[Any]:
@@ -245,6 +255,7 @@ class FkdLabels(PerImageLabels):
             raise StoreError(where, what, expected=expected, found=found)
         if labels.ndim == 1:
             labels = np.stack([labels, np.ones_like(labels)], axis=1)
+        _require_small(where, 4 * len(labels) * self._num_classes)
         pairs = labels.reshape(len(labels), 2, -1)
         classes, probs = pairs[:, 0], pairs[:, 1].astype(np.float32)
         if wrong := _first_wrong(classes, probs, self._num_classes, max_sum=1.001):
@@ -280,10 +291,12 @@ class RelabelLabels(PerImageLabels):
         logits, classes = content.float().flatten(2)
         # Written so that NaN fails.
         known = (classes >= 0) & (classes < self._num_classes) & (classes == classes.floor())
-        if not logits.numel() or not bool((known & torch.isfinite(logits)).all()):
+        different = bool((classes.sort(dim=0).values.diff(dim=0) != 0).all())
+        if not logits.numel() or not different or not bool((known & torch.isfinite(logits)).all()):
             span = f"classes {classes.min():g} to {classes.max():g}" if classes.numel() else "none"
-            expected = f"finite logits, and classes below {self._num_classes}"
+            expected = f"finite logits, and different classes below {self._num_classes}"
             raise StoreError(where, "holds a label map that is none", expected=expected, found=span)
+        _require_small(where, 4 * self._num_classes * logits.shape[-1])
         dense = torch.zeros(self._num_classes, logits.shape[-1])
         row: NDArray[np.float32] = dense.scatter_(0, classes.long(), logits).mean(dim=1).numpy()
         return row
@@ -318,7 +331,8 @@ class TinyVitLabels(LabelFiles):
         Must be true. Each epoch's label is of one augmented view, whose seed only TinyViT's
         own augmentation understands.
     trust_order : bool
-        Take keys that are numbers for the places of the images in their order.
+        Take keys that are numbers for the places of the images in their order, which must be
+        torchvision's, and as many as there are images.
     """
 
     def __init__(
@@ -343,6 +357,8 @@ class TinyVitLabels(LabelFiles):
                 found=top_k,
             )
         files = images.files
+        if trust_order:
+            _require_order_of_torchvision(files)
         places = _places(
             [str(i) if trust_order else PurePosixPath(file).stem for i, file in enumerate(files)],
             lambda first, i: JoinError(
@@ -353,6 +369,14 @@ class TinyVitLabels(LabelFiles):
         )
         self._epochs = [_Epoch(folder, top_k, places) for folder in folders]
         for epoch in self._epochs:
+            if trust_order and epoch.others:
+                raise JoinError(
+                    epoch.folder,
+                    "has labels of more images: one that is gone shifts all others to wrong ones",
+                    expected=f"keys 0 to {len(files) - 1}, one for each image",
+                    found=f"{len(epoch.others)} others, such as {quoted(min(epoch.others))}",
+                    remedy="Name all images that were labelled, those that cannot be read too.",
+                )
             missing = np.flatnonzero(epoch.package < 0)
             if len(missing):
                 numbers = (
@@ -380,13 +404,27 @@ class TinyVitLabels(LabelFiles):
 
     def origin(self) -> str:
         """What was averaged, and the files' hash."""
-        files = [path for epoch in self._epochs for path in sorted(epoch.folder.glob("rank*"))]
+        files = [path for epoch in self._epochs for path in sorted(epoch.files)]
         lines = (f"{sha256_file(path)}  {path.parent.name}/{path.name}" for path in files)
         joined = ", joined by position" if self._trust_order else ""
         return (
             f"TinyViT, mean over {len(self._epochs)} augmented views of each image{joined}, "
             f"{len(files)} files, {_hash_of_list(lines)}"
         )
+
+
+def _require_order_of_torchvision(files: Sequence[str]) -> None:
+    """Refuse images that torchvision's ImageFolder, whose places the keys are, has elsewhere."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    for file in files:
+        if file.count("/") != 1 or not file.lower().endswith(IMG_EXTENSIONS):
+            raise JoinError(
+                file,
+                "has another place in torchvision's order, or none, so that it cannot be trusted",
+                expected=f"CLASS/IMAGE, with one of the endings {' '.join(IMG_EXTENSIONS)}",
+                remedy="Name the folder as it was when the labels were made.",
+            )
 
 
 def _epoch_folders(root: Path) -> tuple[list[Path], int]:
@@ -406,7 +444,10 @@ def _epoch_folders(root: Path) -> tuple[list[Path], int]:
 
 
 class _Epoch:
-    """One folder: of each image in which file its label is, and where."""
+    """One folder: of each image in which file its label is, and where.
+
+    `files` were read; `others` are keys of no image.
+    """
 
     def __init__(self, folder: Path, top_k: int, places: dict[str, int]) -> None:
         self.folder = folder
@@ -416,15 +457,18 @@ class _Epoch:
         packages.sort(key=lambda path: int(path.name[4:].partition("-")[0]))
         self.package = np.full(len(places), -1, np.int32)
         self._row = np.zeros(len(places), np.int64)
-        self._values = []
+        self._values, self.files, self.others = [], list[Path](), set[str]()
         for number, path in enumerate(packages):
             names = path.with_name(path.name.replace("-values.bin", "-keys.txt"))
+            self.files += [path, names]
             try:
                 # Names may have blanks in them, and what Python takes for ends of lines.
                 keys = names.read_text(encoding="utf-8").rstrip("\n").split("\n")
                 keys = [key.rstrip("\r") for key in keys if key]
             except FileNotFoundError as error:
                 raise MissingError(names, "no such file") from error
+            except UnicodeDecodeError as error:
+                raise StoreError(names, "is no text in UTF-8") from error
             size, expected = path.stat().st_size, len(keys) * self._item.itemsize
             if size != expected:
                 what = "is cut short, or another file's keys are beside it"
@@ -434,7 +478,9 @@ class _Epoch:
             self._values.append(np.memmap(path, self._item, "r") if keys else empty)
             for row, key in enumerate(keys):
                 place = places.get(key, -1)
-                if place >= 0 and self.package[place] < 0:
+                if place < 0:
+                    self.others.add(key)
+                elif self.package[place] < 0:
                     self.package[place], self._row[place] = number, row
 
     def rows(

@@ -740,7 +740,7 @@ def cached_store(
                     # Another process may have had it in the meantime.
                     if force or find_cached(remote.identity, proven=proven) is None:
                         remote.survey()
-                        _pull(remote, target, progress)
+                        replace_tree(_pull(remote, target, progress), target)
                     break
             except BusyError as error:
                 if waiting is not None:
@@ -846,17 +846,20 @@ def pull_store(
     def fetch(remote: RemoteStore) -> None:
         remote.survey()
         with exclusive(target):
-            _pull(remote, target, progress)
+            state = _pull(remote, target, progress)
+            require_replaceable(target, replace=force)  # it may be there since
+            replace_tree(state, target)
 
     _from_nearest(location, options, fetch, force=force)
 
 
-def _pull(remote: RemoteStore, target: Path, progress: Progress | None) -> None:
+def _pull(remote: RemoteStore, target: Path, progress: Progress | None) -> Path:
+    """A folder with the whole store, beside its target."""
     state = remote.fetch(remote.chunks(remote.layouts), target, progress)
     # As its reader will; the hash of each file says that it is the publisher's, not that it is
     # a store.
     SoftLabels.open(state)
-    replace_tree(state, target)
+    return state
 
 
 def pull_excerpt(

@@ -151,6 +151,8 @@ class _Parts(Source):
         if hasattr(self.dataset, "indices"):
             return self._parts[0], int(self.dataset.indices[i])
         ends = self.dataset.cumulative_sizes
+        if i < 0:
+            i += ends[-1]
         part = int(np.searchsorted(ends, i, side="right"))
         return self._parts[part], i - (ends[part - 1] if part else 0)
 

@@ -74,6 +74,7 @@ ARRANGED = {
     "an image twice": lambda f: Subset(f, [1, 1, 4]),
     "joined": lambda f: ConcatDataset([Subset(f, [7, 8]), f, Subset(f, [3])]),
     "part of joined": lambda f: Subset(ConcatDataset([f, f]), [23, 0, 12]),
+    "the last of joined": lambda f: Subset(ConcatDataset([f, Subset(f, [4, 3])]), [-2, -14, 1]),
 }
 
 

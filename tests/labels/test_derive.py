@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from ltd_pipe.errors import BusyError, StoreError
+from ltd_pipe.errors import BusyError, StoreError, WriteError
 from ltd_pipe.labels import SoftLabels, layout
 from ltd_pipe.labels.derive import DerivedStore, attributes_of_rows
 from ltd_pipe.publish import exclusive
@@ -69,6 +69,22 @@ def test_two_processes_do_not_write_one_store(sequential, tmp_path):
     target = tmp_path / "new.zarr"
     with exclusive(target), refused(BusyError, where=target, what="writing"):
         sequential.write(target)
+
+
+@pytest.mark.parametrize(
+    ("replace", "what"), [(False, "exists already"), (True, "is no soft-label store")]
+)
+def test_what_appears_at_the_target_meanwhile_stays(sequential, tmp_path, replace, what):
+    """It was not there when --force was not passed, or is no store."""
+    target = tmp_path / "new.zarr"
+
+    def write(_):
+        target.mkdir(exist_ok=True)
+        (target / "thesis.tex").write_text("years")
+
+    with refused(WriteError, where=target, what=what):
+        sequential.write(target, replace=replace, progress=write)
+    assert [path.name for path in tmp_path.rglob("*")] == ["new.zarr", "thesis.tex"]
 
 
 def test_other_rows_have_another_fingerprint(answers):

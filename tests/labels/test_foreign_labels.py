@@ -212,6 +212,25 @@ def test_a_file_that_grows_is_refused(pictures, images, tmp_path):
         FkdLabels(root, images, average_crops=True).read(ALL[:1])
 
 
+@pytest.mark.parametrize(
+    "tensor",
+    {
+        "of one number": torch.ones(1).expand(2, 1, 2**13, 2**13),
+        "of many places": torch.ones(2, 1, 1, 1, dtype=torch.uint8).expand(2, 1, 2**11, 2**11),
+        "complex": torch.ones(2, 1, 2, 2, dtype=torch.complex64),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_tensors_that_would_grow_or_change_are_refused(pictures, images, tmp_path, tensor):
+    """A file of a kilobyte may hold a tensor of terabytes, or of what has no place in a label."""
+    root = write_relabel(tmp_path / "relabel", pictures)
+    path = root / "n01" / "n01_7.pt"
+    torch.save(tensor[1], path)
+    assert path.stat().st_size < 2**12
+    with refused(StoreError, where=path, what=re.compile("is too large|than real numbers")):
+        RelabelLabels(root, images).read(ALL)
+
+
 def test_images_without_a_file_are_refused(pictures, images, tmp_path):
     """All are looked for before the first is read."""
     root = write_fkd(tmp_path / "FKD", pictures)
@@ -258,7 +277,7 @@ def test_label_maps_may_be_of_any_precision(pictures, images, converted, tmp_pat
     torch.save(content.requires_grad_(), path)
     converted(RelabelLabels(root, images))
     torch.save(content.detach().float().to_sparse(), path)
-    with refused(StoreError, where=path, what="nothing that torch.save wrote"):
+    with refused(StoreError, where=path, what=re.compile("than real numbers|nothing that torch")):
         RelabelLabels(root, images).read(ALL)
 
 
@@ -277,6 +296,7 @@ WRONG_MAPS = {
     "a negative class": torch.full((2, 5, 2, 2), -1.0),
     "NaN": torch.full((2, 5, 2, 2), float("nan")),
     "empty": torch.ones(2, 0, 2, 2),
+    "a class twice at a place": torch.ones(2, 2, 2, 2),
 }
 
 
@@ -367,6 +387,36 @@ def test_numbers_as_keys_are_positions_that_nothing_proves(pictures, images, con
         tinyvit(root, images)
     found = converted(tinyvit(root, images, trust_order=True))
     assert "joined by position" in found.attributes.derived_from.sources[0]
+
+
+def test_positions_are_of_all_images_or_none(pictures, tmp_path):
+    """An image that is gone shifts every label after it to the next image, mostly of its class."""
+    root = write_tinyvit(tmp_path / "logits", [str(i) for i in range(12)])
+    epoch = root / "logits_top3_epoch0"
+    first = pictures / HashedImages.read(pictures).files[0]
+    moved = first.rename(tmp_path / first.name)
+    with refused(JoinError, where=epoch, what="more images", found="1 others, such as '11'"):
+        tinyvit(root, HashedImages.read(pictures), trust_order=True)
+    moved.rename(first)
+    tinyvit(root, HashedImages.read(pictures), trust_order=True)
+    # torchvision has such a one at another place.
+    inner = first.parent / "more"
+    inner.mkdir()
+    first.rename(inner / first.name)
+    with refused(JoinError, where=f"n01/more/{first.name}", what="torchvision's order"):
+        tinyvit(root, HashedImages.read(pictures), trust_order=True)
+
+
+def test_other_files_beside_labels_of_tinyvit_are_left_alone(pictures, images, converted, tmp_path):
+    """Folders too; keys that are no text are refused."""
+    root = write_tinyvit(tmp_path / "logits", keys_of(pictures))
+    epoch = root / "logits_top3_epoch0"
+    (epoch / "rank0-notes").mkdir()
+    assert ", 4 files, " in converted(tinyvit(root, images)).attributes.derived_from.sources[0]
+    keys = epoch / "rank0-keys.txt"
+    keys.write_bytes(b"\xff" + keys.read_bytes())
+    with refused(StoreError, where=keys, what="UTF-8"):
+        tinyvit(root, images)
 
 
 def test_damaged_values_of_tinyvit_are_refused(pictures, images, converted, tmp_path):

@@ -17,7 +17,7 @@ from faulty_server import (
 from refusals import refused
 from shared_store import contents, make_store
 
-from ltd_pipe.errors import MissingError, StoreError, TransferError
+from ltd_pipe.errors import MissingError, StoreError, TransferError, WriteError
 from ltd_pipe.labels.remote import RemoteStore, TransferOptions, parse_location, pull_store
 from ltd_pipe.labels.verify import verify_store
 
@@ -69,6 +69,24 @@ def test_progress_ends_at_the_size_of_all_chunks(server, published, tmp_path, op
     size = sum(len(text) for name, text in contents(published).items() if "/c/" in name)
     assert steps[-1] == (size, size)
     assert {total for _, total in steps} == {size}
+
+
+def test_what_appears_at_the_target_meanwhile_is_not_replaced(server, tmp_path, options):
+    """It was not there when --force was not passed; what has come is kept for another time."""
+    target = tmp_path / "a.zarr"
+
+    def write(*_):
+        target.mkdir(exist_ok=True)
+        (target / "thesis.tex").write_text("years")
+
+    with refused(WriteError, where=target, what="exists already", remedy="--force"):
+        pull(server.url, target, options, progress=write)
+    assert [path.name for path in target.iterdir()] == ["thesis.tex"]
+    (target / "thesis.tex").unlink()
+    target.rmdir()
+    asked = len(server.log)
+    verify_store(pull(server.url, target, options))
+    assert not any("/c/" in name for name, _ in server.log[asked:])
 
 
 MENDED = {
