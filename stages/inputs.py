@@ -7,7 +7,6 @@ import os
 import shlex
 import stat
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from ltd_pipe.publish import exclusive, read_json, write_json
 from ltd_pipe.stages import options
 from ltd_pipe.stages.console import tell
 from ltd_pipe.stages.options import PARAMS_FILE, PIPELINE_FILE
+from ltd_pipe.threads import in_threads
 
 if TYPE_CHECKING:
     from ltd_pipe.params import Params, TrainParams
@@ -170,9 +170,9 @@ def _look(path: str, key: str, before: dict[str, Any], looked: dict[str, Any]) -
         files = sorted(_files(path, frozenset()))
         listing = digest(files)
         if looked.get(path, {}).get("listing") != listing:
-            with ThreadPoolExecutor() as threads:
-                hashes = list(threads.map(sha256_file, [Path(name) for name, _, _ in files]))
-            content = [[name, sha256] for (name, _, _), sha256 in zip(files, hashes, strict=True)]
+            names = [name for name, _, _ in files]
+            hashes = in_threads(lambda i: sha256_file(Path(names[i])), len(names))
+            content = [[name, sha256] for name, sha256 in zip(names, hashes, strict=True)]
             facts = {
                 "path": path,
                 "files": len(files),

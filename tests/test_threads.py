@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
 
 from ltd_pipe import threads
-from ltd_pipe.threads import cpu_quota, set_defaults, usable_cores
+from ltd_pipe.threads import cpu_quota, in_threads, set_defaults, usable_cores
 
 QUOTAS = [
     ("max 100000", None, 64),
@@ -120,3 +121,18 @@ def test_memory_of_tensors_is_kept_unless_the_user_decides(given):
     )
     again = int(found.stdout)
     assert again > 200_000 if given else again < 30_000
+
+
+def test_millions_of_tasks_take_no_memory():
+    """Results come in order; a future for each would take 170 MB here."""
+    tracemalloc.start()
+    assert all(i == found for i, found in enumerate(in_threads(lambda i: i, 100_001)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30e6
+
+
+def test_an_error_of_a_task_is_raised():
+    """As it was."""
+    with pytest.raises(ZeroDivisionError):
+        list(in_threads(lambda i: 1 // (i - 70), 1000))

@@ -10,7 +10,6 @@ import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,7 +23,7 @@ from ltd_pipe.images import MAX_SIDE
 from ltd_pipe.images.decode import decode_image, is_one_colour, is_turned, resize
 from ltd_pipe.images.manifest import fingerprint, sample_hash
 from ltd_pipe.text import nfc, printable, quoted
-from ltd_pipe.threads import usable_cores
+from ltd_pipe.threads import in_threads
 
 if TYPE_CHECKING:
     from ltd_pipe.params import PrepareParams
@@ -636,10 +635,9 @@ def survey(
             bad[i] = f"cannot be read: {reason_of(error)}"
 
     # Reading, hashing and decoding release the interpreter's lock.
-    with ThreadPoolExecutor(max(2, usable_cores())) as pool:
-        for done, _ in enumerate(pool.map(look, range(len(source)), chunksize=64), 1):
-            if progress and (done % 256 == 0 or done == len(source)):
-                progress(256 if done % 256 == 0 else done % 256)
+    for done, _ in enumerate(in_threads(look, len(source)), 1):
+        if progress and (done % 256 == 0 or done == len(source)):
+            progress(256 if done % 256 == 0 else done % 256)
     named = {i: source.where(i) for i in sorted(bad)}
     if bad:
         first, *others = named.items()

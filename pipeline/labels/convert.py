@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from ltd_pipe import provenance
 from ltd_pipe.errors import ParamsError
@@ -20,6 +20,7 @@ from ltd_pipe.images.sources import FolderSource
 from ltd_pipe.labels.derive import DerivedStore, chunk_rows
 from ltd_pipe.labels.format import (
     DatasetFacts,
+    Line,
     StoreAttributes,
     TeacherFacts,
     TopKFacts,
@@ -29,12 +30,14 @@ from ltd_pipe.labels.softmax import (
     expand,
     largest,
     require_temperature,
+    require_top_k,
     round_logits,
     round_soft_labels,
     round_topk,
     soften,
 )
-from ltd_pipe.threads import usable_cores
+from ltd_pipe.params.sections import Text
+from ltd_pipe.threads import in_threads
 
 if TYPE_CHECKING:
     from ltd_pipe.labels.derive import Block
@@ -83,12 +86,10 @@ class HashedImages:
         source = FolderSource(folder, class_names)
         names, labels, count = source.class_names, source.labels, len(source)
         hashes = np.empty(count, np.uint64)
-        with ThreadPoolExecutor(max(2, usable_cores())) as pool:
-            found = pool.map(lambda i: sample_hash(source.raw(i)), range(count))
-            for i, each in enumerate(found):
-                hashes[i] = each
-                if progress is not None:
-                    progress(1)
+        for i, each in enumerate(in_threads(lambda i: sample_hash(source.raw(i)), count)):
+            hashes[i] = each
+            if progress is not None:
+                progress(1)
         whole = fingerprint(names, labels, hashes)
         files = tuple(path.relative_to(folder).as_posix() for path in source.paths)
         facts = FolderFacts(source.name, source.split, count, names, whole)
@@ -169,6 +170,14 @@ class Origin:
                 expected="64 lower-case hexadecimal digits, as sha256sum prints them",
                 found=repr(sha256)[:80],
             )
+        kinds: dict[str, Any] = {"architecture": Line, "licence": Text, "citation": Text}
+        for name, kind in kinds.items():
+            text = getattr(self, name)
+            try:
+                TypeAdapter(kind | None).validate_python(text)
+            except ValidationError as error:
+                found = repr(text)[:60]
+                raise ParamsError(name, error.errors()[0]["msg"], found=found) from error
 
     def attributes(
         self,
@@ -178,6 +187,8 @@ class Origin:
         top_k: int | None,
     ) -> StoreAttributes:
         """Attributes of a store of such labels of these images."""
+        if top_k is not None:
+            require_top_k("top_k", top_k, len(images.class_names))
         teachers = []
         if self.teacher_sha256 and self.architecture:
             teachers = [TeacherFacts(sha256=self.teacher_sha256, architecture=self.architecture)]

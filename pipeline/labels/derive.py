@@ -21,7 +21,6 @@ from ltd_pipe.evaluation.statistics import require_order
 from ltd_pipe.images.manifest import fingerprint
 from ltd_pipe.labels.files import require_replaceable, write_store
 from ltd_pipe.labels.format import (
-    MAX_TEXT,
     DatasetFacts,
     DerivationFacts,
     DistanceFacts,
@@ -46,6 +45,7 @@ from ltd_pipe.labels.softmax import (
 )
 from ltd_pipe.labels.softness import evenly_spaced, refuse_uniform
 from ltd_pipe.labels.verify import verify_store
+from ltd_pipe.params.sections import MAX_TEXT
 from ltd_pipe.publish import exclusive, require_free
 from ltd_pipe.text import nfc
 

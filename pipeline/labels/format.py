@@ -26,7 +26,7 @@ from pydantic import (
 
 from ltd_pipe.errors import StoreError
 from ltd_pipe.labels.layout import SPARSE, ArrayLayout, parse_layout
-from ltd_pipe.params.sections import MAX_TEMPERATURE, MIN_TEMPERATURE
+from ltd_pipe.params.sections import MAX_TEMPERATURE, MIN_TEMPERATURE, Text
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -156,11 +156,6 @@ _MAX_KEYS = 1000
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 # One line, and nothing that moves a terminal's cursor when it is printed.
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
-# Tabs and ends of lines besides.
-MAX_TEXT = 10_000
-Text = Annotated[
-    str, Field(max_length=MAX_TEXT, pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]*$")
-]
 # The first wrong one of millions is enough.
 _Many = Field(strict=False, max_length=10_000), FailFast()
 

@@ -36,6 +36,11 @@ def as_number(value: Any) -> Any:
 Number = Annotated[float, BeforeValidator(as_number)]
 # An empty one would be the working directory.
 FileName = Annotated[str, Field(min_length=1)]
+# What people write, of one line or more: nothing in it moves a terminal's cursor.
+MAX_TEXT = 10_000
+Text = Annotated[
+    str, Field(max_length=MAX_TEXT, pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]*$")
+]
 Probability = Annotated[float, BeforeValidator(as_number), Field(ge=0, le=1)]
 
 # By what a wrong unit is noticed, since images are in [0, 1]. The field's largest L2 radius is
@@ -205,10 +210,10 @@ class LabelParams(Section):
     and what processes share; null: about 8 MiB, at most 8192 images"""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """of the teacher's forward pass"""
-    licence: str | None = Field(None, min_length=1, max_length=10_000)
+    licence: Text | None = Field(None, min_length=1)
     """of the labels, for those who get them: an SPDX name such as CC-BY-4.0, or a text; null:
     nothing is said"""
-    citation: str | None = Field(None, min_length=1, max_length=10_000)
+    citation: Text | None = Field(None, min_length=1)
     """how to cite the labels, such as BibTeX; null: nothing is said"""
 
     def _conflicts(self) -> Iterator[str]:

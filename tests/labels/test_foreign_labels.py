@@ -111,6 +111,8 @@ def test_fkd_labels_can_be_made_sparse(pictures, images, converted, tmp_path):
     found = converted(FkdLabels(root, images, average_crops=True), top_k=2)
     assert found.top_k == 2
     assert found.attributes.top_k.total_variation is None
+    with refused(ParamsError, where="top_k", expected="1 to 6, the number of classes", found=7):
+        converted(FkdLabels(root, images, average_crops=True), top_k=7)
 
 
 def test_files_of_numpy_1_are_read_too(pictures, images, converted, tmp_path):

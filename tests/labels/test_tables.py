@@ -400,6 +400,17 @@ def test_a_teacher_is_named_wholly_or_not(told, fields):
         Origin(*told)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("licence", "a" * 10_001), ("citation", "a\x1b[2J"), ("architecture", "two\nlines")],
+)
+def test_a_text_that_no_store_has_is_refused(name, text):
+    """In a line, before the images are hashed."""
+    teacher = {"teacher_sha256": "ab" * 32, "architecture": "resnet"}
+    with refused(ParamsError, where=name, found=repr(text)[:60]):
+        Origin(**teacher | {name: text})
+
+
 @pytest.mark.parametrize("temperature", [1e7, 0.0, -1.0, float("nan")])
 def test_a_temperature_that_no_store_has_is_refused(temperature):
     """In a line, before the images are hashed."""
