@@ -368,7 +368,7 @@ def _open_lock(lock: Path, target: Path) -> IO[str]:
     try:
         return lock.open(encoding="utf-8")
     except OSError as error:
-        raise BusyError(
+        raise WriteError(
             target,
             f"may be written to by {_owner(lock)}, whose lock is {lock.name}",
             remedy="When no run of theirs is under way have them remove it, or give another --out.",

@@ -403,7 +403,8 @@ AUDIT = Kind("audit", (b"{",), b'"passed"')
 # FFCV's version, and our number of fields.
 BETON = Kind("beton of ours", (b"\2\0\4\0",))
 CHECKPOINT = Kind("checkpoint of ours", (b"",), b'{"__metadata__":{"ltd_pipe"')
-TABLE = Kind("npz or parquet file", (b"PK\3\4", b"PAR1"))
+NPZ = Kind("npz file", (b"PK\3\4",), b".npy")
+PARQUET = Kind("parquet file", (b"PAR1",))
 
 
 def refuse_existing(

@@ -278,7 +278,7 @@ def test_the_lock_of_another_user(tmp_path, held):
                 pass
             with exclusive(tmp_path / "out"):
                 code = 0
-        except BusyError as error:
+        except WriteError as error:
             code = 2 if "root" in error.what and ".out.lock" in error.what else 3
         finally:
             os._exit(code)

@@ -15,7 +15,7 @@ from ltd_pipe.labels.derive import answer_arrays, row_blocks
 from ltd_pipe.labels.format import to_float32
 from ltd_pipe.labels.join import match_rows
 from ltd_pipe.labels.layout import SPARSE
-from ltd_pipe.text import differences
+from ltd_pipe.text import differences, nfc, quoted
 
 if TYPE_CHECKING:
     from ltd_pipe.labels.reader import SoftLabels
@@ -127,7 +127,7 @@ def compare_stores(
     Raises
     ------
     StoreError
-        When one is damaged, or their rows have no common shape.
+        When one is damaged, or their rows have no common shape or classes.
     """
     for what, expected, other in (
         ("number of classes", first.num_classes, second.num_classes),
@@ -140,11 +140,20 @@ def compare_stores(
                 expected=f"{expected} as {first.path} has",
                 found=other,
             )
+    known = first.attributes.class_names, second.attributes.class_names
+    for number, names in enumerate(zip(*known, strict=True)):
+        if nfc(names[0]) != nfc(names[1]):
+            raise StoreError(
+                second.path,
+                f"class {number}: columns of these stores cannot be compared",
+                expected=f"{quoted(names[0])} as {first.path} has",
+                found=quoted(names[1]),
+            )
     pairs = match_rows((first.sample_hash, first.labels), (second.sample_hash, second.labels))
-    known = differences(first.attributes.to_json(), second.attributes.to_json())
+    changes = differences(first.attributes.to_json(), second.attributes.to_json())
     ours, theirs = set(answer_arrays(first)), set(answer_arrays(second))
     found = Comparison(
-        attributes={name: (wanted, other) for name, wanted, other in known},
+        attributes={name: (wanted, other) for name, wanted, other in changes},
         arrays=dict.fromkeys(sorted(ours - theirs), "only in the first")
         | dict.fromkeys(sorted(theirs - ours), "only in the second"),
         compared=len(pairs.first),

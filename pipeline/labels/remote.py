@@ -144,6 +144,18 @@ def is_url(text: str) -> bool:
     return _URL.match(text) is not None
 
 
+def _without_secrets(text: str) -> str:
+    """What of a URL may be shown; one of which that cannot be told is refused."""
+    base, *behind = re.split("[?#]", text, maxsplit=1)
+    if any("@" in part for part in behind):
+        raise LocationError(
+            "URL",
+            "has an @ after a ? or a #",
+            remedy="Write # as %23 and ? as %3F in a user or a password, @ as %40 in a query.",
+        )
+    return base.rpartition("@")[2][:200]
+
+
 def parse_location(text: str, identity: str = "") -> Location:
     """Read a URL such as `https://example.org/labels.zarr#sha256=9f2c…`.
 
@@ -160,7 +172,7 @@ def parse_location(text: str, identity: str = "") -> Location:
         When it is no URL of a kind that we fetch from.
     """
     plain, _, fragment = text.partition("#")
-    shown = re.split(r"[?]", plain)[0].rpartition("@")[2][:200]
+    shown = _without_secrets(text)
 
     def refusal(what: str, **fields: str) -> LocationError:
         return LocationError(shown, what, **fields)
@@ -395,6 +407,8 @@ class RemoteStore(AbstractContextManager["RemoteStore"]):
                 f"number of files in {MANIFEST}",
                 expected=f"{implied} as the metadata imply, and at most {_MAX_EXTRA_FILES} others",
                 found=listed,
+                remedy="If a newer ltd-pipe made it, with arrays that this one does not know, "
+                "upgrade ltd-pipe.",
             )
         self._hashes = parse_manifest(self._manifest, self.location)
         for name in self._extra_names(set(small)):
@@ -720,19 +734,20 @@ def cached_store(
     *,
     force: bool = False,
     proven: bool = False,
+    signed: bool = False,
     progress: Progress | None = None,
     waiting: Callable[[str], None] | None = None,
 ) -> Path:
     """The folder of a store that is elsewhere, fetched unless it is in the cache.
 
     Never write to it. Of a store that is in the cache only the manifest and its signature are
-    fetched, and not even these when the location names the whole identity. Processes that want the
-    same store at the same time wait for the one that fetches it, which `waiting` is told in a
-    sentence. `force` fetches it again, and `proven` where a file in the cache has another hash than
-    it should; `progress` is called with the bytes of the chunks that are there, and of all. Errors
-    are those of `pull_store`.
+    fetched, and not even these when the location names the whole identity, unless it is to be
+    `signed` and is not. Processes that want the same store at the same time wait for the one that
+    fetches it, which `waiting` is told in a sentence. `force` fetches it again, and `proven` where
+    a file in the cache has another hash than it should; `progress` is called with the bytes of the
+    chunks that are there, and of all. Errors are those of `pull_store`.
     """
-    with _open_nearest(location, options, force=force, proven=proven) as remote:
+    with _open_nearest(location, options, force=force, proven=proven, signed=signed) as remote:
         target = cache_folder() / remote.identity
         while remote.location.folder != target:
             try:
@@ -754,25 +769,33 @@ def resolve_store(
     named: str,
     transfer: Callable[[str], AbstractContextManager[Progress]],
     waiting: Callable[[str], None],
+    *,
+    signed: bool = False,
 ) -> Path:
     """The folder of a store that is named by its folder or by a URL, through the cache.
 
-    `transfer` gives a bar with this description; see `cached_store` for `waiting`.
+    `transfer` gives a bar with this description; see `cached_store` for the others.
     """
     if not is_url(named):
         return Path(named)
     location = parse_location(named)
     with transfer(f"fetch {location}") as progress:
-        return cached_store(location, progress=progress, waiting=waiting)
+        return cached_store(location, signed=signed, progress=progress, waiting=waiting)
 
 
 def _open_nearest(
-    location: Location, options: TransferOptions | None, *, force: bool, proven: bool = False
+    location: Location,
+    options: TransferOptions | None,
+    *,
+    force: bool,
+    proven: bool = False,
+    signed: bool = False,
 ) -> RemoteStore:
     """The store at a location, read from the cache when it is there and `force` is false."""
     if force:
         return RemoteStore(location, options)
-    if (found := find_cached(location.identity, proven=proven)) is None:
+    found = find_cached(location.identity, proven=proven)
+    if found is None or (signed and not (found / SIGNATURE).is_file()):
         with contextlib.ExitStack() as opened:
             remote = opened.enter_context(RemoteStore(location, options))
             if (found := find_cached(remote.identity, proven=proven)) is None:

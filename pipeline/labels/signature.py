@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import re
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -36,7 +37,9 @@ PASSPHRASE_VARIABLE = "LTD_PIPE_KEY_PASSPHRASE"  # noqa: S105  its name
 _MAX_KEY_BYTES = 2**20
 _GOOD = re.compile(r'Good "[^"]*" signature (?:for (.*) )?with (\S+) key (SHA256:\S+)')
 # A line of a `.pub` file; in a list of allowed signers a name comes first.
-_PUBLIC_KEY = re.compile(r"((?:ssh|ecdsa|sk)-[a-z0-9@.-]+ +[A-Za-z0-9+/]+=*) *(.*)")
+_PUBLIC_KEY = re.compile(r"((?:ssh|ecdsa|sk)-[a-z0-9@.-]+ +AAAA[A-Za-z0-9+/]+=*) *(.*)")
+# Without a name before it, ssh-keygen takes an option for the name, and heeds it no more.
+_OPTION = re.compile(r"(?i)cert-authority\b|(?:namespaces|valid-after|valid-before)=")
 # What ssh-keygen says beside what is wrong.
 _NOISE = re.compile(r"@|Signing data|Confirm user presence|User presence confirmed|\s*$")
 
@@ -150,7 +153,7 @@ def verify_signature(path: Path, trusted: Path, name: str | None = None) -> Sign
     MachineError
         When there is no OpenSSH.
     """
-    allowed, names = _allowed_signers(trusted)
+    lines, names = _allowed_signers(trusted)
     files = _signed_files(path)
     if files is None:
         raise SignatureError(
@@ -159,14 +162,18 @@ def verify_signature(path: Path, trusted: Path, name: str | None = None) -> Sign
             remedy="Ask whoever made it for 'ltd-pipe store sign', or for the identity.",
         )
     claimed = _signer(path, "check-novalidate", **files)
-    files["allowed"] = allowed.encode()
+    whole = "\n".join(lines).encode()
     if name is not None:
-        # Every line that allows this name is asked, and those of our own names whose comment it is.
-        own = [given for given, comment in names.items() if comment == name]
-        for identity in own if name in names else [*own, name]:
+        # Every line that allows this name is asked, and, each alone since a pattern may allow any
+        # name, those of our own names whose comment it is.
+        own = {given for given, comment in names.items() if comment == one_line(name)}
+        asked = [(first, line.encode()) for line in lines if (first := line.split()[0]) in own]
+        for identity, allowed in (*asked, (name, whole)):
+            files["allowed"] = allowed
             with contextlib.suppress(SignatureError):
                 signer = _signer(path, "verify", "-f", "allowed", "-I", identity, **files)
                 return Signer(signer.fingerprint, signer.kind, one_line(name))
+    files["allowed"] = whole
     found = _keygen("find-principals", "-s", "signature", "-f", "allowed", **files)
     principals = found.stdout.decode(errors="replace").splitlines()
     if principals:
@@ -179,7 +186,16 @@ def verify_signature(path: Path, trusted: Path, name: str | None = None) -> Sign
                 found=whose,
                 remedy="Use it only if it is meant to be theirs.",
             )
-        signer = _signer(path, "verify", "-f", "allowed", "-I", principals[0], **files)
+        try:
+            signer = _signer(path, "verify", "-f", "allowed", "-I", principals[0], **files)
+        except SignatureError as error:
+            raise SignatureError(
+                path,
+                f"{SIGNATURE} is by a key that is trusted, but not with this, or not now",
+                expected=f"an entry of {trusted} for namespace {NAMESPACE}",
+                found=f"{whose}: {error.found}",
+                remedy="Ask whoever keeps that list.",
+            ) from error
         return Signer(signer.fingerprint, signer.kind, whose)
     raise SignatureError(
         path,
@@ -249,8 +265,8 @@ def _signer(path: Path, how: str, *words: str, **files: bytes) -> Signer:
     return Signer(good[3], good[2])
 
 
-def _allowed_signers(path: Path) -> tuple[str, dict[str, str]]:
-    """A list as ssh-keygen takes it, and what names of ours in it stand for."""
+def _allowed_signers(path: Path) -> tuple[list[str], dict[str, str]]:
+    """The lines of a list as ssh-keygen takes it, and what names of ours in it stand for."""
     if not path.is_file():
         raise MissingError(path, "no such public key")
     if path.stat().st_size > _MAX_KEY_BYTES:
@@ -265,14 +281,22 @@ def _allowed_signers(path: Path) -> tuple[str, dict[str, str]]:
         words = line.strip()
         if words and not words.startswith("#"):
             alone = _PUBLIC_KEY.fullmatch(words)
+            if _OPTION.match(words):
+                raise KeyFileError(
+                    path,
+                    "has options without a name before them, which would not be heeded",
+                    found=one_line(words, 40),
+                    remedy="Put whose key it is, such as alice@lab.org, at the line's beginning.",
+                )
             if alone:
-                name = f"key-{len(lines)}"
+                # No name that another line of the list could have.
+                name = f"key-{secrets.token_hex(8)}"
                 names[name] = one_line(alone[2])
                 words = f"{name} {alone[1]}"
             lines.append(words)
     if not lines:
         raise KeyFileError(path, "holds no key", expected="a .pub file, or a list of signers")
-    return "\n".join(lines) + "\n", names
+    return lines, names
 
 
 def _keygen(how: str, *words: str, **files: bytes) -> subprocess.CompletedProcess[bytes]:

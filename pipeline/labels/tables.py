@@ -245,11 +245,13 @@ class Table(LabelFiles):
 
     def _require_carried(self, what: str, expected: str | None, found: str) -> None:
         if found != expected:
+            temperature = self.carried.attributes.temperature if self.carried else 1
             raise StoreError(
                 self.path,
                 "its rows are not those of the store that it says it was made of: the "
                 f"{what} differs",
-                remedy="Remove the ltd_pipe metadata, and name the images with --data.",
+                remedy="Remove the ltd_pipe metadata, name the images with --data, and say with "
+                f"options what it said, such as --temperature {temperature:g}.",
             )
 
     def _join(

@@ -96,9 +96,12 @@ def _write_table(path: Path, kind: str, out: Path, *, force: bool) -> None:
     from ltd_pipe.labels.tables import write_npz, write_parquet
     from ltd_pipe.provenance import sha256_file
 
-    options.refuse_existing(out, force=force, kind=options.TABLE)
+    write, replaced = {
+        "npz": (write_npz, options.NPZ),
+        "parquet": (write_parquet, options.PARQUET),
+    }[kind]
+    options.refuse_existing(out, force=force, kind=replaced)
     store = SoftLabels.open(path)
-    write = {"npz": write_npz, "parquet": write_parquet}[kind]
     with counter("convert", store.num_samples) as progress:
         write(store, out, progress)
     size = out.stat().st_size

@@ -97,6 +97,7 @@ def verify(
     STORE is a folder, or a URL that 'store pull' takes.
     """
     from ltd_pipe.labels import SoftLabels
+    from ltd_pipe.labels.manifest import StoreFolder, read_manifest
     from ltd_pipe.labels.remote import resolve_store
     from ltd_pipe.labels.signature import signature_check, verify_signature
     from ltd_pipe.labels.verify import verify_store
@@ -114,8 +115,9 @@ def verify(
             {"device", *asked, *WEIGHTS}, "is of the teacher: name it with --teacher"
         )
     foreign.refuse_unused(*teachers)
-    path = resolve_store(store, transfer, tell)
+    path = resolve_store(store, transfer, tell, signed=public_key is not None)
     # The signature first: it takes a moment, and without it the rest may not matter.
+    manifest = read_manifest(StoreFolder(path))
     signed = verify_signature(path, public_key, signer) if public_key is not None else None
     # Without a teacher hashes alone are looked at: torch, which takes a second, is not needed.
     where, images = cast("torch.device", "cpu"), None
@@ -135,6 +137,8 @@ def verify(
     if images is not None and teachers:
         found = _ask(opened, teachers, foreign, where, images, **asked)
         checks = [*(check for check in checks if check.name != "teacher"), found]
+    if read_manifest(StoreFolder(path)) != manifest:
+        raise StoreError(path, "was replaced while it was verified", remedy="Run it again.")
     checks = sorted([*checks, signature_check(path, signed)], key=lambda check: not check.done)
     marks = {True: "ok     ", False: "not    "}
     lines = (f"{marks[check.done]} {check.name}: {check.detail}" for check in checks)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from made_answers import attributes
 from refusals import refused
 
 from ltd_pipe.errors import StoreError
@@ -139,6 +140,15 @@ def test_rows_that_cannot_be_compared_are_refused(source, making, tmp_path):
         other = making(**options).write(tmp_path / "other.zarr", replace=True)
         with refused(StoreError, where=other, **fields):
             compare_stores(source, SoftLabels.open(other))
+
+
+def test_columns_of_other_classes_are_not_compared(answers, against):
+    """The same classes in another order: column by column their labels may even be equal."""
+    names = answers.attributes.class_names
+    hashes = answers.labels, answers.sample_hash
+    other = attributes(*hashes, names[::-1])
+    with refused(StoreError, what="class 0", found=f"'{names[-1]}'"):
+        against(replace(answers, attributes=other))
 
 
 def test_stores_of_no_common_image_are_told_apart(making, against):

@@ -1,6 +1,7 @@
 """Signing a store, and proving who did, by the real ssh-keygen."""
 
 import os
+import re
 import shutil
 import subprocess
 from datetime import UTC, datetime, timedelta
@@ -269,6 +270,8 @@ def day(days):
         (f'alice namespaces="{NAMESPACE}" KEY', "alice"),
         (f'alice namespaces="git,{NAMESPACE}",valid-before="{day(2)}" KEY', "alice"),
         (f'alice valid-after="{day(-2)}" KEY', "alice"),
+        ("sk-alice@lab.org KEY", "sk-alice@lab.org"),
+        ("ssh-alice KEY", "ssh-alice"),
         ("no key at all\nalice KEY", "alice"),
     ],
 )
@@ -288,6 +291,7 @@ def test_a_list_of_allowed_signers_gives_names(store, key_file, line, name):
         ("*@lab,!bob@lab KEY", ["alice@lab"], ["bob@lab"]),
         ("alice@lab KEY\nbob@lab KEY", ["alice@lab", "bob@lab"], ["carol@lab"]),
         ("KEY alice@lab\nbob@lab KEY", ["alice@lab", "bob@lab"], ["key-0"]),
+        ("KEY Alice  of  the lab", ["Alice  of  the lab"], ["Alice"]),
         (f'alice valid-before="{day(-2)}" KEY\nbob KEY', ["bob"], ["alice"]),
     ],
 )
@@ -297,7 +301,7 @@ def test_every_name_that_a_list_gives_a_key_is_its_signers(store, key_file, line
     allowed = store.with_name("allowed")
     allowed.write_text(lines.replace("KEY", " ".join(public(key_file).read_text().split()[:2])))
     for name in named:
-        assert verify_signature(store, allowed, name).name == name
+        assert verify_signature(store, allowed, name).name == " ".join(name.split())
     for name in others:
         with refused(SignatureError, what="somebody else", expected=f"'{name}' of {allowed}"):
             verify_signature(store, allowed, name)
@@ -320,6 +324,43 @@ def test_a_line_that_does_not_allow_it_is_no_trust(store, key_file, line):
     allowed = store.with_name("allowed")
     allowed.write_text(line.replace("KEY", " ".join(public(key_file).read_text().split()[:2])))
     with pytest.raises(SignatureError):
+        verify_signature(store, allowed)
+
+
+@pytest.mark.parametrize(
+    "options",
+    ['valid-before="20200101"', 'namespaces="git",valid-after="20200101"', "CERT-AUTHORITY"],
+)
+def test_options_without_a_name_are_refused(store, key_file, options):
+    """ssh-keygen would take them for the name, so that a key that has expired would be good."""
+    sign_store(store, key_file)
+    allowed = store.with_name("allowed")
+    allowed.write_text(f"{options} {public(key_file).read_text()}")
+    with refused(
+        KeyFileError, where=allowed, what="would not be heeded", found=re.compile(options)
+    ):
+        verify_signature(store, allowed)
+
+
+@pytest.mark.parametrize("name", ["key-0", "key-*", "alice2"])
+def test_a_comment_is_of_its_own_key_alone(store, key_file, make_key, name):
+    """A key without a name gets one for ssh-keygen, which no other line has or allows."""
+    other = make_key("other")
+    sign_store(store, other)
+    mine, theirs = (" ".join(public(key).read_text().split()[:2]) for key in (key_file, other))
+    allowed = store.with_name("allowed")
+    allowed.write_text(f"{mine} alice\n{name} {theirs}\n")
+    with refused(SignatureError, what="somebody else", found=name):
+        verify_signature(store, allowed, "alice")
+
+
+def test_a_key_for_other_purposes_is_named(store, key_file):
+    """The files are right, so that to fetch them again would not help."""
+    sign_store(store, key_file)
+    allowed = store.with_name("allowed")
+    key = " ".join(public(key_file).read_text().split()[:2])
+    allowed.write_text(f'alice namespaces="git" {key}')
+    with refused(SignatureError, what="is by a key that is trusted, but not", remedy="that list"):
         verify_signature(store, allowed)
 
 

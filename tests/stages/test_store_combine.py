@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from made_answers import make_answers
 from PIL import Image
 from published_labels import write_fkd, write_images
@@ -284,8 +285,11 @@ def test_force_replaces_tables_only(ltd_pipe, store, tmp_path, kind):
     words = ("store", "convert", store, "--to", kind, "--force", "--out")
     outcome = ltd_pipe(*words, thesis)
     assert outcome.code == 1
-    assert "is no npz or parquet file, and --force replaces these only" in outcome.err
+    assert f"is no {kind} file, and --force replaces these only" in outcome.err
     assert thesis.read_text() == "x"
+    # An archive, too, but no table.
+    torch.save([1], thesis)
+    assert ltd_pipe(*words, thesis).code == 1
     for _ in range(2):
         assert ltd_pipe(*words, table).code == 0
 

@@ -15,6 +15,7 @@ from typing import ClassVar
 import pytest
 
 from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels.signature import sign_store
 from ltd_pipe.models.facts import read_facts
 
 GOLDEN = Path(__file__).parents[1] / "labels" / "golden.zarr"
@@ -180,6 +181,21 @@ def test_verify_and_info_take_a_url(ltd_pipe, serve):
     facts = json.loads(ltd_pipe("store", "info", url, "--json").out)
     assert facts["identity"] == SoftLabels.open(GOLDEN).identity
     assert Quiet.asked.count("/labels/c/0") == 1
+
+
+def test_a_signature_that_came_later_is_looked_for(ltd_pipe, serve, signable, key_file):
+    """Though the store is in the cache, and no other one could have its identity."""
+    identity = SoftLabels.open(signable).identity
+    words = ["verify", f"{serve(signable)}#sha256={identity}"]
+    key = ["--public-key", key_file.with_suffix(".pub")]
+    assert ltd_pipe("store", *words).code == 0
+    outcome = ltd_pipe("store", *words, *key)
+    assert outcome.code == 1
+    assert "is not signed" in outcome.err
+    sign_store(signable, key_file)
+    for _ in range(2):
+        assert ltd_pipe("store", *words, *key).code == 0
+    assert sum(path.endswith(".sig") for path in Quiet.asked) == 3
 
 
 def test_rows_and_arrays_make_a_part(ltd_pipe, serve, tmp_path):

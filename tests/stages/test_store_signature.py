@@ -4,13 +4,17 @@ import json
 import os
 import pty
 import select
+import shutil
 import subprocess
 import sys
 import termios
 import time
+from pathlib import Path
 
 import pytest
 from signing_keys import PASSPHRASE
+
+OTHER = Path(__file__).parents[1] / "labels" / "golden_views.zarr"
 
 
 @pytest.fixture
@@ -102,6 +106,24 @@ def test_a_signed_store_with_a_damaged_chunk_is_refused(ltd_pipe, signed, key_fi
     outcome = ltd_pipe("store", "verify", signed, "--public-key", key_file.with_suffix(".pub"))
     assert outcome.code == 1
     assert "logits/c/0/0 is damaged" in outcome.err
+
+
+def test_a_store_that_is_replaced_meanwhile_is_refused(
+    ltd_pipe, signed, key_file, tmp_path, monkeypatch
+):
+    """The signature was of another one's manifest than what was verified after it."""
+    program, away = shutil.which("ssh-keygen"), tmp_path / "away"
+    swapping = tmp_path / "bin" / "ssh-keygen"
+    swapping.parent.mkdir()
+    swapping.write_text(
+        f"#!/bin/sh\n[ -e {away} ] || {{ mv {signed} {away}; cp -r {OTHER} {signed}; }}\n"
+        f'exec {program} "$@"\n'
+    )
+    swapping.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{swapping.parent}:{os.environ['PATH']}")
+    outcome = ltd_pipe("store", "verify", signed, "--public-key", key_file.with_suffix(".pub"))
+    assert outcome.code == 1
+    assert "was replaced while it was verified" in outcome.err
 
 
 def test_force_replaces_a_signature(ltd_pipe, signed, make_key):

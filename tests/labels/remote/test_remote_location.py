@@ -65,6 +65,24 @@ def test_what_is_no_store_elsewhere_is_refused(text, what):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://user:pa#ss@127.0.0.1:1/secret",
+        "http://user:12345#secret@example.org/x",
+        "https://user:12345?secret@example.org/x",
+        "https://example.org/x?token=a@secret",
+        "secret?@",
+    ],
+)
+def test_nothing_of_a_password_is_shown(text):
+    """Not even of one whose signs were not written as a URL has them."""
+    with refused(LocationError, what="has an @ after a ? or a #", remedy="%23") as caught:
+        parse_location(text)
+    said = str(caught.value)
+    assert not any(part in said for part in ("secret", "user:", "12345", "pa#"))
+
+
 def test_user_password_query_and_fragment_are_never_shown():
     """What may be printed and logged."""
     location = parse_location(f"https://me:pw@example.org:81/x?sig=pw#sha256={IDENTITY}")
