@@ -233,6 +233,18 @@ def _deliver(found: NDArray[Any], out: NDArray[Any] | None) -> NDArray[Any]:
     return out
 
 
+def require_memory(where: object, num_samples: int, size: int) -> None:
+    """Refuse, by a StoreError, labels and hashes of more bytes than half of the memory."""
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > there // 2:
+        raise StoreError(
+            where,
+            f"labels and hashes of {num_samples:,} samples do not fit in memory",
+            expected=f"at most {there // 2**21:,} MiB",
+            found=f"{size // 2**20:,} MiB",
+        )
+
+
 # --- Reading a soft-label store: checked when opened, gathered at the speed of memory.
 
 
@@ -270,21 +282,13 @@ class SoftLabels(Joinable):
             for name, layout in layouts.items()
         }
         self.hashes.require_listed(self.chunk_names())
-        self._require_memory(layouts["labels"], layouts["sample_hash"])
+        # Holes in files cost their maker nothing, and N is only bounded by what it costs us.
+        held = (layouts[name] for name in ("labels", "sample_hash"))
+        require_memory(
+            self.path, self.num_samples, sum(each.num_chunks * each.payload_bytes for each in held)
+        )
         self.labels: NDArray[np.int32] = self.arrays["labels"].read()
         self.sample_hash: NDArray[np.uint64] = self.arrays["sample_hash"].read()
-
-    def _require_memory(self, *layouts: ArrayLayout) -> None:
-        # Holes in files cost their maker nothing, and N is only bounded by what it costs us.
-        needed = sum(layout.num_chunks * layout.payload_bytes for layout in layouts)
-        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if needed > there // 2:
-            raise StoreError(
-                self.path,
-                f"labels and hashes of {self.num_samples:,} samples do not fit in memory",
-                expected=f"at most {there // 2**21:,} MiB",
-                found=f"{needed // 2**20:,} MiB",
-            )
 
     @classmethod
     def open(cls, path: Path) -> SoftLabels:

@@ -43,6 +43,7 @@ from ltd_pipe.labels.format import (
     to_float32,
 )
 from ltd_pipe.labels.join import ImageRows, partners
+from ltd_pipe.labels.reader import require_memory
 from ltd_pipe.labels.softmax import require_class_numbers
 from ltd_pipe.provenance import sha256_file
 from ltd_pipe.publish import staged
@@ -137,6 +138,8 @@ class Table(LabelFiles):
             hashes = content.get(_SHA256)
             self.carried = Carried(known, rows, hashes if isinstance(hashes, dict) else {})
         self.num_samples, self.row_shapes = self._begin(names)
+        # Of zeros a compressed file holds a thousand times its size.
+        require_memory(self.path, self.num_samples, 16 * self.num_samples)
         ranks = self.row_shapes.get("topk_probs")
         self.top_k = ranks[-1] if ranks else None
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import sys
 import zipfile
@@ -353,6 +354,17 @@ def test_a_header_that_promises_more_rows_is_refused(answers, tmp_path):
         archive.writestr("sample_hash.npy", hashes.getvalue())
     path.write_bytes(whole.getvalue())
     refused_table("npz", path, images=answers, what="short")
+
+
+def test_more_rows_than_fit_into_memory_are_refused(tmp_path):
+    """Before a column is read: of zeros a small file holds any number."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    count, path = memory // 32 + 1, tmp_path / "labels.npz"
+    header = {"descr": "<f2", "fortran_order": False, "shape": (count, 3)}
+    with zipfile.ZipFile(path, "w") as archive, archive.open("soft_labels.npy", "w") as member:
+        np.lib.format.write_array_header_1_0(member, header)
+    with refused(StoreError, where=path, what="do not fit in memory"):
+        NpzTable(path)
 
 
 def test_lists_of_different_lengths_are_refused(answers, tmp_path):
