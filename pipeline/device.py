@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from ltd_pipe.errors import MachineError
-from ltd_pipe.threads import keep_memory
+from ltd_pipe.threads import keep_memory, memory_quota
 
 if TYPE_CHECKING:
     from ltd_pipe.models.classifier import Classifier
@@ -96,12 +96,17 @@ def dtype_of(precision: Precision) -> torch.dtype:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a GPU, or that this machine can give without swapping."""
+    """Bytes that are free on a GPU, or that this process's part of the machine gives unswapped."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        # What torch keeps for tensors to come is free, too.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     found = dict(line.split(":", 1) for line in lines)
-    return int(found["MemAvailable"].split()[0]) * 1024
+    there = int(found["MemAvailable"].split()[0]) * 1024
+    quota = memory_quota()
+    mine = there if quota is None else min(there, quota)
+    return mine // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def on_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:

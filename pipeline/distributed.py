@@ -89,11 +89,15 @@ class World:
         try:
             yield
         except RuntimeError as error:
-            raise MachineError(
-                f"rank {self.rank} of {self.size}",
-                "another process is missing or has ended",
-                remedy="See its own message, and run it again: it goes on with what is kept.",
-            ) from error
+            raise self.missing() from error
+
+    def missing(self) -> MachineError:
+        """What to raise where a message to the others failed."""
+        return MachineError(
+            f"rank {self.rank} of {self.size}",
+            "another process is missing or has ended",
+            remedy="See its own message, and run it again: it goes on with what is kept.",
+        )
 
     def broadcast_config(self, key: Mapping[str, Any], decide: Callable[[], Any]) -> Any:
         """What the first process decides, in all of them, once all are at the same work.

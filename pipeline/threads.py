@@ -50,6 +50,25 @@ def in_threads(work: Callable[[int], _Result], count: int) -> Iterator[_Result]:
             yield from results
 
 
+def memory_quota(cgroup: Path = _CGROUP) -> int | None:
+    """Bytes that a container may take besides what it needs now; None: as many as there are."""
+    first = (cgroup / "memory.max").exists()
+    names = ("memory.max", "memory.current", "memory.stat", "inactive_file") if first else _OLDER
+    try:
+        limit, taken, facts = ((cgroup / name).read_text(encoding="ascii") for name in names[:3])
+        # Files that were read are kept in memory until it is needed.
+        kept = next(line for line in facts.splitlines() if line.startswith(f"{names[3]} "))
+        return max(int(limit) - int(taken) + int(kept.split()[1]), 0)
+    except (OSError, ValueError, StopIteration):  # as where the limit is "max"
+        return None
+
+
+_OLDER = (
+    *("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    *("memory/memory.stat", "total_inactive_file"),
+)
+
+
 # libgomp's threads spin for 300 ms before they sleep, while a thread that they wait for may have no
 # core: beside other processes small networks then run at a tenth of their speed. After so many
 # turns, some microseconds, they sleep.

@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 
 from ltd_pipe import threads
-from ltd_pipe.threads import cpu_quota, in_threads, set_defaults, usable_cores
+from ltd_pipe.threads import cpu_quota, in_threads, memory_quota, set_defaults, usable_cores
 
 QUOTAS = [
     ("max 100000", None, 64),
@@ -121,6 +121,32 @@ def test_memory_of_tensors_is_kept_unless_the_user_decides(given):
     )
     again = int(found.stdout)
     assert again > 200_000 if given else again < 30_000
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({"max": "1000", "current": "700", "stat": "anon 1\ninactive_file 200\n"}, 500),
+        ({"max": "1000", "current": "1200", "stat": "inactive_file 100\n"}, 0),
+        ({"max": "max", "current": "700", "stat": "inactive_file 200\n"}, None),
+        ({"max": "1000", "current": "700", "stat": "anon 1\n"}, None),
+        ({}, None),
+    ],
+)
+def test_a_containers_memory_counts(tmp_path, files, free):
+    """Files that were read may go when it is needed."""
+    for name, text in files.items():
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert memory_quota(tmp_path) == free
+
+
+def test_the_older_form_of_a_memory_limit_is_read(tmp_path):
+    """Version 1 of Linux's control groups."""
+    (tmp_path / "memory").mkdir()
+    facts = {"limit_in_bytes": "900", "usage_in_bytes": "800", "stat": "total_inactive_file 50"}
+    for name, text in facts.items():
+        (tmp_path / "memory" / f"memory.{name}").write_text(text)
+    assert memory_quota(tmp_path) == 150
 
 
 def test_millions_of_tasks_take_no_memory():

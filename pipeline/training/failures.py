@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import re
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -11,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from ltd_pipe.distributed import World
 from ltd_pipe.errors import MachineError, ParamsError, reason_of
 
 if TYPE_CHECKING:
     from ltd_pipe.images.stream import Batch
+    from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.objectives import StepInfo
     from ltd_pipe.training.step import Step
 
@@ -73,6 +76,8 @@ class StopRequest:
 
 # Such as the adaptive pooling of VGG and AlexNet, to more than one pixel, on a GPU.
 _NOT_DETERMINISTIC = "does not have a deterministic implementation"
+# Of what carries messages between processes, where one has gone within a pass.
+_NO_MESSAGE = re.compile("/gloo/|NCCL")
 # Of torch.nn.functional.batch_norm, where the features of the one image are one pixel.
 _NO_STATISTICS = "Expected more than 1 value per channel when training"
 
@@ -98,16 +103,7 @@ def failures_explained(
                 expected="two images or more in each pass of each process",
                 remedy="Raise batch_size (or images), or lower accumulation_steps.",
             ) from error
-        if _NOT_DETERMINISTIC in str(error):
-            operator = str(error).partition(" ")[0]
-            raise MachineError(
-                f"{batch.images.device}: {step.model.architecture}",
-                f"torch has no deterministic kernel of {operator} for this device",
-                remedy="Two runs would differ. Take a network without it, such as a ResNet, or "
-                "set device: cpu.",
-            ) from error
-        if not _is_about_memory(error):
-            raise
+        _explain(error, step.model)
         reason = reason_of(error)
     else:
         return
@@ -122,18 +118,34 @@ def failures_explained(
 
 
 @contextlib.contextmanager
-def measuring_explained(device: torch.device, size: int, accumulated: int) -> Iterator[None]:
-    """Turn too little memory for the passes that are timed into an error that says what to set.
+def passes_explained(model: Classifier, size: int, accumulated: int) -> Iterator[None]:
+    """The same for passes of a measurement or a validation, of as many images as a step of `size`.
 
-    A step of `size` images would not fit either: its passes keep more.
+    What would fit is not tried.
     """
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not _is_about_memory(error):
-            raise
+        _explain(error, model)
         remedy = _with_fewer(size, None, accumulated)
-        raise _too_large(device, size, reason_of(error), remedy) from error
+        raise _too_large(model.mean.device, size, reason_of(error), remedy) from error
+
+
+def _explain(error: Exception, model: Classifier) -> None:
+    """Raise what is not about memory: as an error that says what to do, where one is known."""
+    if _NOT_DETERMINISTIC in str(error):
+        operator = str(error).partition(" ")[0]
+        raise MachineError(
+            f"{model.mean.device}: {model.architecture}",
+            f"torch has no deterministic kernel of {operator} for this device",
+            remedy="Two runs would differ. Take a network without it, such as a ResNet, or "
+            "set device: cpu.",
+        ) from error
+    if _NO_MESSAGE.search(str(error)):
+        rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        raise World(rank, size).missing() from error
+    if not _is_about_memory(error):
+        raise error
 
 
 def _too_large(device: torch.device, size: int, reason: str, remedy: str) -> MachineError:
@@ -158,6 +170,9 @@ def _is_about_memory(error: Any) -> bool:
         isinstance(error, torch.OutOfMemoryError | MemoryError)
         or "can't allocate memory" in text
         or "not enough memory" in text
+        # Of CUDA's runtime, and of cuBLAS and cuDNN.
+        or "out of memory" in text
+        or "ALLOC_FAILED" in text
         or "could not create a primitive" in text  # oneDNN's, whatever it has not got
     )
 

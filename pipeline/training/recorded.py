@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -38,6 +38,8 @@ class RecordedAttack:
     ) -> None:
         self._attack, self._recordings = attack, dict[tuple[torch.Size, ...], _Recording]()
         self._adversary: Adversary | None = None
+        # One for all shapes: each takes what a pass does, and no two are replayed at a time.
+        self._pool: Any = None
 
     def __call__(
         self, adversary: Adversary, batch: TrainBatch, points: torch.Tensor
@@ -50,12 +52,13 @@ class RecordedAttack:
         shapes = (points.shape, batch.target.shape)
         if shapes not in self._recordings:
             attack = partial(self._attack, adversary)
-            self._recordings[shapes] = _Recording(attack, batch, points)
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            self._recordings[shapes] = _Recording(attack, batch, points, self._pool)
         return self._recordings[shapes](batch, points)
 
 
 class _Recording:
-    def __init__(self, attack: Attack, batch: TrainBatch, points: torch.Tensor) -> None:
+    def __init__(self, attack: Attack, batch: TrainBatch, points: torch.Tensor, pool: Any) -> None:
         self._attack, self._unproved = attack, _PROVED
         # Where each batch is copied to before it is attacked.
         self._points = points.clone()
@@ -74,7 +77,7 @@ class _Recording:
                     attack(self._batch, self._points)
             torch.cuda.current_stream().wait_stream(beside)
             # Other threads, which prefetch, go on allocating meanwhile.
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(self._graph, pool, capture_error_mode="thread_local"):
                 self._found = attack(self._batch, self._points)
 
     def __call__(self, batch: TrainBatch, points: torch.Tensor) -> torch.Tensor:

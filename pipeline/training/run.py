@@ -21,7 +21,7 @@ from ltd_pipe.models.registry import build
 from ltd_pipe.params import TrainParams
 from ltd_pipe.publish import write_json
 from ltd_pipe.training.data import BatchTransform, LabelTargets, student_transform
-from ltd_pipe.training.failures import measuring_explained
+from ltd_pipe.training.failures import passes_explained
 from ltd_pipe.training.perturbations import Perturbations
 from ltd_pipe.training.snapshots import Snapshots
 from ltd_pipe.training.targets import LiveTargets, SelfDistillation
@@ -302,7 +302,7 @@ def open_run(
         if kept:
             return kept
         mine, parts = -(-section.batch_size // world.size), section.accumulation_steps
-        with measuring_explained(device, mine, parts):
+        with passes_explained(model, mine, parts):
             return choose_precision(
                 Frozen(model).current(),
                 -(-mine // parts),
@@ -311,7 +311,9 @@ def open_run(
                 compile=section.compile,
             )
 
-    precision = world.broadcast_config({"run": facts}, precision_for_all)
+    # Rounding apart, machines of several kinds do the same work.
+    same = {name: value for name, value in facts.items() if name != "hardware"}
+    precision = world.broadcast_config({"run": same}, precision_for_all)
     if fresh and world.is_main:
         snapshots.clear()
     return model, RunContext(params.seed, snapshots, precision, world)

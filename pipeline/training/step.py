@@ -79,9 +79,10 @@ class Step:
         compiled = context.precision.compiled
         records = compiled == "reduce-overhead" and self._device.type == "cuda"
         records = records and task.adversary is not None and task.adversary.method == "pgd"
+        # Graphs of single passes do not go into the graph of all: the model itself has such.
+        records = records and self._frozen is not None and self._frozen.twin is not model
         self._recorded = RecordedAttack(self._attack_from) if records else None
         if self._frozen and compiled != "none":
-            # Graphs of single passes do not go into the graph of all.
             self._frozen.compile("default" if records else compiled)
         self._optimiser = make_optimiser(model, params, scaled=scaled)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=scaled)

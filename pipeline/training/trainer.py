@@ -19,12 +19,17 @@ from ltd_pipe.objectives import StepInfo
 from ltd_pipe.params import TrainParams
 from ltd_pipe.training.collapse import first_collapse
 from ltd_pipe.training.data import prefetch
-from ltd_pipe.training.failures import Interrupted, StopRequest, failures_explained
+from ltd_pipe.training.failures import (
+    Interrupted,
+    StopRequest,
+    failures_explained,
+    passes_explained,
+)
 from ltd_pipe.training.optim import learning_rate
 from ltd_pipe.training.snapshots import Progress
 from ltd_pipe.training.softness import TARGET_SUMS, TargetSoftness
 from ltd_pipe.training.step import Step
-from ltd_pipe.training.validation import validate
+from ltd_pipe.training.validation import images_at_a_time, validate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -223,8 +228,11 @@ class Trainer:
                     self._save()
                 if stopped:
                     raise Interrupted
-        # Before the validation, in which one process alone may be stopped and save.
+        # Before the validation, in which one process alone may be stopped and save. Of several none
+        # is: torchrun ends them all after half a minute.
         self._step.share_perturbations()
+        if world.size > 1 and self._validates(epoch):
+            self._save()
         self._finish_epoch(epoch, watcher, stop)
         watcher.epoch(self.progress.history)
         if (collapse := self.collapse) and collapse.epoch == epoch:
@@ -257,8 +265,14 @@ class Trainer:
         every = self._params.snapshot_steps
         return bool(every and self.progress.step % every == 0) or self._clock.is_due()
 
+    def _validates(self, epoch: int) -> bool:
+        params = self._params
+        every = params.validation_every if isinstance(params, TrainParams) else 1
+        return epoch + 1 == self.epochs or (epoch + 1) % every == 0
+
     def _finish_epoch(self, epoch: int, watcher: Watcher, stop: StopRequest) -> None:
         sums = self._meters.read()
+        self._clock.count(0)  # the wait for a device's last steps is theirs
         accuracy = "train/robust_accuracy" if self._task.adversary else "train/accuracy"
         row = {
             "epoch": epoch,
@@ -267,11 +281,12 @@ class Trainer:
             accuracy: sums["hits"] / sums["images"],
         }
         params = self._params
-        every = params.validation_every if isinstance(params, TrainParams) else 1
-        if epoch + 1 == self.epochs or (epoch + 1) % every == 0:
+        if self._validates(epoch):
             watcher.validation(epoch)
             try:
-                with stop.at_once():
+                size = images_at_a_time(params, self.context.world)
+                explained = passes_explained(self.model, size, params.accumulation_steps)
+                with stop.at_once(), explained:
                     samples = self._validation
                     row |= validate(self.average, self._stream, samples, params, self.context)
             except Interrupted:
@@ -288,10 +303,12 @@ class Trainer:
     def _save(self) -> None:
         # Read first: weights that a broken loss has spoilt must not replace sound ones.
         self.progress.sums = self._meters.read()
+        self._clock.count(0)
         self._step.share_perturbations()
         if self.context.world.is_main:
             tensors = {"best": self.best.state_dict(), **self._step.state_dict()}
             self.context.snapshots.save(self.progress, tensors, self.context.precision)
+        self._clock.skip()
         self._clock.restart()
 
     def _restore(self) -> bool:

@@ -18,11 +18,17 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ltd_pipe.distributed import World
     from ltd_pipe.images.stream import ImageStream
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.params import FitParams
     from ltd_pipe.training.snapshots import Row
     from ltd_pipe.training.trainer import RunContext
+
+
+def images_at_a_time(params: FitParams, world: World) -> int:
+    """Of a training step, in each pass of each process."""
+    return -(-params.batch_size // (world.size * params.accumulation_steps))
 
 
 @full_float32()
@@ -38,14 +44,15 @@ def validate(
     The attack is the evaluation's, PGD on the cross entropy with steps of 2.5 · eps / steps from
     a uniform start, at the full eps and whatever the training attack is. It must be another one
     than training's for a collapse of single-step training to be seen. Each process measures its
-    share of the samples; without any, the row is empty.
+    share of the samples, as many at a time as a training step does; without any, the row is empty.
     """
     if not len(samples):
         return {}
     student, world = isinstance(params, TrainParams), context.world
     model = Frozen(model).current() if student else model
     hits = torch.zeros(2, dtype=torch.int64, device=stream.device)
-    for batch in stream.batches(samples[world.rank :: world.size], params.batch_size):
+    at_a_time = images_at_a_time(params, world)
+    for batch in stream.batches(samples[world.rank :: world.size], at_a_time):
         images = to_unit(batch.images)
         with torch.no_grad():
             right = still = model(images).argmax(dim=1) == batch.labels

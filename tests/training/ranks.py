@@ -32,6 +32,8 @@ CASES = {
     "carried": {"attack_start": "previous", "attack_steps": "1..2", "epochs": 3, "flip": True},
     "killed": {"snapshot_steps": 3},
     "stopped": {},
+    "killed-validating": {"attack_steps": 1},
+    "gone": {},
 }
 BASE = {**SHORT, **ATTACK, "label_kind": "onehot", "ema_decay": 0.9, "images": 190}
 
@@ -40,9 +42,14 @@ class Signals(Watcher):
     """Kills the second process, or stops the first one, after step 8."""
 
     def __init__(self, case, rank):
+        self._case, self._rank = case, rank
         self._number = {("killed", 1): signal.SIGKILL, ("stopped", 0): signal.SIGTERM}.get(
             (case, rank)
         )
+
+    def validation(self, epoch):
+        if self._case == "killed-validating" and self._rank == 1 and epoch == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def step(self, done, *_):
         if done == 8 and self._number is not None:
@@ -77,6 +84,9 @@ def main(beton, folder, *cases):
     with world.connected():
         for case in cases:
             fit = make_fit(open_beton(Path(beton)), folder, case, world)
+            if case == "gone" and world.rank == 1:
+                # While the other one waits for the sums of a batch normalisation.
+                fit.model.network.register_forward_pre_hook(lambda *_: os._exit(1))
             fit.run(Signals(case, world.rank))
             if world.is_main:
                 torch.save(result_of(fit), Path(folder) / f"{case}-{world.size}.pt")

@@ -117,6 +117,24 @@ def test_a_process_that_dies_ends_the_run(train_beton, tmp_path):
 
 
 @pytest.mark.slow
+def test_what_was_trained_is_kept_before_a_validation(train_beton, tmp_path):
+    """A validation of several processes does not stop when it is asked to, and may be killed."""
+    done = together(2, train_beton, tmp_path, "killed-validating")
+    assert "rank 0 of 2: another process is missing or has ended" in done.stdout
+    trained = ranks.make_fit(train_beton, tmp_path, "killed-validating", ALONE).steps_per_epoch * 2
+    saved = [file.name for file in sorted((tmp_path / "killed-validating").iterdir())]
+    assert saved[-1] == f"step-{trained:09}-epoch-000001.pt"
+
+
+@pytest.mark.slow
+def test_a_process_that_is_gone_within_a_pass_is_missed(train_beton, tmp_path):
+    """In a line, too, where the message that fails is a batch normalisation's."""
+    done = together(2, train_beton, tmp_path, "gone")
+    assert done.returncode != 0
+    assert "rank 0 of 2: another process is missing or has ended" in done.stdout
+
+
+@pytest.mark.slow
 def test_a_request_to_one_process_stops_all(pair, train_beton, tmp_path):
     """After the same step, with one snapshot; run again they end with the same bits."""
     first = together(2, train_beton, tmp_path, "stopped")

@@ -1,18 +1,23 @@
 """An attack recorded as one CUDA graph gives the bits that the attack gives."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 from refusals import refused
+from torch import nn
 
 from ltd_pipe.attacks import Adversary, Ball, Frozen, initial_point
-from ltd_pipe.device import deterministic
+from ltd_pipe.device import PrecisionSettings, deterministic
 from ltd_pipe.errors import MachineError
 from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.models.registry import build
 from ltd_pipe.objectives import Madry, Trades, TrainBatch
+from ltd_pipe.params import TrainParams
 from ltd_pipe.training.recorded import RecordedAttack
+from ltd_pipe.training.step import Step
+from ltd_pipe.training.trainer import RunContext, Task
 
 pytestmark = [
     pytest.mark.gpu,
@@ -68,6 +73,18 @@ def test_a_recording_follows_batches_weights_and_steps(frozen, objective):
             with torch.no_grad():
                 for weight in model.parameters():
                     weight.mul_(1.01)
+
+
+def test_an_attack_on_a_compiled_model_itself_is_not_recorded():
+    """Without norms to fold there is no twin, and graphs of its passes go into no other graph."""
+    layers = [nn.Flatten(), nn.Linear(math.prod(SHAPE), 16), nn.LayerNorm(16), nn.ReLU()]
+    network = nn.Sequential(*layers, nn.Linear(16, CLASSES))
+    names = [str(k) for k in range(CLASSES)]
+    model = Classifier(network, architecture="any", class_names=names, shape=SHAPE).cuda()
+    params = TrainParams(architecture="small-cnn-w8", epochs=1, eps=0.1)
+    context = RunContext(0, None, PrecisionSettings("float32", False, "reduce-overhead"))
+    task = Task(Madry(), None, ADVERSARY)
+    assert Step(model, task, params, context)._recorded is None
 
 
 def test_what_is_wrong_is_refused(frozen):

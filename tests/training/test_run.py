@@ -8,10 +8,11 @@ import pytest
 import torch
 from refusals import refused
 
+from ltd_pipe.distributed import World
 from ltd_pipe.errors import DataError, ParamsError
 from ltd_pipe.images.sources import validation_mask
-from ltd_pipe.params import TrainParams
-from ltd_pipe.training.run import new_classifier, run_facts, run_record, split_samples
+from ltd_pipe.params import Params, TrainParams
+from ltd_pipe.training.run import new_classifier, open_run, run_facts, run_record, split_samples
 
 PARAMS = TrainParams(architecture="small-cnn-w8", epochs=1, eps=0.1, step_size=0.1)
 
@@ -172,3 +173,19 @@ def test_a_run_that_goes_on_elsewhere_says_what_differs(train_beton, tmp_path):
     assert str(begun.folder) in note
     assert "params.epochs 1, which is 7" in note
     assert record(train_beton, out=tmp_path / "b", epochs=7).note() is None
+
+
+def test_machines_of_several_kinds_do_the_same_work(train_beton, tmp_path):
+    """Hardware rounds; what processes compare names all else that decides."""
+    asked = {}
+
+    class Listening(World):
+        def broadcast_config(self, key, decide):
+            asked.update(key)
+            return decide()
+
+    params = Params.model_construct(train=PARAMS, seed=0, device="cpu")
+    told = {"fresh": True, "tell": print, "store": "abcd"}
+    open_run("student", params, train_beton.manifest, tmp_path / "student", Listening(), **told)
+    assert {"seed", "software", "code", "store", "processes"} <= asked["run"].keys()
+    assert "hardware" not in asked["run"]

@@ -161,6 +161,21 @@ def test_an_optimiser_of_another_device_steps_as_this_one_does(make_student):
     assert [group["fused"] for group in step._optimiser.param_groups] == [None]
 
 
+@pytest.mark.parametrize(
+    "text", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling it"]
+)
+def test_too_little_memory_for_a_validation_is_explained(make_student, text):
+    """Whoever says so: torch's allocator, CUDA's or a library."""
+    fit = make_student()
+
+    def fail(*_):
+        raise RuntimeError(text)
+
+    fit.average.network.register_forward_pre_hook(fail)
+    with refused(MachineError, what="do not fit into memory", remedy="accumulation_steps: 2"):
+        fit.run(Watcher())
+
+
 def test_an_operator_without_a_deterministic_kernel_is_named(make_student):
     """With the network and the device, and what to do."""
     fit = make_student()

@@ -26,10 +26,15 @@ def validate(train_beton):
     model = new_classifier(params(), train_beton.manifest, seed=0, role="student", device=CPU)
     stream = ImageStream(train_beton, CPU)
 
+    sizes = []
+    model.network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+
     def measure(samples=ALL, **changes):
         settings = params(**changes)
+        sizes.clear()
         return validation.validate(model.eval(), stream, samples, settings, CONTEXT)
 
+    measure.sizes = sizes
     return measure
 
 
@@ -39,6 +44,7 @@ OTHER_TRAINING = {
     "steps": {"attack_steps": 1},
     "start": {"attack_start": "none"},
     "batch size": {"batch_size": 7},
+    "parts": {"accumulation_steps": 5},
 }
 
 
@@ -55,6 +61,12 @@ def test_the_threat_model_reaches_validation(validate):
     assert validate(eps=0.2)["validation/robust_accuracy"] < robust
     assert validate(norm="l2")["validation/robust_accuracy"] > robust
     assert validate(norm="l2", eps=4)["validation/robust_accuracy"] < robust
+
+
+def test_a_validation_takes_as_many_images_at_a_time_as_training(validate):
+    """What fits into memory there fits here."""
+    validate(batch_size=50, accumulation_steps=4)
+    assert max(validate.sizes) == 13
 
 
 def test_without_samples_nothing_is_measured(validate):
