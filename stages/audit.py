@@ -74,6 +74,7 @@ def audit(
     unused = set(type(section).model_fields) - {"norm", "eps", "images", "batch_size"}
     own = "is of evaluate; an audit's own attacks take --steps, --square-queries"
     options.refuse_options(unused, own)
+    options.refuse_store(out)
     options.refuse_existing(out / "audit.json", force=force, kind=options.AUDIT)
     options.note_pipeline(out)
     settings = AuditSettings(

@@ -41,7 +41,7 @@ _FILES = (
 @options.file("--metrics", default="data/metrics.json", help="Where the numbers go.")
 @options.folder(
     "--out",
-    default="data/evaluation",
+    show_default="evaluation beside --metrics",
     help=f"Folder of {', '.join(_FILES)}.",
 )
 @options.flag("--force", help="Replace existing results.")
@@ -52,7 +52,7 @@ def evaluate(
     corruptions: Path | None,
     quick: bool,
     metrics: Path,
-    out: Path,
+    out: Path | None,
     force: bool,
 ) -> None:
     """Measure clean and robust accuracy: FGSM, PGD, CW-PGD and AutoAttack, and by eps.
@@ -77,6 +77,8 @@ def evaluate(
         why = "is fixed in a first look: leave --quick out"
         options.refuse_options(fixed | {"eps_grid_images"}, why)
     options.require_files("corruptions")
+    out = out or evaluation_beside(metrics)
+    options.refuse_store(out)
     if metrics.resolve() in {(out / name).resolve() for name in ("", *_FILES)}:
         raise click.UsageError(f"--metrics {metrics} is written by --out {out}. Name another file.")
     options.refuse_existing(metrics, force=force, kind=options.METRICS, option=_PLACES)

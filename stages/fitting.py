@@ -41,6 +41,7 @@ def begun(out: Path, *, replace: bool) -> Iterator[World]:
 
     A model that is there already is refused first, unless it may be replaced.
     """
+    options.refuse_store(out)
     options.refuse_existing(out / "model.safetensors", force=replace, kind=options.CHECKPOINT)
     options.note_pipeline(out)
     world = World.from_environment()

@@ -32,12 +32,15 @@ PARAMS_FILE, PIPELINE_FILE = Path("params.yaml"), Path("dvc.yaml")
 
 
 class _Path(click.Path):
-    """A path that has a name, so that others can stand beside it: `.` has none."""
+    """A path that has a name, so that others can stand beside it: `.` has one when resolved."""
 
-    def convert(self, *given: Any) -> Path:
-        """As click does."""
-        path = Path(super().convert(*given))  # type: ignore[arg-type]
-        return path.resolve() if path.name in ("", "..") else path
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """As click does, but for an empty text, which is no folder, and for `/`."""
+        path = Path(super().convert(value, param, ctx))  # type: ignore[arg-type]
+        path = path.resolve() if path.name in ("", "..") else path
+        if not str(value) or not path.name:
+            self.fail(f"{value!r} names no file or folder", param, ctx)
+        return path
 
 
 # Types of options and arguments.
@@ -425,6 +428,12 @@ def refuse_existing(
                 f"is no {kind.name}, and --force replaces these only",
                 remedy="Choose another place for the result, or remove it yourself.",
             )
+
+
+def refuse_store(out: Path) -> None:
+    """Refuse a soft-label store for a folder of results: its manifest does not list them."""
+    if (out / "zarr.json").exists():
+        raise WriteError(out, "is a soft-label store", remedy="Choose another --out.")
 
 
 def note_pipeline(*targets: Path) -> None:

@@ -52,14 +52,18 @@ def threat_text(norm: str, eps: float) -> str:
 def evaluation_beside(metrics: Path) -> Path:
     """The folder of an evaluation: `baseline-evaluation` for `baseline-metrics.json`."""
     stem = metrics.name.removesuffix(".json")
+    if stem == metrics.name:
+        return metrics.with_name(f"{stem}-evaluation")
     return metrics.with_name(
         f"{stem.removesuffix('metrics')}evaluation" if stem.endswith("metrics") else stem
     )
 
 
-def metrics_beside(evaluation: Path) -> tuple[Path, Path]:
+def metrics_beside(evaluation: Path) -> tuple[Path, ...]:
     """Where the metrics of an evaluation's folder may be, by `evaluation_beside`."""
     evaluation = evaluation.absolute()
+    if not evaluation.name:
+        return ()
     begins = evaluation.name.removesuffix("evaluation")
     named = begins + ("metrics" if begins != evaluation.name else "")
     return evaluation.with_name(f"{named}.json"), evaluation.with_name(f"{evaluation.name}.json")

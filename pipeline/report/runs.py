@@ -329,15 +329,31 @@ def read_checkpoint(path: Path, name: str, command: str = "ltd-pipe train") -> R
 
 
 def read_run(folder: Path, name: str, command: str = "ltd-pipe train") -> Run:
-    """Read a run's folder: model.safetensors, and live/ and timing.json where they are there."""
+    """Read a run's folder: model.safetensors, and live/ and timing.json where they are there.
+
+    Curves of another run, which was begun in the same folder and not ended, are left out.
+    """
     run = read_checkpoint(folder / "model.safetensors", name, command)
     timing = folder / "timing.json"
     paths = {curve: folder / "live/plots/metrics" / f"{curve}.tsv" for curve in CURVES}
+    curves = {curve: _read_curve(path) for curve, path in paths.items() if path.exists()}
     return replace(
         run,
-        curves={curve: _read_curve(path) for curve, path in paths.items() if path.exists()},
+        curves=curves if _are_of(run.facts, curves) else {},
         timing=read_result(timing, Timing, command) if timing.exists() else None,
     )
+
+
+def _are_of(facts: RunFacts, curves: dict[str, Curve]) -> bool:
+    """Whether the checkpoint's epoch was measured as it says, where both say so."""
+    for name, value in facts.validation.items():
+        curve = curves.get(f"validation/{name}")
+        if curve is None or facts.epoch is None:
+            continue
+        [there] = np.nonzero(curve.epochs == facts.epoch + 1)
+        if not len(there) or abs(curve.values[there[0]] - value) > 1e-6:
+            return False
+    return True
 
 
 def _read_curve(path: Path) -> Curve:

@@ -26,6 +26,20 @@ def read(folder):
     return read_run(folder, "student", "ltd-pipe train")
 
 
+def test_curves_of_a_run_that_did_not_end_are_left_out(runs):
+    """It was begun with --force, and interrupted: the checkpoint is the older one's."""
+    facts = {"epoch": 1, "validation": {"clean_accuracy": 0.9, "robust_accuracy": 0.5}}
+    save_model(runs / "student", **facts)
+    for clean, robust, found in (
+        ([0.8, 0.9, 0.9], [0.3, 0.5, 0.4], 3),
+        ([0.8, 0.9, 0.9], [0.3, 0.6, 0.5], 0),
+        ([0.9], [0.5], 0),
+    ):
+        write_curve(runs / "student", "validation/clean_accuracy", clean)
+        write_curve(runs / "student", "validation/robust_accuracy", robust)
+        assert len(read(runs / "student").curves) == found
+
+
 def test_a_run_is_read_as_it_was_written(whole_runs):
     """Facts, hash, curves and times."""
     run = read(whole_runs / "student")

@@ -242,6 +242,32 @@ def test_the_working_directory_can_be_written_to(ltd_pipe, project, monkeypatch,
     assert Path("model.safetensors").is_file()
 
 
+@pytest.mark.parametrize("place", ["/", "", "/../"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(("inputs", "--out"), ("teacher", "--out"), ("train", "--out"), ("audit", "x", "--out")),
+        *(("report", "--student"), ("report", "--metrics")),
+    ],
+    ids=" ".join,
+)
+def test_a_place_without_a_name_is_refused(ltd_pipe, project, words, place):
+    """Nothing can stand beside it; an empty one, of a variable that is not set, is none."""
+    outcome = ltd_pipe(*words, place)
+    assert outcome.code == 2
+    assert f"Error: Invalid value for '{words[-1]}': {place!r} names no file" in outcome.err
+
+
+def test_results_are_not_written_into_a_store(ltd_pipe, project):
+    """It would be one no more."""
+    for words in (("train",), ("teacher",), ("evaluate", TEACHER), ("audit", TEACHER)):
+        more = ("--metrics", "new.json") if "evaluate" in words else ()
+        outcome = ltd_pipe(*words, *more, "--out", "data/labels.zarr")
+        assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+        assert "data/labels.zarr: is a soft-label store" in outcome.err
+    assert ltd_pipe("store", "verify", "data/labels.zarr").code == 0
+
+
 def test_lists_are_typed_as_help_shows_them(ltd_pipe, project):
     words = ("--schedule", "step", "--milestones", "0.5,0.75", "--mean", "0.5", "--std", "0.25")
     outcome = ltd_pipe("teacher", *words, "--crop-scale", "0.25,1", "--epochs", "1", "--out", "t")

@@ -96,13 +96,23 @@ def test_metrics_that_are_there_name_both_options(ltd_pipe, project):
 
 
 def test_the_folder_of_other_metrics_is_not_replaced(ltd_pipe, project):
-    """New metrics and the default folder: that one is of data/metrics.json."""
+    """New metrics and a folder that is of data/metrics.json."""
     before = Path("data/evaluation/settings.json").read_bytes()
-    outcome = ltd_pipe("evaluate", STUDENT, "--eps", "0.05", "--metrics", "new.json")
+    words = ("--metrics", "new.json", "--out", "data/evaluation")
+    outcome = ltd_pipe("evaluate", STUDENT, "--eps", "0.05", *words)
     assert outcome.code == 1
     assert "data/evaluation/settings.json: exists already. Pass --force" in outcome.err
     assert Path("data/evaluation/settings.json").read_bytes() == before
     assert not Path("new.json").exists()
+
+
+def test_other_metrics_have_their_own_folder(ltd_pipe, project):
+    """Beside them, where `compare` and `report` look for it, unless another one is named."""
+    before = Path("data/evaluation/settings.json").read_bytes()
+    outcome = ltd_pipe("evaluate", TEACHER, "--metrics", "data/teacher-metrics.json")
+    assert outcome.code == 0, outcome.err
+    assert Path("data/teacher-evaluation/settings.json").is_file()
+    assert Path("data/evaluation/settings.json").read_bytes() == before
 
 
 def test_a_wrong_unit_is_refused(ltd_pipe, project):
