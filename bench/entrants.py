@@ -48,7 +48,7 @@ class Entrants:
     """
 
     ours: OurLoop
-    rival: RivalLoop
+    rival: RivalLoop | None
     floor: BarePasses
     precision: PrecisionSettings
     settings: dict[str, Any]
@@ -67,8 +67,9 @@ class Entrants:
         device_name: str,
         seed: int,
         channels_last: bool | str = "auto",
+        rivalled: bool = True,
     ) -> Entrants:
-        """Make them."""
+        """Make them; without a rival, which needs torchattacks, when not `rivalled`."""
         device = choose_device(device_name)
         images, labels = _pictures()
         beton = _beton(folder / "train.beton", images, labels)
@@ -103,7 +104,10 @@ class Entrants:
             "padding": params.crop_padding,
         }
         torch.manual_seed(seed)
-        rival = RivalLoop(copy.deepcopy(model.network), images, labels, settings, device, workers)
+        rival = None
+        if rivalled:
+            network = copy.deepcopy(model.network)
+            rival = RivalLoop(network, images, labels, settings, device, workers)
         floor = BarePasses(copy.deepcopy(model), chosen, batch, attack_steps)
         stream, samples = ImageStream(beton, device), np.arange(len(labels))
         ours = OurLoop(model, stream, samples, params, chosen, settings, seed)
@@ -111,7 +115,16 @@ class Entrants:
 
     def steps(self) -> dict[str, Callable[[], float]]:
         """By way: take a step, return its loss."""
-        return {OURS: self._our_step, RIVAL: self.rival.step}
+        return {OURS: self._our_step, RIVAL: self._their_step}
+
+    def _their_step(self) -> float:
+        # As published code has it: with any kernels.
+        before = torch.get_deterministic_debug_mode()
+        torch.set_deterministic_debug_mode("default")
+        try:
+            return self.rival.step()
+        finally:
+            torch.set_deterministic_debug_mode(before)
 
     def _our_step(self) -> float:
         self.ours.step()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from pathlib import Path
 from typing import Any
 
-from ltd_pipe.provenance import hardware
+from ltd_pipe.provenance import hardware, version_of
 
 __all__ = ["cached_bytes_free", "describe_machine", "describe_software", "load"]
 
@@ -29,7 +28,7 @@ def describe_machine() -> dict[str, Any]:
 
 def describe_software() -> dict[str, str]:
     """Versions of Python and of every package that is measured."""
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    versions = {name: version_of(name) for name in _PACKAGES}
     return {"python": platform.python_version()} | versions
 
 

@@ -18,7 +18,7 @@ import math
 import time
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -242,11 +242,14 @@ def run_all(
     results: Path,
 ) -> None:
     """Train and attack whatever the results have not yet."""
-    done = {(row["network"], row["way"], row["epochs"], row["seed"]) for row in read(results)}
+    done = {
+        tuple(row[name] for name in ("network", "way", "epochs", "seed", "images"))
+        for row in read(results)
+    }
     for seed in seeds:
         for name, lengths in budgets.items():
             for epochs in lengths:
-                if (architecture, name, epochs, seed) in done:
+                if (architecture, name, epochs, seed, data.count) in done:
                     continue
                 way = WAYS[name]
                 begin = time.monotonic()
@@ -403,6 +406,8 @@ def main(
     """Count the passes to the same robustness; see the file's first lines."""
     chosen = {name: epochs or BUDGETS[name] for name in ways or BUDGETS}
     if quick:
+        if results == RESULTS:  # of real runs
+            results = Path(mkdtemp()) / RESULTS.name
         networks, seeds, images = ("small-cnn-w8",), (0, 1), None
         train_images, test_images = 256, 50
         chosen = dict.fromkeys(chosen, (2,))

@@ -213,11 +213,12 @@ def _told(changed: list[tuple[str, Any, Any]]) -> str:
 
 def software() -> dict[str, str]:
     """Versions of Python, of this package, and of the packages that can change a result."""
-    versions = {"python": platform.python_version(), "ltd-pipe": _version("ltd-pipe")}
-    return versions | {name: _version(name) for name in _PACKAGES}
+    versions = {"python": platform.python_version(), "ltd-pipe": version_of("ltd-pipe")}
+    return versions | {name: version_of(name) for name in _PACKAGES}
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """A package's version, or `not installed`."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -116,8 +116,8 @@ def test_the_gpus_generator_is_seeded_too():
     """And put back; nothing waits for the device."""
     gpu = torch.device("cuda")
     before = torch.cuda.get_rng_state()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         seed_dropout(0, 3, 0, gpu)
     finally:
         torch.cuda.set_sync_debug_mode("default")
