@@ -140,4 +140,6 @@ def _paths(student: Path, metrics: Path, named: dict[str, Path]) -> ReportPaths:
         "audit": audit_beside(metrics),
     }
     found = _DEFAULTS | beside | named
+    if found["audit"].is_dir():
+        found["audit"] /= "audit.json"
     return ReportPaths(student=student, metrics=metrics, named=named.keys(), **found)

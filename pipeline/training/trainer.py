@@ -29,7 +29,7 @@ from ltd_pipe.training.optim import learning_rate
 from ltd_pipe.training.snapshots import Progress
 from ltd_pipe.training.softness import TARGET_SUMS, TargetSoftness
 from ltd_pipe.training.step import Step
-from ltd_pipe.training.validation import images_at_a_time, validate
+from ltd_pipe.training.validation import validate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -284,8 +284,8 @@ class Trainer:
         if self._validates(epoch):
             watcher.validation(epoch)
             try:
-                size = images_at_a_time(params, self.context.world)
-                explained = passes_explained(self.model, size, params.accumulation_steps)
+                mine = -(-params.batch_size // self.context.world.size)
+                explained = passes_explained(self.model, mine, params.accumulation_steps)
                 with stop.at_once(), explained:
                     samples = self._validation
                     row |= validate(self.average, self._stream, samples, params, self.context)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def images_at_a_time(params: FitParams, world: World) -> int:
-    """Of a training step, in each pass of each process."""
+    """Images of a training step in each pass of each process."""
     return -(-params.batch_size // (world.size * params.accumulation_steps))
 
 

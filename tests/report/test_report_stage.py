@@ -42,10 +42,11 @@ def test_json_has_the_verdict(run):
     assert content["bytes"] > 10_000
 
 
-def test_an_audit_of_another_checkpoint_is_one_line(run, runs):
-    """With --audit; nothing is written."""
+@pytest.mark.parametrize("named", ["data/other/audit.json", "data/other"])
+def test_an_audit_of_another_checkpoint_is_one_line(run, runs, named):
+    """With --audit, of its folder, too; nothing is written."""
     write_audit(runs / "other", runs / "baseline/model.safetensors")
-    result = run("--audit", "data/other/audit.json")
+    result = run("--audit", named)
     assert isinstance(result.exception, ResultError)
     assert "data/other/audit.json: is not of this checkpoint" in str(result.exception)
     assert not (runs / "report.html").exists()
