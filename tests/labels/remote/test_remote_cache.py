@@ -14,7 +14,7 @@ from refusals import refused
 from shared_store import contents, make_store
 
 from ltd_pipe.errors import LocationError, StoreError
-from ltd_pipe.labels import SoftLabels
+from ltd_pipe.labels import SoftLabels, reader
 from ltd_pipe.labels.manifest import SIGNATURE
 from ltd_pipe.labels.remote import (
     cache_folder,
@@ -109,7 +109,7 @@ def test_one_that_this_machine_cannot_open_stays(server, options, published, ide
     found = fetch(server, options)
     location = parse_location(f"{server.url}#sha256={identity}")
     with monkeypatch.context() as patch:
-        patch.setattr(SoftLabels, "_require_memory", too_little_memory)
+        patch.setattr(reader, "require_memory", too_little_memory)
         with refused(StoreError, where=found, what="memory"):
             cached_store(location, options)
         with refused(StoreError, where=found, what="memory"):
@@ -119,9 +119,9 @@ def test_one_that_this_machine_cannot_open_stays(server, options, published, ide
     assert server.log == []
 
 
-def too_little_memory(store, *_layouts):
+def too_little_memory(where, *_):
     """What opening raises where the address space is small (ulimit -v)."""
-    raise StoreError(store.path, "cannot be mapped into memory (Cannot allocate memory)")
+    raise StoreError(where, "cannot be mapped into memory (Cannot allocate memory)")
 
 
 def test_a_damaged_chunk_is_found_when_each_hash_is_wanted(server, options, published, cache):
