@@ -26,7 +26,7 @@ _LOOK = "Look at its normalisation and its order of classes (--mean, --std, --cl
 @options.params_options("teacher")
 @options.path("--data", default="data", help="Folder of train.beton and test.beton.")
 @options.folder("--out", default="data/teacher", help="Folder of model.safetensors.")
-@options.flag("--fresh", help="Forget an interrupted run and start over.")
+@options.flag("--fresh", help="Forget an interrupted or finished run; start over.")
 @options.flag("--force", help="Replace an existing teacher.")
 def teacher(params: Params, data: Path, out: Path, fresh: bool, force: bool) -> None:
     """Train the teacher on clean images, or take a checkpoint.

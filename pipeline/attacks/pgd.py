@@ -6,6 +6,7 @@ waits for the device: no value is read back, and no branch depends on one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -128,7 +129,7 @@ class Ball:
         else:
             # All but two coordinates of a uniform point on the sphere of two more dimensions
             # are uniform in the ball (Voelker et al. 2017), without a power of 1 / dimensions.
-            size = images[0].numel()
+            size = math.prod(images.shape[1:])
             noise = rng.normal(key, index, (size + 2,))
             unit = (noise[:, :size] / _length(noise)).reshape(images.shape)
         return (images + self.eps * unit).clamp_(0.0, 1.0)

@@ -163,23 +163,27 @@ def wrong_scale(model: Classifier, images: torch.Tensor, labels: torch.Tensor) -
     better = [pair for pair in found if wilson_interval(pair[0], n)[0] > limit]
     if not better:
         return None
-    # Pixels times 255 all but undo a normalisation: the likelier reason comes first.
-    best, what = better[0] if model.normalises else max(better, key=lambda pair: pair[0])
+    if better[0] is found[0]:
+        # Pixels times 255, or normalised once more, all but undo a normalisation: the likelier
+        # reason comes first, unless another one is clearly better.
+        limit = wilson_interval(better[0][0], n)[1]
+        better[1:] = [pair for pair in better[1:] if wilson_interval(pair[0], n)[0] > limit]
+    best, what = max(better, key=lambda pair: pair[0])
     return f"of {n} images {plain} are right as they are, but {best} when {what}"
 
 
 def _other_scales(model: Classifier, images: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    ours, scale = (value[:, None, None] for value in (model.mean, model.std))
     if model.normalises:
-        mean, std = (value[:, None, None] for value in (model.mean, model.std))
         what = "our normalisation is undone: the network has its own, so leave mean and std out"
-        yield what, images * std + mean
-    yield "multiplied by 255: the network expects pixels in 0…255", images * 255
-    if model.normalises:
-        return
+        yield what, images * scale + ours
     for name, usual in _USUAL.items():
         channels = slice(None) if len(model.mean) == 3 else slice(1, 2)
         mean, std = (torch.tensor(v[channels], device=images.device)[:, None, None] for v in usual)
-        yield f"normalised ({name}): pass the network's --mean and --std", (images - mean) / std
+        # What the model makes of these is what another would make of the images.
+        others = (images - mean) / std * scale + ours
+        yield f"normalised ({name}): pass the network's --mean and --std", others
+    yield "multiplied by 255: the network expects pixels in 0…255", images * 255
 
 
 @dataclass(frozen=True)

@@ -288,10 +288,23 @@ def _state_dict(network: nn.Module) -> dict[str, torch.Tensor]:
 # ---------------------------------------------------------------- ONNX
 
 
+# protobuf's limit of a message is 2 GiB; some of that is the graph's.
+_MOST_ONNX_BYTES = 2**31 - 2**26
+
+
 def _write_onnx(model: Classifier, facts: str, path: Path) -> Sequence[Network]:
     """One file for onnxruntime and others, with a batch of any size."""
-    runtime, checker = _require_package("onnxruntime"), _require_package("onnx").checker
+    runtime, onnx = _require_package("onnxruntime"), _require_package("onnx")
     _require_package("onnxscript")
+    size = sum(each.nbytes for each in model.state_dict().values())
+    if size > _MOST_ONNX_BYTES:
+        raise ModelError(
+            model.architecture,
+            "has more weights than one ONNX file can hold",
+            expected=f"at most {_MOST_ONNX_BYTES / 2**20:,.0f} MiB",
+            found=f"{size / 2**20:,.0f} MiB",
+            remedy="Export it with --to torchscript.",
+        )
     program: Any = torch.onnx.export(
         Deployed(model),
         (probes(model.shape)[:2],),
@@ -309,8 +322,9 @@ def _write_onnx(model: Classifier, facts: str, path: Path) -> Sequence[Network]:
         part.metadata_props.clear()
         part.doc_string = None
     program.model.metadata_props[_FACTS_PROPERTY] = facts
-    program.save(str(path))
-    checker.check_model(str(path), full_check=True)
+    # Not by its own `save`, which puts large weights into a second file.
+    onnx.save_model(program.model_proto, str(path))
+    onnx.checker.check_model(str(path), full_check=True)
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def run(images: torch.Tensor) -> torch.Tensor:
@@ -542,7 +556,7 @@ def _timm_config(
             "custom_load": False,
             "input_size": list(model.shape),
             "fixed_input_size": "img_size" in options,
-            "interpolation": "bilinear",
+            "interpolation": "bicubic",  # as images are resized here
             # The whole image: the pipeline cuts no border off when it evaluates.
             "crop_pct": 1.0,
             "crop_mode": "center",

@@ -34,7 +34,7 @@ def decode_image(content: bytes, where: str) -> NDArray[np.uint8]:
         Grey becomes three equal channels. Transparency is laid on white, or on black where
         nothing would be seen on white. 16-bit grey keeps its upper 8 bits, unless all values are
         8-bit ones. Of several frames the first is taken, and EXIF orientation is left alone, as
-        in torchvision's ImageFolder.
+        in torchvision's ImageFolder, but in TIFFs, which Pillow turns for both.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
         pixels = np.asarray(image.convert("RGB"))
     if deep and pixels.max() <= 1:
         raise ValueError(
-            "16-bit colours all below 256, black or 8-bit values in a 16-bit file: save 8 bits"
+            "16-bit colours all below 512, black or 8-bit values in a 16-bit file: save 8 bits"
         )
     return pixels
 

@@ -364,14 +364,18 @@ def _require_classes(folder: Path, found: Iterable[str], expected: Sequence[str]
     layout, names = f"Put images into {folder}/CLASS/, one folder per class.", list(found)
     if not names:
         raise DataError(folder, "has no class folders", remedy=layout)
+    parts = sorted({"train", *_TEST_FOLDERS}.intersection(names).difference(expected or ()))
+    either = " or ".join(str(folder / part) for part in parts)
     if expected is None:
         if len(names) == 1:
             raise DataError(folder, f"has one class only, '{names[0]}'", remedy=layout)
+        if len(parts) == len(names):
+            what = "holds parts of a data set, not classes"
+            remedy = f"Name one part of it: {either}."
+            raise DataError(folder, what, found=", ".join(parts), remedy=remedy)
         return
     wanted, there = {nfc(name) for name in expected}, {nfc(name) for name in names}
     if wanted != there:
-        parts = sorted({"train", *_TEST_FOLDERS}.intersection(names).difference(expected))
-        either = " or ".join(str(folder / part) for part in parts)
         raise DataError(
             folder,
             "has other classes than the training images, the model or the store that it is for",
@@ -477,11 +481,13 @@ def _cifar(params: PrepareParams, split: Split) -> ArraySource:
     root = Path(params.path or "data/raw")
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[params.dataset]
     there = (root / kind.base_folder).exists()
+    # An archive that is there is unpacked when a download is allowed, which it is instead of.
+    download = params.download or (root / kind.filename).exists()
     try:
         # torchvision unpickles the archive only after its MD5 sum was found right. Its words on
         # the way are not ours.
         with contextlib.redirect_stdout(io.StringIO()):
-            content = kind(str(root), train=split == "train", download=params.download)
+            content = kind(str(root), train=split == "train", download=download)
     except Exception as error:  # a download fails in many ways, a corrupt archive in another
         if there:
             what = f"{params.dataset} is damaged or incomplete ({reason_of(error)})"

@@ -40,8 +40,9 @@ _WRAPPERS = (
 _DEEPEST = 3
 # DataParallel, torch.compile, and wrapping modules.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "network.")
-# A second first stage in the networks of TRADES, AWP and their kin: saved, but never run.
-_NEVER_RUN = ("sub_block1.",)
+# A second first stage in the networks of TRADES, AWP and their kin, and outputs of torchvision's
+# googlenet and inception_v3 for training: saved, but never run.
+_NEVER_RUN = ("sub_block1.", "aux1.", "aux2.", "AuxLogits.")
 # Input normalisation that RobustBench and others keep among the weights.
 _CONSTANTS = (("mean", "std"), ("mu", "sigma"), ("normalize.mean", "normalize.std"))
 _ALL_CONSTANTS = frozenset(name for names in _CONSTANTS for name in names)

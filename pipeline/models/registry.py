@@ -215,10 +215,15 @@ def timm_options(name: str, num_classes: int, shape: tuple[int, int, int]) -> di
     return options
 
 
+# torchvision's own weights of these come with `transform_input`, which no state dict says: of pixels
+# normalised as ImageNet's they make what mean and std of 0.5 would have made.
+_RESCALING = ("googlenet", "inception_v3")
+
+
 def torchvision_options(name: str, num_classes: int, shape: tuple[int, int, int]) -> dict[str, Any]:
     """Arguments of `torchvision.models.get_model` beside the name; plain values."""
     options: dict[str, Any] = {"num_classes": num_classes}
-    if name in ("googlenet", "inception_v3"):
+    if name in _RESCALING:
         # Their second output exists in training mode only and would change the result's type.
         options |= {"aux_logits": False, "init_weights": True}
     if name.startswith("vit_"):
@@ -242,6 +247,8 @@ def declared_normalisation(
         import timm
 
         declared = timm.get_pretrained_cfg(name)
+    elif name in _RESCALING and package == "torchvision":
+        return ((0.5,) * 3, (0.5,) * 3) if channels == 3 else None
     elif package == "torchvision":
         from torchvision import models
 

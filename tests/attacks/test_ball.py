@@ -125,3 +125,10 @@ def test_starts_belong_to_samples_and_not_to_batches(norm):
     alone = ball.uniform(IMAGES[2:3], index[2:3], KEY)
     torch.testing.assert_close(together[2:3], alone)
     assert not torch.allclose(together, ball.uniform(IMAGES, index, KEY + 1))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_no_images_have_no_starts(norm):
+    """As of an evaluation without examples."""
+    nobody = torch.empty(0, dtype=torch.int64)
+    assert Ball(norm, 0.1).uniform(torch.empty(0, 3, 4, 4), nobody, key=1).shape == (0, 3, 4, 4)

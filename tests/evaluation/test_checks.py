@@ -158,11 +158,12 @@ WRONG = [
     (Brightness(factor=255), {}, "multiplied"),
     (Brightness(**CIFAR), {}, "--mean"),
     (Brightness(), {"mean": MEAN, "std": STD}, "normalisation"),
+    (Brightness(mean=0.5, std=0.5), {"mean": (0.1,) * 3, "std": (0.9,) * 3}, "normalised"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("network", "normalisation", "message"), WRONG, ids=["0 to 255", "never", "twice"]
+    ("network", "normalisation", "message"), WRONG, ids=["0 to 255", "never", "twice", "otherwise"]
 )
 def test_a_wrong_scale_is_said_with_what_to_do(grey_images, network, normalisation, message):
     """How many are right as they are, and how many on the other scale."""

@@ -9,6 +9,7 @@ import warnings
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -22,6 +23,7 @@ from timm.data.transforms_factory import create_transform
 from torch import nn
 
 from ltd_pipe.errors import MachineError, ModelError
+from ltd_pipe.export import formats
 from ltd_pipe.export.formats import (
     Deployed,
     export,
@@ -31,6 +33,7 @@ from ltd_pipe.export.formats import (
     timm_name,
     write_export,
 )
+from ltd_pipe.images.decode import resize
 from ltd_pipe.models.checkpoint import save_classifier
 from ltd_pipe.models.classifier import Classifier
 from ltd_pipe.provenance import sha256_file
@@ -167,6 +170,21 @@ def written(making_students, tmp_path_factory):
     return path, model, facts
 
 
+def test_one_file_has_all_weights(making_students, tmp_path, monkeypatch):
+    """Large ones, too, which torch's exporter puts into another, that would stay behind."""
+    from torch.onnx._internal.exporter import _onnx_program
+
+    _, model, facts = making_students("small-cnn-w4", (1, 8, 8))
+    monkeypatch.setattr(_onnx_program, "_LARGE_MODEL_THRESHOLD", 100)
+    write_export(model, facts, "onnx", tmp_path / "model.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    moved = (tmp_path / "model.onnx").rename(tmp_path / "other.onnx")
+    onnxruntime.InferenceSession(moved, providers=["CPUExecutionProvider"])
+    monkeypatch.setattr(formats, "_MOST_ONNX_BYTES", 100)
+    with refused(ModelError, where="small-cnn-w4", what="one ONNX file", remedy="torchscript"):
+        write_export(model, facts, "onnx", tmp_path / "model.onnx")
+
+
 def test_onnxruntime_gets_the_logits(written):
     """For a batch of a size that was never tried."""
     path, model, _ = written
@@ -278,6 +296,21 @@ def test_timms_own_transform_feeds_the_model(making_students, tmp_path):
     with torch.no_grad():
         logits = loaded(transform(picture)[None])
         torch.testing.assert_close(logits, model(pixels[None] / 255), atol=1e-5, rtol=1e-4)
+
+
+def test_timms_own_transform_resizes_as_we_do(making_students, tmp_path):
+    """The model gets the pixels on which it was evaluated, whatever the files' size."""
+    _, model, facts = making_students("timm:test_resnet", (3, 32, 32))
+    write_export(model, facts, "timm", tmp_path / "timm")
+    config = resolve_model_data_config(
+        timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True)
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
+    found = create_transform(**config | {"mean": (0, 0, 0), "std": (1, 1, 1)})(
+        Image.fromarray(pixels)
+    )
+    expected = torch.from_numpy(resize(pixels, 32).copy()).permute(2, 0, 1)
+    torch.testing.assert_close(found * 255, expected.float())
 
 
 def test_the_last_layer_can_be_replaced(making_students, tmp_path):

@@ -4,6 +4,7 @@ import hashlib
 import os
 import pickle
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -281,6 +282,16 @@ def test_a_folder_of_both_parts_in_place_of_one_is_explained(photos):
     assert caught.value.remedy == f"Name one part of it: {photos}/test or {photos}/train."
 
 
+@pytest.mark.parametrize("parts", [("train", "test"), ("train", "val", "test")], ids="-".join)
+def test_parts_of_a_data_set_are_no_classes(tmp_path, parts):
+    """A network of as many classes would be asked about training and test images together."""
+    for part in parts:
+        (tmp_path / part / "cat").mkdir(parents=True)
+        (tmp_path / part / "cat" / "a.png").write_bytes(picture(0))
+    with refused(DataError, where=tmp_path, what="parts of a data set", remedy="Name one part"):
+        FolderSource(tmp_path)
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     """MissingError, which is a FileNotFoundError."""
     (tmp_path / "cats").mkdir()
@@ -365,6 +376,17 @@ def test_a_damaged_cifar_is_refused_before_it_is_unpickled(cifar, tmp_path):
     path.write_bytes(path.read_bytes() + b"x")
     with refused(DataError, where=tmp_path, what="cifar10"):
         open_source(cifar, "train")
+
+
+def test_an_archive_of_cifar_is_unpacked_without_a_download(cifar, tmp_path, monkeypatch):
+    """As the refusal tells those to do who have no network."""
+    kind = datasets.CIFAR10
+    with tarfile.open(tmp_path / kind.filename, "w:gz") as archive:
+        archive.add(tmp_path / kind.base_folder, kind.base_folder)
+    shutil.rmtree(tmp_path / kind.base_folder)
+    found = hashlib.md5((tmp_path / kind.filename).read_bytes()).hexdigest()  # noqa: S324
+    monkeypatch.setattr(kind, "tgz_md5", found)
+    assert len(open_source(cifar, "train")) > 0
 
 
 def test_a_cifar_that_is_not_there_is_named(tmp_path):

@@ -49,13 +49,14 @@ def _with_dead_block(state):
         _prefixed("student.backbone."),
         lambda state: _prefixed("module.")(state) | {"n_averaged": torch.tensor(5)},
         _with_dead_block,
+        lambda state: state | {"aux1.fc.weight": torch.ones(2, 2)},
         lambda state: {k: v for k, v in state.items() if "num_batches" not in k},
         lambda state: {k: v.half().float() if v.ndim else v for k, v in state.items()},
     ],
     ids=[
         "bare", "state_dict", "model", "nested", "timm's options", "DataParallel", "two prefixes",
         "compiled", "net", "names of one's own", "AveragedModel",
-        "TRADES sub_block1", "torch 0.4", "same values",
+        "TRADES sub_block1", "googlenet", "torch 0.4", "same values",
     ],
 )  # fmt: skip
 def test_usual_wrappers_and_prefixes_are_taken_off(network, tmp_path, wrap):

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from refusals import refused
+from torchvision import models
 
 from ltd_pipe.errors import ModelError
-from ltd_pipe.models.registry import build
+from ltd_pipe.models.registry import build, declared_normalisation
 
 
 @pytest.mark.parametrize(
@@ -46,3 +47,16 @@ def test_names_and_images_that_do_not_go_together_are_refused(name, shape, field
     """Before any data are read; hubs are never asked."""
     with refused(ModelError, where=name, **fields):
         build(name, 10, shape)
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_torchvisions_rescaling_networks_declare_what_they_see(name):
+    """Their own weights come with `transform_input`, which no state dict says."""
+    theirs = models.get_model(name, transform_input=True, aux_logits=False, init_weights=False)
+    mean, std = declared_normalisation(f"torchvision:{name}", 3)
+    images = torch.rand(2, 3, 8, 8)
+    usual = models.get_model_weights(name).DEFAULT.transforms()
+    of = (torch.tensor(value)[:, None, None] for value in (usual.mean, usual.std, mean, std))
+    their_mean, their_std, our_mean, our_std = of
+    seen = theirs._transform_input((images - their_mean) / their_std)
+    torch.testing.assert_close(seen, (images - our_mean) / our_std, atol=1e-5, rtol=1e-5)
