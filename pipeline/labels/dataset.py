@@ -69,7 +69,9 @@ class SoftLabelDataset(Dataset[tuple[Any, Any, torch.Tensor]]):
         Needed when the labels are of augmented views. "replay": make view epoch modulo V of
         each image, as for the teacher; the data set must give images as they are read, and
         `transform` comes after. They are resized as for the teacher where the store says how
-        that was, and else have to be of the size in which they were labelled. "given": the data set
+        that was, and else have to be of the size in which they were labelled. The teacher saw
+        transparency on white and the upper 8 of 16 bits, which torchvision's loaders read
+        otherwise: `ltd_pipe.images.decode` reads them so. "given": the data set
         makes the views itself and gives (image, label, view), so that the label is always
         that view's.
     view : int, optional

@@ -215,8 +215,8 @@ def timm_options(name: str, num_classes: int, shape: tuple[int, int, int]) -> di
     return options
 
 
-# torchvision's own weights of these come with `transform_input`, which no state dict says: of pixels
-# normalised as ImageNet's they make what mean and std of 0.5 would have made.
+# torchvision's own weights of these come with `transform_input`, which no state dict says: it makes
+# of pixels normalised as ImageNet's what mean and std of 0.5 would have made.
 _RESCALING = ("googlenet", "inception_v3")
 
 
