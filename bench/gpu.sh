@@ -74,9 +74,7 @@ gpu = t.cuda.is_available() and t.cuda.get_device_name()
 found = {"torch": t.__version__, "gpu": gpu, "cudnn": t.backends.cudnn.version(), "missing": missing}
 open(sys.argv[1], "w").write(json.dumps(found))
 print(found)' "$work/json/machine.json"
-# The warning is torch's own, about the mode in which a test looks for waits.
-part tests 120 python -m pytest -m gpu -q -p no:cacheprovider \
-  -W "ignore:Synchronization debug mode" $(grep -rl --include='*.py' mark.gpu tests)
+part tests 120 python -m pytest -m gpu -q -p no:cacheprovider $(grep -rl --include='*.py' mark.gpu tests)
 for mode in $modes; do
   part "launches-$mode" 60 python bench/launches.py --architecture "$narrow" --batch "$batch" \
     --compile "$mode" --json "$work/json/launches-$mode.json"
@@ -128,5 +126,4 @@ for mode in $wide_modes; do
     --batch "$wide_batch" --precision bfloat16 --compile "$mode" --rounds "$rounds" \
     --json "$work/json/wide-$mode.json"
 done
-gather
 echo "$out/gpu.json"

@@ -96,6 +96,7 @@ def card(
       ltd-pipe card student/model.safetensors --metrics data/metrics.json \\
           --out student/README.md
     """
+    from ltd_pipe.evaluation.results import audit_in
     from ltd_pipe.export.card import format_card, gather_card
     from ltd_pipe.publish import write_text
     from ltd_pipe.report.runs import find_metrics
@@ -104,8 +105,8 @@ def card(
         options.refuse_options({"evaluation"}, "is of --metrics, and none are given")
     else:
         metrics = find_metrics(metrics)
-    if audit is not None and audit.is_dir():
-        audit = require_file(audit / "audit.json")
+    if audit is not None:
+        audit = require_file(audit_in(audit))
     inputs = [path for path in (checkpoint, metrics, audit) if path is not None]
     options.refuse_overlap(out, *inputs)
     options.refuse_existing(out, force=force, kind=options.CARD)

@@ -122,7 +122,7 @@ def report(
 
 def _paths(student: Path, metrics: Path, named: dict[str, Path]) -> ReportPaths:
     """Where the files are: those that were named, and those of the same run beside them."""
-    from ltd_pipe.evaluation.results import audit_beside, evaluation_beside
+    from ltd_pipe.evaluation.results import audit_beside, audit_in, evaluation_beside
     from ltd_pipe.report.facts import ReportPaths
     from ltd_pipe.report.runs import find_metrics
 
@@ -140,6 +140,5 @@ def _paths(student: Path, metrics: Path, named: dict[str, Path]) -> ReportPaths:
         "audit": audit_beside(metrics),
     }
     found = _DEFAULTS | beside | named
-    if found["audit"].is_dir():
-        found["audit"] /= "audit.json"
+    found["audit"] = audit_in(found["audit"])
     return ReportPaths(student=student, metrics=metrics, named=named.keys(), **found)

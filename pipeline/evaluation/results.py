@@ -74,6 +74,11 @@ def audit_beside(metrics: Path) -> Path:
     return metrics.with_name("audit") / "audit.json"
 
 
+def audit_in(place: Path) -> Path:
+    """The audit.json that is named by itself or by its folder."""
+    return place / "audit.json" if place.is_dir() else place
+
+
 # --- Reading, with a clear line for a file that is damaged.
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ltd_pipe.images.stream import Batch
     from ltd_pipe.models.classifier import Classifier
     from ltd_pipe.objectives import StepInfo
+    from ltd_pipe.params import FitParams
     from ltd_pipe.training.step import Step
 
 
@@ -118,8 +119,8 @@ def failures_explained(
 
 
 @contextlib.contextmanager
-def passes_explained(model: Classifier, size: int, accumulated: int) -> Iterator[None]:
-    """The same for passes of a measurement or a validation, of as many images as a step of `size`.
+def passes_explained(model: Classifier, params: FitParams, world: World) -> Iterator[None]:
+    """The same for passes of a measurement or a validation, of as many images as a step's.
 
     What would fit is not tried.
     """
@@ -127,7 +128,8 @@ def passes_explained(model: Classifier, size: int, accumulated: int) -> Iterator
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         _explain(error, model)
-        remedy = _with_fewer(size, None, accumulated)
+        size = -(-params.batch_size // world.size)
+        remedy = _with_fewer(size, None, params.accumulation_steps)
         raise _too_large(model.mean.device, size, reason_of(error), remedy) from error
 
 

@@ -26,6 +26,7 @@ from ltd_pipe.training.perturbations import Perturbations
 from ltd_pipe.training.snapshots import Snapshots
 from ltd_pipe.training.targets import LiveTargets, SelfDistillation
 from ltd_pipe.training.trainer import RunContext, Task, Trainer
+from ltd_pipe.training.validation import images_at_a_time
 
 if TYPE_CHECKING:
     from ltd_pipe.device import PrecisionSettings
@@ -301,11 +302,10 @@ def open_run(
         kept = None if fresh else snapshots.precision()
         if kept:
             return kept
-        mine, parts = -(-section.batch_size // world.size), section.accumulation_steps
-        with passes_explained(model, mine, parts):
+        with passes_explained(model, section, world):
             return choose_precision(
                 Frozen(model).current(),
-                -(-mine // parts),
+                images_at_a_time(section, world),
                 precision=section.precision,
                 channels_last=section.channels_last,
                 compile=section.compile,

@@ -230,9 +230,10 @@ class Trainer:
                     raise Interrupted
         # Before the validation, in which one process alone may be stopped and save. Of several none
         # is: torchrun ends them all after half a minute.
-        self._step.share_perturbations()
         if world.size > 1 and self._validates(epoch):
             self._save()
+        else:
+            self._step.share_perturbations()
         self._finish_epoch(epoch, watcher, stop)
         watcher.epoch(self.progress.history)
         if (collapse := self.collapse) and collapse.epoch == epoch:
@@ -284,8 +285,7 @@ class Trainer:
         if self._validates(epoch):
             watcher.validation(epoch)
             try:
-                mine = -(-params.batch_size // self.context.world.size)
-                explained = passes_explained(self.model, mine, params.accumulation_steps)
+                explained = passes_explained(self.model, params, self.context.world)
                 with stop.at_once(), explained:
                     samples = self._validation
                     row |= validate(self.average, self._stream, samples, params, self.context)
