@@ -7,7 +7,6 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -41,6 +40,8 @@ _TOGETHER = 64
 
 def in_threads(work: Callable[[int], _Result], count: int) -> Iterator[_Result]:
     """Results of `work(i)` for i from 0 to `count` - 1, in order, of as many threads as cores."""
+    # Here, since every command begins with this module.
+    from concurrent.futures import ThreadPoolExecutor
 
     def some(first: int) -> list[_Result]:
         return [work(i) for i in range(first, min(first + _TOGETHER, count))]
