@@ -18,7 +18,7 @@ import math
 import time
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -405,24 +405,25 @@ def main(
 ) -> None:
     """Count the passes to the same robustness; see the file's first lines."""
     chosen = {name: epochs or BUDGETS[name] for name in ways or BUDGETS}
-    if quick:
-        if results == RESULTS:  # of real runs
-            results = Path(mkdtemp()) / RESULTS.name
-        networks, seeds, images = ("small-cnn-w8",), (0, 1), None
-        train_images, test_images = 256, 50
-        chosen = dict.fromkeys(chosen, (2,))
-    if torchattacks is None:
-        chosen = {name: lengths for name, lengths in chosen.items() if not WAYS[name].plain}
-    if not only_table:
-        if images is None and not quick:
-            raise click.UsageError("--images: where is CIFAR-10, as class folders of files?")
-        with TemporaryDirectory() as made, deterministic():
+    with TemporaryDirectory() as made:
+        if quick:
+            if results == RESULTS:  # of real runs
+                results = Path(made) / RESULTS.name
+            networks, seeds, images = ("small-cnn-w8",), (0, 1), None
+            train_images, test_images = 256, 50
+            chosen = dict.fromkeys(chosen, (2,))
+        if torchattacks is None:
+            chosen = {name: lengths for name, lengths in chosen.items() if not WAYS[name].plain}
+        if not only_table:
+            if images is None and not quick:
+                raise click.UsageError("--images: where is CIFAR-10, as class folders of files?")
             kept = folder or Path(made)
             kept.mkdir(parents=True, exist_ok=True)
-            data = open_data(kept, images, train_images, test_images, precision)
-            for network in networks:
-                run_all(data, network, chosen, seeds, results)
-    click.echo("\n".join(summary(read(results))))
+            with deterministic():
+                data = open_data(kept, images, train_images, test_images, precision)
+                for network in networks:
+                    run_all(data, network, chosen, seeds, results)
+        click.echo("\n".join(summary(read(results))))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import functools
@@ -100,8 +101,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def replace_tree(built: Path, target: Path) -> None:
     """Publish a complete folder that was built beside `target`, replacing what stood there.
 
-    An older folder is moved away first and then removed, so that at every moment `target` is
-    either whole or absent.
+    An older folder changes places with it and is then removed, so that `target` is whole at every
+    moment. Where the file system cannot do that, as on NFS, `target` is absent for a moment.
 
     Raises
     ------
@@ -111,9 +112,12 @@ def replace_tree(built: Path, target: Path) -> None:
     old = _moved_aside(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists():
-            os.replace(target, old)
-        os.replace(built, target)
+        if _exchanged(built, target):
+            os.replace(built, old)
+        else:
+            if target.exists():
+                os.replace(target, old)
+            os.replace(built, target)
         _flush(target.parent)
     except BaseException as error:
         if old.exists() and not target.exists():
@@ -122,6 +126,19 @@ def replace_tree(built: Path, target: Path) -> None:
             raise _refused(target, error) from error
         raise
     _remove_moved_aside(target)
+
+
+# Of Linux 3.15 and glibc 2.28; other systems' libraries have no such function.
+_RENAME: Any = getattr(ctypes.CDLL(None), "renameat2", None)
+_THIS_FOLDER, _EXCHANGE = -100, 2
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Let two paths change places in one step; False where one is missing or nothing can."""
+    if _RENAME is None:
+        return False
+    first, second = os.fsencode(one), os.fsencode(other)
+    return bool(_RENAME(_THIS_FOLDER, first, _THIS_FOLDER, second, _EXCHANGE) == 0)
 
 
 def remove_state(folder: Path) -> None:

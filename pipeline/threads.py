@@ -51,10 +51,17 @@ def in_threads(work: Callable[[int], _Result], count: int) -> Iterator[_Result]:
             yield from results
 
 
+# Of cgroup 2, and of 1: the limit, what is taken, and the facts with files that could be given up.
+_NEW = ("memory.max", "memory.current", "memory.stat", "inactive_file")
+_OLD = (
+    *("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    *("memory/memory.stat", "total_inactive_file"),
+)
+
+
 def memory_quota(cgroup: Path = _CGROUP) -> int | None:
     """Bytes that a container may take besides what it needs now; None: as many as there are."""
-    first = (cgroup / "memory.max").exists()
-    names = ("memory.max", "memory.current", "memory.stat", "inactive_file") if first else _OLDER
+    names = _NEW if (cgroup / _NEW[0]).exists() else _OLD
     try:
         limit, taken, facts = ((cgroup / name).read_text(encoding="ascii") for name in names[:3])
         # Files that were read are kept in memory until it is needed.
@@ -62,12 +69,6 @@ def memory_quota(cgroup: Path = _CGROUP) -> int | None:
         return max(int(limit) - int(taken) + int(kept.split()[1]), 0)
     except (OSError, ValueError, StopIteration):  # as where the limit is "max"
         return None
-
-
-_OLDER = (
-    *("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    *("memory/memory.stat", "total_inactive_file"),
-)
 
 
 # libgomp's threads spin for 300 ms before they sleep, while a thread that they wait for may have no

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from refusals import refused
 
+from ltd_pipe import publish
 from ltd_pipe.errors import BusyError, WriteError
 from ltd_pipe.publish import (
     exclusive,
@@ -95,8 +96,10 @@ def test_a_folder_is_replaced_whole(tmp_path):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, PermissionError(13, "Permission denied")])
 def test_an_old_folder_is_put_back(tmp_path, monkeypatch, error):
     """When the new one cannot get its name, whatever the reason: even Ctrl-C at that moment."""
+    monkeypatch.setattr("ltd_pipe.publish._RENAME", None)  # as where folders change no places
     for name in ("new", "old"):
         (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
     rename = os.replace
 
     def failing(source, target):
@@ -107,7 +110,36 @@ def test_an_old_folder_is_put_back(tmp_path, monkeypatch, error):
     monkeypatch.setattr(os, "replace", failing)
     with pytest.raises((KeyboardInterrupt, WriteError)):
         replace_tree(tmp_path / "new", tmp_path / "old")
-    assert {path.name for path in tmp_path.iterdir()} == {"new", "old"}
+    assert {path.name for path in tmp_path.glob("*/*")} == {"new", "old"}
+    assert (tmp_path / "old" / "old").exists()
+
+
+REPLACER = """
+import sys
+from pathlib import Path
+from ltd_pipe.publish import replace_tree
+target = Path(sys.argv[1])
+while True:
+    (target.parent / "new").mkdir()
+    replace_tree(target.parent / "new", target)
+    print(flush=True)
+"""
+
+
+def test_a_folder_that_is_replaced_is_there_at_every_moment(tmp_path):
+    """For whoever looks while it is, and after a SIGKILL at any time."""
+    target = tmp_path / "a"
+    target.mkdir()
+    (tmp_path / "b").mkdir()
+    if not publish._exchanged(target, tmp_path / "b"):
+        pytest.skip("here folders cannot change places in one step")
+    words = [sys.executable, "-c", REPLACER, target]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        absent = sum(not target.exists() for _ in range(20_000))
+        process.kill()
+    assert absent == 0
+    assert target.exists()
 
 
 def test_what_is_left_of_another_folder_stays(tmp_path):
