@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -27,6 +27,9 @@ from common import (
 from scipy import stats
 from study import ARMS, CELLS, Cell, key_of
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 HEAD = (
     *("training labels", "seeds", "P", "clean", "less one-hot's", "AutoAttack", "less one-hot's"),
     *("less smoothed's", "PGD-20", "last epoch", "ECE"),
@@ -39,6 +42,16 @@ one. Differences, to one-hot labels and in AutoAttack also to smoothed ones, are
 same seed, with the 95 % interval of Student's t over those seeds that have both.
 """
 _FIRST, *_, _SMOOTHED = ARMS
+_DEFAULT, _LIKELIEST = "soft, 0.99 (the default)", "soft, 0.99; attack on the likeliest"
+_TARGET, _CALIBRATED = "soft, 0.99; attack on the target", "soft, calibrated"
+# The same labels under another attack, then other labels under the same one.
+_PAIRS = (
+    *((_LIKELIEST, _DEFAULT), (_TARGET, _DEFAULT), (_LIKELIEST, _TARGET)),
+    *((arm, _DEFAULT) for arm in ("soft, 0.9", "soft, 0.6 (high temperature)", _CALIBRATED)),
+    *((f"soft, {label}; attack on the target", _TARGET) for label in ("0.9", "calibrated")),
+    (_LIKELIEST, "the teacher's hard answers"),
+    *(("soft, calibrated, rectified", _CALIBRATED), (_CALIBRATED, _SMOOTHED)),
+)
 # Seeds, to be among those that are tested.
 _ENOUGH = 3
 _PANELS = {"clean": "clean accuracy", "autoattack": "AutoAttack accuracy"}
@@ -75,7 +88,8 @@ def page(rows: list[dict[str, Any]]) -> str:
     """The table of each cell that has runs."""
     tested = alike((row["best"] for row in rows if "best" in row), "n")
     runs, parts = Runs(rows), [_LEGEND.format(**tested)]
-    for cell in sorted(CELLS, key=lambda cell: (not cell.share, cell.to != "uniform", cell)):
+    cells = sorted(CELLS, key=lambda cell: (not cell.share, cell.to != "uniform", cell))
+    for cell in cells:
         found = {arm: runs.of(arm, cell) for arm in ARMS}
         every = [run for of_arm in found.values() for run in of_arm.values()]
         if not every:
@@ -92,8 +106,19 @@ def page(rows: list[dict[str, Any]]) -> str:
         )
         lines = [_line(runs, arm, cell) for arm, of_arm in found.items() if of_arm]
         parts.append(table(HEAD, lines))
+    parts += (_between(runs, cells, measure) for measure in _PANELS)
     parts.append(_standing(runs))
     return "\n".join(parts)
+
+
+def _between(runs: Runs, cells: Sequence[Cell], measure: str) -> str:
+    """Differences between pairs of arms other than one-hot."""
+    rows = [
+        [f"{arm}; less {other}", *(runs.apart(arm, cell, measure, other) for cell in cells)]
+        for arm, other in _PAIRS
+    ]
+    header = [f"{_PANELS[measure]}, points", *map(str, cells)]
+    return table(header, [row for row in rows if any(row[1:])])
 
 
 def _standing(runs: Runs) -> str:

@@ -147,6 +147,7 @@ def test_the_table_pairs_runs_of_a_seed(tmp_path):
         *(row("soft, 0.9", seed, 0.95, robust, mean_top_probability=0.9)
           for seed, robust in ((2, 0.1), (0, 0.62), (1, 0.64))),
         row("smoothed, entropy of calibrated", 0, 0.9, 0.61, smoothing=0.2),
+        row("soft, 0.99 (the default)", 0, 0.92, 0.6, mean_top_probability=0.99),
         {**row("soft, calibrated", 0, 0, 0), "refused": "100 of 100 answers right"},
     ]  # fmt: skip
     del rows[-1]["best"], rows[-1]["last"]
@@ -159,8 +160,10 @@ def test_the_table_pairs_runs_of_a_seed(tmp_path):
     # By hand: 2 and 4 points, Student's t of one degree of freedom is 12.706.
     soft = ["| soft, 0.9", "3", "0.90", "95.0 ± 0.0", "+5.0 (+5.0 to +5.0)", "45.3 ± 30.6"]
     assert lines[1][:8] == [*soft, "+3.0 (-9.7 to +15.7)", "+1.0"]
-    assert lines[2][:3] == ["| smoothed, entropy of calibrated", "1", "0.82"]
-    assert len(lines) == 3
+    assert lines[2][:3] == ["| soft, 0.99 (the default)", "1", "0.99"]
+    assert lines[3][:3] == ["| smoothed, entropy of calibrated", "1", "0.82"]
+    between = [line for line in lines[4:] if line[0].startswith("| soft, 0.9; less soft, 0.99 (")]
+    assert [line[2] for line in between] == ["+3.0", "+2.0"]
     assert len(json.loads((tmp_path / "runs.json").read_text())["machines"]) == 1
     assert "20 % uniform: soft, 0.9" in (tmp_path / "figure.svg").read_text()
     assert "Of 0 differences of AutoAttack" in table
