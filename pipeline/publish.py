@@ -107,7 +107,8 @@ def replace_tree(built: Path, target: Path) -> None:
     Raises
     ------
     WriteError
-        When the rename is refused. Then, and when it is interrupted, the older folder is put back.
+        When the rename is refused. Then, and when it is interrupted, `target` is whole: the older
+        folder, or the new one where they had changed places.
     """
     old = _moved_aside(target)
     try:
