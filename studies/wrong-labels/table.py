@@ -45,7 +45,7 @@ _FIRST, *_, _SMOOTHED = ARMS
 _DEFAULT, _LIKELIEST = "soft, 0.99 (the default)", "soft, 0.99; attack on the likeliest"
 _TARGET, _CALIBRATED = "soft, 0.99; attack on the target", "soft, calibrated"
 # The same labels under another attack, then other labels under the same one.
-_PAIRS = (
+PAIRS = (
     *((_LIKELIEST, _DEFAULT), (_TARGET, _DEFAULT), (_LIKELIEST, _TARGET)),
     *((arm, _DEFAULT) for arm in ("soft, 0.9", "soft, 0.6 (high temperature)", _CALIBRATED)),
     *((f"soft, {label}; attack on the target", _TARGET) for label in ("0.9", "calibrated")),
@@ -108,17 +108,18 @@ def page(rows: list[dict[str, Any]]) -> str:
         parts.append(table(HEAD, lines))
     parts += (_between(runs, cells, measure) for measure in _PANELS)
     parts.append(_standing(runs))
-    return "\n".join(parts)
+    return "\n".join(filter(None, parts))
 
 
 def _between(runs: Runs, cells: Sequence[Cell], measure: str) -> str:
-    """Differences between pairs of arms other than one-hot."""
-    rows = [
+    """Differences between pairs of arms other than one-hot; empty where no seed has both."""
+    found = [
         [f"{arm}; less {other}", *(runs.apart(arm, cell, measure, other) for cell in cells)]
-        for arm, other in _PAIRS
+        for arm, other in PAIRS
     ]
     header = [f"{_PANELS[measure]}, points", *map(str, cells)]
-    return table(header, [row for row in rows if any(row[1:])])
+    rows = [row for row in found if any(row[1:])]
+    return table(header, rows) if rows else ""
 
 
 def _standing(runs: Runs) -> str:

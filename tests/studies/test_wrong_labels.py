@@ -33,8 +33,10 @@ def test_parameters_are_those_of_the_commands(data, monkeypatch):
     """The file loads, with what --quick changes, too, and dvc.yaml runs it."""
     assert load_params(STUDY / data / "params.yaml").prepare.wrong_labels == 0
     monkeypatch.syspath_prepend(STUDY)
-    quick = importlib.import_module("study").QUICK
-    load_params(STUDY / data / "params.yaml", {name: str(value) for name, value in quick.items()})
+    study, table = map(importlib.import_module, ("study", "table"))
+    changes = {name: str(value) for name, value in study.QUICK.items()}
+    load_params(STUDY / data / "params.yaml", changes)
+    assert {arm for pair in table.PAIRS for arm in pair} < study.ARMS.keys()
     stages = yaml.safe_load((STUDY / "dvc.yaml").read_text())["stages"]
     assert data in stages["runs"]["foreach"]
     assert data in stages["table"]["foreach"]
@@ -166,6 +168,9 @@ def test_the_table_pairs_runs_of_a_seed(tmp_path):
     assert [line[2] for line in between] == ["+3.0", "+2.0"]
     assert len(json.loads((tmp_path / "runs.json").read_text())["machines"]) == 1
     assert "20 % uniform: soft, 0.9" in (tmp_path / "figure.svg").read_text()
+    (tmp_path / "rows.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    run("table.py", tmp_path)
+    assert "points |" not in (tmp_path / "table.md").read_text()
     assert "Of 0 differences of AutoAttack" in table
 
 
