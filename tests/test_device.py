@@ -13,6 +13,7 @@ from ltd_pipe.device import (
     choose_device,
     choose_precision,
     deterministic,
+    free_memory,
     full_float32,
 )
 from ltd_pipe.errors import MachineError
@@ -41,6 +42,15 @@ def test_cuda_is_refused_where_there_is_none():
     """With what to do."""
     with refused(MachineError, where="device: cuda", what="torch", remedy="ltd-pipe doctor"):
         choose_device("cuda")
+
+
+def test_processes_of_one_machine_share_its_memory(monkeypatch):
+    """Each that torchrun starts may keep no more than its part."""
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    whole = free_memory(torch.device("cpu"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    # Other programs take and give back some meanwhile.
+    assert free_memory(torch.device("cpu")) < whole / 4
 
 
 @pytest.mark.gpu

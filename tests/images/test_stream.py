@@ -8,6 +8,7 @@ import torch
 from refusals import refused
 
 from ltd_pipe.errors import DataError
+from ltd_pipe.images import stream
 from ltd_pipe.images.beton import open_beton, write_beton
 from ltd_pipe.images.sources import open_source
 from ltd_pipe.images.stream import FolderStream, ImageStream, read_raw
@@ -44,6 +45,25 @@ def streamed(request, train_beton):
 def test_streamed_and_resident_give_the_same(streamed, resident, batch_size):
     """Whatever the residency, workers and batch size."""
     assert same(everything(streamed, batch_size), everything(resident, 32))
+
+
+def test_processes_of_one_machine_share_its_processors(train_beton, monkeypatch):
+    """Each that torchrun starts takes its part, and one at least."""
+    threads = []
+
+    def opened(_, workers):
+        threads.append(workers)
+        raise InterruptedError
+
+    monkeypatch.setattr(stream, "usable_cores", lambda: 8)
+    monkeypatch.setattr(stream, "BetonReader", opened)
+    for processes in (None, "2", "16"):
+        if processes is not None:
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        batches = ImageStream(train_beton, CPU, resident=False).batches(ORDER, 8)
+        with pytest.raises(InterruptedError):
+            next(batches)
+    assert threads == [8, 4, 1]
 
 
 def test_images_of_several_pages_are_all_copied(tmp_path):

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from ltd_pipe.stages.console import Ticker, bar
+from ltd_pipe.stages.console import Ticker, bar, counter, doing, tell, transfer
 
 
 def test_without_a_terminal_the_time_left_is_told_each_minute(capsys, monkeypatch):
@@ -29,6 +29,22 @@ def test_without_a_terminal_the_time_left_is_told_each_minute(capsys, monkeypatc
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "PGD-50 …"
     assert lines[1:] == ["PGD-50: 200 done, 1 min left"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_torchruns_processes_the_first_alone_speaks(capsys, monkeypatch, rank):
+    """They share a terminal, on which two bars would overwrite each other."""
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("RANK", str(rank))
+    with doing("loading"):
+        pass
+    with counter("counting", 2) as count, transfer("fetching") as fetch:
+        count(1)
+        fetch(1, 2)
+    tell("done")
+    shown = capsys.readouterr().err
+    words = ("loading", "counting", "fetching", "done")
+    assert [word in shown for word in words] == [not rank] * 4
 
 
 def test_on_a_terminal_the_bar_knows_how_much_is_to_come():
