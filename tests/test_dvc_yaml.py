@@ -77,6 +77,23 @@ def test_parameters_exist(stage):
         assert not key or key in field.annotation.model_fields
 
 
+# What params.yaml names outside of the project, and the stages' command that reads it.
+FROM_OUTSIDE = {
+    "images": "prepare",
+    **dict.fromkeys(("teacher", "classes"), "teacher"),
+    **dict.fromkeys(("asked", "init"), "train"),
+}
+
+
+def test_a_stage_depends_on_what_it_reads_from_outside():
+    """On the note of each: DVC sees no change of the file itself."""
+    notes = {f"data/inputs/{name}.json": verb for name, verb in FROM_OUTSIDE.items()}
+    assert {out for name in ALWAYS for each in STAGES[name]["outs"] for out in each} == {*notes}
+    for stage in STEPS:
+        read = {note for note, verb in notes.items() if f" {verb} " in f"{STAGES[stage]['cmd']} "}
+        assert {dep for dep in STAGES[stage]["deps"] if dep in notes} == read
+
+
 @pytest.mark.parametrize("name", ["seed", "device", "report"])
 def test_prepare_refuses_what_a_later_stage_would_miss(name, tmp_path, monkeypatch):
     """A valid params.yaml may leave these out, but DVC's stages name them."""
