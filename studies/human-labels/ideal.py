@@ -69,6 +69,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "network, T = 1": {"store": "network", "label_temperature": 1.0},
     "network, T = 2": {"store": "network", "label_temperature": 2.0},
     "network, T = 3": {"store": "network", "label_temperature": 3.0},
+    "half network, T = 1": {"store": "network", "label_temperature": 1.0, "soft_weight": 0.5},
+    "half network, T = 2": {"store": "network", "label_temperature": 2.0, "soft_weight": 0.5},
+    "half network, T = 3": {"store": "network", "label_temperature": 3.0, "soft_weight": 0.5},
 }
 QUICK_DATA = {"prepare.dataset": "digits", "prepare.channels": 1}
 QUICK = {
