@@ -57,9 +57,8 @@ def test_processes_of_one_machine_share_its_processors(train_beton, monkeypatch)
 
     monkeypatch.setattr(stream, "usable_cores", lambda: 8)
     monkeypatch.setattr(stream, "BetonReader", opened)
-    for processes in (None, "2", "16"):
-        if processes is not None:
-            monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    for processes in (1, 2, 16):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
         batches = ImageStream(train_beton, CPU, resident=False).batches(ORDER, 8)
         with pytest.raises(InterruptedError):
             next(batches)
